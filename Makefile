@@ -1,0 +1,55 @@
+# The one door, for people and CI. Every target does its own set-up; installs happen again only when
+# pyproject.toml changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test check unit format bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.ready  ## one Llama over two stage processes on this machine
+	$(BIN)/edgepp models pull smollm2-135m
+	$(BIN)/edgepp chat -m smollm2-135m --stages 2 -n 120 -p "What is a language model? Answer in two sentences."
+
+test: $(VENV)/.ready-dev  ## every check and every test
+	$(MAKE) check
+	$(BIN)/edgepp models pull smollm2-135m
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/.ready-dev  ## the tests that need no socket and no weights: seconds
+	$(BIN)/python -m pytest tests/unit
+
+check: $(VENV)/.ready-dev  ## format, lint, strict types, layer diagram
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.ready-dev  ## the figures in the README; see bench/METHODOLOGY.md
+	$(BIN)/edgepp models pull smollm2-135m
+	$(BIN)/python bench/pipeline.py --model smollm2-135m --stages 2 --threads 1
+	$(BIN)/python bench/link.py
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  "edgepp needs Python 3.11 to 3.13; this is %d.%d. Try: make PYTHON=python3.12 demo" % v)'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "no virtual environment could be made; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
+	@echo "installing edgepp into $(VENV)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "installing edgepp and its test tools into $(VENV)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.ready

@@ -1,0 +1,108 @@
+"""What a backend offers: a stage's decoder layers, and the coordinator's two ends.
+
+A backend knows tensors and caches. It knows no socket, no peer and no request. Every method of one object is called
+from one thread, the one that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgepp.layers import LayerRange
+from edgepp.model.checkpoint import Array, Checkpoint
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) bytes while weights load."""
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How to compute; the same options give the same numbers."""
+
+    threads: int = 1
+    """Compute threads, where the backend takes a number."""
+    exact: bool = False
+    """Float32 arithmetic throughout, so that tokens can be compared across splits and backends."""
+    spin: bool = False
+    """Idle compute threads may spin: faster where this process has the machine to itself, ruinous where it has not."""
+
+
+class StageModel(Protocol):
+    """Decoder layers ``[a, b)`` with one KV cache a sequence.
+
+    A sequence id is any int; hidden states are ``(T, D)`` in ``dtype``, C-contiguous.
+    """
+
+    layers: LayerRange
+    hidden_size: int
+    dtype: str
+    """Dtype of the hidden states it returns: ``float32``, ``float16`` or ``bfloat16``. It takes any of them."""
+    chunk: int
+    """Tokens a prefill chunk should have so that this backend is efficient."""
+    device: str
+    """What computes, for people: ``cpu``, ``metal``."""
+
+    def open(self, sequence: int, capacity: int) -> None:
+        """Begin a sequence of at most ``capacity`` positions.
+
+        Raises:
+            StageFault: the capacity is beyond the model's context, or memory is short.
+        """
+
+    def extend(self, sequence: int, hidden: Array) -> Array:
+        """Run ``hidden`` (T, D) at the sequence's next T positions; returns (T, D)."""
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget every position from ``length`` on.
+
+        Raises:
+            StageFault: the family's cache cannot go back.
+        """
+
+    def length(self, sequence: int) -> int:
+        """Positions that the sequence's cache holds."""
+
+    def free(self, sequence: int) -> None:
+        """Forget the sequence and release its cache."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the caches of all open sequences take."""
+
+
+class Ends(Protocol):
+    """The coordinator's share of a model: embedding before the first layer, norm and output head after the last."""
+
+    def embed(self, tokens: Sequence[int]) -> Array:
+        """Hidden states (T, D) of T token ids."""
+
+    def logits(self, hidden: Array) -> Array:
+        """Float32 logits (T, V) of the last layer's hidden states (T, D)."""
+
+
+class Backend(Protocol):
+    """One way to compute."""
+
+    name: str
+
+    def load_stage(
+        self,
+        checkpoint: Checkpoint,
+        layers: LayerRange,
+        options: BackendOptions,
+        progress: Progress | None = None,
+    ) -> StageModel:
+        """Load decoder layers ``layers`` of the checkpoint and nothing else.
+
+        Raises:
+            ModelError: it lacks them, or the family does not fit.
+        """
+
+    def load_ends(self, checkpoint: Checkpoint, options: BackendOptions) -> Ends:
+        """Load embedding, final norm and head of the checkpoint and nothing else.
+
+        Raises:
+            ModelError: it lacks them, or the family does not fit.
+        """

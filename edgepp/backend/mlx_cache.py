@@ -1,0 +1,86 @@
+"""One sequence's KV caches, of whatever kinds its model uses, as a stage's part of the model needs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_lm.models.cache import make_prompt_cache
+
+from edgepp.errors import StageFault
+
+
+class SequenceCache:
+    """The caches of a stage's layers, and a list for the model in which they stand where it looks for them.
+
+    Masks and positions come from whichever entry of that list a family happens to read, which may belong to
+    another stage's layer. There stands one of our own caches of the same kind, which holds as many positions, or
+    else a stand-in that knows only the position.
+    """
+
+    def __init__(self, model: Any, mine: Sequence[int], capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._entries: list[Any] = make_prompt_cache(model)
+        self._own = [self._entries[n] for n in mine]
+        self._stand_ins: list[Any] = []
+        alike = {_kind(cache): cache for cache in self._own}
+        for n in set(range(len(self._entries))) - set(mine):
+            entry = self._entries[n]
+            self._entries[n] = alike.get(_kind(entry), entry)
+            if self._entries[n] is entry and hasattr(entry, "offset"):
+                self._stand_ins.append(entry)
+
+    def at_length(self) -> list[Any]:
+        """The list to call the model with, every entry of which is at the sequence's length."""
+        for cache in self._stand_ins:
+            cache.offset = self.length
+        return self._entries
+
+    def states(self) -> list[Any]:
+        """Everything to evaluate after a step, lest graphs grow from step to step."""
+        return [cache.state for cache in self._own]
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from ``length`` on, where 0 < ``length`` < ``self.length``.
+
+        Raises:
+            StageFault: a cache of the family cannot go back.
+        """
+        stuck = next((cache for cache in self._own if not _goes_back(cache)), None)
+        if stuck is not None:
+            raise StageFault(f"a {type(stuck).__name__} of {self.length} positions cannot go back to {length}")
+        for cache in self._own:
+            cache.trim(self.length - length)
+        self.length = length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the caches take."""
+        return sum(int(cache.nbytes) for cache in self._own)
+
+    def bytes_at(self, length: int) -> int:
+        """Bytes that these caches, which hold one position, would take at ``length`` positions."""
+        return sum(_bytes_at(cache, length) for cache in self._own)
+
+
+def _bytes_at(cache: Any, length: int) -> int:
+    if hasattr(cache, "caches"):
+        return sum(_bytes_at(inner, length) for inner in cache.caches)
+    if not hasattr(cache, "step"):
+        return int(cache.nbytes)  # a state whose size does not depend on the length
+    most = min(length, getattr(cache, "max_size", length), getattr(cache, "chunk_size", length))
+    steps: int = math.ceil(most / cache.step)  # it grows by whole steps
+    return int(cache.nbytes) * steps
+
+
+def _kind(cache: Any) -> tuple[Any, ...]:
+    """Caches of one kind that hold the same positions give the same masks and offsets."""
+    inner = getattr(cache, "caches", ())
+    return (type(cache), getattr(cache, "max_size", None), getattr(cache, "chunk_size", None), *map(_kind, inner))
+
+
+def _goes_back(cache: Any) -> bool:
+    # a chunked cache that has dropped its front still says that it can be trimmed
+    return bool(cache.is_trimmable()) and not getattr(cache, "start_position", 0)

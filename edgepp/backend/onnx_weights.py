@@ -1,0 +1,160 @@
+"""MLX's linear weights in the layout of ONNX Runtime's MatMulNBits, as far as possible without a copy.
+
+MLX stores a weight as ``scale * code + bias`` with one scale and bias a group. MatMulNBits computes ``scale
+* (code - zero_point)`` with an integer zero point. With ``zero_point = round(-bias / scale)`` there remains
+``residue = bias + scale * zero_point`` a group: nothing to speak of where MLX itself chose the biases, up
+to half a step of the code in weights that come from other formats. What remains is multiplied by the sum of
+the input over the group and added: that is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgepp.errors import ModelError
+from edgepp.model.checkpoint import Array, Checkpoint
+
+CONVERTED_GROUP = 32
+"""Group size of unquantised weights that are converted to 8 bits."""
+
+_MAX_RESIDUE = 0.1
+"""In steps of a 4-bit code: above what MLX's own biases lose in bfloat16 (0.07), far below a half."""
+
+_ROWS = 4096  # rows converted at a time, so that temporaries stay small beside the weights
+
+
+@dataclass(frozen=True)
+class NBits:
+    """One linear (N, K), or several stacked, in MatMulNBits' layout; G = K / group_size."""
+
+    bits: int
+    group_size: int
+    codes: Array
+    """(N, G, group_size * bits / 8) uint8."""
+    scales: Array
+    """(N, G) float32."""
+    zero_points: Array | None
+    """(N, ceil(G * bits / 8)) uint8; None where all are the operator's default, the middle of the range."""
+    residue: Array | None
+    """(N, G) float32; None where rounding the zero points changed next to nothing."""
+
+    @property
+    def rows(self) -> int:
+        """N, the outputs."""
+        return int(self.codes.shape[0])
+
+    @property
+    def columns(self) -> int:
+        """K, the inputs."""
+        return int(self.codes.shape[1]) * self.group_size
+
+
+def quantised(checkpoint: Checkpoint, modules: Sequence[str], *, max_residue: float = _MAX_RESIDUE) -> NBits:
+    """The quantised linears ``modules`` stacked; ``max_residue`` is in steps of a 4-bit code."""
+    parts = [_affine(checkpoint, module) for module in modules]
+    bits, group_size = parts[0][3], checkpoint.quantisation(modules[0]).group_size  # type: ignore[union-attr]
+    codes = _stack([part[0] for part in parts])
+    scales, biases = _stack([part[1] for part in parts]), _stack([part[2] for part in parts])
+    zero_points, residue = _integer_zero_points(scales, biases, bits, max_residue)
+    return NBits(bits, group_size, codes, scales, _pack(zero_points, bits), residue)
+
+
+def converted(checkpoint: Checkpoint, modules: Sequence[str]) -> NBits:
+    """The unquantised linears ``modules``, stacked and rounded to 8 bits: symmetric, in groups of 32."""
+    sources = [checkpoint.array(f"{module}.weight") for module in modules]
+    rows, columns = sum(len(source) for source in sources), sources[0].shape[1]
+    codes = np.empty((rows, columns // CONVERTED_GROUP, CONVERTED_GROUP), np.uint8)
+    scales = np.empty(codes.shape[:2], np.float32)
+    done = 0
+    for source in sources:
+        for start in range(0, len(source), _ROWS):
+            block = source[start : start + _ROWS].astype(np.float32).reshape(-1, *codes.shape[1:])
+            step = np.abs(block).max(-1) / 127
+            step[step == 0] = 1
+            target = slice(done, done + len(block))
+            scales[target] = step
+            codes[target] = np.rint(block / step[..., None]) + 128
+            done += len(block)
+    return NBits(8, CONVERTED_GROUP, codes, scales, None, None)
+
+
+def dense(checkpoint: Checkpoint, modules: Sequence[str]) -> Array:
+    """The linears ``modules`` as one float32 matrix (K, N), however they are stored."""
+    sources = [checkpoint.array(f"{module}.weight") for module in modules]
+    columns = rows_of(checkpoint, modules[0], slice(0, 1)).shape[1]
+    matrix = np.empty((columns, sum(len(source) for source in sources)), np.float32)
+    done = 0
+    for module, source in zip(modules, sources, strict=True):
+        for start in range(0, len(source), _ROWS):
+            block = rows_of(checkpoint, module, slice(start, start + _ROWS))
+            matrix[:, done : done + len(block)] = block.T
+            done += len(block)
+    return matrix
+
+
+def rows_of(checkpoint: Checkpoint, module: str, rows: slice | Array) -> Array:
+    """Rows of a linear or embedding as float32 (R, K): ``scale * code + bias`` where it is quantised."""
+    weight = checkpoint.array(f"{module}.weight")[rows]
+    quantisation = checkpoint.quantisation(module)
+    if quantisation is None:
+        return weight.astype(np.float32)
+    scales = checkpoint.array(f"{module}.scales")[rows].astype(np.float32)
+    biases = checkpoint.array(f"{module}.biases")[rows].astype(np.float32)
+    codes = unpack(weight, quantisation.bits).astype(np.float32)
+    values = codes.reshape(*scales.shape, quantisation.group_size)
+    values *= scales[..., None]
+    values += biases[..., None]
+    return values.reshape(codes.shape)
+
+
+def unpack(words: Array, bits: int) -> Array:
+    """Codes (R, K) uint8 of MLX's packed (R, K * bits / 32) uint32: a little-endian stream of bits a row."""
+    raw = np.ascontiguousarray(words).view(np.uint8)
+    if bits == 8:
+        return raw
+    if bits == 4:
+        return np.stack((raw & 15, raw >> 4), axis=-1).reshape(len(raw), -1)
+    stream = np.unpackbits(raw, axis=-1, bitorder="little").reshape(len(raw), -1, bits)
+    return np.packbits(stream, axis=-1, bitorder="little")[..., 0]
+
+
+def _affine(checkpoint: Checkpoint, module: str) -> tuple[Array, Array, Array, int]:
+    """Codes, float32 scales and biases, and the bits a code takes here: 4 or 8."""
+    quantisation = checkpoint.quantisation(module)
+    if quantisation is None:
+        raise ModelError(f"{module} is not quantised, unlike the linears beside it")
+    words = checkpoint.array(f"{module}.weight")
+    scales = checkpoint.array(f"{module}.scales").astype(np.float32)
+    biases = checkpoint.array(f"{module}.biases").astype(np.float32)
+    bits = 4 if quantisation.bits <= 4 else 8
+    raw = words.view(np.uint8) if quantisation.bits in (4, 8) else _widen(unpack(words, quantisation.bits), bits)
+    return raw.reshape(*scales.shape, -1), scales, biases, bits
+
+
+def _widen(codes: Array, bits: int) -> Array:
+    return codes if bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def _stack(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _integer_zero_points(scales: Array, biases: Array, bits: int, max_residue: float) -> tuple[Array, Array | None]:
+    steps = np.divide(-biases, scales, out=np.zeros_like(biases), where=scales != 0)
+    zero_points = np.clip(np.rint(steps), 0, (1 << bits) - 1)
+    residue = biases + scales * zero_points
+    allowed = max_residue * 2.0 ** (bits - 4) * np.abs(scales)
+    return zero_points.astype(np.uint8), residue if (np.abs(residue) > allowed).any() else None
+
+
+def _pack(zero_points: Array, bits: int) -> Array | None:
+    if (zero_points == 1 << (bits - 1)).all():
+        return None
+    if bits == 8:
+        return zero_points
+    even = np.pad(zero_points, ((0, 0), (0, zero_points.shape[1] % 2)))
+    packed: Array = even[:, 0::2] | (even[:, 1::2] << 4)
+    return packed

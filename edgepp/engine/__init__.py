@@ -1,0 +1,1 @@
+"""A request's life on the coordinator: embed, send round the ring, sample, stream."""

@@ -1,0 +1,398 @@
+"""The ring over sockets: finds out what the stages are, joins them, feeds them, and notices when one is lost.
+
+The coordinator only ever connects, so that chatting opens no port. What a stage says is checked before it is believed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from edgepp.engine.ring import Failed, Returned, RingEvent, Send, StageInfo
+from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
+from edgepp.layers import LayerRange, check_tiling
+from edgepp.wire import codec
+from edgepp.wire.messages import (
+    MAX_TOKENS,
+    Attach,
+    Attached,
+    Codec,
+    Detach,
+    Fault,
+    Forward,
+    Free,
+    Hello,
+    Hidden,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    Welcome,
+    decode,
+    encode,
+)
+from edgepp.wire.transport import Address, Link, Mailbox, Poller, measure_echo
+
+ANSWER_S = 5.0
+"""A node that does not answer a greeting for so long is not there."""
+ATTACH_S = 10.0
+PING_S = 1.0
+LOST_S = 5.0
+"""A stage whose last answer is older is lost."""
+STEP_S = 8.0
+"""How much longer than four times its measured speed a step may take before its stage counts as wedged."""
+_CONTROL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the coordinator's own copy of the model says, for stages to be held against."""
+
+    model: str
+    fingerprint: str
+    num_layers: int
+    hidden_size: int
+    exact: bool
+
+
+@dataclass
+class Peer:
+    """A stage on the other end of a control link."""
+
+    address: Address
+    control: Link
+    welcome: Welcome
+    heard_s: float = 0.0
+    busy_us: int = 0
+
+    @property
+    def layers(self) -> LayerRange:
+        """The range it holds."""
+        return LayerRange(self.welcome.start, self.welcome.stop)
+
+    @property
+    def data_address(self) -> Address:
+        """Where its hidden states go."""
+        return Address(self.address.host, self.welcome.data_port)
+
+    def __str__(self) -> str:
+        return f"the stage with layers {self.layers} on node {self.welcome.node} at {self.address}"
+
+
+def _ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
+    """Send and wait for the one answer.
+
+    Raises:
+        StageLost: no answer, or one that cannot be read.
+    """
+    if not link.send([encode(message)], wait_s):
+        raise StageLost(f"no edgepp node answers at {link.address}", "is `edgepp join` running there?")
+    try:
+        frames = link.receive(wait_s)
+        if frames is not None:
+            return decode(frames[0])
+    except RemoteProtocolError as error:
+        raise StageLost(f"{what} at {link.address} cannot be understood: {error}") from error
+    raise StageLost(f"{what} at {link.address} does not answer", "is it busy, stopped, or another program?")
+
+
+def greet(context: zmq.Context[zmq.Socket[bytes]], address: Address, node: str) -> Peer:
+    """Find out what listens at ``address``.
+
+    Raises:
+        StageLost: nothing answers there.
+        PlanError: what answers is not a stage of ours.
+    """
+    link = Link(context, address, _CONTROL_BYTES)
+    try:
+        answer = _ask(link, Hello(node), ANSWER_S, "the node")
+        if not isinstance(answer, Welcome):
+            reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+            raise PlanError(f"the node at {address} cannot be used: {reason}", "run the same edgepp everywhere")
+        if not answer.start < answer.stop <= answer.num_layers or not 0 < answer.data_port < 65536:
+            raise PlanError(f"the node at {address} describes itself in a way that makes no sense")
+        return Peer(address, link, answer)
+    except EdgeppError:
+        link.close()
+        raise
+
+
+def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
+    """Check that the stages are of the expected model and tile it exactly once.
+
+    Raises:
+        PlanError: one sentence that says what is missing, overlapping or of another model.
+    """
+    for peer in peers:
+        if (peer.welcome.fingerprint, peer.welcome.num_layers) != (expected.fingerprint, expected.num_layers):
+            raise PlanError(
+                f"{peer} runs another model: {peer.welcome.model} ({peer.welcome.fingerprint}), not"
+                f" {expected.model} ({expected.fingerprint})",
+                f"restart it with -m {expected.model}",
+            )
+        if peer.welcome.hidden_size != expected.hidden_size:
+            raise PlanError(f"{peer} sends hidden states of {peer.welcome.hidden_size} values")
+        if expected.exact and not peer.welcome.exact:
+            raise PlanError(f"{peer} does not compute exactly", "restart it with --exact, or chat without")
+    check_tiling([peer.layers for peer in peers], expected.num_layers)
+
+
+class NetworkRing:
+    """A ring of stages in other processes."""
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        expected: Expectation,
+        node: str,
+        codecs: Sequence[Codec] = ("none",),
+    ) -> None:
+        """Greet, check and join the stages at ``addresses``, given in any order.
+
+        ``codecs`` holds one for every link, or one a link: coordinator to stage 0, …, last stage to coordinator.
+
+        Raises:
+            PlanError: the stages do not make up the model.
+            StageLost: one of them does not answer or cannot reach the next.
+        """
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._epoch = secrets.randbits(62)
+        self._width = expected.hidden_size
+        self._peers: list[Peer] = []
+        self._links: list[Link] = []
+        self._events: list[RingEvent] = []
+        self._outstanding: dict[tuple[int, int], tuple[float, float]] = {}
+        self._failed = False
+        try:
+            for address in dict.fromkeys(addresses):
+                self._peers.append(greet(self._context, address, node))
+            check_plan(self._peers, expected)
+            self._peers.sort(key=lambda peer: peer.layers)
+            self._codecs = self._spread(codecs)
+            hops_s = self._join()
+        except EdgeppError:
+            self.close()
+            raise
+        self.stages = tuple(self._info(i, hop_s) for i, hop_s in enumerate(hops_s))
+        self._poller = Poller[Any](*(peer.control for peer in self._peers), *self._links)
+        self._polled_s = self._progress_s = self._pinged_s = time.monotonic()
+        for peer in self._peers:
+            peer.heard_s = self._polled_s
+
+    def _spread(self, codecs: Sequence[Codec]) -> list[Codec]:
+        links = len(self._peers) + 1
+        spread = list(codecs) * links if len(codecs) == 1 else list(codecs)
+        if len(spread) != links or not set(spread) <= set(codec.NAMES):
+            raise PlanError(
+                f"{len(self._peers)} stages have {links} links; '{','.join(codecs)}' does not name a codec for each",
+                f"give one codec for all, or {links} separated by commas, of {', '.join(codec.NAMES)}",
+            )
+        return spread
+
+    def _join(self) -> list[float]:
+        """Attach the stages, last to first, so that each finds the next one listening; one-way seconds a hop."""
+        route = b"c" + secrets.token_bytes(15)
+        hops_s = [0.0] * len(self._peers)
+        for i in reversed(range(len(self._peers))):
+            echo_us = self._attach(i, route)
+            if i + 1 < len(self._peers):
+                hops_s[i + 1] = echo_us / 2e6
+        frame_bytes = MAX_TOKENS * self._width * 4
+        last = Link(self._context, self._peers[-1].data_address, frame_bytes, route)
+        self._links.append(last)
+        if len(self._peers) > 1:
+            self._links.append(Link(self._context, self._peers[0].data_address, frame_bytes))
+        hops_s[-1] += self._measure(self._links[0], self._peers[-1]) / 2
+        hops_s[0] += self._measure(self._links[-1], self._peers[0]) / 2
+        return hops_s
+
+    def _attach(self, index: int, route: bytes) -> int:
+        peer = self._peers[index]
+        following = self._peers[index + 1].data_address if index + 1 < len(self._peers) else None
+        if following is not None and following.is_loopback and not peer.address.is_loopback:
+            raise PlanError(
+                f"{peer} cannot reach {self._peers[index + 1]}, which only this machine can reach",
+                "restart that one with --listen and its address on your network, and give that to --peer",
+            )
+        message = Attach(self._epoch, index, str(following or ""), route.hex(), self._codecs[index + 1])
+        answer = _ask(peer.control, message, ATTACH_S, str(peer))
+        if isinstance(answer, Attached):
+            return answer.echo_us
+        reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+        raise StageLost(f"{peer} cannot join: {reason}", "check that address, and the firewall between the two")
+
+    def _measure(self, link: Link, peer: Peer) -> float:
+        itemsize = codec.DTYPES[peer.welcome.dtype].itemsize
+        try:
+            echo_s = measure_echo(link, self._width * itemsize, ANSWER_S)
+        except RemoteProtocolError as error:
+            raise StageLost(f"{peer} cannot be understood: {error}") from error
+        if echo_s is None:
+            raise StageLost(
+                f"the data port {peer.data_address} of {peer} does not answer",
+                "a node uses two neighbouring ports: open both in its firewall",
+            )
+        return echo_s
+
+    def _info(self, index: int, hop_s: float) -> StageInfo:
+        peer = self._peers[index]
+        welcome = peer.welcome
+        return StageInfo(
+            index=index,
+            layers=peer.layers,
+            node=welcome.node,
+            address=str(peer.address),
+            pid=welcome.pid,
+            backend=welcome.backend,
+            device=welcome.device,
+            chunk=welcome.chunk,
+            context=welcome.context,
+            prefill_s=welcome.prefill_us / 1e6,
+            decode_s=welcome.decode_us / 1e6,
+            hop_s=hop_s,
+        )
+
+    def wake_on(self, mailbox: Mailbox[Any]) -> None:
+        """See ``Ring``."""
+        self._poller.add(mailbox)
+
+    def send(self, step: Send) -> None:
+        """See ``Ring``."""
+        rows, width = step.hidden.shape
+        header = Forward(
+            epoch=self._epoch,
+            sequence=step.sequence,
+            position=step.position,
+            capacity=step.capacity,
+            want=step.want,
+            rows=rows,
+            width=width,
+            dtype=codec.checked_dtype(str(step.hidden.dtype)),
+            codec=self._codecs[0],
+            compute_us=(),
+        )
+        if not self._outstanding:
+            self._progress_s = time.monotonic()
+        expected_s = sum(s.decode_s if rows == 1 else s.prefill_s * rows for s in self.stages)
+        self._outstanding[step.sequence, step.position + rows] = (time.perf_counter(), expected_s)
+        parts = [encode(header), *codec.encode(step.hidden, self._codecs[0])]
+        if not self._links[-1].send(parts, 1.0):
+            self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
+
+    def poll(self, timeout_s: float) -> list[RingEvent]:
+        """See ``Ring``. Also pings the stages and holds every wait to its deadline."""
+        self._forgive_sleep()
+        self._ping()
+        if not self._events:
+            for reader in self._poller.wait(min(timeout_s, PING_S / 2)):
+                if isinstance(reader, Link):
+                    self._receive(reader)
+        self._check_deadlines()
+        events, self._events = self._events, []
+        return events
+
+    def free(self, sequence: int) -> None:
+        """See ``Ring``."""
+        self._forget(sequence)
+        for peer in self._peers:
+            peer.control.send([encode(Free(self._epoch, sequence))])
+
+    def close(self) -> None:
+        """See ``Ring``."""
+        for peer in self._peers:
+            peer.control.send([encode(Detach(self._epoch))])
+            peer.control.close(linger_s=0.5)
+        for link in self._links:
+            link.close()
+        self._context.term()
+
+    def _receive(self, link: Link) -> None:
+        index = next((i for i, peer in enumerate(self._peers) if peer.control is link), None)
+        try:
+            while (frames := link.receive()) is not None:
+                message = decode(frames[0])
+                if index is None and isinstance(message, Hidden):
+                    self._returned(message, frames[1:])
+                elif index is not None:
+                    self._heard(index, message)
+        except RemoteProtocolError as error:
+            where = self.stages[-1] if index is None else self.stages[index]
+            self._fail(StageLost(f"{where} broke the protocol: {error}"))
+
+    def _returned(self, message: Hidden, tensor: list[memoryview]) -> None:
+        sent = self._outstanding.pop((message.sequence, message.end), None)
+        if message.epoch != self._epoch or sent is None:
+            return  # a sequence that was cancelled meanwhile
+        if message.width != self._width or len(message.compute_us) != len(self._peers):
+            raise RemoteProtocolError("a result of another shape than was asked for")
+        hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
+        self._progress_s = time.monotonic()
+        compute_s = tuple(us / 1e6 for us in message.compute_us)
+        ring_s = time.perf_counter() - sent[0]
+        self._events.append(Returned(message.sequence, message.end, hidden, compute_s, ring_s))
+
+    def _heard(self, index: int, message: Message) -> None:
+        peer = self._peers[index]
+        match message:
+            case Pong(epoch=self._epoch):
+                peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
+                if not message.known:
+                    self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
+            case Fault(epoch=self._epoch):
+                self._forget(message.sequence)
+                error = StageFault(f"{self.stages[index]} failed: {message.reason}")
+                self._events.append(Failed(message.sequence, error))
+            case Refused():
+                raise RemoteProtocolError(message.reason)
+
+    def _forget(self, sequence: int) -> None:
+        for key in [key for key in self._outstanding if key[0] == sequence]:
+            del self._outstanding[key]
+
+    def _ping(self) -> None:
+        now = time.monotonic()
+        if now - self._pinged_s >= PING_S:
+            self._pinged_s = now
+            for peer in self._peers:
+                peer.control.send([encode(Ping(self._epoch))])
+
+    def _forgive_sleep(self) -> None:
+        """Do not blame the stages for the time in which this process itself did not run."""
+        now = time.monotonic()
+        gap_s = now - self._polled_s
+        self._polled_s = now
+        if gap_s > 2 * PING_S:
+            self._progress_s += gap_s
+            for peer in self._peers:
+                peer.heard_s += gap_s
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic()
+        for index, peer in enumerate(self._peers):
+            if now - peer.heard_s > LOST_S:
+                self._fail(StageLost(f"{self.stages[index]} stopped answering"))
+        if self._outstanding:
+            _, expected_s = next(iter(self._outstanding.values()))
+            silent_s = now - self._progress_s
+            if silent_s > STEP_S + 4 * expected_s:
+                self._fail(self._blame(silent_s))
+
+    def _blame(self, silent_s: float) -> StageError:
+        busiest = max(range(len(self._peers)), key=lambda i: self._peers[i].busy_us)
+        if self._peers[busiest].busy_us:
+            return StageLost(f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged")
+        return StageLost(
+            f"nothing came back from {self.stages[-1]} for {silent_s:.0f} s although no stage is computing:"
+            " a frame was lost on the way"
+        )
+
+    def _fail(self, error: StageError) -> None:
+        if not self._failed:
+            self._failed = True
+            error.hint = error.hint or "check that machine, then ask again; `edgepp join` starts its stage anew"
+            self._events.append(Failed(None, error))

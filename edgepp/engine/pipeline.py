@@ -1,0 +1,183 @@
+"""From a model's name to a running engine: alone in this process, over local stage processes, or over peers."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeAlias
+
+from edgepp import backend
+from edgepp.backend.base import BackendOptions, Ends
+from edgepp.engine.answer import Answer
+from edgepp.engine.engine import Engine
+from edgepp.engine.network import Expectation, NetworkRing
+from edgepp.engine.request import GenerateOptions
+from edgepp.engine.ring import LocalRing, Ring, StageInfo
+from edgepp.errors import UsageError
+from edgepp.layers import LayerRange, split_evenly
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import fetch
+from edgepp.model.parts import WHOLE, Parts
+from edgepp.model.tokenizer import Tokenizer
+from edgepp.node.agent import StageProcess, physical_cores
+from edgepp.node.probe import measure_speed
+from edgepp.node.stage import StageConfig
+from edgepp.wire.messages import Codec
+from edgepp.wire.transport import Address
+
+OnProgress: TypeAlias = Callable[[int, int, str], None]
+"""Called with (done, total, what) bytes while something long goes on."""
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Which model runs where, and how."""
+
+    model: str
+    peers: tuple[Address, ...] = ()
+    stages: int | None = None
+    """Local stage processes; None runs in this process, unless there are peers."""
+    backend: str = "auto"
+    threads: int | None = None
+    """Compute threads a stage; None shares the cores out."""
+    exact: bool = False
+    codecs: tuple[Codec, ...] = ("none",)
+
+    def __post_init__(self) -> None:
+        if self.peers and self.stages is not None:
+            raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"a stage needs at least 1 thread, not {self.threads}")
+
+    @property
+    def threads_each(self) -> int:
+        """Compute threads of each stage process on this machine."""
+        return self.threads or max(1, physical_cores() // (self.stages or 1))
+
+    @property
+    def compute(self) -> BackendOptions:
+        """How this process computes."""
+        alone = not self.peers and self.stages is None
+        return BackendOptions(threads=self.threads_each, exact=self.exact, spin=alone)
+
+
+class Pipeline:
+    """A model ready to answer. Close it, or use it in a ``with`` statement: it may own processes."""
+
+    def __init__(self, options: PipelineOptions, on_progress: OnProgress | None = None) -> None:
+        """Fetch what is missing, start or join the stages, load the two ends.
+
+        Raises:
+            EdgeppError: one sentence about what keeps it from running; nothing is left behind.
+        """
+        self.options = options
+        self._owned = ExitStack()
+        wanted = Parts(ends=True) if options.peers else WHOLE
+        self.path = fetch(options.model, wanted, on_progress)
+        self._checkpoint = Checkpoint.open(self.path)
+        try:
+            self.tokenizer = Tokenizer.load(self.path)
+            addresses = options.peers or self._start_stages(on_progress)
+            open_ring = (lambda: self._open_network(addresses)) if addresses else self._open_alone
+            self.engine = self._owned.enter_context(Engine(open_ring, self.tokenizer.eos_ids))
+        except BaseException:
+            self._owned.close()
+            raise
+
+    @property
+    def stages(self) -> tuple[StageInfo, ...]:
+        """The pipeline's stages in order."""
+        return self.engine.stages
+
+    def ask(self, prompt: str | Sequence[dict[str, str]], options: GenerateOptions) -> Answer:
+        """Answer a raw text as it stands, or a conversation of ``{"role", "content"}`` by the model's chat template.
+
+        Raises:
+            UsageError: the prompt is empty or too long.
+        """
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
+        return Answer(self.engine, self.engine.submit(tokens, options), self.tokenizer.detokenizer())
+
+    def close(self) -> None:
+        """End requests, leave the ring, stop the stages that were started here."""
+        self._owned.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start_stages(self, on_progress: OnProgress | None) -> tuple[Address, ...]:
+        if self.options.stages is None:
+            return ()
+        ranges = split_evenly(self._checkpoint.num_layers, self.options.stages)
+        children = [self._start_stage(layers) for layers in ranges]
+        return tuple(
+            child.wait_ready(_named(on_progress, f"layers {child.config.layers}")).address for child in children
+        )
+
+    def _start_stage(self, layers: LayerRange) -> StageProcess:
+        config = StageConfig(
+            path=str(self.path),
+            model=self.options.model,
+            node=platform.node(),
+            start=layers.start,
+            stop=layers.stop,
+            listen="127.0.0.1:0",
+            backend=self.options.backend,
+            threads=self.options.threads_each,
+            exact=self.options.exact,
+        )
+        child = StageProcess(config)
+        self._owned.callback(child.stop)
+        return child
+
+    def _open_network(self, addresses: tuple[Address, ...]) -> tuple[Ring, Ends]:
+        checkpoint = self._checkpoint
+        expected = Expectation(
+            self.options.model,
+            checkpoint.fingerprint,
+            checkpoint.num_layers,
+            checkpoint.hidden_size,
+            self.options.exact,
+        )
+        ring = NetworkRing(addresses, expected, platform.node(), self.options.codecs)
+        try:
+            return ring, self._load_ends()
+        except BaseException:
+            ring.close()
+            raise
+
+    def _open_alone(self) -> tuple[Ring, Ends]:
+        checkpoint = self._checkpoint
+        chosen = backend.choose(self.options.backend, checkpoint)
+        layers = LayerRange(0, checkpoint.num_layers)
+        model = chosen.load_stage(checkpoint, layers, self.options.compute)
+        prefill_us, decode_us = measure_speed(model)
+        info = StageInfo(
+            index=0,
+            layers=layers,
+            node=platform.node(),
+            address="",
+            pid=0,
+            backend=chosen.name,
+            device=model.device,
+            chunk=model.chunk,
+            context=checkpoint.context,
+            prefill_s=prefill_us / 1e6,
+            decode_s=decode_us / 1e6,
+        )
+        return LocalRing([(info, model)]), self._load_ends()
+
+    def _load_ends(self) -> Ends:
+        return backend.choose(self.options.backend, self._checkpoint).load_ends(self._checkpoint, self.options.compute)
+
+
+def _named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:
+    return None if on_progress is None else lambda done, total: on_progress(done, total, what)

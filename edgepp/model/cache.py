@@ -1,0 +1,85 @@
+"""Where downloads live, and how two processes share them without harm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_dir
+
+from edgepp.errors import ModelError
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total) bytes and what is going on; both are 0 where no number is known."""
+
+
+def cache_dir() -> Path:
+    """The folder for everything that can be fetched again: ``EDGEPP_CACHE``, or the system's place for caches."""
+    chosen = os.environ.get("EDGEPP_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(user_cache_dir("edgepp"))
+
+
+@contextmanager
+def locked(path: Path, on_progress: Progress | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``; where another process holds it, say so and wait for it.
+
+    Raises:
+        ModelError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if on_progress is not None:
+                on_progress(0, 0, "waiting for another edgepp that fetches the same model")
+            lock.acquire()
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Give ``path`` new contents at one instant: a reader, or a crash, sees the old or the new."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse to begin what the disk of ``folder`` cannot hold.
+
+    Raises:
+        ModelError: it has less than ``needed_bytes`` free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise ModelError(
+            f"{needed_bytes / 1e9:.1f} GB are to be stored in {folder}, which has {free / 1e9:.1f} GB free",
+            "free some space, or set EDGEPP_CACHE to a folder on another disk",
+        )
+
+
+def cannot_write(folder: Path, error: OSError) -> ModelError:
+    """The sentence for a cache that takes no bytes, be it full, read-only or somebody else's."""
+    reason = error.strerror or str(error)
+    return ModelError(
+        f"the model cannot be stored in {folder}: {reason}",
+        "free some space, or set EDGEPP_CACHE to a folder on another disk",
+    )

@@ -1,0 +1,168 @@
+"""From the hub to this disk: the small files, then the byte ranges of the tensors that are wanted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from pathlib import Path
+
+from edgepp.errors import ModelError
+from edgepp.model.cache import Progress, cannot_write, check_space, locked, write_atomically
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.hub import Hub, HubUnreachable
+from edgepp.model.partial import PartialFile
+from edgepp.model.parts import Parts, summary, weight_files
+from edgepp.model.ranges import Range, cut, total
+from edgepp.model.snapshot import Snapshot, on_disk, recorded, root
+from edgepp.model.source import HubRepository
+
+_CONNECTIONS = 4
+_PIECE_BYTES = 32 << 20
+_SAVE_BYTES = 256 << 20
+_HEAD_BYTES = 256 << 10  # more than the header of most files, and little beside their weights
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+_SMALL_FILE_BYTES = 256 << 20
+_SPARE_BYTES = 64 << 20
+
+Piece = tuple[PartialFile, Range]
+
+
+def download(source: HubRepository, parts: Parts, on_progress: Progress | None, newest: bool) -> Path:
+    """Fetch what this disk lacks of ``parts`` and return the model's folder.
+
+    Raises:
+        ModelError: the repository does not hold them or may not be read, or the disk is full.
+        HubUnreachable: the hub does not answer; what has come so far is kept.
+    """
+    hub = Hub(source.name)
+    with locked(root(source) / "lock", on_progress):
+        if not newest and (found := on_disk(source, parts)):
+            return found  # another process fetched it while this one waited
+        known = recorded(source)
+        try:
+            listing = hub.listing(known.commit if known and not newest else source.revision)
+        except HubUnreachable as error:
+            if found := on_disk(source, parts):
+                return found
+            lacking = (
+                f"only in part on this disk, without {summary(known.absent(parts))}" if known else "not on this disk"
+            )
+            raise HubUnreachable(f"{source.name} is {lacking}, and {error}", error.hint) from error
+        snapshot = Snapshot(source, listing.commit)
+        try:
+            snapshot.record(listing.files)
+            _fill(hub, snapshot, parts, _Counter(on_progress))
+        except OSError as error:
+            raise cannot_write(snapshot.folder, error) from error
+        return snapshot.folder
+
+
+class _Counter:
+    """Bytes done of bytes to do, told to the caller; one thread at a time gets through."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self._tell = on_progress
+        self._lock = threading.Lock()
+        self._done = self._total = 0
+
+    def expect(self, count: int) -> None:
+        self._total += count
+
+    def add(self, count: int, what: str) -> None:
+        with self._lock:
+            self._done += count
+            if self._tell is not None:
+                self._tell(min(self._done, self._total), self._total, what)
+
+
+def _fill(hub: Hub, snapshot: Snapshot, parts: Parts, counter: _Counter) -> None:
+    folder, listed = snapshot.folder, snapshot.listed()
+    small = sorted(name for name in listed if parts.wants_file(name) and not (folder / name).is_file())
+    counter.expect(sum(listed[name] for name in small))
+    for name in small:
+        data = hub.read(snapshot.commit, name, _SMALL_FILE_BYTES)
+        write_atomically(folder / name, data)
+        counter.add(len(data), name)
+    _check_config(folder, parts)
+    files = weight_files(folder, listed, parts)
+    if not files:
+        raise ModelError(
+            f"{snapshot.source.name} has no weights in mlx-lm format (model*.safetensors)",
+            "look for the model under mlx-community, or convert it with `mlx_lm.convert`",
+        )
+    plan = [piece for name in files for piece in _plan(hub, snapshot, name, parts)]
+    size = total(piece for _, piece in plan)
+    check_space(folder, size + _SPARE_BYTES)
+    counter.expect(size)
+    _fetch_pieces(hub, snapshot.commit, plan, counter)
+    if absent := snapshot.absent(parts):
+        raise ModelError(f"{snapshot.source.name} does not hold {summary(absent)}")
+
+
+def _check_config(folder: Path, parts: Parts) -> None:
+    """Refuse before gigabytes are fetched: a model that runs code of its own, or has no such layers."""
+    count = Checkpoint.open(folder).num_layers
+    if parts.layers is not None and parts.layers.stop > count:
+        raise ModelError(f"layers {parts.layers} lie outside {folder.name}, which has layers 0-{count - 1}")
+
+
+def _plan(hub: Hub, snapshot: Snapshot, name: str, parts: Parts) -> list[Piece]:
+    """The pieces to fetch of one file; a hub that sends no ranges sends the file in one piece."""
+    path = snapshot.folder / name
+    file = PartialFile.open(path)
+    if file is None:
+        head, size, ranged = _head(hub, snapshot.commit, name)
+        file = PartialFile.create(path, size, head)
+    elif file.absent(parts.wants):
+        with closing(hub.stream(snapshot.commit, name, 0, 8)) as chunks:
+            ranged = next(chunks).ranged
+    if not file.absent(parts.wants):
+        return []
+    return [(file, piece) for piece in (cut(file.missing(parts.wants), _PIECE_BYTES) if ranged else [(0, file.size)])]
+
+
+def _head(hub: Hub, commit: str, name: str) -> tuple[bytes, int, bool]:
+    """The first bytes of a safetensors file with all of its header, the file's size, and whether ranges are sent."""
+    head = bytearray()
+    size, ranged = 0, False
+    stop = _HEAD_BYTES
+    while len(head) < stop:
+        with closing(hub.stream(commit, name, len(head), stop)) as chunks:
+            for chunk in chunks:
+                head[chunk.offset :] = chunk.data
+                size, ranged = chunk.size, chunk.ranged
+                if len(head) >= stop:
+                    break
+        length = int.from_bytes(head[:8], "little")
+        if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise ModelError(f"{name} of {hub.repository} is not a safetensors file")
+        stop = 8 + length
+    return bytes(head), size, ranged
+
+
+def _fetch_pieces(hub: Hub, commit: str, plan: Sequence[Piece], counter: _Counter) -> None:
+    """Fetch the pieces over several connections; whatever happens, what has come is recorded."""
+
+    def fetch_piece(file: PartialFile, piece: Range) -> int:
+        with closing(hub.stream(commit, file.path.name, *piece)) as chunks:
+            for chunk in chunks:
+                file.write(chunk.offset, chunk.data)
+                counter.add(len(chunk.data), file.path.name)
+        return piece[1] - piece[0]
+
+    unsaved = 0
+    pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch")
+    try:
+        futures = {pool.submit(fetch_piece, file, piece): file for file, piece in plan}
+        for future in as_completed(futures):
+            unsaved += future.result()
+            if unsaved >= _SAVE_BYTES:
+                futures[future].save()
+                unsaved = 0
+    finally:
+        hub.close()
+        pool.shutdown(cancel_futures=True)
+        for file in {file.path: file for file, _ in plan}.values():
+            file.save()

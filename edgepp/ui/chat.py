@@ -1,0 +1,186 @@
+"""Chat in a terminal: one answer for scripts, or a conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import InMemoryHistory
+
+from edgepp.engine.answer import Answer
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.request import GenerateOptions
+from edgepp.errors import EdgeppError, StageLost
+
+HELP = """\
+/help    this list
+/reset   forget the conversation
+/stats   where the time of the last answer went, stage by stage
+/quit    leave (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+def report(pipeline: Pipeline, answer: Answer, text: str) -> dict[str, Any]:
+    """What ``--json`` prints for one answer; ``layers`` are half-open, times in seconds."""
+    timing = answer.timing
+    stages = [
+        {
+            "index": stage.index,
+            "layers": [stage.layers.start, stage.layers.stop],
+            "node": stage.node,
+            "address": stage.address,
+            "pid": stage.pid,
+            "backend": stage.backend,
+            "device": stage.device,
+            "prefill_s": round(times.prefill_s, 6),
+            "compute_s": round(times.prefill_s + times.decode_s, 6),
+            "wire_s": round(times.wire_s, 6),
+        }
+        for stage, times in zip(pipeline.stages, timing.stages, strict=True)
+    ]
+    return {
+        "model": pipeline.options.model,
+        "text": text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": len(answer.token_ids),
+        "ttft_s": round(timing.ttft_s, 6),
+        "decode_tok_s": round(timing.decode_tok_s, 3),
+        "e2e_tok_s": round(timing.e2e_tok_s, 3),
+        "stages": stages,
+    }
+
+
+def summary(answer: Answer) -> str:
+    """One line about an answer's speed."""
+    timing = answer.timing
+    return (
+        f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s ·"
+        f" {timing.decode_tok_s:.1f} token/s without it, {timing.e2e_tok_s:.1f} with it"
+    )
+
+
+def stage_table(pipeline: Pipeline, answer: Answer) -> str:
+    """A line a stage: its range, place, and share of the last answer's time."""
+    lines = []
+    for stage, times in zip(pipeline.stages, answer.timing.stages, strict=True):
+        lines.append(
+            f"{stage} · {stage.backend} on {stage.device} · prefill {times.prefill_s:.2f} s ·"
+            f" decode {times.decode_s:.2f} s · wire {times.wire_s:.2f} s"
+        )
+    return "\n".join(lines)
+
+
+def answer_once(
+    pipeline: Pipeline, prompt: str | list[dict[str, str]], options: GenerateOptions, *, as_json: bool
+) -> None:
+    """Answer one prompt: streamed text with a line about speed on standard error, or one JSON object."""
+    answer = pipeline.ask(prompt, options)
+    if as_json:
+        text = "".join(answer)
+        click.echo(json.dumps(report(pipeline, answer, text), ensure_ascii=False))
+        return
+    _stream(answer)
+    click.secho(summary(answer), dim=True, err=True)
+
+
+def _stream(answer: Answer) -> str:
+    """Show an answer as it comes; Ctrl-C stops it. The text that was shown."""
+    pieces: list[str] = []
+    for piece in _interruptible(answer):
+        pieces.append(piece)
+        click.echo(piece, nl=False)
+    click.echo()
+    return "".join(pieces)
+
+
+def _interruptible(answer: Answer) -> Iterator[str]:
+    try:
+        yield from answer
+    except KeyboardInterrupt:
+        answer.cancel()
+        yield from answer  # what came before the cancellation, up to its end
+
+
+@dataclass
+class Conversation:
+    """An interactive chat; a pipeline that was lost is opened anew for the next question."""
+
+    open_pipeline: Callable[[], Pipeline]
+    options: GenerateOptions
+    system: str | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
+    last: tuple[Pipeline, Answer] | None = None
+
+    def run(self) -> None:
+        """Read, answer, repeat, until the user leaves."""
+        self.reset()
+        pipeline = self.open_pipeline()
+        try:
+            stages = len(pipeline.stages)
+            click.echo(f"{pipeline.options.model} on {stages} stage{'s' if stages > 1 else ''}; /help lists commands")
+            session: PromptSession[str] = PromptSession(history=InMemoryHistory())
+            while (line := _read(session)) is not None:
+                pipeline = self._handle(line.strip(), pipeline)
+        except EOFError:
+            click.echo()
+        finally:
+            pipeline.close()
+
+    def reset(self) -> None:
+        """Forget everything but the system prompt."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def _handle(self, line: str, pipeline: Pipeline) -> Pipeline:
+        match line:
+            case "":
+                pass
+            case "/help":
+                click.echo(HELP)
+            case "/reset":
+                self.reset()
+                click.echo("forgotten")
+            case "/stats":
+                click.echo(stage_table(*self.last) if self.last else "no answer yet")
+            case "/quit":
+                raise EOFError
+            case _ if line.startswith("/"):
+                click.echo(f"there is no command {line.split()[0]}\n{HELP}")
+            case _:
+                return self._ask(line, pipeline)
+        return pipeline
+
+    def _ask(self, question: str, pipeline: Pipeline) -> Pipeline:
+        asked = [*self.messages, {"role": "user", "content": question}]
+        try:
+            if pipeline.engine.lost is not None:
+                pipeline.close()
+                pipeline = self.open_pipeline()
+            answer = pipeline.ask(asked, self.options)
+            text = _stream(answer)
+        except EdgeppError as error:
+            show_error(error)
+            return pipeline
+        self.messages = [*asked, {"role": "assistant", "content": text}]
+        self.last = (pipeline, answer)
+        click.secho(summary(answer), dim=True)
+        return pipeline
+
+
+def _read(session: PromptSession[str]) -> str | None:
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C clears the line
+            return session.prompt("> ")
+
+
+def show_error(error: EdgeppError) -> None:
+    """One sentence and a next step, on standard error."""
+    lead = "lost a stage: " if isinstance(error, StageLost) else ""
+    click.secho(f"error: {lead}{error}", fg="red", err=True)
+    if error.hint:
+        click.echo(f"  try: {error.hint}", err=True)

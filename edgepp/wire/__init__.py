@@ -1,0 +1,1 @@
+"""The bytes between processes: messages, codecs and sockets. Knows no model."""

@@ -1,0 +1,156 @@
+"""Hidden states to tensor frames and back, one codec a link.
+
+``none`` sends the array's own bytes. ``lz4`` and ``zstd`` are lossless; they put the bytes of equal significance next
+to each other first, without which floating point does not compress. ``int8`` sends one float32 scale and eight bits a
+value for each row: half of bfloat16, at a loss. A frame's length is checked against shape and dtype before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import lz4.block
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from edgepp.errors import LocalProtocolError, RemoteProtocolError
+from edgepp.wire.messages import Codec, Dtype
+
+Array: TypeAlias = npt.NDArray[Any]
+Frame: TypeAlias = bytes | memoryview
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class _Form:
+    encode: Callable[[Array], list[Frame]]
+    decode: Callable[[Sequence[Frame], tuple[int, int], np.dtype[Any]], Array]
+    frames: int
+
+
+def checked_dtype(name: str) -> Dtype:
+    """``name`` as a dtype of the wire.
+
+    Raises:
+        LocalProtocolError: the wire does not carry it.
+    """
+    if name not in DTYPES:
+        raise LocalProtocolError(f"the wire does not carry {name}")
+    return cast("Dtype", name)
+
+
+def encode(array: Array, codec: Codec) -> list[Frame]:
+    """Tensor frames of ``array`` (T, D), C-contiguous and of a wire dtype; no frame for T = 0.
+
+    Raises:
+        LocalProtocolError: the array or the codec is not one that the wire carries.
+    """
+    checked_dtype(str(array.dtype))
+    if array.ndim != 2:
+        raise LocalProtocolError(f"the wire carries (T, D), not {array.shape}")
+    if array.shape[0] == 0:
+        return []
+    return _CODECS[codec].encode(np.ascontiguousarray(array))
+
+
+def decode(frames: Sequence[Frame], rows: int, width: int, dtype: Dtype, codec: Codec) -> Array:
+    """Hidden states (rows, width); a read-only view of the frame where the codec allows it.
+
+    Raises:
+        RemoteProtocolError: the frames do not hold exactly that.
+    """
+    expected = _CODECS[codec].frames if rows else 0
+    if len(frames) != expected:
+        raise RemoteProtocolError(f"{len(frames)} tensor frames where codec {codec} has {expected}")
+    if rows == 0:
+        return np.empty((0, width), DTYPES[dtype])
+    return _CODECS[codec].decode(frames, (rows, width), DTYPES[dtype])
+
+
+def _expect(frame: Frame, nbytes: int) -> Frame:
+    if len(frame) != nbytes:
+        raise RemoteProtocolError(f"a tensor frame of {len(frame)} bytes where shape and dtype say {nbytes}")
+    return frame
+
+
+def _nbytes(shape: tuple[int, int], dtype: np.dtype[Any]) -> int:
+    return shape[0] * shape[1] * dtype.itemsize
+
+
+def _encode_none(array: Array) -> list[Frame]:
+    return [array.view(np.uint8).reshape(-1).data]
+
+
+def _decode_none(frames: Sequence[Frame], shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    return np.frombuffer(_expect(frames[0], _nbytes(shape, dtype)), dtype).reshape(shape)
+
+
+def _shuffle(array: Array) -> bytes:
+    return array.view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
+
+
+def _unshuffle(raw: bytes, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
+    return np.ascontiguousarray(planes.T).view(dtype).reshape(shape)
+
+
+def _encode_lz4(array: Array) -> list[Frame]:
+    return [lz4.block.compress(_shuffle(array), store_size=False)]
+
+
+def _decode_lz4(frames: Sequence[Frame], shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    nbytes = _nbytes(shape, dtype)
+    try:
+        raw = lz4.block.decompress(frames[0], uncompressed_size=nbytes)
+    except lz4.block.LZ4BlockError as error:
+        raise RemoteProtocolError(f"a tensor frame is not lz4: {error}") from error
+    return _unshuffle(bytes(_expect(raw, nbytes)), shape, dtype)
+
+
+def _encode_zstd(array: Array) -> list[Frame]:
+    return [zstandard.compress(_shuffle(array), 1)]
+
+
+def _decode_zstd(frames: Sequence[Frame], shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    nbytes = _nbytes(shape, dtype)
+    try:
+        # The frame's own claim decides how much is allocated, so it is checked first.
+        claimed = zstandard.frame_content_size(frames[0])
+        if claimed != nbytes:
+            raise RemoteProtocolError(f"a zstd frame claims {claimed} bytes where shape and dtype say {nbytes}")
+        raw = zstandard.decompress(frames[0], max_output_size=nbytes)
+    except zstandard.ZstdError as error:
+        raise RemoteProtocolError(f"a tensor frame is not zstd: {error}") from error
+    return _unshuffle(bytes(_expect(raw, nbytes)), shape, dtype)
+
+
+def _encode_int8(array: Array) -> list[Frame]:
+    wide = array.astype(np.float32, copy=False)
+    scale = np.abs(wide).max(axis=1, keepdims=True) / 127
+    codes = np.rint(wide / np.where(scale > 0, scale, 1)).astype(np.int8)
+    return [memoryview(scale.astype("<f4").tobytes()), memoryview(codes.tobytes())]
+
+
+def _decode_int8(frames: Sequence[Frame], shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    scale = np.frombuffer(_expect(frames[0], shape[0] * 4), "<f4").reshape(-1, 1)
+    codes = np.frombuffer(_expect(frames[1], shape[0] * shape[1]), np.int8).reshape(shape)
+    wide: Array = codes * scale
+    return wide.astype(dtype, copy=False)
+
+
+_CODECS: Mapping[Codec, _Form] = {
+    "none": _Form(_encode_none, _decode_none, 1),
+    "lz4": _Form(_encode_lz4, _decode_lz4, 1),
+    "zstd": _Form(_encode_zstd, _decode_zstd, 1),
+    "int8": _Form(_encode_int8, _decode_int8, 2),
+}
+NAMES: tuple[Codec, ...] = tuple(_CODECS)

@@ -1,0 +1,284 @@
+"""Sockets with a policy: the only place that makes one.
+
+A ``Listener`` binds and answers many peers, a ``Link`` connects to one. Both are non-blocking with bounded queues, keep
+no message after they are closed, and notice a dead connection within three seconds. A socket belongs to one thread;
+a ``Mailbox`` carries objects from one thread into another's poll loop.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import queue
+import re
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import zmq
+
+from edgepp.errors import RemoteProtocolError, UsageError
+from edgepp.wire.messages import MAX_FRAMES, Echo, decode, encode
+
+HEARTBEAT_S = 1.0
+CONNECT_S = 3.0
+_QUEUE_FRAMES = 1000
+_NO_COPY_BYTES = 1 << 20  # below a megabyte a copy is as fast as sharing the buffer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A TCP host and port; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``HOST:PORT`` or ``[IPV6]:PORT``.
+
+        Raises:
+            UsageError: the text is neither.
+        """
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text.strip())
+        if match is None or int(match[3]) > 65535:
+            raise UsageError(f"'{text}' is not an address", "write HOST:PORT, like 192.168.1.20:5720")
+        host = match[1] or match[2]
+        return cls("127.0.0.1" if host == "localhost" else host, int(match[3]))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host.split("%")[0]).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def endpoint(self) -> str:
+        """ZeroMQ's way to write it."""
+        return f"tcp://{self}"
+
+
+def _configure(sock: zmq.Socket[bytes], max_frame_bytes: int) -> None:
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.setsockopt(zmq.SNDHWM, _QUEUE_FRAMES)
+    sock.setsockopt(zmq.RCVHWM, _QUEUE_FRAMES)
+    sock.setsockopt(zmq.IPV6, 1)
+    sock.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, int(CONNECT_S * 1000))
+    sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1000))
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(3 * HEARTBEAT_S * 1000))
+
+
+def _receive(sock: zmq.Socket[bytes], frames: int) -> list[zmq.Frame] | None:
+    """One waiting message of at most ``frames`` frames; None when there is none.
+
+    Raises:
+        RemoteProtocolError: it has more frames; all of them are discarded.
+    """
+    parts: list[zmq.Frame] = []
+    count = 0
+    more = True
+    while more:
+        try:
+            frame = sock.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        count += 1
+        more = frame.more
+        if count <= frames:
+            parts.append(frame)
+    if count > frames:
+        raise RemoteProtocolError(f"a message of {count} frames where {frames} are allowed")
+    return parts
+
+
+def _send(sock: zmq.Socket[bytes], parts: Sequence[bytes | memoryview]) -> bool:
+    try:
+        for i, part in enumerate(parts):
+            more = zmq.SNDMORE if i < len(parts) - 1 else 0
+            sock.send(part, zmq.NOBLOCK | more, copy=len(part) < _NO_COPY_BYTES)
+    except zmq.ZMQError as error:
+        if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            return False
+        raise
+    return True
+
+
+class Listener:
+    """A bound ROUTER: receives from anyone who connected, answers by the peer's route."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: Address, max_frame_bytes: int) -> None:
+        """Bind ``address``.
+
+        Raises:
+            UsageError: it is taken, or not an address of this machine.
+        """
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        _configure(self.socket, max_frame_bytes)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        try:
+            self.socket.bind(address.endpoint)
+        except zmq.ZMQError as error:
+            self.socket.close()
+            raise UsageError(
+                f"cannot listen on {address}: {error.strerror}", "choose another port, or 0 for any free one"
+            ) from error
+        endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.address = Address(address.host, int(endpoint.rpartition(":")[2]))
+
+    def receive(self) -> tuple[bytes, list[memoryview]] | None:
+        """The next waiting message as (route of its sender, frames), or None.
+
+        Raises:
+            RemoteProtocolError: it has too many frames or none; it is gone.
+        """
+        parts = _receive(self.socket, MAX_FRAMES + 1)
+        if parts is None:
+            return None
+        if len(parts) < 2:
+            raise RemoteProtocolError("a message without a header")
+        return parts[0].bytes, [part.buffer for part in parts[1:]]
+
+    def send(self, route: bytes, parts: Sequence[bytes | memoryview]) -> bool:
+        """Send to one peer; False when it is gone or its queue is full."""
+        return _send(self.socket, [route, *parts])
+
+    def close(self) -> None:
+        """Stop listening; waiting messages are dropped."""
+        self.socket.close()
+
+
+class Link:
+    """A DEALER connected to one listener; reconnects by itself."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        max_frame_bytes: int,
+        route: bytes | None = None,
+    ) -> None:
+        """Begin to connect; ``route`` is the name under which the listener can send back unasked."""
+        self.address = address
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        _configure(self.socket, max_frame_bytes)
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.setsockopt(zmq.CONNECT_TIMEOUT, int(CONNECT_S * 1000))
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        if route is not None:
+            self.socket.setsockopt(zmq.ROUTING_ID, route)
+        try:
+            self.socket.connect(address.endpoint)
+        except zmq.ZMQError as error:
+            self.socket.close()
+            raise UsageError(f"cannot connect to {address}: {error.strerror}") from error
+
+    def send(self, parts: Sequence[bytes | memoryview], wait_s: float = 0.0) -> bool:
+        """Send; False when the other side is not connected, or its queue is full, for ``wait_s``."""
+        return _send(self.socket, parts) or (
+            wait_s > 0 and bool(self.socket.poll(int(wait_s * 1000), zmq.POLLOUT)) and _send(self.socket, parts)
+        )
+
+    def receive(self, wait_s: float = 0.0) -> list[memoryview] | None:
+        """The next message's frames, or None when none comes for ``wait_s``.
+
+        Raises:
+            RemoteProtocolError: it has too many frames; it is gone.
+        """
+        if wait_s > 0 and not self.socket.poll(int(wait_s * 1000), zmq.POLLIN):
+            return None
+        parts = _receive(self.socket, MAX_FRAMES)
+        return None if parts is None else [part.buffer for part in parts]
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Disconnect; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
+        self.socket.close(int(linger_s * 1000))
+
+
+class Mailbox(Generic[T]):
+    """A queue into a thread that sleeps in a poll: ``put`` from anywhere, ``fileno`` to poll, ``drain`` to read."""
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+
+    def put(self, item: T) -> None:
+        """Add an item and wake the reader. Safe from any thread."""
+        self._items.put(item)
+        try:
+            self._write.send(b"\0")
+        except BlockingIOError:
+            return  # the pipe is full of wake-ups already
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when there are items."""
+        return self._read.fileno()
+
+    def drain(self) -> list[T]:
+        """Every item put so far, oldest first."""
+        try:
+            while self._read.recv(4096):
+                continue
+        except BlockingIOError:
+            pass
+        items: list[T] = []
+        while not self._items.empty():
+            items.append(self._items.get())
+        return items
+
+    def close(self) -> None:
+        """Release the descriptors."""
+        self._read.close()
+        self._write.close()
+
+
+class Poller(Generic[T]):
+    """Waits for several sockets and mailboxes at once, in one thread."""
+
+    def __init__(self, *readers: Listener | Link | Mailbox[T]) -> None:
+        self._poller = zmq.Poller()
+        self._readers: dict[object, Listener | Link | Mailbox[T]] = {}
+        for reader in readers:
+            self.add(reader)
+
+    def add(self, reader: Listener | Link | Mailbox[T]) -> None:
+        """Wait for ``reader`` too."""
+        key = reader.fileno() if isinstance(reader, Mailbox) else reader.socket
+        self._readers[key] = reader
+        self._poller.register(key, zmq.POLLIN)
+
+    def wait(self, timeout_s: float) -> list[Listener | Link | Mailbox[T]]:
+        """Those that have something to read, after ``timeout_s`` seconds at most."""
+        return [self._readers[key] for key, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))]
+
+
+def measure_echo(link: Link, payload_bytes: int, wait_s: float, rounds: int = 5) -> float | None:
+    """Seconds that ``payload_bytes`` take to the listener of ``link`` and back, the best of some rounds.
+
+    None when nothing comes back for ``wait_s``: the listener cannot be reached, or does not answer.
+    """
+    payload = bytes(payload_bytes)
+    best: float | None = None
+    for nonce in range(rounds):
+        start = time.perf_counter()
+        if not link.send([encode(Echo(nonce, reply=False)), payload], wait_s):
+            return None
+        while (frames := link.receive(wait_s)) is not None and decode(frames[0]) != Echo(nonce, reply=True):
+            continue  # an answer that is not ours, or came too late
+        if frames is None:
+            return None
+        took = time.perf_counter() - start
+        best = took if best is None else min(best, took)
+    return best

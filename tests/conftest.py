@@ -1,0 +1,54 @@
+"""What every test is held to: it leaves no thread, no process and no open port behind, also when it fails."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+RUN = f"run-{uuid.uuid4().hex}"
+os.environ["EDGEPP_TEST_RUN"] = RUN  # inherited by every process that a test starts, whoever its parent becomes
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # on Linux it would call a C++ compiler for each kernel
+
+_PATIENCE_S = 8.0
+
+
+def _started_processes() -> list[psutil.Process]:
+    """Processes of this test run besides this one, orphans among them."""
+    found = []
+    for process in psutil.process_iter(["pid", "status"]):
+        if process.info["pid"] == os.getpid() or process.info["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        try:
+            if process.environ().get("EDGEPP_TEST_RUN") == RUN:
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def _edgepp_threads() -> list[str]:
+    ours = ("engine", "control", "lifeline", "compute")
+    return [thread.name for thread in threading.enumerate() if thread.name in ours]
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fail a test that leaks; end what it leaked, so that the next test starts clean."""
+    yield
+    deadline = time.monotonic() + _PATIENCE_S
+    while (_started_processes() or _edgepp_threads()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    threads, processes = _edgepp_threads(), _started_processes()
+    described = [f"{process.pid}: {' '.join(process.cmdline())[:200]}" for process in processes]
+    for process in processes:
+        process.kill()
+    assert not threads, f"threads left running: {threads}"
+    assert not described, f"processes left running: {described}"
