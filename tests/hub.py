@@ -36,8 +36,11 @@ class FakeHub:
     busy: int = 0
     """So many requests for files are answered 503 first."""
     cut_after: int | None = None
-    """Break connections, once this many bytes of safetensors bodies have been sent, as often as ``cuts`` says."""
+    """Once this many bytes of safetensors files have been sent, connections break."""
     cuts: int = 1
+    """So many connections break; then all is well again."""
+    hold: threading.Event | None = None
+    """Instead of breaking a connection, wait for this: a server that hangs."""
     redirect_to: str | None = None
     """Another origin that files are redirected to, as to a CDN."""
 
@@ -61,7 +64,6 @@ class FakeHub:
             if wanted <= left:
                 return wanted
             self.cuts -= 1
-            self.cut_after += self.cut_after
             return max(left, 0)
 
 
@@ -98,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[2], match[3])
         else:
-            self._refuse(404, "EntryNotFound")
+            self._refuse(404, "")
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -153,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, len(body), step):
             block = body[start : start + step]
             allowed = self.state.allowance(len(block)) if name.endswith(".safetensors") else len(block)
+            if allowed < len(block) and self.state.hold is not None:
+                self.state.hold.wait(60)
             try:
                 self.wfile.write(block[:allowed])
             except ConnectionError:

@@ -1,4 +1,7 @@
-"""Runs a layer range, or a model's two ends. ``choose`` picks the backend; the rest of edgepp sees only ``base``."""
+"""Runs a layer range, or a model's two ends. ``choose`` picks the backend; the rest of edgepp sees only ``base``.
+
+A backend's libraries take up to two seconds to import, so only the one that is used is imported.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,23 @@ def choose(name: str, checkpoint: Checkpoint) -> Backend:
     """
     if name not in NAMES:
         raise UsageError(f"there is no backend '{name}'", f"choose one of {', '.join(NAMES)}")
-    from edgepp.backend import mlx, onnx  # heavy imports wait until a model is really loaded
+    if name == "mlx" or (name == "auto" and (has_metal() or not _onnx_fits(checkpoint))):
+        from edgepp.backend.mlx import MlxBackend
 
-    if name == "mlx":
-        return mlx.MlxBackend()
-    if name == "onnx":
-        return onnx.OnnxBackend()
-    if mlx.has_metal() or not onnx.fits(checkpoint):
-        return mlx.MlxBackend()
-    return onnx.OnnxBackend()
+        return MlxBackend()
+    from edgepp.backend.onnx import OnnxBackend
+
+    return OnnxBackend()
+
+
+def has_metal() -> bool:
+    """Whether MLX computes on this machine's GPU."""
+    import mlx.core as mx
+
+    return bool(mx.metal.is_available())
+
+
+def _onnx_fits(checkpoint: Checkpoint) -> bool:
+    from edgepp.backend.onnx import fits
+
+    return fits(checkpoint)

@@ -135,7 +135,8 @@ def _watch(model: Any, family: str, layers: list[Any], tokens: list[int]) -> tup
 def _check_order(family: str, visits: list[_Visit], num_layers: int) -> None:
     order = [visit.layer for visit in visits]
     if order != list(range(num_layers)):
-        raise unfit(family, f"its layers run in the order {', '.join(map(str, order))}")
+        named = ", ".join(map(str, order)) or "none"
+        raise unfit(family, f"its layers do not run once each and in order (called: {named})")
 
 
 def _check_chain(family: str, visits: list[_Visit]) -> None:

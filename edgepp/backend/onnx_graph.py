@@ -62,7 +62,7 @@ class GraphBuilder:
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initialisers: dict[str, onnx.TensorProto] = {}
         self._in_memory: dict[str, Array] = {}
-        self._group_sums: dict[tuple[Value, int], Value] = {}
+        self._means: dict[tuple[Value, int], Value] = {}
 
     def input(self, name: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> Value:
         """An input of the graph; a name in the shape stands for any length."""
@@ -182,25 +182,23 @@ class GraphBuilder:
         )
         if weight.residue is None:
             return product
-        residue = self.constant(f"{out.name}.residue", weight.residue.T)
-        sums = self._sums(x, weight.columns, weight.group_size)
-        correction = self.node("MatMul", [sums, residue], [Value(f"{out.name}.correction")])
+        residue = self.constant(f"{out.name}.residue", weight.residue.T * np.float32(weight.group_size))
+        means = self._group_means(x, weight.group_size)
+        correction = self.node("MatMul", [means, residue], [Value(f"{out.name}.correction")])
         return self.add(out.name, product, correction)
 
-    def _sums(self, x: Value, columns: int, group_size: int) -> Value:
-        """The sums of ``x`` over each group of columns, (1, T, G); linears with the same input share them."""
+    def _group_means(self, x: Value, group_size: int) -> Value:
+        """The means of ``x`` over each group of columns, (1, T, G); linears with the same input share them."""
         key = (x, group_size)
-        if key not in self._group_sums:
-            shape = np.array([0, 0, columns // group_size, group_size], np.int64)
-            groups = self.node(
-                "Reshape",
-                [x, self.constant(f"groups.{columns}.{group_size}", shape)],
-                [Value(f"{x.name}.groups{group_size}")],
+        if key not in self._means:
+            self._means[key] = self.node(
+                "AveragePool",
+                [x],
+                [Value(f"{x.name}.means{group_size}")],
+                kernel_shape=[group_size],
+                strides=[group_size],
             )
-            axes = self.constant("last_axis", np.array([3], np.int64))
-            sums = Value(f"{x.name}.sums{group_size}")
-            self._group_sums[key] = self.node("ReduceSum", [groups, axes], [sums], keepdims=0)
-        return self._group_sums[key]
+        return self._means[key]
 
     def session(self, options: BackendOptions) -> ort.InferenceSession:
         """The graph, ready to run; the builder lets go of the weights.

@@ -5,6 +5,7 @@ The coordinator only ever connects, so that chatting opens no port. What a stage
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ class Expectation:
     num_layers: int
     hidden_size: int
     exact: bool
+    commit: str = ""
 
 
 @dataclass
@@ -82,6 +84,15 @@ class Peer:
 
     def __str__(self) -> str:
         return f"the stage with layers {self.layers} on node {self.welcome.node} at {self.address}"
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """A step in the ring: when it was sent, and how long the stages' measured speeds say it takes."""
+
+    sequence: int
+    sent_s: float
+    expected_s: float
 
 
 def _ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
@@ -135,6 +146,12 @@ def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
                 f" {expected.model} ({expected.fingerprint})",
                 f"restart it with -m {expected.model}",
             )
+        if peer.welcome.commit and expected.commit and peer.welcome.commit != expected.commit:
+            raise PlanError(
+                f"{peer} has revision {peer.welcome.commit[:12]} of {expected.model}, but this machine has"
+                f" {expected.commit[:12]}",
+                f"start both with -m NAME@{expected.commit}",
+            )
         if peer.welcome.hidden_size != expected.hidden_size:
             raise PlanError(f"{peer} sends hidden states of {peer.welcome.hidden_size} values")
         if expected.exact and not peer.welcome.exact:
@@ -166,7 +183,8 @@ class NetworkRing:
         self._peers: list[Peer] = []
         self._links: list[Link] = []
         self._events: list[RingEvent] = []
-        self._outstanding: dict[tuple[int, int], tuple[float, float]] = {}
+        self._steps = itertools.count()
+        self._outstanding: dict[int, Outstanding] = {}
         self._failed = False
         try:
             for address in dict.fromkeys(addresses):
@@ -264,9 +282,11 @@ class NetworkRing:
     def send(self, step: Send) -> None:
         """See ``Ring``."""
         rows, width = step.hidden.shape
+        number = next(self._steps)
         header = Forward(
             epoch=self._epoch,
             sequence=step.sequence,
+            step=number,
             position=step.position,
             capacity=step.capacity,
             want=step.want,
@@ -279,7 +299,7 @@ class NetworkRing:
         if not self._outstanding:
             self._progress_s = time.monotonic()
         expected_s = sum(s.decode_s if rows == 1 else s.prefill_s * rows for s in self.stages)
-        self._outstanding[step.sequence, step.position + rows] = (time.perf_counter(), expected_s)
+        self._outstanding[number] = Outstanding(step.sequence, time.perf_counter(), expected_s)
         parts = [encode(header), *codec.encode(step.hidden, self._codecs[0])]
         if not self._links[-1].send(parts, 1.0):
             self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
@@ -325,7 +345,7 @@ class NetworkRing:
             self._fail(StageLost(f"{where} broke the protocol: {error}"))
 
     def _returned(self, message: Hidden, tensor: list[memoryview]) -> None:
-        sent = self._outstanding.pop((message.sequence, message.end), None)
+        sent = self._outstanding.pop(message.step, None)
         if message.epoch != self._epoch or sent is None:
             return  # a sequence that was cancelled meanwhile
         if message.width != self._width or len(message.compute_us) != len(self._peers):
@@ -333,7 +353,7 @@ class NetworkRing:
         hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
         self._progress_s = time.monotonic()
         compute_s = tuple(us / 1e6 for us in message.compute_us)
-        ring_s = time.perf_counter() - sent[0]
+        ring_s = time.perf_counter() - sent.sent_s
         self._events.append(Returned(message.sequence, message.end, hidden, compute_s, ring_s))
 
     def _heard(self, index: int, message: Message) -> None:
@@ -351,8 +371,8 @@ class NetworkRing:
                 raise RemoteProtocolError(message.reason)
 
     def _forget(self, sequence: int) -> None:
-        for key in [key for key in self._outstanding if key[0] == sequence]:
-            del self._outstanding[key]
+        for number in [n for n, sent in self._outstanding.items() if sent.sequence == sequence]:
+            del self._outstanding[number]
 
     def _ping(self) -> None:
         now = time.monotonic()
@@ -377,9 +397,9 @@ class NetworkRing:
             if now - peer.heard_s > LOST_S:
                 self._fail(StageLost(f"{self.stages[index]} stopped answering"))
         if self._outstanding:
-            _, expected_s = next(iter(self._outstanding.values()))
+            oldest = next(iter(self._outstanding.values()))
             silent_s = now - self._progress_s
-            if silent_s > STEP_S + 4 * expected_s:
+            if silent_s > STEP_S + 4 * oldest.expected_s:
                 self._fail(self._blame(silent_s))
 
     def _blame(self, silent_s: float) -> StageError:

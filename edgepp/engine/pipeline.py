@@ -146,6 +146,7 @@ class Pipeline:
             checkpoint.num_layers,
             checkpoint.hidden_size,
             self.options.exact,
+            checkpoint.commit,
         )
         ring = NetworkRing(addresses, expected, platform.node(), self.options.codecs)
         try:

@@ -118,7 +118,9 @@ class LocalRing:
     def send(self, step: Send) -> None:
         """See ``Ring``."""
         rows, width = step.hidden.shape
-        frame = Forward(0, step.sequence, step.position, step.capacity, step.want, rows, width, "float32", "none", ())
+        frame = Forward(
+            0, step.sequence, 0, step.position, step.capacity, step.want, rows, width, "float32", "none", ()
+        )
         start = time.perf_counter()
         result = (frame, step.hidden)
         for info, worker in zip(self.stages, self._workers, strict=True):

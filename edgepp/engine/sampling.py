@@ -57,7 +57,7 @@ def penalise_repetition(logits: Logits, recent: Sequence[int], penalty: float) -
 def filtered(logits: Logits, options: SamplingOptions) -> npt.NDArray[Any]:
     """Log-probabilities (V,) of ``logits``, minus infinity where top-p, min-p or top-k rule a token out."""
     top = logits.max()
-    logprobs = logits - (top + np.log(np.exp(logits - top).sum()))
+    logprobs: npt.NDArray[Any] = logits - (top + np.log(np.exp(logits - top).sum()))
     if options.top_p < 1.0:
         logprobs = _keep_from(logprobs, _top_p_floor(logprobs, options.top_p))
     if options.min_p > 0.0:

@@ -46,6 +46,7 @@ PARTIAL_SUFFIX = ".partial.json"
 """``model.safetensors.partial.json`` lists the tensors that a partly fetched file really holds."""
 
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -202,11 +203,17 @@ class Checkpoint:
     def _maps(self) -> dict[Path, Array]:
         return {}
 
+    @property
+    def commit(self) -> str:
+        """The hub commit that this folder is a snapshot of, read off its path; empty where there is none."""
+        return next((part for part in self.path.parts if _COMMIT.fullmatch(part)), "")
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits that two copies of one model share, also where each holds other layers.
 
-        Made of the configuration, the weight index (or the only file's header) and, in a hub cache, the commit.
+        Made of the configuration and the names in the weight index (or in the only file's header). It does not tell
+        apart two trainings of one architecture; ``commit`` does.
         """
         digest = hashlib.sha256()
         digest.update(json.dumps(self.config, sort_keys=True).encode())
@@ -249,7 +256,7 @@ def parse_header(raw: bytes, file: Path, file_bytes: int) -> list[TensorPlace]:
             if base + end > file_bytes:
                 raise ValueError(f"{name} lies outside the file")
             places.append(place)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file.name} is damaged: {error}", "delete it and pull the model again") from error
     return places
 
@@ -281,7 +288,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} is not a model in mlx-lm format: it has no {path.name}",
             "see `edgepp models list` for names that work",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} does not hold a JSON object")

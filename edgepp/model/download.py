@@ -92,6 +92,8 @@ def _fill(hub: Hub, snapshot: Snapshot, parts: Parts, counter: _Counter) -> None
             f"{snapshot.source.name} has no weights in mlx-lm format (model*.safetensors)",
             "look for the model under mlx-community, or convert it with `mlx_lm.convert`",
         )
+    if unlisted := sorted(files.keys() - listed.keys()):
+        raise ModelError(f"the index of {snapshot.source.name} names {unlisted[0]}, which is not there")
     plan = [piece for name in files for piece in _plan(hub, snapshot, name, parts)]
     size = total(piece for _, piece in plan)
     check_space(folder, size + _SPARE_BYTES)

@@ -26,14 +26,14 @@ from huggingface_hub.errors import (
 
 from edgepp.errors import ModelError
 from edgepp.model.parts import is_plain
+from edgepp.model.source import is_commit
 
 _TIMEOUT = httpx2.Timeout(20.0, connect=10.0)
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 256 << 10
 _ATTEMPTS = 5
 _WAIT_S = 1.0
 _TRY_AGAIN = "try again in a while"
 _BUSY = {408, 429, 500, 502, 503, 504}
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
@@ -83,7 +83,7 @@ class Hub:
         with self._explained():
             api = HfApi(endpoint=self.endpoint, library_name="edgepp")
             info = api.model_info(self.repository, revision=revision, files_metadata=True, timeout=20.0)
-        if info.sha is None or not _COMMIT.fullmatch(info.sha):
+        if info.sha is None or not is_commit(info.sha):
             raise ModelError(f"{self.endpoint} names no commit for {self.repository}")
         names = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         return Listing(info.sha, {name: size for name, size in names.items() if is_plain(name)})
@@ -112,23 +112,22 @@ class Hub:
         end = stop
         failures = 0
         while (end is None or position < end) and not self._closed.is_set():
+            before = furthest
+            broken: HubUnreachable | None = None
             try:
-                with self._explained():
-                    for chunk in self._request(commit, name, position, stop):
-                        yield chunk
-                        position = chunk.offset + len(chunk.data)
-                        end = chunk.size if stop is None else min(stop, chunk.size)
-                        if position > furthest:
-                            furthest, failures = position, -1
-                        if self._closed.is_set():
-                            return
-                failures += 1  # an answer may be short, but not for ever
-                if failures >= _ATTEMPTS:
-                    raise HubUnreachable(f"{self.endpoint} sends {name} of {self.repository} only in part", _TRY_AGAIN)
-            except HubUnreachable:
-                failures += 1
-                if failures >= _ATTEMPTS:
-                    raise
+                for chunk in self._request(commit, name, position, stop):
+                    yield chunk
+                    position = chunk.offset + len(chunk.data)
+                    furthest = max(furthest, position)
+                    end = chunk.size if stop is None else min(stop, chunk.size)
+                    if self._closed.is_set():
+                        return
+            except HubUnreachable as error:
+                broken = error
+            failures = 0 if furthest > before else failures + 1
+            if failures >= _ATTEMPTS:
+                raise broken or HubUnreachable(f"{self.endpoint} sends only a part of {name}", _TRY_AGAIN)
+            if broken is not None:
                 self._closed.wait(_WAIT_S * 2**failures)
 
     def _request(self, commit: str, name: str, start: int, stop: int | None) -> Iterator[Chunk]:
@@ -136,7 +135,8 @@ class Hub:
         headers = {**self._headers, "Accept-Encoding": "identity"}
         if start or stop is not None:
             headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT) as response:
+        request = get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT)
+        with self._explained(), request as response:
             if response.status_code >= 400:
                 response.read()
                 hf_raise_for_status(response)
@@ -180,7 +180,7 @@ class Hub:
         except RevisionNotFoundError as error:
             raise ModelError(f"{name} has no such revision", "check what follows the @ in the name") from error
         except EntryNotFoundError as error:
-            raise ModelError(f"{name} lacks a file that it lists: {error}", _TRY_AGAIN) from error
+            raise ModelError(f"{name} lacks a file that it lists", _TRY_AGAIN) from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             kind = HubUnreachable if status in _BUSY else ModelError

@@ -57,12 +57,11 @@ def weight_files(folder: Path, listed: Iterable[str], parts: Parts) -> dict[str,
     Without an index every listed ``model*.safetensors`` may hold some; their headers tell.
 
     Raises:
-        ModelError: the index is damaged, or names a file that is not a plain name or is not listed.
+        ModelError: the index is damaged, or names a file by anything but a plain name.
     """
-    available = {name for name in listed if fnmatch.fnmatchcase(name, WEIGHTS)}
     index = folder / INDEX
     if not index.is_file():
-        return {name: [] for name in sorted(available)}
+        return {name: [] for name in sorted(listed) if fnmatch.fnmatchcase(name, WEIGHTS)}
     files: dict[str, list[str]] = {}
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
@@ -71,10 +70,8 @@ def weight_files(folder: Path, listed: Iterable[str], parts: Parts) -> dict[str,
                 raise ValueError(f"it names the file '{name}'")
             if parts.wants(tensor):
                 files.setdefault(name, []).append(tensor)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{index} is damaged: {error}", "delete its folder and pull the model again") from error
-    if absent := sorted(files.keys() - available):
-        raise ModelError(f"{index} names {absent[0]}, which the repository does not have")
     return files
 
 

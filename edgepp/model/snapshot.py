@@ -15,7 +15,7 @@ from urllib.parse import quote
 from edgepp.errors import ModelError
 from edgepp.model.cache import cache_dir, write_atomically
 from edgepp.model.parts import Parts, missing
-from edgepp.model.source import HubRepository
+from edgepp.model.source import HubRepository, is_commit
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,8 @@ def root(source: HubRepository) -> Path:
 
 def recorded(source: HubRepository) -> Snapshot | None:
     """The snapshot that an earlier fetch recorded for the source's revision."""
-    try:
-        return Snapshot(source, _reference(source).read_text(encoding="ascii"))
-    except FileNotFoundError:
-        return None
+    commit = _commit_in(_reference(source))
+    return Snapshot(source, commit) if commit is not None else None
 
 
 def on_disk(source: HubRepository, parts: Parts) -> Path | None:
@@ -86,12 +84,21 @@ def _reference(source: HubRepository) -> Path:
     return root(source) / "refs" / quote(source.revision, safe="")
 
 
+def _commit_in(reference: Path) -> str | None:
+    """The commit that a file names; None where there is no such file, or no commit in it."""
+    try:
+        commit = reference.read_bytes().decode("ascii", "replace")
+    except OSError:
+        return None
+    return commit if is_commit(commit) else None
+
+
 def _in_shared_cache(source: HubRepository, parts: Parts) -> Path | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     shared = Path(HF_HUB_CACHE) / f"models--{source.name.replace('/', '--')}"
     reference = shared / "refs" / source.revision
-    commit = reference.read_text(encoding="ascii") if reference.is_file() else source.revision
+    commit = _commit_in(reference) or source.revision
     folder = shared / "snapshots" / commit
     if not folder.is_dir():
         return None

@@ -40,6 +40,11 @@ class HubRepository:
 Source = LocalFolder | Wheel | HubRepository
 
 
+def is_commit(text: str) -> bool:
+    """Whether ``text`` is a full commit of the hub."""
+    return re.fullmatch(r"[0-9a-f]{40}", text) is not None
+
+
 def resolve(model: str) -> Source:
     """Say where ``model`` comes from: a card's name, ``org/name`` or ``org/name@revision``, or a folder.
 
@@ -52,7 +57,7 @@ def resolve(model: str) -> Source:
     if card is not None:
         return _of_card(card)
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return LocalFolder(path)
     match = _REPOSITORY.fullmatch(model)
     if match is None or ".." in model or "--" in match["name"]:

@@ -357,6 +357,7 @@ def serve(config: StageConfig) -> None:
         data_port=data.address.port,
         model=config.model,
         fingerprint=checkpoint.fingerprint,
+        commit=checkpoint.commit,
         start=config.start,
         stop=config.stop,
         num_layers=checkpoint.num_layers,

@@ -106,6 +106,7 @@ def answer_to(frame: Forward, hidden: Array) -> tuple[Hidden, Array]:
         Hidden(
             frame.epoch,
             frame.sequence,
+            frame.step,
             frame.position + frame.rows,
             len(wanted),
             frame.width,

@@ -70,6 +70,8 @@ class Welcome:
     data_port: Count
     model: Text
     fingerprint: Text
+    commit: Text
+    """The hub commit that its weights are of; empty where unknown."""
     start: Count
     stop: Count
     num_layers: Count
@@ -170,12 +172,14 @@ class Echo:
 class Forward:
     """Hidden states (rows, width) that belong at ``[position, position + rows)`` of a sequence.
 
-    ``want`` is how many of the last rows the coordinator wants back: 1 to sample from, 0 for a chunk in mid-prompt,
-    whose empty ``Hidden`` is only an acknowledgement. ``capacity`` is the most positions the sequence may reach.
+    ``step`` is the coordinator's running number, which ``Hidden`` repeats. ``want`` is how many of the last rows the
+    coordinator wants back: 1 to sample from, 0 for a chunk in mid-prompt, whose empty ``Hidden`` only acknowledges it.
+    ``capacity`` is the most positions the sequence may reach.
     """
 
     epoch: Id
     sequence: Id
+    step: Id
     position: Count
     capacity: Count
     want: Rows
@@ -192,6 +196,7 @@ class Hidden:
 
     epoch: Id
     sequence: Id
+    step: Id
     end: Count
     rows: Rows
     width: Width

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,12 +57,12 @@ def test_random_checkpoint_has_the_bytes_of_its_shape(
 ) -> None:
     shape = replace(TINY, family=family, bits=bits, group_size=32 if bits else None, tied=tied, dtype="bfloat16")
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "m", shape, files=2))
-    sizes = {
+    sizes: dict[str, Any] = {
         "bytes_per_layer": shape.layer_bytes(),
         "bytes_embedding": shape.embedding_bytes(),
         "bytes_head": shape.head_bytes(),
     }
-    fields = {name: getattr(shape, name) for name in shape.__dataclass_fields__}
+    fields: dict[str, Any] = {name: getattr(shape, name) for name in shape.__dataclass_fields__}
     assert_bytes_equal(Card(name="m", wheel="m==1", **fields, **sizes), checkpoint)
 
 

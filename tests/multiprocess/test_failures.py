@@ -1,0 +1,247 @@
+"""Every request ends, in tokens or in an error that names stage and node, in bounded time; and nobody leaks slots."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from edgepp.engine.engine import Engine
+from edgepp.engine.network import Expectation, NetworkRing
+from edgepp.engine.request import GenerateOptions
+from edgepp.engine.ring import Ring
+from edgepp.errors import StageLost
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.random import TINY, make_checkpoint
+from edgepp.wire.messages import Attach, Echo, Forward, Hello, Ping, Pong, Refused, Welcome, decode, encode
+from edgepp.wire.transport import Address, Link
+from tests.cluster import EDGEPP, Node, chat, nodes, peers
+from tests.engines import collect, greedy_tokens
+
+BOUND_S = 10.0
+PROMPT = list(range(3, 203))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"), TINY)
+
+
+@pytest.fixture
+def pair(tiny: Path) -> Iterator[list[Node]]:
+    with nodes(tiny, ["0-1", "2-3"], "--exact") as started:
+        yield started
+
+
+def open_engine(path: Path, started: list[Node]) -> Engine:
+    """A real engine over real nodes."""
+    from edgepp.backend import choose
+    from edgepp.backend.base import BackendOptions, Ends
+
+    def open_ring() -> tuple[Ring, Ends]:
+        checkpoint = Checkpoint.open(path)
+        expected = Expectation("tiny", checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, True)
+        ring = NetworkRing([Address.parse(one.address) for one in started], expected, "test")
+        return ring, choose("auto", checkpoint).load_ends(checkpoint, BackendOptions(exact=True))
+
+    return Engine(open_ring, eos=frozenset())
+
+
+class Knocker:
+    """A bare client of one node's sockets."""
+
+    def __init__(self, one: Node) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        address = Address.parse(one.address)
+        self.control = Link(self._context, address, 1 << 20)
+        self.send_control(encode(Hello("test")))
+        welcome = self.receive_control()
+        assert isinstance(welcome, Welcome)
+        self.data = Link(self._context, Address(address.host, welcome.data_port), 1 << 30)
+
+    def send_control(self, *frames: bytes) -> None:
+        assert self.control.send(frames, 5.0)
+
+    def send_data(self, *frames: bytes) -> None:
+        assert self.data.send(frames, 5.0)
+
+    def receive_control(self) -> object:
+        frames = self.control.receive(5.0)
+        assert frames is not None
+        return decode(frames[0])
+
+    def state(self) -> Pong:
+        self.send_control(encode(Ping(1)))
+        while not isinstance(message := self.receive_control(), Pong):
+            continue
+        return message
+
+    def close(self) -> None:
+        self.control.close()
+        self.data.close()
+        self._context.term()
+
+
+@pytest.fixture
+def knock() -> Iterator[Callable[[Node], Knocker]]:
+    made: list[Knocker] = []
+
+    def make(one: Node) -> Knocker:
+        made.append(Knocker(one))
+        return made[-1]
+
+    yield make
+    for knocker in made:
+        knocker.close()
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = BOUND_S) -> None:
+    """Poll until it holds; fail when it does not in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_dead_or_silent_stage_ends_the_answer_by_name(tiny: Path, pair: list[Node], victim: int, how: int) -> None:
+    with open_engine(tiny, pair) as engine:
+        request = engine.submit(PROMPT, GenerateOptions(max_tokens=300))
+        assert isinstance(request.events.get(timeout=30), int)
+        began = time.monotonic()
+        pair[victim].stage.send_signal(how)
+        with pytest.raises(StageLost) as caught:
+            collect(request)
+        assert time.monotonic() - began < BOUND_S
+        assert f"stage {victim} (layers {['0-1', '2-3'][victim]}) on node" in str(caught.value)
+        assert pair[victim].address in str(caught.value)
+        late = engine.submit(PROMPT, GenerateOptions(max_tokens=5))
+        with pytest.raises(StageLost):
+            collect(late)
+        if how == signal.SIGSTOP:
+            pair[victim].stage.send_signal(signal.SIGCONT)
+
+
+def test_a_stage_that_dies_while_a_prompt_is_prefilled(tiny: Path, pair: list[Node]) -> None:
+    with open_engine(tiny, pair) as engine:
+        pair[1].stage.send_signal(signal.SIGSTOP)
+        request = engine.submit(PROMPT, GenerateOptions(max_tokens=300))
+        time.sleep(0.2)
+        began = time.monotonic()
+        pair[1].stage.kill()
+        with pytest.raises(StageLost, match=r"stage 1 \(layers 2-3\)"):
+            collect(request)
+        assert time.monotonic() - began < BOUND_S
+
+
+def test_the_chat_command_says_which_stage_was_lost(tiny: Path, pair: list[Node]) -> None:
+    command = [*EDGEPP, "chat", "-m", str(tiny), *peers(pair), "--raw", "-p", "x" * 100, "-n", "350", "--ignore-eos"]
+    with subprocess.Popen(
+        [*command, "--exact"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    ) as talking:
+        assert talking.stdout is not None
+        assert talking.stdout.read(1)
+        pair[1].stage.kill()
+        _, error = talking.communicate(timeout=BOUND_S + 5)
+    assert talking.returncode == 1
+    assert "stage 1 (layers 2-3) on node" in error.decode()
+    assert "Traceback" not in error.decode()
+
+
+def test_a_coordinator_that_is_killed_leaves_no_slot_behind(
+    tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
+) -> None:
+    command = [*EDGEPP, "chat", "-m", str(tiny), *peers(pair), "--raw", "-p", "x" * 100, "-n", "350", "--ignore-eos"]
+    with subprocess.Popen([*command, "--exact"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as talking:
+        assert talking.stdout is not None
+        assert talking.stdout.read(1)
+        watch = [knock(one) for one in pair]
+        talking.kill()
+    wait_for(lambda: all(one.state().sequences == 0 for one in watch), within_s=15)
+    assert all(one.state().kv_bytes == 0 for one in watch)
+
+
+def test_cancelling_frees_the_slots_on_every_stage(
+    tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
+) -> None:
+    watch = [knock(one) for one in pair]
+    with open_engine(tiny, pair) as engine:
+        request = engine.submit(PROMPT, GenerateOptions(max_tokens=300))
+        request.events.get(timeout=30)
+        assert [one.state().sequences for one in watch] == [1, 1]
+        engine.cancel(request)
+        assert len(collect(request)) < 299
+        wait_for(lambda: all(one.state().sequences == 0 for one in watch), within_s=2)
+
+
+def test_closing_the_engine_frees_everything(tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]) -> None:
+    watch = [knock(one) for one in pair]
+    engine = open_engine(tiny, pair)
+    engine.submit(PROMPT, GenerateOptions(max_tokens=300)).events.get(timeout=30)
+    engine.close()
+    wait_for(lambda: all(one.state().sequences == 0 for one in watch), within_s=2)
+
+
+def test_nodes_serve_a_new_chat_after_one_was_lost(tiny: Path) -> None:
+    with nodes(tiny, ["0-1", "2-3"], "--exact") as started:
+        with open_engine(tiny, started) as engine:
+            before = greedy_tokens(engine, PROMPT, 5)
+        with open_engine(tiny, started) as engine:
+            assert greedy_tokens(engine, PROMPT, 5) == before
+
+
+def test_hostile_bytes_are_counted_and_the_stage_lives_on(
+    tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
+) -> None:
+    stranger = knock(pair[0])
+    before = stranger.state().dropped
+    good = Forward(1, 1, 0, 0, 16, 1, 1, TINY.hidden, "float32", "none", ())
+    attach = Attach(1, 0, "", b"cstranger".hex(), "none")
+    stranger.send_control(encode(attach))
+    hostile: list[list[bytes]] = [
+        [b""],
+        [b"\x93\x01"],
+        [b"\xff" * 4096],
+        [b"x" * 5000],
+        [os.urandom(64)],
+        [b"cos\nsystem\n(S'true'\ntR."],
+        [encode(good)],
+        [encode(good), b"\0" * (TINY.hidden * 4 - 1)],
+        [encode(good), b"\0" * (TINY.hidden * 4 + 1)],
+        [encode(good), b"\0" * (TINY.hidden * 4), b"\0"],
+        [encode(good)] + [b""] * 9,
+        [encode(Forward(1, 1, 0, 0, 16, 1, 1, TINY.hidden + 1, "float32", "none", ())), b"\0" * (TINY.hidden * 4 + 4)],
+        [encode(Forward(1, 1, 0, 0, 16, 2, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
+        [encode(Forward(99, 1, 0, 0, 16, 1, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
+        [encode(Forward(1, 1, 0, 5, 16, 1, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
+        [encode(Forward(1, 1, 0, 0, 16, 1, 1, TINY.hidden, "float32", "zstd", ())), b"\0" * 64],
+        [encode(Echo(1, reply=True)), b""],
+        [encode(Hello("stranger"))],
+    ]
+    for frames in hostile:
+        stranger.send_data(*frames)
+    wait_for(lambda: stranger.state().dropped >= before + len(hostile), within_s=5)
+    assert stranger.state().dropped == before + len(hostile)
+    stranger.send_control(b"\x93garbage")
+    assert isinstance(next(m for _ in range(9) if isinstance(m := stranger.receive_control(), Refused)), Refused)
+    answer = chat("-m", str(tiny), *peers(pair), "--raw", "-p", "hello", "-n", "5", "--exact", "--ignore-eos")
+    assert answer["completion_tokens"] == 5
+
+
+def test_a_capacity_beyond_the_context_is_a_fault_not_a_crash(
+    tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
+) -> None:
+    stranger = knock(pair[0])
+    stranger.send_control(encode(Attach(1, 0, "", b"cstranger".hex(), "none")))
+    stranger.receive_control()
+    frame = Forward(1, 1, 0, 0, 1 << 40, 1, 1, TINY.hidden, "float32", "none", ())
+    stranger.send_data(encode(frame), b"\0" * (TINY.hidden * 4))
+    assert type(stranger.receive_control()).__name__ == "Fault"
+    assert stranger.state().sequences == 0

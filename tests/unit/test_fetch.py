@@ -1,0 +1,449 @@
+"""Fetching over loopback HTTP: only what is wanted crosses the wire, and whatever breaks, nothing false is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepp.errors import ModelError
+from edgepp.layers import LayerRange
+from edgepp.model import download
+from edgepp.model import hub as hub_client
+from edgepp.model.checkpoint import Checkpoint, layer_of
+from edgepp.model.fetch import Parts, describe, fetch, is_cached, located
+from edgepp.model.random import TINY, make_checkpoint
+from tests.hub import COMMIT, FakeHub, serving
+
+SHAPE = replace(
+    TINY, layers=8, hidden=256, ffn=1024, heads=4, head_size=64, vocabulary=2048, bits=8, group_size=64, dtype="float16"
+)
+NAME = "org/model"
+REQUEST_SLACK = 300_000  # the header's request takes 256 KiB
+
+
+@pytest.fixture(scope="session")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("single") / "model", SHAPE)
+
+
+@pytest.fixture(scope="session")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("indexed") / "model", SHAPE, files=4)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of the test's own, no token, no waiting between attempts, and the hub may be asked."""
+    import huggingface_hub
+
+    monkeypatch.setenv("EDGEPP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "shared"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_client, "_WAIT_S", 0.01)
+    yield
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(single: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serving(FakeHub({NAME: single})) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def same(folder: Path, original: Path) -> None:
+    """Every tensor that the folder shows is the original's."""
+    mine, theirs = Checkpoint.open(folder), Checkpoint.open(original)
+    for name in mine.tensors:
+        np.testing.assert_array_equal(mine.array(name), theirs.array(name))
+
+
+def layers_in(folder: Path) -> set[int | None]:
+    return {layer_of(name) for name in Checkpoint.open(folder).tensors}
+
+
+class TestOnlyWhatIsWanted:
+    def test_a_node_fetches_its_layers(self, hub: FakeHub, single: Path) -> None:
+        folder = fetch(NAME, Parts(LayerRange(3, 5)))
+        assert layers_in(folder) == {3, 4}
+        same(folder, single)
+        assert 2 * SHAPE.layer_bytes() <= hub.weights_sent() <= 2 * SHAPE.layer_bytes() + REQUEST_SLACK
+        assert hub.sent["tokenizer.json"] == 0
+        assert folder.name == "model"
+
+    def test_a_coordinator_fetches_the_ends_and_the_tokenizer(self, hub: FakeHub, single: Path) -> None:
+        folder = fetch(NAME, Parts(ends=True))
+        assert {name for name in Checkpoint.open(folder).tensors if layer_of(name) is not None} == set()
+        assert "model.embed_tokens.weight" in Checkpoint.open(folder).tensors
+        same(folder, single)
+        wanted = SHAPE.embedding_bytes() + SHAPE.head_bytes()
+        assert wanted <= hub.weights_sent() <= wanted + REQUEST_SLACK
+        assert (folder / "tokenizer.json").read_bytes() == (single / "tokenizer.json").read_bytes()
+
+    def test_files_without_wanted_tensors_are_not_asked_for(self, hub: FakeHub, indexed: Path) -> None:
+        hub.repositories[NAME] = indexed
+        folder = fetch(NAME, Parts(LayerRange(2, 4)))
+        assert {path.name for path in folder.glob("*.safetensors")} == {"model-00002-of-00004.safetensors"}
+        assert layers_in(folder) == {2, 3}
+        same(folder, indexed)
+
+    def test_everything(self, hub: FakeHub, indexed: Path) -> None:
+        hub.repositories[NAME] = indexed
+        folder = fetch(NAME)
+        for path in indexed.iterdir():
+            assert (folder / path.name).read_bytes() == path.read_bytes()
+        assert not list(folder.glob("*.partial.json"))
+
+    def test_more_parts_are_added_to_what_is_here(self, hub: FakeHub, single: Path) -> None:
+        fetch(NAME, Parts(LayerRange(0, 2)))
+        hub.sent.clear()
+        folder = fetch(NAME, Parts(LayerRange(1, 3)))
+        assert layers_in(folder) == {0, 1, 2}
+        assert hub.weights_sent() <= SHAPE.layer_bytes() + 1000, "layer 1 is not fetched again"
+        fetch(NAME)
+        assert (folder / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
+        same(folder, single)
+
+    def test_what_is_here_is_not_asked_for_again(self, hub: FakeHub) -> None:
+        fetch(NAME, Parts(LayerRange(0, 2)))
+        hub.requests.clear()
+        fetch(NAME, Parts(LayerRange(0, 2)))
+        fetch(NAME, Parts(LayerRange(1, 2)))
+        assert hub.requests == []
+
+    def test_progress_ends_at_its_total(self, hub: FakeHub) -> None:
+        seen: list[tuple[int, int, str]] = []
+        fetch(NAME, Parts(LayerRange(0, 3)), lambda done, total, what: seen.append((done, total, what)))
+        assert seen[-1][0] == seen[-1][1] > SHAPE.layer_bytes()
+        assert seen[-1][2] == "model.safetensors"
+        assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+
+    def test_python_files_and_pickles_stay_where_they_are(self, hub: FakeHub, tmp_path: Path, single: Path) -> None:
+        crowded = make_checkpoint(tmp_path / "crowded", SHAPE)
+        for name in ("modeling.py", "pytorch_model.bin", "adapters.safetensors", "consolidated.safetensors"):
+            (crowded / name).write_bytes(b"x")
+        hub.repositories[NAME] = crowded
+        folder = fetch(NAME)
+        assert {path.name for path in folder.iterdir()} == {path.name for path in single.iterdir()}
+
+
+class TestFaults:
+    @pytest.mark.parametrize("sizes", [True, False])
+    def test_a_hub_without_ranges_sends_whole_files(self, hub: FakeHub, single: Path, sizes: bool) -> None:
+        hub.ranges, hub.sizes = False, sizes
+        folder = fetch(NAME, Parts(LayerRange(3, 5)))
+        same(folder, single)
+        assert is_cached(NAME, Parts(LayerRange(0, 8)))
+        assert (folder / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
+
+    @pytest.mark.parametrize("ranges", [True, False])
+    def test_a_connection_that_breaks_is_taken_up_again(self, hub: FakeHub, single: Path, ranges: bool) -> None:
+        hub.ranges, hub.cut_after = ranges, 700_000
+        folder = fetch(NAME)
+        assert hub.cuts == 0
+        same(folder, single)
+        assert (folder / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
+
+    def test_a_fetch_that_failed_goes_on_where_it_ended(
+        self, hub: FakeHub, single: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hub_client, "_ATTEMPTS", 1)
+        monkeypatch.setattr(download, "_CONNECTIONS", 1)
+        hub.cut_after, hub.cuts = 3_000_000, 2
+        with pytest.raises(ModelError, match="cannot be reached"):
+            fetch(NAME)
+        assert not is_cached(NAME)
+        came = hub.weights_sent()
+        hub.cut_after = None
+        hub.sent.clear()
+        folder = fetch(NAME)
+        size = (single / "model.safetensors").stat().st_size
+        assert came > 2_500_000
+        assert hub.weights_sent() <= size - came + 300_000, "what had come is not fetched again"
+        same(folder, single)
+        assert layers_in(folder) == {None, *range(8)}
+
+    def test_nothing_false_is_shown_after_a_failure(
+        self, hub: FakeHub, single: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hub_client, "_ATTEMPTS", 1)
+        for cut_after in (100_000, 500_000, 1_500_000, 4_000_000):
+            hub.sent.clear()
+            hub.cut_after, hub.cuts = cut_after, 9
+            with pytest.raises(ModelError):
+                fetch(NAME)
+            folder = located(NAME, Parts())
+            if folder is not None:
+                same(folder, single)
+
+    def test_a_busy_hub_is_asked_again(self, hub: FakeHub, single: Path) -> None:
+        hub.busy = 3
+        same(fetch(NAME, Parts(LayerRange(0, 1))), single)
+        hub.busy = 99
+        with pytest.raises(ModelError, match="answered 503"):
+            fetch(NAME)
+
+    def test_an_absent_repository(self, hub: FakeHub) -> None:
+        with pytest.raises(ModelError, match="no repository org/absent that you may read") as caught:
+            fetch("org/absent")
+        assert "HF_TOKEN" in caught.value.hint
+
+    def test_an_absent_revision(self, hub: FakeHub) -> None:
+        with pytest.raises(ModelError, match="no such revision"):
+            fetch(f"{NAME}@nightly")
+
+    def test_a_gated_repository(self, hub: FakeHub) -> None:
+        hub.gated.add(NAME)
+        with pytest.raises(ModelError, match="gated") as caught:
+            fetch(NAME)
+        assert "accept them at" in caught.value.hint
+
+    def test_a_repository_without_weights(self, hub: FakeHub, tmp_path: Path, single: Path) -> None:
+        bare = tmp_path / "bare"
+        bare.mkdir()
+        (bare / "config.json").write_bytes((single / "config.json").read_bytes())
+        hub.repositories[NAME] = bare
+        with pytest.raises(ModelError, match="no weights in mlx-lm format"):
+            fetch(NAME)
+
+    def test_layers_beyond_the_model(self, hub: FakeHub) -> None:
+        with pytest.raises(ModelError, match="layers 7-8 lie outside model, which has layers 0-7"):
+            fetch(NAME, Parts(LayerRange(7, 9)))
+        assert hub.weights_sent() == 0
+
+    def test_no_hub_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(ModelError, match=r"org/model is not on this disk, and .* cannot be reached") as caught:
+            fetch(NAME)
+        assert "smollm2-135m" in caught.value.hint
+
+    def test_something_else_than_a_hub(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/nowhere")
+        with pytest.raises(ModelError, match="answered 404"):
+            fetch(NAME)
+
+    def test_a_full_disk(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(download, "_SPARE_BYTES", 1 << 60)
+        with pytest.raises(ModelError, match="GB free") as caught:
+            fetch(NAME)
+        assert "EDGEPP_CACHE" in caught.value.hint
+
+    def test_a_cache_that_cannot_be_written(
+        self, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("EDGEPP_CACHE", str(tmp_path / "file" / "cache"))
+        with pytest.raises(ModelError, match="cannot be stored"):
+            fetch(NAME)
+
+
+class TestHostileHubs:
+    def test_names_that_leave_the_folder_are_not_fetched(self, hub: FakeHub, tmp_path: Path) -> None:
+        hub.extra_names = ["../evil.json", "/etc/evil.json", "a/b.json", ".hidden.json", "..json", "C:\\x.json"]
+        folder = fetch(NAME, Parts(ends=True))
+        assert not [path for path in tmp_path.rglob("*") if "evil" in path.name or "hidden" in path.name]
+        assert {path.name for path in folder.glob("*.json")} == {
+            "config.json",
+            "model.safetensors.partial.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        }
+
+    @pytest.mark.parametrize("name", ["../evil.safetensors", "/evil.safetensors", "a/b.safetensors", "evil.bin", 3])
+    def test_an_index_may_not_name_paths(self, hub: FakeHub, tmp_path: Path, indexed: Path, name: object) -> None:
+        model = tmp_path / "hostile"
+        model.mkdir()
+        for path in indexed.glob("*.json"):
+            (model / path.name).write_bytes(path.read_bytes())
+        index = {"weight_map": {"model.layers.0.mlp.up_proj.weight": name}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        hub.repositories[NAME] = model
+        with pytest.raises(ModelError, match=r"index\.json is damaged"):
+            fetch(NAME)
+        assert hub.weights_sent() == 0
+
+    def test_an_index_may_not_name_what_is_not_listed(self, hub: FakeHub, tmp_path: Path, indexed: Path) -> None:
+        model = make_checkpoint(tmp_path / "m", SHAPE, files=2)
+        (model / "model-00002-of-00002.safetensors").unlink()
+        hub.repositories[NAME] = model
+        with pytest.raises(ModelError, match="which is not there"):
+            fetch(NAME)
+
+    def test_an_index_may_not_promise_tensors_that_no_file_has(self, hub: FakeHub, tmp_path: Path) -> None:
+        model = make_checkpoint(tmp_path / "m", SHAPE, files=2)
+        path = model / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        index["weight_map"]["model.layers.0.extra.weight"] = "model-00001-of-00002.safetensors"
+        path.write_text(json.dumps(index))
+        hub.repositories[NAME] = model
+        with pytest.raises(ModelError, match="does not hold layers 0"):
+            fetch(NAME, Parts(LayerRange(0, 1)))
+
+    @pytest.mark.parametrize("head", [b"", b"1234", (1 << 40).to_bytes(8, "little") + b"{}", bytes(64)])
+    def test_a_header_is_not_believed(self, hub: FakeHub, tmp_path: Path, single: Path, head: bytes) -> None:
+        model = tmp_path / "m"
+        model.mkdir()
+        (model / "config.json").write_bytes((single / "config.json").read_bytes())
+        (model / "model.safetensors").write_bytes(head)
+        hub.repositories[NAME] = model
+        with pytest.raises(ModelError, match=r"safetensors|answered 416"):
+            fetch(NAME)
+        assert not is_cached(NAME)
+
+    def test_code_in_a_model_stops_the_fetch_before_its_weights(self, hub: FakeHub, tmp_path: Path) -> None:
+        model = make_checkpoint(tmp_path / "m", SHAPE)
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
+        hub.repositories[NAME] = model
+        with pytest.raises(ModelError, match="run code of its own"):
+            fetch(NAME)
+        assert hub.weights_sent() == 0
+
+    def test_the_token_stays_with_the_hub(self, hub: FakeHub, single: Path) -> None:
+        with serving(FakeHub({NAME: single})) as cdn:
+            hub.redirect_to = cdn.url.replace("127.0.0.1", "localhost")
+            fetch(NAME, Parts(LayerRange(0, 1)))
+            assert all("hf_secret" in headers.get("authorization", "") for _, headers in lowered(hub))
+            assert cdn.requests
+            assert not any("authorization" in headers for _, headers in lowered(cdn))
+
+    def test_a_small_file_may_not_be_huge(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(download, "_SMALL_FILE_BYTES", 1000)
+        with pytest.raises(ModelError, match=r"tokenizer\.json of org/model has \d+ bytes"):
+            fetch(NAME)
+
+
+def lowered(hub: FakeHub) -> list[tuple[str, dict[str, str]]]:
+    return [(path, {key.lower(): value for key, value in headers.items()}) for path, headers in hub.requests]
+
+
+class TestWithoutNetwork:
+    @pytest.fixture(autouse=True)
+    def some_layers(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        fetch(NAME, Parts(LayerRange(0, 4)))
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+
+    def test_what_is_here_is_used(self, single: Path) -> None:
+        same(fetch(NAME, Parts(LayerRange(0, 4))), single)
+        same(fetch(NAME, Parts(LayerRange(0, 4)), newest=True), single)
+        assert located(NAME, Parts(LayerRange(1, 2))) == fetch(NAME, Parts(LayerRange(1, 2)))
+
+    def test_what_is_missing_is_named(self) -> None:
+        with pytest.raises(ModelError, match=r"only in part on this disk, without layers 4-5, and .* cannot be"):
+            fetch(NAME, Parts(LayerRange(3, 6)))
+        with pytest.raises(ModelError, match=r"without tokenizer\.json, tokenizer_config\.json"):
+            fetch(NAME, Parts(ends=True))
+
+    def test_offline_by_choice(self, monkeypatch: pytest.MonkeyPatch, single: Path) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        same(fetch(NAME, Parts(LayerRange(0, 4))), single)
+        with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids") as caught:
+            fetch(NAME)
+        assert caught.value.hint == "unset HF_HUB_OFFLINE"
+
+    def test_description(self) -> None:
+        assert describe(NAME) == {
+            "model": NAME, "cached": False, "path": None, "repository": NAME, "revision": "main",
+        }  # fmt: skip
+
+
+def test_one_commit_makes_one_model(hub: FakeHub, tmp_path: Path, single: Path) -> None:
+    """A branch that moves between two fetches is not followed, unless that is asked for."""
+    first = fetch(NAME, Parts(LayerRange(0, 1)))
+    hub.commit = "f" * 40
+    hub.repositories[NAME] = newer = make_checkpoint(tmp_path / "newer", SHAPE, seed=9)
+    with pytest.raises(ModelError, match="no such revision"):
+        fetch(NAME, Parts(LayerRange(0, 2)))  # this fake forgets old commits; the real hub keeps them
+    same(first, single)
+    second = fetch(NAME, Parts(LayerRange(0, 2)), newest=True)
+    assert second != first
+    same(second, newer)
+    assert located(NAME, Parts(LayerRange(0, 2))) == second
+
+
+def test_models_that_other_programs_fetched_are_used(hub: FakeHub, tmp_path: Path, single: Path) -> None:
+    shared = tmp_path / "shared" / "models--org--model"
+    (shared / "refs").mkdir(parents=True)
+    (shared / "refs" / "main").write_text(COMMIT)
+    snapshot = shared / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    for path in single.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    assert fetch(NAME) == snapshot
+    assert fetch(f"{NAME}@{COMMIT}", Parts(LayerRange(0, 3))) == snapshot
+    (snapshot / "model.safetensors").unlink()
+    assert fetch(NAME) != snapshot
+
+
+def test_a_local_folder_is_its_own(single: Path, tmp_path: Path) -> None:
+    assert fetch(str(single)) == single
+    assert is_cached(str(single))
+    facts = describe(str(single))
+    assert (facts["layers"], facts["cached"], facts["path"]) == (8, True, str(single))
+    assert facts["bytes_total"] == 8 * SHAPE.layer_bytes() + SHAPE.embedding_bytes() + SHAPE.head_bytes()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        fetch(str(tmp_path))
+    part = make_checkpoint(tmp_path / "part", SHAPE, files=4)
+    (part / "model-00003-of-00004.safetensors").unlink()
+    assert fetch(str(part), Parts(LayerRange(0, 4))) == part
+    with pytest.raises(ModelError, match="lacks layers 4-5"):
+        fetch(str(part), Parts(LayerRange(2, 6)))
+
+
+def test_a_card_is_described_without_a_download() -> None:
+    facts = describe("llama-3.3-70b-4bit")
+    assert (facts["cached"], facts["layers"], facts["bytes_total"]) == (False, 80, 39_688_355_840)
+    json.dumps(facts)
+
+
+def test_processes_that_fetch_at_once_do_not_harm_each_other(hub: FakeHub, single: Path) -> None:
+    script = (
+        "import sys; from edgepp.layers import LayerRange; from edgepp.model.fetch import Parts, fetch; "
+        "print(fetch('org/model', Parts(LayerRange.parse(sys.argv[1]))))"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0"}
+    children = [
+        subprocess.Popen([sys.executable, "-c", script, layers], env=environment, stdout=subprocess.PIPE, text=True)
+        for layers in ("0-3", "2-5", "4-7")
+    ]
+    folders = {child.communicate(timeout=60)[0].strip() for child in children}
+    assert [child.returncode for child in children] == [0, 0, 0]
+    (folder,) = folders
+    assert layers_in(Path(folder)) == set(range(8))
+    same(Path(folder), single)
+    assert hub.weights_sent() <= 8 * SHAPE.layer_bytes() + REQUEST_SLACK
+
+
+def test_a_process_killed_while_it_fetches_leaves_nothing_false(hub: FakeHub, single: Path) -> None:
+    script = (
+        "from edgepp.model import download; from edgepp.model.fetch import fetch; "
+        "download._PIECE_BYTES, download._SAVE_BYTES, download._CONNECTIONS = 1 << 20, 1, 2; fetch('org/model')"
+    )
+    hub.hold, hub.cut_after, hub.cuts = threading.Event(), 5_000_000, 2
+    child = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "HF_HUB_OFFLINE": "0"})
+    deadline = time.monotonic() + 60
+    while hub.cuts and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    hub.hold.set()
+    came = hub.weights_sent()
+    hub.hold, hub.cut_after = None, None
+    hub.sent.clear()
+    folder = fetch(NAME, Parts(ends=True))
+    same(folder, single)
+    fetch(NAME)
+    same(folder, single)
+    assert (folder / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
+    assert came + hub.weights_sent() <= (single / "model.safetensors").stat().st_size + (3 << 20)
