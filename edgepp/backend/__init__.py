@@ -6,6 +6,7 @@ A backend's libraries take up to two seconds to import, so only the one that is 
 from __future__ import annotations
 
 from edgepp.backend.base import Backend
+from edgepp.backend.device import has_metal
 from edgepp.errors import UsageError
 from edgepp.model.checkpoint import Checkpoint
 
@@ -28,13 +29,6 @@ def choose(name: str, checkpoint: Checkpoint) -> Backend:
     from edgepp.backend.onnx import OnnxBackend
 
     return OnnxBackend()
-
-
-def has_metal() -> bool:
-    """Whether MLX computes on this machine's GPU."""
-    import mlx.core as mx
-
-    return bool(mx.metal.is_available())
 
 
 def _onnx_fits(checkpoint: Checkpoint) -> bool:

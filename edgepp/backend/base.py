@@ -75,8 +75,8 @@ class StageModel(Protocol):
 class Ends(Protocol):
     """The coordinator's share of a model: embedding before the first layer, norm and output head after the last."""
 
-    def embed(self, tokens: Sequence[int]) -> Array:
-        """Hidden states (T, D) of T token ids."""
+    def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
+        """Hidden states (T, D) of T token ids, the first at ``position``, which only few families need."""
 
     def logits(self, hidden: Array) -> Array:
         """Float32 logits (T, V) of the last layer's hidden states (T, D)."""

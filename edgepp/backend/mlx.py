@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from edgepp.backend.base import BackendOptions, Progress
+from edgepp.backend.device import has_metal
 from edgepp.backend.mlx_arrays import STORED
 from edgepp.backend.mlx_ends import MlxEnds
 from edgepp.backend.mlx_load import load_part
@@ -18,11 +19,6 @@ from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint, layer_of
 
 _GIB = 1 << 30
-
-
-def has_metal() -> bool:
-    """Whether MLX computes on this machine's GPU."""
-    return bool(mx.metal.is_available())
 
 
 class MlxBackend:

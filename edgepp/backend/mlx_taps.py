@@ -104,6 +104,7 @@ def dissect(model: Any, family: str, num_layers: int) -> Anatomy:
     visits, cache = _watch(model, family, layers, [1, 2])
     others, _ = _watch(model, family, layers, [3, 0])
     _check_order(family, visits, num_layers)
+    _check_order(family, others, num_layers)
     _check_chain(family, visits)
     _check_extras(family, visits, others, cache)
     return Anatomy(layers, _entries(family, visits, cache))

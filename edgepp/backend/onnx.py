@@ -170,7 +170,7 @@ class OnnxEnds:
         self._session = graph.session(options)
         self._checkpoint = checkpoint
 
-    def embed(self, tokens: Sequence[int]) -> Array:
+    def embed(self, tokens: Sequence[int], _position: int | None = None) -> Array:
         """Hidden states (T, D) of T token ids, float32.
 
         Raises:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgepp.backend.base import Ends
+from edgepp.backend.device import release_thread
 from edgepp.engine.request import GenerateOptions, StageTimes, Timing
 from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, StageInfo
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampler
@@ -121,6 +122,12 @@ class Engine:
 
     def _main(self, open_ring: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
         try:
+            self._serve(open_ring, opened)
+        finally:
+            release_thread()
+
+    def _serve(self, open_ring: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
+        try:
             self._ring, self._ends = open_ring()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
             opened.set_exception(error)
@@ -159,7 +166,7 @@ class Engine:
         if step is None:
             return False
         request, _ = self._live[step.request]
-        hidden = self._ends.embed(self._tokens_of(request, step))
+        hidden = self._ends.embed(self._tokens_of(request, step), step.start)
         self._ring.send(Send(step.request, step.start, request.capacity, int(step.last), hidden))
         return True
 

@@ -16,7 +16,7 @@ from edgepp.engine.engine import Engine
 from edgepp.engine.network import Expectation, NetworkRing
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
-from edgepp.errors import UsageError
+from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
@@ -151,7 +151,7 @@ class Pipeline:
         ring = NetworkRing(addresses, expected, platform.node(), self.options.codecs)
         try:
             return ring, self._load_ends()
-        except BaseException:
+        except EdgeppError:
             ring.close()
             raise
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.mlx import MlxBackend, has_metal
+from edgepp.backend.device import has_metal
+from edgepp.backend.mlx import MlxBackend
 from edgepp.backend.mlx_ends import MlxEnds
 from edgepp.backend.mlx_stage import MlxStage
 from edgepp.errors import StageFault, UsageError

@@ -1,0 +1,260 @@
+"""Hidden states between two processes of this machine through the real wire, by size and codec.
+
+    python bench/link.py
+
+The other process does what a stage does with a frame, without the model: receive, decode, encode, send on.
+METHODOLOGY.md defines the numbers; the tables have the shape of the origin's (transmission + codec = total).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import zmq
+from measure import Arguments, count, report, say, script
+
+from edgepp import backend
+from edgepp.backend.base import BackendOptions
+from edgepp.errors import EdgeppError
+from edgepp.layers import LayerRange
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import located
+from edgepp.model.tokenizer import Tokenizer
+from edgepp.node.agent import physical_cores
+from edgepp.wire import codec
+from edgepp.wire.codec import Array
+from edgepp.wire.messages import Codec, Forward, decode, encode
+from edgepp.wire.transport import Address, Link, Listener, Mailbox, Poller
+
+ROWS = (1, 4, 16, 32, 64, 512)
+WIDTH = 8192
+HOPS = 2000
+"""Trips behind the one-row figure."""
+_FRAME_BYTES = max(ROWS) * WIDTH * 4
+_WINDOW = 512  # tokens of a text that see each other
+_MOST_TOKENS = 8192  # of real text; rows come round again after them
+_ANSWER_S = 30.0
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One matrix there and back, halved: the seconds of one way, those of them in the codec, and bytes sent."""
+
+    total_s: float
+    codec_s: float
+    sent_bytes: int
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Arguments(__doc__)
+    parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
+    parser.add_argument("--rounds", type=count, default=15, help="trips of each kind (%(default)s)")
+    parser.add_argument("--model", default="smollm2-135m", help="gives the real hidden states (%(default)s)")
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def serve() -> None:
+    """Be the other process: print a port, answer every frame as a stage would, end with standard input."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    listener = Listener(context, Address("127.0.0.1", 0), _FRAME_BYTES)
+    ended: Mailbox[None] = Mailbox()
+    threading.Thread(target=lambda: ended.put(sys.stdin.close() if sys.stdin.read() else None), daemon=True).start()
+    print(listener.address.port, flush=True)
+    poller = Poller[None](ended, listener)
+    while ended not in (ready := poller.wait(60.0)):
+        received = listener.receive() if listener in ready else None
+        if received is None:
+            continue
+        route, (header, *tensor) = received
+        frame = decode(header)
+        assert isinstance(frame, Forward)
+        start = time.perf_counter()
+        hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
+        parts = codec.encode(hidden, frame.codec)
+        spent_us = int((time.perf_counter() - start) * 1e6)
+        listener.send(route, [encode(replace(frame, compute_us=(spent_us,))), *parts])
+    listener.close()
+    context.term()
+
+
+class Coordinator:
+    """This end of the wire."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._poller = Poller[None](link)
+
+    def trip(self, hidden: Array, name: Codec) -> Trip:
+        """Send ``hidden`` (T, D) and wait until it is back.
+
+        Raises:
+            EdgeppError: it did not come back.
+        """
+        rows, width = hidden.shape
+        start = time.perf_counter()
+        parts = codec.encode(hidden, name)
+        encoded = time.perf_counter()
+        header = Forward(
+            epoch=1,
+            sequence=1,
+            step=1,
+            position=0,
+            capacity=rows,
+            want=rows,
+            rows=rows,
+            width=width,
+            dtype=codec.checked_dtype(str(hidden.dtype)),
+            codec=name,
+            compute_us=(),
+        )
+        sent = self._link.send([encode(header), *parts], _ANSWER_S)
+        frames = self._link.receive() if sent and self._poller.wait(_ANSWER_S) else None
+        if frames is None:
+            raise EdgeppError("the other process does not answer")
+        answer = decode(frames[0])
+        assert isinstance(answer, Forward)
+        arrived = time.perf_counter()
+        codec.decode(frames[1:], answer.rows, answer.width, answer.dtype, answer.codec)
+        end = time.perf_counter()
+        codec_s = encoded - start + end - arrived + answer.compute_us[0] / 1e6
+        return Trip((end - start) / 2, codec_s / 2, sum(map(len, parts)))
+
+
+@contextmanager
+def coordinator() -> Iterator[Coordinator]:
+    """Both processes; the other one is gone when the block ends."""
+    peer = subprocess.Popen([sys.executable, __file__, "--peer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        assert peer.stdout is not None
+        link = Link(context, Address("127.0.0.1", int(peer.stdout.readline())), _FRAME_BYTES)
+        try:
+            yield Coordinator(link)
+        finally:
+            link.close()
+    finally:
+        context.term()
+        peer.kill()
+        peer.communicate()
+
+
+def random_states(dtype: str) -> Array:
+    """Normal noise (max(ROWS), WIDTH), as the origin sent."""
+    noise = np.random.default_rng(0).standard_normal((max(ROWS), WIDTH), np.float32)
+    return noise.astype(codec.DTYPES[dtype])
+
+
+def real_states(model: str, dtype: str) -> Array | None:
+    """Hidden states of real text after half of the model's layers, (max(ROWS), WIDTH); None where it is not here.
+
+    A row is as many whole hidden states of neighbouring tokens, one after the other, as its width takes.
+    """
+    path = located(model)
+    if path is None:
+        say(f"{model} is not on this disk: no real hidden states (`edgepp models pull {model}` fetches it)")
+        return None
+    checkpoint = Checkpoint.open(path)
+    each = -(-WIDTH // checkpoint.hidden_size)
+    needed = min(max(ROWS) * each, _MOST_TOKENS)
+    say(f"computing real hidden states: {needed} tokens through half of {model}")
+    tokens = Tokenizer.load(path).encode("\n".join(topics.values())[: 4 * needed])[:needed]
+    chosen = backend.choose("auto", checkpoint)
+    options = BackendOptions(threads=physical_cores())
+    ends = chosen.load_ends(checkpoint, options)
+    stage = chosen.load_stage(checkpoint, LayerRange(0, -(-checkpoint.num_layers // 2)), options)
+    states = []
+    for start in range(0, len(tokens), _WINDOW):
+        window = tokens[start : start + _WINDOW]
+        stage.open(start, len(window))
+        states.append(stage.extend(start, ends.embed(window)))
+        stage.free(start)
+    rows = np.concatenate(states).take(np.arange(max(ROWS) * each), axis=0, mode="wrap")
+    return np.ascontiguousarray(rows.reshape(max(ROWS), -1)[:, :WIDTH].astype(codec.DTYPES[dtype]))
+
+
+def measured(options: argparse.Namespace, wire: Coordinator) -> list[dict[str, Any]]:
+    """Every size, codec and kind of data in turn, round after round."""
+    data = {"random": random_states(options.dtype)}
+    if (real := real_states(options.model, options.dtype)) is not None:
+        data["real"] = real
+    cases = [(rows, name, kind) for kind in data for rows in ROWS for name in codec.NAMES]
+    trips: dict[tuple[int, Codec, str], list[Trip]] = {case: [] for case in cases}
+    for turn in range(options.rounds + 1):
+        say(f"round {turn} of {options.rounds}" if turn else "warm-up")
+        for rows, name, kind in cases:
+            trip = wire.trip(data[kind][:rows], name)
+            if turn:
+                trips[rows, name, kind].append(trip)
+    return [
+        {"rows": rows, "width": WIDTH, "dtype": options.dtype, "codec": name, "data": kind}
+        | summary(trips[rows, name, kind], data[kind][:rows].nbytes)
+        for rows, name, kind in cases
+    ]
+
+
+def summary(trips: Sequence[Trip], nbytes: int) -> dict[str, Any]:
+    """One row of the result; ``nbytes`` is the size without a codec."""
+    total_s = statistics.median(trip.total_s for trip in trips)
+    codec_s = statistics.median(trip.codec_s for trip in trips)
+    return {
+        "codec_ms": codec_s * 1e3,
+        "transmission_ms": (total_s - codec_s) * 1e3,
+        "total_ms": total_s * 1e3,
+        "total_ms_spread": [min(trip.total_s for trip in trips) * 1e3, max(trip.total_s for trip in trips) * 1e3],
+        "mb_s": nbytes / total_s / 1e6,
+        "ratio": nbytes / trips[0].sent_bytes,
+        "pays_below_mbit_s": (nbytes - trips[0].sent_bytes) * 8e-6 / codec_s,
+    }
+
+
+def hop(wire: Coordinator) -> dict[str, float]:
+    """Microseconds of one way of one float16 row without a codec."""
+    row = random_states("float16")[:1]
+    ways_us = [wire.trip(row, "none").total_s * 1e6 for _ in range(HOPS + HOPS // 10)][HOPS // 10 :]
+    return {"median": statistics.median(ways_us), "p95": float(np.percentile(ways_us, 95)), "min": min(ways_us)}
+
+
+def table(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result for people, one table for each kind of data."""
+    for kind in dict.fromkeys(row["data"] for row in result["rows"]):
+        yield f"{kind} {result['dtype']} hidden states, one way: transmission + codec = total ms (MB/s; ratio)"
+        yield f"{'rows':>6}" + "".join(f"{name:>38}" for name in codec.NAMES)
+        for rows in ROWS:
+            cells = (row for row in result["rows"] if (row["data"], row["rows"]) == (kind, rows))
+            yield f"{rows:>6}" + "".join(
+                f"{row['transmission_ms']:.3f} + {row['codec_ms']:.3f} = {row['total_ms']:.3f}"
+                f" ({row['mb_s']:.0f}; {row['ratio']:.2f})".rjust(38)
+                for row in cells
+            )
+    yield f"one way, 1 x {WIDTH} float16, none: median {result['hop_us']['median']:.0f} µs" + (
+        f", 95 in 100 below {result['hop_us']['p95']:.0f} µs"
+    )
+
+
+def main() -> None:
+    """Measure and report, or be the other process."""
+    options = parse()
+    if options.peer:
+        serve()
+        return
+    with coordinator() as wire:
+        rows = measured(options, wire)
+        result = {"bench": "link", "dtype": options.dtype, "rounds": options.rounds, "rows": rows, "hop_us": hop(wire)}
+    report(result, table(result), json_only=options.json)
+
+
+if __name__ == "__main__":
+    script(main)
