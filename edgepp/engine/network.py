@@ -14,9 +14,9 @@ from typing import Any
 
 import zmq
 
+from edgepp.engine.peers import ANSWER_S, Expectation, Peer, ask, check_plan, greet
 from edgepp.engine.ring import Failed, Returned, RingEvent, Send, StageInfo
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
-from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire import codec
 from edgepp.wire.messages import (
     MAX_TOKENS,
@@ -27,63 +27,22 @@ from edgepp.wire.messages import (
     Fault,
     Forward,
     Free,
-    Hello,
     Hidden,
     Message,
     Ping,
     Pong,
     Refused,
-    Welcome,
     decode,
     encode,
 )
 from edgepp.wire.transport import Address, Link, Mailbox, Poller, measure_echo
 
-ANSWER_S = 5.0
-"""A node that does not answer a greeting for so long is not there."""
 ATTACH_S = 10.0
 PING_S = 1.0
 LOST_S = 5.0
 """A stage whose last answer is older is lost."""
 STEP_S = 8.0
 """How much longer than four times its measured speed a step may take before its stage counts as wedged."""
-_CONTROL_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What the coordinator's own copy of the model says, for stages to be held against."""
-
-    model: str
-    fingerprint: str
-    num_layers: int
-    hidden_size: int
-    exact: bool
-    commit: str = ""
-
-
-@dataclass
-class Peer:
-    """A stage on the other end of a control link."""
-
-    address: Address
-    control: Link
-    welcome: Welcome
-    heard_s: float = 0.0
-    busy_us: int = 0
-
-    @property
-    def layers(self) -> LayerRange:
-        """The range it holds."""
-        return LayerRange(self.welcome.start, self.welcome.stop)
-
-    @property
-    def data_address(self) -> Address:
-        """Where its hidden states go."""
-        return Address(self.address.host, self.welcome.data_port)
-
-    def __str__(self) -> str:
-        return f"the stage with layers {self.layers} on node {self.welcome.node} at {self.address}"
 
 
 @dataclass(frozen=True)
@@ -93,70 +52,6 @@ class Outstanding:
     sequence: int
     sent_s: float
     expected_s: float
-
-
-def _ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
-    """Send and wait for the one answer.
-
-    Raises:
-        StageLost: no answer, or one that cannot be read.
-    """
-    if not link.send([encode(message)], wait_s):
-        raise StageLost(f"no edgepp node answers at {link.address}", "is `edgepp join` running there?")
-    try:
-        frames = link.receive(wait_s)
-        if frames is not None:
-            return decode(frames[0])
-    except RemoteProtocolError as error:
-        raise StageLost(f"{what} at {link.address} cannot be understood: {error}") from error
-    raise StageLost(f"{what} at {link.address} does not answer", "is it busy, stopped, or another program?")
-
-
-def greet(context: zmq.Context[zmq.Socket[bytes]], address: Address, node: str) -> Peer:
-    """Find out what listens at ``address``.
-
-    Raises:
-        StageLost: nothing answers there.
-        PlanError: what answers is not a stage of ours.
-    """
-    link = Link(context, address, _CONTROL_BYTES)
-    try:
-        answer = _ask(link, Hello(node), ANSWER_S, "the node")
-        if not isinstance(answer, Welcome):
-            reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
-            raise PlanError(f"the node at {address} cannot be used: {reason}", "run the same edgepp everywhere")
-        if not answer.start < answer.stop <= answer.num_layers or not 0 < answer.data_port < 65536:
-            raise PlanError(f"the node at {address} describes itself in a way that makes no sense")
-        return Peer(address, link, answer)
-    except EdgeppError:
-        link.close()
-        raise
-
-
-def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
-    """Check that the stages are of the expected model and tile it exactly once.
-
-    Raises:
-        PlanError: one sentence that says what is missing, overlapping or of another model.
-    """
-    for peer in peers:
-        if (peer.welcome.fingerprint, peer.welcome.num_layers) != (expected.fingerprint, expected.num_layers):
-            raise PlanError(
-                f"{peer} runs another model: {peer.welcome.model} ({peer.welcome.fingerprint}), not"
-                f" {expected.model} ({expected.fingerprint})",
-                f"restart it with -m {expected.model}",
-            )
-        if peer.welcome.commit and expected.commit and peer.welcome.commit != expected.commit:
-            raise PlanError(
-                f"{peer} has revision {peer.welcome.commit[:12]} of {expected.model}, but this machine has"
-                f" {expected.commit[:12]}",
-                f"start both with -m NAME@{expected.commit}",
-            )
-        if peer.welcome.hidden_size != expected.hidden_size:
-            raise PlanError(f"{peer} sends hidden states of {peer.welcome.hidden_size} values")
-        if expected.exact and not peer.welcome.exact:
-            raise PlanError(f"{peer} does not compute exactly", "restart it with --exact, or chat without")
-    check_tiling([peer.layers for peer in peers], expected.num_layers)
 
 
 class NetworkRing:
@@ -238,7 +133,7 @@ class NetworkRing:
                 "restart that one with --listen and its address on your network, and give that to --peer",
             )
         message = Attach(self._epoch, index, str(following or ""), route.hex(), self._codecs[index + 1])
-        answer = _ask(peer.control, message, ATTACH_S, str(peer))
+        answer = ask(peer.control, message, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
             return answer.echo_us
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"

@@ -13,7 +13,8 @@ from edgepp import backend
 from edgepp.backend.base import BackendOptions, Ends
 from edgepp.engine.answer import Answer
 from edgepp.engine.engine import Engine
-from edgepp.engine.network import Expectation, NetworkRing
+from edgepp.engine.network import NetworkRing
+from edgepp.engine.peers import Expectation
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
 from edgepp.errors import EdgeppError, UsageError

@@ -13,7 +13,8 @@ import pytest
 import zmq
 
 from edgepp.engine.engine import Engine
-from edgepp.engine.network import Expectation, NetworkRing
+from edgepp.engine.network import NetworkRing
+from edgepp.engine.peers import Expectation
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
 from edgepp.errors import StageLost

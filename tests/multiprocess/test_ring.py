@@ -11,7 +11,8 @@ import pytest
 
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.network import Expectation, NetworkRing
+from edgepp.engine.network import NetworkRing
+from edgepp.engine.peers import Expectation
 from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, StageInfo
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Array, Checkpoint

@@ -15,7 +15,8 @@ import pytest
 import zmq
 
 from edgepp.engine import network
-from edgepp.engine.network import Expectation, NetworkRing
+from edgepp.engine.network import NetworkRing
+from edgepp.engine.peers import Expectation
 from edgepp.engine.ring import Failed, Send
 from edgepp.errors import PlanError, StageLost
 from edgepp.wire.messages import Attach, Attached, Echo, Hello, Message, Ping, Pong, Welcome, decode, encode

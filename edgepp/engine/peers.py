@@ -1,0 +1,117 @@
+"""Finding out what listens at an address, and whether what was found makes up the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import zmq
+
+from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageLost
+from edgepp.layers import LayerRange, check_tiling
+from edgepp.wire.messages import Hello, Message, Refused, Welcome, decode, encode
+from edgepp.wire.transport import Address, Link
+
+ANSWER_S = 5.0
+"""A node that does not answer a greeting for so long is not there."""
+_CONTROL_FRAME_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the coordinator's own copy of the model says, for stages to be held against."""
+
+    model: str
+    fingerprint: str
+    num_layers: int
+    hidden_size: int
+    exact: bool
+    commit: str = ""
+
+
+@dataclass
+class Peer:
+    """A stage on the other end of a control link."""
+
+    address: Address
+    control: Link
+    welcome: Welcome
+    heard_s: float = 0.0
+    busy_us: int = 0
+
+    @property
+    def layers(self) -> LayerRange:
+        """The range it holds."""
+        return LayerRange(self.welcome.start, self.welcome.stop)
+
+    @property
+    def data_address(self) -> Address:
+        """Where its hidden states go."""
+        return Address(self.address.host, self.welcome.data_port)
+
+    def __str__(self) -> str:
+        return f"the stage with layers {self.layers} on node {self.welcome.node} at {self.address}"
+
+
+def ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
+    """Send and wait for the one answer.
+
+    Raises:
+        StageLost: no answer, or one that cannot be read.
+    """
+    if not link.send([encode(message)], wait_s):
+        raise StageLost(f"no edgepp node answers at {link.address}", "is `edgepp join` running there?")
+    try:
+        frames = link.receive(wait_s)
+        if frames is not None:
+            return decode(frames[0])
+    except RemoteProtocolError as error:
+        raise StageLost(f"{what} at {link.address} cannot be understood: {error}") from error
+    raise StageLost(f"{what} at {link.address} does not answer", "is it busy, stopped, or another program?")
+
+
+def greet(context: zmq.Context[zmq.Socket[bytes]], address: Address, node: str) -> Peer:
+    """Find out what listens at ``address``.
+
+    Raises:
+        StageLost: nothing answers there.
+        PlanError: what answers is not a stage of ours.
+    """
+    link = Link(context, address, _CONTROL_FRAME_BYTES)
+    try:
+        answer = ask(link, Hello(node), ANSWER_S, "the node")
+        if not isinstance(answer, Welcome):
+            reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+            raise PlanError(f"the node at {address} cannot be used: {reason}", "run the same edgepp everywhere")
+        if not answer.start < answer.stop <= answer.num_layers or not 0 < answer.data_port < 65536:
+            raise PlanError(f"the node at {address} describes itself in a way that makes no sense")
+        return Peer(address, link, answer)
+    except EdgeppError:
+        link.close()
+        raise
+
+
+def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
+    """Check that the stages are of the expected model and tile it exactly once.
+
+    Raises:
+        PlanError: one sentence that says what is missing, overlapping or of another model.
+    """
+    for peer in peers:
+        if (peer.welcome.fingerprint, peer.welcome.num_layers) != (expected.fingerprint, expected.num_layers):
+            raise PlanError(
+                f"{peer} runs another model: {peer.welcome.model} ({peer.welcome.fingerprint}), not"
+                f" {expected.model} ({expected.fingerprint})",
+                f"restart it with -m {expected.model}",
+            )
+        if peer.welcome.commit and expected.commit and peer.welcome.commit != expected.commit:
+            raise PlanError(
+                f"{peer} has revision {peer.welcome.commit[:12]} of {expected.model}, but this machine has"
+                f" {expected.commit[:12]}",
+                f"start both with -m NAME@{expected.commit}",
+            )
+        if peer.welcome.hidden_size != expected.hidden_size:
+            raise PlanError(f"{peer} sends hidden states of {peer.welcome.hidden_size} values")
+        if expected.exact and not peer.welcome.exact:
+            raise PlanError(f"{peer} does not compute exactly", "restart it with --exact, or chat without")
+    check_tiling([peer.layers for peer in peers], expected.num_layers)
