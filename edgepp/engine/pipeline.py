@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeAlias
 
@@ -82,7 +82,10 @@ class Pipeline:
         try:
             self.tokenizer = Tokenizer.load(self.path)
             addresses = options.peers or self._start_stages(on_progress)
-            open_ring = (lambda: self._open_network(addresses)) if addresses else self._open_alone
+
+            def open_ring() -> tuple[Ring, Ends]:
+                return self._open_network(addresses) if addresses else self._open_alone(on_progress)
+
             self.engine = self._owned.enter_context(Engine(open_ring, self.tokenizer.eos_ids))
         except BaseException:
             self._owned.close()
@@ -96,10 +99,15 @@ class Pipeline:
     def ask(self, prompt: str | Sequence[dict[str, str]], options: GenerateOptions) -> Answer:
         """Answer a raw text as it stands, or a conversation of ``{"role", "content"}`` by the model's chat template.
 
+        The answer is at most as long as the context has room for.
+
         Raises:
-            UsageError: the prompt is empty or too long.
+            UsageError: the prompt is empty, or leaves no room for an answer.
         """
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
+        room = self.engine.context - len(tokens)
+        if 0 < room < options.max_tokens:
+            options = replace(options, max_tokens=room)
         return Answer(self.engine, self.engine.submit(tokens, options), self.tokenizer.detokenizer())
 
     def close(self) -> None:
@@ -156,11 +164,11 @@ class Pipeline:
             ring.close()
             raise
 
-    def _open_alone(self) -> tuple[Ring, Ends]:
+    def _open_alone(self, on_progress: OnProgress | None) -> tuple[Ring, Ends]:
         checkpoint = self._checkpoint
         chosen = backend.choose(self.options.backend, checkpoint)
         layers = LayerRange(0, checkpoint.num_layers)
-        model = chosen.load_stage(checkpoint, layers, self.options.compute)
+        model = chosen.load_stage(checkpoint, layers, self.options.compute, _named(on_progress, f"layers {layers}"))
         prefill_us, decode_us = measure_speed(model)
         info = StageInfo(
             index=0,
