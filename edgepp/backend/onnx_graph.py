@@ -234,6 +234,7 @@ def _session_options(options: BackendOptions) -> ort.SessionOptions:
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
+    settings.enable_mem_pattern = False  # shapes change with every chunk and with the cache
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     return settings

@@ -41,6 +41,8 @@ ATTACH_S = 10.0
 PING_S = 1.0
 LOST_S = 5.0
 """A stage whose last answer is older is lost."""
+GONE_PINGS = 2
+"""A stage to which so many pings in a row find no connection is gone."""
 STEP_S = 8.0
 """How much longer than four times its measured speed a step may take before its stage counts as wedged."""
 
@@ -273,8 +275,10 @@ class NetworkRing:
         now = time.monotonic()
         if now - self._pinged_s >= PING_S:
             self._pinged_s = now
-            for peer in self._peers:
-                peer.control.send([encode(Ping(self._epoch))])
+            for index, peer in enumerate(self._peers):
+                peer.unsent = 0 if peer.control.send([encode(Ping(self._epoch))]) else peer.unsent + 1
+                if peer.unsent >= GONE_PINGS:
+                    self._fail(StageLost(f"{self.stages[index]} is gone: its connection is closed"))
 
     def _forgive_sleep(self) -> None:
         """Do not blame the stages for the time in which this process itself did not run."""

@@ -38,6 +38,8 @@ class Peer:
     welcome: Welcome
     heard_s: float = 0.0
     busy_us: int = 0
+    unsent: int = 0
+    """Pings in a row that found no connection to go out on."""
 
     @property
     def layers(self) -> LayerRange:
