@@ -1,0 +1,110 @@
+"""The interactive chat, in a pseudo-terminal as a person would use it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edgepp.model.random import TINY, make_checkpoint
+from tests.cluster import EDGEPP
+
+
+class Terminal:
+    """A command with a pseudo-terminal; ``expect`` reads until a text shows up."""
+
+    def __init__(self, *command: str) -> None:
+        self._master, slave = pty.openpty()
+        environment = os.environ | {"PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "dumb", "COLUMNS": "120"}
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+        )
+        os.close(slave)
+        self._seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def expect(self, text: str, within_s: float = 30) -> str:
+        """What was shown up to and with ``text``."""
+        deadline = time.monotonic() + within_s
+        while text not in self._seen:
+            assert time.monotonic() < deadline, f"{text!r} never came; the screen shows: {self._seen[-800:]}"
+            if select.select([self._master], [], [], 0.1)[0]:
+                self._seen += os.read(self._master, 65536).decode(errors="replace")
+        shown, self._seen = self._seen.split(text, 1)
+        return shown + text
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    path = make_checkpoint(tmp_path / "tiny", replace(TINY, context=4096))
+    opened = Terminal(
+        *EDGEPP, "chat", "-m", str(path), "--stages", "2", "--ignore-eos", "-n", "12", "--system", "Be nice."
+    )
+    opened.expect("on 2 stages; /help lists commands")
+    yield opened
+    opened.close()
+
+
+def test_a_conversation_with_commands(terminal: Terminal) -> None:
+    terminal.type("/stats\r")
+    terminal.expect("no answer yet")
+    terminal.type("hello\r")
+    terminal.expect("12 tokens · first after")
+    terminal.type("and again\r")
+    terminal.expect("12 tokens · first after")
+    terminal.type("/stats\r")
+    shown = terminal.expect("stage 1 (layers 2-3)")
+    assert "stage 0 (layers 0-1) on node" in shown
+    terminal.type("/reset\r")
+    terminal.expect("forgotten")
+    terminal.type("/nonsense\r")
+    terminal.expect("there is no command /nonsense")
+    terminal.type("/quit\r")
+    assert terminal.process.wait(10) == 0
+
+
+def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "tiny", replace(TINY, context=1 << 17))
+    opened = Terminal(*EDGEPP, "chat", "-m", str(path), "--stages", "2", "--ignore-eos", "-n", "100000")
+    try:
+        opened.expect("/help lists commands")
+        opened.type("hello\r")
+        opened.expect("hello")
+        time.sleep(1.0)
+        opened.process.send_signal(signal.SIGINT)
+        stopped = opened.expect("tokens · first after")
+        assert "100000 tokens" not in stopped
+        opened.type("/quit\r")
+        assert opened.process.wait(10) == 0
+    finally:
+        opened.close()
+
+
+def test_a_lost_stage_is_said_and_the_next_question_joins_again(terminal: Terminal) -> None:
+    terminal.type("hello\r")
+    terminal.expect("12 tokens · first after")
+    for child in psutil.Process(terminal.process.pid).children():
+        child.kill()
+    time.sleep(0.5)
+    terminal.type("are you there\r")
+    terminal.expect("error: lost a stage: stage")
+    terminal.type("hello again\r")
+    terminal.expect("12 tokens · first after")
+    terminal.type("/quit\r")
+    assert terminal.process.wait(10) == 0
