@@ -65,6 +65,15 @@ def summary(answer: Answer) -> str:
     )
 
 
+def banner(pipeline: Pipeline) -> str:
+    """One line about what runs where."""
+    if not pipeline.stages[0].address:
+        return f"{pipeline.options.model} on this machine alone ({pipeline.stages[0].backend})"
+    places = [f"layers {s.layers} at {s.address} ({s.backend})" for s in pipeline.stages]
+    count = f"{len(places)} stage{'s' if len(places) > 1 else ''}"
+    return f"{pipeline.options.model} on {count}: {', '.join(places)}"
+
+
 def stage_table(pipeline: Pipeline, answer: Answer) -> str:
     """A line a stage: its range, place, and share of the last answer's time."""
     lines = []
@@ -85,6 +94,7 @@ def answer_once(
         text = "".join(answer)
         click.echo(json.dumps(report(pipeline, answer, text), ensure_ascii=False))
         return
+    click.secho(banner(pipeline), dim=True, err=True)
     _stream(answer)
     click.secho(summary(answer), dim=True, err=True)
 
@@ -122,8 +132,7 @@ class Conversation:
         self.reset()
         pipeline = self.open_pipeline()
         try:
-            stages = len(pipeline.stages)
-            click.echo(f"{pipeline.options.model} on {stages} stage{'s' if stages > 1 else ''}; /help lists commands")
+            click.secho(f"{banner(pipeline)}; /help lists commands", dim=True)
             session: PromptSession[str] = PromptSession(history=InMemoryHistory())
             while (line := _read(session)) is not None:
                 pipeline = self._handle(line.strip(), pipeline)
