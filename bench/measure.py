@@ -31,6 +31,10 @@ _LIBRARIES = ("edgepp", "onnxruntime", "mlx", "mlx-lm", "numpy", "pyzmq")
 _BENCH = Path(__file__).resolve().parent
 
 
+Work = Callable[[int], Result]
+"""Does a side's work once; is given the number of the round, 0 to warm up."""
+
+
 class Arguments(argparse.ArgumentParser):
     """A command line whose mistakes are told in one sentence."""
 
@@ -124,6 +128,10 @@ class Side:
         self._ask({"prompt": list(prompt), "generate": generate})
         return self._answer()
 
+    def work(self, vocabulary: int, prompt_tokens: int, generate: int) -> Work:
+        """What it does each round: answer that round's prompt."""
+        return lambda turn: self.run(prompt(vocabulary, prompt_tokens, turn), generate)
+
     @property
     def resident_bytes(self) -> int:
         """Memory of its process and of those that it started."""
@@ -170,10 +178,6 @@ class Side:
         return answer
 
 
-Work = Callable[[int], Result]
-"""Does a side's work once; is given the number of the round, 0 to warm up."""
-
-
 def interleave(work: Mapping[str, Work], rounds: int) -> dict[str, list[Result]]:
     """Warm each side up once, then ask them in turn, round after round; each side's results in that order."""
     results: dict[str, list[Result]] = {name: [] for name in work}
@@ -198,6 +202,22 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     columns = {rate: [float(result[rate]) for result in results] for rate in RATES}
     medians: dict[str, Any] = {rate: statistics.median(column) for rate, column in columns.items()}
     return medians | {"spread": {rate: [min(column), max(column)] for rate, column in columns.items()}}
+
+
+def rate_columns(side: Mapping[str, Any] | None = None) -> str:
+    """The rates of a ``summary`` as part of a table's line, or their names."""
+    if side is None:
+        return "".join(f"{name:>22}" for name in ("prefill tok/s", "decode tok/s", "e2e tok/s", "first token s"))
+    spread = side["spread"]
+    cells = (f"{side[rate]:.4g} ({spread[rate][0]:.3g}-{spread[rate][1]:.3g})" for rate in RATES)
+    return "".join(f"{cell:>22}" for cell in cells)
+
+
+def ratio_text(ratios: Mapping[str, Any]) -> str:
+    """A ``ratio`` in words."""
+    return ", ".join(
+        f"{name} {ratios[name]:.3g} ({low:.3g}-{high:.3g})" for name, (low, high) in ratios["spread"].items()
+    )
 
 
 def ratio(over: Sequence[Result], under: Sequence[Result], names: Sequence[str]) -> dict[str, Any]:

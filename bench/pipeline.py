@@ -13,8 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from measure import Arguments, Side, count, interleave, prompt, ratio, report, say, script, share_cpus, summary
-from sides import RATES, Result
+from measure import (
+    Arguments,
+    Side,
+    count,
+    interleave,
+    rate_columns,
+    ratio,
+    ratio_text,
+    report,
+    say,
+    script,
+    share_cpus,
+    summary,
+)
+from sides import Result
 
 from edgepp import backend
 from edgepp.engine.pipeline import PipelineOptions
@@ -67,11 +80,8 @@ def measured(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, A
     with ExitStack() as stack:
         sides = [stack.enter_context(Side(name, config)) for name, config in configs.items()]
         about = {side.name: side.wait_ready() for side in sides}
-
-        def work(side: Side, turn: int) -> Result:
-            return side.run(prompt(checkpoint.vocab_size, options.prompt_tokens, turn), options.gen)
-
-        results = interleave({side.name: lambda turn, side=side: work(side, turn) for side in sides}, options.rounds)
+        work = {side.name: side.work(checkpoint.vocab_size, options.prompt_tokens, options.gen) for side in sides}
+        results = interleave(work, options.rounds)
         found = {
             side.name: summary(results[side.name])
             | {"step_ms": middle(results[side.name]), "resident_bytes": side.resident_bytes, **about[side.name]}
@@ -87,20 +97,14 @@ def middle(results: Sequence[Result]) -> Any:
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The result for people."""
-    yield f"{'':10}{'prefill tok/s':>22}{'decode tok/s':>22}{'e2e tok/s':>22}{'first token s':>22}"
+    yield f"{'':10}{rate_columns()}"
     for name in ("single", "pipeline"):
-        side = result[name]
-        cells = [f"{side[rate]:.4g} ({side['spread'][rate][0]:.3g}-{side['spread'][rate][1]:.3g})" for rate in RATES]
-        yield f"{name:10}" + "".join(f"{cell:>22}" for cell in cells)
-    ratios = result["ratio"]
-    yield "pipeline / single: " + ", ".join(
-        f"{name} {ratios[name]:.3f} ({ratios['spread'][name][0]:.2f}-{ratios['spread'][name][1]:.2f})"
-        for name in RATIOS
-    )
+        yield f"{name:10}{rate_columns(result[name])}"
+    yield f"pipeline / single: {ratio_text(result['ratio'])}"
     for name in ("single", "pipeline"):
         step = result[name]["step_ms"]
         stages = " + ".join(f"{ms:.2f}" for ms in step["stages"])
-        yield f"a decode step, {name}: stages {stages}, wire {step['wire']:.2f}, coordinator {step['coordinator']:.2f} ms"
+        yield f"{name}'s decode step, ms: stages {stages}, wire {step['wire']:.2f}, coordinator {step['coordinator']:.2f}"
 
 
 def main() -> None:

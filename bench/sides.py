@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ class Edgepp:
             {"layers": str(stage.layers), "backend": stage.backend, "hop_us": stage.hop_s * 1e6}
             for stage in self._pipeline.stages
         ]
-        self.about = {"version": version("edgepp"), "stages": stages}
+        self.about: Mapping[str, Any] = {"version": version("edgepp"), "stages": stages}
 
     def run(self, prompt: Sequence[int], generate: int) -> Result:
         """See ``Engine``."""
@@ -110,7 +111,7 @@ class MlxLm:
         self._model, _ = load_model(Path(config["model"]))
         if config["float32"]:
             self._model.set_dtype(mx.float32)
-        self.about = {"version": version("mlx-lm"), "device": str(mx.default_device())}
+        self.about: Mapping[str, Any] = {"version": version("mlx-lm"), "device": str(mx.default_device())}
 
     def run(self, prompt: Sequence[int], generate: int) -> Result:
         """See ``Engine``."""
@@ -118,8 +119,8 @@ class MlxLm:
         from mlx_lm.generate import generate_step
 
         times_s = [time.perf_counter()]
-        for _ in generate_step(mx.array(prompt), self._model, max_tokens=generate):
-            times_s.append(time.perf_counter())
+        tokens = generate_step(mx.array(list(prompt)), self._model, max_tokens=generate)
+        times_s += [time.perf_counter() for _ in tokens]
         return rates(len(prompt), len(times_s) - 1, times_s[0], times_s[1], times_s[-1])
 
     def close(self) -> None:
@@ -130,10 +131,8 @@ class LlamaCpp:
     """llama.cpp by its C interface, so that no Python of llama-cpp-python's stands in its way."""
 
     def __init__(self, config: Config) -> None:
-        import llama_cpp
-
-        self._api: Any = llama_cpp
-        self._llama = llama_cpp.Llama(
+        self._api: Any = import_module("llama_cpp")
+        self._llama = self._api.Llama(
             model_path=config["model"],
             n_ctx=config["context"],
             n_batch=config["context"],
@@ -141,7 +140,11 @@ class LlamaCpp:
             n_threads_batch=config["threads"],
             verbose=False,
         )
-        self.about = {"version": f"llama-cpp-python {version('llama-cpp-python')}", "file": Path(config["model"]).name}
+        self.about: Mapping[str, Any] = {
+            "version": version("llama-cpp-python"),
+            "file": Path(config["model"]).name,
+            "kernels": self._api.llama_print_system_info().decode(),
+        }
 
     def run(self, prompt: Sequence[int], generate: int) -> Result:
         """See ``Engine``."""

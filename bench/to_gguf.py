@@ -56,7 +56,7 @@ def q4_1(codes: Array, scales: Array, biases: Array) -> Array:
 
 
 def q8_0(codes: Array, scales: Array) -> Array:
-    """Q8_0 blocks (N, K / 32 * 34) of MLX's codes (N, K), whose biases are -128 times the scales (N, K / group_size)."""
+    """Q8_0 blocks (N, K / 32 * 34) of MLX's codes (N, K) and scales (N, K / group_size); biases are -128 scales."""
     rows, columns = codes.shape
     blocks = codes.reshape(rows, columns // _BLOCK, _BLOCK) ^ 0x80  # as int8: the code less 128
     return _blocks(_each(scales, columns), blocks)

@@ -20,7 +20,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 _QKV = frozenset({"q_proj", "k_proj", "v_proj"})
 _MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
-_BITS = frozenset({2, 3, 4, 5, 6, 8})
+_BITS = (2, 3, 4, 5, 6, 8)
+_GROUP_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -72,98 +73,118 @@ class Architecture:
     """The output head is the embedding."""
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """A part of config.json, read with checks: it comes from the network."""
+
+    family: str
+    values: Mapping[str, Any]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        value = self.get(key, default)
+        if not isinstance(value, int) or not 0 < value < 2**31:
+            raise self.unfit(f"whose config.json has no usable {key}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise self.unfit(f"whose config.json has no usable {key}")
+        return float(value)
+
+    def section(self, key: str) -> _Settings:
+        value = self.get(key)
+        return _Settings(self.family, value if isinstance(value, dict) else {})
+
+    def unfit(self, reason: str) -> ModelError:
+        return ModelError(
+            f"the onnx backend cannot run this {self.family} model, {reason}",
+            "use --backend mlx, which runs what mlx-lm runs",
+        )
+
+
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
     """The model's architecture.
 
     Raises:
         ModelError: the graph cannot express it; says why.
     """
-    family, config = checkpoint.family, checkpoint.text_config
-    if family not in FAMILIES:
-        raise _unfit(family, f"of which it knows only {', '.join(FAMILIES)}")
-    _check_layers(family, config, checkpoint.context)
-    _check_quantisation(family, checkpoint.config)
-    heads = _size(family, config, "num_attention_heads")
-    head_dim = int(config.get("head_dim") or checkpoint.hidden_size // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
+    config = _Settings(checkpoint.family, checkpoint.text_config)
+    if config.family not in FAMILIES:
+        raise config.unfit(f"for it knows only {', '.join(FAMILIES)}")
+    _check_layers(config, checkpoint.context)
+    _check_quantisation(_Settings(checkpoint.family, checkpoint.config))
+    heads = config.size("num_attention_heads")
+    kv_heads = config.size("num_key_value_heads", heads)
+    head_dim = config.size("head_dim", checkpoint.hidden_size // heads)
     if head_dim % 8 or heads % kv_heads:
-        raise _unfit(family, f"with {heads} heads of size {head_dim} over {kv_heads} key-value heads")
+        raise config.unfit(f"with {heads} heads of size {head_dim} over {kv_heads} key-value heads")
     return Architecture(
-        family=family,
+        family=config.family,
         hidden_size=checkpoint.hidden_size,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        epsilon=config.number("rms_norm_eps", 1e-6),
         context=checkpoint.context,
-        rope=_rope(family, config, head_dim),
-        biased=_biased(family, config),
-        head_norms=family == "qwen3",
+        rope=_rope(config, head_dim),
+        biased=_biased(config),
+        head_norms=config.family == "qwen3",
         tied=bool(checkpoint.config.get("tie_word_embeddings", config.get("tie_word_embeddings", True))),
     )
 
 
-def _unfit(family: str, reason: str) -> ModelError:
-    return ModelError(
-        f"the onnx backend cannot run this {family} model, {reason}",
-        "use --backend mlx, which runs what mlx-lm runs",
-    )
-
-
-def _size(family: str, config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value <= 0:
-        raise _unfit(family, f"whose config.json has no usable {key}")
-    return value
-
-
-def _check_layers(family: str, config: Mapping[str, Any], context: int) -> None:
+def _check_layers(config: _Settings, context: int) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise _unfit(family, f"whose activation is {activation}")
-    if others := set(config.get("layer_types") or ()) - {"full_attention"}:
-        raise _unfit(family, f"which has layers of type {', '.join(sorted(map(str, others)))}")
-    window = config.get("sliding_window")
-    slides = config.get("use_sliding_window", family == "mistral")
-    if slides and window is not None and window < context:
-        raise _unfit(family, f"whose attention sees a sliding window of {window} positions")
+        raise config.unfit(f"whose activation is {activation}")
+    if others := {str(kind) for kind in config.get("layer_types", ())} - {"full_attention"}:
+        raise config.unfit(f"which has layers of type {', '.join(sorted(others))}")
+    slides = config.get("use_sliding_window", config.family == "mistral")
+    if slides and config.size("sliding_window", context) < context:
+        raise config.unfit(f"whose attention sees a window of {config.get('sliding_window')} positions")
 
 
-def _check_quantisation(family: str, config: Mapping[str, Any]) -> None:
-    settings = config.get("quantization") or config.get("quantization_config") or {}
-    for own in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+def _check_quantisation(config: _Settings) -> None:
+    whole = config.get("quantization") or config.get("quantization_config") or {}
+    for own in (whole, *(value for value in whole.values() if isinstance(value, dict))):
         mode = own.get("mode", own.get("quant_method", "affine"))
         bits, group_size = own.get("bits", 4), own.get("group_size", 32)
-        if mode != "affine" or bits not in _BITS or group_size not in (16, 32, 64, 128, 256):
-            raise _unfit(family, f"whose weights are quantised as {mode}, {bits} bits, groups of {group_size}")
+        if mode != "affine" or bits not in _BITS or group_size not in _GROUP_SIZES:
+            raise config.unfit(f"whose weights are quantised as {mode}, {bits} bits, groups of {group_size}")
 
 
-def _biased(family: str, config: Mapping[str, Any]) -> frozenset[str]:
-    if family == "qwen2":
+def _biased(config: _Settings) -> frozenset[str]:
+    if config.family == "qwen2":
         return _QKV
-    if family == "qwen3":
+    if config.family == "qwen3":
         return frozenset()
     attention = _QKV | {"o_proj"} if config.get("attention_bias") else frozenset()
     return attention | (_MLP if config.get("mlp_bias") else frozenset())
 
 
-def _rope(family: str, config: Mapping[str, Any], head_dim: int) -> Rope:
-    nested = config.get("rope_parameters") or {}  # where newer configurations keep base and scaling
-    scaling = config.get("rope_scaling") or nested
-    kind = scaling.get("type") or scaling.get("rope_type") or "default"
+def _rope(config: _Settings, head_dim: int) -> Rope:
+    nested = config.section("rope_parameters")  # where newer configurations keep base and scaling
+    scaling = config.section("rope_scaling")
+    scaling = scaling if scaling.values else nested
+    kind = scaling.get("type") or scaling.get("rope_type", "default")
     if kind not in ("default", "linear", "llama3"):
-        raise _unfit(family, f"whose rotary embedding is of type {kind}")
+        raise config.unfit(f"whose rotary embedding is of type {kind}")
     if config.get("rope_traditional"):
-        raise _unfit(family, "whose rotary embedding turns neighbouring pairs")
+        raise config.unfit("whose rotary embedding turns neighbouring pairs")
     if config.get("partial_rotary_factor", nested.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise _unfit(family, "which rotates only a part of each head")
-    default_base = 1_000_000.0 if family == "qwen2" else 10_000.0
+        raise config.unfit("which rotates only a part of each head")
+    based = nested if config.get("rope_theta") is None else config
     return Rope(
         head_dim=head_dim,
-        base=float(config.get("rope_theta") or nested.get("rope_theta") or default_base),
+        base=based.number("rope_theta", 1_000_000.0 if config.family == "qwen2" else 10_000.0),
         kind=kind,
-        factor=1.0 if kind == "default" else float(scaling["factor"]),
-        low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
-        original_context=int(scaling.get("original_max_position_embeddings", 8192)),
+        factor=1.0 if kind == "default" else scaling.number("factor"),
+        low_freq_factor=scaling.number("low_freq_factor", 1.0),
+        high_freq_factor=scaling.number("high_freq_factor", 4.0),
+        original_context=scaling.size("original_max_position_embeddings", 8192),
     )

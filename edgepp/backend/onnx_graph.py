@@ -37,6 +37,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 _MICROSOFT = "com.microsoft"
 _INT8, _FLOAT32 = 4, 0  # MatMulNBits' accuracy levels: what the activations are rounded to
 _INLINE_BYTES = 1024  # smaller initialisers go into the graph
+_SPIN_US = 200  # bridges the gap between two operators; body and head of one process do not fight over cores
 _EXACT_RESIDUE = 1e-6  # in steps of a 4-bit code: below what float32 arithmetic itself loses
 
 
@@ -236,5 +237,5 @@ def _session_options(options: BackendOptions) -> ort.SessionOptions:
     settings.log_severity_level = 3
     settings.enable_mem_pattern = False  # shapes change with every chunk and with the cache
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
-    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     return settings

@@ -53,18 +53,27 @@ class NBits:
 
 
 def quantised(checkpoint: Checkpoint, modules: Sequence[str], *, max_residue: float = _MAX_RESIDUE) -> NBits:
-    """The quantised linears ``modules`` stacked; ``max_residue`` is in steps of a 4-bit code."""
-    parts = [_affine(checkpoint, module) for module in modules]
-    bits, group_size = parts[0][3], checkpoint.quantisation(modules[0]).group_size  # type: ignore[union-attr]
-    codes = _stack([part[0] for part in parts])
-    scales, biases = _stack([part[1] for part in parts]), _stack([part[2] for part in parts])
+    """The equally quantised linears ``modules`` stacked; ``max_residue`` is in steps of a 4-bit code.
+
+    Raises:
+        ModelError: their tensors do not fit each other.
+    """
+    parts = [_read(checkpoint, module) for module in modules]
+    bits = 4 if parts[0].bits <= 4 else 8
+    codes = _stack([part.nbits(bits) for part in parts])
+    scales, biases = _stack([part.scales for part in parts]), _stack([part.biases for part in parts])
     zero_points, residue = _integer_zero_points(scales, biases, bits, max_residue)
-    return NBits(bits, group_size, codes, scales, _pack(zero_points, bits), residue)
+    return NBits(bits, parts[0].group_size, codes, scales, _pack(zero_points, bits), residue)
 
 
 def converted(checkpoint: Checkpoint, modules: Sequence[str]) -> NBits:
-    """The unquantised linears ``modules``, stacked and rounded to 8 bits: symmetric, in groups of 32."""
-    sources = [checkpoint.array(f"{module}.weight") for module in modules]
+    """The unquantised linears ``modules``, stacked and rounded to 8 bits: symmetric, in groups of 32.
+
+    Raises:
+        ModelError: their tensors do not fit each other.
+    """
+    sources = [_matrix(checkpoint, module) for module in modules]
+    _check_stackable(sources)
     rows, columns = sum(len(source) for source in sources), sources[0].shape[1]
     codes = np.empty((rows, columns // CONVERTED_GROUP, CONVERTED_GROUP), np.uint8)
     scales = np.empty(codes.shape[:2], np.float32)
@@ -82,13 +91,18 @@ def converted(checkpoint: Checkpoint, modules: Sequence[str]) -> NBits:
 
 
 def dense(checkpoint: Checkpoint, modules: Sequence[str]) -> Array:
-    """The linears ``modules`` as one float32 matrix (K, N), however they are stored."""
-    sources = [checkpoint.array(f"{module}.weight") for module in modules]
+    """The equally stored linears ``modules`` as one float32 matrix (K, N).
+
+    Raises:
+        ModelError: their tensors do not fit each other.
+    """
+    _check_stackable([_matrix(checkpoint, module) for module in modules])
+    rows = [len(checkpoint.array(f"{module}.weight")) for module in modules]
     columns = rows_of(checkpoint, modules[0], slice(0, 1)).shape[1]
-    matrix = np.empty((columns, sum(len(source) for source in sources)), np.float32)
+    matrix = np.empty((columns, sum(rows)), np.float32)
     done = 0
-    for module, source in zip(modules, sources, strict=True):
-        for start in range(0, len(source), _ROWS):
+    for module, height in zip(modules, rows, strict=True):
+        for start in range(0, height, _ROWS):
             block = rows_of(checkpoint, module, slice(start, start + _ROWS))
             matrix[:, done : done + len(block)] = block.T
             done += len(block)
@@ -96,17 +110,18 @@ def dense(checkpoint: Checkpoint, modules: Sequence[str]) -> Array:
 
 
 def rows_of(checkpoint: Checkpoint, module: str, rows: slice | Array) -> Array:
-    """Rows of a linear or embedding as float32 (R, K): ``scale * code + bias`` where it is quantised."""
-    weight = checkpoint.array(f"{module}.weight")[rows]
-    quantisation = checkpoint.quantisation(module)
-    if quantisation is None:
-        return weight.astype(np.float32)
-    scales = checkpoint.array(f"{module}.scales")[rows].astype(np.float32)
-    biases = checkpoint.array(f"{module}.biases")[rows].astype(np.float32)
-    codes = unpack(weight, quantisation.bits).astype(np.float32)
-    values = codes.reshape(*scales.shape, quantisation.group_size)
-    values *= scales[..., None]
-    values += biases[..., None]
+    """Rows of a linear or embedding as float32 (R, K): ``scale * code + bias`` where it is quantised.
+
+    Raises:
+        ModelError: its tensors do not fit each other.
+    """
+    if checkpoint.quantisation(module) is None:
+        return _matrix(checkpoint, module)[rows].astype(np.float32)
+    part = _read(checkpoint, module, rows)
+    codes = unpack(part.words, part.bits).astype(np.float32)
+    values = codes.reshape(*part.scales.shape, part.group_size)
+    values *= part.scales[..., None]
+    values += part.biases[..., None]
     return values.reshape(codes.shape)
 
 
@@ -121,24 +136,53 @@ def unpack(words: Array, bits: int) -> Array:
     return np.packbits(stream, axis=-1, bitorder="little")[..., 0]
 
 
-def _affine(checkpoint: Checkpoint, module: str) -> tuple[Array, Array, Array, int]:
-    """Codes, float32 scales and biases, and the bits a code takes here: 4 or 8."""
+@dataclass(frozen=True)
+class _Affine:
+    """Rows of one linear as MLX stores them, but for scales and biases (N, G) in float32."""
+
+    bits: int
+    group_size: int
+    words: Array
+    scales: Array
+    biases: Array
+
+    def nbits(self, bits: int) -> Array:
+        """Codes of ``bits`` bits, 4 or 8, in MatMulNBits' layout: MLX's own bytes where it has as many."""
+        if self.bits == bits:
+            raw = self.words.view(np.uint8)
+        else:
+            codes = unpack(self.words, self.bits)
+            raw = codes if bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+        return raw.reshape(*self.scales.shape, -1)
+
+
+def _read(checkpoint: Checkpoint, module: str, rows: slice | Array = slice(None)) -> _Affine:
     quantisation = checkpoint.quantisation(module)
     if quantisation is None:
         raise ModelError(f"{module} is not quantised, unlike the linears beside it")
-    words = checkpoint.array(f"{module}.weight")
-    scales = checkpoint.array(f"{module}.scales").astype(np.float32)
-    biases = checkpoint.array(f"{module}.biases").astype(np.float32)
-    bits = 4 if quantisation.bits <= 4 else 8
-    raw = words.view(np.uint8) if quantisation.bits in (4, 8) else _widen(unpack(words, quantisation.bits), bits)
-    return raw.reshape(*scales.shape, -1), scales, biases, bits
+    words = _matrix(checkpoint, module)
+    scales, biases = (checkpoint.array(f"{module}.{part}") for part in ("scales", "biases"))
+    bits, group_size = quantisation.bits, quantisation.group_size
+    columns = words.shape[-1] * 32 // bits
+    if words.dtype != np.uint32 or scales.shape != (len(words), columns / group_size) or biases.shape != scales.shape:
+        raise ModelError(f"{module} is not quantised in {bits} bits and groups of {group_size}, as config.json says")
+    return _Affine(bits, group_size, words[rows], scales[rows].astype(np.float32), biases[rows].astype(np.float32))
 
 
-def _widen(codes: Array, bits: int) -> Array:
-    return codes if bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+def _matrix(checkpoint: Checkpoint, module: str) -> Array:
+    weight = checkpoint.array(f"{module}.weight")
+    if weight.ndim != 2:
+        raise ModelError(f"{module} has a weight of shape {weight.shape}, not a matrix")
+    return weight
+
+
+def _check_stackable(parts: Sequence[Array]) -> None:
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise ModelError("linears that share an input differ in width: the model is damaged")
 
 
 def _stack(parts: Sequence[Array]) -> Array:
+    _check_stackable(parts)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

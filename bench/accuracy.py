@@ -1,0 +1,211 @@
+"""How far the ONNX backend's numbers are from MLX's in float32, over a fixed English text and some greedy answers.
+
+    python bench/accuracy.py --model smollm2-135m --tokens 2048
+
+The text is ``bench/text.txt`` followed by the repository's licence, cut into windows of 512 tokens that are sequences
+of their own. Of every position: ``perplexity``, exp of the mean loss; ``kl``, the mean of KL(mlx || onnx) in nats;
+``top1``, how often both rank the same token first; ``mean_diff`` and ``max_diff`` of the logits. Of the greedy answers,
+in tokens: ``free``, the leading ones that are equal when each side continues its own answer; ``forced``, those that
+are equal when both are fed MLX's answer. MLX computes a prompt slowly on a CPU: the default run takes some minutes there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from measure import Arguments, count, report, say, script
+
+from edgepp.backend import choose
+from edgepp.backend.base import BackendOptions
+from edgepp.errors import UsageError
+from edgepp.layers import LayerRange
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import fetch
+from edgepp.model.tokenizer import Tokenizer
+
+Logits = npt.NDArray[np.float32]
+
+WINDOW = 512
+SLICE = 64
+"""Positions whose logits are held at a time."""
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at one hundred degrees because",
+    "Once upon a time, in a village by the sea, there lived",
+    "To sort a list of numbers in Python, you can",
+    "The three most important things to know about the moon are",
+    "Dear Sir or Madam, I am writing to you about",
+)
+HEADINGS = ("perplexity", "kl", "top1", "mean_diff", "max_diff", "free", "forced")
+
+
+class Model:
+    """A whole model in one stage."""
+
+    def __init__(self, backend: str, checkpoint: Checkpoint, options: BackendOptions) -> None:
+        runner = choose(backend, checkpoint)
+        self._stage = runner.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), options)
+        self._ends = runner.load_ends(checkpoint, options)
+        self._context = checkpoint.context
+
+    def open(self) -> None:
+        """Begin a sequence, in place of the one before."""
+        self._stage.free(0)
+        self._stage.open(0, min(self._context, 1024))
+
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        """Logits (T, V) after each of the sequence's next tokens."""
+        return self._ends.logits(self._stage.extend(0, self._ends.embed(tokens)))
+
+    def answer(self, prompt: Sequence[int], feed: Sequence[int] | None = None, *, length: int) -> list[int]:
+        """The likeliest tokens one after the other; ``feed`` continues the prompt in their place where it is given."""
+        self.open()
+        tokens = [int(self.logits(prompt)[-1].argmax())]
+        while len(tokens) < length:
+            step = tokens if feed is None else feed[: len(tokens)]
+            tokens.append(int(self.logits([step[-1]])[-1].argmax()))
+        return tokens
+
+
+class Difference:
+    """Sums over the positions of a text what sets ``logits`` apart from ``reference``."""
+
+    def __init__(self) -> None:
+        self._positions = 0
+        self._sums = dict.fromkeys(("loss", "kl", "top1", "mean_diff"), 0.0)
+        self._max_diff = 0.0
+
+    def add(self, reference: Logits, logits: Logits, following: Sequence[int]) -> None:
+        """Take in the logits (T, V) of T positions and the token that follows each."""
+        expected, got = log_softmax(reference), log_softmax(logits)
+        apart = np.abs(logits - reference)
+        self._positions += len(following)
+        self._sums["loss"] -= float(got[np.arange(len(following)), following].sum())
+        self._sums["kl"] += float((np.exp(expected) * (expected - got)).sum())
+        self._sums["top1"] += float((reference.argmax(-1) == logits.argmax(-1)).sum())
+        self._sums["mean_diff"] += float(apart.mean(-1).sum())
+        self._max_diff = max(self._max_diff, float(apart.max()))
+
+    def result(self) -> dict[str, float]:
+        """The means, and the perplexity."""
+        means = {name: total / self._positions for name, total in self._sums.items()}
+        return {"perplexity": float(np.exp(means.pop("loss"))), **means, "max_diff": self._max_diff}
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    """Natural logarithms of the probabilities, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def text_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
+    """The first ``tokens`` tokens of the text.
+
+    Raises:
+        UsageError: the text is not that long.
+    """
+    bench = Path(__file__).resolve().parent
+    text = "\n\n".join((bench / name).read_text(encoding="utf-8") for name in ("text.txt", "../LICENSE"))
+    ids = tokenizer.encode(text)
+    if not SLICE < tokens <= len(ids):
+        raise UsageError(f"the text has {len(ids)} tokens; --tokens must be between {SLICE + 1} and that")
+    return ids[:tokens]
+
+
+def slices(ids: Sequence[int]) -> Iterator[tuple[bool, Sequence[int], Sequence[int]]]:
+    """The text a slice at a time: whether a window begins, its tokens, and the token that follows each."""
+    for start in range(0, len(ids) - 1, SLICE):
+        stop = min(start + SLICE, len(ids) - 1)
+        yield start % WINDOW == 0, ids[start:stop], ids[start + 1 : stop + 1]
+
+
+def over_text(mlx: Model, others: Mapping[str, Model], ids: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Each model's ``Difference`` from ``mlx`` over the text, and that of ``mlx`` from itself."""
+    differences = {name: Difference() for name in ("mlx", *others)}
+    began, done = time.perf_counter(), 0
+    for begins, tokens, following in slices(ids):
+        for model in (mlx, *others.values()) if begins else ():
+            model.open()
+        reference = mlx.logits(tokens)
+        differences["mlx"].add(reference, reference, following)
+        for name, model in others.items():
+            differences[name].add(reference, model.logits(tokens), following)
+        done += len(tokens)
+        left_s = (time.perf_counter() - began) / done * (len(ids) - 1 - done)
+        say(f"text: {done} of {len(ids) - 1} tokens, {left_s:.0f} s left")
+    return {name: difference.result() for name, difference in differences.items()}
+
+
+def over_answers(
+    mlx: Model, others: Mapping[str, Model], prompts: Sequence[Sequence[int]], length: int
+) -> dict[str, dict[str, int]]:
+    """Each model's ``free`` and ``forced`` agreement with ``mlx``, in tokens of ``length`` a prompt."""
+    totals = {name: {"free": 0, "forced": 0} for name in others}
+    for turn, prompt in enumerate(prompts, 1):
+        expected = mlx.answer(prompt, length=length)
+        for name, model in others.items():
+            totals[name]["free"] += leading(expected, model.answer(prompt, length=length))
+            totals[name]["forced"] += equal(expected, model.answer(prompt, expected, length=length))
+        say(f"answers: {turn} of {len(prompts)}")
+    return totals
+
+
+def equal(a: Sequence[int], b: Sequence[int]) -> int:
+    """Places at which both have the same token."""
+    return sum(x == y for x, y in zip(a, b, strict=True))
+
+
+def leading(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens before the first that differs."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=True)))
+
+
+def table(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result for people."""
+    yield f"{result['model']}: {result['text_tokens']} tokens of text, {result['answer_tokens']} of greedy answers"
+    yield f"{'':12}" + "".join(f"{heading:>12}" for heading in HEADINGS)
+    for name, row in result["models"].items():
+        cells = (f"{row[heading]:>12.4g}" if heading in row else f"{'':12}" for heading in HEADINGS)
+        yield f"{name:12}" + "".join(cells)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Arguments(__doc__)
+    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
+    parser.add_argument("--tokens", type=count, default=2048, help="tokens of text (%(default)s)")
+    parser.add_argument("--gen", type=count, default=64, help="tokens a greedy answer (%(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="compute threads (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse()
+    checkpoint = Checkpoint.open(fetch(options.model))
+    tokenizer = Tokenizer.load(checkpoint.path)
+    ids = text_ids(tokenizer, options.tokens)
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    plain, exact = BackendOptions(threads=options.threads), BackendOptions(threads=options.threads, exact=True)
+    mlx = Model("mlx", checkpoint, exact)
+    others = {"onnx": Model("onnx", checkpoint, plain), "onnx exact": Model("onnx", checkpoint, exact)}
+    text = over_text(mlx, others, ids)
+    answers = over_answers(mlx, others, prompts, options.gen)
+    result = {
+        "model": options.model,
+        "text_tokens": len(ids) - 1,
+        "answer_tokens": len(prompts) * options.gen,
+        "models": {name: row | answers.get(name, {}) for name, row in text.items()},
+    }
+    report(result, table(result), json_only=options.json)
+
+
+if __name__ == "__main__":
+    script(main)

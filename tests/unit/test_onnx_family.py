@@ -1,0 +1,120 @@
+"""Which models the ONNX graph takes, and what it reads of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.models.rope_utils import initialize_rope
+
+from edgepp.backend.base import BackendOptions
+from edgepp.backend.onnx import OnnxBackend, fits
+from edgepp.backend.onnx_family import Architecture, Rope, read_architecture
+from edgepp.errors import ModelError
+from edgepp.layers import LayerRange
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.random import LLAMA3_ROPE
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 300,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 4096,
+}
+
+
+def checkpoint(**changes: Any) -> Checkpoint:
+    return Checkpoint(Path("model"), CONFIG | changes, {})
+
+
+def read(**changes: Any) -> Architecture:
+    return read_architecture(checkpoint(**changes))
+
+
+def test_it_reads_sizes_and_fills_in_what_is_left_out() -> None:
+    architecture = read(num_key_value_heads=None, head_dim=None)
+    assert (architecture.heads, architecture.kv_heads, architecture.head_dim) == (4, 4, 16)
+    assert architecture.tied
+    assert not read(tie_word_embeddings=False).tied
+    assert read(head_dim=32).head_dim == 32
+
+
+def test_each_family_has_its_own_biases_and_norms() -> None:
+    assert read().biased == frozenset()
+    assert read(attention_bias=True).biased == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert read(mlp_bias=True).biased == {"gate_proj", "up_proj", "down_proj"}
+    assert read(model_type="qwen2").biased == {"q_proj", "k_proj", "v_proj"}
+    assert read(model_type="qwen3").head_norms
+    assert not read(model_type="mistral").head_norms
+
+
+UNFIT: dict[str, dict[str, Any]] = {
+    "gemma3": {"model_type": "gemma3"},
+    "gelu": {"hidden_act": "gelu"},
+    "sliding_attention": {"layer_types": ["full_attention", "sliding_attention"]},
+    "window of 1024": {"model_type": "mistral", "sliding_window": 1024},
+    "window of 512": {"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True},
+    "type yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "neighbouring pairs": {"rope_traditional": True},
+    "part of each head": {"partial_rotary_factor": 0.5},
+    "mxfp4": {"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}},
+    "nvfp4": {"quantization": {"bits": 4, "group_size": 32, "lm_head": {"mode": "nvfp4", "bits": 4}}},
+    "gptq": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    "7 bits": {"quantization": {"bits": 7, "group_size": 64}},
+    "heads of size 12": {"head_dim": 12},
+    "over 3 key-value heads": {"num_key_value_heads": 3},
+    "usable num_attention_heads": {"num_attention_heads": "four"},
+    "usable rope_theta": {"rope_theta": -1},
+    "usable factor": {"rope_scaling": {"type": "linear"}},
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_it_refuses_by_name_what_the_graph_cannot_express(reason: str) -> None:
+    unfit = checkpoint(**UNFIT[reason])
+    assert not fits(unfit)
+    with pytest.raises(ModelError, match=reason) as refused:
+        OnnxBackend().load_stage(unfit, LayerRange(0, 1), BackendOptions())
+    assert unfit.family in str(refused.value)
+    assert "--backend mlx" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"model_type": "mistral", "sliding_window": 4096},
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": False},
+        {"layer_types": ["full_attention"] * 2},
+        {"rope_scaling": {"rope_type": "default"}},
+        {"quantization": {"bits": 4, "group_size": 64, "lm_head": False}},
+    ],
+)
+def test_it_takes_settings_that_change_nothing(harmless: dict[str, Any]) -> None:
+    assert fits(checkpoint(**harmless))
+
+
+def test_newer_configurations_nest_the_rotary_embedding() -> None:
+    nested = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    rope = read(model_type="qwen3", rope_theta=None, rope_parameters=nested).rope
+    assert rope == Rope(16, 5e5, "linear", 2.0)
+
+
+@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 4.0}, dict(LLAMA3_ROPE)])
+def test_rotary_tables_turn_a_vector_as_mlx_lm_does(scaling: dict[str, Any] | None) -> None:
+    rope = read(rope_theta=500000.0, head_dim=64, rope_scaling=scaling).rope
+    x = np.random.default_rng(0).normal(size=(1, 1, 300, 64)).astype(np.float32)
+    cos, sin = rope.tables(300)
+    a, b = x[..., :32], x[..., 32:]
+    turned = np.concatenate((a * cos - b * sin, b * cos + a * sin), axis=-1)
+    theirs = initialize_rope(64, 500000.0, False, scaling, 4096)
+    np.testing.assert_allclose(turned, np.array(theirs(mx.array(x))), atol=1e-4)
