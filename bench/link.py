@@ -122,7 +122,7 @@ class Coordinator:
             want=rows,
             rows=rows,
             width=width,
-            dtype=codec.checked_dtype(str(hidden.dtype)),
+            dtype=codec.dtype_name(hidden.dtype),
             codec=name,
             compute_us=(),
         )

@@ -30,7 +30,6 @@ from measure import (
 from sides import Result
 
 from edgepp import backend
-from edgepp.engine.pipeline import PipelineOptions
 from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Checkpoint
@@ -104,14 +103,14 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     for name in ("single", "pipeline"):
         step = result[name]["step_ms"]
         stages = " + ".join(f"{ms:.2f}" for ms in step["stages"])
-        yield f"{name}'s decode step, ms: stages {stages}, wire {step['wire']:.2f}, coordinator {step['coordinator']:.2f}"
+        rest = f"wire {step['wire']:.2f}, coordinator {step['coordinator']:.2f}"
+        yield f"{name}, ms of a decode step: stages {stages}, {rest}"
 
 
 def main() -> None:
     """Measure and report."""
     options = parse()
     checkpoint = checked(options)
-    PipelineOptions(options.model, stages=options.stages, threads=options.threads)
     settings = {name: value for name, value in vars(options).items() if name != "json"}
     result = {"bench": "pipeline", **settings, **measured(options, checkpoint)}
     report(result, table(result), json_only=options.json)

@@ -189,7 +189,7 @@ class NetworkRing:
             want=step.want,
             rows=rows,
             width=width,
-            dtype=codec.checked_dtype(str(step.hidden.dtype)),
+            dtype=codec.dtype_name(step.hidden.dtype),
             codec=self._codecs[0],
             compute_us=(),
         )

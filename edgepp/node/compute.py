@@ -183,9 +183,10 @@ class Compute:
             self.status.busy_since = None
 
     def _send(self, ring: Ring, frame: Forward, hidden: Array) -> None:
-        header: Message = replace(frame, codec=ring.codec)
+        header: Message
+        header = frame = frame if frame.codec == ring.codec else replace(frame, codec=ring.codec)
         if ring.next is None:
-            header, hidden = answer_to(replace(frame, codec=ring.codec), hidden)
+            header, hidden = answer_to(frame, hidden)
         parts = [encode(header), *codec.encode(hidden, ring.codec)]
         if ring.next is None:
             if not self.data.send(ring.route, parts):

@@ -105,7 +105,7 @@ def serve(config: StageConfig) -> None:
         context=checkpoint.context,
         backend=name,
         device=model.device,
-        dtype=codec.checked_dtype(model.dtype),
+        dtype=codec.dtype_name(codec.DTYPES[model.dtype]),
         exact=config.exact,
         chunk=model.chunk,
         weight_bytes=checkpoint.layer_bytes(config.layers),

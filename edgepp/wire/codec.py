@@ -37,15 +37,19 @@ class _Form:
     frames: int
 
 
-def checked_dtype(name: str) -> Dtype:
-    """``name`` as a dtype of the wire.
+_NAMES = {dtype: cast("Dtype", name) for name, dtype in DTYPES.items()}
+
+
+def dtype_name(dtype: npt.DTypeLike) -> Dtype:
+    """The wire's name of a dtype.
 
     Raises:
         LocalProtocolError: the wire does not carry it.
     """
-    if name not in DTYPES:
-        raise LocalProtocolError(f"the wire does not carry {name}")
-    return cast("Dtype", name)
+    name = _NAMES.get(np.dtype(dtype))
+    if name is None:
+        raise LocalProtocolError(f"the wire does not carry {dtype}")
+    return name
 
 
 def encode(array: Array, codec: Codec) -> list[Frame]:
@@ -54,7 +58,7 @@ def encode(array: Array, codec: Codec) -> list[Frame]:
     Raises:
         LocalProtocolError: the array or the codec is not one that the wire carries.
     """
-    checked_dtype(str(array.dtype))
+    dtype_name(array.dtype)
     if array.ndim != 2:
         raise LocalProtocolError(f"the wire carries (T, D), not {array.shape}")
     if array.shape[0] == 0:

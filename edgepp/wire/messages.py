@@ -27,7 +27,7 @@ know is dropped and counted: after a cancel that is the normal course of things.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -228,6 +228,7 @@ def _check_of(hint: Any) -> _Check:
 
 
 _KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
+_LAYOUTS = {kind: (name, tuple(field.name for field in fields(kind))) for name, kind in _KINDS.items()}
 _CHECKS: dict[str, tuple[tuple[str, _Check], ...]] = {
     name: tuple(
         (field.name, _check_of(get_type_hints(kind, include_extras=True)[field.name])) for field in fields(kind)
@@ -242,7 +243,8 @@ def encode(message: Message) -> bytes:
     Raises:
         LocalProtocolError: it does not fit into a header.
     """
-    raw: bytes = msgpack.packb((VERSION, type(message).__name__.lower(), *astuple(message)))
+    name, field_names = _LAYOUTS[type(message)]
+    raw: bytes = msgpack.packb([VERSION, name, *[getattr(message, field) for field in field_names]])
     if len(raw) > MAX_HEADER_BYTES:
         raise LocalProtocolError(f"a {type(message).__name__} header of {len(raw)} bytes is too long")
     return raw
