@@ -100,18 +100,19 @@ class SequenceCache:
         room = max(self._positions, FIRST_POSITIONS)
         while room < positions:
             room *= 2
-        self._positions = min(room, self.capacity)
+        room = min(room, self.capacity)
         for name in _names(self._shape.layers):
-            grown = self._grown(self._memory.get(name))
+            grown = self._grown(self._memory.get(name), room)
             _bind_input(self._binding, f"past.{name}", grown)
             _bind_output(self._binding, f"present.{name}", grown)
             self._memory[name] = grown
-        for name, table in zip(("cos", "sin"), self._tables.upto(self._positions), strict=True):
+        for name, table in zip(("cos", "sin"), self._tables.upto(room), strict=True):
             _bind_input(self._binding, name, table)
             self._memory[name] = table
+        self._positions = room
 
-    def _grown(self, old: Array | None) -> Array:
-        new = np.empty((1, self._shape.kv_heads, self._positions, self._shape.head_dim), np.float32)
+    def _grown(self, old: Array | None, positions: int) -> Array:
+        new = np.empty((1, self._shape.kv_heads, positions, self._shape.head_dim), np.float32)
         if old is not None:
             new[:, :, : self.length] = old[:, :, : self.length]
         return new

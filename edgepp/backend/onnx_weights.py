@@ -9,10 +9,13 @@ the input over the group and added: that is exact.
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgepp.errors import ModelError
 from edgepp.model.checkpoint import Array, Checkpoint
@@ -75,7 +78,7 @@ def converted(checkpoint: Checkpoint, modules: Sequence[str]) -> NBits:
     sources = [_matrix(checkpoint, module) for module in modules]
     _check_stackable(sources)
     rows, columns = sum(len(source) for source in sources), sources[0].shape[1]
-    codes = np.empty((rows, columns // CONVERTED_GROUP, CONVERTED_GROUP), np.uint8)
+    codes = _memory((rows, columns // CONVERTED_GROUP, CONVERTED_GROUP), np.uint8)
     scales = np.empty(codes.shape[:2], np.float32)
     done = 0
     for source in sources:
@@ -99,7 +102,7 @@ def dense(checkpoint: Checkpoint, modules: Sequence[str]) -> Array:
     _check_stackable([_matrix(checkpoint, module) for module in modules])
     rows = [len(checkpoint.array(f"{module}.weight")) for module in modules]
     columns = rows_of(checkpoint, modules[0], slice(0, 1)).shape[1]
-    matrix = np.empty((columns, sum(rows)), np.float32)
+    matrix = _memory((columns, sum(rows)), np.float32)
     done = 0
     for module, height in zip(modules, rows, strict=True):
         for start in range(0, height, _ROWS):
@@ -183,7 +186,17 @@ def _check_stackable(parts: Sequence[Array]) -> None:
 
 def _stack(parts: Sequence[Array]) -> Array:
     _check_stackable(parts)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if len(parts) == 1:
+        return parts[0]
+    stacked = _memory((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    return np.concatenate(parts, out=stacked)
+
+
+def _memory(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """An array whose memory goes back to the system when it is dropped; the heap keeps what it has lent."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def _integer_zero_points(scales: Array, biases: Array, bits: int, max_residue: float) -> tuple[Array, Array | None]:

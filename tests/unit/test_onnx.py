@@ -146,6 +146,13 @@ def test_chunks_and_room_to_grow_change_nothing(name: str, options: BackendOptio
     np.testing.assert_array_equal(run(stages, hidden, [n], capacity=n), whole)
 
 
+def test_threads_change_nothing(make: Make) -> None:
+    checkpoint = make()
+    hidden = OnnxBackend().load_ends(checkpoint, DEFAULT).embed(ids_of(checkpoint, 64))
+    one, two = (load(checkpoint, [0, 4], BackendOptions(threads=n, spin=n == 2)) for n in (1, 2))
+    np.testing.assert_array_equal(run(two, hidden, [48, 16]), run(one, hidden, [48, 16]))
+
+
 def test_a_sequence_is_undisturbed_by_others_and_by_its_own_past(make: Make) -> None:
     checkpoint = make()
     (stage,) = load(checkpoint, [0, 4], DEFAULT)

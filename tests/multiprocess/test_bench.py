@@ -1,0 +1,150 @@
+"""The bench scripts run to their end, promise what they print, and leave nothing behind. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepp.model.random import TINY, make_checkpoint
+
+BENCH = Path(__file__).parents[2] / "bench"
+RATES = {"prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s"}
+SHORT = ["--prompt-tokens", "20", "--gen", "4", "--rounds", "1"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = replace(TINY, bits=4, group_size=32, dtype="float16")
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"), shape)
+
+
+def command(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(BENCH / script), *arguments]
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(script, *arguments), capture_output=True, text=True, timeout=240, check=False)
+
+
+def result(script: str, *arguments: str) -> dict[str, Any]:
+    """What a script prints with --json: one line."""
+    done = run(script, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    parsed: dict[str, Any] = json.loads(line)
+    assert parsed["machine"]["cpus"] >= 1
+    assert "commit" in parsed
+    return parsed
+
+
+def check_rates(side: dict[str, Any]) -> None:
+    assert all(side[rate] > 0 for rate in RATES)
+    assert all(low <= side[rate] <= high for rate, (low, high) in side["spread"].items())
+
+
+def test_pipeline(tiny: Path) -> None:
+    found = result("pipeline.py", "--model", str(tiny), "--stages", "2", "--threads", "1", *SHORT)
+    for name, stages in (("single", 1), ("pipeline", 2)):
+        check_rates(found[name])
+        assert len(found[name]["stages"]) == len(found[name]["step_ms"]["stages"]) == stages
+    assert all(found["ratio"][name] > 0 for name in ("decode", "prefill", "e2e"))
+
+
+def test_pipeline_prints_a_table_before_its_json_line(tiny: Path) -> None:
+    done = run("pipeline.py", "--model", str(tiny), "--stages", "1", *SHORT)
+    *table, line = done.stdout.splitlines()
+    assert json.loads(line)["bench"] == "pipeline"
+    assert any(text.startswith("pipeline / single: decode") for text in table)
+
+
+def test_link(tiny: Path) -> None:
+    found = result("link.py", "--rounds", "1", "--model", str(tiny))
+    assert len(found["rows"]) == 6 * 4 * 2
+    for row in found["rows"]:
+        assert row["width"] == 8192
+        assert row["dtype"] == "float16"
+        assert row["total_ms"] == pytest.approx(row["transmission_ms"] + row["codec_ms"], rel=0.01)
+        assert row["mb_s"] > 0
+    assert {row["ratio"] for row in found["rows"] if row["codec"] == "none"} == {1.0}
+    assert 0 < found["hop_us"]["median"] <= found["hop_us"]["p95"]
+
+
+def test_link_without_a_model_sends_noise_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 1}))
+    done = run("link.py", "--rounds", "1", "--model", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    assert "not on this disk" in done.stderr
+    assert {row["data"] for row in json.loads(done.stdout)["rows"]} == {"random"}
+
+
+def test_compare_leaves_out_what_cannot_run(tiny: Path, tmp_path: Path) -> None:
+    nothing = tmp_path / "no-such-python"
+    sides = ["--sides", "edgepp-1,edgepp-2,mlx-lm-f32,llama.cpp", "--gguf", str(tiny / "config.json")]
+    found = result("compare.py", "--model", str(tiny), *SHORT, *sides, "--llama-python", str(nothing))
+    assert set(found["sides"]) == {"edgepp-1", "edgepp-2", "mlx-lm-f32"}
+    assert str(nothing) in found["left_out"]["llama.cpp"]
+    for side in found["sides"].values():
+        check_rates(side)
+    assert found["ratio"]["edgepp-2 / mlx-lm-f32"]["decode"] > 0
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "what"),
+    [
+        ("pipeline.py", ["--threads", "0"], "'0' is not a whole number of at least 1"),
+        ("pipeline.py", ["--model", "no-such-model"], "there is no model called 'no-such-model'"),
+        ("pipeline.py", ["--gen", "1"], "at least 2 generated tokens"),
+        ("link.py", ["--dtype", "int4"], "invalid choice: 'int4'"),
+        ("compare.py", ["--sides", "edgepp-1,vllm"], "'vllm' is none of edgepp-1"),
+        ("compare.py", ["--gguf", "no-such-file"], "there is no file no-such-file"),
+    ],
+)
+def test_a_mistake_is_one_sentence(script: str, arguments: list[str], what: str) -> None:
+    done = run(script, *arguments)
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert what in line
+
+
+def test_ctrl_c_leaves_no_process(tiny: Path) -> None:
+    arguments = ["--model", str(tiny), "--prompt-tokens", "20", "--gen", "4", "--rounds", "100000"]
+    with subprocess.Popen(command("pipeline.py", *arguments), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("warm-up: pipeline" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(30) == 130
+
+
+def test_gguf_blocks_hold_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import to_gguf
+
+    random = np.random.default_rng(0)
+    scales, biases = random.standard_normal((2, 6, 2)).astype(np.float16)
+
+    codes = random.integers(0, 16, (6, 128), np.uint8)
+    blocks = to_gguf.q4_1(codes, scales, biases).reshape(6, 4, 20)
+    affine = blocks[..., :4].copy().view(np.float16)
+    assert np.array_equal(affine[..., 0], scales.repeat(2, axis=1))
+    assert np.array_equal(affine[..., 1], biases.repeat(2, axis=1))
+    unpacked = np.concatenate((blocks[..., 4:] & 15, blocks[..., 4:] >> 4), axis=-1)
+    assert np.array_equal(unpacked.reshape(codes.shape), codes)
+
+    codes = random.integers(0, 256, (6, 128)).astype(np.uint8)
+    blocks = to_gguf.q8_0(codes, scales).reshape(6, 4, 34)
+    assert np.array_equal(blocks[..., :2].copy().view(np.float16)[..., 0], scales.repeat(2, axis=1))
+    assert np.array_equal(blocks[..., 2:].view(np.int8).reshape(codes.shape), codes.astype(np.int16) - 128)
+
+    rows = np.arange(8)[:, None]
+    assert to_gguf.interleaved(rows, heads=2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
