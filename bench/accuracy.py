@@ -6,7 +6,7 @@ The text is ``bench/text.txt`` followed by the repository's licence, cut into wi
 of their own. Of every position: ``perplexity``, exp of the mean loss; ``kl``, the mean of KL(mlx || onnx) in nats;
 ``top1``, how often both rank the same token first; ``mean_diff`` and ``max_diff`` of the logits. Of the greedy answers,
 in tokens: ``free``, the leading ones that are equal when each side continues its own answer; ``forced``, those that
-are equal when both are fed MLX's answer. MLX computes a prompt slowly on a CPU: the default run takes some minutes there.
+are equal when both are fed MLX's answer. On a CPU, where MLX is slow at prompts, the default run takes some minutes.
 """
 
 from __future__ import annotations

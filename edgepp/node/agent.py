@@ -21,6 +21,8 @@ from edgepp.node.stage import StageConfig
 from edgepp.wire.transport import Address
 
 STOP_S = 3.0
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if sys.platform == "linux" else {}
+"""Decoding reads every weight once a token: huge pages made it 3 to 26 % faster; elsewhere the variable means nothing."""
 
 OnProgress = Callable[[int, int], None]
 """Called with (done, total) bytes while a stage loads."""
@@ -50,7 +52,7 @@ class StageProcess:
             [sys.executable, "-m", "edgepp.node.stage"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": str(config.threads)},
+            env={**_HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": str(config.threads)},
         )
         try:
             stdin = self._pipe(self._process.stdin)

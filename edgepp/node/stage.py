@@ -112,6 +112,7 @@ def serve(config: StageConfig) -> None:
         prefill_us=prefill_us,
         decode_us=decode_us,
     )
+    del checkpoint  # and with it the mapping of its files
     compute = Compute(Worker(model), data, context)
     answering = Control(control, compute, welcome)
     answering.start()

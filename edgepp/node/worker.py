@@ -67,9 +67,7 @@ class Worker:
             raise
         self.counters.frames += 1
         compute_us = (*frame.compute_us, int((time.perf_counter() - start) * 1e6))
-        return replace(
-            frame, rows=len(hidden), dtype=codec.dtype_name(hidden.dtype), compute_us=compute_us
-        ), hidden
+        return replace(frame, rows=len(hidden), dtype=codec.dtype_name(hidden.dtype), compute_us=compute_us), hidden
 
     def _open(self, key: Key, capacity: int) -> int:
         slot = self._next_slot
