@@ -22,7 +22,7 @@ from edgepp.wire.transport import Address
 
 STOP_S = 3.0
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if sys.platform == "linux" else {}
-"""Decoding reads every weight once a token: huge pages made it 3 to 26 % faster; elsewhere the variable means nothing."""
+"""Decoding reads every weight once a token; huge pages made it 3 to 26 % faster (bench/LOG.md)."""
 
 OnProgress = Callable[[int, int], None]
 """Called with (done, total) bytes while a stage loads."""
