@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -93,7 +93,7 @@ def _answer(listener: Listener, route: bytes, frames: Sequence[memoryview]) -> N
     hidden = codec.decode(frames[1:], frame.rows, frame.width, frame.dtype, frame.codec)
     parts = codec.encode(hidden, frame.codec)
     spent_us = int((time.perf_counter() - start) * 1e6)
-    listener.send(route, [encode(replace(frame, compute_us=(spent_us,))), *parts])
+    listener.send(route, [encode(frame._replace(compute_us=(spent_us,))), *parts])
 
 
 class Coordinator:

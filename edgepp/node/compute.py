@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import zmq
 
@@ -156,7 +156,7 @@ class Compute:
             if isinstance(message, Forward):
                 self._forward(message, tensor)
             elif isinstance(message, Echo) and not message.reply:
-                self.data.send(route, [encode(replace(message, reply=True)), *tensor])
+                self.data.send(route, [encode(message._replace(reply=True)), *tensor])
             else:
                 raise RemoteProtocolError(f"a {type(message).__name__} message on a data socket")
         except RemoteProtocolError as error:
@@ -184,7 +184,7 @@ class Compute:
 
     def _send(self, ring: Ring, frame: Forward, hidden: Array) -> None:
         header: Message
-        header = frame = frame if frame.codec == ring.codec else replace(frame, codec=ring.codec)
+        header = frame = frame if frame.codec == ring.codec else frame._replace(codec=ring.codec)
         if ring.next is None:
             header, hidden = answer_to(frame, hidden)
         parts = [encode(header), *codec.encode(hidden, ring.codec)]

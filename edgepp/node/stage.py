@@ -7,6 +7,7 @@ prompts or other nodes' names.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,10 @@ def serve(config: StageConfig) -> None:
         address=str(control.address),
         seconds=round(time.perf_counter() - began, 3),
         resident_bytes=psutil.Process().memory_info().rss,
-        **{key: value for key, value in asdict(welcome).items() if key not in ("node", "model")},
+        **{key: value for key, value in welcome._asdict().items() if key not in ("node", "model")},
     )
+    gc.collect()
+    gc.freeze()  # what is loaded stays; the collector need not look through it between frames
     compute.run()
     answering.stop()
     compute.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgepp.backend.base import StageModel
 from edgepp.errors import StageFault
@@ -67,7 +67,7 @@ class Worker:
             raise
         self.counters.frames += 1
         compute_us = (*frame.compute_us, int((time.perf_counter() - start) * 1e6))
-        return replace(frame, rows=len(hidden), dtype=codec.dtype_name(hidden.dtype), compute_us=compute_us), hidden
+        return frame._replace(dtype=codec.dtype_name(hidden.dtype), compute_us=compute_us), hidden
 
     def _open(self, key: Key, capacity: int) -> int:
         slot = self._next_slot

@@ -26,9 +26,9 @@ know is dropped and counted: after a cancel that is the normal course of things.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Container, Sequence
+from operator import contains
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -54,15 +54,13 @@ Micros: TypeAlias = Annotated[tuple[int, ...], 0, 1024]
 """Microseconds that each stage so far computed on the frame; codec and queue time are not in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """Coordinator to stage: tell me what you are."""
 
     node: Text
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
+class Welcome(NamedTuple):
     """A stage's answer to ``Hello``; enough to check a plan and to set deadlines."""
 
     node: Text
@@ -89,8 +87,7 @@ class Welcome:
     """Measured microseconds of a decode step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attach:
+class Attach(NamedTuple):
     """Join the ring ``epoch`` as stage ``stage``; send on to ``next_address``, or to ``route`` when it is empty."""
 
     epoch: Id
@@ -100,45 +97,39 @@ class Attach:
     codec: Codec
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(NamedTuple):
     """The link to the next stage works; an echo of one hidden state took ``echo_us`` there and back."""
 
     epoch: Id
     echo_us: Count
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """Why a ``Hello`` or ``Attach`` was not granted."""
 
     reason: Text
 
 
-@dataclass(frozen=True, slots=True)
-class Detach:
+class Detach(NamedTuple):
     """Forget the epoch and free all of its sequences."""
 
     epoch: Id
 
 
-@dataclass(frozen=True, slots=True)
-class Free:
+class Free(NamedTuple):
     """Cancel a sequence and free its slot, whatever of it is still on the way."""
 
     epoch: Id
     sequence: Id
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(NamedTuple):
     """Are you alive?"""
 
     epoch: Id
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(NamedTuple):
     """Alive, and since when at the present step (0: idle); ``known`` is False once the epoch was forgotten."""
 
     epoch: Id
@@ -150,8 +141,7 @@ class Pong:
     kv_bytes: Count
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """A step of ``sequence`` failed at stage ``stage``; the stage has freed the sequence."""
 
     epoch: Id
@@ -160,16 +150,14 @@ class Fault:
     reason: Text
 
 
-@dataclass(frozen=True, slots=True)
-class Echo:
+class Echo(NamedTuple):
     """Measures a data link: whoever binds sends it back as it came, with its one payload frame."""
 
     nonce: Id
     reply: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(NamedTuple):
     """Hidden states (rows, width) that belong at ``[position, position + rows)`` of a sequence.
 
     ``step`` is the coordinator's running number, which ``Hidden`` repeats. ``want`` is how many of the last rows the
@@ -190,8 +178,7 @@ class Forward:
     compute_us: Micros
 
 
-@dataclass(frozen=True, slots=True)
-class Hidden:
+class Hidden(NamedTuple):
     """The last ``rows`` hidden states of a step that took its sequence up to position ``end``."""
 
     epoch: Id
@@ -209,32 +196,73 @@ Message: TypeAlias = (
     Hello | Welcome | Attach | Attached | Refused | Detach | Free | Ping | Pong | Fault | Echo | Forward | Hidden
 )
 
-_Check = Callable[[Any], bool]
+
+class _Texts(NamedTuple):
+    """Strings of a bounded length."""
+
+    low: int
+    high: int
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and self.low <= len(value) <= self.high
 
 
-def _check_of(hint: Any) -> _Check:
-    """The test that a field's annotation asks of a decoded value."""
+class _Counts(NamedTuple):
+    """Bounded numbers of counts."""
+
+    low: int
+    high: int
+
+    def __contains__(self, value: object) -> bool:
+        return (
+            isinstance(value, tuple)
+            and self.low <= len(value) <= self.high
+            and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+        )
+
+
+def _domain(hint: Any) -> tuple[type, Container[Any]]:
+    """The type that a field's annotation asks for, and the values of that type that it allows."""
     if hint is bool:
-        return lambda v: type(v) is bool
+        return bool, frozenset((False, True))
     if get_origin(hint) is Literal:
-        allowed = frozenset(get_args(hint))
-        return lambda v: type(v) is str and v in allowed
+        return str, frozenset(get_args(hint))
     kind, low, high = get_args(hint)
-    if kind is str:
-        return lambda v: type(v) is str and low <= len(v) <= high
     if kind is int:
-        return lambda v: type(v) is int and low <= v <= high
-    return lambda v: type(v) is list and low <= len(v) <= high and all(type(n) is int and n >= 0 for n in v)
+        return int, range(low, high + 1)
+    return (str, _Texts(low, high)) if kind is str else (tuple, _Counts(low, high))
 
 
-_KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
-_LAYOUTS = {kind: (name, tuple(field.name for field in fields(kind))) for name, kind in _KINDS.items()}
-_CHECKS: dict[str, tuple[tuple[str, _Check], ...]] = {
-    name: tuple(
-        (field.name, _check_of(get_type_hints(kind, include_extras=True)[field.name])) for field in fields(kind)
-    )
-    for name, kind in _KINDS.items()
-}
+class _Layout(NamedTuple):
+    """A kind of message as it stands in a header."""
+
+    kind: Callable[..., Message]
+    names: tuple[str, ...]
+    types: tuple[type, ...]
+    allowed: tuple[Container[Any], ...]
+
+    @classmethod
+    def of(cls, kind: type[Message]) -> _Layout:
+        hints = get_type_hints(kind, include_extras=True)
+        types, allowed = zip(*(_domain(hints[name]) for name in kind._fields), strict=True)
+        return cls(kind, kind._fields, types, allowed)
+
+    def accepts(self, values: Sequence[Any]) -> bool:
+        """Whether every field is as declared. Types come first: only an int may be looked for in a range."""
+        return tuple(map(type, values)) == self.types and all(map(contains, self.allowed, values))
+
+    def fault(self, values: Sequence[Any]) -> str:
+        """What is wrong with fields that are not accepted."""
+        if len(values) != len(self.names):
+            return f"has {len(values)} fields instead of {len(self.names)}"
+        for name, value, kind, allowed in zip(self.names, values, self.types, self.allowed, strict=True):
+            if type(value) is not kind or value not in allowed:
+                return f"has a bad {name}: {value!r:.60}"
+        return "is malformed"
+
+
+_NAMES: dict[type, str] = {kind: kind.__name__.lower() for kind in get_args(Message)}
+_LAYOUTS: dict[str, _Layout] = {name: _Layout.of(kind) for kind, name in _NAMES.items()}
 
 
 def encode(message: Message) -> bytes:
@@ -243,8 +271,7 @@ def encode(message: Message) -> bytes:
     Raises:
         LocalProtocolError: it does not fit into a header.
     """
-    name, field_names = _LAYOUTS[type(message)]
-    raw: bytes = msgpack.packb([VERSION, name, *[getattr(message, field) for field in field_names]])
+    raw: bytes = msgpack.packb((VERSION, _NAMES[type(message)], *message))
     if len(raw) > MAX_HEADER_BYTES:
         raise LocalProtocolError(f"a {type(message).__name__} header of {len(raw)} bytes is too long")
     return raw
@@ -259,21 +286,17 @@ def decode(raw: bytes | memoryview) -> Message:
     if len(raw) > MAX_HEADER_BYTES:
         raise RemoteProtocolError(f"a header of {len(raw)} bytes is longer than {MAX_HEADER_BYTES}")
     try:
-        value = msgpack.unpackb(raw, max_map_len=0, max_ext_len=0, strict_map_key=True)
+        value = msgpack.unpackb(raw, use_list=False, max_map_len=0, max_ext_len=0, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise RemoteProtocolError(f"a header is not msgpack: {error}") from error
-    if type(value) is not list or len(value) < 2:
+    if type(value) is not tuple or len(value) < 2:
         raise RemoteProtocolError("a header is not an array")
     version, kind, *values = value
     if version != VERSION:
         raise RemoteProtocolError(f"the other side speaks protocol version {version!r}, this one {VERSION}")
-    if type(kind) is not str or kind not in _KINDS:
+    layout = _LAYOUTS.get(kind) if type(kind) is str else None
+    if layout is None:
         raise RemoteProtocolError(f"a message of unknown kind {kind!r:.40}")
-    checks = _CHECKS[kind]
-    if len(values) != len(checks):
-        raise RemoteProtocolError(f"a {kind} message has {len(values)} fields instead of {len(checks)}")
-    for (name, check), field in zip(checks, values, strict=True):
-        if not check(field):
-            raise RemoteProtocolError(f"a {kind} message has a bad {name}: {field!r:.60}")
-    build: Callable[..., Message] = _KINDS[kind]
-    return build(*(tuple(v) if type(v) is list else v for v in values))
+    if not layout.accepts(values):
+        raise RemoteProtocolError(f"a {kind} message {layout.fault(values)}")
+    return layout.kind(*values)

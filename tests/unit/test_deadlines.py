@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,7 +39,7 @@ class WedgedStage(threading.Thread):
         welcome = Welcome(
             "fake", 1, port, "m", "f" * 16, "", 0, 4, 4, 8, 64, "onnx", "cpu", "float32", False, 8, 1, 100, 100
         )
-        self._welcome = replace(welcome, **changes)  # type: ignore[arg-type]
+        self._welcome = welcome._replace(**changes)  # type: ignore[arg-type]
 
     def run(self) -> None:
         poller = Poller[None](self.control, self._data)
@@ -63,7 +62,7 @@ class WedgedStage(threading.Thread):
             case Ping():
                 return Pong(message.epoch, True, self._busy_us, 0, 0, 0, 0)
             case Echo():
-                return replace(message, reply=True)
+                return message._replace(reply=True)
             case _:
                 self._busy_us = 1
                 return None
