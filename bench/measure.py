@@ -29,6 +29,7 @@ from edgepp.errors import EdgeppError, UsageError
 STOP_S = 5.0
 _LIBRARIES = ("edgepp", "onnxruntime", "mlx", "mlx-lm", "numpy", "pyzmq")
 _BENCH = Path(__file__).resolve().parent
+_STAGE_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if sys.platform == "linux" else {}
 
 
 Work = Callable[[int], Result]
@@ -105,7 +106,7 @@ class Side:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(config["threads"])},
+                env={**_STAGE_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(config["threads"])},
             )
         except OSError as error:
             raise UsageError(f"{python} is not a Python interpreter: {error.strerror}") from error
