@@ -198,6 +198,7 @@ def join(
             threads=threads or physical_cores(),
             exact=exact,
             spin=threads is None,
+            awake=threads is None or threads <= physical_cores(),
         )
         child = StageProcess(config)
         try:

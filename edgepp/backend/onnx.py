@@ -110,15 +110,12 @@ class OnnxStage:
         cache = self._cache(sequence)
         if hidden.ndim != 2 or not len(hidden) or hidden.shape[1] != self.hidden_size:
             raise StageFault(f"hidden states of shape {hidden.shape} are not (T, {self.hidden_size})")
-        x = np.ascontiguousarray(hidden, np.float32)[None]
-        out: Array = np.empty_like(x)
         try:
-            cache.run(x, out)
+            return cache.run(hidden)
         except MemoryError as error:
             raise StageFault("memory for the sequence's next positions is short") from error
         except ORT_ERRORS as error:
             raise StageFault(f"ONNX Runtime failed in layers {self.layers}: {error}") from error
-        return out.reshape(hidden.shape)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget every position from ``length`` on.

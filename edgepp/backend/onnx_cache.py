@@ -64,6 +64,7 @@ class SequenceCache:
         self._last = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
         self._memory: dict[str, Array] = {}
+        self._hidden = self._out = np.empty((1, 0, 0), np.float32)
         self._binding = session.io_binding()
         _bind_input(self._binding, "last", self._last)
         _bind_input(self._binding, "total", self._total)
@@ -74,21 +75,31 @@ class SequenceCache:
         """Bytes of the keys and values."""
         return self._positions * self._shape.position_bytes
 
-    def run(self, hidden: Array, out: Array) -> None:
-        """Run float32 ``hidden`` (1, T, D) at the next T positions into ``out``; keep their keys and values.
+    def run(self, hidden: Array) -> Array:
+        """Run ``hidden`` (T, D) at the next T positions and keep their keys and values; returns float32 (T, D).
 
         Raises:
             StageFault: the sequence would outgrow its capacity.
         """
-        total = self.length + hidden.shape[1]
+        total = self.length + len(hidden)
         if total > self._positions:
             self._reserve(total)
+        if self._hidden.shape[1:] != hidden.shape:
+            self._bind_ends(hidden.shape)
+        self._hidden[0] = hidden
         self._last[0] = total - 1
         self._total[()] = total
-        _bind_input(self._binding, "hidden", hidden)
-        _bind_output(self._binding, "out", out)
         self._session.run_with_iobinding(self._binding)
         self.length = total
+        result: Array = self._out[0].copy()
+        return result
+
+    def _bind_ends(self, shape: tuple[int, ...]) -> None:
+        """Memory for hidden states of ``shape`` (T, D), bound until another comes: binding takes long."""
+        self._hidden = np.empty((1, *shape), np.float32)
+        self._out = np.empty_like(self._hidden)
+        _bind_input(self._binding, "hidden", self._hidden)
+        _bind_output(self._binding, "out", self._out)
 
     def _reserve(self, positions: int) -> None:
         """Make room, one layer's memory after the other, so that growing never needs twice the cache."""

@@ -142,6 +142,7 @@ class Pipeline:
             backend=self.options.backend,
             threads=self.options.threads_each,
             exact=self.options.exact,
+            awake=self.options.threads_each * (self.options.stages or 1) <= physical_cores(),
         )
         child = StageProcess(config)
         self._owned.callback(child.stop)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import zmq
@@ -31,6 +33,8 @@ from edgepp.wire.transport import Address, Link, Listener, Mailbox, Poller, meas
 
 log = logging.getLogger("edgepp.stage")
 
+AWAKE_S = 0.05
+"""How long a stage waits for the next frame without sleeping, where that was asked for."""
 _ECHO_WAIT_S = 3.0
 _SEND_WAIT_S = 1.0
 _LINK_FRAME_BYTES = 1 << 20  # only echoes come back on a link to the next stage
@@ -39,6 +43,9 @@ Command = tuple[bytes, Attach | Detach | Free] | None
 """What the control thread hands over, with the route of whoever asked; None means stop."""
 Reply = tuple[bytes, Message]
 """What the control thread is to send, and to whom."""
+
+
+_yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 @dataclass
@@ -84,8 +91,11 @@ class Status:
 class Compute:
     """The compute thread: takes frames off the data socket, runs them, sends them on."""
 
-    def __init__(self, worker: Worker, data: Listener, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self, worker: Worker, data: Listener, context: zmq.Context[zmq.Socket[bytes]], *, awake: bool = False
+    ) -> None:
         self.worker = worker
+        self._awake = awake
         self.data = data
         self.context = context
         self.inbox: Mailbox[Command] = Mailbox()
@@ -97,7 +107,7 @@ class Compute:
         """Serve until told to stop."""
         poller = Poller[Command](self.inbox, self.data)
         while True:
-            for reader in poller.wait(60.0):
+            for reader in self._wait(poller):
                 if reader is self.data:
                     self._receive()
                 else:
@@ -105,6 +115,18 @@ class Compute:
                         if command is None:
                             return
                         self._obey(*command)
+
+    def _wait(self, poller: Poller[Command]) -> list[Listener | Link | Mailbox[Command]]:
+        """Wait for the next frame or command, awake for a moment where sequences are open.
+
+        A processor that slept through the other stages' part of a token takes up to a millisecond to be fast again.
+        """
+        until_s = time.perf_counter() + (AWAKE_S if self._awake and self.worker.sequences else 0.0)
+        while time.perf_counter() < until_s:
+            if ready := poller.wait(0.0):
+                return ready
+            _yield()
+        return poller.wait(60.0)
 
     def close(self) -> None:
         """Release sockets and caches."""

@@ -50,6 +50,8 @@ class StageConfig:
     threads: int = 1
     exact: bool = False
     spin: bool = False
+    awake: bool = False
+    """Wait for the next frame without sleeping: where there is a core for each thread, that makes a hop cheaper."""
 
     @property
     def layers(self) -> LayerRange:
@@ -114,7 +116,7 @@ def serve(config: StageConfig) -> None:
         decode_us=decode_us,
     )
     del checkpoint  # and with it the mapping of its files
-    compute = Compute(Worker(model), data, context)
+    compute = Compute(Worker(model), data, context, awake=config.awake)
     answering = Control(control, compute, welcome)
     answering.start()
     threading.Thread(target=_end_with_parent, args=(compute.inbox,), name="lifeline", daemon=True).start()
