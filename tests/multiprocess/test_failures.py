@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ PROMPT = list(range(3, 203))
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("tiny"), TINY)
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"), replace(TINY, context=1 << 15))
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def wait_for(condition: Callable[[], bool], within_s: float = BOUND_S) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_dead_or_silent_stage_ends_the_answer_by_name(tiny: Path, pair: list[Node], victim: int, how: int) -> None:
     with open_engine(tiny, pair) as engine:
-        request = engine.submit(PROMPT, GenerateOptions(max_tokens=300))
+        request = engine.submit(PROMPT, GenerateOptions(max_tokens=30_000))
         assert isinstance(request.events.get(timeout=30), int)
         began = time.monotonic()
         pair[victim].stage.send_signal(how)
@@ -133,7 +134,7 @@ def test_a_dead_or_silent_stage_ends_the_answer_by_name(tiny: Path, pair: list[N
 def test_a_stage_that_dies_while_a_prompt_is_prefilled(tiny: Path, pair: list[Node]) -> None:
     with open_engine(tiny, pair) as engine:
         pair[1].stage.send_signal(signal.SIGSTOP)
-        request = engine.submit(PROMPT, GenerateOptions(max_tokens=300))
+        request = engine.submit(PROMPT, GenerateOptions(max_tokens=30_000))
         time.sleep(0.2)
         began = time.monotonic()
         pair[1].stage.kill()
@@ -143,7 +144,7 @@ def test_a_stage_that_dies_while_a_prompt_is_prefilled(tiny: Path, pair: list[No
 
 
 def test_the_chat_command_says_which_stage_was_lost(tiny: Path, pair: list[Node]) -> None:
-    command = [*EDGEPP, "chat", "-m", str(tiny), *peers(pair), "--raw", "-p", "x" * 100, "-n", "350", "--ignore-eos"]
+    command = [*EDGEPP, "chat", "-m", str(tiny), *peers(pair), "--raw", "-p", "x" * 100, "-n", "30000", "--ignore-eos"]
     with subprocess.Popen(
         [*command, "--exact"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
     ) as talking:
@@ -159,7 +160,7 @@ def test_the_chat_command_says_which_stage_was_lost(tiny: Path, pair: list[Node]
 def test_a_coordinator_that_is_killed_leaves_no_slot_behind(
     tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
 ) -> None:
-    command = [*EDGEPP, "chat", "-m", str(tiny), *peers(pair), "--raw", "-p", "x" * 100, "-n", "350", "--ignore-eos"]
+    command = [*EDGEPP, "chat", "-m", str(tiny), *peers(pair), "--raw", "-p", "x" * 100, "-n", "30000", "--ignore-eos"]
     with subprocess.Popen([*command, "--exact"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as talking:
         assert talking.stdout is not None
         assert talking.stdout.read(1)
@@ -174,18 +175,18 @@ def test_cancelling_frees_the_slots_on_every_stage(
 ) -> None:
     watch = [knock(one) for one in pair]
     with open_engine(tiny, pair) as engine:
-        request = engine.submit(PROMPT, GenerateOptions(max_tokens=300))
+        request = engine.submit(PROMPT, GenerateOptions(max_tokens=30_000))
         request.events.get(timeout=30)
         assert [one.state().sequences for one in watch] == [1, 1]
         engine.cancel(request)
-        assert len(collect(request)) < 299
+        assert len(collect(request)) < 29_999
         wait_for(lambda: all(one.state().sequences == 0 for one in watch), within_s=2)
 
 
 def test_closing_the_engine_frees_everything(tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]) -> None:
     watch = [knock(one) for one in pair]
     engine = open_engine(tiny, pair)
-    engine.submit(PROMPT, GenerateOptions(max_tokens=300)).events.get(timeout=30)
+    engine.submit(PROMPT, GenerateOptions(max_tokens=30_000)).events.get(timeout=30)
     engine.close()
     wait_for(lambda: all(one.state().sequences == 0 for one in watch), within_s=2)
 
