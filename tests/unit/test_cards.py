@@ -32,7 +32,7 @@ def test_stored_bytes_follow_from_the_shape(card: Card) -> None:
 @pytest.mark.parametrize(
     ("name", "weight_bytes"),
     [
-        # What the hub's own indexes (model.safetensors.index.json, total_size) say of these repositories.
+        # Sizes that public files quote of these repositories (total_size in model.safetensors.index.json).
         ("llama-3.2-1b-4bit", 695_242_752),
         ("llama-3.2-3b-4bit", 1_807_423_488),
         ("llama-3.1-8b-4bit", 4_517_404_672),
