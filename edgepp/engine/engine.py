@@ -133,8 +133,7 @@ class Engine:
             opened.set_exception(error)
             return
         self._ring.wake_on(self._inbox)
-        chunk = min(stage.chunk for stage in self._ring.stages)
-        self._scheduler = Scheduler(len(self._ring.stages), chunk)
+        self._scheduler = Scheduler(len(self._ring.stages), _chunk(self._ring.stages))
         opened.set_result(self._ring.stages)
         try:
             while self._obey():
@@ -240,3 +239,9 @@ class Engine:
         self._lost = error
         for request_id in list(self._live):
             self._fail(request_id, error)
+
+
+def _chunk(stages: Sequence[StageInfo]) -> int:
+    """Tokens of a prefill chunk. A pipeline waits one chunk a stage to fill, so it takes them half as long."""
+    efficient = min(stage.chunk for stage in stages)
+    return efficient if len(stages) == 1 else max(1, efficient // 2)

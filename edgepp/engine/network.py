@@ -262,6 +262,9 @@ class NetworkRing:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):
                 self._forget(message.sequence)
+                if message.stage == index + 1 < len(self.stages):
+                    self._fail(StageLost(f"{self.stages[message.stage]} is gone: {message.reason}"))
+                    return
                 error = StageFault(f"{self.stages[index]} failed: {message.reason}")
                 self._events.append(Failed(message.sequence, error))
             case Refused():

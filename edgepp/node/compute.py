@@ -214,8 +214,9 @@ class Compute:
             if not self.data.send(ring.route, parts):
                 self.status.drop("the coordinator is gone")
         elif not ring.next.send(parts, _SEND_WAIT_S):
-            raise StageFault(f"it cannot send to the next stage at {ring.next.address}")
+            self._fault(ring, frame, "the stage before it cannot reach it any more", ring.stage + 1)
 
-    def _fault(self, ring: Ring, frame: Forward, reason: str) -> None:
+    def _fault(self, ring: Ring, frame: Forward, reason: str, stage: int | None = None) -> None:
+        culprit = ring.stage if stage is None else stage
         self.worker.free(frame.epoch, frame.sequence)
-        self.outbox.put((ring.control, Fault(frame.epoch, frame.sequence, ring.stage, reason[:500])))
+        self.outbox.put((ring.control, Fault(frame.epoch, frame.sequence, culprit, reason[:500])))

@@ -142,7 +142,7 @@ class Pong(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A step of ``sequence`` failed at stage ``stage``; the stage has freed the sequence."""
+    """A step of ``sequence`` failed at stage ``stage``, or on the way to it; the sender has freed the sequence."""
 
     epoch: Id
     sequence: Id
