@@ -19,7 +19,6 @@ from edgepp.engine.ring import Failed, Returned, RingEvent, Send, StageInfo
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
 from edgepp.wire.messages import (
-    MAX_TOKENS,
     Attach,
     Attached,
     Codec,
@@ -32,6 +31,7 @@ from edgepp.wire.messages import (
     Ping,
     Pong,
     Refused,
+    data_frame_bytes,
     decode,
     encode,
 )
@@ -117,7 +117,7 @@ class NetworkRing:
             echo_us = self._attach(i, route)
             if i + 1 < len(self._peers):
                 hops_s[i + 1] = echo_us / 2e6
-        frame_bytes = MAX_TOKENS * self._width * 4
+        frame_bytes = data_frame_bytes(self._width)
         last = Link(self._context, self._peers[-1].data_address, frame_bytes, route)
         self._links.append(last)
         if len(self._peers) > 1:

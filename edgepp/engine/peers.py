@@ -9,12 +9,11 @@ import zmq
 
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
-from edgepp.wire.messages import Hello, Message, Refused, Welcome, decode, encode
+from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
 from edgepp.wire.transport import Address, Link
 
 ANSWER_S = 5.0
 """A node that does not answer a greeting for so long is not there."""
-_CONTROL_FRAME_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def greet(context: zmq.Context[zmq.Socket[bytes]], address: Address, node: str) 
         StageLost: nothing answers there.
         PlanError: what answers is not a stage of ours.
     """
-    link = Link(context, address, _CONTROL_FRAME_BYTES)
+    link = Link(context, address, CONTROL_FRAME_BYTES)
     try:
         answer = ask(link, Hello(node), ANSWER_S, "the node")
         if not isinstance(answer, Welcome):

@@ -13,7 +13,6 @@ from edgepp.wire.transport import Listener, Poller
 
 log = logging.getLogger("edgepp.stage")
 
-CONTROL_FRAME_BYTES = 1 << 16
 SILENCE_S = 10.0
 """A coordinator that says nothing for so long is gone; its sequences are freed."""
 

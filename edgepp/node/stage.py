@@ -28,11 +28,11 @@ from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.node.compute import Command, Compute
-from edgepp.node.control import CONTROL_FRAME_BYTES, Control
+from edgepp.node.control import Control
 from edgepp.node.probe import measure_speed
 from edgepp.node.worker import Worker
 from edgepp.wire import codec
-from edgepp.wire.messages import MAX_TOKENS, Welcome
+from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
 from edgepp.wire.transport import Address, Listener, Mailbox
 
 
@@ -79,7 +79,7 @@ def _listen(context: zmq.Context[zmq.Socket[bytes]], listen: Address, hidden_siz
     """Control on the port that was asked for, data on the next; both free ones for port 0."""
     control = Listener(context, listen, CONTROL_FRAME_BYTES)
     data_port = listen.port + 1 if listen.port else 0
-    data = Listener(context, Address(listen.host, data_port), MAX_TOKENS * hidden_size * 4)
+    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size))
     return control, data
 
 

@@ -36,12 +36,20 @@ from edgepp.errors import LocalProtocolError, RemoteProtocolError
 
 VERSION = 1
 MAX_HEADER_BYTES = 4096
+CONTROL_FRAME_BYTES = 1 << 16
+"""The longest frame that a control socket takes."""
 MAX_FRAMES = 4
 """Header and tensor frames of one message."""
 MAX_TOKENS = 4096
 """Rows of one hidden-state tensor."""
 MAX_WIDTH = 1 << 16
 """Columns of one hidden-state tensor: the hidden size D."""
+
+
+def data_frame_bytes(width: int) -> int:
+    """The longest frame that a data socket takes for hidden states of ``width`` values."""
+    return MAX_TOKENS * width * 4
+
 
 Id: TypeAlias = Annotated[int, 0, (1 << 63) - 1]
 Count: TypeAlias = Annotated[int, 0, (1 << 48) - 1]
