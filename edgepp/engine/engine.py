@@ -25,6 +25,7 @@ from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.wire.transport import Mailbox
 
 _IDLE_S = 0.5
+_STEP_S = 2.0
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Open = Callable[[], tuple[Ring, Ends]]
@@ -62,6 +63,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._inbox: Mailbox[Request | int | None] = Mailbox()
         self._live: dict[int, tuple[Request, Sampler]] = {}
+        self._news: list[tuple[Request, int | FinishReason | EdgeppError]] = []
         self._lost: EdgeppError | None = None
         opened: Future[tuple[StageInfo, ...]] = Future()
         self._thread = threading.Thread(target=self._main, args=(open_ring, opened), name="engine", daemon=True)
@@ -138,12 +140,14 @@ class Engine:
         try:
             while self._obey():
                 sent = self._send_next()
+                self._publish()
                 for event in self._ring.poll(0.0 if sent else _IDLE_S):
                     self._take(event)
         except Exception as error:  # noqa: BLE001 - the thread's boundary: no request may be left waiting
             self._lose(EdgeppError(f"the engine failed: {type(error).__name__}: {error}", "please report this"))
         finally:
             self._lose(self._lost or EdgeppError("the engine was closed"))
+            self._publish()
             self._ring.close()
 
     def _obey(self) -> bool:
@@ -154,11 +158,17 @@ class Engine:
             if isinstance(command, int):
                 self._finish(command, "cancelled")
             elif self._lost is not None:
-                command.events.put(self._lost)
+                self._news.append((command, self._lost))
             else:
                 self._live[command.id] = (command, Sampler(command.options.sampling))
                 self._scheduler.add(command.id, len(command.prompt))
         return True
+
+    def _publish(self) -> None:
+        """Tell the readers what happened, after the next step has left: a reader that wakes takes the interpreter."""
+        for request, event in self._news:
+            request.events.put(event)
+        self._news.clear()
 
     def _send_next(self) -> bool:
         step = self._scheduler.next_step()
@@ -202,7 +212,7 @@ class Engine:
             return
         request.timing.token(time.perf_counter())
         request.tokens.append(token)
-        request.events.put(token)
+        self._news.append((request, token))
         if len(request.tokens) == request.options.max_tokens:
             self._finish(request.id, "length")
         else:
@@ -222,11 +232,11 @@ class Engine:
 
     def _finish(self, request_id: int, reason: FinishReason) -> None:
         if request_id in self._live:
-            self._release(request_id).events.put(reason)
+            self._news.append((self._release(request_id), reason))
 
     def _fail(self, request_id: int, error: EdgeppError) -> None:
         if request_id in self._live:
-            self._release(request_id).events.put(error)
+            self._news.append((self._release(request_id), error))
 
     def _release(self, request_id: int) -> Request:
         request, _ = self._live.pop(request_id)
@@ -242,6 +252,12 @@ class Engine:
 
 
 def _chunk(stages: Sequence[StageInfo]) -> int:
-    """Tokens of a prefill chunk. A pipeline waits one chunk a stage to fill, so it takes them half as long."""
+    """Tokens of a prefill chunk.
+
+    A pipeline waits one chunk a stage to fill, so it takes them half as long as is efficient; and none takes longer to
+    go round than ``_STEP_S`` by the stages' measured speeds, so that a wedged stage is told from a slow one in time.
+    """
     efficient = min(stage.chunk for stage in stages)
-    return efficient if len(stages) == 1 else max(1, efficient // 2)
+    wanted = efficient if len(stages) == 1 else efficient // 2
+    token_s = sum(stage.prefill_s for stage in stages)
+    return max(1, min(wanted, int(_STEP_S / token_s) if token_s else wanted))

@@ -44,7 +44,7 @@ LOST_S = 5.0
 GONE_PINGS = 2
 """A stage to which so many pings in a row find no connection is gone."""
 STEP_S = 8.0
-"""How much longer than four times its measured speed a step may take before its stage counts as wedged."""
+"""How long a step may take, or four times what the measured speeds say, before its stage counts as wedged."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class NetworkRing:
         if self._outstanding:
             oldest = next(iter(self._outstanding.values()))
             silent_s = now - self._progress_s
-            if silent_s > STEP_S + 4 * oldest.expected_s:
+            if silent_s > max(STEP_S, 4 * oldest.expected_s):
                 self._fail(self._blame(silent_s))
 
     def _blame(self, silent_s: float) -> StageError:

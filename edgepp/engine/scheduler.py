@@ -13,6 +13,9 @@ from enum import Enum, auto
 
 from edgepp.errors import LocalProtocolError
 
+_SPARE_CHUNKS = 2
+"""Chunks in the ring beyond one a stage: stage 0 keeps busy while the coordinator is late."""
+
 
 class Phase(Enum):
     """Where a request stands."""
@@ -66,7 +69,7 @@ class Scheduler:
 
     def __init__(self, stages: int, chunk: int) -> None:
         self._chunk = chunk
-        self._window = stages + 1
+        self._window = stages + _SPARE_CHUNKS
         self._tracks: dict[int, _Track] = {}
         self._prefilling: deque[int] = deque()
         self._ready: deque[int] = deque()

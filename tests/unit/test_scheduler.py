@@ -58,11 +58,11 @@ def test_every_request_is_sent_whole_in_order_and_ends(
 def test_chunks_follow_each_other_without_waiting_up_to_the_window() -> None:
     scheduler = Scheduler(stages=2, chunk=10)
     scheduler.add(1, 100)
-    sent = [scheduler.next_step() for _ in range(4)]
-    assert [step.stop for step in sent if step] == [10, 20, 30]
+    sent = [scheduler.next_step() for _ in range(5)]
+    assert [step.stop for step in sent if step] == [10, 20, 30, 40]
     assert sent[-1] is None
     scheduler.returned(1, 10)
-    assert scheduler.next_step() == Step(1, 30, 40, last=False)
+    assert scheduler.next_step() == Step(1, 40, 50, last=False)
 
 
 def test_a_decode_step_goes_before_a_prompt() -> None:
