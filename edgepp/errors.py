@@ -3,7 +3,8 @@
 EdgeppError
 ├── UsageError            a command line or an option makes no sense (exit status 2)
 ├── ModelError            a model is absent, damaged, or of a family that does not fit a pipeline
-├── PlanError             the stages at hand do not tile the model
+├── PlanError             the stages at hand do not tile the model, or the nodes cannot hold it
+├── PairingError          a node may not take part: not invited, wrong code or key, revoked
 ├── ProtocolError         bytes that break the wire protocol
 │   ├── LocalProtocolError    we were about to send them
 │   └── RemoteProtocolError   they arrived; the frame is counted and dropped
@@ -32,7 +33,11 @@ class ModelError(EdgeppError):
 
 
 class PlanError(EdgeppError):
-    """The stages at hand do not tile the model exactly once."""
+    """The stages at hand do not tile the model exactly once, or the nodes cannot hold it."""
+
+
+class PairingError(EdgeppError):
+    """A node may not take part: it was not invited, has a wrong code or key, or was revoked."""
 
 
 class ProtocolError(EdgeppError):

@@ -1,0 +1,1 @@
+"""Who is there, who may be, and who runs what: identity, pairing, discovery, membership, placement."""

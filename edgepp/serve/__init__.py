@@ -1,0 +1,1 @@
+"""The coordinator as a service: a cluster's members, its plan, and the requests of many clients."""
