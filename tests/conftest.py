@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 import uuid
@@ -13,6 +14,8 @@ import pytest
 
 RUN = f"run-{uuid.uuid4().hex}"
 os.environ["EDGEPP_TEST_RUN"] = RUN  # inherited by every process that a test starts, whoever its parent becomes
+_HOME = tempfile.TemporaryDirectory(prefix="edgepp-home-")
+os.environ["EDGEPP_HOME"] = _HOME.name  # no test may read or change this machine's own identity and cluster
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # on Linux it would call a C++ compiler for each kernel
@@ -35,8 +38,8 @@ def _started_processes() -> list[psutil.Process]:
 
 
 def _edgepp_threads() -> list[str]:
-    ours = ("engine", "control", "lifeline", "compute")
-    return [thread.name for thread in threading.enumerate() if thread.name in ours]
+    ours = ("engine", "control", "lifeline", "compute", "node", "coordinator", "serving", "answer", "discovery")
+    return [t.name for t in threading.enumerate() if t.name in ours or t.name.startswith("slot-")]
 
 
 @pytest.fixture(autouse=True)

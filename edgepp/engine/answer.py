@@ -60,6 +60,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = len(request.prompt)
         self.timing = request.timing
+        self.stages = engine.stages
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text as they come.

@@ -18,7 +18,7 @@ from typing import Literal
 from edgepp.backend.base import Ends
 from edgepp.backend.device import release_thread
 from edgepp.engine.request import GenerateOptions, StageTimes, Timing
-from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, StageInfo
+from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, StageInfo
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampler
 from edgepp.engine.scheduler import Scheduler, Step
 from edgepp.errors import EdgeppError, StageFault, UsageError
@@ -79,6 +79,11 @@ class Engine:
     def lost(self) -> EdgeppError | None:
         """Why the ring is gone; None while it works."""
         return self._lost
+
+    @property
+    def gauges(self) -> list[Gauge]:
+        """Each stage's state as last heard."""
+        return self._ring.gauges()
 
     @property
     def context(self) -> int:

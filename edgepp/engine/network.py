@@ -14,8 +14,8 @@ from typing import Any
 
 import zmq
 
-from edgepp.engine.peers import ANSWER_S, Expectation, Peer, ask, check_plan, greet
-from edgepp.engine.ring import Failed, Returned, RingEvent, Send, StageInfo
+from edgepp.engine.peers import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet, pinned
+from edgepp.engine.ring import Failed, Gauge, Returned, RingEvent, Send, StageInfo
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
 from edgepp.wire.messages import (
@@ -35,9 +35,12 @@ from edgepp.wire.messages import (
     decode,
     encode,
 )
-from edgepp.wire.transport import Address, Link, Mailbox, Poller, measure_echo
+from edgepp.wire.security import KeyPair
+from edgepp.wire.transport import Link, Mailbox, Poller, measure_echo
 
 ATTACH_S = 10.0
+MOST_ADDRESSES = 8
+"""Addresses of one stage that another is told to try."""
 PING_S = 1.0
 LOST_S = 5.0
 """A stage whose last answer is older is lost."""
@@ -61,19 +64,22 @@ class NetworkRing:
 
     def __init__(
         self,
-        addresses: Sequence[Address],
+        endpoints: Sequence[Endpoint],
         expected: Expectation,
         node: str,
         codecs: Sequence[Codec] = ("none",),
+        keys: KeyPair | None = None,
     ) -> None:
-        """Greet, check and join the stages at ``addresses``, given in any order.
+        """Greet, check and join the stages at ``endpoints``, given in any order; ``keys`` are this node's own.
 
         ``codecs`` holds one for every link, or one a link: coordinator to stage 0, …, last stage to coordinator.
 
         Raises:
             PlanError: the stages do not make up the model.
+            PairingError: one of them does not admit this node.
             StageLost: one of them does not answer or cannot reach the next.
         """
+        self._keys = keys
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._epoch = secrets.randbits(62)
         self._width = expected.hidden_size
@@ -84,8 +90,8 @@ class NetworkRing:
         self._outstanding: dict[int, Outstanding] = {}
         self._failed = False
         try:
-            for address in dict.fromkeys(addresses):
-                self._peers.append(greet(self._context, address, node))
+            for endpoint in dict.fromkeys(endpoints):
+                self._peers.append(greet(self._context, endpoint, node, keys))
             check_plan(self._peers, expected)
             self._peers.sort(key=lambda peer: peer.layers)
             self._codecs = self._spread(codecs)
@@ -113,33 +119,47 @@ class NetworkRing:
         """Attach the stages, last to first, so that each finds the next one listening; one-way seconds a hop."""
         route = b"c" + secrets.token_bytes(15)
         hops_s = [0.0] * len(self._peers)
+        self._bytes_s = [0] * len(self._peers)
         for i in reversed(range(len(self._peers))):
-            echo_us = self._attach(i, route)
+            attached = self._attach(i, route)
             if i + 1 < len(self._peers):
-                hops_s[i + 1] = echo_us / 2e6
-        frame_bytes = data_frame_bytes(self._width)
-        last = Link(self._context, self._peers[-1].data_address, frame_bytes, route)
-        self._links.append(last)
+                hops_s[i + 1] = attached.echo_us / 2e6
+                self._bytes_s[i + 1] = attached.bytes_s
+        self._links.append(self._data_link(self._peers[-1], route))
         if len(self._peers) > 1:
-            self._links.append(Link(self._context, self._peers[0].data_address, frame_bytes))
+            self._links.append(self._data_link(self._peers[0]))
         hops_s[-1] += self._measure(self._links[0], self._peers[-1]) / 2
         hops_s[0] += self._measure(self._links[-1], self._peers[0]) / 2
         return hops_s
 
-    def _attach(self, index: int, route: bytes) -> int:
+    def _data_link(self, peer: Peer, route: bytes | None = None) -> Link:
+        protection = pinned(self._keys, peer.endpoint.key)
+        return Link(self._context, peer.data_address, data_frame_bytes(self._width), route, protection)
+
+    def _attach(self, index: int, route: bytes) -> Attached:
         peer = self._peers[index]
-        following = self._peers[index + 1].data_address if index + 1 < len(self._peers) else None
-        if following is not None and following.is_loopback and not peer.address.is_loopback:
-            raise PlanError(
-                f"{peer} cannot reach {self._peers[index + 1]}, which only this machine can reach",
-                "restart that one with --listen and its address on your network, and give that to --peer",
-            )
-        message = Attach(self._epoch, index, str(following or ""), route.hex(), self._codecs[index + 1])
+        addresses, key = "", ""
+        if index + 1 < len(self._peers):
+            addresses, key = self._way(peer, self._peers[index + 1]), self._peers[index + 1].endpoint.key
+        message = Attach(self._epoch, index, addresses, key, route.hex(), self._codecs[index + 1])
         answer = ask(peer.control, message, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
-            return answer.echo_us
+            return answer
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
         raise StageLost(f"{peer} cannot join: {reason}", "check that address, and the firewall between the two")
+
+    @staticmethod
+    def _way(peer: Peer, following: Peer) -> str:
+        """Where ``peer`` may try to reach the stage that follows it."""
+        addresses = following.data_addresses
+        if not peer.address.is_loopback:
+            addresses = tuple(address for address in addresses if not address.is_loopback)
+        if not addresses:
+            raise PlanError(
+                f"{peer} cannot reach {following}, which only this machine can reach",
+                "restart that one with --listen and its address on your network, and give that to --peer",
+            )
+        return ",".join(map(str, addresses[:MOST_ADDRESSES]))
 
     def _measure(self, link: Link, peer: Peer) -> float:
         itemsize = codec.DTYPES[peer.welcome.dtype].itemsize
@@ -170,6 +190,7 @@ class NetworkRing:
             prefill_s=welcome.prefill_us / 1e6,
             decode_s=welcome.decode_us / 1e6,
             hop_s=hop_s,
+            bytes_s=float(self._bytes_s[index]),
         )
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
@@ -219,6 +240,10 @@ class NetworkRing:
         for peer in self._peers:
             peer.control.send([encode(Free(self._epoch, sequence))])
 
+    def gauges(self) -> list[Gauge]:
+        """See ``Ring``."""
+        return [peer.gauge for peer in self._peers]
+
     def close(self) -> None:
         """See ``Ring``."""
         for peer in self._peers:
@@ -258,6 +283,7 @@ class NetworkRing:
         match message:
             case Pong(epoch=self._epoch):
                 peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
+                peer.gauge = Gauge(message.sequences, message.kv_bytes, message.frames, message.dropped)
                 if not message.known:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):

@@ -7,13 +7,27 @@ from dataclasses import dataclass
 
 import zmq
 
-from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageLost
+from edgepp.engine.ring import Gauge
+from edgepp.errors import EdgeppError, PairingError, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
+from edgepp.wire.reach import reach
+from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link
 
 ANSWER_S = 5.0
 """A node that does not answer a greeting for so long is not there."""
+
+
+_NOTHING_YET = Gauge(0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A stage's control sockets as others may reach it, and its node's key; without a key it is not encrypted."""
+
+    addresses: tuple[Address, ...]
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,8 +49,10 @@ class Peer:
     address: Address
     control: Link
     welcome: Welcome
+    endpoint: Endpoint
     heard_s: float = 0.0
     busy_us: int = 0
+    gauge: Gauge = _NOTHING_YET
     unsent: int = 0
     """Pings in a row that found no connection to go out on."""
 
@@ -47,8 +63,14 @@ class Peer:
 
     @property
     def data_address(self) -> Address:
-        """Where its hidden states go."""
+        """Where this process sends it hidden states."""
         return Address(self.address.host, self.welcome.data_port)
+
+    @property
+    def data_addresses(self) -> tuple[Address, ...]:
+        """Where others may try to send it hidden states, the one that answered here first."""
+        hosts = dict.fromkeys((self.address.host, *(address.host for address in self.endpoint.addresses)))
+        return tuple(Address(host, self.welcome.data_port) for host in hosts)
 
     def __str__(self) -> str:
         return f"the stage with layers {self.layers} on node {self.welcome.node} at {self.address}"
@@ -71,25 +93,52 @@ def ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
     raise StageLost(f"{what} at {link.address} does not answer", "is it busy, stopped, or another program?")
 
 
-def greet(context: zmq.Context[zmq.Socket[bytes]], address: Address, node: str) -> Peer:
-    """Find out what listens at ``address``.
+def pinned(keys: KeyPair | None, key: str) -> Pinned | None:
+    """How a link to the owner of ``key`` is protected; None for one without a key.
+
+    Raises:
+        PairingError: this machine has no keys of its own to prove.
+    """
+    if not key:
+        return None
+    if keys is None:
+        raise PairingError("this machine has not been paired with that node", "run `edgepp join CODE` first")
+    return Pinned(keys, key)
+
+
+def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str, keys: KeyPair | None = None) -> Peer:
+    """Find out what listens at ``endpoint``.
 
     Raises:
         StageLost: nothing answers there.
+        PairingError: it does not admit this machine.
         PlanError: what answers is not a stage of ours.
     """
-    link = Link(context, address, CONTROL_FRAME_BYTES)
     try:
-        answer = ask(link, Hello(node), ANSWER_S, "the node")
-        if not isinstance(answer, Welcome):
-            reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
-            raise PlanError(f"the node at {address} cannot be used: {reason}", "run the same edgepp everywhere")
-        if not answer.start < answer.stop <= answer.num_layers or not 0 < answer.data_port < 65536:
-            raise PlanError(f"the node at {address} describes itself in a way that makes no sense")
-        return Peer(address, link, answer)
+        link, frames = reach(
+            context, endpoint.addresses, Hello(node), ANSWER_S, CONTROL_FRAME_BYTES, pinned(keys, endpoint.key)
+        )
+    except RemoteProtocolError as error:
+        raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error
+    try:
+        return _introduced(link, frames, endpoint)
     except EdgeppError:
         link.close()
         raise
+
+
+def _introduced(link: Link, frames: Sequence[memoryview], endpoint: Endpoint) -> Peer:
+    address = link.address
+    try:
+        answer = decode(frames[0])
+    except RemoteProtocolError as error:
+        raise StageLost(f"the node at {address} cannot be understood: {error}") from error
+    if not isinstance(answer, Welcome):
+        reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+        raise PlanError(f"the node at {address} cannot be used: {reason}", "run the same edgepp everywhere")
+    if not answer.start < answer.stop <= answer.num_layers or not 0 < answer.data_port < 65536:
+        raise PlanError(f"the node at {address} describes itself in a way that makes no sense")
+    return Peer(address, link, answer, endpoint)
 
 
 def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:

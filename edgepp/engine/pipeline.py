@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TypeAlias
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, Ends
 from edgepp.engine.answer import Answer
 from edgepp.engine.engine import Engine
+from edgepp.engine.front import Front, OnProgress
 from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Expectation
+from edgepp.engine.peers import Endpoint, Expectation
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.fetch import fetch
-from edgepp.model.parts import WHOLE, Parts
-from edgepp.model.tokenizer import Tokenizer
 from edgepp.node.agent import StageProcess, physical_cores
 from edgepp.node.probe import measure_speed
 from edgepp.node.stage import StageConfig
 from edgepp.wire.messages import Codec
-from edgepp.wire.transport import Address
-
-OnProgress: TypeAlias = Callable[[int, int, str], None]
-"""Called with (done, total, what) bytes while something long goes on."""
+from edgepp.wire.security import KeyPair
 
 
 @dataclass(frozen=True)
@@ -38,17 +31,22 @@ class PipelineOptions:
     """Which model runs where, and how."""
 
     model: str
-    peers: tuple[Address, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    """Stages that run already, in any order."""
     stages: int | None = None
-    """Local stage processes; None runs in this process, unless there are peers."""
+    """Local stage processes; None runs in this process, unless there are endpoints."""
     backend: str = "auto"
     threads: int | None = None
     """Compute threads a stage; None shares the cores out."""
     exact: bool = False
     codecs: tuple[Codec, ...] = ("none",)
+    keys: KeyPair | None = None
+    """This node's own, for endpoints with a key."""
+    context: int | None = None
+    """The most positions of a sequence, where that is less than the model allows."""
 
     def __post_init__(self) -> None:
-        if self.peers and self.stages is not None:
+        if self.endpoints and self.stages is not None:
             raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"a stage needs at least 1 thread, not {self.threads}")
@@ -61,30 +59,30 @@ class PipelineOptions:
     @property
     def compute(self) -> BackendOptions:
         """How this process computes."""
-        alone = not self.peers and self.stages is None
+        alone = not self.endpoints and self.stages is None
         return BackendOptions(threads=self.threads_each, exact=self.exact, spin=alone)
 
 
 class Pipeline:
     """A model ready to answer. Close it, or use it in a ``with`` statement: it may own processes."""
 
-    def __init__(self, options: PipelineOptions, on_progress: OnProgress | None = None) -> None:
-        """Fetch what is missing, start or join the stages, load the two ends.
+    def __init__(
+        self, options: PipelineOptions, on_progress: OnProgress | None = None, front: Front | None = None
+    ) -> None:
+        """Fetch what is missing (unless ``front`` is at hand), start or join the stages, load the two ends.
 
         Raises:
             EdgeppError: one sentence about what keeps it from running; nothing is left behind.
         """
         self.options = options
         self._owned = ExitStack()
-        wanted = Parts(ends=True) if options.peers else WHOLE
-        self.path = fetch(options.model, wanted, on_progress)
-        self._checkpoint = Checkpoint.open(self.path)
+        front = front or Front.open(options.model, whole=not options.endpoints, on_progress=on_progress)
+        self._front, self._checkpoint, self.tokenizer = front, front.checkpoint, front.tokenizer
         try:
-            self.tokenizer = Tokenizer.load(self.path)
-            addresses = options.peers or self._start_stages(on_progress)
+            endpoints = options.endpoints or self._start_stages(on_progress)
 
             def open_ring() -> tuple[Ring, Ends]:
-                return self._open_network(addresses) if addresses else self._open_alone(on_progress)
+                return self._open_network(endpoints) if endpoints else self._open_alone(on_progress)
 
             self.engine = self._owned.enter_context(Engine(open_ring, self.tokenizer.eos_ids))
         except BaseException:
@@ -92,11 +90,26 @@ class Pipeline:
             raise
 
     @property
+    def model(self) -> str:
+        """The model's name, as it was asked for."""
+        return self.options.model
+
+    @property
+    def lost(self) -> EdgeppError | None:
+        """Why it answers no more; None while it does."""
+        return self.engine.lost
+
+    @property
+    def context(self) -> int:
+        """The most positions that a conversation may take."""
+        return min(self.engine.context, self.options.context or self.engine.context)
+
+    @property
     def stages(self) -> tuple[StageInfo, ...]:
         """The pipeline's stages in order."""
         return self.engine.stages
 
-    def ask(self, prompt: str | Sequence[dict[str, str]], options: GenerateOptions) -> Answer:
+    def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions) -> Answer:
         """Answer a raw text as it stands, or a conversation of ``{"role", "content"}`` by the model's chat template.
 
         The answer is at most as long as the context has room for.
@@ -105,7 +118,7 @@ class Pipeline:
             UsageError: the prompt is empty, or leaves no room for an answer.
         """
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
-        room = self.engine.context - len(tokens)
+        room = self.context - len(tokens)
         if 0 < room < options.max_tokens:
             options = replace(options, max_tokens=room)
         return Answer(self.engine, self.engine.submit(tokens, options), self.tokenizer.detokenizer())
@@ -122,18 +135,17 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _start_stages(self, on_progress: OnProgress | None) -> tuple[Address, ...]:
+    def _start_stages(self, on_progress: OnProgress | None) -> tuple[Endpoint, ...]:
         if self.options.stages is None:
             return ()
         ranges = split_evenly(self._checkpoint.num_layers, self.options.stages)
         children = [self._start_stage(layers) for layers in ranges]
-        return tuple(
-            child.wait_ready(_named(on_progress, f"layers {child.config.layers}")).address for child in children
-        )
+        readies = [child.wait_ready(_named(on_progress, f"layers {child.config.layers}")) for child in children]
+        return tuple(Endpoint((ready.address,)) for ready in readies)
 
     def _start_stage(self, layers: LayerRange) -> StageProcess:
         config = StageConfig(
-            path=str(self.path),
+            path=str(self._front.path),
             model=self.options.model,
             node=platform.node(),
             start=layers.start,
@@ -148,7 +160,7 @@ class Pipeline:
         self._owned.callback(child.stop)
         return child
 
-    def _open_network(self, addresses: tuple[Address, ...]) -> tuple[Ring, Ends]:
+    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, Ends]:
         checkpoint = self._checkpoint
         expected = Expectation(
             self.options.model,
@@ -158,7 +170,7 @@ class Pipeline:
             self.options.exact,
             checkpoint.commit,
         )
-        ring = NetworkRing(addresses, expected, platform.node(), self.options.codecs)
+        ring = NetworkRing(endpoints, expected, platform.node(), self.options.codecs, self.options.keys)
         try:
             return ring, self._load_ends()
         except EdgeppError:

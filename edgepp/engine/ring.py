@@ -40,6 +40,8 @@ class StageInfo:
     """Measured seconds of a decode step."""
     hop_s: float = 0.0
     """One-way seconds of a hidden state on the link into this stage; the last stage's includes the way back."""
+    bytes_s: float = 0.0
+    """Measured bytes a second on the link from the stage before; 0 where that was not measured."""
 
     def __str__(self) -> str:
         where = f" at {self.address}" if self.address else ""
@@ -81,6 +83,16 @@ class Failed:
 RingEvent = Returned | Failed
 
 
+@dataclass(frozen=True)
+class Gauge:
+    """A stage's state as last heard."""
+
+    sequences: int
+    kv_bytes: int
+    frames: int
+    dropped: int
+
+
 class Ring(Protocol):
     """A pipeline of stages, first to last and back. Belongs to one thread."""
 
@@ -97,6 +109,9 @@ class Ring(Protocol):
 
     def free(self, sequence: int) -> None:
         """Release a sequence on every stage; its steps on the way come to nothing."""
+
+    def gauges(self) -> list[Gauge]:
+        """Each stage's state as last heard. Safe from any thread."""
 
     def close(self) -> None:
         """Release everything."""
@@ -149,6 +164,10 @@ class LocalRing:
         """See ``Ring``."""
         for worker in self._workers:
             worker.free(0, sequence)
+
+    def gauges(self) -> list[Gauge]:
+        """See ``Ring``."""
+        return [Gauge(w.sequences, w.model.kv_bytes, w.counters.frames, w.counters.dropped) for w in self._workers]
 
     def close(self) -> None:
         """See ``Ring``."""

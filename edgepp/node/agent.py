@@ -10,19 +10,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 import psutil
 
 from edgepp.errors import EdgeppError, UsageError
+from edgepp.node.resources import stage_environment
 from edgepp.node.stage import StageConfig
 from edgepp.wire.transport import Address
 
 STOP_S = 3.0
-_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if sys.platform == "linux" else {}
-"""Decoding reads every weight once a token; huge pages made it 3 to 26 % faster (bench/LOG.md)."""
 
 OnProgress = Callable[[int, int], None]
 """Called with (done, total) bytes while a stage loads."""
@@ -52,7 +51,7 @@ class StageProcess:
             [sys.executable, "-m", "edgepp.node.stage"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**_HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": str(config.threads)},
+            env=stage_environment(config.threads),
         )
         try:
             stdin = self._pipe(self._process.stdin)
@@ -60,6 +59,15 @@ class StageProcess:
             stdin.flush()
         except BrokenPipeError as error:
             raise EdgeppError("the stage process died as it started", "its own message stands above") from error
+
+    def admit(self, keys: Sequence[str]) -> None:
+        """Tell the child which keys may connect from now on."""
+        stdin = self._pipe(self._process.stdin)
+        try:
+            stdin.write(json.dumps({"admit": list(keys)}).encode() + b"\n")
+            stdin.flush()
+        except (BrokenPipeError, ValueError):
+            return  # it is gone, which whoever waits for it will notice
 
     @property
     def pid(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from edgepp.errors import EdgeppError, RemoteProtocolError, StageFault
+from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, StageFault
 from edgepp.model.checkpoint import Array
 from edgepp.node.worker import Worker, answer_to
 from edgepp.wire import codec
@@ -29,6 +29,8 @@ from edgepp.wire.messages import (
     decode,
     encode,
 )
+from edgepp.wire.reach import reach
+from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Mailbox, Poller, measure_echo
 
 log = logging.getLogger("edgepp.stage")
@@ -38,6 +40,7 @@ AWAKE_S = 0.05
 _ECHO_WAIT_S = 3.0
 _SEND_WAIT_S = 1.0
 _LINK_FRAME_BYTES = 1 << 20  # only echoes come back on a link to the next stage
+_PROBE_BYTES = 1 << 18
 
 Command = tuple[bytes, Attach | Detach | Free] | None
 """What the control thread hands over, with the route of whoever asked; None means stop."""
@@ -92,9 +95,16 @@ class Compute:
     """The compute thread: takes frames off the data socket, runs them, sends them on."""
 
     def __init__(
-        self, worker: Worker, data: Listener, context: zmq.Context[zmq.Socket[bytes]], *, awake: bool = False
+        self,
+        worker: Worker,
+        data: Listener,
+        context: zmq.Context[zmq.Socket[bytes]],
+        *,
+        awake: bool = False,
+        keys: KeyPair | None = None,
     ) -> None:
         self.worker = worker
+        self._keys = keys
         self._awake = awake
         self.data = data
         self.context = context
@@ -145,19 +155,31 @@ class Compute:
 
     def _attach(self, route: bytes, message: Attach) -> Attached | Refused:
         self._detach(message.epoch)
-        link, echo_s = None, 0.0
-        if message.next_address:
+        link, echo_s, bytes_s = None, 0.0, 0.0
+        if message.next_addresses:
             try:
-                link = Link(self.context, Address.parse(message.next_address), _LINK_FRAME_BYTES)
+                link = self._reach(message)
             except EdgeppError as error:
-                return Refused(str(error))
+                return Refused(f"it cannot reach the next stage: {error}"[:500])
             measured = measure_echo(link, self._hidden_bytes(1), _ECHO_WAIT_S)
-            if measured is None:
+            large = measure_echo(link, _PROBE_BYTES, _ECHO_WAIT_S, rounds=2)
+            if measured is None or large is None:
                 link.close()
-                return Refused(f"it cannot reach the next stage at {message.next_address}")
-            echo_s = measured
+                return Refused(f"it cannot reach the next stage at {link.address}")
+            echo_s, bytes_s = measured, 2 * _PROBE_BYTES / max(large - measured, 1e-6)
         self._rings[message.epoch] = Ring(message.stage, route, link, bytes.fromhex(message.route), message.codec)
-        return Attached(message.epoch, int(echo_s * 1e6))
+        return Attached(message.epoch, int(echo_s * 1e6), int(bytes_s))
+
+    def _reach(self, message: Attach) -> Link:
+        addresses = [Address.parse(address) for address in message.next_addresses.split(",")]
+        protection = None
+        if message.next_key:
+            if self._keys is None:
+                raise PairingError("this stage has no keys, and the next one asks for them")
+            protection = Pinned(self._keys, message.next_key)
+        hello = Echo(0, reply=False)
+        link, _ = reach(self.context, addresses, hello, _ECHO_WAIT_S, _LINK_FRAME_BYTES, protection)
+        return link
 
     def _hidden_bytes(self, tokens: int) -> int:
         return tokens * self.worker.model.hidden_size * codec.DTYPES[self.worker.model.dtype].itemsize

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from edgepp.node.probe import measure_speed
 from edgepp.node.worker import Worker
 from edgepp.wire import codec
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
+from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener, Mailbox
 
 
@@ -52,11 +53,20 @@ class StageConfig:
     spin: bool = False
     awake: bool = False
     """Wait for the next frame without sleeping: where there is a core for each thread, that makes a hop cheaper."""
+    public: str = ""
+    secret: str = field(default="", repr=False)
+    admit: tuple[str, ...] = ()
+    """Keys that may connect; the parent sends a new list when members come and go."""
 
     @property
     def layers(self) -> LayerRange:
         """The range to run."""
         return LayerRange(self.start, self.stop)
+
+    @property
+    def keys(self) -> KeyPair | None:
+        """The node's key pair; None for a stage that is not encrypted."""
+        return KeyPair(self.public, self.secret) if self.public else None
 
 
 def _report(event: str, **fields: Any) -> None:
@@ -75,11 +85,13 @@ def _load(config: StageConfig) -> tuple[Checkpoint, StageModel, str]:
     return checkpoint, model, chosen.name
 
 
-def _listen(context: zmq.Context[zmq.Socket[bytes]], listen: Address, hidden_size: int) -> tuple[Listener, Listener]:
+def _listen(
+    context: zmq.Context[zmq.Socket[bytes]], listen: Address, hidden_size: int, keys: KeyPair | None
+) -> tuple[Listener, Listener]:
     """Control on the port that was asked for, data on the next; both free ones for port 0."""
-    control = Listener(context, listen, CONTROL_FRAME_BYTES)
+    control = Listener(context, listen, CONTROL_FRAME_BYTES, keys)
     data_port = listen.port + 1 if listen.port else 0
-    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size))
+    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys)
     return control, data
 
 
@@ -93,7 +105,9 @@ def serve(config: StageConfig) -> None:
     checkpoint, model, name = _load(config)
     prefill_us, decode_us = measure_speed(model)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    control, data = _listen(context, Address.parse(config.listen), model.hidden_size)
+    gate = Gate(context)
+    gate.admit(config.admit)
+    control, data = _listen(context, Address.parse(config.listen), model.hidden_size, config.keys)
     welcome = Welcome(
         node=config.node,
         pid=os.getpid(),
@@ -116,10 +130,10 @@ def serve(config: StageConfig) -> None:
         decode_us=decode_us,
     )
     del checkpoint  # and with it the mapping of its files
-    compute = Compute(Worker(model), data, context, awake=config.awake)
+    compute = Compute(Worker(model), data, context, awake=config.awake, keys=config.keys)
     answering = Control(control, compute, welcome)
     answering.start()
-    threading.Thread(target=_end_with_parent, args=(compute.inbox,), name="lifeline", daemon=True).start()
+    threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
     _report(
         "ready",
         address=str(control.address),
@@ -132,11 +146,13 @@ def serve(config: StageConfig) -> None:
     compute.run()
     answering.stop()
     compute.close()
+    gate.close()
     context.term()
 
 
-def _end_with_parent(inbox: Mailbox[Command]) -> None:
-    sys.stdin.buffer.read()
+def _obey_parent(inbox: Mailbox[Command], gate: Gate) -> None:
+    for line in sys.stdin:
+        gate.admit(json.loads(line)["admit"])
     inbox.put(None)
     time.sleep(2.0)
     os._exit(1)  # the compute thread is wedged

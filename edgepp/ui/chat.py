@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import InMemoryHistory
 
-from edgepp.engine.answer import Answer
-from edgepp.engine.pipeline import Pipeline
-from edgepp.engine.request import GenerateOptions
+from edgepp.engine.engine import FinishReason
+from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError, StageLost
 
 HELP = """\
@@ -24,7 +24,45 @@ HELP = """\
 /quit    leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
-def report(pipeline: Pipeline, answer: Answer, text: str) -> dict[str, Any]:
+class Answer(Protocol):
+    """An answer as it comes: iterate over it once for its text, then the rest is known."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    timing: Timing
+    stages: tuple[StageInfo, ...]
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text."""
+
+    def cancel(self) -> None:
+        """Stop it."""
+
+
+class Model(Protocol):
+    """What answers: a pipeline of this process, or a cluster."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+
+    @property
+    def stages(self) -> tuple[StageInfo, ...]:
+        """What runs where."""
+
+    @property
+    def lost(self) -> EdgeppError | None:
+        """Why it answers no more."""
+
+    def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions) -> Answer:
+        """Answer a raw text or a conversation."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+def report(model: Model, answer: Answer, text: str) -> dict[str, Any]:
     """What ``--json`` prints for one answer; ``layers`` are half-open, times in seconds."""
     timing = answer.timing
     stages = [
@@ -40,10 +78,10 @@ def report(pipeline: Pipeline, answer: Answer, text: str) -> dict[str, Any]:
             "compute_s": round(times.prefill_s + times.decode_s, 6),
             "wire_s": round(times.wire_s, 6),
         }
-        for stage, times in zip(pipeline.stages, timing.stages, strict=True)
+        for stage, times in zip(answer.stages, timing.stages, strict=True)
     ]
     return {
-        "model": pipeline.options.model,
+        "model": model.model,
         "text": text,
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
@@ -65,19 +103,22 @@ def summary(answer: Answer) -> str:
     )
 
 
-def banner(pipeline: Pipeline) -> str:
+def banner(model: Model) -> str:
     """One line about what runs where."""
-    if not pipeline.stages[0].address:
-        return f"{pipeline.options.model} on this machine alone ({pipeline.stages[0].backend})"
-    places = [f"layers {s.layers} at {s.address} ({s.backend})" for s in pipeline.stages]
+    stages = model.stages
+    if not stages:
+        return f"{model.model} in a cluster that is still loading"
+    if not stages[0].address:
+        return f"{model.model} on this machine alone ({stages[0].backend})"
+    places = [f"layers {s.layers} at {s.address} ({s.backend})" for s in stages]
     count = f"{len(places)} stage{'s' if len(places) > 1 else ''}"
-    return f"{pipeline.options.model} on {count}: {', '.join(places)}"
+    return f"{model.model} on {count}: {', '.join(places)}"
 
 
-def stage_table(pipeline: Pipeline, answer: Answer) -> str:
+def stage_table(answer: Answer) -> str:
     """A line a stage: its range, place, and share of the last answer's time."""
     lines = []
-    for stage, times in zip(pipeline.stages, answer.timing.stages, strict=True):
+    for stage, times in zip(answer.stages, answer.timing.stages, strict=True):
         lines.append(
             f"{stage} · {stage.backend} on {stage.device} · prefill {times.prefill_s:.2f} s ·"
             f" decode {times.decode_s:.2f} s · wire {times.wire_s:.2f} s"
@@ -85,16 +126,14 @@ def stage_table(pipeline: Pipeline, answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def answer_once(
-    pipeline: Pipeline, prompt: str | list[dict[str, str]], options: GenerateOptions, *, as_json: bool
-) -> None:
+def answer_once(model: Model, prompt: str | list[dict[str, str]], options: GenerateOptions, *, as_json: bool) -> None:
     """Answer one prompt: streamed text with a line about speed on standard error, or one JSON object."""
-    answer = pipeline.ask(prompt, options)
+    answer = model.ask(prompt, options)
     if as_json:
         text = "".join(answer)
-        click.echo(json.dumps(report(pipeline, answer, text), ensure_ascii=False))
+        click.echo(json.dumps(report(model, answer, text), ensure_ascii=False))
         return
-    click.secho(banner(pipeline), dim=True, err=True)
+    click.secho(banner(model), dim=True, err=True)
     _stream(answer)
     click.secho(summary(answer), dim=True, err=True)
 
@@ -119,33 +158,33 @@ def _interruptible(answer: Answer) -> Iterator[str]:
 
 @dataclass
 class Conversation:
-    """An interactive chat; a pipeline that was lost is opened anew for the next question."""
+    """An interactive chat; a model that was lost is opened anew for the next question."""
 
-    open_pipeline: Callable[[], Pipeline]
+    open_model: Callable[[], Model]
     options: GenerateOptions
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
-    last: tuple[Pipeline, Answer] | None = None
+    last: Answer | None = None
 
     def run(self) -> None:
         """Read, answer, repeat, until the user leaves."""
         self.reset()
-        pipeline = self.open_pipeline()
+        model = self.open_model()
         try:
-            click.secho(f"{banner(pipeline)}; /help lists commands", dim=True)
+            click.secho(f"{banner(model)}; /help lists commands", dim=True)
             session: PromptSession[str] = PromptSession(history=InMemoryHistory())
             while (line := _read(session)) is not None:
-                pipeline = self._handle(line.strip(), pipeline)
+                model = self._handle(line.strip(), model)
         except EOFError:
             click.echo()
         finally:
-            pipeline.close()
+            model.close()
 
     def reset(self) -> None:
         """Forget everything but the system prompt."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
-    def _handle(self, line: str, pipeline: Pipeline) -> Pipeline:
+    def _handle(self, line: str, model: Model) -> Model:
         match line:
             case "":
                 pass
@@ -155,30 +194,30 @@ class Conversation:
                 self.reset()
                 click.echo("forgotten")
             case "/stats":
-                click.echo(stage_table(*self.last) if self.last else "no answer yet")
+                click.echo(stage_table(self.last) if self.last else "no answer yet")
             case "/quit":
                 raise EOFError
             case _ if line.startswith("/"):
                 click.echo(f"there is no command {line.split()[0]}\n{HELP}")
             case _:
-                return self._ask(line, pipeline)
-        return pipeline
+                return self._ask(line, model)
+        return model
 
-    def _ask(self, question: str, pipeline: Pipeline) -> Pipeline:
+    def _ask(self, question: str, model: Model) -> Model:
         asked = [*self.messages, {"role": "user", "content": question}]
         try:
-            if pipeline.engine.lost is not None:
-                pipeline.close()
-                pipeline = self.open_pipeline()
-            answer = pipeline.ask(asked, self.options)
+            if model.lost is not None:
+                model.close()
+                model = self.open_model()
+            answer = model.ask(asked, self.options)
             text = _stream(answer)
         except EdgeppError as error:
             show_error(error)
-            return pipeline
+            return model
         self.messages = [*asked, {"role": "assistant", "content": text}]
-        self.last = (pipeline, answer)
+        self.last = answer
         click.secho(summary(answer), dim=True)
-        return pipeline
+        return model
 
 
 def _read(session: PromptSession[str]) -> str | None:

@@ -1,16 +1,212 @@
-"""What `edgepp join` says."""
+"""`edgepp join`: a member of a cluster, or one stage by hand; what either says."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from dataclasses import asdict
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import click
 
-from edgepp.errors import EdgeppError
-from edgepp.node.agent import Ready, StageProcess
+from edgepp.cluster.adopt import adopt
+from edgepp.cluster.discovery import Browser, Record
+from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster
+from edgepp.cluster.pairing import redeem
+from edgepp.cluster.tokens import parse_token, read_token
+from edgepp.errors import EdgeppError, PairingError, UsageError
+from edgepp.layers import LayerRange
+from edgepp.model.fetch import fetch
+from edgepp.model.parts import Parts
+from edgepp.node.agent import Ready, StageProcess, check_listen, physical_cores
+from edgepp.node.member import NodeAgent, NodeOptions
+from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage import StageConfig
-from edgepp.ui.progress import megabytes
+from edgepp.serve.client import whereabouts
+from edgepp.ui.progress import ByteProgress, megabytes
+from edgepp.wire.transport import Address
+
+FIND_S = 10.0
+"""How long the network is listened to for a coordinator."""
+_TURN_S = 0.2
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What `edgepp join` was told, for a cluster."""
+
+    code: str | None
+    peers: tuple[Address, ...]
+    pinned: LayerRange | None
+    memory: int | None
+    backend: str
+    threads: int | None
+    exact: bool
+    listen: Address
+
+
+def run_member(wanted: Membership, *, as_json: bool) -> None:
+    """Be a node of a cluster until Ctrl-C.
+
+    Raises:
+        PairingError: this machine is not, or no longer, admitted.
+        EdgeppError: what else keeps it from being one.
+    """
+    identity = load_identity()
+    browser = Browser()
+    try:
+        cluster = _paired(wanted, identity, browser)
+        _say("measuring this machine (a few seconds, once)", as_json=as_json)
+        threads = wanted.threads or physical_cores()
+        options = NodeOptions(
+            resources=measure(wanted.backend, threads, wanted.exact),
+            memory=usable_memory(wanted.memory),
+            backend=wanted.backend,
+            exact=wanted.exact,
+            pinned=wanted.pinned,
+            listen=wanted.listen,
+        )
+        notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        where = _where(cluster, wanted.peers, browser)
+        agent = NodeAgent(identity, cluster, options, where, notes.put, browser.refresh)
+        agent.start()
+        try:
+            _follow(agent, cluster, identity, notes, as_json=as_json)
+        finally:
+            agent.close()
+    finally:
+        browser.close()
+
+
+def _where(cluster: Cluster, peers: tuple[Address, ...], browser: Browser) -> Callable[[], list[Address]]:
+    return lambda: whereabouts(load_cluster() or cluster, peers, browser.records())
+
+
+def _paired(wanted: Membership, identity: Identity, browser: Browser) -> Cluster:
+    """The cluster to join; pairs with it first where that was asked for."""
+    if wanted.code is not None:
+        cluster = redeem(wanted.code, _inviting(wanted, browser), identity)
+        save_cluster(cluster)
+        return cluster
+    known = load_cluster()
+    text = read_token()
+    if text is not None:
+        token = parse_token(text)
+        if known is None or known.id != token.cluster:
+            addresses = wanted.peers or _seen(browser, lambda record: record.cluster == token.cluster)
+            known = adopt(token, addresses, identity)
+            save_cluster(known)
+    if known is None:
+        raise PairingError(
+            "this machine belongs to no cluster yet",
+            "run `edgepp invite` where `edgepp serve` runs, and here `edgepp join CODE`",
+        )
+    return known
+
+
+def _inviting(wanted: Membership, browser: Browser) -> tuple[Address, ...]:
+    if wanted.peers:
+        return wanted.peers
+    number, _, _ = str(wanted.code).partition("-")
+    if not number.isdigit():
+        raise UsageError(f"'{wanted.code}' is no invitation", "it looks like 7-tango-lemon")
+    found = _seen(browser, lambda record: int(number) in record.invitations)
+    if not found:
+        raise PairingError(
+            f"no machine on this network has an open invitation {number}: it expired, was used, or cannot be heard",
+            "ask for a new one with `edgepp invite`, or name the machine with --peer HOST:PORT",
+        )
+    return found
+
+
+def _seen(browser: Browser, accept: Callable[[Record], bool]) -> tuple[Address, ...]:
+    return tuple(address for record in browser.find(accept, FIND_S) for address in record.addresses)
+
+
+def _follow(
+    agent: NodeAgent, cluster: Cluster, identity: Identity, notes: queue.SimpleQueue[str], *, as_json: bool
+) -> None:
+    told = False
+    try:
+        while not agent.ended.is_set() or not notes.empty():
+            with contextlib.suppress(queue.Empty):
+                _say(notes.get(timeout=_TURN_S), as_json=as_json)
+            if agent.joined.is_set() and not told:
+                told = True
+                _joined(agent, cluster, identity, as_json=as_json)
+    except KeyboardInterrupt:
+        _say("leaving", as_json=as_json)
+        return
+    if agent.error is not None:
+        raise agent.error
+
+
+def _joined(agent: NodeAgent, cluster: Cluster, identity: Identity, *, as_json: bool) -> None:
+    if agent.address is not None:
+        save_cluster((load_cluster() or cluster).reached(str(agent.address)))
+    if as_json:
+        facts = {"node": identity.node, "name": identity.name, "cluster": cluster.id, "address": str(agent.address)}
+        click.echo(json.dumps({"event": "joined", "coordinator": cluster.coordinator.name, **facts}))
+    else:
+        click.echo(f"{identity.name} is a node of {cluster.coordinator.name}'s cluster; Ctrl-C leaves it")
+
+
+def _say(text: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"event": "note", "text": text}))
+    else:
+        click.echo(f"{time.strftime('%H:%M:%S')}  {text}")
+
+
+@dataclass(frozen=True)
+class StageByHand:
+    """What `edgepp join -m` was told: one stage, outside of any cluster."""
+
+    model: str
+    layers: LayerRange
+    listen: Address
+    backend: str
+    threads: int | None
+    exact: bool
+    insecure: bool
+
+
+def run_stage(wanted: StageByHand, node: str, *, as_json: bool) -> None:
+    """Run one stage until Ctrl-C.
+
+    Raises:
+        EdgeppError: it cannot be loaded, its address is taken, or it died.
+    """
+    check_listen(wanted.listen, insecure=wanted.insecure)
+    threads = wanted.threads
+    with ByteProgress(quiet=as_json) as progress:
+        path = fetch(wanted.model, Parts(layers=wanted.layers), progress)
+        config = StageConfig(
+            path=str(path),
+            model=wanted.model,
+            node=node,
+            start=wanted.layers.start,
+            stop=wanted.layers.stop,
+            listen=str(wanted.listen),
+            backend=wanted.backend,
+            threads=threads or physical_cores(),
+            exact=wanted.exact,
+            spin=threads is None,
+            awake=threads is None or threads <= physical_cores(),
+        )
+        child = StageProcess(config)
+        try:
+            ready = child.wait_ready(lambda done, total: progress(done, total, f"layers {wanted.layers}"))
+        except BaseException:
+            child.stop()
+            raise
+    try:
+        announce(config, ready, as_json=as_json)
+        serve_until_stopped(child)
+    finally:
+        child.stop()
 
 
 def announce(config: StageConfig, ready: Ready, *, as_json: bool) -> None:

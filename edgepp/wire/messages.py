@@ -1,4 +1,4 @@
-"""The whole protocol of edgepp, version 1.
+"""The whole protocol of edgepp, version 2.
 
 A message is a ZeroMQ multipart message: one msgpack header, then, for ``Forward`` and ``Hidden``, the raw tensor frames
 of the codec that the header names. The header is an array ``[version, kind, field, …]`` with the fields in the order in
@@ -22,22 +22,45 @@ The data ring is one-way and in order; sequences are numbered by the coordinator
 ``Forward.position`` says where its first row belongs: a stage that holds more positions truncates to it first, one that
 holds fewer answers with ``Fault``. Position 0 opens a sequence. A frame of an epoch or sequence that a stage does not
 know is dropped and counted: after a cancel that is the normal course of things.
+
+A coordinator that serves a cluster binds one ROUTER, by CURVE, for its members and their chats:
+
+    cluster   node ──► coordinator      one DEALER a node
+        Enrol        ► Enrolled|Refused  this is what I have; again whenever it or my address changes
+        Beat         ► Beaten            every half second; not known: enrol again
+                     ◄ View              who belongs to the cluster and runs what, as JSON; whenever that changes
+                     ◄ Load, Unload      run these layers in that slot; stop
+        Loading, Loaded, NotLoaded       how a Load goes
+        Leave        ◄ Expelled          going; you are revoked
+        Adopt        ► Enrolled|Refused  from the holder of a token: admit my own key
+
+              chat ──► coordinator      one DEALER a chat or command
+        Call         ► Reply             status, peers; where the coordinator runs also invite, token, revoke
+        Ask          ► Piece…, Answered  a conversation or raw text and its options; text as it comes; times and stages
+                     ► Waiting           every second until the first piece, with the reason
+                     ► Declined          in place of any of these: what is wrong, and what to do
+        Cancel                           stop that answer
+
+Call, Reply, Ask, Answered and View have one JSON frame behind the header, Piece one of text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from operator import contains
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import msgpack
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
+from edgepp.wire.layout import Layout
 
-VERSION = 1
+VERSION = 2
 MAX_HEADER_BYTES = 4096
 CONTROL_FRAME_BYTES = 1 << 16
 """The longest frame that a control socket takes."""
+PAYLOAD_BYTES = 4 << 20
+"""The longest frame that a cluster socket takes: a conversation of some million characters."""
 MAX_FRAMES = 4
 """Header and tensor frames of one message."""
 MAX_TOKENS = 4096
@@ -56,6 +79,10 @@ Count: TypeAlias = Annotated[int, 0, (1 << 48) - 1]
 Rows: TypeAlias = Annotated[int, 0, MAX_TOKENS]
 Width: TypeAlias = Annotated[int, 1, MAX_WIDTH]
 Text: TypeAlias = Annotated[str, 0, 512]
+Key: TypeAlias = Annotated[str, 0, 40]
+"""A node's public key in Z85; empty where a link is not encrypted."""
+Slot: TypeAlias = Annotated[int, 0, 63]
+Verb: TypeAlias = Literal["status", "peers", "invite", "token", "revoke"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
 Micros: TypeAlias = Annotated[tuple[int, ...], 0, 1024]
@@ -96,11 +123,15 @@ class Welcome(NamedTuple):
 
 
 class Attach(NamedTuple):
-    """Join the ring ``epoch`` as stage ``stage``; send on to ``next_address``, or to ``route`` when it is empty."""
+    """Join the ring ``epoch`` as stage ``stage``; send on to the next one, or to ``route`` when there is none.
+
+    ``next_addresses`` are where the next stage may be reached, separated by commas; the first to answer is taken.
+    """
 
     epoch: Id
     stage: Count
-    next_address: Text
+    next_addresses: Text
+    next_key: Key
     route: Text
     codec: Codec
 
@@ -110,6 +141,8 @@ class Attached(NamedTuple):
 
     epoch: Id
     echo_us: Count
+    bytes_s: Count
+    """Measured bytes a second one way; 0 without a next stage."""
 
 
 class Refused(NamedTuple):
@@ -200,77 +233,256 @@ class Hidden(NamedTuple):
     compute_us: Micros
 
 
+class Enrol(NamedTuple):
+    """A node tells the coordinator what it has. Its id follows from the key it proved."""
+
+    incarnation: Id
+    """Drawn at random when the node's process starts; tells a restart from a second node with the same key."""
+    name: Text
+    version: Text
+    addresses: Text
+    """IP addresses under which others may reach it, separated by commas."""
+    memory: Count
+    """Bytes that the model may use."""
+    backend: Text
+    device: Text
+    threads: Count
+    slots: Annotated[int, 0, 64]
+    """Stage processes that it offers to run; memory and threads are for all together."""
+    start: Count
+    stop: Count
+    """The range that its first slot is pinned to; both 0 without."""
+    exact: bool
+    stream_bps: Count
+    """Measured bytes of weights a second in decode steps, with all threads."""
+    flops: Count
+    """Measured floating-point operations a second in a prompt."""
+
+
+class Enrolled(NamedTuple):
+    """The node is a member of ``cluster``."""
+
+    cluster: Text
+
+
+class Beat(NamedTuple):
+    """The node lives."""
+
+    incarnation: Id
+    memory_free: Count
+    clock_us: Id
+    """The node's wall clock."""
+    rtt_us: Count
+    """How long the last answer to a beat took; 0 before the first."""
+
+
+class Beaten(NamedTuple):
+    """The coordinator lives; not ``known`` means enrol again."""
+
+    known: bool
+    clock_us: Id
+
+
+class View(NamedTuple):
+    """The cluster as the coordinator sees it; a JSON frame follows."""
+
+    version: Id
+
+
+class Load(NamedTuple):
+    """Run layers ``[start, stop)`` of ``model`` in ``slot``, for plan ``plan``."""
+
+    plan: Id
+    slot: Slot
+    model: Text
+    """With ``@commit`` where it comes from a hub, so that all stages are of one revision."""
+    start: Count
+    stop: Count
+    exact: bool
+
+
+class Unload(NamedTuple):
+    """Plan ``plan`` has nothing for ``slot``."""
+
+    plan: Id
+    slot: Slot
+
+
+class Loading(NamedTuple):
+    """``done`` of ``total`` bytes are fetched or loaded."""
+
+    plan: Id
+    slot: Slot
+    done: Count
+    total: Count
+    what: Text
+
+
+class Loaded(NamedTuple):
+    """The slot serves its range on ``port`` of the node, as stage process ``pid``."""
+
+    plan: Id
+    slot: Slot
+    port: Annotated[int, 1, 65535]
+    pid: Count
+    backend: Text
+    device: Text
+    weight_bytes: Count
+    resident_bytes: Count
+    prefill_us: Count
+    decode_us: Count
+
+
+class NotLoaded(NamedTuple):
+    """The slot could not load its range, or its stage process ended."""
+
+    plan: Id
+    slot: Slot
+    reason: Text
+    hint: Text
+
+
+class Leave(NamedTuple):
+    """The node goes, and takes its stages with it."""
+
+    incarnation: Id
+
+
+class Expelled(NamedTuple):
+    """The node's key is no longer admitted."""
+
+    reason: Text
+
+
+class Adopt(NamedTuple):
+    """The holder of a token asks that its own key be admitted."""
+
+    name: Text
+    key: Key
+
+
+class Call(NamedTuple):
+    """A question to the coordinator; a JSON frame with its arguments follows."""
+
+    request: Id
+    verb: Verb
+
+
+class Reply(NamedTuple):
+    """The answer to a ``Call``; a JSON frame follows."""
+
+    request: Id
+
+
+class Declined(NamedTuple):
+    """A ``Call`` or ``Ask`` was not granted, or its answer cannot be finished."""
+
+    request: Id
+    reason: Text
+    hint: Text
+
+
+class Ask(NamedTuple):
+    """A question to the model; a JSON frame follows."""
+
+    request: Id
+
+
+class Cancel(NamedTuple):
+    """Stop an answer."""
+
+    request: Id
+
+
+class Waiting(NamedTuple):
+    """The answer has not begun, and why."""
+
+    request: Id
+    reason: Text
+
+
+class Piece(NamedTuple):
+    """Tokens of an answer; a frame with the text that they completed follows."""
+
+    request: Id
+    tokens: Annotated[tuple[int, ...], 0, 256]
+
+
+class Answered(NamedTuple):
+    """The answer is whole; a JSON frame with its times and stages follows."""
+
+    request: Id
+
+
 Message: TypeAlias = (
-    Hello | Welcome | Attach | Attached | Refused | Detach | Free | Ping | Pong | Fault | Echo | Forward | Hidden
+    Hello
+    | Welcome
+    | Attach
+    | Attached
+    | Refused
+    | Detach
+    | Free
+    | Ping
+    | Pong
+    | Fault
+    | Echo
+    | Forward
+    | Hidden
+    | Enrol
+    | Enrolled
+    | Beat
+    | Beaten
+    | View
+    | Load
+    | Unload
+    | Loading
+    | Loaded
+    | NotLoaded
+    | Leave
+    | Expelled
+    | Adopt
+    | Call
+    | Reply
+    | Declined
+    | Ask
+    | Cancel
+    | Waiting
+    | Piece
+    | Answered
 )
 
 
-class _Texts(NamedTuple):
-    """Strings of a bounded length."""
-
-    low: int
-    high: int
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, str) and self.low <= len(value) <= self.high
-
-
-class _Counts(NamedTuple):
-    """Bounded numbers of counts."""
-
-    low: int
-    high: int
-
-    def __contains__(self, value: object) -> bool:
-        return (
-            isinstance(value, tuple)
-            and self.low <= len(value) <= self.high
-            and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
-        )
-
-
-def _domain(hint: Any) -> tuple[type, Container[Any]]:
-    """The type that a field's annotation asks for, and the values of that type that it allows."""
-    if hint is bool:
-        return bool, frozenset((False, True))
-    if get_origin(hint) is Literal:
-        return str, frozenset(get_args(hint))
-    kind, low, high = get_args(hint)
-    if kind is int:
-        return int, range(low, high + 1)
-    return (str, _Texts(low, high)) if kind is str else (tuple, _Counts(low, high))
-
-
-class _Layout(NamedTuple):
-    """A kind of message as it stands in a header."""
-
-    kind: Callable[..., Message]
-    names: tuple[str, ...]
-    types: tuple[type, ...]
-    allowed: tuple[Container[Any], ...]
-
-    @classmethod
-    def of(cls, kind: type[Message]) -> _Layout:
-        hints = get_type_hints(kind, include_extras=True)
-        types, allowed = zip(*(_domain(hints[name]) for name in kind._fields), strict=True)
-        return cls(kind, kind._fields, types, allowed)
-
-    def accepts(self, values: Sequence[Any]) -> bool:
-        """Whether every field is as declared. Types come first: only an int may be looked for in a range."""
-        return tuple(map(type, values)) == self.types and all(map(contains, self.allowed, values))
-
-    def fault(self, values: Sequence[Any]) -> str:
-        """What is wrong with fields that are not accepted."""
-        if len(values) != len(self.names):
-            return f"has {len(values)} fields instead of {len(self.names)}"
-        for name, value, kind, allowed in zip(self.names, values, self.types, self.allowed, strict=True):
-            if type(value) is not kind or value not in allowed:
-                return f"has a bad {name}: {value!r:.60}"
-        return "is malformed"
-
-
 _NAMES: dict[type, str] = {kind: kind.__name__.lower() for kind in get_args(Message)}
-_LAYOUTS: dict[str, _Layout] = {name: _Layout.of(kind) for kind, name in _NAMES.items()}
+_LAYOUTS: dict[str, Layout] = {name: Layout.of(kind) for kind, name in _NAMES.items()}
+
+
+def encode_payload(value: Mapping[str, Any]) -> bytes:
+    """A JSON frame.
+
+    Raises:
+        LocalProtocolError: it is too long.
+    """
+    raw = json.dumps(value, ensure_ascii=False).encode()
+    if len(raw) > PAYLOAD_BYTES:
+        raise LocalProtocolError(f"a payload of {len(raw)} bytes is longer than {PAYLOAD_BYTES}")
+    return raw
+
+
+def decode_payload(frames: Sequence[bytes | memoryview]) -> dict[str, Any]:
+    """The object in the one JSON frame behind a header; what it holds is still to be checked.
+
+    Raises:
+        RemoteProtocolError: there is no such frame, or it holds no JSON object.
+    """
+    if len(frames) != 2:
+        raise RemoteProtocolError("a message without its one payload frame")
+    try:
+        value = json.loads(bytes(frames[1]))
+    except (ValueError, RecursionError) as error:
+        raise RemoteProtocolError(f"a payload is not JSON: {error}") from error
+    if type(value) is not dict:
+        raise RemoteProtocolError("a payload is not a JSON object")
+    return value
 
 
 def encode(message: Message) -> bytes:
@@ -307,4 +519,5 @@ def decode(raw: bytes | memoryview) -> Message:
         raise RemoteProtocolError(f"a message of unknown kind {kind!r:.40}")
     if not layout.accepts(values):
         raise RemoteProtocolError(f"a {kind} message {layout.fault(values)}")
-    return layout.kind(*values)
+    message: Message = layout.kind(*values)
+    return message

@@ -1,38 +1,52 @@
 """Sockets with a policy: the only place that makes one.
 
 A ``Listener`` binds and answers many peers, a ``Link`` connects to one. Both are non-blocking with bounded queues, keep
-no message after they are closed, and notice a dead connection within three seconds. A socket belongs to one thread;
-a ``Mailbox`` carries objects from one thread into another's poll loop.
+no message after they are closed, and notice a dead connection within two seconds. With keys they encrypt, by CURVE,
+and a ``Gate`` (``security``) admits the other side. A socket belongs to one thread; a ``Mailbox`` carries objects from
+one thread into another's poll loop.
 """
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
 import queue
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import zmq
 
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.wire.messages import MAX_FRAMES, Echo, decode, encode
+from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host, monitor, next_event
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.5
 CONNECT_S = 3.0
+ZAP_DOMAIN = b"edgepp"
 _QUEUE_FRAMES = 1000
 _NO_COPY_BYTES = 1 << 20  # below a megabyte a copy is as fast as sharing the buffer
+
+_RETRY_S = 1.0  # after a refusal
+_HANDSHAKES = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Address:
-    """A TCP host and port; port 0 lets the system choose."""
+    """A TCP host and port; port 0 lets the system choose. To listen on every interface, host is ``*``."""
 
     host: str
     port: int
@@ -42,12 +56,12 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read ``HOST:PORT`` or ``[IPV6]:PORT``.
+        """Read ``HOST:PORT``, ``[IPV6]:PORT`` or ``*:PORT``.
 
         Raises:
             UsageError: the text is neither.
         """
-        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text.strip())
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+|\*)):(\d{1,5})", text.strip())
         if match is None or int(match[3]) > 65535:
             raise UsageError(f"'{text}' is not an address", "write HOST:PORT, like 192.168.1.20:5720")
         host = match[1] or match[2]
@@ -76,6 +90,23 @@ def _configure(sock: zmq.Socket[bytes], max_frame_bytes: int) -> None:
     sock.setsockopt(zmq.HANDSHAKE_IVL, int(CONNECT_S * 1000))
     sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1000))
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(3 * HEARTBEAT_S * 1000))
+
+
+def _serve_curve(sock: zmq.Socket[bytes], keys: KeyPair) -> None:
+    sock.setsockopt(zmq.CURVE_SERVER, 1)
+    sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+    sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer from the gate, no
+
+
+def _bind(sock: zmq.Socket[bytes], address: Address) -> None:
+    try:
+        sock.bind(address.endpoint)
+    except zmq.ZMQError as error:
+        if address.host != "*" or error.errno == errno.EADDRINUSE:
+            raise
+        sock.setsockopt(zmq.IPV6, 0)  # a kernel without it
+        sock.bind(address.endpoint)
 
 
 def _receive(sock: zmq.Socket[bytes], frames: int) -> list[zmq.Frame] | None:
@@ -113,20 +144,42 @@ def _send(sock: zmq.Socket[bytes], parts: Sequence[bytes | memoryview]) -> bool:
     return True
 
 
+class Sender(NamedTuple):
+    """Whom a message came from."""
+
+    route: bytes
+    key: str
+    """The public key that it proved; empty on a plain socket."""
+    host: str
+    """Its IP address."""
+
+
 class Listener:
     """A bound ROUTER: receives from anyone who connected, answers by the peer's route."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: Address, max_frame_bytes: int) -> None:
-        """Bind ``address``.
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: Address,
+        max_frame_bytes: int,
+        keys: KeyPair | None = None,
+    ) -> None:
+        """Bind ``address``; host ``*`` is every interface, IPv6 and IPv4. With ``keys`` only whom the gate admits.
 
         Raises:
             UsageError: it is taken, or not an address of this machine.
+            LocalProtocolError: there are keys but no gate in the context.
         """
+        gate = Gate.of(context) if keys is not None else None
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         _configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._secure = keys is not None
+        if keys is not None and gate is not None:
+            _serve_curve(self.socket, keys)
+            gate.watch(self.socket)
         try:
-            self.socket.bind(address.endpoint)
+            _bind(self.socket, address)
         except zmq.ZMQError as error:
             self.socket.close()
             raise UsageError(
@@ -148,6 +201,23 @@ class Listener:
             raise RemoteProtocolError("a message without a header")
         return parts[0].bytes, [part.buffer for part in parts[1:]]
 
+    def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
+        """The next waiting message as (its sender, frames), or None.
+
+        Raises:
+            RemoteProtocolError: it has too many frames or none; it is gone.
+        """
+        parts = _receive(self.socket, MAX_FRAMES + 1)
+        if parts is None:
+            return None
+        if len(parts) < 2:
+            raise RemoteProtocolError("a message without a header")
+        route = parts[0]
+        # Where no gate sets it, a stranger could set User-Id itself.
+        key = str(route.get("User-Id")) if self._secure else ""
+        sender = Sender(route.bytes, key, bare_host(str(route.get("Peer-Address"))))
+        return sender, [part.buffer for part in parts[1:]]
+
     def send(self, route: bytes, parts: Sequence[bytes | memoryview]) -> bool:
         """Send to one peer; False when it is gone or its queue is full."""
         return _send(self.socket, [route, *parts])
@@ -158,7 +228,7 @@ class Listener:
 
 
 class Link:
-    """A DEALER connected to one listener; reconnects by itself."""
+    """A DEALER connected to one listener; reconnects by itself, also after a refusal while it is used."""
 
     def __init__(
         self,
@@ -166,8 +236,15 @@ class Link:
         address: Address,
         max_frame_bytes: int,
         route: bytes | None = None,
+        pinned: Pinned | None = None,
     ) -> None:
-        """Begin to connect; ``route`` is the name under which the listener can send back unasked."""
+        """Begin to connect, encrypted where ``pinned`` says with which keys.
+
+        ``route`` is the name under which the listener can send back unasked.
+
+        Raises:
+            UsageError: nobody can connect to such an address.
+        """
         self.address = address
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         _configure(self.socket, max_frame_bytes)
@@ -177,17 +254,28 @@ class Link:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         if route is not None:
             self.socket.setsockopt(zmq.ROUTING_ID, route)
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._refusal: str | None = None
+        self._connected_s = 0.0
+        self._broken_off = 0
+        self._retry_s = math.inf
+        if pinned is not None:
+            self.socket.setsockopt(zmq.CURVE_SERVERKEY, pinned.server.encode())
+            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, pinned.own.public.encode())
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, pinned.own.secret.encode())
+            self._monitor = monitor(self.socket, _HANDSHAKES)
         try:
             self.socket.connect(address.endpoint)
         except zmq.ZMQError as error:
-            self.socket.close()
+            self.close()
             raise UsageError(f"cannot connect to {address}: {error.strerror}") from error
 
     def send(self, parts: Sequence[bytes | memoryview], wait_s: float = 0.0) -> bool:
         """Send; False when the other side is not connected, or its queue is full, for ``wait_s``."""
-        return _send(self.socket, parts) or (
-            wait_s > 0 and bool(self.socket.poll(int(wait_s * 1000), zmq.POLLOUT)) and _send(self.socket, parts)
-        )
+        if _send(self.socket, parts):
+            return True
+        self.refusal()
+        return wait_s > 0 and bool(self.socket.poll(int(wait_s * 1000), zmq.POLLOUT)) and _send(self.socket, parts)
 
     def receive(self, wait_s: float = 0.0) -> list[memoryview] | None:
         """The next message's frames, or None when none comes for ``wait_s``.
@@ -202,7 +290,53 @@ class Link:
 
     def close(self, linger_s: float = 0.0) -> None:
         """Disconnect; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
+        if self._monitor is not None:
+            self.socket.disable_monitor()
+            self._monitor.close()
         self.socket.close(int(linger_s * 1000))
+
+    def refusal(self) -> str | None:
+        """One sentence once the handshake has failed, until one succeeds; None while nothing is known.
+
+        Does not block. Ask now and then, or go on sending: libzmq gives up on a listener that refused, and this tries
+        again after a second.
+        """
+        if self._monitor is None:
+            return None
+        while (happened := next_event(self._monitor)) is not None:
+            self._learn(*happened)
+        if time.monotonic() > self._retry_s:
+            self._retry_s = math.inf
+            with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint itself
+                self.socket.disconnect(self.address.endpoint)
+            self.socket.connect(self.address.endpoint)
+        return self._refusal
+
+    def _learn(self, event: int, value: int) -> None:
+        if event == zmq.EVENT_CONNECTED:
+            self._connected_s = time.monotonic()
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._refusal, self._broken_off, self._retry_s = None, 0, math.inf
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._refusal = f"{self.address} does not admit this node's key: it was never invited there, or was revoked"
+            self._retry_s = time.monotonic() + _RETRY_S
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            self._refusal = f"{self.address} {_FAULTS.get(value, 'speaks another protocol than edgepp')}"
+            self._retry_s = time.monotonic() + _RETRY_S
+        elif value in (errno.EPIPE, errno.ECONNRESET) and time.monotonic() < self._connected_s + CONNECT_S * 0.9:
+            # Later it is our own patience that ended: that is a machine asleep. Once, it may be a restart.
+            self._broken_off += 1
+            if self._broken_off > 1 and self._refusal is None:
+                self._refusal = (
+                    f"{self.address} broke off the handshake: its key is another one than this node knows,"
+                    " or it does not encrypt"
+                )
+
+
+_FAULTS: Mapping[int, str] = {
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "does not encrypt: it runs with --insecure, or is no part of a cluster",
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "has another key than this node knows",
+}
 
 
 class Mailbox(Generic[T]):

@@ -15,7 +15,7 @@ import zmq
 
 from edgepp.engine.engine import Engine
 from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Expectation
+from edgepp.engine.peers import Endpoint, Expectation
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
 from edgepp.errors import StageLost
@@ -49,7 +49,7 @@ def open_engine(path: Path, started: list[Node]) -> Engine:
     def open_ring() -> tuple[Ring, Ends]:
         checkpoint = Checkpoint.open(path)
         expected = Expectation("tiny", checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, True)
-        ring = NetworkRing([Address.parse(one.address) for one in started], expected, "test")
+        ring = NetworkRing([Endpoint((Address.parse(one.address),)) for one in started], expected, "test")
         return ring, choose("auto", checkpoint).load_ends(checkpoint, BackendOptions(exact=True))
 
     return Engine(open_ring, eos=frozenset())
@@ -205,7 +205,7 @@ def test_hostile_bytes_are_counted_and_the_stage_lives_on(
     stranger = knock(pair[0])
     before = stranger.state().dropped
     good = Forward(1, 1, 0, 0, 16, 1, 1, TINY.hidden, "float32", "none", ())
-    attach = Attach(1, 0, "", b"cstranger".hex(), "none")
+    attach = Attach(1, 0, "", "", b"cstranger".hex(), "none")
     stranger.send_control(encode(attach))
     hostile: list[list[bytes]] = [
         [b""],
@@ -241,7 +241,7 @@ def test_a_capacity_beyond_the_context_is_a_fault_not_a_crash(
     tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
 ) -> None:
     stranger = knock(pair[0])
-    stranger.send_control(encode(Attach(1, 0, "", b"cstranger".hex(), "none")))
+    stranger.send_control(encode(Attach(1, 0, "", "", b"cstranger".hex(), "none")))
     stranger.receive_control()
     frame = Forward(1, 1, 0, 0, 1 << 40, 1, 1, TINY.hidden, "float32", "none", ())
     stranger.send_data(encode(frame), b"\0" * (TINY.hidden * 4))

@@ -12,7 +12,7 @@ import pytest
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Expectation
+from edgepp.engine.peers import Endpoint, Expectation
 from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, StageInfo
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Array, Checkpoint
@@ -41,7 +41,7 @@ def ring(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ring]:
         else:
             started = stack.enter_context(nodes(path, ["0-1", "2-3"], "--exact", "--backend", "onnx"))
             expected = Expectation("tiny", checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, True)
-            made = NetworkRing([Address.parse(one.address) for one in started], expected, "test")
+            made = NetworkRing([Endpoint((Address.parse(one.address),)) for one in started], expected, "test")
         stack.callback(made.close)
         yield made
 

@@ -15,7 +15,7 @@ import zmq
 
 from edgepp.engine import network
 from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Expectation
+from edgepp.engine.peers import Endpoint, Expectation
 from edgepp.engine.ring import Failed, Send
 from edgepp.errors import PlanError, StageLost
 from edgepp.wire.messages import Attach, Attached, Echo, Hello, Message, Ping, Pong, Welcome, decode, encode
@@ -58,7 +58,7 @@ class WedgedStage(threading.Thread):
             case Hello():
                 return self._welcome
             case Attach():
-                return Attached(message.epoch, 10)
+                return Attached(message.epoch, 10, 0)
             case Ping():
                 return Pong(message.epoch, True, self._busy_us, 0, 0, 0, 0)
             case Echo():
@@ -85,7 +85,7 @@ def wedged() -> Iterator[WedgedStage]:
 
 def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "STEP_S", 1.5)
-    ring = NetworkRing([wedged.control.address], EXPECTED, "test")
+    ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         ring.send(Send(1, 0, 16, 1, np.zeros((4, 8), np.float32)))
         began = time.monotonic()
@@ -104,7 +104,7 @@ def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkey
 
 def test_an_idle_ring_misses_no_deadline(wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "STEP_S", 0.3)
-    ring = NetworkRing([wedged.control.address], EXPECTED, "test")
+    ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         began = time.monotonic()
         while time.monotonic() - began < 1.5:
@@ -114,7 +114,7 @@ def test_an_idle_ring_misses_no_deadline(wedged: WedgedStage, monkeypatch: pytes
 
 
 def test_a_coordinator_that_slept_does_not_blame_the_stages(wedged: WedgedStage) -> None:
-    ring = NetworkRing([wedged.control.address], EXPECTED, "test")
+    ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         ring.poll(0.1)
         ring._polled_s -= 60
@@ -132,6 +132,6 @@ def test_a_stage_that_describes_itself_absurdly_is_refused(changes: dict[str, in
     stage.start()
     try:
         with pytest.raises(PlanError, match="makes no sense"):
-            NetworkRing([stage.control.address], EXPECTED, "test")
+            NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")
     finally:
         stage.stop()

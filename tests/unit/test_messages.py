@@ -73,7 +73,7 @@ def test_a_field_of_another_type_is_refused(message: Message, data: st.DataObjec
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ([VERSION + 1, "pong", 0], "protocol version 2, this one 1"),
+        ([VERSION + 1, "pong", 0], f"protocol version {VERSION + 1}, this one {VERSION}"),
         ([VERSION, "format_disk"], "unknown kind"),
         ([VERSION, 7], "unknown kind"),
         ([VERSION, "pong", 1], "has 1 fields instead of 7"),

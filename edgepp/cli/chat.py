@@ -1,0 +1,174 @@
+"""`edgepp chat`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgepp.cli.options import BACKENDS, MODEL_HELP
+from edgepp.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgepp.engine.pipeline import PipelineOptions
+    from edgepp.engine.request import GenerateOptions
+    from edgepp.ui.chat import Model
+    from edgepp.wire.messages import Codec
+
+
+@click.command()
+@click.option("-m", "--model", help=MODEL_HELP + " The cluster's, unless given.")
+@click.option("-p", "--prompt", help="Answer this and leave. Piped input does the same.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Where `edgepp serve` runs; or a stage of `edgepp join -m M --layers A-B`, once a stage.",
+)
+@click.option("--stages", type=int, metavar="K", help="Split over K stage processes on this machine.")
+@click.option("--alone", is_flag=True, help="Run the model on this machine, although it belongs to a cluster.")
+@click.option("--system", help="A system prompt.")
+@click.option("--raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
+@click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="The longest answer.")
+@click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature; 0 takes the likeliest token.")
+@click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest tokens that together reach this.")
+@click.option("--top-k", type=int, default=0, help="Draw from so many of the likeliest tokens.")
+@click.option("--min-p", type=float, default=0.0, help="Leave out tokens less likely than this share of the likeliest.")
+@click.option("--repetition-penalty", type=float, default=1.0, help="Above 1, makes recent tokens less likely.")
+@click.option("--seed", type=int, help="Makes a drawn answer repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given again.")
+@click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens; for measurements.")
+@click.option("--backend", type=BACKENDS, default="auto", help="What computes on this machine.")
+@click.option("--threads", type=int, metavar="N", help="Compute threads a stage on this machine.")
+@click.option("--exact", is_flag=True, help="Float32 arithmetic, so that tokens do not depend on the split; slower.")
+@click.option("--codec", default="none", help="Codec of every link, or one a link: none, lz4, zstd, int8 (lossy).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, rates and stages.")
+def chat(prompt: str | None, system: str | None, *, raw: bool, as_json: bool, **options: Any) -> None:
+    """Chat with a model: through this machine's cluster, over local stages, or on this machine alone."""
+    from edgepp.ui.chat import Conversation, answer_once
+
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read().rstrip("\n")
+    if prompt is None and (as_json or raw):
+        raise UsageError("--json and --raw need a prompt", "give it with -p or pipe it in")
+    if raw and system is not None:
+        raise UsageError("--raw leaves no place for --system", "write it into the prompt")
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the prompt is empty", "say something")
+    how = _generate_options(**options)
+    open_model = _opener(as_json=as_json, **options)
+    if prompt is None:
+        Conversation(open_model, how, system).run()
+        return
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    model = open_model()
+    try:
+        answer_once(model, prompt if raw else messages, how, as_json=as_json)
+    finally:
+        model.close()
+
+
+def _opener(*, as_json: bool, alone: bool, model: str | None, **options: Any) -> Callable[[], Model]:
+    """What opens the model for a question: the cluster where there is one and nothing else was asked for."""
+    from edgepp.engine.pipeline import Pipeline
+    from edgepp.ui.progress import ByteProgress
+
+    by_hand = alone or any(options[name] for name in ("stages", "threads")) or options["backend"] != "auto"
+    if not by_hand and options["codec"] == "none" and (served := _served(model, **options)) is not None:
+        return served
+    if model is None:
+        raise UsageError("which model? This machine reaches no cluster", "name one with -m, such as -m smollm2-135m")
+    where = _pipeline_options(model=model, **options)
+
+    def open_pipeline() -> Pipeline:
+        with ByteProgress(quiet=as_json) as progress:
+            return Pipeline(where, progress)
+
+    return open_pipeline
+
+
+def _served(model: str | None, *, peers: tuple[str, ...], exact: bool, **_: Any) -> Callable[[], Model] | None:
+    """What opens this machine's cluster; None where there is none that answers, or it runs another model."""
+    from edgepp.cluster.identity import load_cluster, load_identity
+    from edgepp.errors import PairingError, StageLost
+    from edgepp.model.source import resolve
+    from edgepp.serve.client import Served
+    from edgepp.wire.transport import Address
+
+    cluster = load_cluster()
+    if cluster is None or len(peers) > 1:
+        return None
+    addresses = [Address.parse(peer) for peer in peers]
+    opened: list[Served] = []
+
+    def open_served() -> Served:
+        return opened.pop() if opened else Served(load_identity(), cluster, addresses)
+
+    try:
+        first = open_served()
+    except (StageLost, PairingError) as error:
+        if not peers:
+            click.secho(f"{error}", dim=True, err=True)
+        return None
+    if model is not None and resolve(model) != resolve(first.model):
+        first.close()
+        click.secho(f"the cluster runs {first.model}; {model} runs on this machine alone", dim=True, err=True)
+        return None
+    if exact and not first.status["exact"]:
+        first.close()
+        raise UsageError("the cluster does not compute exactly", "restart `edgepp serve --exact`, or add --alone")
+    opened.append(first)
+    return open_served
+
+
+def _pipeline_options(
+    *,
+    model: str,
+    peers: tuple[str, ...],
+    stages: int | None,
+    backend: str,
+    threads: int | None,
+    exact: bool,
+    codec: str,
+    **_: Any,
+) -> PipelineOptions:
+    from edgepp.engine.peers import Endpoint
+    from edgepp.engine.pipeline import PipelineOptions
+    from edgepp.wire.transport import Address
+
+    endpoints = tuple(Endpoint((Address.parse(peer),)) for peer in peers)
+    return PipelineOptions(model, endpoints, stages, backend, threads, exact, _codecs(codec))
+
+
+def _codecs(text: str) -> tuple[Codec, ...]:
+    from edgepp.wire.codec import NAMES
+
+    wanted = text.split(",")
+    known: dict[str, Codec] = {name: name for name in NAMES}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise UsageError(f"there is no codec '{unknown[0]}'", f"choose from {', '.join(NAMES)}")
+    return tuple(known[name] for name in wanted)
+
+
+def _generate_options(
+    *,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    temp: float,
+    top_p: float,
+    top_k: int,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int | None,
+    **_: Any,
+) -> GenerateOptions:
+    from edgepp.engine.request import GenerateOptions, SamplingOptions
+
+    sampling = SamplingOptions(temp, repetition_penalty, top_p, min_p, top_k, seed)
+    return GenerateOptions(max_tokens, stop, ignore_eos, sampling)

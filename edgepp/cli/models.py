@@ -1,0 +1,50 @@
+"""`edgepp models`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from edgepp.cli.options import Group
+
+
+@click.group(cls=Group)
+def models() -> None:
+    """Models that edgepp knows, and what of them is on this disk."""
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def models_list(*, as_json: bool) -> None:
+    """List the models with a card."""
+    from edgepp.ui.models import list_cards
+
+    list_cards(as_json=as_json)
+
+
+@models.command("show")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def models_show(model: str, *, as_json: bool) -> None:
+    """Show a model's shape and sizes. Downloads nothing when it has a card."""
+    from edgepp.ui.models import show_model
+
+    show_model(model, as_json=as_json)
+
+
+@models.command("pull")
+@click.argument("model")
+@click.option("--layers", metavar="A-B", help="Only what a node with these layers needs.")
+@click.option("--json", "as_json", is_flag=True, help='End with {"path": ...}.')
+def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
+    """Fetch a model, or one node's part of it, into the cache."""
+    from edgepp.layers import LayerRange
+    from edgepp.model.fetch import fetch
+    from edgepp.model.parts import WHOLE, Parts
+    from edgepp.ui.progress import ByteProgress
+
+    parts = WHOLE if layers is None else Parts(layers=LayerRange.parse(layers))
+    with ByteProgress(quiet=as_json) as progress:
+        path = fetch(model, parts, progress)
+    click.echo(json.dumps({"path": str(path)}) if as_json else f"{model} is in {path}")

@@ -1,0 +1,42 @@
+"""Joining by a token: its holder proves the token's key, and asks that its own be admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import zmq
+
+from edgepp.cluster.identity import Cluster, Identity, Member
+from edgepp.cluster.tokens import Token
+from edgepp.errors import PairingError, RemoteProtocolError
+from edgepp.wire.messages import PAYLOAD_BYTES, Adopt, Enrolled, Refused, decode
+from edgepp.wire.reach import reach
+from edgepp.wire.security import Pinned
+from edgepp.wire.transport import Address
+
+_WAIT_S = 10.0
+
+
+def adopt(token: Token, addresses: Sequence[Address], identity: Identity) -> Cluster:
+    """Become a member of the token's cluster, whose coordinator is at one of ``addresses``.
+
+    Raises:
+        PairingError: the token was revoked, or the coordinator refused.
+        StageLost: nobody answers there.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        hello = Adopt(identity.name, identity.keys.public)
+        pinned = Pinned(token.keys, token.coordinator)
+        link, frames = reach(context, addresses, hello, _WAIT_S, PAYLOAD_BYTES, pinned)
+        link.close()
+        answer = decode(frames[0])
+    except RemoteProtocolError as error:
+        raise PairingError(f"the coordinator cannot be understood: {error}") from error
+    finally:
+        context.term()
+    if not isinstance(answer, Enrolled) or answer.cluster != token.cluster:
+        reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+        raise PairingError(f"the coordinator did not take the token: {reason}", "make a new one with `edgepp token`")
+    coordinator = Member.of("coordinator", token.coordinator)
+    return Cluster(token.cluster, coordinator, addresses=(str(link.address),))

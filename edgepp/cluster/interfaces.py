@@ -1,0 +1,106 @@
+"""This machine's addresses, which of them others may reach, and when they changed."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+_JUMP_S = 2.0
+# Bridges of containers and virtual machines, tunnels, Apple's peer-to-peer links: rarely the way to a neighbour.
+# bridge0 is a Mac's Thunderbolt bridge and a good way; bridge100 and above belong to virtual machines.
+_VIRTUAL = re.compile(
+    r"docker|br-|veth|virbr|vnet|vmnet|vboxnet|lxc|lxdbr|cni|cali|flannel|podman|bridge\d{3}"
+    r"|utun|tun|tap|wg|tailscale|zt|ppp|ipsec|awdl|llw|anpi|ap\d"
+)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One address of one network interface that is up; ``address`` has its ``%scope`` when it is link-local IPv6."""
+
+    name: str
+    address: str
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network
+    virtual: bool
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """What sorts before what: likely to be reachable first."""
+        return self.virtual, kind(self.address)
+
+
+def kind(address: str) -> int:
+    """0 for IPv4, 1 for routable IPv6, 2 for link-local IPv4, 3 for link-local IPv6: the order to try them in."""
+    ip = ipaddress.ip_address(address)
+    return (2 if ip.is_link_local else 0) + (ip.version == 6)
+
+
+def interfaces() -> tuple[Interface, ...]:
+    """Every address that is up and not loopback, the likeliest to be reachable from outside first."""
+    stats = psutil.net_if_stats()
+    found = []
+    for name, entries in psutil.net_if_addrs().items():
+        flags = stats[name].flags.split(",") if name in stats and stats[name].isup else ["loopback"]
+        if "loopback" in flags:
+            continue
+        virtual = "pointopoint" in flags or _VIRTUAL.match(name) is not None
+        for entry in entries:
+            if entry.family in (socket.AF_INET, socket.AF_INET6):
+                ip = ipaddress.ip_address(entry.address)
+                if not (ip.is_loopback or ip.is_unspecified):
+                    found.append(Interface(name, str(ip), _network(ip, entry.netmask), virtual))
+    return tuple(sorted(dict.fromkeys(found), key=lambda one: one.rank))
+
+
+def usable_addresses() -> tuple[str, ...]:
+    """This machine's IP addresses that others might reach, in the order of `interfaces`; only a hint, so probe them."""
+    return tuple(dict.fromkeys(one.address for one in interfaces()))
+
+
+def by_nearness(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Another machine's ``addresses``, those on a network of this machine first.
+
+    An address that this machine has too, such as docker's default one, comes last: it would lead back here.
+    """
+    mine = interfaces()
+    own = {one.address.partition("%")[0] for one in mine}
+
+    def rank(address: str) -> tuple[bool, bool, int]:
+        bare = address.partition("%")[0]
+        near = any(ipaddress.ip_address(bare) in one.network for one in mine if not one.virtual)
+        return bare in own, not near, kind(address)
+
+    return tuple(sorted(dict.fromkeys(addresses), key=rank))
+
+
+def _network(
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address, netmask: str | None
+) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    bits = bin(int(ipaddress.ip_address(netmask))).count("1") if netmask else ip.max_prefixlen
+    if ip.version == 4:
+        return ipaddress.IPv4Network((int(ip), bits), strict=False)
+    return ipaddress.IPv6Network((int(ip), bits), strict=False)
+
+
+class Watch:
+    """Tells when this machine's addresses changed, or when it slept."""
+
+    def __init__(self) -> None:
+        self._addresses = frozenset(usable_addresses())
+        self._offset = time.time() - time.monotonic()
+
+    def changed(self) -> bool:
+        """True once after the addresses changed or the machine slept; cheap enough to ask twice a second.
+
+        The monotonic clock stands still during sleep and the wall clock does not, so they move apart by its length.
+        """
+        addresses, offset = frozenset(usable_addresses()), time.time() - time.monotonic()
+        changed = addresses != self._addresses or abs(offset - self._offset) > _JUMP_S
+        self._addresses, self._offset = addresses, offset
+        return changed

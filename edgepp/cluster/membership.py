@@ -1,0 +1,194 @@
+"""Who takes part in a cluster and how they are: one table of states. Pure: no socket, no clock of its own.
+
+A node is known by the id that follows from its key. A process of it is known by its incarnation, so that a restart is
+told from a second machine with a copied key: the second is refused while the first is heard from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from edgepp.wire.messages import Beat, Enrol, Loaded
+
+SUSPECT_S = 2.0
+"""A member that is silent for so long is suspect: nothing new is given to it."""
+GONE_S = 10.0
+"""A member that is silent for so long is gone: its layers are needed elsewhere."""
+
+
+class Phase(Enum):
+    """How a member is."""
+
+    JOINED = "joined"
+    """It is there; what the plan wants of it is not loaded."""
+    READY = "ready"
+    """It has loaded what the plan wants of it."""
+    SUSPECT = "suspect"
+    """It has been silent for a while."""
+    GONE = "gone"
+    """It left, was revoked, or has been silent for too long."""
+
+
+class Event(Enum):
+    """What happens to a member."""
+
+    ENROLLED = "enrolled"
+    HEARD = "heard"
+    LOADED = "loaded"
+    ASSIGNED = "assigned"
+    SILENT = "silent"
+    LOST = "lost"
+    LEFT = "left"
+
+
+_TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
+    (Phase.JOINED, Event.HEARD): Phase.JOINED,
+    (Phase.JOINED, Event.ENROLLED): Phase.JOINED,
+    (Phase.JOINED, Event.ASSIGNED): Phase.JOINED,
+    (Phase.JOINED, Event.LOADED): Phase.READY,
+    (Phase.JOINED, Event.SILENT): Phase.SUSPECT,
+    (Phase.JOINED, Event.LEFT): Phase.GONE,
+    (Phase.READY, Event.HEARD): Phase.READY,
+    (Phase.READY, Event.ENROLLED): Phase.JOINED,
+    (Phase.READY, Event.ASSIGNED): Phase.JOINED,
+    (Phase.READY, Event.LOADED): Phase.READY,
+    (Phase.READY, Event.SILENT): Phase.SUSPECT,
+    (Phase.READY, Event.LEFT): Phase.GONE,
+    (Phase.SUSPECT, Event.HEARD): Phase.JOINED,
+    (Phase.SUSPECT, Event.ENROLLED): Phase.JOINED,
+    (Phase.SUSPECT, Event.ASSIGNED): Phase.SUSPECT,
+    (Phase.SUSPECT, Event.LOADED): Phase.READY,
+    (Phase.SUSPECT, Event.SILENT): Phase.SUSPECT,
+    (Phase.SUSPECT, Event.LOST): Phase.GONE,
+    (Phase.SUSPECT, Event.LEFT): Phase.GONE,
+    (Phase.GONE, Event.ENROLLED): Phase.JOINED,
+}
+"""What is not here leaves a member as it is: a late word from one that is gone."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One node as the coordinator knows it."""
+
+    node: str
+    key: str
+    facts: Enrol
+    route: bytes
+    """Where its messages come from now; another after it reconnects."""
+    host: str
+    """The IP address that its messages come from."""
+    heard_s: float
+    phase: Phase = Phase.JOINED
+    memory_free: int = 0
+    rtt_us: int = 0
+    clock_off_us: int = 0
+    """How far its wall clock is ahead of the coordinator's."""
+    loaded: tuple[tuple[int, Loaded], ...] = ()
+    """The newest ``Loaded`` of each slot."""
+
+    def slot(self, slot: int) -> Loaded | None:
+        """What it serves in ``slot``."""
+        return dict(self.loaded).get(slot)
+
+
+class Membership:
+    """The members of one cluster; ``version`` grows whenever anything that others should know has changed."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._members: dict[str, Member] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    def get(self, node: str) -> Member | None:
+        """The member called ``node``."""
+        return self._members.get(node)
+
+    @property
+    def present(self) -> tuple[Member, ...]:
+        """Every member that is not gone, by id."""
+        return tuple(m for _, m in sorted(self._members.items()) if m.phase is not Phase.GONE)
+
+    def enrol(self, node: str, key: str, facts: Enrol, route: bytes, host: str, now_s: float) -> str:
+        """Take a node in, or take its news; why not, or an empty text.
+
+        A second process with the same id is refused as long as the first one is heard from.
+        """
+        old = self._members.get(node)
+        if old is not None and old.phase in (Phase.JOINED, Phase.READY) and old.facts.incarnation != facts.incarnation:
+            return (
+                f"a node with this id ({node}) is a member already: {old.facts.name} at {old.host}."
+                " Was its configuration copied?"
+            )
+        if old is None or old.facts.incarnation != facts.incarnation:
+            member = Member(node, key, facts, route, host, now_s)
+        else:
+            member = replace(old, facts=facts, route=route, host=host, heard_s=now_s)
+        if old is None or member != replace(old, heard_s=now_s):
+            self.version += 1
+        self._members[node] = member
+        if old is not None:
+            self._move(node, Event.ENROLLED)
+        return ""
+
+    def heard(self, node: str, beat: Beat, clock_off_us: int, route: bytes, host: str, now_s: float) -> bool:
+        """Note a sign of life; False asks the node to enrol again."""
+        member = self._members.get(node)
+        if member is None or member.phase is Phase.GONE or member.facts.incarnation != beat.incarnation:
+            return False
+        if member.host != host:
+            return False  # it moved: its addresses are others now
+        self._members[node] = replace(
+            member,
+            route=route,
+            heard_s=now_s,
+            memory_free=beat.memory_free,
+            rtt_us=beat.rtt_us,
+            clock_off_us=clock_off_us,
+        )
+        self._move(node, Event.HEARD)
+        return True
+
+    def loaded(self, node: str, slot: int, loaded: Loaded | None) -> None:
+        """Note what a slot serves, or that it serves nothing any more."""
+        member = self._members[node]
+        slots = {**dict(member.loaded), slot: loaded}
+        kept = tuple((n, one) for n, one in sorted(slots.items()) if one is not None)
+        self._members[node] = replace(member, loaded=kept)
+        self.version += 1
+
+    def assigned(self, node: str, *, complete: bool) -> None:
+        """Note whether a member has loaded all that the plan wants of it."""
+        self._move(node, Event.LOADED if complete else Event.ASSIGNED)
+
+    def left(self, node: str) -> None:
+        """Note that a member went, or was sent away."""
+        self._move(node, Event.LEFT)
+
+    def tick(self, now_s: float) -> list[Member]:
+        """Let silence count; the members whose phase changed by it."""
+        changed = []
+        for node, member in list(self._members.items()):
+            silent_s = now_s - member.heard_s
+            if silent_s > SUSPECT_S and self._move(node, Event.SILENT):
+                changed.append(self._members[node])
+            if silent_s > GONE_S and self._move(node, Event.LOST):
+                changed.append(self._members[node])
+        return changed
+
+    def forgive(self, gap_s: float) -> None:
+        """Do not count the time in which the coordinator itself did not run as the members' silence."""
+        for node, member in self._members.items():
+            self._members[node] = replace(member, heard_s=member.heard_s + gap_s)
+
+    def _move(self, node: str, event: Event) -> bool:
+        member = self._members[node]
+        phase = _TRANSITIONS.get((member.phase, event), member.phase)
+        if phase is member.phase:
+            return False
+        self._members[node] = replace(member, phase=phase, loaded=() if phase is Phase.GONE else member.loaded)
+        self.version += 1
+        return True

@@ -1,0 +1,36 @@
+"""The coordinator's own part of a model: its settings, tokenizer and the place of its two ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import fetch
+from edgepp.model.parts import WHOLE, Parts
+from edgepp.model.tokenizer import Tokenizer
+
+OnProgress: TypeAlias = Callable[[int, int, str], None]
+"""Called with (done, total, what) bytes while something long goes on."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """What outlives any one pipeline of a model."""
+
+    model: str
+    path: Path
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, model: str, *, whole: bool, on_progress: OnProgress | None = None) -> Front:
+        """Fetch what is missing: the ``whole`` model, or its ends alone.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be fetched now.
+        """
+        path = fetch(model, WHOLE if whole else Parts(ends=True), on_progress)
+        return cls(model, path, Checkpoint.open(path), Tokenizer.load(path))

@@ -1,0 +1,286 @@
+"""A node's side of membership: finds the coordinator, enrols, beats, and runs what it is told to run.
+
+The node connects, the coordinator listens: a node that slept, moved to another address or lost its link comes back by
+itself, with its stages as they were.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from edgepp import __version__
+from edgepp.cluster.identity import Cluster, Identity
+from edgepp.cluster.interfaces import Watch, usable_addresses
+from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, StageLost
+from edgepp.layers import LayerRange
+from edgepp.node.agent import physical_cores
+from edgepp.node.resources import Resources
+from edgepp.node.slot import Report, Slot, SlotOptions
+from edgepp.wire.messages import (
+    PAYLOAD_BYTES,
+    Beat,
+    Beaten,
+    Enrol,
+    Enrolled,
+    Expelled,
+    Leave,
+    Load,
+    Message,
+    NotLoaded,
+    Refused,
+    Unload,
+    View,
+    decode,
+    decode_payload,
+    encode,
+)
+from edgepp.wire.reach import reach
+from edgepp.wire.security import Pinned, is_key
+from edgepp.wire.transport import Address, Link, Mailbox, Poller
+
+log = logging.getLogger("edgepp.node")
+
+BEAT_S = 0.5
+SILENT_S = 2.0
+"""A coordinator that does not answer for so long is looked for anew."""
+_SEEK_S = 2.0
+_DUPLICATE_S = 6.0
+"""How long a refusal for a double id is not taken as final: the other process may be the one that just ended here."""
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What a node offers to the cluster."""
+
+    resources: Resources
+    memory: int
+    """Bytes that the model may use."""
+    backend: str = "auto"
+    exact: bool = False
+    slots: int = 1
+    pinned: LayerRange | None = None
+    listen: Address = field(default_factory=lambda: Address("*", 0))
+    """Where its stages listen; with a port, each slot takes two from there on."""
+
+
+class NodeAgent(threading.Thread):
+    """A member of a cluster, until it is closed, expelled or refused."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        cluster: Cluster,
+        options: NodeOptions,
+        where: Callable[[], Sequence[Address]],
+        on_event: Callable[[str], None],
+        on_moved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``where`` says at which addresses the coordinator may be now; ``on_event`` takes lines for people.
+
+        ``on_moved`` is called when this machine has another address, or has slept.
+        """
+        super().__init__(name="node", daemon=True)
+        self._identity = identity
+        self._cluster = cluster
+        self._options = options
+        self._where = where
+        self._on_event = on_event
+        self._on_moved = on_moved
+        self._incarnation = secrets.randbits(62)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._outbox: Mailbox[Report | None] = Mailbox()
+        self._watch = Watch()
+        self._beat_sent_s = self._beat_s = self._heard_s = 0.0
+        self._rtt_us = 0
+        self.view: dict[str, Any] = {}
+        """The newest view that the coordinator sent; empty before the first."""
+        self.address: Address | None = None
+        """Where the coordinator was reached."""
+        self.error: EdgeppError | None = None
+        """Why the node is no member any more; None while it is, and after ``close``."""
+        self.joined = threading.Event()
+        self.ended = threading.Event()
+        self._closing = False
+        self._slots = [Slot(i, self._slot_options(i), self._outbox.put) for i in range(options.slots)]
+
+    def close(self) -> None:
+        """Leave the cluster, end the stages."""
+        self._closing = True
+        self._outbox.put(None)
+        self.join()
+        self._outbox.close()
+
+    def run(self) -> None:
+        """Be a member until closed."""
+        for slot in self._slots:
+            slot.start()
+        try:
+            while not self._closing:
+                link = self._seek()
+                if link is not None:
+                    try:
+                        self._serve(link)
+                    finally:
+                        link.close(linger_s=0.2)
+        except EdgeppError as error:
+            self.error = error
+        except Exception as error:
+            log.exception("the node failed")
+            self.error = EdgeppError(f"the node failed: {type(error).__name__}: {error}", "please report this")
+        finally:
+            for slot in self._slots:
+                slot.close()
+            self._context.term()
+            self.ended.set()
+
+    def _slot_options(self, index: int) -> SlotOptions:
+        options, listen = self._options, self._options.listen
+        threads = max(1, options.resources.threads // max(1, options.slots))
+        return SlotOptions(
+            node=self._identity.name,
+            keys=self._identity.keys,
+            listen=str(Address(listen.host, listen.port + 2 * index if listen.port else 0)),
+            backend=options.backend,
+            threads=threads,
+            spin=options.slots == 1 and threads == physical_cores(),
+            awake=threads * options.slots <= physical_cores(),
+        )
+
+    def _enrol(self) -> Enrol:
+        resources, pinned = self._options.resources, self._options.pinned
+        return Enrol(
+            incarnation=self._incarnation,
+            name=self._identity.name,
+            version=__version__,
+            addresses=",".join(usable_addresses()[:10]),
+            memory=self._options.memory,
+            backend=resources.backend,
+            device=resources.device,
+            threads=resources.threads,
+            slots=self._options.slots,
+            start=pinned.start if pinned else 0,
+            stop=pinned.stop if pinned else 0,
+            exact=self._options.exact,
+            stream_bps=int(resources.stream_bps),
+            flops=int(resources.flops),
+        )
+
+    def _seek(self) -> Link | None:
+        """Find the coordinator and enrol; None when the node is to end."""
+        began_s = time.monotonic()
+        told = False
+        while not self._closing:
+            addresses = self._where()
+            protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
+            try:
+                link, frames = reach(self._context, addresses, self._enrol(), _SEEK_S, PAYLOAD_BYTES, protection)
+                answer = decode(frames[0])
+            except (StageLost, RemoteProtocolError) as error:
+                if not told:
+                    told = True
+                    self._on_event(f"looking for {self._cluster.coordinator.name}: {error}")
+                time.sleep(0.2)
+                continue
+            if isinstance(answer, Enrolled):
+                self._found(link)
+                return link
+            link.close()
+            if not isinstance(answer, Refused) or time.monotonic() - began_s > _DUPLICATE_S:
+                reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+                raise PairingError(
+                    f"{self._cluster.coordinator.name} refused this node: {reason}",
+                    "end the other one, or give this one its own configuration with EDGEPP_HOME",
+                )
+            time.sleep(0.5)
+        return None
+
+    def _found(self, link: Link) -> None:
+        self._heard_s = time.monotonic()
+        self._beat_sent_s = 0.0
+        if not self.joined.is_set() or link.address != self.address:
+            self._on_event(f"joined {self._cluster.coordinator.name} at {link.address}")
+        self.address = link.address
+        self.joined.set()
+
+    def _serve(self, link: Link) -> None:
+        """Beat and obey until the link is no good any more."""
+        poller = Poller[Report | None](link, self._outbox)
+        while not self._closing:
+            now_s = time.monotonic()
+            if self._watch.changed():
+                self._on_moved()
+                return
+            if now_s - self._heard_s > SILENT_S:
+                return
+            if now_s - self._beat_s >= BEAT_S:
+                self._beat(link, now_s)
+            for reader in poller.wait(0.1):
+                if reader is link:
+                    self._receive(link)
+                else:
+                    self._report(link)
+        link.send([encode(Leave(self._incarnation))])
+
+    def _beat(self, link: Link, now_s: float) -> None:
+        self._beat_s = now_s
+        free = self._options.memory - sum(slot.resident_bytes for slot in self._slots)
+        beat = Beat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
+        if link.send([encode(beat)]) and not self._beat_sent_s:
+            self._beat_sent_s = time.monotonic()
+
+    def _report(self, link: Link) -> None:
+        for report in self._outbox.drain():
+            if report is None:
+                continue
+            link.send([encode(report)], 1.0)
+            if isinstance(report, NotLoaded):
+                self._on_event(f"slot {report.slot}: {report.reason}")
+
+    def _receive(self, link: Link) -> None:
+        while True:
+            try:
+                frames = link.receive()
+                if frames is None:
+                    return
+                self._obey(link, decode(frames[0]), frames)
+            except RemoteProtocolError as error:
+                log.warning("dropped a frame of the coordinator: %s", error)
+
+    def _obey(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:
+        self._heard_s = time.monotonic()
+        match message:
+            case Beaten():
+                if self._beat_sent_s:
+                    self._rtt_us, self._beat_sent_s = int((self._heard_s - self._beat_sent_s) * 1e6), 0.0
+                if not message.known:
+                    link.send([encode(self._enrol())])
+            case View():
+                self._take_view(decode_payload(frames))
+            case Load() if message.slot < len(self._slots):
+                self._slots[message.slot].want(message)
+            case Unload() if message.slot < len(self._slots):
+                self._slots[message.slot].want(None)
+            case Expelled():
+                raise PairingError(f"{self._cluster.coordinator.name}: {message.reason}", "ask for a new invitation")
+            case Refused():
+                raise PairingError(f"{self._cluster.coordinator.name} refused this node: {message.reason}")
+            case Enrolled():
+                return
+            case _:
+                raise RemoteProtocolError(f"a {type(message).__name__} message where none is expected")
+
+    def _take_view(self, view: dict[str, Any]) -> None:
+        keys = view.get("keys")
+        if not isinstance(keys, list) or not all(isinstance(key, str) and is_key(key) for key in keys):
+            raise RemoteProtocolError("a view without the members' keys")
+        self.view = view
+        for slot in self._slots:
+            slot.admit(keys)

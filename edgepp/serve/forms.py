@@ -1,0 +1,140 @@
+"""Questions, answers and times as JSON objects, and back: what comes from the network is checked field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeAlias, get_args
+
+from edgepp.engine.engine import FinishReason
+from edgepp.engine.request import GenerateOptions, SamplingOptions, StageTimes, Timing
+from edgepp.engine.ring import StageInfo
+from edgepp.errors import RemoteProtocolError, UsageError
+from edgepp.layers import LayerRange
+
+Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
+"""A raw text, or a conversation of ``{"role", "content"}``."""
+
+
+def question(prompt: Prompt, options: GenerateOptions) -> dict[str, Any]:
+    """What ``Ask`` carries."""
+    what: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [dict(m) for m in prompt]}
+    return what | {"options": asdict(options)}
+
+
+def read_question(form: Mapping[str, Any]) -> tuple[str | list[dict[str, str]], GenerateOptions]:
+    """The prompt and the options of an ``Ask``.
+
+    Raises:
+        RemoteProtocolError: the form is not one.
+        UsageError: an option is out of bounds.
+    """
+    options = form.get("options")
+    if not isinstance(options, dict) or not isinstance(options.get("sampling"), dict):
+        raise RemoteProtocolError("a question without options")
+    try:
+        sampling = SamplingOptions(**_numbers(options["sampling"]))
+        generate = GenerateOptions(
+            max_tokens=_whole(options["max_tokens"]),
+            stop=tuple(_text(one) for one in _list(options["stop"], 16)),
+            ignore_eos=options["ignore_eos"] is True,
+            sampling=sampling,
+        )
+    except (KeyError, TypeError) as error:
+        raise RemoteProtocolError(f"a question with malformed options: {error}") from error
+    return _prompt(form), generate
+
+
+def _prompt(form: Mapping[str, Any]) -> str | list[dict[str, str]]:
+    if "prompt" in form:
+        return _text(form["prompt"])
+    messages = _list(form.get("messages"), 10_000)
+    if not messages:
+        raise UsageError("the conversation is empty", "say something")
+    for message in messages:
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            raise RemoteProtocolError("a message of a conversation has a role and a content, both text")
+    return [{"role": _text(message["role"]), "content": _text(message["content"])} for message in messages]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an answer ended, and what it took."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    timing: Timing
+    stages: tuple[StageInfo, ...]
+
+
+def answered(outcome: Outcome) -> dict[str, Any]:
+    """What ``Answered`` carries; times are seconds on the coordinator's clock."""
+    stages = [asdict(stage) | {"layers": [stage.layers.start, stage.layers.stop]} for stage in outcome.stages]
+    return {
+        "finish_reason": outcome.finish_reason,
+        "prompt_tokens": outcome.prompt_tokens,
+        "timing": asdict(outcome.timing),
+        "stages": stages,
+    }
+
+
+def read_answered(form: Mapping[str, Any]) -> Outcome:
+    """The outcome that ``Answered`` carries.
+
+    Raises:
+        RemoteProtocolError: the form is not one.
+    """
+    try:
+        timing = dict(form["timing"])
+        times = [StageTimes(**_floats(one)) for one in _list(timing.pop("stages"), 1024)]
+        tokens = _whole(timing.pop("tokens"))
+        stages = tuple(_stage(one) for one in _list(form["stages"], 1024))
+        if form["finish_reason"] not in get_args(FinishReason) or len(times) != len(stages):
+            raise RemoteProtocolError("an answer that ended in no known way")
+        prompt_tokens = _whole(form["prompt_tokens"])
+        return Outcome(
+            form["finish_reason"], prompt_tokens, Timing(**_floats(timing), tokens=tokens, stages=times), stages
+        )
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise RemoteProtocolError(f"an answer's outcome is malformed: {error}") from error
+
+
+def _stage(form: Any) -> StageInfo:
+    start, stop = form["layers"]
+    values = {field.name: form[field.name] for field in fields(StageInfo) if field.name != "layers"}
+    for name in ("node", "address", "backend", "device"):
+        values[name] = _text(values[name])[:200]
+    for name in ("index", "pid", "chunk", "context"):
+        values[name] = _whole(values[name])
+    for name in ("prefill_s", "decode_s", "hop_s", "bytes_s"):
+        values[name] = float(values[name])
+    return StageInfo(layers=LayerRange(_whole(start), _whole(stop)), **values)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f"a {type(value).__name__} where text is expected")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise RemoteProtocolError(f"{value!r:.40} where a whole number is expected")
+    return value
+
+
+def _list(value: Any, longest: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > longest:
+        raise RemoteProtocolError(f"a list of at most {longest} is expected")
+    return value
+
+
+def _floats(form: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in form.items()}
+
+
+def _numbers(form: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in form.items():
+        if type(value) not in (int, float) and not (name == "seed" and value is None):
+            raise RemoteProtocolError(f"{name} is {value!r:.40}, not a number")
+    return dict(form)

@@ -1,0 +1,157 @@
+"""`edgepp serve` put together: the coordinator, this machine's own node, and what they share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, new_cluster, save_cluster
+from edgepp.cluster.sizes import ModelSize, Policy, Want
+from edgepp.engine.front import Front, OnProgress
+from edgepp.engine.pipeline import PipelineOptions
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.layers import LayerRange
+from edgepp.model.shapes import shape_of
+from edgepp.model.source import HubRepository, LocalFolder, resolve
+from edgepp.node.agent import physical_cores
+from edgepp.node.member import NodeAgent, NodeOptions
+from edgepp.node.resources import measure, usable_memory
+from edgepp.serve.coordinator import Coordinator
+from edgepp.serve.director import Director
+from edgepp.serve.report import report
+from edgepp.serve.serving import Serving
+from edgepp.wire.transport import Address
+
+PORT = 5700
+"""Where a coordinator listens unless told otherwise; invitations are redeemed on the next port."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What a cluster runs, and what this machine gives to it."""
+
+    model: str
+    listen: Address
+    stages: int = 1
+    """Stage processes on this machine; 0 only coordinates."""
+    pinned: LayerRange | None = None
+    memory: int | None = None
+    """The most that the model may use here, in bytes; None for all that is free."""
+    policy: Policy = "memory"
+    context: int = 4096
+    slots: int = 2
+    """Conversations at a time for which there is to be memory."""
+    backend: str = "auto"
+    threads: int | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("stages", 0, 64), ("context", 1, 1 << 24), ("slots", 1, 1024)):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} must lie between {low} and {high}, not {getattr(self, name)}")
+        if self.pinned is not None and self.stages != 1:
+            raise UsageError("--layers pins one stage, so it goes with neither --stages nor --no-stage")
+
+
+class Service:
+    """A running cluster. Close it, or use it in a ``with`` statement."""
+
+    def __init__(self, options: ServeOptions, on_event: Callable[[str], None], on_progress: OnProgress | None) -> None:
+        """Load this machine's own part, open the cluster's port.
+
+        Raises:
+            EdgeppError: one sentence about what keeps it from running; nothing is left behind.
+        """
+        self._owned = ExitStack()
+        self.node: NodeAgent | None = None
+        identity = load_identity()
+        cluster = _own_cluster(identity)
+        front = Front.open(options.model, whole=False, on_progress=on_progress)
+        size = ModelSize.of(shape_of(options.model, front.checkpoint))
+        resources = measure(options.backend, options.threads or physical_cores(), options.exact)
+        memory = usable_memory(options.memory)
+        context = min(options.context, front.checkpoint.context)
+        director = Director(
+            want=Want(size, context, options.slots, options.policy),
+            model=_pinned_name(front),
+            exact=options.exact,
+            coordinator=identity.node,
+            base=int(time.time()) << 16,
+            known=frozenset(member.node for member in cluster.members),
+        )
+        pipeline = PipelineOptions(
+            options.model,
+            backend=options.backend,
+            threads=options.threads,
+            exact=options.exact,
+            keys=identity.keys,
+            context=context,
+        )
+        try:
+            self.serving = Serving(front, pipeline, on_event)
+            self._owned.callback(self.serving.close)
+            self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
+            self.coordinator.start()
+            self._owned.callback(self.coordinator.close)
+            here = Address("127.0.0.1", self.coordinator.address.port)
+            save_cluster(cluster.reached(str(here)))
+            if options.stages:
+                node = NodeOptions(resources, memory, options.backend, options.exact, options.stages, options.pinned)
+                self.node = NodeAgent(identity, cluster, node, lambda: [here], lambda _: None)
+                self.node.start()
+                self._owned.callback(self.node.close)
+        except BaseException:
+            self._owned.close()
+            raise
+
+    def report(self) -> dict[str, Any]:
+        """See ``report.report``."""
+        return report(self.coordinator)
+
+    def check(self) -> None:
+        """Raise what ended a part of the service by itself.
+
+        Raises:
+            EdgeppError: the coordinator or this machine's node failed.
+        """
+        if not self.coordinator.is_alive():
+            raise EdgeppError("the coordinator ended by itself", "its own message stands above; please report this")
+        if self.node is not None and self.node.error is not None:
+            raise self.node.error
+
+    def close(self) -> None:
+        """End answers, stages and threads."""
+        self._owned.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _own_cluster(identity: Identity) -> Cluster:
+    cluster = load_cluster()
+    if cluster is None:
+        cluster = new_cluster(identity)
+        save_cluster(cluster)
+    if cluster.coordinator.node != identity.node:
+        raise UsageError(
+            f"this machine belongs to the cluster of {cluster.coordinator.name}",
+            "run `edgepp serve` there and `edgepp join` here, or `edgepp leave` first",
+        )
+    return cluster
+
+
+def _pinned_name(front: Front) -> str:
+    """The model's name as every node can resolve it: with the commit that this machine has, or a folder's full path."""
+    source = resolve(front.model)
+    if isinstance(source, HubRepository) and front.checkpoint.commit:
+        return f"{source.name}@{front.checkpoint.commit}"
+    return str(source.path.resolve()) if isinstance(source, LocalFolder) else front.model

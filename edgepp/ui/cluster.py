@@ -1,0 +1,114 @@
+"""What commands about a cluster say: invitations, tokens, peers; and doctor's checks that need the coordinator."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from edgepp import __version__
+from edgepp.cluster.identity import load_cluster, load_identity
+from edgepp.errors import EdgeppError, PairingError
+from edgepp.serve.client import Served
+from edgepp.ui.doctor import Finding
+from edgepp.wire.transport import Address
+
+_CLOCK_S = 5.0
+
+
+def connect(peer: str | None = None) -> Served:
+    """A connection to this machine's cluster.
+
+    Raises:
+        PairingError: it belongs to none, or is not admitted.
+        StageLost: the coordinator is not to be found.
+    """
+    cluster = load_cluster()
+    if cluster is None:
+        raise PairingError(
+            "this machine belongs to no cluster",
+            "start one with `edgepp serve`, or join one with `edgepp join CODE`",
+        )
+    return Served(load_identity(), cluster, [Address.parse(peer)] if peer else [])
+
+
+def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    """A code and how to use it."""
+    code, port = answer["code"], answer["port"]
+    peers = [str(Address(host, port)) for host in answer["addresses"]]
+    if as_json:
+        click.echo(json.dumps({"code": code, "peers": peers}))
+        return
+    click.echo("On the other machine, within ten minutes:\n")
+    click.secho(f"    edgepp join {code}\n", bold=True)
+    if peers:
+        click.echo(f"If it does not find this one, add --peer {peers[0]}")
+
+
+def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    """A token and how to use it."""
+    if as_json:
+        click.echo(json.dumps({"token": answer["token"], "name": answer["name"]}))
+        return
+    click.echo(f"Whoever has this can join until `edgepp revoke {answer['name']}`; it is not shown again:\n")
+    click.echo(f"    EDGEPP_TOKEN={answer['token']}\n")
+    click.echo("On the other machine put it into the environment, or the file that EDGEPP_TOKEN_FILE names (mode 600)")
+
+
+def show_peers(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    """Who is paired."""
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("NAME", "ID", "STATE", "KEY"):
+        table.add_column(heading)
+    for peer in answer["peers"]:
+        table.add_row(peer["name"], peer["node"], peer["state"], f"{peer['key'][:8]}…")
+    for name in answer["tokens"]:
+        table.add_row(name, "", "token", "")
+    Console(width=None if Console().is_terminal else 200).print(table)
+
+
+def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
+    """Doctor's checks that need a coordinator: the key is accepted, versions agree, clocks agree."""
+    if load_cluster() is None:
+        return ()
+    reached: list[Served] = []
+
+    def key() -> Finding:
+        try:
+            reached.append(connect(peer))
+        except EdgeppError as error:
+            return Finding("coordinator", ok=False, found=str(error), do=error.hint)
+        return Finding("coordinator", ok=True, found=f"answers at {reached[0].address} and accepts this key", do="")
+
+    def health() -> Finding:
+        if not reached:
+            return Finding("cluster", ok=None, found="not asked: the coordinator was not reached", do="")
+        with reached.pop() as served:
+            return _health(served.status)
+
+    return (key, health)
+
+
+def _health(status: Mapping[str, Any]) -> Finding:
+    faults = []
+    for node in status["nodes"]:
+        if node["state"] in ("suspect", "gone"):
+            faults.append(f"{node['name']} is {node['state']}")
+        if node["version"] != __version__:
+            faults.append(f"{node['name']} runs edgepp {node['version']}, this machine {__version__}")
+        if abs(node["clock_off_s"]) > _CLOCK_S:
+            faults.append(f"the clock of {node['name']} is {node['clock_off_s']:+.0f} s off")
+    if status["state"] != "ready":
+        faults.append(f"it is {status['state']}: {status['reason']}")
+    if faults:
+        return Finding("cluster", ok=False, found="; ".join(faults), do="see `edgepp status`, and run doctor there too")
+    names = ", ".join(node["name"] for node in status["nodes"])
+    return Finding("cluster", ok=True, found=f"ready with {names} at {time.strftime('%H:%M:%S')}", do="")

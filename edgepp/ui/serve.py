@@ -1,0 +1,82 @@
+"""What `edgepp serve` says while it runs."""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+
+from edgepp.serve.service import ServeOptions, Service
+from edgepp.ui.progress import ByteProgress
+
+_TURN_S = 0.2
+
+
+def run(options: ServeOptions, *, as_json: bool) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        EdgeppError: it cannot start, or a part of it ended by itself.
+    """
+    notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with ByteProgress(quiet=as_json) as progress:
+        service = Service(options, notes.put, progress)
+    try:
+        _greet(service, as_json=as_json)
+        _follow(service, notes, as_json=as_json)
+    except KeyboardInterrupt:
+        if not as_json:
+            click.echo("stopping")
+    finally:
+        service.close()
+
+
+def _greet(service: Service, *, as_json: bool) -> None:
+    state = service.report()
+    if as_json:
+        facts = {name: state[name] for name in ("address", "cluster", "coordinator", "model")}
+        click.echo(json.dumps({"event": "listening", "port": service.coordinator.address.port, **facts}))
+        return
+    click.echo(f"serving {state['model']} from {state['coordinator']}, port {service.coordinator.address.port}")
+    click.echo("  edgepp invite    lets another machine join: run it here, and what it prints there")
+    click.echo("  edgepp chat      talks to it, here and on every node; edgepp status shows it")
+    click.echo("Ctrl-C ends it")
+
+
+def _follow(service: Service, notes: queue.SimpleQueue[str], *, as_json: bool) -> None:
+    console = Console()
+    spinner = console.status("")
+    ready = False
+    try:
+        while True:
+            try:
+                _note(console, notes.get(timeout=_TURN_S), as_json=as_json)
+            except queue.Empty:
+                service.check()
+            now_ready = service.serving.pipeline is not None
+            if now_ready and not ready and as_json:
+                state = service.report()
+                click.echo(json.dumps({"event": "ready", "epoch": state["epoch"], "stages": state["stages"]}))
+            ready = now_ready
+            if console.is_terminal and not as_json:
+                text = _loading(service)
+                spinner.update(text)
+                spinner.start() if text else spinner.stop()
+    finally:
+        spinner.stop()
+
+
+def _note(console: Console, text: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"event": "note", "text": text}))
+    else:
+        console.print(f"{time.strftime('%H:%M:%S')}  {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _loading(service: Service) -> str:
+    shares: list[Any] = [p for p in list(service.coordinator.progress.values()) if p.total]
+    return ", ".join(f"{p.what} {100 * p.done // p.total} %" for p in shares)

@@ -1,0 +1,143 @@
+"""`edgepp status`: the cluster as two tables, once or again and again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from edgepp.errors import EdgeppError
+from edgepp.layers import LayerRange
+from edgepp.serve.client import Served
+from edgepp.ui.cluster import connect
+from edgepp.ui.progress import megabytes
+
+_AGAIN_S = 1.0
+_COLOURS = {
+    "ready": "green",
+    "joined": "yellow",
+    "loading": "yellow",
+    "waiting": "yellow",
+    "suspect": "red",
+    "gone": "dim",
+}
+
+
+def show_status(peer: str | None, *, watch: bool, as_json: bool) -> None:
+    """Print the cluster's state; with ``watch`` until Ctrl-C, finding the coordinator again when it was away."""
+    if not watch:
+        with connect(peer) as served:
+            state = served.status
+        if as_json:
+            click.echo(json.dumps(state))
+        else:
+            _console().print(picture(state))
+        return
+    if as_json:
+        _watch(
+            peer, lambda state: click.echo(json.dumps(state)), lambda error: click.echo(json.dumps({"error": error}))
+        )
+        return
+    with Live(console=_console(), refresh_per_second=4) as live:
+        _watch(peer, lambda state: live.update(picture(state)), lambda error: live.update(Text(error, style="red")))
+
+
+def _watch(peer: str | None, show: Callable[[dict[str, Any]], None], complain: Callable[[str], None]) -> None:
+    served: Served | None = None
+    try:
+        while True:
+            try:
+                if served is None:
+                    served = connect(peer)
+                show(served.call("status"))
+            except EdgeppError as error:
+                complain(str(error))
+                if served is not None:
+                    served.close()
+                    served = None
+            time.sleep(_AGAIN_S)
+    finally:
+        if served is not None:
+            served.close()
+
+
+def picture(state: Mapping[str, Any]) -> Group:
+    """The state as lines and tables."""
+    answers = state["answers"]
+    head = Text.assemble(
+        (str(state["model"]), "bold"),
+        f" on {state['coordinator']} · ",
+        (str(state["state"]), _COLOURS[state["state"]]),
+        f" · plan {state['epoch']} by {state['policy']} · view {state['view']} ·"
+        f" {answers['under_way']} answers under way,"
+        f" {answers['done']} done",
+    )
+    if answers["last_decode_tok_s"]:
+        head.append(f" · last {answers['last_decode_tok_s']:.1f} token/s, first after {answers['last_ttft_s']:.2f} s")
+    lines: list[Any] = [head]
+    if state["reason"]:
+        lines.append(Text(str(state["reason"]), style="yellow"))
+    return Group(*lines, "", _nodes(state), "", _stages(state))
+
+
+def _nodes(state: Mapping[str, Any]) -> Table:
+    table = _table("NODE", "STATE", "ROLES", "ADDRESS", ">MEMORY", ">FREE", "BACKEND", ">STREAM", ">GFLOP/S", ">RTT")
+    for node in state["nodes"]:
+        table.add_row(
+            f"{node['name']} {node['node'][:6]}",
+            Text(node["state"], style=_COLOURS[node["state"]]),
+            ", ".join(node["roles"]) or "spare",
+            node["address"],
+            megabytes(node["memory"]),
+            megabytes(node["memory_free"]),
+            f"{node['backend']} × {node['threads']}",
+            f"{node['stream_bytes_s'] / 1e9:.1f} GB/s",
+            f"{node['flops'] / 1e9:.0f}",
+            f"{node['rtt_s'] * 1e3:.1f} ms",
+        )
+    return table
+
+
+def _stages(state: Mapping[str, Any]) -> Table:
+    table = _table(
+        "STAGE", "LAYERS", "NODE", "ADDRESS", "STATE", "BACKEND", ">IN MEMORY", ">KV", ">SLOTS", ">STAGE", ">WIRE"
+    )
+    for stage in state["stages"]:
+        loaded = stage["state"] == "ready"
+        progress = "" if loaded else f" {100 * stage['progress']:.0f} %"
+        table.add_row(
+            str(stage["index"]),
+            str(LayerRange(*stage["layers"])),
+            stage["node"],
+            stage["address"],
+            Text(stage["state"] + progress, style=_COLOURS[stage["state"]]),
+            f"{stage['backend']} on {stage['device']}",
+            megabytes(stage["resident_bytes"]) if loaded else "",
+            megabytes(stage.get("kv_bytes", 0)),
+            str(stage.get("sequences", "")),
+            _ms(stage.get("stage_s")),
+            _ms(stage.get("wire_s")),
+        )
+    return table
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.2f} ms"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
+    return table
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 200)

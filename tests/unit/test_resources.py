@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.node import resources
+from edgepp.node.resources import linux_memory, measure, parse_bytes, run_probe, usable_memory
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8GB", 8 * 10**9),
+        ("500 MB", 500 * 10**6),
+        ("1.5GiB", 3 * 2**29),
+        ("8G", 8 * 10**9),
+        ("8gi", 8 * 2**30),
+        (" 64kB ", 64_000),
+        ("2TB", 2 * 10**12),
+        ("123456789", 123456789),
+        ("100B", 100),
+        ("0.1GB", 10**8),
+    ],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-8GB", "8XB", "8 G B", "0", "0GB", "0.1B", "1e9", "1,5GB", "inf", "٣GB"])
+def test_what_is_no_size_is_one_sentence(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size") as caught:
+        parse_bytes(text)
+    assert "8GB" in caught.value.hint
+
+
+GB = 10**9
+
+
+def machine(root: Path, groups: str, files: dict[str, str], available_kb: int = 32 * 10**6) -> Path:
+    tree = {"proc/meminfo": f"MemTotal: 64000000 kB\nMemAvailable:   {available_kb} kB\n", "proc/self/cgroup": groups}
+    for name, text in {**tree, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def group_2(path: str, limit: int | str, used: int, inactive: int = 0) -> dict[str, str]:
+    return {
+        f"{path}/memory.max": f"{limit}\n",
+        f"{path}/memory.current": f"{used}\n",
+        f"{path}/memory.stat": f"anon 1\ninactive_file {inactive}\nactive_file 7\n",
+    }
+
+
+def group_1(path: str, limit: int, used: int, inactive: int = 0) -> dict[str, str]:
+    return {
+        f"{path}/memory.limit_in_bytes": f"{limit}\n",
+        f"{path}/memory.usage_in_bytes": f"{used}\n",
+        f"{path}/memory.stat": f"inactive_file 3\ntotal_inactive_file {inactive}\n",
+    }
+
+
+V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "room"),
+    [
+        ("", {}, 32_768_000_000),
+        ("0::/a/b\n", group_2(f"{V2}/a/b", 8 * GB, 3 * GB, 1 * GB), 6 * GB),
+        ("0::/a/b\n", {**group_2(f"{V2}/a/b", "max", 3 * GB), **group_2(f"{V2}/a", 4 * GB, 3 * GB)}, 1 * GB),
+        ("0::/a\n", group_2(f"{V2}/a", "max", 3 * GB), 32_768_000_000),
+        ("0::/../../x\n", group_2(V2, 2 * GB, 1 * GB), 1 * GB),
+        ("0::/not/mounted/here\n", group_2(V2, 2 * GB, 1 * GB), 1 * GB),
+        ("9:cpu:/q\n4:memory:/q/r\n0::/\n", group_1(f"{V1}/q/r", 6 * GB, 2 * GB, 1 * GB), 5 * GB),
+        ("4:cpuset,memory:/q\n", group_1(V1, 2**63 - 4096, 2 * GB), 32_768_000_000),
+        ("0::/a\n", group_2(f"{V2}/a", 2 * GB, 3 * GB), 0),
+    ],
+)
+def test_control_groups_limit_what_is_available(tmp_path: Path, groups: str, files: dict[str, str], room: int) -> None:
+    assert linux_memory(machine(tmp_path, groups, files)) == room
+
+
+def test_a_machine_without_control_groups(tmp_path: Path) -> None:
+    machine(tmp_path, "", {})
+    (tmp_path / "proc/self/cgroup").unlink()
+    assert linux_memory(tmp_path) == 32_768_000_000
+
+
+def test_a_reserve_stays_free_and_a_cap_only_lowers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_metal_memory", lambda: None)
+    monkeypatch.setattr(resources, "linux_memory", lambda: 4 * GB)
+    monkeypatch.setattr(resources, "_LINUX", True)
+    assert usable_memory() == 4 * GB - 512_000_000
+    assert usable_memory(3 * GB) == 3 * GB
+    assert usable_memory(99 * GB) == 4 * GB - 512_000_000
+    monkeypatch.setattr(resources, "linux_memory", lambda: 100 * GB)
+    assert usable_memory() == 95 * GB
+    monkeypatch.setattr(resources, "linux_memory", lambda: 100)
+    assert usable_memory() == 0
+
+
+def test_this_machine_has_memory() -> None:
+    assert 0 <= usable_memory() < psutil.virtual_memory().total
+
+
+def test_the_probe_measures_once_and_is_measured_again_when_its_record_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPP_CACHE", str(tmp_path))
+    first = measure("onnx", 2)
+    assert (first.backend, first.device, first.threads) == ("onnx", "cpu", 2)
+    assert 1e7 < first.stream_bps < 1e13
+    assert 1e8 < first.flops < 1e16
+
+    runs: list[tuple[str, int, bool]] = []
+
+    def fake(backend: str, threads: int, exact: bool) -> dict[str, object]:
+        runs.append((backend, threads, exact))
+        return {"backend": backend, "device": "cpu", "stream_bps": 5.0, "flops": 7.0}
+
+    monkeypatch.setattr(resources, "run_probe", fake)
+    again = measure("onnx", 2)
+    assert (again.stream_bps, again.flops, runs) == (first.stream_bps, first.flops, [])
+    (record,) = tmp_path.glob("speed/*.json")
+    whole = json.loads(record.read_text())
+    for damaged in (
+        "", "{", "[]", "null", "\udcff", json.dumps({**whole, "flops": -1.0}), json.dumps({**whole, "flops": math.nan}),
+        json.dumps({**whole, "device": 3}),
+    ):  # fmt: skip
+        record.write_bytes(damaged.encode("utf-8", "surrogateescape"))
+        runs.clear()
+        assert measure("onnx", 2).stream_bps == 5.0
+        assert len(runs) == 1
+    assert json.loads(record.read_text())["stream_bps"] == 5.0
+    assert measure("onnx", 1).threads == 1
+    measure("onnx", 2, exact=True)
+    assert runs[1:] == [("onnx", 1, False), ("onnx", 2, True)]
+
+
+def test_a_backend_that_does_not_exist_is_reported() -> None:
+    with pytest.raises(EdgeppError, match="there is no backend 'abacus'"):
+        run_probe("abacus", 1, False)
+
+
+def test_a_probe_ends_when_its_parent_does_and_takes_its_checkpoint_along(tmp_path: Path) -> None:
+    folder = tmp_path / "probe"
+    folder.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgepp.node.probe"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    config = {"folder": str(folder), "backend": "onnx", "threads": 1, "exact": False}
+    child.communicate(json.dumps(config).encode() + b"\n", timeout=60)
+    assert child.returncode == 1
+    assert not folder.exists()
+
+
+def test_a_probe_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false" if Path("/bin/false").exists() else "/usr/bin/false")
+    with pytest.raises(EdgeppError, match="the speed probe ended without an answer"):
+        run_probe("onnx", 1, False)
