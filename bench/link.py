@@ -1,6 +1,7 @@
 """Hidden states between two processes of this machine through the real wire, by size and codec.
 
     python bench/link.py
+    python bench/link.py --secure     also what encrypting a hop costs
 
 The other process does what a stage does with a frame, without the model: receive, decode, encode, send on.
 METHODOLOGY.md defines the numbers; the tables have the shape of the origin's (transmission + codec = total).
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 from typing import Any
@@ -35,6 +36,7 @@ from edgepp.node.agent import physical_cores
 from edgepp.wire import codec
 from edgepp.wire.codec import Array
 from edgepp.wire.messages import Codec, Forward, decode, encode
+from edgepp.wire.security import Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Mailbox, Poller
 
 ROWS = (1, 4, 16, 32, 64, 512)
@@ -62,22 +64,32 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
     parser.add_argument("--rounds", type=count, default=10, help="trips of each kind (%(default)s)")
     parser.add_argument("--model", default="smollm2-135m", help="gives the real hidden states (%(default)s)")
+    parser.add_argument("--secure", action="store_true", help="measure the hop encrypted too, trip by trip in turn")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def serve() -> None:
-    """Be the other process: print a port, answer every frame as a stage would, end with standard input."""
+    """Be the other process: print a port, answer every frame as a stage would, end with standard input.
+
+    The first line of standard input says whom to admit, by its public key, and is empty for a plain socket. With one,
+    this side's public key follows the port.
+    """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    listener = Listener(context, Address("127.0.0.1", 0), _FRAME_BYTES)
+    admitted = sys.stdin.readline().strip()
+    keys = KeyPair.generate() if admitted else None
+    gate = Gate(context)
+    gate.admit([admitted])
+    listener = Listener(context, Address("127.0.0.1", 0), _FRAME_BYTES, keys)
     ended: Mailbox[None] = Mailbox()
     threading.Thread(target=_watch_input, args=(ended,), daemon=True).start()
-    print(listener.address.port, flush=True)
+    print(listener.address.port, keys.public if keys is not None else "", flush=True)
     poller = Poller[None](ended, listener)
     while ended not in (ready := poller.wait(60.0)):
         if listener in ready and (received := listener.receive()) is not None:
             _answer(listener, *received)
     listener.close()
+    gate.close()
     context.term()
 
 
@@ -140,13 +152,21 @@ class Coordinator:
 
 
 @contextmanager
-def coordinator() -> Iterator[Coordinator]:
+def coordinator(*, secure: bool = False) -> Iterator[Coordinator]:
     """Both processes; the other one is gone when the block ends."""
-    peer = subprocess.Popen([sys.executable, __file__, "--peer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    own = KeyPair.generate() if secure else None
+    peer = subprocess.Popen(
+        [sys.executable, __file__, "--peer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
+        assert peer.stdin is not None
         assert peer.stdout is not None
-        link = Link(context, Address("127.0.0.1", int(peer.stdout.readline())), _FRAME_BYTES)
+        peer.stdin.write(f"{own.public if own is not None else ''}\n")
+        peer.stdin.flush()
+        port, _, server = peer.stdout.readline().strip().partition(" ")
+        pinned = Pinned(own, server) if own is not None else None
+        link = Link(context, Address("127.0.0.1", int(port)), _FRAME_BYTES, None, pinned)
         try:
             yield Coordinator(link)
         finally:
@@ -227,10 +247,21 @@ def summary(trips: Sequence[Trip], nbytes: int) -> dict[str, Any]:
     }
 
 
-def hop(wire: Coordinator) -> dict[str, float]:
-    """Microseconds of one way of one float16 row without a codec."""
+def hop(wire: Coordinator, secure: Coordinator | None) -> dict[str, Any]:
+    """Microseconds of one way of one float16 row without a codec; also encrypted where there is ``secure``."""
     row = random_states("float16")[:1]
-    ways_us = [wire.trip(row, "none").total_s * 1e6 for _ in range(HOPS + HOPS // 10)][HOPS // 10 :]
+    wires = [wire] if secure is None else [wire, secure]
+    ways_us: list[list[float]] = [[] for _ in wires]
+    for _ in range(HOPS + HOPS // 10):
+        for each, ways in zip(wires, ways_us, strict=True):
+            ways.append(each.trip(row, "none").total_s * 1e6)
+    plain, *encrypted = (_spread(ways[HOPS // 10 :]) for ways in ways_us)
+    if not encrypted:
+        return plain
+    return {**plain, "secure": encrypted[0], "secure_extra_us": encrypted[0]["median"] - plain["median"]}
+
+
+def _spread(ways_us: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(ways_us), "p95": float(np.percentile(ways_us, 95)), "min": min(ways_us)}
 
 
@@ -253,6 +284,12 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         )
     hop_us = result["hop_us"]
     yield f"one way, 1 x {WIDTH} float16, none: median {hop_us['median']:.0f} µs, p95 {hop_us['p95']:.0f} µs"
+    if "secure" in hop_us:
+        secure = hop_us["secure"]
+        yield (
+            f"the same encrypted: median {secure['median']:.0f} µs, p95 {secure['p95']:.0f} µs;"
+            f" {hop_us['secure_extra_us']:.0f} µs more"
+        )
 
 
 def main() -> None:
@@ -261,9 +298,12 @@ def main() -> None:
     if options.peer:
         serve()
         return
-    with coordinator() as wire:
+    with ExitStack() as stack:
+        wire = stack.enter_context(coordinator())
         rows = measured(options, wire)
-        result = {"bench": "link", "dtype": options.dtype, "rounds": options.rounds, "rows": rows, "hop_us": hop(wire)}
+        secure = stack.enter_context(coordinator(secure=True)) if options.secure else None
+        hop_us = hop(wire, secure)
+    result = {"bench": "link", "dtype": options.dtype, "rounds": options.rounds, "rows": rows, "hop_us": hop_us}
     report(result, table(result), json_only=options.json)
 
 

@@ -38,7 +38,8 @@ def _started_processes() -> list[psutil.Process]:
 
 
 def _edgepp_threads() -> list[str]:
-    ours = ("engine", "control", "lifeline", "compute", "node", "coordinator", "serving", "answer", "discovery")
+    ours = ("engine", "control", "lifeline", "compute", "node", "coordinator", "serving", "answer")
+    ours += ("discovery", "gate", "pairing")
     return [t.name for t in threading.enumerate() if t.name in ours or t.name.startswith("slot-")]
 
 

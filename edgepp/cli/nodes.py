@@ -93,7 +93,7 @@ def serve(
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    help="Where other nodes reach this stage; uses PORT and the one after it. In a cluster: any address, two free ports.",
+    help="Where other nodes reach this stage; uses PORT and the one after it. In a cluster: any address and free port.",
 )
 @click.option("-m", "--model", help="With --layers: run one stage by hand, outside of any cluster. " + MODEL_HELP)
 @click.option(

@@ -140,6 +140,15 @@ def save_cluster(cluster: Cluster) -> None:
         _write_private(path, {"version": 1, **asdict(cluster)})
 
 
+def forget_cluster() -> Cluster | None:
+    """Belong to no cluster any more; the one that was left, or None."""
+    path = config_dir() / "cluster.json"
+    with _locked(path):
+        cluster = load_cluster()
+        path.unlink(missing_ok=True)
+    return cluster
+
+
 def read_private(path: Path) -> str | None:
     """The text of a file that only its owner may read; None where there is none.
 

@@ -66,7 +66,9 @@ def parse_token(text: str) -> Token:
     body = raw[:-_CHECK_BYTES]
     if len(raw) != _BYTES or _check(body) != raw[-_CHECK_BYTES:]:
         raise UsageError("the token is damaged: its checksum does not fit", _HINT)
-    key, secret = (z85.encode(body[at : at + _KEY_BYTES]).decode() for at in (_CLUSTER_BYTES, -_KEY_BYTES))
+    key, secret = (
+        z85.encode(body[at : at + _KEY_BYTES]).decode() for at in (_CLUSTER_BYTES, _CLUSTER_BYTES + _KEY_BYTES)
+    )
     return Token(body[:_CLUSTER_BYTES].hex(), key, KeyPair.of_secret(secret))
 
 

@@ -9,6 +9,7 @@ import time
 from edgepp.errors import RemoteProtocolError
 from edgepp.node.compute import Compute, Reply
 from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome, decode, encode
+from edgepp.wire.security import Gate
 from edgepp.wire.transport import Listener, Poller
 
 log = logging.getLogger("edgepp.stage")
@@ -20,9 +21,10 @@ SILENCE_S = 10.0
 class Control(threading.Thread):
     """The control thread: answers at once, whatever the compute thread does."""
 
-    def __init__(self, listener: Listener, compute: Compute, welcome: Welcome) -> None:
+    def __init__(self, listener: Listener, gate: Gate, compute: Compute, welcome: Welcome) -> None:
         super().__init__(name="control", daemon=True)
         self._listener = listener
+        self._gate = gate
         self._compute = compute
         self._welcome = welcome
         self._heard: dict[int, float] = {}
@@ -48,10 +50,12 @@ class Control(threading.Thread):
 
     def _receive(self) -> None:
         try:
-            received = self._listener.receive()
+            received = self._listener.receive_from()
             if received is None:
                 return
-            route, frames = received
+            (route, key, host), frames = received
+            if key and not self._gate.admits(key):
+                raise RemoteProtocolError(f"a message of {host}, whose key was revoked")
         except RemoteProtocolError as error:
             self._compute.status.drop(error)
             return

@@ -131,7 +131,7 @@ def serve(config: StageConfig) -> None:
     )
     del checkpoint  # and with it the mapping of its files
     compute = Compute(Worker(model), data, context, awake=config.awake, keys=config.keys)
-    answering = Control(control, compute, welcome)
+    answering = Control(control, gate, compute, welcome)
     answering.start()
     threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
     _report(

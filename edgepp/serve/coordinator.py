@@ -279,8 +279,9 @@ class Coordinator(threading.Thread):
     def _admit(self) -> None:
         self._gate.admit(self._keys() | {token.key for token in self._cluster.tokens})
 
-    def _refused(self, host: str, key: str) -> None:
-        self._on_event(f"refused a stranger at {host} (key {key[:8]}…): not paired with this cluster")
+    def _refused(self, host: str, why: str) -> None:
+        reason = f"its key {why[:8]}… is not admitted" if is_key(why) else why
+        self._on_event(f"refused a stranger at {host}: {reason}")
 
     def _paired(self, paired: Paired) -> None:
         """A node was invited or adopted. Called from the desk's thread too."""

@@ -223,7 +223,7 @@ class Gate:
         delimiter = frames.index(b"")
         version, request, _domain, address, _identity, mechanism, *credentials = frames[delimiter + 1 :]
         key = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and credentials else ""
-        admitted = self.admits(key)
+        admitted = bool(key) and self.admits(key)
         verdict = (b"200", b"", key.encode()) if admitted else (b"400", b"not admitted", b"")
         self._zap.send_multipart([*frames[: delimiter + 1], version, request, *verdict, b""])
         if not admitted:

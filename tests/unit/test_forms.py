@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgepp.engine.request import GenerateOptions, SamplingOptions, StageTimes, Timing
+from edgepp.engine.ring import StageInfo
+from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
+from edgepp.layers import LayerRange
+from edgepp.serve.forms import Outcome, answered, question, read_answered, read_question
+
+OPTIONS = GenerateOptions(9, ("stop",), True, SamplingOptions(0.7, 1.1, 0.9, 0.05, 40, 7))
+STAGE = StageInfo(0, LayerRange(0, 4), "mini", "10.0.0.2:4000", 7, "onnx", "cpu", 64, 4096, 0.001, 0.01, 0.0002, 1e8)
+OUTCOME = Outcome("stop", 12, Timing(1.0, 1.5, 2.5, 9, [StageTimes(0.1, 0.2, 0.3)]), (STAGE,))
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def over_the_wire(form: dict[str, Any]) -> dict[str, Any]:
+    received: dict[str, Any] = json.loads(json.dumps(form))
+    return received
+
+
+@pytest.mark.parametrize("prompt", ["raw text", [{"role": "user", "content": "hi"}]], ids=["raw", "chat"])
+def test_a_question_survives_the_wire(prompt: Any) -> None:
+    assert read_question(over_the_wire(question(prompt, OPTIONS))) == (prompt, OPTIONS)
+
+
+def test_an_outcome_survives_the_wire() -> None:
+    assert read_answered(over_the_wire(answered(OUTCOME))) == OUTCOME
+
+
+@given(st.sampled_from(["prompt", "messages", "options"]), JSON)
+def test_a_question_with_anything_else_in_it_is_refused_by_name(field: str, junk: Any) -> None:
+    form = over_the_wire(question("hi", OPTIONS))
+    form[field] = junk
+    try:
+        read_question(form)
+    except EdgeppError:
+        return
+    assert field == "messages" or isinstance(junk, str)
+
+
+@given(st.sampled_from(["finish_reason", "prompt_tokens", "timing", "stages"]), JSON)
+def test_an_outcome_with_anything_else_in_it_is_refused(field: str, junk: Any) -> None:
+    form = over_the_wire(answered(OUTCOME))
+    form[field] = junk
+    try:
+        read_answered(form)
+    except RemoteProtocolError:
+        return
+    assert field == "prompt_tokens" or junk == form[field]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_tokens": 0}, UsageError),
+        ({"max_tokens": "9"}, RemoteProtocolError),
+        ({"stop": "x"}, RemoteProtocolError),
+        ({"sampling": {"temperature": "hot"}}, RemoteProtocolError),
+        ({"sampling": {"temperature": -1}}, UsageError),
+        ({"sampling": {"colour": 1}}, RemoteProtocolError),
+    ],
+    ids=str,
+)
+def test_options_are_checked(options: dict[str, Any], error: type[EdgeppError]) -> None:
+    form = over_the_wire(question("hi", OPTIONS))
+    form["options"] |= options
+    with pytest.raises(error):
+        read_question(form)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgepp.cluster.membership import GONE_S, SUSPECT_S, Event, Member, Membership, Phase
+from edgepp.wire.messages import Beat, Enrol, Loaded
+
+NODE = "0123456789abcdef"
+
+
+def facts(incarnation: int = 1, **changes: Any) -> Enrol:
+    given = Enrol(
+        incarnation=incarnation,
+        name="mini",
+        version="0.1.0",
+        addresses="10.0.0.2",
+        memory=8_000_000_000,
+        backend="onnx",
+        device="cpu",
+        threads=2,
+        slots=1,
+        start=0,
+        stop=0,
+        exact=False,
+        stream_bps=10_000_000_000,
+        flops=100_000_000_000,
+    )
+    return given._replace(**changes)
+
+
+def beat(incarnation: int = 1) -> Beat:
+    return Beat(incarnation, memory_free=1, clock_us=1, rtt_us=300)
+
+
+def loaded(plan: int = 1, slot: int = 0) -> Loaded:
+    return Loaded(plan, slot, 4000, 77, "onnx", "cpu", 1, 1, 1, 1)
+
+
+def enrolled(now_s: float = 0.0) -> Membership:
+    members = Membership()
+    assert members.enrol(NODE, "k", facts(), b"r", "10.0.0.2", now_s) == ""
+    return members
+
+
+def only(members: Membership) -> Member:
+    (member,) = members
+    return member
+
+
+def test_a_member_is_ready_when_it_has_loaded_suspect_when_silent_and_gone_at_last() -> None:
+    members = enrolled()
+    assert only(members).phase is Phase.JOINED
+    members.assigned(NODE, complete=True)
+    assert only(members).phase is Phase.READY
+    assert members.tick(SUSPECT_S) == []
+    assert [m.phase for m in members.tick(SUSPECT_S + 0.1)] == [Phase.SUSPECT]
+    assert [m.phase for m in members.tick(GONE_S + 0.1)] == [Phase.GONE]
+    assert members.present == ()
+
+
+def test_one_that_was_silent_comes_back_with_what_it_has_loaded() -> None:
+    members = enrolled()
+    members.loaded(NODE, 0, loaded())
+    members.tick(SUSPECT_S + 1)
+    assert members.heard(NODE, beat(), 0, b"r2", "10.0.0.2", SUSPECT_S + 2)
+    member = only(members)
+    assert (member.phase, member.route, member.slot(0)) == (Phase.JOINED, b"r2", loaded())
+    members.assigned(NODE, complete=True)
+    assert only(members).phase is Phase.READY
+
+
+def test_one_that_is_gone_must_enrol_again() -> None:
+    members = enrolled()
+    members.tick(GONE_S + 1)
+    members.tick(GONE_S + 1)
+    assert not members.heard(NODE, beat(), 0, b"r", "10.0.0.2", GONE_S + 2)
+    assert members.enrol(NODE, "k", facts(), b"r", "10.0.0.2", GONE_S + 2) == ""
+    assert only(members).phase is Phase.JOINED
+
+
+def test_a_second_process_with_the_same_id_is_refused_while_the_first_is_heard_from() -> None:
+    members = enrolled()
+    reason = members.enrol(NODE, "k", facts(incarnation=2), b"x", "10.0.0.9", 1.0)
+    assert "mini at 10.0.0.2" in reason
+    assert "copied" in reason
+    assert only(members).facts.incarnation == 1
+    members.tick(SUSPECT_S + 0.1)
+    assert members.enrol(NODE, "k", facts(incarnation=2), b"x", "10.0.0.9", 3.0) == ""
+    assert only(members).facts.incarnation == 2
+    assert not members.heard(NODE, beat(1), 0, b"r", "10.0.0.2", 3.1)
+
+
+def test_a_restart_has_nothing_loaded() -> None:
+    members = enrolled()
+    members.loaded(NODE, 0, loaded())
+    members.left(NODE)
+    members.enrol(NODE, "k", facts(incarnation=2), b"x", "10.0.0.2", 1.0)
+    assert only(members).loaded == ()
+
+
+def test_a_beat_from_another_address_asks_for_a_new_enrolment() -> None:
+    members = enrolled()
+    members.loaded(NODE, 0, loaded())
+    assert not members.heard(NODE, beat(), 0, b"r", "10.0.0.7", 0.5)
+    assert members.enrol(NODE, "k", facts(addresses="10.0.0.7"), b"r", "10.0.0.7", 0.6) == ""
+    assert (only(members).host, only(members).slot(0)) == ("10.0.0.7", loaded())
+
+
+def test_the_view_gets_a_new_version_for_news_and_for_nothing_else() -> None:
+    members = enrolled()
+    version = members.version
+    for now_s in (0.5, 1.0, 1.5):
+        members.heard(NODE, beat(), 0, b"r", "10.0.0.2", now_s)
+        members.tick(now_s)
+    members.enrol(NODE, "k", facts(), b"r", "10.0.0.2", 1.6)
+    assert members.version == version
+    members.enrol(NODE, "k", facts(memory=1), b"r", "10.0.0.2", 1.7)
+    assert members.version == version + 1
+
+
+def test_a_coordinator_that_slept_does_not_blame_the_members() -> None:
+    members = enrolled()
+    members.forgive(60.0)
+    assert members.tick(60.5) == []
+
+
+@given(st.lists(st.sampled_from(list(Event)), max_size=20))
+def test_no_event_leads_out_of_the_table(events: list[Event]) -> None:
+    members = enrolled()
+    for event in events:
+        version, before = members.version, only(members).phase
+        members._move(NODE, event)
+        after = only(members).phase
+        assert (members.version > version) == (after is not before)
+        if before is Phase.GONE:
+            assert after is Phase.GONE or event is Event.ENROLLED
