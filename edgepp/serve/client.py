@@ -54,6 +54,11 @@ def whereabouts(cluster: Cluster, peers: Sequence[Address], records: Sequence[Re
     return list(dict.fromkeys((*peers, *seen, *map(Address.parse, cluster.addresses))))
 
 
+def may_move(known: Sequence[Address]) -> bool:
+    """Whether a coordinator last known there may be heard elsewhere: not one that only loopback reaches."""
+    return not known or any(not address.is_loopback for address in known)
+
+
 class Served:
     """A connection to a cluster's coordinator. Belongs to one thread."""
 
@@ -161,10 +166,12 @@ class Served:
 
     def _find(self, identity: Identity, cluster: Cluster, peers: Sequence[Address]) -> tuple[Link, dict[str, Any]]:
         protection = Pinned(identity.keys, cluster.coordinator.key)
-        looks: list[Callable[[], list[Address]]] = [
-            lambda: whereabouts(cluster, peers, ()),
-            lambda: whereabouts(cluster, (), discover(lambda record: record.cluster == cluster.id, DISCOVER_S)),
-        ]
+        known = whereabouts(cluster, peers, ())
+        looks: list[Callable[[], list[Address]]] = [lambda: known]
+        if cluster.coordinator.node != identity.node and may_move(known):
+            looks.append(
+                lambda: whereabouts(cluster, (), discover(lambda record: record.cluster == cluster.id, DISCOVER_S))
+            )
         hello = Call(0, "status")
         failure: EdgeppError = StageLost("no coordinator was found")
         for look in looks:

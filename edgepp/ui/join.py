@@ -24,7 +24,7 @@ from edgepp.node.agent import Ready, StageProcess, check_listen, physical_cores
 from edgepp.node.member import NodeAgent, NodeOptions
 from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage import StageConfig
-from edgepp.serve.client import whereabouts
+from edgepp.serve.client import may_move, whereabouts
 from edgepp.ui.progress import ByteProgress, megabytes
 from edgepp.wire.transport import Address
 
@@ -55,7 +55,7 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
         EdgeppError: what else keeps it from being one.
     """
     identity = load_identity()
-    browser = Browser()
+    browser = Browser() if may_move(wanted.peers) else None
     try:
         cluster = _paired(wanted, identity, browser)
         _say("measuring this machine (a few seconds, once)", as_json=as_json)
@@ -70,21 +70,26 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
         )
         notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         where = _where(cluster, wanted.peers, browser)
-        agent = NodeAgent(identity, cluster, options, where, notes.put, browser.refresh)
+        agent = NodeAgent(identity, cluster, options, where, notes.put, browser.refresh if browser else _stay)
         agent.start()
         try:
             _follow(agent, cluster, identity, notes, as_json=as_json)
         finally:
             agent.close()
     finally:
-        browser.close()
+        if browser is not None:
+            browser.close()
 
 
-def _where(cluster: Cluster, peers: tuple[Address, ...], browser: Browser) -> Callable[[], list[Address]]:
-    return lambda: whereabouts(load_cluster() or cluster, peers, browser.records())
+def _stay() -> None:
+    """Nothing is to be looked for anew."""
 
 
-def _paired(wanted: Membership, identity: Identity, browser: Browser) -> Cluster:
+def _where(cluster: Cluster, peers: tuple[Address, ...], browser: Browser | None) -> Callable[[], list[Address]]:
+    return lambda: whereabouts(load_cluster() or cluster, peers, browser.records() if browser else ())
+
+
+def _paired(wanted: Membership, identity: Identity, browser: Browser | None) -> Cluster:
     """The cluster to join; pairs with it first where that was asked for."""
     if wanted.code is not None:
         cluster = redeem(wanted.code, _inviting(wanted, browser), identity)
@@ -106,7 +111,7 @@ def _paired(wanted: Membership, identity: Identity, browser: Browser) -> Cluster
     return known
 
 
-def _inviting(wanted: Membership, browser: Browser) -> tuple[Address, ...]:
+def _inviting(wanted: Membership, browser: Browser | None) -> tuple[Address, ...]:
     if wanted.peers:
         return wanted.peers
     number, _, _ = str(wanted.code).partition("-")
@@ -121,7 +126,9 @@ def _inviting(wanted: Membership, browser: Browser) -> tuple[Address, ...]:
     return found
 
 
-def _seen(browser: Browser, accept: Callable[[Record], bool]) -> tuple[Address, ...]:
+def _seen(browser: Browser | None, accept: Callable[[Record], bool]) -> tuple[Address, ...]:
+    if browser is None:
+        return ()
     return tuple(address for record in browser.find(accept, FIND_S) for address in record.addresses)
 
 

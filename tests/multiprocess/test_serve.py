@@ -1,0 +1,223 @@
+"""A cluster on loopback: real processes, each machine with a configuration of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgepp.model.random import TINY, make_checkpoint
+from tests.cluster import EDGEPP
+
+ASK = ("--raw", "-p", "Once upon a time", "-n", "12", "--ignore-eos", "--json")
+
+
+@dataclass
+class Running:
+    """A command that prints JSON lines until it is stopped."""
+
+    process: subprocess.Popen[str]
+
+    def until(self, event: str) -> dict[str, Any]:
+        """The next line of this kind; fails when the command ends first."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if (said := json.loads(line))["event"] == event:
+                found: dict[str, Any] = said
+                return found
+        raise AssertionError(f"ended with {self.process.wait()} before '{event}'")
+
+
+@dataclass
+class Machine:
+    """A home directory of its own, as another machine would have."""
+
+    home: Path
+    name: str
+
+    def _env(self, **more: str) -> dict[str, str]:
+        return (
+            os.environ | {"EDGEPP_HOME": str(self.home / self.name), "EDGEPP_NAME": self.name, "COLUMNS": "200"} | more
+        )
+
+    def run(self, *arguments: str, timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*EDGEPP, *arguments], input="", capture_output=True, text=True, timeout=timeout_s, env=self._env(**env)
+        )
+
+    def json(self, *arguments: str, **env: str) -> dict[str, Any]:
+        done = self.run(*arguments, **env)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    @contextmanager
+    def running(self, *arguments: str, **env: str) -> Iterator[Running]:
+        process = subprocess.Popen(
+            [*EDGEPP, *arguments, "--threads", "1", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=self._env(**env),
+        )
+        try:
+            yield Running(process)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"), TINY)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Machine:
+    return Machine(tmp_path, "one")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Machine:
+    return Machine(tmp_path, "two")
+
+
+@contextmanager
+def serving(machine: Machine, model: Path, *options: str) -> Iterator[tuple[Running, str]]:
+    """`edgepp serve` that is ready to answer, and its address."""
+    with machine.running("serve", "-m", str(model), "--listen", "127.0.0.1:0", *options) as served:
+        address = served.until("listening")["address"]
+        if "--no-stage" not in options:
+            served.until("ready")
+        yield served, str(address)
+
+
+def wait_for(machine: Machine, stages: int) -> dict[str, Any]:
+    """The cluster's state once it is ready with so many stages."""
+    until_s = time.monotonic() + 60
+    while True:
+        state = machine.json("status", "--json")
+        if state["state"] == "ready" and len(state["stages"]) == stages:
+            return state
+        assert time.monotonic() < until_s, state
+        time.sleep(0.2)
+
+
+def test_chats_share_a_cluster_and_get_the_tokens_of_one_machine(one: Machine, tiny: Path) -> None:
+    alone = one.json("chat", "-m", str(tiny), "--alone", "--exact", *ASK)
+    with serving(one, tiny, "--stages", "2", "--exact"):
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(lambda _: one.json("chat", "--exact", *ASK), range(2)))
+        for answer in answers:
+            assert answer["token_ids"] == alone["token_ids"]
+            assert answer["text"] == alone["text"]
+            assert [stage["layers"] for stage in answer["stages"]] == [[0, 2], [2, 4]]
+        state = one.json("status", "--json")
+        assert state["answers"]["done"] == 2
+        assert [stage["sequences"] for stage in state["stages"]] == [0, 0]
+
+
+def test_a_machine_joins_by_invitation_and_leaves_by_revocation(one: Machine, two: Machine, tiny: Path) -> None:
+    with serving(one, tiny, "--memory", "1GB") as (served, address):
+        code = one.json("invite", "--json")["code"]
+        with two.running("join", code, "--peer", address, "--memory", "3GB") as joined:
+            assert joined.until("joined")["coordinator"] == "one"
+            state = wait_for(one, 2)
+            assert [(s["node"], s["layers"]) for s in state["stages"]] == [("one", [0, 1]), ("two", [1, 4])]
+            assert len(two.json("chat", *ASK)["token_ids"]) == 12
+            (peer,) = one.json("peers", "--json")["peers"]
+            assert (peer["name"], peer["state"]) == ("two", "ready")
+            assert two.run("revoke", "one").returncode == 1
+            assert one.json("revoke", "two", "--json")["revoked"] == "two"
+            assert joined.process.wait(10) == 1
+            assert "one revoked this node" in joined.process.stderr.read()  # type: ignore[union-attr]
+        wait_for(one, 1)
+        again = two.run("join", "--peer", address, "--threads", "1")
+        assert again.returncode == 1
+        assert "not admit" in again.stderr
+        refused = served.until("note")
+        while "refused a stranger at 127.0.0.1" not in refused["text"]:
+            refused = served.until("note")
+
+
+def test_a_code_works_once_and_not_after_three_wrong_guesses(one: Machine, two: Machine, tiny: Path) -> None:
+    with serving(one, tiny, "--no-stage") as (_, address):
+        number, first, second = one.json("invite", "--json")["code"].split("-")
+        wrong = f"{number}-{second}-{first}"
+        for _ in range(3):
+            assert "wrong" in two.run("join", wrong, "--peer", address).stderr
+        done = two.run("join", f"{number}-{first}-{second}", "--peer", address)
+        assert done.returncode == 1
+        assert "void" in done.stderr or "not open" in done.stderr or "nobody takes" in done.stderr
+        assert one.json("peers", "--json")["peers"] == []
+
+
+def test_a_token_lets_a_machine_in_that_nobody_sits_at(one: Machine, two: Machine, tiny: Path) -> None:
+    with serving(one, tiny) as (_, address):
+        token = one.json("token", "--json")
+        with two.running("join", "--peer", address, EDGEPP_TOKEN=token["token"]) as joined:
+            joined.until("joined")
+            wait_for(one, 2)
+            assert one.json("revoke", token["name"], "--json")["revoked"] == token["name"]
+        three = Machine(one.home, "three")
+        refused = three.run("join", "--peer", address, EDGEPP_TOKEN=token["token"])
+        assert refused.returncode == 1
+        assert "not admit" in refused.stderr
+
+
+def test_a_coordinator_without_layers_waits_for_a_node_that_has_room(one: Machine, two: Machine, tiny: Path) -> None:
+    with serving(one, tiny, "--no-stage") as (_, address):
+        state = one.json("status", "--json")
+        assert (state["state"], state["stages"]) == ("waiting", [])
+        code = one.json("invite", "--json")["code"]
+        with two.running("join", code, "--peer", address, "--layers", "0-3") as joined:
+            joined.until("joined")
+            state = wait_for(one, 1)
+            assert state["stages"][0]["node"] == "two"
+            assert one.json("chat", *ASK)["stages"][0]["node"] == "two"
+
+
+def test_what_cannot_be_is_one_sentence(one: Machine, two: Machine, tiny: Path) -> None:
+    for arguments in (("invite",), ("status",), ("peers",), ("join",)):
+        done = two.run(*arguments, timeout_s=30)
+        assert done.returncode == 1, done
+        assert "belongs to no cluster" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert "which model?" in two.run("chat", "-p", "hi").stderr
+    assert two.run("join", "nonsense", "--peer", "127.0.0.1:1").returncode == 2
+    with serving(one, tiny, "--no-stage") as (_, address):
+        taken = two.run("serve", "-m", str(tiny), "--listen", address, "--no-stage")
+        assert taken.returncode == 2
+        assert "cannot listen" in taken.stderr
+
+
+def test_a_model_that_the_cluster_does_not_run_runs_here_alone(one: Machine, tiny: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", TINY, seed=5)
+    with serving(one, tiny):
+        done = one.run("chat", "-m", str(other), *ASK)
+        assert done.returncode == 0, done.stderr
+        assert "runs on this machine alone" in done.stderr
+        assert json.loads(done.stdout)["stages"][0]["address"] == ""
+
+
+def test_a_stage_that_dies_is_loaded_again(one: Machine, tiny: Path) -> None:
+    with serving(one, tiny) as (_, _):
+        pid = one.json("status", "--json")["stages"][0]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        until_s = time.monotonic() + 60
+        while (state := one.json("status", "--json"))["state"] != "ready" or state["stages"][0]["pid"] == pid:
+            assert time.monotonic() < until_s, state
+            time.sleep(0.2)
+        assert len(one.json("chat", *ASK)["token_ids"]) == 12
