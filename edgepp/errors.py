@@ -5,6 +5,7 @@ EdgeppError
 ├── ModelError            a model is absent, damaged, or of a family that does not fit a pipeline
 ├── PlanError             the stages at hand do not tile the model, or the nodes cannot hold it
 ├── PairingError          a node may not take part: not invited, wrong code or key, revoked
+├── PeerLost              nobody answers at an address, or a connection to the coordinator ended
 ├── ProtocolError         bytes that break the wire protocol
 │   ├── LocalProtocolError    we were about to send them
 │   └── RemoteProtocolError   they arrived; the frame is counted and dropped
@@ -40,6 +41,10 @@ class PairingError(EdgeppError):
     """A node may not take part: it was not invited, has a wrong code or key, or was revoked."""
 
 
+class PeerLost(EdgeppError):  # noqa: N818 - the field says "lost", and so do the logs
+    """Nobody answers at an address, or a connection to the coordinator ended."""
+
+
 class ProtocolError(EdgeppError):
     """Bytes that break the wire protocol."""
 
@@ -56,7 +61,7 @@ class StageError(EdgeppError):
     """A stage ended an answer."""
 
 
-class StageLost(StageError):  # noqa: N818 - the field says "lost", and so do the logs
+class StageLost(StageError):  # noqa: N818
     """A stage died or stopped answering."""
 
 

@@ -94,7 +94,7 @@ def _opener(*, as_json: bool, alone: bool, model: str | None, **options: Any) ->
 def _served(model: str | None, *, peers: tuple[str, ...], exact: bool, **_: Any) -> Callable[[], Model] | None:
     """What opens this machine's cluster; None where there is none that answers, or it runs another model."""
     from edgepp.cluster.identity import load_cluster, load_identity
-    from edgepp.errors import PairingError, StageLost
+    from edgepp.errors import PairingError, PeerLost
     from edgepp.model.source import resolve
     from edgepp.serve.client import Served
     from edgepp.wire.transport import Address
@@ -110,7 +110,7 @@ def _served(model: str | None, *, peers: tuple[str, ...], exact: bool, **_: Any)
 
     try:
         first = open_served()
-    except (StageLost, PairingError) as error:
+    except (PeerLost, PairingError) as error:
         if not peers:
             click.secho(f"{error}", dim=True, err=True)
         return None

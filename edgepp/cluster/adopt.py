@@ -22,7 +22,7 @@ def adopt(token: Token, addresses: Sequence[Address], identity: Identity) -> Clu
 
     Raises:
         PairingError: the token was revoked, or the coordinator refused.
-        StageLost: nobody answers there.
+        PeerLost: nobody answers there.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:

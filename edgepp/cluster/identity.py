@@ -149,6 +149,20 @@ def forget_cluster() -> Cluster | None:
     return cluster
 
 
+def load_view() -> dict[str, Any] | None:
+    """The cluster as this node last heard of it, or None."""
+    stored = _load(config_dir() / "view.json")
+    view = None if stored is None else stored.get("view")
+    return view if isinstance(view, dict) else None
+
+
+def save_view(view: Mapping[str, Any]) -> None:
+    """Remember the cluster as the coordinator describes it."""
+    path = config_dir() / "view.json"
+    with _locked(path):
+        _write_private(path, {"version": 1, "view": view})
+
+
 def read_private(path: Path) -> str | None:
     """The text of a file that only its owner may read; None where there is none.
 

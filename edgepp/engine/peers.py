@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import zmq
 
 from edgepp.engine.ring import Gauge
-from edgepp.errors import EdgeppError, PairingError, PlanError, RemoteProtocolError, StageLost
+from edgepp.errors import EdgeppError, PairingError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
 from edgepp.wire.reach import reach
@@ -120,6 +120,8 @@ def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str
         )
     except RemoteProtocolError as error:
         raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error
+    except PeerLost as error:
+        raise StageLost(str(error), error.hint) from error
     try:
         return _introduced(link, frames, endpoint)
     except EdgeppError:

@@ -19,7 +19,7 @@ import zmq
 from edgepp import __version__
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.cluster.interfaces import Watch, usable_addresses
-from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, StageLost
+from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
 from edgepp.layers import LayerRange
 from edgepp.node.agent import physical_cores
 from edgepp.node.resources import Resources
@@ -82,10 +82,11 @@ class NodeAgent(threading.Thread):
         where: Callable[[], Sequence[Address]],
         on_event: Callable[[str], None],
         on_moved: Callable[[], None] = lambda: None,
+        on_view: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         """``where`` says at which addresses the coordinator may be now; ``on_event`` takes lines for people.
 
-        ``on_moved`` is called when this machine has another address, or has slept.
+        ``on_moved`` is called when this machine has another address, or has slept; ``on_view`` with every new view.
         """
         super().__init__(name="node", daemon=True)
         self._identity = identity
@@ -94,14 +95,13 @@ class NodeAgent(threading.Thread):
         self._where = where
         self._on_event = on_event
         self._on_moved = on_moved
+        self._on_view = on_view
         self._incarnation = secrets.randbits(62)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox: Mailbox[Report | None] = Mailbox()
         self._watch = Watch()
         self._beat_sent_s = self._beat_s = self._heard_s = 0.0
         self._rtt_us = 0
-        self.view: dict[str, Any] = {}
-        """The newest view that the coordinator sent; empty before the first."""
         self.address: Address | None = None
         """Where the coordinator was reached."""
         self.error: EdgeppError | None = None
@@ -175,32 +175,53 @@ class NodeAgent(threading.Thread):
 
     def _seek(self) -> Link | None:
         """Find the coordinator and enrol; None when the node is to end."""
-        began_s = time.monotonic()
+        refused_s = 0.0
         told = False
         while not self._closing:
-            addresses = self._where()
-            protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
             try:
-                link, frames = reach(self._context, addresses, self._enrol(), _SEEK_S, PAYLOAD_BYTES, protection)
-                answer = decode(frames[0])
-            except (StageLost, RemoteProtocolError) as error:
+                link = self._reach()
+            except (PeerLost, RemoteProtocolError) as error:
                 if not told:
                     told = True
                     self._on_event(f"looking for {self._cluster.coordinator.name}: {error}")
                 time.sleep(0.2)
                 continue
-            if isinstance(answer, Enrolled):
+            reason = self._ask_in(link)
+            if reason is None:
                 self._found(link)
                 return link
             link.close()
-            if not isinstance(answer, Refused) or time.monotonic() - began_s > _DUPLICATE_S:
-                reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+            refused_s = refused_s or time.monotonic()
+            if reason and time.monotonic() - refused_s > _DUPLICATE_S:
                 raise PairingError(
                     f"{self._cluster.coordinator.name} refused this node: {reason}",
                     "end the other one, or give this one its own configuration with EDGEPP_HOME",
                 )
             time.sleep(0.5)
         return None
+
+    def _reach(self) -> Link:
+        """A link to the coordinator. What is sent on every way at once is a beat, which changes nothing."""
+        protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
+        link, _ = reach(self._context, self._where(), self._beat_now(), _SEEK_S, PAYLOAD_BYTES, protection)
+        return link
+
+    def _ask_in(self, link: Link) -> str | None:
+        """Enrol on ``link``: None when the node is in, else why not; empty when nothing was answered."""
+        link.send([encode(self._enrol())], _SEEK_S)
+        until_s = time.monotonic() + _SEEK_S
+        while time.monotonic() < until_s:
+            frames = link.receive(0.2)
+            if frames is None:
+                continue
+            match decode(frames[0]):
+                case Enrolled():
+                    return None
+                case Refused(reason=reason):
+                    return reason
+                case message:
+                    log.debug("a %s before the enrolment", type(message).__name__)
+        return ""
 
     def _found(self, link: Link) -> None:
         self._heard_s = time.monotonic()
@@ -231,10 +252,12 @@ class NodeAgent(threading.Thread):
 
     def _beat(self, link: Link, now_s: float) -> None:
         self._beat_s = now_s
-        free = self._options.memory - sum(slot.resident_bytes for slot in self._slots)
-        beat = Beat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
-        if link.send([encode(beat)]) and not self._beat_sent_s:
+        if link.send([encode(self._beat_now())]) and not self._beat_sent_s:
             self._beat_sent_s = time.monotonic()
+
+    def _beat_now(self) -> Beat:
+        free = self._options.memory - sum(slot.resident_bytes for slot in self._slots)
+        return Beat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
 
     def _report(self, link: Link) -> None:
         for report in self._outbox.drain():
@@ -281,6 +304,6 @@ class NodeAgent(threading.Thread):
         keys = view.get("keys")
         if not isinstance(keys, list) or not all(isinstance(key, str) and is_key(key) for key in keys):
             raise RemoteProtocolError("a view without the members' keys")
-        self.view = view
         for slot in self._slots:
             slot.admit(keys)
+        self._on_view(view)

@@ -15,7 +15,7 @@ from edgepp.cluster.identity import Cluster, Identity, save_cluster
 from edgepp.engine.engine import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
-from edgepp.errors import EdgeppError, RemoteProtocolError, StageFault, StageLost
+from edgepp.errors import EdgeppError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.serve.forms import Prompt, question, read_answered
 from edgepp.wire.messages import (
@@ -67,7 +67,7 @@ class Served:
 
         Raises:
             PairingError: it does not admit this machine.
-            StageLost: it is nowhere to be found.
+            PeerLost: it is nowhere to be found.
         """
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._numbers = itertools.count(1)
@@ -100,7 +100,7 @@ class Served:
 
         Raises:
             EdgeppError: it declined, with its reason.
-            StageLost: it does not answer.
+            PeerLost: it does not answer.
         """
         number = next(self._numbers)
         self.send([encode(Call(number, verb)), encode_payload(arguments or {})])
@@ -109,7 +109,7 @@ class Served:
                 return decode_payload(frames)
             if isinstance(message, Declined) and message.request == number:
                 raise EdgeppError(message.reason, message.hint)
-        raise StageLost("the coordinator was closed")
+        raise PeerLost("the coordinator was closed")
 
     def ask(self, prompt: Prompt, options: GenerateOptions) -> ServedAnswer:
         """See ``Pipeline.ask``; what is wrong with the question is said when the answer is read."""
@@ -121,7 +121,7 @@ class Served:
         """Send a message to the coordinator.
 
         Raises:
-            StageLost: it is gone.
+            PeerLost: it is gone.
         """
         if not self._link.send(frames, SILENT_S):
             self._fail("is gone: its connection is closed")
@@ -130,7 +130,7 @@ class Served:
         """What the coordinator sends, for as long as it does.
 
         Raises:
-            StageLost: nothing comes for ``SILENT_S`` seconds.
+            PeerLost: nothing comes for ``SILENT_S`` seconds.
         """
         heard_s = time.monotonic()
         while True:
@@ -159,7 +159,7 @@ class Served:
         self.close()
 
     def _fail(self, what: str) -> None:
-        self._lost = StageLost(
+        self._lost = PeerLost(
             f"the coordinator at {self._link.address} {what}", "is `edgepp serve` running there? `edgepp doctor` checks"
         )
         raise self._lost
@@ -173,7 +173,7 @@ class Served:
                 lambda: whereabouts(cluster, (), discover(lambda record: record.cluster == cluster.id, DISCOVER_S))
             )
         hello = Call(0, "status")
-        failure: EdgeppError = StageLost("no coordinator was found")
+        failure: EdgeppError = PeerLost("no coordinator was found")
         for look in looks:
             addresses = look()
             if not addresses:
@@ -182,7 +182,7 @@ class Served:
                 link, frames = reach(
                     self._context, addresses, hello, HERE_S, PAYLOAD_BYTES, protection, encode_payload({})
                 )
-            except StageLost as error:
+            except PeerLost as error:
                 failure = error
                 continue
             try:
@@ -192,8 +192,8 @@ class Served:
                 raise RemoteProtocolError(getattr(message, "reason", f"it answered {type(message).__name__}"))
             except RemoteProtocolError as error:
                 link.close()
-                raise StageLost(f"the coordinator at {link.address} cannot be used: {error}") from error
-        raise StageLost(
+                raise PeerLost(f"the coordinator at {link.address} cannot be used: {error}") from error
+        raise PeerLost(
             f"the coordinator of this machine's cluster, {cluster.coordinator.name}, cannot be found: {failure}",
             "is `edgepp serve` running there? Name its address with --peer HOST:PORT, or run `edgepp doctor`",
         )

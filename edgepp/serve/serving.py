@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from edgepp.engine.front import Front
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.errors import EdgeppError, StageLost
+from edgepp.errors import EdgeppError
 
 log = logging.getLogger("edgepp.serve")
 
@@ -77,13 +77,13 @@ class Serving:
         """The pipeline, once there is one.
 
         Raises:
-            StageLost: there is none for ``wait_s`` seconds, or until ``given_up``.
+            EdgeppError: there is none for ``wait_s`` seconds, or until ``given_up``.
         """
         until_s = time.monotonic() + wait_s
         with self._changed:
             while (pipeline := self.pipeline) is None:
                 if time.monotonic() >= until_s or given_up():
-                    raise StageLost(f"the cluster cannot answer yet: {self.reason}", "see `edgepp status`")
+                    raise EdgeppError(f"the cluster cannot answer yet: {self.reason}", "see `edgepp status`")
                 self._changed.wait(1.0)
             return pipeline
 
@@ -114,6 +114,8 @@ class Serving:
         try:
             pipeline = Pipeline(replace(self._options, endpoints=wanted.endpoints), front=self._front)
         except EdgeppError as error:
+            if wanted != self._wanted:
+                return
             self.reason = str(error)
             self._failed_s = time.monotonic()
             self._on_event(f"plan {wanted.plan} cannot be opened: {error}")
@@ -122,6 +124,9 @@ class Serving:
             log.exception("plan %d cannot be opened", wanted.plan)
             self.reason = f"{type(error).__name__}: {error}"
             self._failed_s = time.monotonic()
+            return
+        if wanted != self._wanted:  # another plan came meanwhile
+            pipeline.close()
             return
         with self._changed:
             self._pipeline, self.reason = pipeline, ""

@@ -141,10 +141,12 @@ def answer_once(model: Model, prompt: str | list[dict[str, str]], options: Gener
 def _stream(answer: Answer) -> str:
     """Show an answer as it comes; Ctrl-C stops it. The text that was shown."""
     pieces: list[str] = []
-    for piece in _interruptible(answer):
-        pieces.append(piece)
-        click.echo(piece, nl=False)
-    click.echo()
+    try:
+        for piece in _interruptible(answer):
+            pieces.append(piece)
+            click.echo(piece, nl=False)
+    finally:
+        click.echo()
     return "".join(pieces)
 
 

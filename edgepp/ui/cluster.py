@@ -26,7 +26,7 @@ def connect(peer: str | None = None) -> Served:
 
     Raises:
         PairingError: it belongs to none, or is not admitted.
-        StageLost: the coordinator is not to be found.
+        PeerLost: the coordinator is not to be found.
     """
     cluster = load_cluster()
     if cluster is None:

@@ -6,14 +6,15 @@ import contextlib
 import json
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import click
 
 from edgepp.cluster.adopt import adopt
 from edgepp.cluster.discovery import Browser, Record
-from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster
+from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster, save_view
 from edgepp.cluster.pairing import redeem
 from edgepp.cluster.tokens import parse_token, read_token
 from edgepp.errors import EdgeppError, PairingError, UsageError
@@ -70,7 +71,9 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
         )
         notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         where = _where(cluster, wanted.peers, browser)
-        agent = NodeAgent(identity, cluster, options, where, notes.put, browser.refresh if browser else _stay)
+        agent = NodeAgent(
+            identity, cluster, options, where, notes.put, browser.refresh if browser else _stay, _remember
+        )
         agent.start()
         try:
             _follow(agent, cluster, identity, notes, as_json=as_json)
@@ -79,6 +82,11 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
     finally:
         if browser is not None:
             browser.close()
+
+
+def _remember(view: Mapping[str, Any]) -> None:
+    """Keep the view for `edgepp status` while the coordinator is away."""
+    save_view({**view, "heard": time.strftime("%Y-%m-%d %H:%M:%S")})
 
 
 def _stay() -> None:

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edgepp.errors import EdgeppError
+from edgepp.cluster.identity import load_view
+from edgepp.errors import EdgeppError, PeerLost
 from edgepp.layers import LayerRange
 from edgepp.serve.client import Served
 from edgepp.ui.cluster import connect
@@ -33,8 +34,12 @@ _COLOURS = {
 def show_status(peer: str | None, *, watch: bool, as_json: bool) -> None:
     """Print the cluster's state; with ``watch`` until Ctrl-C, finding the coordinator again when it was away."""
     if not watch:
-        with connect(peer) as served:
-            state = served.status
+        try:
+            with connect(peer) as served:
+                state = served.status
+        except PeerLost as error:
+            _last_heard(error)
+            raise
         if as_json:
             click.echo(json.dumps(state))
         else:
@@ -47,6 +52,14 @@ def show_status(peer: str | None, *, watch: bool, as_json: bool) -> None:
         return
     with Live(console=_console(), refresh_per_second=4) as live:
         _watch(peer, lambda state: live.update(picture(state)), lambda error: live.update(Text(error, style="red")))
+
+
+def _last_heard(error: EdgeppError) -> None:
+    """Add what this node knows to an error: the view that the coordinator sent last."""
+    view = load_view()
+    if view is not None:
+        names = ", ".join(f"{m['name']} {m['state']} at {m['address']}" for m in view["members"])
+        error.hint = f"{error.hint}. Last heard {view['heard']}: view {view['version']}, plan {view['epoch']}: {names}"
 
 
 def _watch(peer: str | None, show: Callable[[dict[str, Any]], None], complain: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import zmq
 
-from edgepp.errors import PairingError, StageLost, UsageError
+from edgepp.errors import PairingError, PeerLost, UsageError
 from edgepp.wire.messages import Message, encode
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
@@ -37,7 +37,7 @@ def reach(
 
     Raises:
         PairingError: none answers, and one refused the handshake: its reason.
-        StageLost: none answers for ``wait_s`` seconds.
+        PeerLost: none answers for ``wait_s`` seconds.
         RemoteProtocolError: the first answer has too many frames.
     """
     links: list[Link] = []
@@ -77,4 +77,4 @@ def _first_answer(links: Sequence[Link], parts: Sequence[bytes], wait_s: float) 
             raise PairingError(
                 reason, "pair this machine: `edgepp invite` where the cluster runs, then `edgepp join CODE`"
             )
-    raise StageLost(f"no edgepp node answers at {where}", "is it running there, and is the port open in its firewall?")
+    raise PeerLost(f"no edgepp node answers at {where}", "is it running there, and is the port open in its firewall?")
