@@ -43,6 +43,7 @@ _WATCHED = (
     | zmq.EVENT_MONITOR_STOPPED
 )
 _MOST_ADDRESSES = 1024
+_BREAKS = 3
 _NUMBERS = itertools.count()
 
 
@@ -144,6 +145,7 @@ class Gate:
         self._on_refused = on_refused or _warn
         self._admitted: frozenset[str] = frozenset()
         self._rarely = Rarely()
+        self._broken: Counter[str] = Counter()
         self._commands: queue.SimpleQueue[zmq.Socket[bytes] | None] = queue.SimpleQueue()
         self._closing = False
         self._hosts: dict[tuple[zmq.Socket[bytes], int], str] = {}
@@ -249,8 +251,17 @@ class Gate:
         return True
 
     def _report(self, host: str, why: str) -> None:
+        if why == BROKEN_OFF and not self._persists(host):
+            return
         if self._rarely.tells(host, "key" if is_key(why) else why):
             self._on_refused(host, why)
+
+    def _persists(self, host: str) -> bool:
+        """Whether a host broke off again and again: a member that tries all addresses at once does it once or twice."""
+        if len(self._broken) >= _MOST_ADDRESSES:
+            self._broken.clear()
+        self._broken[host] += 1
+        return host != _UNKNOWN and self._broken[host] >= _BREAKS
 
 
 _UNKNOWN = "an unknown address"
