@@ -31,6 +31,11 @@ def adopt(token: Token, addresses: Sequence[Address], identity: Identity) -> Clu
         link, frames = reach(context, addresses, hello, _WAIT_S, PAYLOAD_BYTES, pinned)
         link.close()
         answer = decode(frames[0])
+    except PairingError as error:
+        raise PairingError(
+            "the coordinator does not admit this token: it was revoked, or is of another cluster",
+            "make a new one with `edgepp token` there",
+        ) from error
     except RemoteProtocolError as error:
         raise PairingError(f"the coordinator cannot be understood: {error}") from error
     finally:
@@ -38,5 +43,5 @@ def adopt(token: Token, addresses: Sequence[Address], identity: Identity) -> Clu
     if not isinstance(answer, Enrolled) or answer.cluster != token.cluster:
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
         raise PairingError(f"the coordinator did not take the token: {reason}", "make a new one with `edgepp token`")
-    coordinator = Member.of("coordinator", token.coordinator)
+    coordinator = Member.of(answer.name, token.coordinator)
     return Cluster(token.cluster, coordinator, addresses=(str(link.address),))

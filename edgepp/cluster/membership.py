@@ -16,6 +16,8 @@ SUSPECT_S = 2.0
 """A member that is silent for so long is suspect: nothing new is given to it."""
 GONE_S = 10.0
 """A member that is silent for so long is gone: its layers are needed elsewhere."""
+CLOSED_S = 2.5
+"""The same, for one that closed its connection: it was ended, and does not merely sleep."""
 
 
 class Phase(Enum):
@@ -83,6 +85,8 @@ class Member:
     phase: Phase = Phase.JOINED
     memory_free: int = 0
     rtt_us: int = 0
+    closed: bool = False
+    """Whether its connection was closed from its side since it was last heard."""
     clock_off_us: int = 0
     """How far its wall clock is ahead of the coordinator's."""
     loaded: tuple[tuple[int, Loaded], ...] = ()
@@ -126,8 +130,8 @@ class Membership:
         if old is None or old.facts.incarnation != facts.incarnation:
             member = Member(node, key, facts, route, host, now_s)
         else:
-            member = replace(old, facts=facts, route=route, host=host, heard_s=now_s)
-        if old is None or member != replace(old, heard_s=now_s):
+            member = replace(old, facts=facts, route=route, host=host, heard_s=now_s, closed=False)
+        if old is None or member != replace(old, heard_s=now_s, closed=False):
             self.version += 1
         self._members[node] = member
         if old is not None:
@@ -145,6 +149,7 @@ class Membership:
             member,
             route=route,
             heard_s=now_s,
+            closed=False,
             memory_free=beat.memory_free,
             rtt_us=beat.rtt_us,
             clock_off_us=clock_off_us,
@@ -164,6 +169,10 @@ class Membership:
         """Note whether a member has loaded all that the plan wants of it."""
         self._move(node, Event.LOADED if complete else Event.ASSIGNED)
 
+    def closed(self, node: str) -> None:
+        """Note that a member's connection was closed from its side."""
+        self._members[node] = replace(self._members[node], closed=True)
+
     def left(self, node: str) -> None:
         """Note that a member went, or was sent away."""
         self._move(node, Event.LEFT)
@@ -175,7 +184,7 @@ class Membership:
             silent_s = now_s - member.heard_s
             if silent_s > SUSPECT_S and self._move(node, Event.SILENT):
                 changed.append(self._members[node])
-            if silent_s > GONE_S and self._move(node, Event.LOST):
+            if silent_s > (CLOSED_S if member.closed else GONE_S) and self._move(node, Event.LOST):
                 changed.append(self._members[node])
         return changed
 

@@ -106,7 +106,6 @@ class NodeAgent(threading.Thread):
         """Where the coordinator was reached."""
         self.error: EdgeppError | None = None
         """Why the node is no member any more; None while it is, and after ``close``."""
-        self.joined = threading.Event()
         self.ended = threading.Event()
         self._closing = False
         self._slots = [Slot(i, self._slot_options(i), self._outbox.put) for i in range(options.slots)]
@@ -226,10 +225,9 @@ class NodeAgent(threading.Thread):
     def _found(self, link: Link) -> None:
         self._heard_s = time.monotonic()
         self._beat_sent_s = 0.0
-        if not self.joined.is_set() or link.address != self.address:
+        if link.address != self.address:
             self._on_event(f"joined {self._cluster.coordinator.name} at {link.address}")
         self.address = link.address
-        self.joined.set()
 
     def _serve(self, link: Link) -> None:
         """Beat and obey until the link is no good any more."""

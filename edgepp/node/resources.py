@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -133,8 +133,12 @@ def _room(group: Path, limit: str, used: str, droppable: str) -> int | None:
     return None if most == "max" else int(most) - taken + (int(match[1]) if match else 0)
 
 
-def measure(backend: str, threads: int, exact: bool = False) -> Resources:
+def measure(
+    backend: str, threads: int, exact: bool = False, on_measure: Callable[[], None] = lambda: None
+) -> Resources:
     """This machine's memory now, and its speed: measured once, in a child process, and then remembered.
+
+    ``on_measure`` is called before it is measured, which takes some seconds.
 
     Raises:
         EdgeppError: the probe failed, or the cache takes no bytes.
@@ -145,6 +149,7 @@ def measure(backend: str, threads: int, exact: bool = False) -> Resources:
     with locked(file.with_suffix(".lock")):  # two that measure at once would slow each other down
         found = _remembered(file)
         if found is None:
+            on_measure()
             found = _measured(run_probe(backend, threads, exact))
             write_atomically(file, json.dumps({**key, **asdict(found)}, indent=1).encode())
     return Resources(memory=usable_memory(), threads=threads, **asdict(found))

@@ -56,13 +56,14 @@ from edgepp.wire.messages import (
     encode,
     encode_payload,
 )
-from edgepp.wire.security import Gate, is_key
+from edgepp.wire.security import Gate, Rarely, is_key
 from edgepp.wire.transport import Address, Listener, Mailbox, Poller, Sender
 
 log = logging.getLogger("edgepp.serve")
 
 TICK_S = 0.1
 _WAITING_S = 1.0
+_PROBE_S = (0.8, 1.2)
 
 Outgoing = tuple[bytes, list[bytes]] | None
 
@@ -125,6 +126,7 @@ class Coordinator(threading.Thread):
         self._waited_s = self._ticked_s = 0.0
         self._invitations: tuple[int, ...] = ()
         self._reason = ""
+        self._rarely = Rarely()
 
     @property
     def cluster(self) -> Cluster:
@@ -182,6 +184,7 @@ class Coordinator(threading.Thread):
         self._ticked_s = now_s
         if self._announcer is not None:
             self._announce(self._announcer)
+        self._probe(now_s)
         for member in self.members.tick(now_s):
             self._on_event(f"{member.facts.name} is {member.phase.value}")
         number = self._director.number
@@ -210,6 +213,17 @@ class Coordinator(threading.Thread):
         if (numbers := self._desk.numbers()) != self._invitations:
             self._invitations = numbers
             announcer.update(numbers)
+
+    def _probe(self, now_s: float) -> None:
+        """See whether a member that has just fallen silent closed its connection.
+
+        One that sleeps does not: ZeroMQ itself closes that, but only after its heartbeats' 1.5 s.
+        """
+        for member in self.members.present:
+            if _PROBE_S[0] < now_s - member.heard_s < _PROBE_S[1] and not member.closed:
+                alive = self._send(member.route, [encode(Beaten(True, time.time_ns() // 1000))])
+                if not alive:
+                    self.members.closed(member.node)
 
     def _waiting(self) -> str:
         if self._serving.pipeline is not None:
@@ -363,9 +377,10 @@ class Coordinator(threading.Thread):
         if not is_key(message.key):
             raise RemoteProtocolError("a malformed key")
         paired = Paired.of(message.name, message.key)
-        self._paired(paired)
-        self._on_event(f"{paired.name} at {sender.host} joined by {token.name}")
-        self._send(sender.route, [encode(Enrolled(self._cluster.id))])
+        if paired not in self._cluster.members:
+            self._paired(paired)
+            self._on_event(f"{paired.name} at {sender.host} joined by {token.name}")
+        self._send(sender.route, [encode(Enrolled(self._cluster.id, self._identity.name))])
 
     def _enrol(self, node: str, sender: Sender, facts: Enrol) -> None:
         now_s = time.monotonic()
@@ -373,10 +388,11 @@ class Coordinator(threading.Thread):
             raise UsageError(f"it runs edgepp {facts.version}, and this cluster {__version__}", "install the same one")
         new = (old := self.members.get(node)) is None or old.phase is Phase.GONE
         if reason := self.members.enrol(node, sender.key, facts, sender.route, sender.host, now_s):
-            self._on_event(f"refused {facts.name} at {sender.host}: {reason}")
+            if self._rarely.tells(sender.host, "double"):
+                self._on_event(f"refused {facts.name} at {sender.host}: {reason}")
             raise UsageError(reason)
         self._director.remind(node)
-        self._send(sender.route, [encode(Enrolled(self._cluster.id))])
+        self._send(sender.route, [encode(Enrolled(self._cluster.id, self._identity.name))])
         self._viewed = -1
         if new:
             self._on_event(f"{facts.name} joined from {sender.host} with {facts.memory / 1e9:.1f} GB ({facts.backend})")

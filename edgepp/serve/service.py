@@ -72,7 +72,12 @@ class Service:
         cluster = _own_cluster(identity)
         front = Front.open(options.model, whole=False, on_progress=on_progress)
         size = ModelSize.of(shape_of(options.model, front.checkpoint))
-        resources = measure(options.backend, options.threads or physical_cores(), options.exact)
+        resources = measure(
+            options.backend,
+            options.threads or physical_cores(),
+            options.exact,
+            lambda: on_event("measuring this machine once, which takes some seconds"),
+        )
         memory = usable_memory(options.memory)
         context = min(options.context, front.checkpoint.context)
         director = Director(

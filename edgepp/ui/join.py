@@ -59,10 +59,14 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
     browser = Browser() if may_move(wanted.peers) else None
     try:
         cluster = _paired(wanted, identity, browser)
-        _say("measuring this machine (a few seconds, once)", as_json=as_json)
         threads = wanted.threads or physical_cores()
         options = NodeOptions(
-            resources=measure(wanted.backend, threads, wanted.exact),
+            resources=measure(
+                wanted.backend,
+                threads,
+                wanted.exact,
+                lambda: _say("measuring this machine once, which takes some seconds", as_json=as_json),
+            ),
             memory=usable_memory(wanted.memory),
             backend=wanted.backend,
             exact=wanted.exact,
@@ -143,14 +147,16 @@ def _seen(browser: Browser | None, accept: Callable[[Record], bool]) -> tuple[Ad
 def _follow(
     agent: NodeAgent, cluster: Cluster, identity: Identity, notes: queue.SimpleQueue[str], *, as_json: bool
 ) -> None:
-    told = False
+    known = None
     try:
         while not agent.ended.is_set() or not notes.empty():
             with contextlib.suppress(queue.Empty):
                 _say(notes.get(timeout=_TURN_S), as_json=as_json)
-            if agent.joined.is_set() and not told:
-                told = True
-                _joined(agent, cluster, identity, as_json=as_json)
+            if agent.address is not None and agent.address != known:
+                if known is None:
+                    _greet(agent.address, cluster, identity, as_json=as_json)
+                known = agent.address
+                save_cluster((load_cluster() or cluster).reached(str(known)))
     except KeyboardInterrupt:
         _say("leaving", as_json=as_json)
         return
@@ -158,11 +164,9 @@ def _follow(
         raise agent.error
 
 
-def _joined(agent: NodeAgent, cluster: Cluster, identity: Identity, *, as_json: bool) -> None:
-    if agent.address is not None:
-        save_cluster((load_cluster() or cluster).reached(str(agent.address)))
+def _greet(address: Address, cluster: Cluster, identity: Identity, *, as_json: bool) -> None:
     if as_json:
-        facts = {"node": identity.node, "name": identity.name, "cluster": cluster.id, "address": str(agent.address)}
+        facts = {"node": identity.node, "name": identity.name, "cluster": cluster.id, "address": str(address)}
         click.echo(json.dumps({"event": "joined", "coordinator": cluster.coordinator.name, **facts}))
     else:
         click.echo(f"{identity.name} is a node of {cluster.coordinator.name}'s cluster; Ctrl-C leaves it")

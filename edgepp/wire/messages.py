@@ -260,9 +260,10 @@ class Enrol(NamedTuple):
 
 
 class Enrolled(NamedTuple):
-    """The node is a member of ``cluster``."""
+    """The node is a member of ``cluster``, whose coordinator is called ``name``."""
 
     cluster: Text
+    name: Text
 
 
 class Beat(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.cluster.membership import GONE_S, SUSPECT_S, Event, Member, Membership, Phase
+from edgepp.cluster.membership import CLOSED_S, GONE_S, SUSPECT_S, Event, Member, Membership, Phase
 from edgepp.wire.messages import Beat, Enrol, Loaded
 
 NODE = "0123456789abcdef"
@@ -59,6 +59,16 @@ def test_a_member_is_ready_when_it_has_loaded_suspect_when_silent_and_gone_at_la
     assert [m.phase for m in members.tick(SUSPECT_S + 0.1)] == [Phase.SUSPECT]
     assert [m.phase for m in members.tick(GONE_S + 0.1)] == [Phase.GONE]
     assert members.present == ()
+
+
+def test_one_that_closed_its_connection_is_gone_sooner() -> None:
+    members = enrolled()
+    members.closed(NODE)
+    assert [m.phase for m in members.tick(CLOSED_S + 0.1)] == [Phase.SUSPECT, Phase.GONE]
+    back = enrolled()
+    back.closed(NODE)
+    assert back.heard(NODE, beat(), 0, b"r", "10.0.0.2", 1.0)
+    assert [m.phase for m in back.tick(1.0 + CLOSED_S + 0.1)] == [Phase.SUSPECT]
 
 
 def test_one_that_was_silent_comes_back_with_what_it_has_loaded() -> None:
