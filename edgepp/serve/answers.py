@@ -48,8 +48,8 @@ class Answers:
         with self._lock:
             return list(self._live)
 
-    def begin(self, asker: Asker, form: Mapping[str, Any], send: Send) -> None:
-        """Answer a question in a thread of its own.
+    def begin(self, asker: Asker, key: str, form: Mapping[str, Any], send: Send) -> None:
+        """Answer a question of the node with this ``key`` in a thread of its own.
 
         Raises:
             EdgeppError: the question makes no sense, or there are too many.
@@ -60,7 +60,7 @@ class Answers:
                 raise EdgeppError(f"{MOST} answers are under way already", "ask again when one of them has ended")
             if asker in self._live:
                 raise EdgeppError("a question with this number is being answered")
-            live = self._live[asker] = _Live()
+            live = self._live[asker] = _Live(key)
         target = self._answer
         threading.Thread(target=target, args=(asker, live, prompt, options, send), name="answer", daemon=True).start()
 
@@ -70,6 +70,14 @@ class Answers:
             live = self._live.get(asker)
         if live is not None:
             live.cancel()
+
+    def cancel_of(self, key: str) -> list[Asker]:
+        """Stop the answers of a node that is no member any more; whom they were for."""
+        with self._lock:
+            gone = [(asker, live) for asker, live in self._live.items() if live.key == key]
+        for _, live in gone:
+            live.cancel()
+        return [asker for asker, _ in gone]
 
     def cancel_all(self, route: bytes | None = None) -> None:
         """Stop the answers of one asker who is gone, or all."""
@@ -114,7 +122,8 @@ class Answers:
 class _Live:
     """One answer, cancelled before or after it has begun."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self.key = key
         self._lock = threading.Lock()
         self._answer: Answer | None = None
         self.cancelled = False

@@ -127,6 +127,8 @@ class Coordinator(threading.Thread):
         self._invitations: tuple[int, ...] = ()
         self._reason = ""
         self._rarely = Rarely()
+        self._revoked: set[bytes] = set()
+        """Routes of askers who were revoked in the middle of an answer."""
 
     @property
     def cluster(self) -> Cluster:
@@ -172,7 +174,8 @@ class Coordinator(threading.Thread):
                 for outgoing in self._outbox.drain():
                     if outgoing is None:
                         return False
-                    self._send(*outgoing)
+                    if outgoing[0] not in self._revoked:
+                        self._send(*outgoing)
         now_s = time.monotonic()
         if now_s - self._ticked_s >= TICK_S:
             self._tick(now_s)
@@ -355,7 +358,7 @@ class Coordinator(threading.Thread):
             case Ask():
                 route, request = sender.route, message.request
                 form = decode_payload(frames)
-                self.answers.begin((route, request), form, lambda out: self._outbox.put((route, out)))
+                self.answers.begin((route, request), sender.key, form, lambda out: self._outbox.put((route, out)))
             case Cancel():
                 self.answers.cancel((sender.route, message.request))
             case _:
@@ -470,6 +473,9 @@ class Coordinator(threading.Thread):
             members = tuple(m for m in self._cluster.members if m not in gone)
             tokens = tuple(t for t in self._cluster.tokens if t not in gone)
             self._save(replace(self._cluster, members=members, tokens=tokens))
+        for route, request in self.answers.cancel_of(gone[0].key):
+            self._send(route, [encode(Declined(request, f"{self._identity.name} revoked this node", ""))])
+            self._revoked.add(route)
         member = self.members.get(gone[0].node)
         if member is not None:
             self._send(member.route, [encode(Expelled(f"{self._identity.name} revoked this node"))])

@@ -1,7 +1,7 @@
 """Which of several addresses leads to a peer: the first that answers, whatever their order.
 
 A machine has more addresses than the network at hand can use (a VPN, a container bridge, the other family), so they are
-all tried at once.
+all tried, each begun a moment after the one before, as RFC 8305 does for families of addresses.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Sequence
 
 import zmq
 
-from edgepp.errors import PairingError, PeerLost, UsageError
+from edgepp.errors import EdgeppError, PairingError, PeerLost, UsageError
 from edgepp.wire.messages import Message, encode
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 
 log = logging.getLogger("edgepp.wire")
 
-_TURN_MS = 50
+_TURN_MS = 5
+_STAGGER_S = 0.1
 
 
 def reach(
@@ -40,41 +41,51 @@ def reach(
         PeerLost: none answers for ``wait_s`` seconds.
         RemoteProtocolError: the first answer has too many frames.
     """
+    waiting = list(dict.fromkeys(addresses))
     links: list[Link] = []
-    for address in dict.fromkeys(addresses):
-        try:
-            links.append(Link(context, address, max_frame_bytes, pinned=pinned))
-        except UsageError as error:  # such as a link-local address of an interface that is not here
-            log.debug("%s", error)
     chosen: Link | None = None
     try:
         parts = [encode(message), *([] if payload is None else [payload])]
-        chosen, frames = _first_answer(links, parts, wait_s)
-        return chosen, frames
+        unsent: list[Link] = []
+        poller = zmq.Poller()
+        began_s = time.monotonic()
+        while (waiting or links) and (now_s := time.monotonic()) - began_s < wait_s:
+            if waiting and now_s - began_s >= _STAGGER_S * len(links):
+                link = _begin(context, waiting.pop(0), max_frame_bytes, pinned)
+                if link is not None:
+                    links.append(link)
+                    unsent.append(link)
+                    poller.register(link.socket, zmq.POLLIN)
+            unsent = [link for link in unsent if not link.send(parts)]
+            ready = dict(poller.poll(_TURN_MS))
+            for link in links:
+                if link.socket in ready and (frames := link.receive()) is not None:
+                    chosen = link
+                    return link, frames
+            if not waiting and all(link.refusal() for link in links):
+                break
+        raise _failure(links, addresses)
     finally:
         for link in links:
             if link is not chosen:
                 link.close()
 
 
-def _first_answer(links: Sequence[Link], parts: Sequence[bytes], wait_s: float) -> tuple[Link, list[memoryview]]:
-    poller = zmq.Poller()
-    for link in links:
-        poller.register(link.socket, zmq.POLLIN)
-    unsent = list(links)
-    until_s = time.monotonic() + wait_s
-    while links and time.monotonic() < until_s:
-        unsent = [link for link in unsent if not link.send(parts)]
-        ready = dict(poller.poll(_TURN_MS))
-        for link in links:
-            if link.socket in ready and (frames := link.receive()) is not None:
-                return link, frames
-        if all(link.refusal() for link in links):
-            break
-    where = " or ".join(str(link.address) for link in links) or "no address"
+def _begin(
+    context: zmq.Context[zmq.Socket[bytes]], address: Address, max_frame_bytes: int, pinned: Pinned | None
+) -> Link | None:
+    try:
+        return Link(context, address, max_frame_bytes, pinned=pinned)
+    except UsageError as error:  # such as a link-local address of an interface that is not here
+        log.debug("%s", error)
+        return None
+
+
+def _failure(links: Sequence[Link], addresses: Sequence[Address]) -> EdgeppError:
     for link in links:
         if reason := link.refusal():
-            raise PairingError(
+            return PairingError(
                 reason, "pair this machine: `edgepp invite` where the cluster runs, then `edgepp join CODE`"
             )
-    raise PeerLost(f"no edgepp node answers at {where}", "is it running there, and is the port open in its firewall?")
+    where = " or ".join(map(str, dict.fromkeys(addresses))) or "no address"
+    return PeerLost(f"no edgepp node answers at {where}", "is it running there, and is the port open in its firewall?")

@@ -43,7 +43,7 @@ _WATCHED = (
     | zmq.EVENT_MONITOR_STOPPED
 )
 _MOST_ADDRESSES = 1024
-_BREAKS = 3
+_UNKNOWN = "an unknown address"
 _NUMBERS = itertools.count()
 
 
@@ -145,7 +145,8 @@ class Gate:
         self._on_refused = on_refused or _warn
         self._admitted: frozenset[str] = frozenset()
         self._rarely = Rarely()
-        self._broken: Counter[str] = Counter()
+        self._members_at: dict[str, None] = {_UNKNOWN: None}
+        """Hosts of admitted keys: a member tries several addresses at once, and breaks off all but one."""
         self._commands: queue.SimpleQueue[zmq.Socket[bytes] | None] = queue.SimpleQueue()
         self._closing = False
         self._hosts: dict[tuple[zmq.Socket[bytes], int], str] = {}
@@ -228,8 +229,11 @@ class Gate:
         admitted = bool(key) and self.admits(key)
         verdict = (b"200", b"", key.encode()) if admitted else (b"400", b"not admitted", b"")
         self._zap.send_multipart([*frames[: delimiter + 1], version, request, *verdict, b""])
+        host = bare_host(address.decode(errors="replace"))
         if not admitted:
-            self._report(bare_host(address.decode(errors="replace")), key or PLAIN)
+            self._report(host, key or PLAIN)
+        elif len(self._members_at) < _MOST_ADDRESSES:
+            self._members_at[host] = None
 
     def _observe(self, pair: zmq.Socket[bytes]) -> bool:
         """Read what happened on a listener; False once it is closed."""
@@ -251,20 +255,12 @@ class Gate:
         return True
 
     def _report(self, host: str, why: str) -> None:
-        if why == BROKEN_OFF and not self._persists(host):
+        if why == BROKEN_OFF and host in self._members_at:
             return
         if self._rarely.tells(host, "key" if is_key(why) else why):
             self._on_refused(host, why)
 
-    def _persists(self, host: str) -> bool:
-        """Whether a host broke off again and again: a member that tries all addresses at once does it once or twice."""
-        if len(self._broken) >= _MOST_ADDRESSES:
-            self._broken.clear()
-        self._broken[host] += 1
-        return host != _UNKNOWN and self._broken[host] >= _BREAKS
 
-
-_UNKNOWN = "an unknown address"
 _REASONS: Mapping[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: PLAIN,
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: OTHER_SERVER_KEY,

@@ -254,7 +254,7 @@ class Link:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         if route is not None:
             self.socket.setsockopt(zmq.ROUTING_ID, route)
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._encrypts = pinned is not None
         self._refusal: str | None = None
         self._connected_s = 0.0
         self._broken_off = 0
@@ -263,7 +263,7 @@ class Link:
             self.socket.setsockopt(zmq.CURVE_SERVERKEY, pinned.server.encode())
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, pinned.own.public.encode())
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, pinned.own.secret.encode())
-            self._monitor = monitor(self.socket, _HANDSHAKES)
+        self._monitor = monitor(self.socket, _HANDSHAKES)
         try:
             self.socket.connect(address.endpoint)
         except zmq.ZMQError as error:
@@ -290,9 +290,8 @@ class Link:
 
     def close(self, linger_s: float = 0.0) -> None:
         """Disconnect; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
-        if self._monitor is not None:
-            self.socket.disable_monitor()
-            self._monitor.close()
+        self.socket.disable_monitor()
+        self._monitor.close()
         self.socket.close(int(linger_s * 1000))
 
     def refusal(self) -> str | None:
@@ -301,8 +300,6 @@ class Link:
         Does not block. Ask now and then, or go on sending: libzmq gives up on a listener that refused, and this tries
         again after a second.
         """
-        if self._monitor is None:
-            return None
         while (happened := next_event(self._monitor)) is not None:
             self._learn(*happened)
         if time.monotonic() > self._retry_s:
@@ -321,7 +318,10 @@ class Link:
             self._refusal = f"{self.address} does not admit this node's key: it was never invited there, or was revoked"
             self._retry_s = time.monotonic() + _RETRY_S
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            self._refusal = f"{self.address} {_FAULTS.get(value, 'speaks another protocol than edgepp')}"
+            fault = _FAULTS.get(value, "speaks another protocol than edgepp")
+            if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH and not self._encrypts:
+                fault = "encrypts, and admits paired machines only"
+            self._refusal = f"{self.address} {fault}"
             self._retry_s = time.monotonic() + _RETRY_S
         elif value in (errno.EPIPE, errno.ECONNRESET) and time.monotonic() < self._connected_s + CONNECT_S * 0.9:
             # Later it is our own patience that ended: that is a machine asleep. Once, it may be a restart.
