@@ -141,7 +141,10 @@ class Director:
             else:
                 plan = replace(self.want, hosts, self.links, self.coordinator, self.plan)
         except PlanError as error:
+            left_out = [trouble for trouble in self._trouble.values() if trouble.failures >= TRIES]
             self.reason = f"{error}; {error.hint}" if error.hint else str(error)
+            if left_out:
+                self.reason = f"a node cannot run its layers: {left_out[-1].reason}; without it, {self.reason}"
             if not broken and self.plan is not None:
                 return False
             changed, self.plan = self.plan is not None, None
