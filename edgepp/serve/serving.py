@@ -106,6 +106,8 @@ class Serving:
 
     def _drop(self) -> None:
         if self._pipeline is not None:
+            if self._pipeline.lost is not None:
+                self._on_event(f"interrupted: {self._pipeline.lost}")
             self._pipeline.close()
             self._pipeline = None
 
