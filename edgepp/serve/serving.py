@@ -39,7 +39,8 @@ class Serving:
         self._changed = threading.Condition()
         self._pipeline: Pipeline | None = None
         self._wanted: Wanted | None = None
-        self._busy = False
+        self._ordered = self._done = 0
+        """Commands so far, and those that were carried out: one thread counts each."""
         self._failed_s = 0.0
         self.reason = "no plan yet"
         """Why there is no pipeline now."""
@@ -63,15 +64,15 @@ class Serving:
             return
         if wanted == self._wanted and self.pipeline is not None:
             return
-        self._wanted, self._busy = wanted, True
-        self._commands.put(wanted)
+        self._wanted = wanted
+        self._order(wanted)
 
     def shut(self, reason: str) -> None:
         """Close the pipeline; whoever is being answered is told that the plan changed."""
         self.reason = reason
         if self._wanted is not None:
             self._wanted = None
-            self._commands.put(reason)
+            self._order(reason)
 
     def acquire(self, wait_s: float, given_up: Callable[[], bool]) -> Pipeline:
         """The pipeline, once there is one.
@@ -92,17 +93,28 @@ class Serving:
         self._commands.put(None)
         self._thread.join()
 
+    @property
+    def _busy(self) -> bool:
+        return self._done != self._ordered
+
+    def _order(self, command: Wanted | str) -> None:
+        self._ordered += 1
+        self._commands.put(command)
+
     def _run(self) -> None:
+        taken = 0
         while True:
             command = self._commands.get()
+            taken += 1
             while not self._commands.empty():
                 command = self._commands.get()
+                taken += 1
             self._drop()
             if command is None:
                 return
             if isinstance(command, Wanted):
                 self._open(command)
-                self._busy = False
+            self._done = taken
 
     def _drop(self) -> None:
         if self._pipeline is not None:
