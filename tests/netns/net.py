@@ -176,6 +176,7 @@ class Host:
         self._lan = lan
         self._port = port  # the bridge's end of the cable
         self._processes: list[subprocess.Popen[Any]] = []
+        self._logs = Path()
 
     @contextmanager
     def plugged_in(self) -> Iterator[None]:
@@ -183,6 +184,7 @@ class Host:
         with ExitStack() as stack:
             home = stack.enter_context(tempfile.TemporaryDirectory(prefix="eh-"))
             self.env |= {"EDGEPP_HOME": home, "EDGEPP_NAME": self.name}
+            self._logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="el-")))
             stack.callback(self._reap)
             stack.enter_context(_namespace(self.namespace))
             peer = ("peer", "name", _PORT, "netns", self.namespace)
@@ -192,6 +194,20 @@ class Host:
             self._ip("link", "set", _PORT, "up")
             self.move(self.address)
             yield
+
+    @property
+    def home(self) -> Path:
+        """Its ``EDGEPP_HOME``."""
+        return Path(self.env["EDGEPP_HOME"])
+
+    def log(self) -> Path:
+        """A new file for what a process prints."""
+        return self._logs / f"{len(self._processes)}.log"
+
+    @property
+    def logs(self) -> list[str]:
+        """All that was printed into such files."""
+        return [path.read_text() for path in sorted(self._logs.iterdir())]
 
     def move(self, new_address: str) -> None:
         """Take another IPv4 address of the network, like ``10.77.0.40``, and the IPv6 address with its number."""
