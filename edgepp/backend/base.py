@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array, Checkpoint
 
@@ -27,6 +28,26 @@ class BackendOptions:
     """Float32 arithmetic throughout, so that tokens can be compared across splits and backends."""
     spin: bool = False
     """Idle compute threads may spin: faster where this process has the machine to itself, ruinous where it has not."""
+
+
+class SequenceFault(StageFault):
+    """A step that some of its sequences cannot take; nothing was computed, and the others may go without them."""
+
+    def __init__(self, message: str, sequences: tuple[int, ...], hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.sequences = sequences
+
+
+def check_rows(sequences: Sequence[int], hidden: Array, width: int) -> None:
+    """Hold a decode step to one row of ``hidden`` (B, D), D being ``width``, for each of different ``sequences``.
+
+    Raises:
+        StageFault: it is no such step.
+    """
+    if not len(sequences) or hidden.shape != (len(sequences), width):
+        raise StageFault(f"hidden states of shape {hidden.shape} are not ({len(sequences)}, {width})")
+    if len(set(sequences)) < len(sequences):
+        raise StageFault("a sequence is twice in one decode step")
 
 
 class StageModel(Protocol):
@@ -52,7 +73,24 @@ class StageModel(Protocol):
         """
 
     def extend(self, sequence: int, hidden: Array) -> Array:
-        """Run ``hidden`` (T, D) at the sequence's next T positions; returns (T, D)."""
+        """Run ``hidden`` (T, D) at the sequence's next T positions; returns (T, D).
+
+        Raises:
+            SequenceFault: the sequence is unknown or full; nothing was computed.
+            StageFault: the hidden states do not fit, or memory is short.
+        """
+
+    def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
+        """Run row i of ``hidden`` (B, D) at the next position of ``sequences[i]``, all different; returns (B, D).
+
+        One sequence gets the very numbers of ``extend``. More are computed together: the same numbers but for rounding,
+        which depends on how many they are.
+
+        Raises:
+            SequenceFault: some of the sequences are unknown or full; nothing was computed.
+            StageFault: the hidden states do not fit, or memory is short, after which some of the sequences may be
+                unknown or one position on.
+        """
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget every position from ``length`` on.
@@ -74,6 +112,9 @@ class StageModel(Protocol):
 
 class Ends(Protocol):
     """The coordinator's share of a model: embedding before the first layer, norm and output head after the last."""
+
+    positional: bool
+    """Whether a token's hidden state depends on its position."""
 
     def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
         """Hidden states (T, D) of T token ids, the first at ``position``, which only few families need."""

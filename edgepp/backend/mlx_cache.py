@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from edgepp.errors import StageFault
 
@@ -23,9 +23,9 @@ class SequenceCache:
         self.capacity = capacity
         self.length = 0
         self._entries: list[Any] = make_prompt_cache(model)
-        self._own = [self._entries[n] for n in mine]
+        self.own = [self._entries[n] for n in mine]
         self._stand_ins: list[Any] = []
-        alike = {_kind(cache): cache for cache in self._own}
+        alike = {_kind(cache): cache for cache in self.own}
         for n in set(range(len(self._entries))) - set(mine):
             entry = self._entries[n]
             self._entries[n] = alike.get(_kind(entry), entry)
@@ -38,9 +38,21 @@ class SequenceCache:
             cache.offset = self.length
         return self._entries
 
+    def standing_in(self, layers: Sequence[Any], length: int) -> list[Any]:
+        """A list to call the model with, in which ``layers`` stand where our own caches do; all are at ``length``."""
+        by_own = {id(own): layer for own, layer in zip(self.own, layers, strict=True)}
+        for cache in self._stand_ins:
+            cache.offset = length
+        return [by_own.get(id(entry), entry) for entry in self._entries]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every cache just holds all positions' keys and values."""
+        return bool(self.own) and all(type(cache) is KVCache for cache in self.own)
+
     def states(self) -> list[Any]:
         """Everything to evaluate after a step, lest graphs grow from step to step."""
-        return [cache.state for cache in self._own]
+        return [cache.state for cache in self.own]
 
     def truncate(self, length: int) -> None:
         """Forget the positions from ``length`` on, where 0 < ``length`` < ``self.length``.
@@ -48,21 +60,21 @@ class SequenceCache:
         Raises:
             StageFault: a cache of the family cannot go back.
         """
-        stuck = next((cache for cache in self._own if not _goes_back(cache)), None)
+        stuck = next((cache for cache in self.own if not _goes_back(cache)), None)
         if stuck is not None:
             raise StageFault(f"a {type(stuck).__name__} of {self.length} positions cannot go back to {length}")
-        for cache in self._own:
+        for cache in self.own:
             cache.trim(self.length - length)
         self.length = length
 
     @property
     def nbytes(self) -> int:
         """Bytes that the caches take."""
-        return sum(int(cache.nbytes) for cache in self._own)
+        return sum(int(cache.nbytes) for cache in self.own)
 
     def bytes_at(self, length: int) -> int:
         """Bytes that these caches, which hold one position, would take at ``length`` positions."""
-        return sum(_bytes_at(cache, length) for cache in self._own)
+        return sum(_bytes_at(cache, length) for cache in self.own)
 
 
 def _bytes_at(cache: Any, length: int) -> int:

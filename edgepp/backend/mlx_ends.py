@@ -35,7 +35,7 @@ class MlxEnds:
         self._last: Any = None
         last = len(anatomy.layers) - 1
         anatomy.layers[:] = [Tap(layer, self._between(n == last)) for n, layer in enumerate(anatomy.layers)]
-        self._positional = self._embeds_positions()
+        self.positional = self._embeds_positions()
         self._check_head()
 
     def _between(self, last: bool) -> Any:
@@ -60,7 +60,7 @@ class MlxEnds:
         ids = np.asarray(tokens, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
             raise UsageError(f"token ids must be from 0 to {self._vocab_size - 1}")
-        if self._positional and position is None:
+        if self.positional and position is None:
             raise unfit(self._family, "it embeds positions, which were not given")
         try:
             return to_numpy(self._embed(ids, position or 0))

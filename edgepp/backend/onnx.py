@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgepp.backend.base import BackendOptions, Progress
-from edgepp.backend.onnx_cache import CacheShape, RopeTables, SequenceCache
+from edgepp.backend.base import BackendOptions, Progress, SequenceFault, check_rows
+from edgepp.backend.onnx_arena import Arena, CacheShape
+from edgepp.backend.onnx_bound import BoundSession
+from edgepp.backend.onnx_cache import Caches, Place
 from edgepp.backend.onnx_decoder import DecoderGraph, build_head
 from edgepp.backend.onnx_family import Architecture, read_architecture
 from edgepp.backend.onnx_graph import ORT_ERRORS, GraphBuilder
@@ -62,7 +64,7 @@ class OnnxBackend:
 
 
 class OnnxStage:
-    """Decoder layers in one session; each sequence's cache holds the memory that the session appends to."""
+    """Decoder layers in one session, which appends to the caches in place."""
 
     dtype = "float32"
     chunk = CHUNK
@@ -82,10 +84,9 @@ class OnnxStage:
         self.layers = layers
         self.hidden_size = architecture.hidden_size
         self._architecture: Architecture = architecture
-        self._session = graph.session(options)
-        self._shape = CacheShape.of(architecture, layers)
-        self._tables = RopeTables(architecture.rope)
-        self._caches: dict[int, SequenceCache] = {}
+        self._session = BoundSession(graph.session(options), architecture.rope)
+        self._caches = Caches(CacheShape.of(architecture, layers))
+        self._places: dict[int, Place] = {}
 
     def open(self, sequence: int, capacity: int) -> None:
         """Begin a sequence of at most ``capacity`` positions.
@@ -96,8 +97,9 @@ class OnnxStage:
         context = self._architecture.context
         if not 0 < capacity <= context:
             raise StageFault(f"a sequence of {capacity} positions does not fit the model's context of {context}")
+        self.free(sequence)
         try:
-            self._caches[sequence] = SequenceCache(self._session, self._shape, self._tables, capacity)
+            self._places[sequence] = self._caches.open(capacity)
         except MemoryError as error:
             raise StageFault("memory for another sequence is short") from error
 
@@ -105,17 +107,60 @@ class OnnxStage:
         """Run ``hidden`` (T, D) at the sequence's next T positions; returns float32 (T, D).
 
         Raises:
-            StageFault: the sequence is unknown or full, or ONNX Runtime failed.
+            SequenceFault: the sequence is unknown or full; nothing was computed.
+            StageFault: the hidden states do not fit, or ONNX Runtime failed.
         """
-        cache = self._cache(sequence)
+        (place,) = self._known([sequence])
         if hidden.ndim != 2 or not len(hidden) or hidden.shape[1] != self.hidden_size:
             raise StageFault(f"hidden states of shape {hidden.shape} are not (T, {self.hidden_size})")
+        self._reserve([sequence], [place], len(hidden))
+        total = place.length + len(hidden)
+        out: Array = self._run(place.arena, place.slot, hidden[None], [total])[0]
+        place.length = total
+        return out
+
+    def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
+        """Run row i of ``hidden`` (B, D) at the next position of ``sequences[i]``; returns float32 (B, D).
+
+        Raises:
+            SequenceFault: some of the sequences are unknown or full; nothing was computed.
+            StageFault: the hidden states do not fit, or ONNX Runtime failed.
+        """
+        check_rows(sequences, hidden, self.hidden_size)
+        if len(sequences) == 1:
+            return self.extend(sequences[0], hidden)
+        batch = self._known(sequences)
+        self._reserve(sequences, batch, 1)
+        row_of = {place.number: row for row, place in enumerate(batch)}
+        out = np.empty((len(batch), self.hidden_size), np.float32)
+        for run in self._caches.runs(batch):
+            rows = [row_of[place.number] for place in run.places]
+            totals = [place.length + 1 for place in run.places]
+            out[rows] = self._run(run.arena, run.first, hidden[rows, None], totals)[:, 0]
+        for place in batch:
+            place.length += 1
+        return out
+
+    def _run(self, arena: Arena, first: int, hidden: Array, totals: Sequence[int]) -> Array:
         try:
-            return cache.run(hidden)
-        except MemoryError as error:
-            raise StageFault("memory for the sequence's next positions is short") from error
+            return self._session.run(arena, first, hidden, totals)
         except ORT_ERRORS as error:
             raise StageFault(f"ONNX Runtime failed in layers {self.layers}: {error}") from error
+
+    def _reserve(self, sequences: Sequence[int], places: Sequence[Place], positions: int) -> None:
+        full = [n for n, place in enumerate(places) if place.length + positions > place.capacity]
+        if full:
+            place = places[full[0]]
+            raise SequenceFault(
+                f"the sequence would have {place.length + positions} positions, and it was opened for {place.capacity}",
+                tuple(sequences[n] for n in full),
+                "shorten the prompt or ask for fewer tokens",
+            )
+        try:
+            for place in places:
+                self._caches.reserve(place, place.length + positions)
+        except MemoryError as error:
+            raise StageFault("memory for the sequence's next positions is short") from error
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget every position from ``length`` on.
@@ -123,27 +168,29 @@ class OnnxStage:
         Raises:
             StageFault: the sequence is unknown.
         """
-        cache = self._cache(sequence)
-        cache.length = max(0, min(cache.length, length))
+        (place,) = self._known([sequence])
+        place.length = max(0, min(place.length, length))
 
     def length(self, sequence: int) -> int:
         """Positions that the sequence's cache holds."""
-        return self._cache(sequence).length
+        return self._known([sequence])[0].length
 
     def free(self, sequence: int) -> None:
         """Forget the sequence and release its cache."""
-        self._caches.pop(sequence, None)
+        place = self._places.pop(sequence, None)
+        if place is not None:
+            self._caches.free(place)
 
     @property
     def kv_bytes(self) -> int:
         """Bytes that the caches of all open sequences take."""
-        return sum(cache.nbytes for cache in self._caches.values())
+        return self._caches.nbytes
 
-    def _cache(self, sequence: int) -> SequenceCache:
-        cache = self._caches.get(sequence)
-        if cache is None:
-            raise StageFault(f"layers {self.layers} know no sequence {sequence}")
-        return cache
+    def _known(self, sequences: Sequence[int]) -> list[Place]:
+        unknown = tuple(n for n in sequences if n not in self._places)
+        if unknown:
+            raise SequenceFault(f"layers {self.layers} know no sequence {', '.join(map(str, unknown))}", unknown)
+        return [self._places[n] for n in sequences]
 
 
 def _reporter(checkpoint: Checkpoint, layers: LayerRange, progress: Progress | None) -> Callable[[int], None]:
@@ -159,6 +206,8 @@ def _reporter(checkpoint: Checkpoint, layers: LayerRange, progress: Progress | N
 
 class OnnxEnds:
     """Embedding straight from the mapped checkpoint; final norm and head in one session."""
+
+    positional = False
 
     def __init__(self, checkpoint: Checkpoint, options: BackendOptions) -> None:
         architecture = read_architecture(checkpoint)

@@ -1,141 +1,156 @@
-"""The KV cache of one sequence: memory that ONNX Runtime appends to in place, bound to a session once."""
+"""Where each sequence's keys and values lie: in which arena and slot, and when it pays to move them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
-import onnxruntime as ort
+from edgepp.backend.onnx_arena import Arena, CacheShape
 
-from edgepp.backend.onnx_family import Architecture, Rope
-from edgepp.errors import StageFault
-from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Array
+FIRST_POSITIONS = 1024
+"""Positions of the shortest slots; a sequence that outgrows its slot moves to a longer one."""
 
-FIRST_POSITIONS = 256
-"""Positions that a new sequence has room for; doubled whenever they run out."""
+_QUADRUPLED = 4096  # longer slots double: attention's working space grows with them
+_MOVED_BYTES = 64 << 20  # what one step copies at most to bring a batch together, or one sequence
 
 
-class RopeTables:
-    """Cosines and sines, computed as far as the longest sequence has come."""
+@dataclass(eq=False)
+class Place:
+    """One sequence: ``length`` positions are filled, in ``slot`` of ``arena``."""
 
-    def __init__(self, rope: Rope) -> None:
-        self._rope = rope
-        self._tables = rope.tables(0)
-
-    def upto(self, positions: int) -> tuple[Array, Array]:
-        """Both tables, (positions, head_dim / 2)."""
-        if len(self._tables[0]) < positions:
-            self._tables = self._rope.tables(positions)
-        cos, sin = self._tables
-        return cos[:positions], sin[:positions]
+    number: int
+    capacity: int
+    arena: Arena
+    slot: int
+    length: int = 0
+    touched: int = 0
+    """Positions whose pages are resident."""
+    companions: frozenset[int] = frozenset()
+    """The numbers of the batch that it was last in."""
 
 
 @dataclass(frozen=True)
-class CacheShape:
-    """What the caches of one stage have in common."""
+class Run:
+    """Neighbouring slots of an arena that are computed together."""
 
-    layers: LayerRange
-    kv_heads: int
-    head_dim: int
-
-    @classmethod
-    def of(cls, architecture: Architecture, layers: LayerRange) -> CacheShape:
-        """The shape that ``layers`` of the architecture need."""
-        return cls(layers, architecture.kv_heads, architecture.head_dim)
-
-    @property
-    def position_bytes(self) -> int:
-        """Bytes of one position over all layers: float32 keys and values."""
-        return len(self.layers) * 2 * self.kv_heads * self.head_dim * 4
+    arena: Arena
+    first: int
+    places: tuple[Place, ...]
 
 
-class SequenceCache:
-    """Keys and values of one sequence; ``length`` positions are filled."""
+class Caches:
+    """The arenas of one stage and who lies where."""
 
-    def __init__(self, session: ort.InferenceSession, shape: CacheShape, tables: RopeTables, capacity: int) -> None:
-        self.length = 0
-        self.capacity = capacity
-        self._session = session
+    def __init__(self, shape: CacheShape) -> None:
         self._shape = shape
-        self._tables = tables
-        self._positions = 0
-        self._last = np.zeros(1, np.int32)
-        self._total = np.zeros((), np.int32)
-        self._memory: dict[str, Array] = {}
-        self._hidden = self._out = np.empty((1, 0, 0), np.float32)
-        self._binding = session.io_binding()
-        _bind_input(self._binding, "last", self._last)
-        _bind_input(self._binding, "total", self._total)
-        self._reserve(1)
+        self._arenas: list[Arena] = []
+        self._places: dict[tuple[Arena, int], Place] = {}
+        self._opened = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values."""
-        return self._positions * self._shape.position_bytes
+        """Bytes of the pages that sequences have touched."""
+        return sum(self._shape.resident_bytes(place.touched) for place in self._places.values())
 
-    def run(self, hidden: Array) -> Array:
-        """Run ``hidden`` (T, D) at the next T positions and keep their keys and values; returns float32 (T, D).
+    def open(self, capacity: int) -> Place:
+        """Room for a new sequence of at most ``capacity`` positions.
 
         Raises:
-            StageFault: the sequence would outgrow its capacity.
+            MemoryError: the system gives no more address space.
         """
-        total = self.length + len(hidden)
-        if total > self._positions:
-            self._reserve(total)
-        if self._hidden.shape[1:] != hidden.shape:
-            self._bind_ends(hidden.shape)
-        self._hidden[0] = hidden
-        self._last[0] = total - 1
-        self._total[()] = total
-        self._session.run_with_iobinding(self._binding)
-        self.length = total
-        result: Array = self._out[0].copy()
-        return result
+        arena = self._with_room(FIRST_POSITIONS)
+        self._opened += 1
+        place = Place(self._opened, capacity, arena, arena.take())
+        self._places[arena, place.slot] = place
+        return place
 
-    def _bind_ends(self, shape: tuple[int, ...]) -> None:
-        """Memory for hidden states of ``shape`` (T, D), bound until another comes: binding takes long."""
-        self._hidden = np.empty((1, *shape), np.float32)
-        self._out = np.empty_like(self._hidden)
-        _bind_input(self._binding, "hidden", self._hidden)
-        _bind_output(self._binding, "out", self._out)
+    def free(self, place: Place) -> None:
+        """Give a sequence's memory back."""
+        del self._places[place.arena, place.slot]
+        place.arena.release(place.slot)
 
-    def _reserve(self, positions: int) -> None:
-        """Make room, one layer's memory after the other, so that growing never needs twice the cache."""
-        if positions > self.capacity:
-            raise StageFault(
-                f"the sequence would have {positions} positions, and it was opened for {self.capacity}",
-                "shorten the prompt or ask for fewer tokens",
-            )
-        room = max(self._positions, FIRST_POSITIONS)
-        while room < positions:
-            room *= 2
-        room = min(room, self.capacity)
-        for name in _names(self._shape.layers):
-            grown = self._grown(self._memory.get(name), room)
-            _bind_input(self._binding, f"past.{name}", grown)
-            _bind_output(self._binding, f"present.{name}", grown)
-            self._memory[name] = grown
-        for name, table in zip(("cos", "sin"), self._tables.upto(room), strict=True):
-            _bind_input(self._binding, name, table)
-            self._memory[name] = table
-        self._positions = room
+    def reserve(self, place: Place, positions: int) -> None:
+        """See to it that ``place`` can hold ``positions``.
 
-    def _grown(self, old: Array | None, positions: int) -> Array:
-        new = np.empty((1, self._shape.kv_heads, positions, self._shape.head_dim), np.float32)
-        if old is not None:
-            new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+        Raises:
+            MemoryError: the system gives no more address space.
+        """
+        if positions > place.arena.stride:
+            stride = place.arena.stride
+            while stride < positions:
+                stride *= 4 if stride < _QUADRUPLED else 2
+            arena = self._with_room(stride)
+            self._move(place, arena, min(arena.free))
+        place.touched = max(place.touched, positions)
 
+    def runs(self, batch: Sequence[Place]) -> list[Run]:
+        """Few runs that compute ``batch``, each place of which has room for one position more.
 
-def _names(layers: LayerRange) -> Sequence[str]:
-    return [f"{layer}.{part}" for layer in range(layers.start, layers.stop) for part in ("key", "value")]
+        A batch that comes a second time is brought together first, a few sequences a step: what comes once would be
+        copied for nothing.
+        """
+        together = frozenset(place.number for place in batch)
+        runs = self._neighbours(batch)
+        if len(runs) > 1 and all(place.companions == together for place in batch):
+            with suppress(MemoryError):  # then it stays in pieces
+                self._gather(batch)
+            runs = self._neighbours(batch)
+        for place in batch:
+            place.companions = together
+        return runs
 
+    def _neighbours(self, batch: Sequence[Place]) -> list[Run]:
+        runs: list[list[Place]] = []
+        for place in sorted(batch, key=lambda place: (self._arenas.index(place.arena), place.slot)):
+            before = runs[-1][-1] if runs else None
+            if before is not None and before.arena is place.arena and before.slot + 1 == place.slot:
+                runs[-1].append(place)
+            else:
+                runs.append([place])
+        return [Run(run[0].arena, run[0].slot, tuple(run)) for run in runs]
 
-def _bind_input(binding: ort.IOBinding, name: str, array: Array) -> None:
-    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    def _gather(self, batch: Sequence[Place]) -> None:
+        """Move some of ``batch`` so that it comes to lie in neighbouring slots, of the longest stride that it has."""
+        arena, slots = self._window(batch, max(place.arena.stride for place in batch))
+        vacant = [slot for slot in slots if slot in arena.free]
+        moved = 0
+        for place in batch:
+            if place.arena is arena and place.slot in slots:
+                continue
+            if not vacant or moved > _MOVED_BYTES:
+                return
+            self._move(place, arena, vacant.pop())
+            moved += place.length * self._shape.position_bytes
 
+    def _window(self, batch: Sequence[Place], stride: int) -> tuple[Arena, range]:
+        """As many neighbouring slots as ``batch`` needs, free but for it, and holding most of it already."""
+        best: tuple[int, Arena, range] | None = None
+        for arena in self._arenas:
+            if arena.stride != stride:
+                continue
+            rows = min(len(batch), arena.slots)
+            mine = {place.slot for place in batch if place.arena is arena}
+            for first in range(arena.slots - rows + 1):
+                slots = range(first, first + rows)
+                held = len(mine.intersection(slots))
+                if held + len(arena.free.intersection(slots)) == rows and (best is None or held > best[0]):
+                    best = held, arena, slots
+        if best is not None:
+            return best[1], best[2]
+        self._arenas.append(Arena(self._shape, stride))
+        return self._arenas[-1], range(min(len(batch), self._arenas[-1].slots))
 
-def _bind_output(binding: ort.IOBinding, name: str, array: Array) -> None:
-    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    def _with_room(self, stride: int) -> Arena:
+        for arena in self._arenas:
+            if arena.stride == stride and arena.free:
+                return arena
+        self._arenas.append(Arena(self._shape, stride))
+        return self._arenas[-1]
+
+    def _move(self, place: Place, arena: Arena, slot: int) -> None:
+        for name, old in place.arena.memory.items():
+            arena.memory[name][slot, :, : place.length] = old[place.slot, :, : place.length]
+        self.free(place)
+        place.arena, place.slot, place.touched = arena, arena.take(slot), place.length + 1
+        self._places[arena, slot] = place

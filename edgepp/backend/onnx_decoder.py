@@ -1,6 +1,6 @@
 """The Llama family's decoder layers, and the norm and head behind them, as ONNX graphs.
 
-Hidden states are (1, T, D) inside the graph. A residual sum is always made by the norm that follows it,
+Hidden states are (B, T, D) inside the graph. A residual sum is always made by the norm that follows it,
 also at a stage's first layer, where the norm adds zero: ONNX Runtime's plain and adding norms differ in the
 last bit, and a range of layers must give the same numbers whether it is one stage or several.
 """
@@ -19,17 +19,18 @@ from edgepp.layers import LayerRange
 
 
 class DecoderGraph:
-    """Decoder layers: ``hidden`` (1, T, D) in, ``out`` (1, T, D) out, and each layer's keys and values.
+    """Decoder layers: ``hidden`` (B, T, D) in, ``out`` (B, T, D) out, and each layer's keys and values.
 
-    Other inputs: ``last`` int32 (1,), this step's last position; ``total`` int32 scalar, one more; ``cos``
-    and ``sin`` (S, head_dim / 2); ``past.N.key`` and ``past.N.value`` (1, kv_heads, S, head_dim). The
-    outputs ``present.N.*`` are meant to be bound to the same memory as their pasts.
+    B or T is 1: several positions of one sequence, or the next one of several. Other inputs: ``last`` int32 (B,), the
+    last position of each; ``total`` int32 scalar, the largest of them and one; ``cos`` and ``sin`` (at least total,
+    head_dim / 2); ``past.N.key`` and ``past.N.value`` (B, kv_heads, S, head_dim). The outputs ``present.N.*`` are
+    meant to be bound to the same memory as their pasts.
     """
 
     def __init__(self, graph: GraphBuilder, architecture: Architecture) -> None:
         self._graph = graph
         self._arch = architecture
-        self._last = graph.input("last", [1], TensorProto.INT32)
+        self._last = graph.input("last", ["batch"], TensorProto.INT32)
         self._total = graph.input("total", [], TensorProto.INT32)
         self._cos = graph.input("cos", ["positions", architecture.head_dim // 2])
         self._sin = graph.input("sin", ["positions", architecture.head_dim // 2])
@@ -37,7 +38,7 @@ class DecoderGraph:
     def build(self, layers: LayerRange, added: Callable[[int], None]) -> None:
         """Add the layers; ``added`` is called with each."""
         g = self._graph
-        shape: list[int | str] = [1, "tokens", self._arch.hidden_size]
+        shape: list[int | str] = ["batch", "tokens", self._arch.hidden_size]
         x = g.input("hidden", shape)
         delta = g.node("Sub", [x, x], [Value("zero")])
         for layer in range(layers.start, layers.stop):
@@ -88,7 +89,7 @@ class DecoderGraph:
     def _grouped_query_attention(self, layer: int, heads: tuple[Value, Value, Value]) -> Value:
         """Rotates queries and keys, appends keys and values to the cache, attends causally."""
         g, arch = self._graph, self._arch
-        shape: list[int | str] = [1, arch.kv_heads, "positions", arch.head_dim]
+        shape: list[int | str] = ["batch", arch.kv_heads, "positions", arch.head_dim]
         past = [g.input(f"past.{layer}.{part}", shape) for part in ("key", "value")]
         present = [Value(f"present.{layer}.{part}") for part in ("key", "value")]
         attended = g.node(

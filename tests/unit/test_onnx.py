@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -12,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgepp.backend import onnx_cache
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.onnx import OnnxBackend, OnnxEnds, OnnxStage
-from edgepp.backend.onnx_cache import FIRST_POSITIONS
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.cards import Shape
@@ -135,15 +136,20 @@ def test_any_split_into_stages_is_bit_identical(name: str, options: BackendOptio
 
 @pytest.mark.parametrize("options", [DEFAULT, EXACT], ids=["default", "exact"])
 @pytest.mark.parametrize("name", ["f32", "q4-g32", "qwen3"])
-def test_chunks_and_room_to_grow_change_nothing(name: str, options: BackendOptions, make: Make) -> None:
+def test_chunks_and_room_to_grow_change_nothing(
+    name: str, options: BackendOptions, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = make(SHAPES[name])
     stages = load(checkpoint, [0, 4], options)
-    n = FIRST_POSITIONS + 90
+    n = 346
     hidden = OnnxBackend().load_ends(checkpoint, options).embed(ids_of(checkpoint, n))
     whole = run(stages, hidden, [n])
     for chunks in ([64] * 5 + [n - 320], [17, n - 17], [n - 2, 2], [2] * (n // 2)):
         np.testing.assert_array_equal(run(stages, hidden, chunks), whole)
     np.testing.assert_array_equal(run(stages, hidden, [n], capacity=n), whole)
+    monkeypatch.setattr(onnx_cache, "FIRST_POSITIONS", 64)  # it outgrows two slots
+    for chunks in ([n], [64] * 5 + [n - 320], [2] * (n // 2)):
+        np.testing.assert_array_equal(run(stages, hidden, chunks), whole)
 
 
 def test_threads_change_nothing(make: Make) -> None:
@@ -173,7 +179,8 @@ def test_a_sequence_is_undisturbed_by_others_and_by_its_own_past(make: Make) -> 
 def test_length_truncate_free_and_kv_bytes(make: Make) -> None:
     checkpoint = make()
     (stage,) = load(checkpoint, [1, 3], DEFAULT)
-    position_bytes = 2 * 2 * 2 * 16 * 4  # layers, key and value, heads, their size, float32
+    pages = -(-512 * 16 * 4 // mmap.PAGESIZE)  # positions, their size, float32
+    per_page = 2 * 2 * 2 * mmap.PAGESIZE  # layers, key and value, heads
     stage.open(4, 512)
     assert stage.length(4) == 0
     stage.extend(4, np.ones((5, checkpoint.hidden_size), np.float32))
@@ -182,9 +189,9 @@ def test_length_truncate_free_and_kv_bytes(make: Make) -> None:
     assert stage.length(4) == 2
     stage.truncate(4, 9)
     assert stage.length(4) == 2
-    assert stage.kv_bytes == FIRST_POSITIONS * position_bytes
-    stage.extend(4, np.ones((FIRST_POSITIONS, checkpoint.hidden_size), np.float32))
-    assert stage.kv_bytes == 2 * FIRST_POSITIONS * position_bytes
+    assert stage.kv_bytes == per_page
+    stage.extend(4, np.ones((510, checkpoint.hidden_size), np.float32))
+    assert stage.kv_bytes == pages * per_page
     stage.free(4)
     stage.free(4)
     assert stage.kv_bytes == 0

@@ -1,0 +1,147 @@
+"""KV caches of sequences that decode together: a row each in the same arrays, every row as long as its sequence.
+
+mlx-lm's own batch cache pads rows on the left to one length, so it copies all of them whenever one comes or goes.
+Here whoever comes or goes is copied, and at most one other, who takes the row that was left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from edgepp.backend.mlx_cache import SequenceCache
+
+_STEP: int = KVCache.step
+_FIRST = 4 * _STEP
+
+
+def alike(length: int) -> int:
+    """The most positions of sequences that decode together with one of ``length``: rows are as long as the longest."""
+    most: int = _FIRST
+    while most < length:
+        most *= 4
+    return most
+
+
+class Group:
+    """The rows of some sequences, in the order of ``members``, each of which has at least one position."""
+
+    def __init__(self, members: Sequence[SequenceCache]) -> None:
+        self.members: list[SequenceCache] = []
+        self.positions: Any = None
+        """Each row's next position, (B,)."""
+        self.longest = 0
+        """Positions that the longest row will have after the next step."""
+        self._layers = [_Layer(self, cache) for cache in members[0].own]
+        self._rows = self._room = 0
+        self._reserve(len(members), max(member.length for member in members) + 1)
+        for member in members:
+            self.join(member)
+
+    def join(self, member: SequenceCache) -> None:
+        """Take a sequence's keys and values over."""
+        self._reserve(len(self.members) + 1, member.length + 1)
+        for layer, cache in zip(self._layers, member.own, strict=True):
+            layer.write(len(self.members), cache.keys, cache.values, member.length)
+            cache.keys = cache.values = None
+        self.members.append(member)
+
+    def leave(self, member: SequenceCache) -> None:
+        """Give a sequence its keys and values back."""
+        row = self.members.index(member)
+        for layer, cache in zip(self._layers, member.own, strict=True):
+            cache.keys, cache.values = (
+                mx.contiguous(array[row : row + 1, :, : member.length]) for array in (layer.keys, layer.values)
+            )
+            cache.offset = member.length
+        mx.eval(member.states())
+        self.drop(member)
+
+    def drop(self, member: SequenceCache) -> None:
+        """Forget a sequence; the last one takes its row."""
+        row, last = self.members.index(member), self.members.pop()
+        if last is not member:
+            self.members[row] = last
+            n = len(self.members)
+            for layer in self._layers:
+                layer.write(row, layer.keys[n : n + 1], layer.values[n : n + 1], last.length)
+        if self.members and 2 * len(self.members) <= self._rows:
+            self._resize(len(self.members), self._room)
+        mx.eval(self.states())
+
+    def at_length(self) -> list[Any]:
+        """The list to call the model with for one row a member."""
+        lengths = [member.length for member in self.members]
+        self._reserve(len(lengths), max(lengths) + 1)
+        self.positions, self.longest = mx.array(lengths), max(lengths) + 1
+        return self.members[0].standing_in(self._layers, max(lengths))
+
+    def states(self) -> list[Any]:
+        """Everything to evaluate after a step."""
+        return [array for layer in self._layers for array in (layer.keys, layer.values)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take."""
+        return sum(int(array.nbytes) for array in self.states())
+
+    def _reserve(self, rows: int, positions: int) -> None:
+        if rows > self._rows or positions > self._room:
+            more_rows = max(rows, self._rows * 3 // 2) if rows > self._rows else self._rows
+            more_room = max(positions, self._room * 5 // 4) if positions > self._room else self._room
+            self._resize(more_rows, -(-more_room // _STEP) * _STEP)
+
+    def _resize(self, rows: int, room: int) -> None:
+        used = max((member.length for member in self.members), default=0)
+        for layer in self._layers:
+            layer.resize(rows, room, len(self.members), used)
+            mx.eval(layer.keys, layer.values)  # one by one: more would be in memory twice at a time
+        self._rows, self._room = rows, room
+
+
+class _Layer:
+    """One layer's keys and values (rows, heads, room, D); to mlx-lm's models it is a cache."""
+
+    def __init__(self, group: Group, like: KVCache) -> None:
+        self._group = group
+        self.keys, self.values = like.keys[:0], like.values[:0]
+
+    @property
+    def offset(self) -> Any:
+        """Each row's next position, (B,)."""
+        return self._group.positions
+
+    def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Append one position (B, heads, 1, D) to each row; returns what the rows hold."""
+        n, positions = keys.shape[0], self._group.positions
+        rows = mx.arange(n)
+        self.keys[rows, :, positions] = keys[:, :, 0]
+        self.values[rows, :, positions] = values[:, :, 0]
+        return self.keys[:n, :, : self._group.longest], self.values[:n, :, : self._group.longest]
+
+    def make_mask(self, _n: int, window_size: int | None = None, **_: Any) -> Any:
+        """Which positions each row's next one sees, (B, 1, 1, positions)."""
+        next_one = self.offset[:, None, None, None]
+        seen = mx.arange(self._group.longest)
+        mask = seen <= next_one
+        return mask & (seen > next_one - window_size) if window_size else mask
+
+    def write(self, row: int, keys: Any, values: Any, length: int) -> None:
+        """Put ``length`` positions of a sequence into a row."""
+        self.keys[row : row + 1, :, :length] = keys[:, :, :length]
+        self.values[row : row + 1, :, :length] = values[:, :, :length]
+
+    def resize(self, rows: int, room: int, held: int, used: int) -> None:
+        """Make it ``rows`` of ``room`` positions, with ``used`` positions of the first ``held`` rows kept."""
+        self.keys, self.values = (_resized(array, rows, room, held, used) for array in (self.keys, self.values))
+
+
+def _resized(array: Any, rows: int, room: int, held: int, used: int) -> Any:
+    _, heads, _, width = array.shape
+    new = mx.zeros((rows, heads, room, width), array.dtype)
+    if held:
+        new[:held, :, :used] = array[:held, :, :used]
+    return new

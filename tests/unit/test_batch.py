@@ -1,0 +1,284 @@
+"""Decoding many sequences at once: each gets the numbers that it gets alone, whoever comes and goes beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgepp.backend import onnx_arena, onnx_cache
+from edgepp.backend.base import Backend, BackendOptions, SequenceFault, StageModel
+from edgepp.backend.mlx import MlxBackend
+from edgepp.backend.onnx import OnnxBackend
+from edgepp.backend.onnx_arena import CacheShape
+from edgepp.backend.onnx_cache import Caches, Place
+from edgepp.errors import StageFault
+from edgepp.layers import LayerRange
+from edgepp.model.checkpoint import Array, Checkpoint
+from edgepp.model.random import TINY, make_checkpoint
+
+BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}
+SHAPES = {
+    "q4": replace(TINY, bits=4, group_size=32, kv_heads=1, dtype="float16"),
+    "q8": replace(TINY, bits=8, group_size=32, dtype="bfloat16"),
+    "bf16": replace(TINY, kv_heads=1, dtype="bfloat16"),
+}
+EXACT_TOLERANCE = 1e-4
+"""Largest difference over the largest number of a row: float32 sums in another order."""
+DEFAULT_TOLERANCE = 0.08
+"""The same with int8 activations, where kernels for one row and for several round differently."""
+CAPACITY = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_slots() -> Iterator[None]:
+    """Slots so few and short that sequences outgrow them, and move one at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_cache, "FIRST_POSITIONS", 16)
+        patch.setattr(onnx_cache, "_MOVED_BYTES", 1)
+        patch.setattr(onnx_arena, "SLOTS", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: Checkpoint.open(make_checkpoint(folder / name, shape)) for name, shape in SHAPES.items()}
+
+
+def load(backend: str, checkpoint: Checkpoint, *, exact: bool = True) -> StageModel:
+    return BACKENDS[backend]().load_stage(checkpoint, LayerRange(0, 4), BackendOptions(exact=exact))
+
+
+@pytest.fixture(params=BACKENDS)
+def stage(request: pytest.FixtureRequest, checkpoints: dict[str, Checkpoint]) -> StageModel:
+    return load(request.param, checkpoints["q4"])
+
+
+def states(rows: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=(rows, TINY.hidden)).astype(np.float32)
+
+
+class Walk:
+    """A stage and what it was given; every result is held against the same rows run in one pass, alone."""
+
+    def __init__(self, stage: StageModel, tolerance: float) -> None:
+        self.stage = stage
+        self.tolerance = tolerance
+        self.given: dict[int, Array] = {}
+        self.seed = 0
+
+    def rows(self, n: int) -> Array:
+        self.seed += 1
+        return states(n, self.seed)
+
+    def check(self, sequence: int, hidden: Array, result: Array) -> None:
+        self.given[sequence] = np.concatenate([self.given[sequence], hidden])
+        self.stage.open(-1, CAPACITY)
+        expected = self.stage.extend(-1, self.given[sequence])[-len(hidden) :]
+        self.stage.free(-1)
+        assert self.stage.length(sequence) == len(self.given[sequence])
+        assert np.abs(result - expected).max() <= self.tolerance * np.abs(expected).max()
+
+    def extend(self, sequence: int, n: int) -> None:
+        if sequence not in self.given:
+            self.stage.open(sequence, CAPACITY)
+            self.given[sequence] = states(0)
+        hidden = self.rows(min(n, CAPACITY - len(self.given[sequence])))
+        if len(hidden):
+            self.check(sequence, hidden, self.stage.extend(sequence, hidden))
+
+    def decode(self, wanted: list[int]) -> None:
+        batch = [n for n in wanted if n in self.given and len(self.given[n]) < CAPACITY]
+        if batch:
+            hidden = self.rows(len(batch))
+            for sequence, row, result in zip(batch, hidden, self.stage.decode(batch, hidden), strict=True):
+                self.check(sequence, row[None], result[None])
+
+    def truncate(self, sequence: int, n: int) -> None:
+        if sequence in self.given:
+            self.given[sequence] = self.given[sequence][: max(0, len(self.given[sequence]) - n)]
+            self.stage.truncate(sequence, len(self.given[sequence]))
+
+    def free(self, sequence: int, _: int = 0) -> None:
+        self.given.pop(sequence, None)
+        self.stage.free(sequence)
+
+
+SEQUENCE = st.integers(0, 5)
+STEP = st.one_of(
+    st.tuples(st.just("extend"), SEQUENCE, st.integers(1, 20)),
+    st.tuples(st.just("decode"), st.lists(SEQUENCE, min_size=1, unique=True), st.integers(1, 4)),
+    st.tuples(st.just("truncate"), SEQUENCE, st.integers(0, 12)),
+    st.tuples(st.just("free"), SEQUENCE, st.just(0)),
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("backend", "exact"), [("onnx", True), ("onnx", False), ("mlx", True)])
+def test_any_walk_gives_each_sequence_what_it_gets_alone(
+    backend: str, exact: bool, shape: str, checkpoints: dict[str, Checkpoint]
+) -> None:
+    stage = load(backend, checkpoints[shape], exact=exact)
+
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(st.lists(STEP, min_size=8, max_size=30))
+    def walk(steps: list[tuple[str, Any, int]]) -> None:
+        walk = Walk(stage, EXACT_TOLERANCE if exact else DEFAULT_TOLERANCE)
+        for sequence in range(4):
+            walk.extend(sequence, 3 * sequence + 1)
+        for name, which, n in steps:
+            if name == "decode":
+                for _ in range(n):  # a batch that stays the same is brought together
+                    walk.decode(which)
+            else:
+                getattr(walk, name)(which, n)
+        for sequence in list(walk.given):
+            walk.free(sequence)
+        assert stage.kv_bytes == 0
+
+    walk()
+
+
+def test_a_batch_of_one_is_an_extension_by_one_row(stage: StageModel) -> None:
+    hidden = states(6)
+    for sequence in (1, 2):
+        stage.open(sequence, 20)
+        stage.extend(sequence, hidden[:3])
+    for row in hidden[3:]:
+        np.testing.assert_array_equal(stage.decode([1], row[None]), stage.extend(2, row[None]))
+
+
+def test_the_order_of_sequences_in_a_call_does_not_matter(stage: StageModel) -> None:
+    for sequence in range(4):
+        stage.open(sequence, 20)
+        stage.extend(sequence, states(2 + sequence, sequence))
+    hidden = states(4, 9)
+    results = []
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1], [3, 2, 1, 0]):
+        out = np.empty_like(hidden)
+        out[order] = stage.decode(order, hidden[order])
+        results.append(out)
+        for sequence in range(4):
+            stage.truncate(sequence, 2 + sequence)
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+
+
+def test_who_cannot_take_a_step_is_named_and_the_others_go_on(stage: StageModel) -> None:
+    for sequence, capacity in ((1, 8), (2, 4), (3, 8), (4, 4)):
+        stage.open(sequence, capacity)
+        stage.extend(sequence, states(4, sequence))
+    with pytest.raises(SequenceFault, match="4") as full:
+        stage.decode([1, 2, 3, 4], states(4))
+    assert full.value.sequences == (2, 4)
+    with pytest.raises(SequenceFault, match="no sequence") as unknown:
+        stage.decode([1, 7, 3], states(3))
+    assert unknown.value.sequences == (7,)
+    assert [stage.length(n) for n in (1, 2, 3, 4)] == [4, 4, 4, 4]
+    assert stage.decode([1, 3], states(2)).shape == (2, TINY.hidden)
+    assert [stage.length(n) for n in (1, 3)] == [5, 5]
+
+
+def test_a_step_that_is_none_is_refused(stage: StageModel) -> None:
+    stage.open(1, 8)
+    stage.open(2, 8)
+    for sequences, hidden in (([1, 2], states(3)), ([1, 2], states(2)[:, :9]), ([], states(0)), ([1, 2], states(2)[0])):
+        with pytest.raises(StageFault, match="hidden states of shape"):
+            stage.decode(sequences, hidden)
+    with pytest.raises(StageFault, match="twice"):
+        stage.decode([1, 1], states(2))
+    assert stage.length(1) == stage.length(2) == 0
+
+
+def test_empty_sequences_decode_beside_long_ones(stage: StageModel) -> None:
+    walk = Walk(stage, EXACT_TOLERANCE)
+    walk.extend(0, 30)
+    for sequence in (1, 2):
+        stage.open(sequence, CAPACITY)
+        walk.given[sequence] = states(0)
+    walk.decode([1, 2])
+    walk.decode([0, 1, 2])
+
+
+SHAPE = CacheShape(LayerRange(0, 2), 2, 16)
+
+
+def slots(caches: Caches, batch: list[Place]) -> list[list[int]]:
+    """The batch's runs as slots; each of its sequences is one position longer afterwards."""
+    for place in batch:
+        caches.reserve(place, place.length + 1)
+    runs = caches.runs(batch)
+    for place in batch:
+        place.length += 1
+    return [list(range(run.first, run.first + len(run.places))) for run in runs]
+
+
+def test_a_hole_is_filled_when_the_batch_comes_again() -> None:
+    caches = Caches(SHAPE)
+    a, b, c, d = (caches.open(8) for _ in range(4))
+    assert slots(caches, [a, b, c, d]) == [[0, 1, 2, 3]]
+    caches.free(b)
+    assert slots(caches, [a, c, d]) == [[0], [2, 3]]
+    assert slots(caches, [d, c, a]) == [[0, 1, 2]]
+    e = caches.open(8)
+    assert slots(caches, [a, c, d, e]) == [[0, 1, 2, 3]]
+
+
+def test_a_batch_that_comes_once_is_not_moved() -> None:
+    caches = Caches(SHAPE)
+    places = [caches.open(8) for _ in range(4)]
+    for _ in range(3):
+        assert slots(caches, places[::2]) == [[0], [2]]
+        assert slots(caches, [places[0], places[3]]) == [[0], [3]]
+
+
+def test_two_batches_that_take_turns_come_to_lie_apart() -> None:
+    caches = Caches(SHAPE)
+    places = [caches.open(16) for _ in range(4)]
+    for _ in range(4):
+        ends = [slots(caches, half) for half in (places[::2], places[1::2])]
+    assert [len(runs) for runs in ends] == [1, 1]
+
+
+def test_a_short_sequence_joins_a_long_one_in_its_arena() -> None:
+    caches = Caches(SHAPE)
+    long, short = caches.open(99), caches.open(99)
+    caches.reserve(long, 40)
+    long.length = 40
+    assert len(slots(caches, [long, short])) == 2
+    assert len(slots(caches, [long, short])) == 1
+    assert short.arena is long.arena
+    assert caches.nbytes == SHAPE.resident_bytes(long.length) + SHAPE.resident_bytes(short.length)
+
+
+def test_more_sequences_than_an_arena_has_slots_are_computed_in_pieces() -> None:
+    caches = Caches(SHAPE)
+    places = [caches.open(99) for _ in range(9)]
+    for _ in range(12):
+        runs = slots(caches, places)
+    assert [len(run) for run in runs] == [4, 4, 1]
+
+
+def test_memory_of_a_freed_sequence_goes_back_and_its_slot_is_used_again() -> None:
+    caches = Caches(CacheShape(LayerRange(0, 1), 2, 1 << 16))
+    process = psutil.Process()
+    first, other = caches.open(16), caches.open(16)
+    before = process.memory_info().rss
+    caches.reserve(first, 16)
+    for memory in first.arena.memory.values():
+        memory[first.slot] = 1.0
+    assert caches.nbytes == 16 << 20
+    assert process.memory_info().rss - before > 15 << 20
+    caches.free(first)
+    assert caches.nbytes == 0
+    assert caches.open(16).slot == 0
+    assert other.slot == 1
+    if psutil.LINUX:  # other systems take it when they need it
+        assert process.memory_info().rss - before < 4 << 20
