@@ -24,7 +24,9 @@ def every_split(num_layers: int) -> Iterator[tuple[LayerRange, ...]]:
             yield tuple(LayerRange(a, b) for a, b in pairwise(edges))
 
 
-def local_engine(path: Path, split: Sequence[LayerRange], backends: Sequence[str], *, exact: bool = True) -> Engine:
+def local_engine(
+    path: Path, split: Sequence[LayerRange], backends: Sequence[str], *, exact: bool = True, budget: int | None = None
+) -> Engine:
     """An engine whose stages are ``split``, computed by ``backends`` in turn; the first one has the two ends."""
 
     def open_ring() -> tuple[Ring, Ends]:
@@ -40,7 +42,7 @@ def local_engine(path: Path, split: Sequence[LayerRange], backends: Sequence[str
             stages.append((info, model))
         return LocalRing(stages), backend.choose(backends[0], checkpoint).load_ends(checkpoint, options)
 
-    return Engine(open_ring, eos=frozenset())
+    return Engine(open_ring, eos=frozenset(), budget=budget)
 
 
 def collect(request: Request) -> list[int]:

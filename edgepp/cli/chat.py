@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -13,7 +13,7 @@ from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepp.engine.pipeline import PipelineOptions
-    from edgepp.engine.request import GenerateOptions
+    from edgepp.engine.request import Constraint, GenerateOptions
     from edgepp.ui.chat import Model
     from edgepp.wire.messages import Codec
 
@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=int, default=0, help="Draw from so many of the likeliest tokens.")
 @click.option("--min-p", type=float, default=0.0, help="Leave out tokens less likely than this share of the likeliest.")
 @click.option("--repetition-penalty", type=float, default=1.0, help="Above 1, makes recent tokens less likely.")
+@click.option("--frequency-penalty", type=float, default=0.0, help="Above 0, against words as often as they came.")
+@click.option("--presence-penalty", type=float, default=0.0, help="Above 0, against words that came at all.")
+@click.option(
+    "--logprobs", type=int, metavar="K", help="With --json: each token's log-probability, and K alternatives."
+)
+@click.option("--schema", type=click.File(), metavar="FILE", help="Answer in JSON that fits this JSON schema.")
+@click.option("--regex", metavar="PATTERN", help="Answer in text that matches this from end to end.")
+@click.option("--grammar", type=click.File(), metavar="FILE", help="Answer in text of this Lark grammar.")
 @click.option("--seed", type=int, help="Makes a drawn answer repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given again.")
 @click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens; for measurements.")
@@ -114,6 +122,9 @@ def _served(model: str | None, *, peers: tuple[str, ...], exact: bool, **_: Any)
         if not peers:
             click.secho(f"{error}", dim=True, err=True)
         return None
+    if peers and first.address not in addresses:
+        first.close()
+        return None
     if model is not None and resolve(model) != resolve(first.model):
         first.close()
         click.secho(f"the cluster runs {first.model}; {model} runs on this machine alone", dim=True, err=True)
@@ -165,10 +176,39 @@ def _generate_options(
     top_k: int,
     min_p: float,
     repetition_penalty: float,
+    frequency_penalty: float,
+    presence_penalty: float,
+    logprobs: int | None,
     seed: int | None,
+    schema: TextIO | None,
+    regex: str | None,
+    grammar: TextIO | None,
     **_: Any,
 ) -> GenerateOptions:
     from edgepp.engine.request import GenerateOptions, SamplingOptions
 
-    sampling = SamplingOptions(temp, repetition_penalty, top_p, min_p, top_k, seed)
-    return GenerateOptions(max_tokens, stop, ignore_eos, sampling)
+    sampling = SamplingOptions(
+        temp,
+        repetition_penalty,
+        top_p,
+        min_p,
+        top_k,
+        seed,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        logprobs=logprobs,
+    )
+    return GenerateOptions(max_tokens, stop, ignore_eos, sampling, _constraint(schema, regex, grammar))
+
+
+def _constraint(schema: TextIO | None, regex: str | None, grammar: TextIO | None) -> Constraint | None:
+    from edgepp.engine.request import Constraint
+
+    given = [
+        *([Constraint("json_schema", schema.read())] if schema else []),
+        *([Constraint("regex", regex)] if regex is not None else []),
+        *([Constraint("grammar", grammar.read())] if grammar else []),
+    ]
+    if len(given) > 1:
+        raise UsageError("--schema, --regex and --grammar exclude each other")
+    return given[0] if given else None

@@ -57,6 +57,8 @@ class Answer:
         self._detokenizer = detokenizer
         self._filter = StopFilter(request.options.stop)
         self.token_ids: list[int] = []
+        self.sampled = request.sampled
+        """One for each token, where log-probabilities were asked for."""
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = len(request.prompt)
         self.timing = request.timing

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
+from edgepp.engine.constraint import ConstraintCompiler, Matcher
+from edgepp.engine.request import Constraint
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
 from edgepp.model.parts import WHOLE, Parts
@@ -34,3 +37,15 @@ class Front:
         """
         path = fetch(model, WHOLE if whole else Parts(ends=True), on_progress)
         return cls(model, path, Checkpoint.open(path), Tokenizer.load(path))
+
+    @cached_property
+    def _compiler(self) -> ConstraintCompiler:
+        return ConstraintCompiler(self.tokenizer.to_json(), self.tokenizer.eos_ids)
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        """What holds an answer to ``constraint``.
+
+        Raises:
+            UsageError: what is wrong with the constraint.
+        """
+        return self._compiler.compile(constraint)

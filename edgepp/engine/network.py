@@ -15,16 +15,16 @@ from typing import Any
 import zmq
 
 from edgepp.engine.peers import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet, pinned
-from edgepp.engine.ring import Failed, Gauge, Returned, RingEvent, Send, StageInfo
+from edgepp.engine.ring import Failed, Gauge, RingEvent, Send, SendBatch, StageInfo, frame_of, returned
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
 from edgepp.wire.messages import (
     Attach,
     Attached,
+    BatchHidden,
     Codec,
     Detach,
     Fault,
-    Forward,
     Free,
     Hidden,
     Message,
@@ -54,7 +54,8 @@ STEP_S = 8.0
 class Outstanding:
     """A step in the ring: when it was sent, and how long the stages' measured speeds say it takes."""
 
-    sequence: int
+    sequences: set[int]
+    """Those whose rows are still awaited."""
     sent_s: float
     expected_s: float
 
@@ -197,27 +198,16 @@ class NetworkRing:
         """See ``Ring``."""
         self._poller.add(mailbox)
 
-    def send(self, step: Send) -> None:
+    def send(self, step: Send | SendBatch) -> None:
         """See ``Ring``."""
-        rows, width = step.hidden.shape
         number = next(self._steps)
-        header = Forward(
-            epoch=self._epoch,
-            sequence=step.sequence,
-            step=number,
-            position=step.position,
-            capacity=step.capacity,
-            want=step.want,
-            rows=rows,
-            width=width,
-            dtype=codec.dtype_name(step.hidden.dtype),
-            codec=self._codecs[0],
-            compute_us=(),
-        )
+        header = frame_of(step, self._epoch, number, self._codecs[0])
         if not self._outstanding:
             self._progress_s = time.monotonic()
-        expected_s = sum(s.decode_s if rows == 1 else s.prefill_s * rows for s in self.stages)
-        self._outstanding[number] = Outstanding(step.sequence, time.perf_counter(), expected_s)
+        batch = isinstance(step, SendBatch)
+        expected_s = sum(s.decode_s if batch else s.prefill_s * len(step.hidden) for s in self.stages)
+        waiting = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
+        self._outstanding[number] = Outstanding(waiting, time.perf_counter(), expected_s)
         parts = [encode(header), *codec.encode(step.hidden, self._codecs[0])]
         if not self._links[-1].send(parts, 1.0):
             self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
@@ -258,7 +248,7 @@ class NetworkRing:
         try:
             while (frames := link.receive()) is not None:
                 message = decode(frames[0])
-                if index is None and isinstance(message, Hidden):
+                if index is None and isinstance(message, Hidden | BatchHidden):
                     self._returned(message, frames[1:])
                 elif index is not None:
                     self._heard(index, message)
@@ -266,7 +256,7 @@ class NetworkRing:
             where = self.stages[-1] if index is None else self.stages[index]
             self._fail(StageLost(f"{where} broke the protocol: {error}"))
 
-    def _returned(self, message: Hidden, tensor: list[memoryview]) -> None:
+    def _returned(self, message: Hidden | BatchHidden, tensor: list[memoryview]) -> None:
         sent = self._outstanding.pop(message.step, None)
         if message.epoch != self._epoch or sent is None:
             return  # a sequence that was cancelled meanwhile
@@ -274,9 +264,7 @@ class NetworkRing:
             raise RemoteProtocolError("a result of another shape than was asked for")
         hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
         self._progress_s = time.monotonic()
-        compute_s = tuple(us / 1e6 for us in message.compute_us)
-        ring_s = time.perf_counter() - sent.sent_s
-        self._events.append(Returned(message.sequence, message.end, hidden, compute_s, ring_s))
+        self._events.append(returned(message, hidden, time.perf_counter() - sent.sent_s))
 
     def _heard(self, index: int, message: Message) -> None:
         peer = self._peers[index]
@@ -297,8 +285,10 @@ class NetworkRing:
                 raise RemoteProtocolError(message.reason)
 
     def _forget(self, sequence: int) -> None:
-        for number in [n for n, sent in self._outstanding.items() if sent.sequence == sequence]:
-            del self._outstanding[number]
+        for number, sent in list(self._outstanding.items()):
+            sent.sequences.discard(sequence)
+            if not sent.sequences:
+                del self._outstanding[number]
 
     def _ping(self) -> None:
         now = time.monotonic()

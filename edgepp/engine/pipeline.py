@@ -44,6 +44,8 @@ class PipelineOptions:
     """This node's own, for endpoints with a key."""
     context: int | None = None
     """The most positions of a sequence, where that is less than the model allows."""
+    budget: int | None = None
+    """The most positions of all live requests together; the others wait. None leaves it to the stages' memory."""
 
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
@@ -84,7 +86,9 @@ class Pipeline:
             def open_ring() -> tuple[Ring, Ends]:
                 return self._open_network(endpoints) if endpoints else self._open_alone(on_progress)
 
-            self.engine = self._owned.enter_context(Engine(open_ring, self.tokenizer.eos_ids))
+            self.engine = self._owned.enter_context(
+                Engine(open_ring, self.tokenizer.eos_ids, options.budget, front.compile)
+            )
         except BaseException:
             self._owned.close()
             raise

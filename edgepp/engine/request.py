@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from edgepp.errors import UsageError
+
+MAX_BIASES = 1024
+MAX_CONSTRAINT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is chosen from logits; the defaults are greedy. Filters act in the order of the fields."""
+    """How a token is chosen from logits; the defaults are greedy. Filters act in the order of the fields.
+
+    ``frequency_penalty``, ``presence_penalty`` and ``logit_bias`` are OpenAI's. With c[j] the times that token j has
+    been generated in this answer (the prompt does not count):
+
+        logits[j] += logit_bias[j] - c[j] * frequency_penalty - (c[j] > 0) * presence_penalty
+    """
 
     temperature: float = 0.0
     repetition_penalty: float = 1.0
@@ -17,6 +27,12 @@ class SamplingOptions:
     min_p: float = 0.0
     top_k: int = 0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token id and what is added to its logit."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report beside the chosen one's log-probability; None reports nothing."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -25,24 +41,77 @@ class SamplingOptions:
             ("top_p", 0.0, 1.0),
             ("min_p", 0.0, 1.0),
             ("top_k", 0, 1 << 31),
+            ("seed", -(1 << 63), (1 << 64) - 1),
+            ("frequency_penalty", -2.0, 2.0),
+            ("presence_penalty", -2.0, 2.0),
+            ("logprobs", 0, 20),
         ):
             value = getattr(self, name)
+            if value is None and name in ("seed", "logprobs"):
+                continue
+            if isinstance(low, int) and type(value) is not int:
+                raise UsageError(f"{name} must be a whole number, not {value!r:.40}")
             if not low <= value <= high:
                 raise UsageError(f"{name} must lie between {low} and {high}, not {value}")
+        self._check_bias()
+
+    def _check_bias(self) -> None:
+        if len(self.logit_bias) > MAX_BIASES:
+            raise UsageError(f"logit_bias may name {MAX_BIASES} tokens, not {len(self.logit_bias)}")
+        for token, bias in self.logit_bias:
+            if type(token) is not int or token < 0:
+                raise UsageError(f"logit_bias names tokens by their ids, and {token!r:.40} is none")
+            if not -100 <= bias <= 100:
+                raise UsageError(f"the logit_bias of token {token} must lie between -100 and 100, not {bias}")
+        if len(dict(self.logit_bias)) != len(self.logit_bias):
+            raise UsageError("logit_bias names a token twice")
+
+
+ConstraintKind = Literal["json_schema", "json", "regex", "grammar"]
+KINDS: tuple[ConstraintKind, ...] = get_args(ConstraintKind)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer's text must match: a JSON schema, any JSON object, a regular expression or a Lark grammar.
+
+    ``text`` is the schema, expression or grammar; for ``json`` it is empty. ``ConstraintCompiler`` says whether it
+    makes sense.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UsageError(f"a constraint is one of {', '.join(KINDS)}, not {self.kind!r:.40}")
+        if (self.kind == "json") is not (self.text == ""):
+            raise UsageError(
+                "the constraint json takes no text" if self.text else f"the constraint {self.kind} is empty"
+            )
+        try:
+            size = len(self.text.encode())
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the {self.kind} is not Unicode text: half a surrogate pair stands alone") from error
+        if size > MAX_CONSTRAINT_BYTES:
+            raise UsageError(f"a constraint may have {MAX_CONSTRAINT_BYTES} bytes, and this {self.kind} has {size}")
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """When an answer ends, and how its tokens are chosen."""
+    """When an answer ends, how its tokens are chosen, and what it must match."""
 
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UsageError(f"an answer needs at least 1 token, not {self.max_tokens}")
+        if self.ignore_eos and self.constraint is not None:
+            raise UsageError("an answer held to a constraint ends where the constraint does", "leave out ignore_eos")
 
 
 @dataclass

@@ -17,7 +17,8 @@ from edgepp.errors import StageError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array
 from edgepp.node.worker import Worker, answer_to
-from edgepp.wire.messages import Forward
+from edgepp.wire import codec
+from edgepp.wire.messages import Batch, BatchHidden, Codec, Forward, Hidden
 from edgepp.wire.transport import Mailbox, Poller
 
 
@@ -60,12 +61,23 @@ class Send:
 
 
 @dataclass(frozen=True)
-class Returned:
-    """A step came round: the wanted hidden states, and where its time went."""
+class SendBatch:
+    """Hidden states (B, D), row i for position ``positions[i]`` of ``sequences[i]``; every row returns."""
 
-    sequence: int
-    end: int
+    sequences: tuple[int, ...]
+    positions: tuple[int, ...]
     hidden: Array
+
+
+@dataclass(frozen=True)
+class Returned:
+    """A step came round: the wanted hidden states of each of its sequences, and where its time went."""
+
+    sequences: tuple[int, ...]
+    ends: tuple[int, ...]
+    """The position that each sequence has come to."""
+    hidden: Array
+    """(W, D): a chunk's wanted rows, or one row a sequence of a batch."""
     compute_s: tuple[float, ...]
     """Each stage's own time."""
     ring_s: float
@@ -101,7 +113,7 @@ class Ring(Protocol):
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
         """Let ``poll`` return early when ``mailbox`` has something."""
 
-    def send(self, step: Send) -> None:
+    def send(self, step: Send | SendBatch) -> None:
         """Put a step into the ring."""
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
@@ -117,6 +129,35 @@ class Ring(Protocol):
         """Release everything."""
 
 
+def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec) -> Forward | Batch:
+    """The frame that carries a step; its hidden states follow it."""
+    width, dtype = step.hidden.shape[1], codec.dtype_name(step.hidden.dtype)
+    if isinstance(step, SendBatch):
+        return Batch(epoch, number, step.sequences, step.positions, width, dtype, codec_name, ())
+    return Forward(
+        epoch=epoch,
+        sequence=step.sequence,
+        step=number,
+        position=step.position,
+        capacity=step.capacity,
+        want=step.want,
+        rows=len(step.hidden),
+        width=width,
+        dtype=dtype,
+        codec=codec_name,
+        compute_us=(),
+    )
+
+
+def returned(answer: Hidden | BatchHidden, hidden: Array, ring_s: float) -> Returned:
+    """The event that an answer with its hidden states makes."""
+    compute_s = tuple(us / 1e6 for us in answer.compute_us)
+    if isinstance(answer, BatchHidden):
+        ends = tuple(position + 1 for position in answer.positions)
+        return Returned(answer.sequences, ends, hidden, compute_s, ring_s)
+    return Returned((answer.sequence,), (answer.end,), hidden, compute_s, ring_s)
+
+
 class LocalRing:
     """Stages in this process, one after the other: a step is computed when it is sent."""
 
@@ -130,27 +171,19 @@ class LocalRing:
         """See ``Ring``."""
         self._poller.add(mailbox)
 
-    def send(self, step: Send) -> None:
+    def send(self, step: Send | SendBatch) -> None:
         """See ``Ring``."""
-        rows, width = step.hidden.shape
-        frame = Forward(
-            0, step.sequence, 0, step.position, step.capacity, step.want, rows, width, "float32", "none", ()
-        )
         start = time.perf_counter()
-        result = (frame, step.hidden)
+        frame, hidden = frame_of(step, 0, 0, "none"), step.hidden
         for info, worker in zip(self.stages, self._workers, strict=True):
-            try:
-                passed = worker.forward(*result)
-            except StageFault as error:
-                self._events.append(Failed(step.sequence, StageFault(f"{info} failed: {error}", error.hint)))
+            outcome = worker.run(frame, hidden)
+            for sequence, reason in outcome.faults:
+                self._events.append(Failed(sequence, StageFault(f"{info} failed: {reason}")))
+            if outcome.frame is None:
                 return
-            if passed is None:
-                return
-            result = passed
-        answer, hidden = answer_to(*result)
-        compute_s = tuple(us / 1e6 for us in answer.compute_us)
-        ring_s = time.perf_counter() - start
-        self._events.append(Returned(step.sequence, answer.end, hidden, compute_s, ring_s))
+            frame, hidden = outcome.frame, outcome.hidden
+        answer, hidden = answer_to(frame, hidden)
+        self._events.append(returned(answer, hidden, time.perf_counter() - start))
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
         """See ``Ring``."""

@@ -8,32 +8,79 @@ it compiles itself with a C++ compiler that a user may not have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from edgepp.engine.constraint import Matcher
 from edgepp.engine.request import SamplingOptions
+from edgepp.errors import UsageError
 
 Logits = npt.NDArray[np.float32]
+
+_GREEDY_BELOW = 1e-5  # as in vLLM: a quotient by less overflows
 
 REPETITION_CONTEXT = 20
 """How many of the latest tokens a repetition penalty looks at, as in mlx-lm."""
 
 
+class Sampled(NamedTuple):
+    """A chosen token and, when asked for, how likely the model found it and its likeliest rivals.
+
+    Log-probabilities are of the model's distribution after penalties and bias, but before constraint, temperature and
+    filters, as mlx-lm reports them. (OpenAI does not say; vLLM's default leaves out the penalties and the bias too.)
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token id and its log-probability, likeliest first; the chosen token is among them if it belongs."""
+
+
 class Sampler:
-    """Chooses the tokens of one request."""
+    """Chooses the tokens of one request, and holds all that this depends on beside the logits.
 
-    def __init__(self, options: SamplingOptions) -> None:
+    Each call is one more token of the answer: penalties count what it returns, the generator moves on, the constraint
+    takes a step. So an answer depends neither on what runs beside it nor on how its tokens are batched or verified, and
+    a request that is preempted goes on with the sampler it had.
+    """
+
+    def __init__(self, options: SamplingOptions, matcher: Matcher | None = None) -> None:
         self._options = options
-        self._random = np.random.default_rng(options.seed)
+        self._matcher = matcher
+        self._random = np.random.default_rng(None if options.seed is None else options.seed % (1 << 64))
+        self._offsets = bool(options.frequency_penalty or options.presence_penalty or options.logit_bias)
+        self._offset: Logits | None = None  # (V,): logit bias less penalties
+        self._generated: set[int] = set()
 
-    def __call__(self, logits: Logits, context: Sequence[int]) -> int:
-        """The next token's id, from ``logits`` (V,) and the token ids so far."""
+    @property
+    def done(self) -> bool:
+        """Whether the constraint is fulfilled and allows nothing more: the answer ends without an end token."""
+        return self._matcher is not None and self._matcher.done
+
+    def __call__(self, logits: Logits, context: Sequence[int]) -> Sampled:
+        """The next token, from ``logits`` (V,) and the token ids so far, of which only the latest matter.
+
+        Raises:
+            UsageError: the logit bias names a token that the model has not, or the constraint is too complex to follow.
+        """
         options = self._options
         if options.repetition_penalty != 1.0:
             logits = penalise_repetition(logits, context[-REPETITION_CONTEXT:], options.repetition_penalty)
-        if options.temperature == 0:
+        if self._offsets:
+            logits = logits + self._offset_of(len(logits))
+        allowed = logits if self._matcher is None else self._matcher.mask(logits)
+        token = self._choose(allowed)
+        if self._offset is not None:
+            self._penalise(token, self._offset)
+        if self._matcher is not None:
+            self._matcher.advance(token)
+        return Sampled(token) if options.logprobs is None else reported(logits, token, options.logprobs)
+
+    def _choose(self, logits: Logits) -> int:
+        options = self._options
+        if options.temperature < _GREEDY_BELOW:
             return int(logits.argmax())
         logprobs = filtered(logits, options)
         kept = np.flatnonzero(logprobs > -np.inf)
@@ -41,6 +88,34 @@ class Sampler:
         weights = np.exp(scaled - scaled.max()).cumsum()
         drawn = weights.searchsorted(self._random.random() * weights[-1], side="right")
         return int(kept[min(int(drawn), len(kept) - 1)])
+
+    def _offset_of(self, vocabulary: int) -> Logits:
+        if self._offset is None:
+            offset = np.zeros(vocabulary, np.float32)
+            for token, bias in self._options.logit_bias:
+                if token >= vocabulary:
+                    raise UsageError(f"logit_bias names token {token}, and the model's last is {vocabulary - 1}")
+                offset[token] = bias
+            self._offset = offset
+        return self._offset
+
+    def _penalise(self, token: int, offset: Logits) -> None:
+        offset[token] -= self._options.frequency_penalty
+        if token not in self._generated:
+            self._generated.add(token)
+            offset[token] -= self._options.presence_penalty
+
+
+def reported(logits: Logits, token: int, count: int) -> Sampled:
+    """``token`` with its log-probability by ``logits`` (V,), and the ``count`` likeliest tokens with theirs."""
+    top = logits.max()
+    logprobs = logits - (top + np.log(np.exp(logits - top).sum()))
+    count = min(count, len(logprobs))
+    likeliest = (
+        np.argpartition(logprobs, len(logprobs) - count)[len(logprobs) - count :] if count else np.array([], int)
+    )
+    ordered = likeliest[np.lexsort((likeliest, -logprobs[likeliest]))]
+    return Sampled(token, float(logprobs[token]), tuple((int(one), float(logprobs[one])) for one in ordered))
 
 
 def penalise_repetition(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:

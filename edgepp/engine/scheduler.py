@@ -1,8 +1,10 @@
 """Which step goes into the ring next. Pure: no socket, no tensor, no clock.
 
-A request is prefilled in chunks that follow each other without waiting, then decodes one token a step. Decode steps go
-first, since a person waits for each; chunks fill what is left, in turn between requests, at most ``window`` of them in
-the ring at once, which is enough to keep every stage busy and few enough to cancel quickly.
+A request is prefilled in chunks that follow each other without waiting, then decodes one token a step, together with
+others: the ready ones travel as at most one micro-batch a stage, of about equal size, so that every stage has one to
+work on. Decode steps go first, since a person waits for each. Chunks fill what is left, in turn between requests: where
+nobody decodes as many as keep every stage busy, else one small chunk behind each micro-batch, so that nobody's stream
+waits for a long prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from edgepp.errors import LocalProtocolError
 
 _SPARE_CHUNKS = 2
 """Chunks in the ring beyond one a stage: stage 0 keeps busy while the coordinator is late."""
+MOST_ROWS = 128
+"""Sequences of one micro-batch."""
 
 
 class Phase(Enum):
@@ -46,13 +50,24 @@ _TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
 
 
 @dataclass(frozen=True)
-class Step:
-    """Send token positions ``[start, stop)`` of a request; ``last`` asks for the hidden state of the last one."""
+class Chunk:
+    """Send prompt positions ``[start, stop)`` of a request; ``last`` asks for the hidden state of the last one."""
 
     request: int
     start: int
     stop: int
     last: bool
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Send the newest token of each of some requests; it belongs at its position."""
+
+    requests: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+Step = Chunk | MicroBatch
 
 
 @dataclass
@@ -63,16 +78,26 @@ class _Track:
     chunks: int = 0
     """Prefill chunks in the ring."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether its prompt has been computed."""
+        return self.phase is Phase.READY or self.sent > self.prompt
+
 
 class Scheduler:
     """Orders the steps of all live requests."""
 
-    def __init__(self, stages: int, chunk: int) -> None:
+    def __init__(self, stages: int, chunk: int, beside: int | None = None) -> None:
+        """``chunk`` tokens of a prompt go in one step; ``beside`` micro-batches only so many."""
+        self._stages = stages
         self._chunk = chunk
-        self._window = stages + _SPARE_CHUNKS
+        self._beside = min(chunk, beside or chunk)
         self._tracks: dict[int, _Track] = {}
         self._prefilling: deque[int] = deque()
         self._ready: deque[int] = deque()
+        self._batches: list[set[int]] = []
+        self._chunk_next = True
+        """Whether a micro-batch has gone since the last chunk."""
 
     def __len__(self) -> int:
         return len(self._tracks)
@@ -87,13 +112,13 @@ class Scheduler:
         if self._tracks.pop(request, None) is not None:
             self._prefilling = deque(r for r in self._prefilling if r != request)
             self._ready = deque(r for r in self._ready if r != request)
+            self._left_batch(request)
 
     def next_step(self) -> Step | None:
         """The step to send now; None when everything waits for the ring."""
-        if self._ready:
-            return self._decode(self._ready.popleft())
-        in_ring = sum(track.chunks for track in self._tracks.values())
-        if self._prefilling and in_ring < self._window:
+        if self._ready and len(self._batches) < self._stages:
+            return self._decode()
+        if self._prefilling and self._chunk_may_go():
             return self._prefill(self._prefilling.popleft())
         return None
 
@@ -104,6 +129,8 @@ class Scheduler:
             return False
         if end <= track.prompt:
             track.chunks -= 1
+        else:
+            self._left_batch(request)
         return track.phase is Phase.RING and end == track.sent
 
     def sampled(self, request: int) -> None:
@@ -111,23 +138,46 @@ class Scheduler:
         self._move(self._tracks[request], Event.SAMPLED)
         self._ready.append(request)
 
-    def _decode(self, request: int) -> Step:
-        track = self._tracks[request]
-        self._move(track, Event.TOKEN_SENT)
-        track.sent += 1
-        return Step(request, track.sent - 1, track.sent, last=True)
+    @property
+    def _decoding(self) -> int:
+        return sum(track.decodes for track in self._tracks.values())
 
-    def _prefill(self, request: int) -> Step:
+    def _chunk_may_go(self) -> bool:
+        in_ring = sum(track.chunks for track in self._tracks.values())
+        if not self._decoding:
+            return in_ring < self._stages + _SPARE_CHUNKS
+        return self._chunk_next and in_ring < self._stages
+
+    def _decode(self) -> MicroBatch:
+        size = min(-(-self._decoding // self._stages), len(self._ready), MOST_ROWS)
+        requests = tuple(self._ready.popleft() for _ in range(size))
+        positions = []
+        for request in requests:
+            track = self._tracks[request]
+            self._move(track, Event.TOKEN_SENT)
+            positions.append(track.sent)
+            track.sent += 1
+        self._batches.append(set(requests))
+        self._chunk_next = True
+        return MicroBatch(requests, tuple(positions))
+
+    def _prefill(self, request: int) -> Chunk:
         track = self._tracks[request]
         start = track.sent
-        stop = min(start + self._chunk, track.prompt)
+        stop = min(start + (self._beside if self._decoding else self._chunk), track.prompt)
         last = stop == track.prompt
         self._move(track, Event.LAST_CHUNK_SENT if last else Event.CHUNK_SENT)
         track.sent = stop
         track.chunks += 1
+        self._chunk_next = False
         if not last:
             self._prefilling.append(request)
-        return Step(request, start, stop, last)
+        return Chunk(request, start, stop, last)
+
+    def _left_batch(self, request: int) -> None:
+        for batch in self._batches:
+            batch.discard(request)
+        self._batches = [batch for batch in self._batches if batch]
 
     @staticmethod
     def _move(track: _Track, event: Event) -> None:

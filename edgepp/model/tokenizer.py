@@ -5,6 +5,7 @@ A chat template comes with the model and is rendered in transformers' sandbox.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,14 @@ class Tokenizer:
         bos = self._inner.bos_token
         add = special and (bos is None or not text.startswith(bos))
         return [int(token) for token in self._inner.encode(text, add_special_tokens=add)]
+
+    def to_json(self) -> str:
+        """The tokenizer itself, in the tokenizers library's format, without padding or truncation."""
+        backend = copy.copy(self._inner._tokenizer.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        text: str = backend.to_str()
+        return text
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, each message a ``role`` and its ``content``, up to where the answer begins.

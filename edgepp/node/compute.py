@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import zmq
 
-from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, StageFault
+from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError
 from edgepp.model.checkpoint import Array
-from edgepp.node.worker import Worker, answer_to
+from edgepp.node.worker import Frame, Worker, answer_to, sequences_of
 from edgepp.wire import codec
 from edgepp.wire.messages import (
     Attach,
     Attached,
+    Batch,
     Codec,
     Detach,
     Echo,
@@ -197,8 +198,8 @@ class Compute:
                 return
             route, (header, *tensor) = received
             message = decode(header)
-            if isinstance(message, Forward):
-                self._forward(message, tensor)
+            if isinstance(message, Forward | Batch):
+                self._run(message, tensor)
             elif isinstance(message, Echo) and not message.reply:
                 self.data.send(route, [encode(message._replace(reply=True)), *tensor])
             else:
@@ -206,27 +207,32 @@ class Compute:
         except RemoteProtocolError as error:
             self.status.drop(error)
 
-    def _forward(self, frame: Forward, tensor: list[memoryview]) -> None:
+    def _run(self, frame: Frame, tensor: list[memoryview]) -> None:
         ring = self._rings.get(frame.epoch)
         if ring is None:
             raise RemoteProtocolError(f"a frame of the unknown epoch {frame.epoch}")
-        if frame.width != self.worker.model.hidden_size or not frame.rows or frame.want > frame.rows:
-            raise RemoteProtocolError(f"a frame of shape ({frame.rows}, {frame.width}) of which {frame.want} wanted")
+        if frame.width != self.worker.model.hidden_size or not frame.rows:
+            raise RemoteProtocolError(f"a frame of shape ({frame.rows}, {frame.width})")
+        if isinstance(frame, Forward) and frame.want > frame.rows:
+            raise RemoteProtocolError(f"a frame of {frame.rows} rows of which {frame.want} are wanted")
+        if isinstance(frame, Batch) and not len(frame.sequences) == len(frame.positions) == len(set(frame.sequences)):
+            raise RemoteProtocolError("a batch whose sequences and positions do not match")
         hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
         self.status.busy_since = time.perf_counter()
         try:
-            result = self.worker.forward(frame, hidden)
-            if result is not None:
-                self._send(ring, *result)
-        except StageFault as error:
-            self._fault(ring, frame, str(error))
-        except Exception as error:  # the stage loop is a boundary: the node lives on, the request ends
+            outcome = self.worker.run(frame, hidden)
+            for sequence, reason in outcome.faults:
+                self._fault(ring, frame.epoch, sequence, reason)
+            if outcome.frame is not None:
+                self._send(ring, outcome.frame, outcome.hidden)
+        except Exception as error:  # the stage loop is a boundary: the node lives on, the requests end
             log.exception("step failed")
-            self._fault(ring, frame, f"{type(error).__name__}: {error}")
+            for sequence in sequences_of(frame):
+                self._fault(ring, frame.epoch, sequence, f"{type(error).__name__}: {error}")
         finally:
             self.status.busy_since = None
 
-    def _send(self, ring: Ring, frame: Forward, hidden: Array) -> None:
+    def _send(self, ring: Ring, frame: Frame, hidden: Array) -> None:
         header: Message
         header = frame = frame if frame.codec == ring.codec else frame._replace(codec=ring.codec)
         if ring.next is None:
@@ -236,9 +242,11 @@ class Compute:
             if not self.data.send(ring.route, parts):
                 self.status.drop("the coordinator is gone")
         elif not ring.next.send(parts, _SEND_WAIT_S):
-            self._fault(ring, frame, "the stage before it cannot reach it any more", ring.stage + 1)
+            for sequence in sequences_of(frame):
+                reason = "the stage before it cannot reach it any more"
+                self._fault(ring, frame.epoch, sequence, reason, ring.stage + 1)
 
-    def _fault(self, ring: Ring, frame: Forward, reason: str, stage: int | None = None) -> None:
+    def _fault(self, ring: Ring, epoch: int, sequence: int, reason: str, stage: int | None = None) -> None:
         culprit = ring.stage if stage is None else stage
-        self.worker.free(frame.epoch, frame.sequence)
-        self.outbox.put((ring.control, Fault(frame.epoch, frame.sequence, culprit, reason[:500])))
+        self.worker.free(epoch, sequence)
+        self.outbox.put((ring.control, Fault(epoch, sequence, culprit, reason[:500])))

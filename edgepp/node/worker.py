@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from edgepp.backend.base import StageModel
+import numpy as np
+
+from edgepp.backend.base import SequenceFault, StageModel
 from edgepp.errors import StageFault
 from edgepp.model.checkpoint import Array
 from edgepp.wire import codec
-from edgepp.wire.messages import Forward, Hidden
+from edgepp.wire.messages import Batch, BatchHidden, Forward, Hidden
 
 _REMEMBERED = 1024
 """Freed sequences whose late frames are still recognised; more than can be on the way at once."""
 
 Key = tuple[int, int]
+Frame: TypeAlias = Forward | Batch
+Answer: TypeAlias = Hidden | BatchHidden
 
 
 @dataclass
@@ -28,6 +33,19 @@ class Counters:
 
     frames: int = 0
     dropped: int = 0
+
+
+@dataclass
+class Outcome:
+    """What came of a frame: what to send on with its hidden states, unless nothing is left of it, and what failed."""
+
+    frame: Frame | None
+    hidden: Array
+    faults: list[tuple[int, str]] = field(default_factory=list)
+    """Sequences that failed and are freed, with the reason."""
+
+
+_NOTHING = np.empty((0, 0), np.float32)
 
 
 class Worker:
@@ -45,29 +63,68 @@ class Worker:
         """Number of open sequences."""
         return len(self._slots)
 
-    def forward(self, frame: Forward, hidden: Array) -> tuple[Forward, Array] | None:
-        """Run one frame, ``hidden`` (T, D); the frame to send on, or None when the sequence is not (or no longer) ours.
-
-        Raises:
-            StageFault: the step cannot be done; the sequence is freed.
-        """
+    def run(self, frame: Frame, hidden: Array) -> Outcome:
+        """Run one frame with its ``hidden`` (T, D) or (B, D). What is not ours is dropped and counted."""
         start = time.perf_counter()
-        key = (frame.epoch, frame.sequence)
-        slot = self._slots.get(key)
-        if slot is None:
-            if frame.position > 0 or key in self._freed:
-                self.counters.dropped += 1
-                return None
-            slot = self._open(key, frame.capacity)
-        try:
-            self._rewind(slot, frame.position)
-            hidden = self.model.extend(slot, hidden)
-        except StageFault:
-            self.free(*key)
-            raise
+        outcome = self._forward(frame, hidden) if isinstance(frame, Forward) else self._batch(frame, hidden)
+        if outcome.frame is None:
+            return outcome
         self.counters.frames += 1
         compute_us = (*frame.compute_us, int((time.perf_counter() - start) * 1e6))
-        return frame._replace(dtype=codec.dtype_name(hidden.dtype), compute_us=compute_us), hidden
+        dtype = codec.dtype_name(outcome.hidden.dtype)
+        outcome.frame = outcome.frame._replace(dtype=dtype, compute_us=compute_us)
+        return outcome
+
+    def _forward(self, frame: Forward, hidden: Array) -> Outcome:
+        key = (frame.epoch, frame.sequence)
+        slot = self._slots.get(key)
+        try:
+            if slot is None:
+                if frame.position > 0 or key in self._freed:
+                    self.counters.dropped += 1
+                    return Outcome(None, _NOTHING)
+                slot = self._open(key, frame.capacity)
+            self._rewind(slot, frame.position)
+            return Outcome(frame, self.model.extend(slot, hidden))
+        except StageFault as fault:
+            self.free(*key)
+            return Outcome(None, _NOTHING, [(frame.sequence, str(fault))])
+
+    def _batch(self, frame: Batch, hidden: Array) -> Outcome:
+        rows: list[int] = []
+        slots: list[int] = []
+        faults: list[tuple[int, str]] = []
+        for row, (sequence, position) in enumerate(zip(frame.sequences, frame.positions, strict=True)):
+            slot = self._slots.get((frame.epoch, sequence))
+            if slot is None:
+                self.counters.dropped += 1
+                continue
+            try:
+                self._rewind(slot, position)
+            except StageFault as fault:
+                self._fail(frame, sequence, fault, faults)
+                continue
+            rows.append(row)
+            slots.append(slot)
+        while slots:
+            try:
+                out = self.model.decode(slots, hidden if len(rows) == frame.rows else hidden[rows])
+            except SequenceFault as fault:
+                for slot in fault.sequences:
+                    row = rows.pop(slots.index(slot))
+                    slots.remove(slot)
+                    self._fail(frame, frame.sequences[row], fault, faults)
+            except StageFault as fault:
+                for row in rows:
+                    self._fail(frame, frame.sequences[row], fault, faults)
+                break
+            else:
+                return Outcome(_of_rows(frame, rows), out, faults)
+        return Outcome(None, _NOTHING, faults)
+
+    def _fail(self, frame: Batch, sequence: int, fault: StageFault, faults: list[tuple[int, str]]) -> None:
+        self.free(frame.epoch, sequence)
+        faults.append((sequence, str(fault)))
 
     def _open(self, key: Key, capacity: int) -> int:
         slot = self._next_slot
@@ -97,8 +154,23 @@ class Worker:
             self.free(*key)
 
 
-def answer_to(frame: Forward, hidden: Array) -> tuple[Hidden, Array]:
-    """What the last stage returns for a finished ``frame``: its last ``want`` rows, (want, D)."""
+def _of_rows(frame: Batch, rows: list[int]) -> Batch:
+    """The frame with these of its rows."""
+    if len(rows) == frame.rows:
+        return frame
+    sequences = tuple(frame.sequences[row] for row in rows)
+    return frame._replace(sequences=sequences, positions=tuple(frame.positions[row] for row in rows))
+
+
+def sequences_of(frame: Frame) -> tuple[int, ...]:
+    """The sequences that a frame belongs to."""
+    return frame.sequences if isinstance(frame, Batch) else (frame.sequence,)
+
+
+def answer_to(frame: Frame, hidden: Array) -> tuple[Answer, Array]:
+    """What the last stage returns for a finished ``frame``: a batch whole, of a chunk its last ``want`` rows."""
+    if isinstance(frame, Batch):
+        return BatchHidden(*frame), hidden
     wanted = hidden[len(hidden) - frame.want :]
     return (
         Hidden(

@@ -115,7 +115,8 @@ class Answers:
             send([encode(message), piece])
         if answer.finish_reason is not None:
             self.last, self.done = answer.timing, self.done + 1
-            outcome = Outcome(answer.finish_reason, answer.prompt_tokens, answer.timing, answer.stages)
+            sampled = tuple(answer.sampled[: len(answer.token_ids)])
+            outcome = Outcome(answer.finish_reason, answer.prompt_tokens, answer.timing, answer.stages, sampled)
             send([encode(Answered(number)), encode_payload(answered(outcome))])
 
 

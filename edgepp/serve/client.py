@@ -15,6 +15,7 @@ from edgepp.cluster.identity import Cluster, Identity, save_cluster
 from edgepp.engine.engine import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
+from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.serve.forms import Prompt, question, read_answered
@@ -209,6 +210,7 @@ class ServedAnswer:
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
+        self.sampled: list[Sampled] = []
         self.stages: tuple[StageInfo, ...] = served.stages
         self.waiting = ""
         """Why the answer has not begun."""
@@ -234,7 +236,7 @@ class ServedAnswer:
                 case Answered(request=self._number):
                     outcome = read_answered(decode_payload(frames))
                     self.finish_reason, self.prompt_tokens = outcome.finish_reason, outcome.prompt_tokens
-                    self.timing, self.stages = outcome.timing, outcome.stages
+                    self.timing, self.stages, self.sampled = outcome.timing, outcome.stages, list(outcome.sampled)
                     return
 
     def cancel(self) -> None:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias, get_args
 
 from edgepp.engine.engine import FinishReason
-from edgepp.engine.request import GenerateOptions, SamplingOptions, StageTimes, Timing
+from edgepp.engine.request import MAX_BIASES, Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
 from edgepp.engine.ring import StageInfo
+from edgepp.engine.sampling import Sampled
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 
@@ -33,16 +34,26 @@ def read_question(form: Mapping[str, Any]) -> tuple[str | list[dict[str, str]], 
     if not isinstance(options, dict) or not isinstance(options.get("sampling"), dict):
         raise RemoteProtocolError("a question without options")
     try:
-        sampling = SamplingOptions(**_numbers(options["sampling"]))
+        sampling = dict(options["sampling"])
+        bias = tuple(_pair(one) for one in _list(sampling.pop("logit_bias"), MAX_BIASES))
         generate = GenerateOptions(
             max_tokens=_whole(options["max_tokens"]),
             stop=tuple(_text(one) for one in _list(options["stop"], 16)),
             ignore_eos=options["ignore_eos"] is True,
-            sampling=sampling,
+            sampling=SamplingOptions(**_numbers(sampling), logit_bias=bias),
+            constraint=_constraint(options["constraint"]),
         )
     except (KeyError, TypeError) as error:
         raise RemoteProtocolError(f"a question with malformed options: {error}") from error
     return _prompt(form), generate
+
+
+def _constraint(form: Any) -> Constraint | None:
+    if form is None:
+        return None
+    if not isinstance(form, dict) or set(form) != {"kind", "text"}:
+        raise RemoteProtocolError("a constraint has a kind and a text")
+    return Constraint(form["kind"], _text(form["text"]))
 
 
 def _prompt(form: Mapping[str, Any]) -> str | list[dict[str, str]]:
@@ -65,6 +76,8 @@ class Outcome:
     prompt_tokens: int
     timing: Timing
     stages: tuple[StageInfo, ...]
+    sampled: tuple[Sampled, ...] = ()
+    """One for each token, where log-probabilities were asked for."""
 
 
 def answered(outcome: Outcome) -> dict[str, Any]:
@@ -75,6 +88,7 @@ def answered(outcome: Outcome) -> dict[str, Any]:
         "prompt_tokens": outcome.prompt_tokens,
         "timing": asdict(outcome.timing),
         "stages": stages,
+        "sampled": outcome.sampled,
     }
 
 
@@ -85,18 +99,23 @@ def read_answered(form: Mapping[str, Any]) -> Outcome:
         RemoteProtocolError: the form is not one.
     """
     try:
-        timing = dict(form["timing"])
-        times = [StageTimes(**_floats(one)) for one in _list(timing.pop("stages"), 1024)]
-        tokens = _whole(timing.pop("tokens"))
+        taken = dict(form["timing"])
+        times = [StageTimes(**_floats(one)) for one in _list(taken.pop("stages"), 1024)]
+        tokens = _whole(taken.pop("tokens"))
         stages = tuple(_stage(one) for one in _list(form["stages"], 1024))
         if form["finish_reason"] not in get_args(FinishReason) or len(times) != len(stages):
             raise RemoteProtocolError("an answer that ended in no known way")
         prompt_tokens = _whole(form["prompt_tokens"])
-        return Outcome(
-            form["finish_reason"], prompt_tokens, Timing(**_floats(timing), tokens=tokens, stages=times), stages
-        )
+        sampled = tuple(_sampled(one) for one in _list(form["sampled"], 1 << 20))
+        timing = Timing(**_floats(taken), tokens=tokens, stages=times)
+        return Outcome(form["finish_reason"], prompt_tokens, timing, stages, sampled)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"an answer's outcome is malformed: {error}") from error
+
+
+def _sampled(form: Any) -> Sampled:
+    token, logprob, top = form
+    return Sampled(_whole(token), float(logprob), tuple((_whole(one), float(value)) for one, value in _list(top, 20)))
 
 
 def _stage(form: Any) -> StageInfo:
@@ -129,12 +148,18 @@ def _list(value: Any, longest: int) -> list[Any]:
     return value
 
 
+def _pair(value: Any) -> tuple[int, float]:
+    if not isinstance(value, list) or len(value) != 2 or type(value[1]) not in (int, float):
+        raise RemoteProtocolError(f"{value!r:.40} where a token id and its bias are expected")
+    return _whole(value[0]), value[1]
+
+
 def _floats(form: Mapping[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in form.items()}
 
 
 def _numbers(form: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in form.items():
-        if type(value) not in (int, float) and not (name == "seed" and value is None):
+        if type(value) not in (int, float) and not (name in ("seed", "logprobs") and value is None):
             raise RemoteProtocolError(f"{name} is {value!r:.40}, not a number")
     return dict(form)

@@ -95,6 +95,7 @@ class Service:
             exact=options.exact,
             keys=identity.keys,
             context=context,
+            budget=context * options.slots,
         )
         try:
             self.serving = Serving(front, pipeline, on_event)

@@ -120,6 +120,7 @@ class Serving:
         if self._pipeline is not None:
             if self._pipeline.lost is not None:
                 self._on_event(f"interrupted: {self._pipeline.lost}")
+            self._pipeline.engine.close(EdgeppError("the cluster changed while this was answered", "ask again"))
             self._pipeline.close()
             self._pipeline = None
 

@@ -15,6 +15,7 @@ from prompt_toolkit.history import InMemoryHistory
 from edgepp.engine.engine import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
+from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, StageLost
 
 HELP = """\
@@ -32,6 +33,7 @@ class Answer(Protocol):
     prompt_tokens: int
     timing: Timing
     stages: tuple[StageInfo, ...]
+    sampled: list[Sampled]
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text."""
@@ -91,6 +93,16 @@ def report(model: Model, answer: Answer, text: str) -> dict[str, Any]:
         "decode_tok_s": round(timing.decode_tok_s, 3),
         "e2e_tok_s": round(timing.e2e_tok_s, 3),
         "stages": stages,
+    } | _logprobs(answer)
+
+
+def _logprobs(answer: Answer) -> dict[str, Any]:
+    """Each token's log-probability and its likeliest alternatives, where they were asked for."""
+    sampled = answer.sampled[: len(answer.token_ids)]
+    if not sampled:
+        return {}
+    return {
+        "logprobs": [{"token": s.token, "logprob": s.logprob, "top": [list(pair) for pair in s.top]} for s in sampled]
     }
 
 

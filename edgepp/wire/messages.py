@@ -17,11 +17,14 @@ A stage binds two ROUTER sockets; a coordinator binds none. Every connection is 
         Echo         ► Echo              reachable, and how far? (asked by whoever connects, on the same sockets)
         Forward      ► Forward           hidden states of T positions, before a stage's layers
                      ► Hidden            the last stage's answer, on the connection that the coordinator opened
+        Batch        ► Batch             hidden states of one position each of several sequences that decode together
+                     ► BatchHidden       the last stage's answer
 
 The data ring is one-way and in order; sequences are numbered by the coordinator and never reused within an epoch.
 ``Forward.position`` says where its first row belongs: a stage that holds more positions truncates to it first, one that
-holds fewer answers with ``Fault``. Position 0 opens a sequence. A frame of an epoch or sequence that a stage does not
-know is dropped and counted: after a cancel that is the normal course of things.
+holds fewer answers with ``Fault``. Position 0 opens a sequence. A row of a ``Batch`` that cannot be run is taken out,
+and the rest goes on. A frame of an epoch or sequence that a stage does not know is dropped and counted: after a cancel
+that is the normal course of things.
 
 A coordinator that serves a cluster binds one ROUTER, by CURVE, for its members and their chats:
 
@@ -85,6 +88,8 @@ Slot: TypeAlias = Annotated[int, 0, 63]
 Verb: TypeAlias = Literal["status", "peers", "invite", "token", "revoke"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
+Ids: TypeAlias = Annotated[tuple[int, ...], 1, 128]
+"""Sequences that decode together, or their positions."""
 Micros: TypeAlias = Annotated[tuple[int, ...], 0, 1024]
 """Microseconds that each stage so far computed on the frame; codec and queue time are not in it."""
 
@@ -415,6 +420,42 @@ class Answered(NamedTuple):
     request: Id
 
 
+class Batch(NamedTuple):
+    """Hidden states (B, width), row i for position ``positions[i]`` of ``sequences[i]``; all of them return."""
+
+    epoch: Id
+    step: Id
+    sequences: Ids
+    positions: Ids
+    width: Width
+    dtype: Dtype
+    codec: Codec
+    compute_us: Micros
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.sequences)
+
+
+class BatchHidden(NamedTuple):
+    """The hidden states (B, width) of a ``Batch`` behind the last layer, of those sequences that came through."""
+
+    epoch: Id
+    step: Id
+    sequences: Ids
+    positions: Ids
+    width: Width
+    dtype: Dtype
+    codec: Codec
+    compute_us: Micros
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.sequences)
+
+
 Message: TypeAlias = (
     Hello
     | Welcome
@@ -429,6 +470,8 @@ Message: TypeAlias = (
     | Echo
     | Forward
     | Hidden
+    | Batch
+    | BatchHidden
     | Enrol
     | Enrolled
     | Beat

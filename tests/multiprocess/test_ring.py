@@ -13,7 +13,7 @@ from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.network import NetworkRing
 from edgepp.engine.peers import Endpoint, Expectation
-from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, StageInfo
+from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Array, Checkpoint
 from edgepp.model.random import TINY, make_checkpoint
@@ -71,7 +71,8 @@ def test_steps_come_back_in_order_with_what_was_wanted(ring: Ring) -> None:
     ring.send(Send(2, 0, 64, 3, hidden[:4]))
     ring.send(Send(1, 5, 64, 1, hidden[5:]))
     events = _returned(ring, 3)
-    assert [(event.sequence, event.end, len(event.hidden)) for event in events] == [(1, 5, 0), (2, 4, 3), (1, 12, 1)]
+    came = [(event.sequences, event.ends, len(event.hidden)) for event in events]
+    assert came == [((1,), (5,), 0), ((2,), (4,), 3), ((1,), (12,), 1)]
     for event in events:
         assert len(event.compute_s) == 2
         assert event.ring_s >= sum(event.compute_s) * 0.9
@@ -98,7 +99,7 @@ def test_a_gap_fails_that_sequence_only(ring: Ring) -> None:
     assert "stage 0 (layers 0-1) on node" in str(failed.error)
     assert "positions 3 to 6 of the sequence never arrived" in str(failed.error)
     ring.send(Send(2, 3, 64, 1, _hidden(1)))
-    assert _returned(ring)[0].sequence == 2
+    assert _returned(ring)[0].sequences == (2,)
 
 
 def test_a_step_beyond_the_capacity_fails(ring: Ring) -> None:
@@ -114,4 +115,46 @@ def test_a_freed_sequence_comes_to_nothing(ring: Ring) -> None:
     ring.free(1)
     ring.send(Send(1, 3, 64, 1, _hidden(1)))
     ring.send(Send(2, 0, 64, 1, _hidden(3)))
-    assert [event.sequence for event in _returned(ring)] == [2]
+    assert [event.sequences for event in _returned(ring)] == [(2,)]
+
+
+def _opened(ring: Ring, *sequences: int) -> None:
+    """Prompts of 3, 4, 5, … positions for the sequences."""
+    for tokens, sequence in enumerate(sequences, 3):
+        ring.send(Send(sequence, 0, 64, 1, _hidden(tokens, seed=tokens)))
+    _returned(ring, len(sequences))
+
+
+def test_a_batch_gives_each_sequence_what_it_gets_alone(ring: Ring) -> None:
+    _opened(ring, 1, 2, 3)
+    _opened(ring, 4, 5, 6)
+    rows = _hidden(3, seed=9)
+    ring.send(SendBatch((3, 1, 2), (5, 3, 4), rows))
+    for row, (sequence, position) in enumerate(((6, 5), (4, 3), (5, 4))):
+        ring.send(Send(sequence, position, 64, 1, rows[row : row + 1]))
+    together, *alone = _returned(ring, 4)
+    assert (together.sequences, together.ends) == ((3, 1, 2), (6, 4, 5))
+    for row, event in enumerate(alone):
+        np.testing.assert_allclose(together.hidden[row], event.hidden[0], rtol=1e-4, atol=1e-4)
+
+
+def test_who_cannot_take_part_is_left_out_of_a_batch(ring: Ring) -> None:
+    _opened(ring, 1, 2, 3)
+    ring.free(3)
+    ring.send(SendBatch((1, 2, 3), (9, 4, 5), _hidden(3, seed=9)))
+    events = _events(ring, 2)
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed.sequence == 1
+    assert "positions 3 to 8 of the sequence never arrived" in str(failed.error)
+    (returned,) = [event for event in events if isinstance(event, Returned)]
+    assert (returned.sequences, returned.ends, len(returned.hidden)) == ((2,), (5,), 1)
+
+
+def test_a_full_sequence_does_not_stop_the_others(ring: Ring) -> None:
+    ring.send(Send(1, 0, 3, 1, _hidden(3)))
+    ring.send(Send(2, 0, 64, 1, _hidden(3)))
+    _returned(ring, 2)
+    ring.send(SendBatch((1, 2), (3, 3), _hidden(2)))
+    events = _events(ring, 2)
+    assert {event.sequence for event in events if isinstance(event, Failed)} == {1}
+    assert [event.sequences for event in events if isinstance(event, Returned)] == [(2,)]

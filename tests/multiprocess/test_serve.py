@@ -45,14 +45,14 @@ class Machine:
     home: Path
     name: str
 
-    def _env(self, **more: str) -> dict[str, str]:
+    def env(self, **more: str) -> dict[str, str]:
         return (
             os.environ | {"EDGEPP_HOME": str(self.home / self.name), "EDGEPP_NAME": self.name, "COLUMNS": "200"} | more
         )
 
     def run(self, *arguments: str, timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*EDGEPP, *arguments], input="", capture_output=True, text=True, timeout=timeout_s, env=self._env(**env)
+            [*EDGEPP, *arguments], input="", capture_output=True, text=True, timeout=timeout_s, env=self.env(**env)
         )
 
     def json(self, *arguments: str, **env: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Machine:
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env=self._env(**env),
+            env=self.env(**env),
         )
         try:
             yield Running(process)

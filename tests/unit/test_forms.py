@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.engine.request import GenerateOptions, SamplingOptions, StageTimes, Timing
+from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.serve.forms import Outcome, answered, question, read_answered, read_question
 
-OPTIONS = GenerateOptions(9, ("stop",), True, SamplingOptions(0.7, 1.1, 0.9, 0.05, 40, 7))
+OPTIONS = GenerateOptions(
+    9, ("stop",), True, SamplingOptions(0.7, 1.1, 0.9, 0.05, 40, 7, 0.5, -0.5, ((3, 1.5), (7, -100)), 5)
+)
+HELD = GenerateOptions(9, constraint=Constraint("regex", "[a-z]+é"))
 STAGE = StageInfo(0, LayerRange(0, 4), "mini", "10.0.0.2:4000", 7, "onnx", "cpu", 64, 4096, 0.001, 0.01, 0.0002, 1e8)
 OUTCOME = Outcome("stop", 12, Timing(1.0, 1.5, 2.5, 9, [StageTimes(0.1, 0.2, 0.3)]), (STAGE,))
 
@@ -30,8 +33,9 @@ def over_the_wire(form: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("prompt", ["raw text", [{"role": "user", "content": "hi"}]], ids=["raw", "chat"])
-def test_a_question_survives_the_wire(prompt: Any) -> None:
-    assert read_question(over_the_wire(question(prompt, OPTIONS))) == (prompt, OPTIONS)
+@pytest.mark.parametrize("options", [OPTIONS, HELD], ids=["sampled", "held"])
+def test_a_question_survives_the_wire(prompt: Any, options: GenerateOptions) -> None:
+    assert read_question(over_the_wire(question(prompt, options))) == (prompt, options)
 
 
 def test_an_outcome_survives_the_wire() -> None:
@@ -66,9 +70,20 @@ def test_an_outcome_with_anything_else_in_it_is_refused(field: str, junk: Any) -
         ({"max_tokens": 0}, UsageError),
         ({"max_tokens": "9"}, RemoteProtocolError),
         ({"stop": "x"}, RemoteProtocolError),
-        ({"sampling": {"temperature": "hot"}}, RemoteProtocolError),
-        ({"sampling": {"temperature": -1}}, UsageError),
-        ({"sampling": {"colour": 1}}, RemoteProtocolError),
+        ({"sampling": {"temperature": 1}}, RemoteProtocolError),
+        ({"sampling": {"logit_bias": [], "temperature": "hot"}}, RemoteProtocolError),
+        ({"sampling": {"logit_bias": [], "temperature": -1}}, UsageError),
+        ({"sampling": {"logit_bias": [], "seed": 1.5}}, UsageError),
+        ({"sampling": {"logit_bias": [], "colour": 1}}, RemoteProtocolError),
+        ({"sampling": {"logit_bias": [[3]]}}, RemoteProtocolError),
+        ({"sampling": {"logit_bias": [["3", 1.0]]}}, RemoteProtocolError),
+        ({"sampling": {"logit_bias": [[3, None]]}}, RemoteProtocolError),
+        ({"sampling": {"logit_bias": [[3, 101]]}}, UsageError),
+        ({"constraint": {"kind": "regex"}}, RemoteProtocolError),
+        ({"constraint": {"kind": "regex", "text": 3}}, RemoteProtocolError),
+        ({"constraint": {"kind": ["regex"], "text": "a"}}, UsageError),
+        ({"constraint": {"kind": "shell", "text": "a"}}, UsageError),
+        ({"constraint": {"kind": "regex", "text": "a"}}, UsageError),
     ],
     ids=str,
 )

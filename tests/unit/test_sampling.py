@@ -11,12 +11,34 @@ from hypothesis import strategies as st
 from mlx_lm import sample_utils
 
 from edgepp.engine.request import SamplingOptions
-from edgepp.engine.sampling import Sampler, filtered, penalise_repetition
+from edgepp.engine.sampling import Sampled, Sampler, filtered, penalise_repetition
 from edgepp.errors import UsageError
 
 
 def _logits(seed: int, size: int = 500) -> npt.NDArray[np.float32]:
     return (np.random.default_rng(seed).standard_normal(size) * 3).astype(np.float32)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": -1}, "must lie between"),
+    ({"temperature": float("nan")}, "must lie between"),
+    ({"top_p": 1.5}, "must lie between"),
+    ({"min_p": -0.1}, "must lie between"),
+    ({"top_k": -1}, "must lie between"),
+    ({"top_k": 2.5}, "whole number"),
+    ({"seed": 1.5}, "whole number"),
+    ({"seed": 1 << 64}, "must lie between"),
+    ({"frequency_penalty": 2.1}, "must lie between"),
+    ({"presence_penalty": -2.1}, "must lie between"),
+    ({"logprobs": 21}, "must lie between"),
+    ({"logprobs": True}, "whole number"),
+    ({"logit_bias": ((1, 101),)}, "must lie between"),
+    ({"logit_bias": ((1, float("nan")),)}, "must lie between"),
+    ({"logit_bias": ((-1, 1),)}, "by their ids"),
+    ({"logit_bias": (("the", 1),)}, "by their ids"),
+    ({"logit_bias": ((1, 1), (1, 2))}, "twice"),
+    ({"logit_bias": tuple((token, 1) for token in range(1025))}, "1024 tokens"),
+]
 
 
 def _kept(logprobs: Any) -> set[int]:
@@ -67,20 +89,20 @@ def test_repetition_is_penalised_as_in_mlx_lm(seed: int, penalty: float, recent:
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     logits = _logits(3)
-    assert Sampler(SamplingOptions())(logits, []) == int(logits.argmax())
+    assert Sampler(SamplingOptions())(logits, []).token == int(logits.argmax())
 
 
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(SamplingOptions(temperature=1.0, seed=1))
-    drawn = np.bincount([sampler(logits, []) for _ in range(20_000)], minlength=4) / 20_000
+    drawn = np.bincount([sampler(logits, []).token for _ in range(20_000)], minlength=4) / 20_000
     np.testing.assert_allclose(drawn, [0.5, 0.3, 0.15, 0.05], atol=0.015)
 
 
 def test_temperature_sharpens_after_the_filters() -> None:
     logits = np.log(np.array([0.6, 0.4], np.float32))
     sampler = Sampler(SamplingOptions(temperature=0.5, seed=1))
-    drawn = np.mean([sampler(logits, []) == 0 for _ in range(20_000)])
+    drawn = np.mean([sampler(logits, []).token == 0 for _ in range(20_000)])
     assert drawn == pytest.approx(0.36 / (0.36 + 0.16), abs=0.015)
 
 
@@ -95,7 +117,87 @@ def test_a_seed_repeats_whatever_runs_beside_it() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"top_k": -1}])
-def test_bad_options_are_one_sentence(bad: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="must lie between"):
+@pytest.mark.parametrize(("bad", "said"), BAD, ids=str)
+def test_bad_options_are_one_sentence(bad: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
         SamplingOptions(**bad)
+
+
+@pytest.mark.parametrize("seed", [-(1 << 63), -1, 0, (1 << 64) - 1])
+def test_any_seed_of_64_bits_will_do(seed: int) -> None:
+    options = SamplingOptions(temperature=1.0, seed=seed)
+    assert Sampler(options)(_logits(1), []) == Sampler(options)(_logits(1), [])
+
+
+def test_a_temperature_near_nothing_is_greedy() -> None:
+    logits = _logits(4)
+    assert Sampler(SamplingOptions(temperature=5e-324))(logits, []).token == int(logits.argmax())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 10_000),
+    st.floats(-2, 2),
+    st.floats(-2, 2),
+    st.dictionaries(st.integers(0, 19), st.floats(-100, 100), max_size=8),
+)
+def test_penalties_and_bias_are_by_the_formula(seed: int, often: float, ever: float, bias: dict[int, float]) -> None:
+    options = SamplingOptions(
+        frequency_penalty=often, presence_penalty=ever, logit_bias=tuple(bias.items()), logprobs=20
+    )
+    sampler, counts = Sampler(options), np.zeros(20)
+    for step in range(12):
+        logits = _logits(seed + step, 20)
+        expected = logits.astype(np.float64) - counts * often - (counts > 0) * ever
+        for token, added in bias.items():
+            expected[token] += added
+        expected -= np.log(np.exp(expected - expected.max()).sum()) + expected.max()
+        sampled = sampler(logits, [])
+        assert expected[sampled.token] >= expected.max() - 1e-3
+        np.testing.assert_allclose([logprob for _, logprob in sorted(sampled.top)], expected, atol=1e-3)
+        counts[sampled.token] += 1
+
+
+def test_the_logits_given_are_left_alone() -> None:
+    logits = _logits(5)
+    logits.flags.writeable = False
+    options = SamplingOptions(1.0, 1.2, 0.9, 0.01, 40, 7, 1.0, 1.0, ((3, 50.0),), 5)
+    sampler = Sampler(options)
+    for _ in range(5):
+        sampler(logits, [1, 2, 3])
+
+
+def test_a_bias_forbids_and_forces() -> None:
+    logits = _logits(6)
+    best = int(logits.argmax())
+    assert Sampler(SamplingOptions(logit_bias=((best, -100),)))(logits, []).token != best
+    drawn = Sampler(SamplingOptions(temperature=1.0, logit_bias=((17, 100),)))
+    assert {drawn(logits, []).token for _ in range(20)} == {17}
+
+
+def test_a_bias_for_a_token_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(UsageError, match="names token 500, and the model's last is 499"):
+        Sampler(SamplingOptions(logit_bias=((500, 1.0),)))(_logits(7), [])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+@pytest.mark.parametrize("count", [0, 1, 5, 20])
+def test_logprobs_are_those_of_the_model(count: int, temperature: float) -> None:
+    logits = _logits(8)
+    expected = np.asarray(_mlx_logprobs(logits))[0]
+    sampled = Sampler(SamplingOptions(temperature, top_k=3, seed=1, logprobs=count))(logits, [])
+    assert sampled.logprob == pytest.approx(expected[sampled.token], abs=1e-4)
+    assert [token for token, _ in sampled.top] == np.argsort(-expected)[:count].tolist()
+    np.testing.assert_allclose([logprob for _, logprob in sampled.top], np.sort(expected)[::-1][:count], atol=1e-4)
+
+
+def test_logprobs_change_no_draw_and_cost_nothing_unasked() -> None:
+    plain, asked = Sampler(SamplingOptions(1.0, seed=3)), Sampler(SamplingOptions(1.0, seed=3, logprobs=4))
+    for step in range(20):
+        sampled = plain(_logits(step), [])
+        assert sampled == Sampled(sampled.token)
+        assert asked(_logits(step), []).token == sampled.token
+
+
+def test_more_alternatives_than_tokens_are_all_of_them() -> None:
+    assert len(Sampler(SamplingOptions(logprobs=20))(_logits(9, 7), []).top) == 7

@@ -6,81 +6,158 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.engine.scheduler import Scheduler, Step
+from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler, Step
 from edgepp.errors import LocalProtocolError
 
 
-def _run(scheduler: Scheduler, prompts: dict[int, int], wanted: int, in_ring_at_most: int) -> dict[int, list[Step]]:
-    """Drive a scheduler with a ring that returns steps in order; what it sent, by request."""
-    for request, prompt in prompts.items():
-        scheduler.add(request, prompt)
-    ring: deque[Step] = deque()
-    sent: dict[int, list[Step]] = {request: [] for request in prompts}
-    tokens = dict.fromkeys(prompts, 0)
-    while len(scheduler):
-        step = scheduler.next_step() if len(ring) < in_ring_at_most else None
-        if step is not None:
-            ring.append(step)
-            sent[step.request].append(step)
-            continue
-        assert ring, "the scheduler has live requests but nothing to send and nothing to wait for"
-        step = ring.popleft()
-        if scheduler.returned(step.request, step.stop):
-            tokens[step.request] += 1
-            if tokens[step.request] == wanted:
-                scheduler.remove(step.request)
-            else:
-                scheduler.sampled(step.request)
-    return sent
+class Ring:
+    """Returns steps in order, and notes what each request was sent."""
+
+    def __init__(self, scheduler: Scheduler, wanted: int) -> None:
+        self.scheduler = scheduler
+        self.wanted = wanted
+        self.steps: deque[Step] = deque()
+        self.sent: dict[int, list[tuple[int, int, bool]]] = {}
+        self.tokens: dict[int, int] = {}
+
+    def add(self, request: int, prompt: int) -> None:
+        self.scheduler.add(request, prompt)
+        self.sent[request], self.tokens[request] = [], 0
+
+    def send(self) -> bool:
+        step = self.scheduler.next_step()
+        if step is None:
+            return False
+        self.steps.append(step)
+        for request, start, stop, last in _parts(step):
+            self.sent[request].append((start, stop, last))
+        return True
+
+    def give_back(self) -> None:
+        for request, _, stop, _ in _parts(self.steps.popleft()):
+            if self.scheduler.returned(request, stop):
+                self.tokens[request] += 1
+                if self.tokens[request] == self.wanted:
+                    self.scheduler.remove(request)
+                else:
+                    self.scheduler.sampled(request)
+
+    def run(self) -> None:
+        while len(self.scheduler):
+            if not self.send():
+                assert self.steps, "the scheduler has live requests but nothing to send and nothing to wait for"
+                self.give_back()
+
+
+def _parts(step: Step) -> list[tuple[int, int, int, bool]]:
+    """(request, start, stop, last) of everything that a step carries."""
+    if isinstance(step, Chunk):
+        return [(step.request, step.start, step.stop, step.last)]
+    return [(request, at, at + 1, True) for request, at in zip(step.requests, step.positions, strict=True)]
 
 
 @given(
     st.integers(1, 5),
     st.integers(1, 16),
-    st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    st.integers(1, 16),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 40)), min_size=1, max_size=8),
     st.integers(1, 5),
-    st.integers(1, 8),
 )
 def test_every_request_is_sent_whole_in_order_and_ends(
-    stages: int, chunk: int, prompts: list[int], wanted: int, in_ring: int
+    stages: int, chunk: int, beside: int, prompts: list[tuple[int, int]], wanted: int
 ) -> None:
-    sent = _run(Scheduler(stages, chunk), dict(enumerate(prompts)), wanted, in_ring)
-    for request, prompt in enumerate(prompts):
-        steps = sent[request]
-        assert [step.start for step in steps] == [0, *(step.stop for step in steps[:-1])]
-        assert steps[-1].stop == prompt + wanted - 1
-        prefill = [step for step in steps if step.start < prompt]
-        assert all(step.stop - step.start <= chunk for step in prefill)
-        assert [step.last for step in prefill] == [False] * (len(prefill) - 1) + [True]
-        assert all(step.last and step.stop - step.start == 1 for step in steps[len(prefill) :])
+    ring = Ring(Scheduler(stages, chunk, beside), wanted)
+    arriving = sorted((when, prompt, request) for request, (prompt, when) in enumerate(prompts))
+    for now in range(41):
+        while arriving and arriving[0][0] == now:
+            _, prompt, request = arriving.pop(0)
+            ring.add(request, prompt)
+        if not ring.send() and ring.steps:
+            ring.give_back()
+    ring.run()
+    for request, (prompt, _) in enumerate(prompts):
+        steps = ring.sent[request]
+        assert [start for start, _, _ in steps] == [0, *(stop for _, stop, _ in steps[:-1])]
+        assert steps[-1][1] == prompt + wanted - 1
+        prefill = [step for step in steps if step[0] < prompt]
+        assert all(stop - start <= chunk for start, stop, _ in prefill)
+        assert [last for _, _, last in prefill] == [False] * (len(prefill) - 1) + [True]
+        assert all(stop - start == 1 for start, stop, _ in steps[len(prefill) :])
+
+
+def _decoding(requests: int, stages: int) -> Scheduler:
+    """A scheduler whose requests all have their first token and wait to send it."""
+    scheduler = Scheduler(stages, chunk=8)
+    for request in range(requests):
+        scheduler.add(request, 8)
+    came: list[int] = []
+    while len(came) < requests:
+        step = scheduler.next_step()
+        assert isinstance(step, Chunk)
+        assert scheduler.returned(step.request, 8)
+        came.append(step.request)
+    for request in came:
+        scheduler.sampled(request)
+    return scheduler
+
+
+@pytest.mark.parametrize(("requests", "stages", "sizes"), [(4, 2, [2, 2]), (5, 2, [3, 2]), (1, 3, [1]), (3, 1, [3])])
+def test_ready_requests_travel_as_one_micro_batch_a_stage(requests: int, stages: int, sizes: list[int]) -> None:
+    scheduler = _decoding(requests, stages=max(stages, 1))
+    batches = [scheduler.next_step() for _ in sizes]
+    assert [len(batch.requests) for batch in batches if isinstance(batch, MicroBatch)] == sizes
+    assert scheduler.next_step() is None
+
+
+def test_latecomers_wait_for_a_batch_rather_than_splitting_them_up() -> None:
+    scheduler = _decoding(4, stages=2)
+    first, second = scheduler.next_step(), scheduler.next_step()
+    assert isinstance(first, MicroBatch)
+    assert isinstance(second, MicroBatch)
+    for request in first.requests:
+        assert scheduler.returned(request, 9)
+        scheduler.sampled(request)
+    third = scheduler.next_step()
+    assert isinstance(third, MicroBatch)
+    assert set(third.requests) == set(first.requests)
+    scheduler.remove(second.requests[0])
+    assert scheduler.next_step() is None
+    scheduler.remove(second.requests[1])
+    assert scheduler.next_step() is None
 
 
 def test_chunks_follow_each_other_without_waiting_up_to_the_window() -> None:
     scheduler = Scheduler(stages=2, chunk=10)
     scheduler.add(1, 100)
     sent = [scheduler.next_step() for _ in range(5)]
-    assert [step.stop for step in sent if step] == [10, 20, 30, 40]
+    assert [step.stop for step in sent if isinstance(step, Chunk)] == [10, 20, 30, 40]
     assert sent[-1] is None
     scheduler.returned(1, 10)
-    assert scheduler.next_step() == Step(1, 40, 50, last=False)
+    assert scheduler.next_step() == Chunk(1, 40, 50, last=False)
 
 
-def test_a_decode_step_goes_before_a_prompt() -> None:
-    scheduler = Scheduler(stages=1, chunk=4)
+def test_a_decode_step_goes_before_a_prompt_and_one_small_chunk_behind_it() -> None:
+    scheduler = Scheduler(stages=2, chunk=40, beside=4)
     scheduler.add(1, 4)
     scheduler.next_step()
     scheduler.add(2, 100)
     assert scheduler.returned(1, 4)
     scheduler.sampled(1)
-    assert scheduler.next_step() == Step(1, 4, 5, last=True)
-    assert scheduler.next_step() == Step(2, 0, 4, last=False)
+    assert scheduler.next_step() == MicroBatch((1,), (4,))
+    assert scheduler.next_step() == Chunk(2, 0, 4, last=False)
+    assert scheduler.next_step() is None
+    assert scheduler.returned(1, 5)
+    scheduler.sampled(1)
+    assert scheduler.next_step() == MicroBatch((1,), (5,))
+    assert scheduler.next_step() == Chunk(2, 4, 8, last=False)
 
 
 def test_prompts_take_turns() -> None:
     scheduler = Scheduler(stages=3, chunk=4)
     scheduler.add(1, 100)
     scheduler.add(2, 100)
-    assert [step.request for _ in range(4) if (step := scheduler.next_step())] == [1, 2, 1, 2]
+    sent = [scheduler.next_step() for _ in range(4)]
+    assert [step.request for step in sent if isinstance(step, Chunk)] == [1, 2, 1, 2]
 
 
 def test_removing_a_request_frees_its_place_in_the_window() -> None:
@@ -89,7 +166,7 @@ def test_removing_a_request_frees_its_place_in_the_window() -> None:
     scheduler.add(2, 4)
     assert scheduler.next_step()
     scheduler.remove(1)
-    assert scheduler.next_step() == Step(2, 0, 4, last=True)
+    assert scheduler.next_step() == Chunk(2, 0, 4, last=True)
     assert not scheduler.returned(1, 4)
 
 

@@ -28,9 +28,10 @@ class FakePipeline:
         self.endpoints = options.endpoints
         self.lost: EdgeppError | None = None
         self.closed = False
+        self.engine = self
         self.opened.append(self)
 
-    def close(self) -> None:
+    def close(self, _reason: EdgeppError | None = None) -> None:
         self.closed = True
 
 
