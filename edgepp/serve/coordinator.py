@@ -10,24 +10,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
 
 from edgepp import __version__
 from edgepp.cluster.discovery import Announcer
-from edgepp.cluster.identity import Cluster, Identity, save_cluster
+from edgepp.cluster.identity import Cluster, Identity
 from edgepp.cluster.identity import Member as Paired
 from edgepp.cluster.interfaces import Watch, usable_addresses
 from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.pairing import PairingDesk
 from edgepp.cluster.sizes import LinkSpeed
-from edgepp.cluster.tokens import make_token
 from edgepp.engine.peers import Endpoint
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.serve.answers import Answers
 from edgepp.serve.director import Director, Order
+from edgepp.serve.registry import Registry
 from edgepp.serve.report import report
 from edgepp.serve.serving import Serving, Wanted
 from edgepp.wire.messages import (
@@ -96,7 +96,6 @@ class Coordinator(threading.Thread):
         """
         super().__init__(name="coordinator", daemon=True)
         self._identity = identity
-        self._cluster = cluster
         self._director = director
         self._serving = serving
         self._on_event = on_event
@@ -105,10 +104,9 @@ class Coordinator(threading.Thread):
         self.progress: dict[tuple[str, int], Progress] = {}
         self.began_s = time.time()
         self._outbox: Mailbox[Outgoing] = Mailbox()
-        self._book = threading.Lock()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._refused)
-        self._admit()
+        self.registry = Registry(identity, cluster, self._gate)
         try:
             self._listener = Listener(self._context, listen, PAYLOAD_BYTES, identity.keys)
         except UsageError:
@@ -117,10 +115,11 @@ class Coordinator(threading.Thread):
             self._context.term()
             raise
         self.address = self._listener.address
+        self.registry.reached_at(Address("127.0.0.1", self.address.port))
         self._announcer = None  # nobody else could reach a loopback address
         if not self.address.is_loopback:
             self._announcer = Announcer(cluster.id, identity.node, identity.name, self.address.port)
-        self._desk = PairingDesk(self.address, lambda: self._cluster, self._paired, on_event)
+        self._desk = PairingDesk(self.address, lambda: self.registry.cluster, self._paired, on_event)
         self._watch = Watch()
         self._viewed = -1
         self._waited_s = self._ticked_s = 0.0
@@ -129,11 +128,6 @@ class Coordinator(threading.Thread):
         self._rarely = Rarely()
         self._revoked: set[bytes] = set()
         """Routes of askers who were revoked in the middle of an answer."""
-
-    @property
-    def cluster(self) -> Cluster:
-        """The cluster with everyone who is paired."""
-        return self._cluster
 
     @property
     def director(self) -> Director:
@@ -280,8 +274,8 @@ class Coordinator(threading.Thread):
         view = {
             "version": self.members.version,
             "epoch": self._director.count,
-            "cluster": self._cluster.id,
-            "keys": sorted(self._keys()),
+            "cluster": self.registry.cluster.id,
+            "keys": sorted(self.registry.keys),
             "members": [
                 {"node": m.node, "name": m.facts.name, "state": m.phase.value, "address": m.host} for m in self.members
             ],
@@ -290,27 +284,14 @@ class Coordinator(threading.Thread):
         for member in self.members.present:
             self._send(member.route, frames)
 
-    def _keys(self) -> set[str]:
-        return {self._identity.keys.public, *(member.key for member in self._cluster.members)}
-
-    def _admit(self) -> None:
-        self._gate.admit(self._keys() | {token.key for token in self._cluster.tokens})
-
     def _refused(self, host: str, why: str) -> None:
         reason = f"its key {why[:8]}… is not admitted" if is_key(why) else why
         self._on_event(f"refused a stranger at {host}: {reason}")
 
     def _paired(self, paired: Paired) -> None:
-        """A node was invited or adopted. Called from the desk's thread too."""
-        with self._book:
-            others = tuple(m for m in self._cluster.members if m.node != paired.node)
-            self._save(replace(self._cluster, members=(*others, paired)))
-            self.members.version += 1
-
-    def _save(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        save_cluster(replace(cluster, addresses=(str(Address("127.0.0.1", self.address.port)),)))
-        self._admit()
+        """A node was invited. Called in the desk's thread."""
+        self.registry.pair(paired)
+        self.members.version += 1
 
     def _send(self, route: bytes, frames: Sequence[bytes]) -> bool:
         sent = self._listener.send(route, frames)
@@ -343,7 +324,7 @@ class Coordinator(threading.Thread):
         if isinstance(message, Adopt):
             self._adopt(sender, message)
             return
-        node = self._node(sender.key)
+        node = self.registry.node_of(sender.key)
         match message:
             case Enrol():
                 self._enrol(node, sender, message)
@@ -364,26 +345,11 @@ class Coordinator(threading.Thread):
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} message on a cluster socket")
 
-    def _node(self, key: str) -> str:
-        """The id of the paired node with this key."""
-        if key == self._identity.keys.public:
-            return self._identity.node
-        for member in self._cluster.members:
-            if member.key == key:
-                return member.node
-        raise UsageError("this key is not, or no longer, a member's", "ask for a new invitation")
-
     def _adopt(self, sender: Sender, message: Adopt) -> None:
-        token = next((token for token in self._cluster.tokens if token.key == sender.key), None)
-        if token is None:
-            raise UsageError("only a token's holder can be adopted")
-        if not is_key(message.key):
-            raise RemoteProtocolError("a malformed key")
-        paired = Paired.of(message.name, message.key)
-        if paired not in self._cluster.members:
-            self._paired(paired)
-            self._on_event(f"{paired.name} at {sender.host} joined by {token.name}")
-        self._send(sender.route, [encode(Enrolled(self._cluster.id, self._identity.name))])
+        if news := self.registry.adopt(sender.key, sender.host, message):
+            self.members.version += 1
+            self._on_event(news)
+        self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
 
     def _enrol(self, node: str, sender: Sender, facts: Enrol) -> None:
         now_s = time.monotonic()
@@ -395,7 +361,7 @@ class Coordinator(threading.Thread):
                 self._on_event(f"refused {facts.name} at {sender.host}: {reason}")
             raise UsageError(reason)
         self._director.remind(node)
-        self._send(sender.route, [encode(Enrolled(self._cluster.id, self._identity.name))])
+        self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
         self._viewed = -1
         if new:
             self._on_event(f"{facts.name} joined from {sender.host} with {facts.memory / 1e9:.1f} GB ({facts.backend})")
@@ -442,47 +408,28 @@ class Coordinator(threading.Thread):
             case "status":
                 answer = report(self)
             case "peers":
-                answer = self._peers()
+                answer = self.registry.peers({member.node: member.phase.value for member in self.members})
             case "invite":
                 answer = {"code": self._desk.invite(), "port": self.address.port, "addresses": usable_addresses()}
             case "token":
-                with self._book:
-                    text, token = make_token(self._cluster)
-                    self._save(replace(self._cluster, tokens=(*self._cluster.tokens, token)))
-                answer = {"token": text, "name": token.name}
+                answer = self.registry.token()
             case "revoke":
                 answer = self._revoke(str(form.get("node", "")))
         self._send(sender.route, [encode(Reply(message.request)), encode_payload(answer)])
 
-    def _peers(self) -> dict[str, Any]:
-        here = {member.node: member.phase.value for member in self.members}
-        peers = [
-            {"node": m.node, "name": m.name, "key": m.key, "state": here.get(m.node, "away")}
-            for m in self._cluster.members
-        ]
-        return {"cluster": self._cluster.id, "peers": peers, "tokens": [token.name for token in self._cluster.tokens]}
-
     def _revoke(self, name: str) -> dict[str, Any]:
         """Admit a node or token no longer, and drop it at once."""
-        paired = (*self._cluster.members, *self._cluster.tokens)
-        gone = [m for m in paired if name and (name == m.name or m.node.startswith(name))]
-        if len(gone) != 1:
-            what = "no node or token" if not gone else "more than one node or token"
-            raise UsageError(f"{what} is called '{name}'", "see `edgepp peers` for names and ids")
-        with self._book:
-            members = tuple(m for m in self._cluster.members if m not in gone)
-            tokens = tuple(t for t in self._cluster.tokens if t not in gone)
-            self._save(replace(self._cluster, members=members, tokens=tokens))
-        for route, request in self.answers.cancel_of(gone[0].key):
+        gone = self.registry.revoke(name)
+        for route, request in self.answers.cancel_of(gone.key):
             self._send(route, [encode(Declined(request, f"{self._identity.name} revoked this node", ""))])
             self._revoked.add(route)
-        member = self.members.get(gone[0].node)
+        member = self.members.get(gone.node)
         if member is not None:
             self._send(member.route, [encode(Expelled(f"{self._identity.name} revoked this node"))])
             self.members.left(member.node)
         self.members.version += 1
-        self._on_event(f"revoked {gone[0].name}")
-        return {"revoked": gone[0].name, "node": gone[0].node}
+        self._on_event(f"revoked {gone.name}")
+        return {"revoked": gone.name, "node": gone.node}
 
 
 def _endpoint(member: Member, port: int) -> Endpoint:

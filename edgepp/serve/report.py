@@ -19,8 +19,8 @@ def report(coordinator: Coordinator) -> dict[str, Any]:
     timing = coordinator.answers.last
     return {
         "schema": SCHEMA,
-        "cluster": coordinator.cluster.id,
-        "coordinator": coordinator.cluster.coordinator.name,
+        "cluster": coordinator.registry.cluster.id,
+        "coordinator": coordinator.registry.cluster.coordinator.name,
         "address": str(coordinator.address),
         "model": serving.model,
         "state": state,
@@ -50,7 +50,7 @@ def _nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
     nodes = []
     for member in coordinator.members:
         facts = member.facts
-        here = member.node == coordinator.cluster.coordinator.node
+        here = member.node == coordinator.registry.cluster.coordinator.node
         nodes.append(
             {
                 "node": member.node,

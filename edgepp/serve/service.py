@@ -104,7 +104,6 @@ class Service:
             self.coordinator.start()
             self._owned.callback(self.coordinator.close)
             here = Address("127.0.0.1", self.coordinator.address.port)
-            save_cluster(cluster.reached(str(here)))
             if options.stages:
                 node = NodeOptions(resources, memory, options.backend, options.exact, options.stages, options.pinned)
                 self.node = NodeAgent(identity, cluster, node, lambda: [here], lambda _: None)

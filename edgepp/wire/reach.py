@@ -20,7 +20,7 @@ from edgepp.wire.transport import Address, Link
 log = logging.getLogger("edgepp.wire")
 
 _TURN_MS = 5
-_STAGGER_S = 0.1
+_STAGGER_S = 0.25
 
 
 def reach(

@@ -58,13 +58,15 @@ def unavailable() -> str | None:
 
 
 @contextmanager
-def _namespace(name: str) -> Iterator[None]:
+def _namespace(name: str, *, ipv6: bool = True) -> Iterator[None]:
     """A namespace with loopback; every process in it is ended before it goes."""
     _ip("netns", "add", name)
     try:
         # Addresses are usable at once, not after a second or two of duplicate detection.
         no_dad = "for d in all default; do echo 0 > /proc/sys/net/ipv6/conf/$d/accept_dad; done"
         _ip("netns", "exec", name, "sh", "-c", no_dad)
+        if not ipv6:
+            _ip("netns", "exec", name, "sh", "-c", no_dad.replace("0 >", "1 >").replace("accept_dad", "disable_ipv6"))
         _ip("-n", name, "link", "set", "lo", "up")
         yield
     finally:
@@ -84,9 +86,10 @@ def _end_processes(name: str) -> None:
 
 
 class Lan:
-    """A bridge that hosts are plugged into: 10.77.0.0/24 and fd77::/64."""
+    """A bridge that hosts are plugged into: 10.77.0.0/24 and, with ``ipv6``, fd77::/64."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ipv6: bool = True) -> None:
+        self.ipv6 = ipv6
         self._tag = f"edgepp{os.getpid()}x{next(_serial)}"
         self.namespace = f"{self._tag}-lan"
         self.hosts: list[Host] = []
@@ -186,7 +189,7 @@ class Host:
             self.env |= {"EDGEPP_HOME": home, "EDGEPP_NAME": self.name}
             self._logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="el-")))
             stack.callback(self._reap)
-            stack.enter_context(_namespace(self.namespace))
+            stack.enter_context(_namespace(self.namespace, ipv6=self._lan.ipv6))
             peer = ("peer", "name", _PORT, "netns", self.namespace)
             _ip("-n", self._lan.namespace, "link", "add", self._port, "type", "veth", *peer)
             _ip("-n", self._lan.namespace, "link", "set", self._port, "master", _BRIDGE)
@@ -213,7 +216,8 @@ class Host:
         """Take another IPv4 address of the network, like ``10.77.0.40``, and the IPv6 address with its number."""
         self._ip("addr", "flush", "dev", _PORT, "scope", "global")
         self._ip("addr", "add", f"{new_address}/24", "dev", _PORT)
-        self._ip("addr", "add", f"{_PREFIX6}::{new_address.rpartition('.')[2]}/64", "dev", _PORT, "nodad")
+        if self._lan.ipv6:
+            self._ip("addr", "add", f"{_PREFIX6}::{new_address.rpartition('.')[2]}/64", "dev", _PORT, "nodad")
         self._ip("route", "replace", "default", "via", f"{_PREFIX4}.1")
         self._ip("route", "replace", "224.0.0.0/4", "dev", _PORT)
         self.address = new_address
