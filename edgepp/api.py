@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TypeAlias
 
+from edgepp.backend.device import release_thread
 from edgepp.cluster.identity import load_cluster, load_identity
 from edgepp.engine.engine import FinishReason
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
@@ -67,8 +68,14 @@ class Engine:
         Raises:
             EdgeppError: one sentence about what keeps it from running.
         """
-        self._pipeline = await asyncio.to_thread(Pipeline, self._options)
+        self._pipeline = await asyncio.to_thread(self._open)
         return self
+
+    def _open(self) -> Pipeline:
+        try:
+            return Pipeline(self._options)
+        finally:
+            release_thread()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

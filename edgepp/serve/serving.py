@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from edgepp.backend.device import release_thread
 from edgepp.engine.front import Front
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
@@ -102,6 +103,12 @@ class Serving:
         self._commands.put(command)
 
     def _run(self) -> None:
+        try:
+            self._obey()
+        finally:
+            release_thread()
+
+    def _obey(self) -> None:
         taken = 0
         while True:
             command = self._commands.get()
