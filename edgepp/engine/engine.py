@@ -33,7 +33,7 @@ MOST_WAITING = 256
 """Requests that wait for room; more are refused."""
 _IDLE_S = 0.5
 _STEP_S = 2.0
-_STEPS_BESIDE = 2
+_STEPS_BESIDE = 1
 _LEAST_BESIDE = 8
 
 Compile = Callable[[Constraint], Matcher]
