@@ -115,7 +115,7 @@ class Coordinator(threading.Thread):
             self._context.term()
             raise
         self.address = self._listener.address
-        self.registry.reached_at(Address("127.0.0.1", self.address.port))
+        self.registry.reached_at(self.here)
         self._announcer = None  # nobody else could reach a loopback address
         if not self.address.is_loopback:
             self._announcer = Announcer(cluster.id, identity.node, identity.name, self.address.port)
@@ -128,6 +128,12 @@ class Coordinator(threading.Thread):
         self._rarely = Rarely()
         self._revoked: set[bytes] = set()
         """Routes of askers who were revoked in the middle of an answer."""
+
+    @property
+    def here(self) -> Address:
+        """Where this machine's own processes reach it."""
+        everywhere = self.address.host in ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
+        return Address("127.0.0.1", self.address.port) if everywhere else self.address
 
     @property
     def director(self) -> Director:

@@ -72,13 +72,7 @@ class Service:
         cluster = _own_cluster(identity)
         front = Front.open(options.model, whole=False, on_progress=on_progress)
         size = ModelSize.of(shape_of(options.model, front.checkpoint))
-        resources = measure(
-            options.backend,
-            options.threads or physical_cores(),
-            options.exact,
-            lambda: on_event("measuring this machine once, which takes some seconds"),
-        )
-        memory = usable_memory(options.memory)
+        offer = _offer(options, on_event)
         context = min(options.context, front.checkpoint.context)
         director = Director(
             want=Want(size, context, options.slots, options.policy),
@@ -103,10 +97,9 @@ class Service:
             self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
             self.coordinator.start()
             self._owned.callback(self.coordinator.close)
-            here = Address("127.0.0.1", self.coordinator.address.port)
-            if options.stages:
-                node = NodeOptions(resources, memory, options.backend, options.exact, options.stages, options.pinned)
-                self.node = NodeAgent(identity, cluster, node, lambda: [here], lambda _: None)
+            if offer is not None:
+                here = self.coordinator.here
+                self.node = NodeAgent(identity, cluster, offer, lambda: [here], lambda _: None)
                 self.node.start()
                 self._owned.callback(self.node.close)
         except BaseException:
@@ -139,6 +132,20 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> NodeOptions | None:
+    """What this machine gives to the cluster; None where it only coordinates."""
+    if not options.stages:
+        return None
+    resources = measure(
+        options.backend,
+        options.threads or physical_cores(),
+        options.exact,
+        lambda: on_event("measuring this machine once, which takes some seconds"),
+    )
+    memory = usable_memory(options.memory)
+    return NodeOptions(resources, memory, options.backend, options.exact, options.stages, options.pinned)
 
 
 def _own_cluster(identity: Identity) -> Cluster:
