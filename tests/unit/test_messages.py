@@ -24,7 +24,7 @@ def _values(hint: Any) -> st.SearchStrategy[Any]:
         return st.integers(low, high)
     if kind is str:
         return st.text(max_size=min(high, 60))
-    return st.lists(st.integers(0, 1 << 40), max_size=8).map(tuple)
+    return st.lists(st.integers(0, 1 << 40), min_size=low, max_size=8).map(tuple)
 
 
 def _messages() -> st.SearchStrategy[Message]:
