@@ -25,11 +25,11 @@ import psutil
 from sides import RATES, Result
 
 from edgepp.errors import EdgeppError, UsageError
+from edgepp.node.resources import stage_environment
 
 STOP_S = 5.0
 _LIBRARIES = ("edgepp", "onnxruntime", "mlx", "mlx-lm", "numpy", "pyzmq")
 _BENCH = Path(__file__).resolve().parent
-_STAGE_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if sys.platform == "linux" else {}
 
 
 Work = Callable[[int], Result]
@@ -106,7 +106,7 @@ class Side:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**_STAGE_ENVIRONMENT, **os.environ, "OMP_NUM_THREADS": str(config["threads"])},
+                env=stage_environment(config["threads"]),
             )
         except OSError as error:
             raise UsageError(f"{python} is not a Python interpreter: {error.strerror}") from error

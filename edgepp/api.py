@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from edgepp.backend.device import release_thread
-from edgepp.cluster.identity import load_cluster, load_identity
+from edgepp.engine.asking import Model
 from edgepp.engine.engine import FinishReason
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
-from edgepp.errors import EdgeppError, PairingError
-from edgepp.serve.client import Served
+from edgepp.errors import EdgeppError
+from edgepp.serve.client import Served, served
 from edgepp.wire.transport import Address
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
@@ -92,7 +92,7 @@ class Engine:
         pipeline = self._pipeline
         if pipeline is None:
             raise EdgeppError("the engine is not open", "use it in an `async with` statement")
-        return Answer(lambda: (pipeline, _nothing), prompt, options or GenerateOptions())
+        return Answer(lambda: nullcontext(pipeline), prompt, options or GenerateOptions())
 
 
 class Connection:
@@ -108,8 +108,8 @@ class Connection:
             PairingError: this machine belongs to none, or is not admitted.
             PeerLost: its coordinator is nowhere to be found.
         """
-        served = await asyncio.to_thread(self._connect)
-        await asyncio.to_thread(served.close)
+        found = await asyncio.to_thread(self._connect)
+        await asyncio.to_thread(found.close)
         return self
 
     async def __aexit__(
@@ -119,18 +119,10 @@ class Connection:
 
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None) -> Answer:
         """Begin an answer."""
-
-        def source() -> tuple[_Source, Callable[[], None]]:
-            served = self._connect()
-            return served, served.close
-
-        return Answer(source, prompt, options or GenerateOptions())
+        return Answer(self._connect, prompt, options or GenerateOptions())
 
     def _connect(self) -> Served:
-        cluster = load_cluster()
-        if cluster is None:
-            raise PairingError("this machine belongs to no cluster", "join one with `edgepp join CODE`")
-        return Served(load_identity(), cluster, self._peers)
+        return served(self._peers)
 
 
 def connect(peer: str | None = None) -> Connection:
@@ -138,32 +130,11 @@ def connect(peer: str | None = None) -> Connection:
     return Connection(peer)
 
 
-class _Asked(Protocol):
-    """What ``Pipeline.ask`` and ``Served.ask`` give: iterate over it once, then the rest is known."""
-
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    prompt_tokens: int
-    timing: Timing
-    stages: tuple[StageInfo, ...]
-
-    def __iter__(self) -> Iterator[str]: ...
-    def cancel(self) -> None: ...
-
-
-class _Source(Protocol):
-    def ask(self, prompt: Prompt, options: GenerateOptions) -> _Asked: ...
-
-
-def _nothing() -> None:
-    """A pipeline is not closed by its answers."""
-
-
 class Answer:
     """An answer as it comes: iterate over it for its text, or wait for the ``whole`` of it."""
 
     def __init__(
-        self, source: Callable[[], tuple[_Source, Callable[[], None]]], prompt: Prompt, options: GenerateOptions
+        self, source: Callable[[], AbstractContextManager[Model]], prompt: Prompt, options: GenerateOptions
     ) -> None:
         self._source = source
         self._prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -215,15 +186,12 @@ class Answer:
 
     def _read(self, put: Callable[[str | EdgeppError | None], None]) -> None:
         try:
-            source, close = self._source()
-            try:
-                self._asked = source.ask(self._prompt, self._options)
+            with self._source() as model:
+                self._asked = model.ask(self._prompt, self._options)
                 for piece in self._asked:
                     put(piece)
                     if self._stopped.is_set():
                         self._asked.cancel()
-            finally:
-                close()
             put(None)
         except EdgeppError as error:
             put(error)

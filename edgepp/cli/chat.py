@@ -12,9 +12,9 @@ from edgepp.cli.options import BACKENDS, MODEL_HELP
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgepp.engine.asking import Model
     from edgepp.engine.pipeline import PipelineOptions
     from edgepp.engine.request import Constraint, GenerateOptions
-    from edgepp.ui.chat import Model
     from edgepp.wire.messages import Codec
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from edgepp.engine.peers import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet, pinned
+from edgepp.engine.peers import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet
 from edgepp.engine.ring import Failed, Gauge, RingEvent, Send, SendBatch, StageInfo, frame_of, returned
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
@@ -35,7 +35,7 @@ from edgepp.wire.messages import (
     decode,
     encode,
 )
-from edgepp.wire.security import KeyPair
+from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Link, Mailbox, Poller, measure_echo
 
 ATTACH_S = 10.0

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import zmq
 
 from edgepp.engine.ring import Gauge
-from edgepp.errors import EdgeppError, PairingError, PeerLost, PlanError, RemoteProtocolError, StageLost
+from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
 from edgepp.wire.reach import reach
-from edgepp.wire.security import KeyPair, Pinned
+from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link
 
 ANSWER_S = 5.0
@@ -91,19 +91,6 @@ def ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
     except RemoteProtocolError as error:
         raise StageLost(f"{what} at {link.address} cannot be understood: {error}") from error
     raise StageLost(f"{what} at {link.address} does not answer", "is it busy, stopped, or another program?")
-
-
-def pinned(keys: KeyPair | None, key: str) -> Pinned | None:
-    """How a link to the owner of ``key`` is protected; None for one without a key.
-
-    Raises:
-        PairingError: this machine has no keys of its own to prove.
-    """
-    if not key:
-        return None
-    if keys is None:
-        raise PairingError("this machine has not been paired with that node", "run `edgepp join CODE` first")
-    return Pinned(keys, key)
 
 
 def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str, keys: KeyPair | None = None) -> Peer:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError
+from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.model.checkpoint import Array
 from edgepp.node.worker import Frame, Worker, answer_to, sequences_of
 from edgepp.wire import codec
@@ -31,7 +31,7 @@ from edgepp.wire.messages import (
     encode,
 )
 from edgepp.wire.reach import reach
-from edgepp.wire.security import KeyPair, Pinned
+from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link, Listener, Mailbox, Poller, measure_echo
 
 log = logging.getLogger("edgepp.stage")
@@ -173,11 +173,7 @@ class Compute:
 
     def _reach(self, message: Attach) -> Link:
         addresses = [Address.parse(address) for address in message.next_addresses.split(",")]
-        protection = None
-        if message.next_key:
-            if self._keys is None:
-                raise PairingError("this stage has no keys, and the next one asks for them")
-            protection = Pinned(self._keys, message.next_key)
+        protection = pinned(self._keys, message.next_key)
         hello = Echo(0, reply=False)
         link, _ = reach(self.context, addresses, hello, _ECHO_WAIT_S, _LINK_FRAME_BYTES, protection)
         return link

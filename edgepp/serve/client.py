@@ -11,12 +11,12 @@ from typing import Any
 import zmq
 
 from edgepp.cluster.discovery import Record, discover
-from edgepp.cluster.identity import Cluster, Identity, save_cluster
+from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster
 from edgepp.engine.engine import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
-from edgepp.errors import EdgeppError, PeerLost, RemoteProtocolError, StageFault
+from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.serve.forms import Prompt, question, read_answered
 from edgepp.wire.messages import (
@@ -30,7 +30,6 @@ from edgepp.wire.messages import (
     Piece,
     Reply,
     Verb,
-    Waiting,
     decode,
     decode_payload,
     encode,
@@ -200,6 +199,22 @@ class Served:
         )
 
 
+def served(peers: Sequence[Address] = ()) -> Served:
+    """A connection to this machine's cluster.
+
+    Raises:
+        PairingError: it belongs to none, or is not admitted.
+        PeerLost: the coordinator is not to be found.
+    """
+    cluster = load_cluster()
+    if cluster is None:
+        raise PairingError(
+            "this machine belongs to no cluster",
+            "start one with `edgepp serve`, or join one with `edgepp join CODE`",
+        )
+    return Served(load_identity(), cluster, peers)
+
+
 class ServedAnswer:
     """See ``Answer``: iterate over it once for the text; then the rest is known."""
 
@@ -212,8 +227,6 @@ class ServedAnswer:
         self.timing = Timing(0.0)
         self.sampled: list[Sampled] = []
         self.stages: tuple[StageInfo, ...] = served.stages
-        self.waiting = ""
-        """Why the answer has not begun."""
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text as they come.
@@ -229,8 +242,6 @@ class ServedAnswer:
                     self.token_ids += message.tokens
                     if len(frames) == 2 and (text := str(frames[1], "utf-8", "replace")):
                         yield text
-                case Waiting(request=self._number):
-                    self.waiting = message.reason
                 case Declined(request=self._number):
                     raise StageFault(message.reason, message.hint)
                 case Answered(request=self._number):

@@ -96,8 +96,8 @@ class Coordinator(threading.Thread):
         """
         super().__init__(name="coordinator", daemon=True)
         self._identity = identity
-        self._director = director
-        self._serving = serving
+        self.director = director
+        self.serving = serving
         self._on_event = on_event
         self.members = Membership()
         self.answers = Answers(serving)
@@ -134,16 +134,6 @@ class Coordinator(threading.Thread):
         """Where this machine's own processes reach it."""
         everywhere = self.address.host in ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
         return Address("127.0.0.1", self.address.port) if everywhere else self.address
-
-    @property
-    def director(self) -> Director:
-        """What keeps the plan."""
-        return self._director
-
-    @property
-    def serving(self) -> Serving:
-        """What keeps the pipeline."""
-        return self._serving
 
     def close(self) -> None:
         """End answers and the thread; members look for a new coordinator."""
@@ -190,16 +180,16 @@ class Coordinator(threading.Thread):
         self._probe(now_s)
         for member in self.members.tick(now_s):
             self._on_event(f"{member.facts.name} is {member.phase.value}")
-        number = self._director.number
-        orders = self._director.decide(self.members, now_s, idle=not len(self.answers))
-        if self._director.reason != self._reason:
-            self._reason = self._director.reason
-            if self._reason and self._director.plan is not None:
-                self._on_event(f"plan {self._director.count} stays: {self._reason}")
-        if self._director.number != number:
+        number = self.director.number
+        orders = self.director.decide(self.members, now_s, idle=not len(self.answers))
+        if self.director.reason != self._reason:
+            self._reason = self.director.reason
+            if self._reason and self.director.plan is not None:
+                self._on_event(f"plan {self.director.count} stays: {self._reason}")
+        if self.director.number != number:
             self.progress.clear()
             self.answers.last = None
-            self._serving.shut(self._director.reason or "the layers are being loaded")
+            self.serving.shut(self.director.reason or "the layers are being loaded")
             self._tell_plan()
         self._order(orders)
         self._assign()
@@ -229,18 +219,18 @@ class Coordinator(threading.Thread):
                     self.members.closed(member.node)
 
     def _waiting(self) -> str:
-        if self._serving.pipeline is not None:
+        if self.serving.pipeline is not None:
             return ""
         loading = [f"{p.what} {100 * p.done // max(1, p.total)} %" for p in self.progress.values() if p.done < p.total]
-        return ", ".join([self._director.reason or self._serving.reason, *loading])
+        return ", ".join([self.director.reason or self.serving.reason, *loading])
 
     def _tell_plan(self) -> None:
-        stages = self._director.stages(self.members)
+        stages = self.director.stages(self.members)
         if not stages:
-            self._on_event(f"no plan: {self._director.reason}")
+            self._on_event(f"no plan: {self.director.reason}")
             return
         places = ", ".join(f"layers {layers} on {member.facts.name}" for member, _, layers, _ in stages)
-        self._on_event(f"plan {self._director.count}: {places}")
+        self._on_event(f"plan {self.director.count}: {places}")
 
     def _order(self, orders: Sequence[Order]) -> None:
         for node, message in orders:
@@ -250,27 +240,27 @@ class Coordinator(threading.Thread):
 
     def _assign(self) -> None:
         """Let members be ready once they have loaded all that the plan wants of them."""
-        missing = {member.node for member, _, _, loaded in self._director.stages(self.members) if loaded is None}
+        missing = {member.node for member, _, _, loaded in self.director.stages(self.members) if loaded is None}
         for member in self.members.present:
             if member.phase is not Phase.SUSPECT:
                 self.members.assigned(member.node, complete=member.node not in missing)
 
     def _keep_serving(self) -> None:
-        if self._director.complete(self.members):
-            stages = self._director.stages(self.members)
+        if self.director.complete(self.members):
+            stages = self.director.stages(self.members)
             endpoints = tuple(_endpoint(member, loaded.port) for member, _, _, loaded in stages if loaded)
-            self._serving.keep(Wanted(self._director.count, endpoints))
+            self.serving.keep(Wanted(self.director.count, endpoints))
             self._learn_links([member for member, _, _, _ in stages])
 
     def _learn_links(self, stages: Sequence[Member]) -> None:
         """Keep what the open pipeline measured between its stages, for the next plan."""
-        pipeline = self._serving.pipeline
+        pipeline = self.serving.pipeline
         if pipeline is None or len(pipeline.stages) != len(stages):
             return
         nodes = [self._identity.node, *(member.node for member in stages)]
         for one, other, stage in zip(nodes, nodes[1:], pipeline.stages, strict=False):
             if one != other and stage.bytes_s:
-                self._director.links[one, other] = LinkSpeed(stage.hop_s, stage.bytes_s)
+                self.director.links[one, other] = LinkSpeed(stage.hop_s, stage.bytes_s)
 
     def _publish(self) -> None:
         """Send the members a new view whenever there is one."""
@@ -279,7 +269,7 @@ class Coordinator(threading.Thread):
         self._viewed = self.members.version
         view = {
             "version": self.members.version,
-            "epoch": self._director.count,
+            "epoch": self.director.count,
             "cluster": self.registry.cluster.id,
             "keys": sorted(self.registry.keys),
             "members": [
@@ -366,7 +356,7 @@ class Coordinator(threading.Thread):
             if self._rarely.tells(sender.host, "double"):
                 self._on_event(f"refused {facts.name} at {sender.host}: {reason}")
             raise UsageError(reason)
-        self._director.remind(node)
+        self.director.remind(node)
         self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
         self._viewed = -1
         if new:
@@ -382,22 +372,21 @@ class Coordinator(threading.Thread):
 
     def _loaded(self, node: str, message: Loading | Loaded | NotLoaded) -> None:
         member = self.members.get(node)
-        if member is None or message.plan != self._director.number:
+        if member is None or message.plan != self.director.number:
             return
         slot, now_s = (node, message.slot), time.monotonic()
         match message:
             case Loading():
-                self._director.progress(node, message.slot, now_s)
+                self.director.progress(node, message.slot, now_s)
                 self.progress[slot] = Progress(message.done, message.total, f"{member.facts.name} {message.what}")
             case Loaded():
-                if self._director.loaded(node, message):
-                    self.progress.pop(slot, None)
-                    self.members.loaded(node, message.slot, message)
+                self.progress.pop(slot, None)
+                self.members.loaded(node, message.slot, message)
             case NotLoaded():
                 self.progress.pop(slot, None)
                 self.members.loaded(node, message.slot, None)
-                self._director.failed(node, message, now_s)
-                self._serving.shut(f"{member.facts.name}: {message.reason}")
+                self.director.failed(node, message, now_s)
+                self.serving.shut(f"{member.facts.name}: {message.reason}")
                 hint = f"; {message.hint}" if message.hint else ""
                 self._on_event(f"{member.facts.name} cannot run its layers: {message.reason}{hint}")
 

@@ -84,15 +84,6 @@ class Director:
                 return self._orders(members, now_s)
         return self._reminders(members, now_s)
 
-    def loaded(self, node: str, loaded: Loaded) -> bool:
-        """Whether a ``Loaded`` is of the plan in force; it clears what went wrong in that slot before."""
-        if loaded.plan != self.number:
-            return False
-        trouble = self._trouble.get(_host(node, loaded.slot))
-        if trouble is not None and trouble.failures < TRIES:
-            trouble.until_s = 0.0
-        return True
-
     def progress(self, node: str, slot: int, now_s: float) -> None:
         """A load is under way: no need to order it again."""
         self._ordered_s[_host(node, slot)] = now_s
@@ -103,7 +94,7 @@ class Director:
         trouble = self._trouble.setdefault(host, _Trouble(0, 0.0, ""))
         trouble.failures += 1
         trouble.reason = failure.reason
-        trouble.until_s = now_s + (PENALTY_S if trouble.failures >= TRIES else 0.0)
+        trouble.until_s = now_s + PENALTY_S
         self._ordered_s[host] = now_s - AGAIN_S + 1.0
 
     def stages(self, members: Membership) -> list[tuple[Member, int, LayerRange, Loaded | None]]:

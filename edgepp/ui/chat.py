@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import InMemoryHistory
 
-from edgepp.engine.engine import FinishReason
-from edgepp.engine.request import GenerateOptions, Timing
-from edgepp.engine.ring import StageInfo
-from edgepp.engine.sampling import Sampled
+from edgepp.engine.asking import Asked, Model
+from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError, StageLost
 
 HELP = """\
@@ -25,46 +23,7 @@ HELP = """\
 /quit    leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
-class Answer(Protocol):
-    """An answer as it comes: iterate over it once for its text, then the rest is known."""
-
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    prompt_tokens: int
-    timing: Timing
-    stages: tuple[StageInfo, ...]
-    sampled: list[Sampled]
-
-    def __iter__(self) -> Iterator[str]:
-        """Pieces of text."""
-
-    def cancel(self) -> None:
-        """Stop it."""
-
-
-class Model(Protocol):
-    """What answers: a pipeline of this process, or a cluster."""
-
-    @property
-    def model(self) -> str:
-        """Its name."""
-
-    @property
-    def stages(self) -> tuple[StageInfo, ...]:
-        """What runs where."""
-
-    @property
-    def lost(self) -> EdgeppError | None:
-        """Why it answers no more."""
-
-    def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions) -> Answer:
-        """Answer a raw text or a conversation."""
-
-    def close(self) -> None:
-        """Release it."""
-
-
-def report(model: Model, answer: Answer, text: str) -> dict[str, Any]:
+def report(model: Model, answer: Asked, text: str) -> dict[str, Any]:
     """What ``--json`` prints for one answer; ``layers`` are half-open, times in seconds."""
     timing = answer.timing
     stages = [
@@ -96,7 +55,7 @@ def report(model: Model, answer: Answer, text: str) -> dict[str, Any]:
     } | _logprobs(answer)
 
 
-def _logprobs(answer: Answer) -> dict[str, Any]:
+def _logprobs(answer: Asked) -> dict[str, Any]:
     """Each token's log-probability and its likeliest alternatives, where they were asked for."""
     sampled = answer.sampled[: len(answer.token_ids)]
     if not sampled:
@@ -106,7 +65,7 @@ def _logprobs(answer: Answer) -> dict[str, Any]:
     }
 
 
-def summary(answer: Answer) -> str:
+def summary(answer: Asked) -> str:
     """One line about an answer's speed."""
     timing = answer.timing
     return (
@@ -127,7 +86,7 @@ def banner(model: Model) -> str:
     return f"{model.model} on {count}: {', '.join(places)}"
 
 
-def stage_table(answer: Answer) -> str:
+def stage_table(answer: Asked) -> str:
     """A line a stage: its range, place, and share of the last answer's time."""
     lines = []
     for stage, times in zip(answer.stages, answer.timing.stages, strict=True):
@@ -150,7 +109,7 @@ def answer_once(model: Model, prompt: str | list[dict[str, str]], options: Gener
     click.secho(summary(answer), dim=True, err=True)
 
 
-def _stream(answer: Answer) -> str:
+def _stream(answer: Asked) -> str:
     """Show an answer as it comes; Ctrl-C stops it. The text that was shown."""
     pieces: list[str] = []
     try:
@@ -162,7 +121,7 @@ def _stream(answer: Answer) -> str:
     return "".join(pieces)
 
 
-def _interruptible(answer: Answer) -> Iterator[str]:
+def _interruptible(answer: Asked) -> Iterator[str]:
     try:
         yield from answer
     except KeyboardInterrupt:
@@ -178,7 +137,7 @@ class Conversation:
     options: GenerateOptions
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
-    last: Answer | None = None
+    last: Asked | None = None
 
     def run(self) -> None:
         """Read, answer, repeat, until the user leaves."""

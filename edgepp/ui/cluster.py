@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from edgepp import __version__
-from edgepp.cluster.identity import load_cluster, load_identity
-from edgepp.errors import EdgeppError, PairingError
-from edgepp.serve.client import Served
+from edgepp.cluster.identity import load_cluster
+from edgepp.errors import EdgeppError
+from edgepp.serve.client import Served, served
 from edgepp.ui.doctor import Finding
 from edgepp.wire.transport import Address
 
@@ -28,13 +28,7 @@ def connect(peer: str | None = None) -> Served:
         PairingError: it belongs to none, or is not admitted.
         PeerLost: the coordinator is not to be found.
     """
-    cluster = load_cluster()
-    if cluster is None:
-        raise PairingError(
-            "this machine belongs to no cluster",
-            "start one with `edgepp serve`, or join one with `edgepp join CODE`",
-        )
-    return Served(load_identity(), cluster, [Address.parse(peer)] if peer else [])
+    return served([Address.parse(peer)] if peer else [])
 
 
 def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
@@ -91,8 +85,8 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
     def health() -> Finding:
         if not reached:
             return Finding("cluster", ok=None, found="not asked: the coordinator was not reached", do="")
-        with reached.pop() as served:
-            return _health(served.status)
+        with reached.pop() as connection:
+            return _health(connection.status)
 
     return (key, health)
 

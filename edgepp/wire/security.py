@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 import zmq
 from zmq.utils import z85
 
-from edgepp.errors import LocalProtocolError
+from edgepp.errors import LocalProtocolError, PairingError
 
 PLAIN = "it does not encrypt"
 OTHER_SERVER_KEY = "it expects another key of this node"
@@ -72,6 +72,19 @@ class Pinned:
 
     own: KeyPair
     server: str
+
+
+def pinned(own: KeyPair | None, server: str) -> Pinned | None:
+    """How a link to the owner of the key ``server`` is protected; None for one without a key.
+
+    Raises:
+        PairingError: this machine has no keys of its own to prove.
+    """
+    if not server:
+        return None
+    if own is None:
+        raise PairingError("this machine has not been paired with that node", "run `edgepp join CODE` first")
+    return Pinned(own, server)
 
 
 def is_key(text: str) -> bool:

@@ -194,12 +194,8 @@ class Listener:
         Raises:
             RemoteProtocolError: it has too many frames or none; it is gone.
         """
-        parts = _receive(self.socket, MAX_FRAMES + 1)
-        if parts is None:
-            return None
-        if len(parts) < 2:
-            raise RemoteProtocolError("a message without a header")
-        return parts[0].bytes, [part.buffer for part in parts[1:]]
+        parts = self._parts()
+        return None if parts is None else (parts[0].bytes, [part.buffer for part in parts[1:]])
 
     def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
         """The next waiting message as (its sender, frames), or None.
@@ -207,16 +203,21 @@ class Listener:
         Raises:
             RemoteProtocolError: it has too many frames or none; it is gone.
         """
-        parts = _receive(self.socket, MAX_FRAMES + 1)
+        parts = self._parts()
         if parts is None:
             return None
-        if len(parts) < 2:
-            raise RemoteProtocolError("a message without a header")
         route = parts[0]
         # Where no gate sets it, a stranger could set User-Id itself.
         key = str(route.get("User-Id")) if self._secure else ""
         sender = Sender(route.bytes, key, bare_host(str(route.get("Peer-Address"))))
         return sender, [part.buffer for part in parts[1:]]
+
+    def _parts(self) -> list[zmq.Frame] | None:
+        """Route and frames of the next waiting message."""
+        parts = _receive(self.socket, MAX_FRAMES + 1)
+        if parts is not None and len(parts) < 2:
+            raise RemoteProtocolError("a message without a header")
+        return parts
 
     def send(self, route: bytes, parts: Sequence[bytes | memoryview]) -> bool:
         """Send to one peer; False when it is gone or its queue is full."""

@@ -39,7 +39,7 @@ class Cluster:
         for node, order in orders:
             if isinstance(order, Load):
                 loaded = Loaded(order.plan, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
-                assert self.director.loaded(node, loaded)
+                assert loaded.plan == self.director.number
                 self.members.loaded(node, order.slot, loaded)
 
     @property
