@@ -50,6 +50,19 @@ def check_rows(sequences: Sequence[int], hidden: Array, width: int) -> None:
         raise StageFault("a sequence is twice in one decode step")
 
 
+def check_fork(source: int, held: int, sequence: int, length: int, capacity: int) -> None:
+    """Hold ``StageModel.fork`` to a beginning that ``source``, which holds ``held`` positions, can give ``sequence``.
+
+    Raises:
+        SequenceFault: the source holds fewer positions.
+        StageFault: it is no such beginning.
+    """
+    if length > held:
+        raise SequenceFault(f"a sequence of {held} positions has no first {length} for another", (source,))
+    if source == sequence or not 0 < length <= capacity:
+        raise StageFault(f"sequence {sequence} of {capacity} cannot begin with {length} positions of {source}")
+
+
 class StageModel(Protocol):
     """Decoder layers ``[a, b)`` with one KV cache a sequence.
 
@@ -64,6 +77,10 @@ class StageModel(Protocol):
     """Tokens a prefill chunk should have so that this backend is efficient."""
     device: str
     """What computes, for people: ``cpu``, ``metal``."""
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether a sequence can go back to any length, and another begin with its first positions."""
 
     def open(self, sequence: int, capacity: int) -> None:
         """Begin a sequence of at most ``capacity`` positions.
@@ -97,6 +114,26 @@ class StageModel(Protocol):
 
         Raises:
             StageFault: the family's cache cannot go back.
+        """
+
+    def fork(self, source: int, sequence: int, length: int, capacity: int) -> None:
+        """Begin ``sequence`` of at most ``capacity`` positions with the first ``length`` of ``source``, whose own stay.
+
+        Like ``open`` it begins a sequence anew that is open already.
+
+        Raises:
+            SequenceFault: the source is unknown or holds fewer positions.
+            StageFault: the family's caches cannot be cut, the capacity is beyond the model's context or below
+                ``length``, or memory is short, after which ``sequence`` is unknown.
+        """
+
+    def resize(self, sequence: int, capacity: int) -> None:
+        """Let a sequence reach ``capacity`` positions, more or fewer than before; memory for more is given back.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: the capacity is beyond the model's context or below what the sequence holds, or memory is short;
+                nothing changed.
         """
 
     def length(self, sequence: int) -> int:

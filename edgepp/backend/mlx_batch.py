@@ -12,10 +12,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
-from edgepp.backend.mlx_cache import SequenceCache
+from edgepp.backend.mlx_cache import STEP, SequenceCache
 
-_STEP: int = KVCache.step
-_FIRST = 4 * _STEP
+_FIRST = 4 * STEP
 
 
 def alike(length: int) -> int:
@@ -51,14 +50,13 @@ class Group:
 
     def leave(self, member: SequenceCache) -> None:
         """Give a sequence its keys and values back."""
-        row = self.members.index(member)
-        for layer, cache in zip(self._layers, member.own, strict=True):
-            cache.keys, cache.values = (
-                mx.contiguous(array[row : row + 1, :, : member.length]) for array in (layer.keys, layer.values)
-            )
-            cache.offset = member.length
-        mx.eval(member.states())
+        member.begin_with(self.parts(member), member.length)
         self.drop(member)
+
+    def parts(self, member: SequenceCache) -> list[tuple[Any, Any]]:
+        """See ``SequenceCache.parts``."""
+        row = self.members.index(member)
+        return [(layer.keys[row : row + 1], layer.values[row : row + 1]) for layer in self._layers]
 
     def drop(self, member: SequenceCache) -> None:
         """Forget a sequence; the last one takes its row."""
@@ -92,7 +90,7 @@ class Group:
         if rows > self._rows or positions > self._room:
             more_rows = max(rows, self._rows * 3 // 2) if rows > self._rows else self._rows
             more_room = max(positions, self._room * 5 // 4) if positions > self._room else self._room
-            self._resize(more_rows, -(-more_room // _STEP) * _STEP)
+            self._resize(more_rows, -(-more_room // STEP) * STEP)
 
     def _resize(self, rows: int, room: int) -> None:
         used = max((member.length for member in self.members), default=0)
@@ -100,6 +98,69 @@ class Group:
             layer.resize(rows, room, len(self.members), used)
             mx.eval(layer.keys, layer.values)  # one by one: more would be in memory twice at a time
         self._rows, self._room = rows, room
+
+
+class Groups:
+    """A stage's groups, none of them empty; a sequence is in at most one."""
+
+    def __init__(self) -> None:
+        self._groups: list[Group] = []
+
+    def of(self, cache: SequenceCache) -> Group | None:
+        """The group that a sequence is in."""
+        return next((group for group in self._groups if cache in group.members), None)
+
+    def parts(self, cache: SequenceCache) -> list[tuple[Any, Any]]:
+        """See ``SequenceCache.parts``; wherever they lie."""
+        group = self.of(cache)
+        return cache.parts() if group is None else group.parts(cache)
+
+    def bring_together(self, caches: Sequence[SequenceCache]) -> Group:
+        """The group that holds most of ``caches``, brought to hold just these."""
+        group = max(self._groups, key=lambda group: _common(group, caches), default=None)
+        if group is None or not _common(group, caches):
+            group = Group(caches)
+            self._groups.append(group)
+        for member in [member for member in group.members if member not in caches]:
+            group.leave(member)
+        for cache in caches:
+            if cache not in group.members:
+                self.set_apart(cache)
+                group.join(cache)
+        return group
+
+    def set_apart(self, cache: SequenceCache) -> None:
+        """Let a sequence have its keys and values to itself."""
+        group = self.of(cache)
+        if group is not None:
+            group.leave(cache)
+            self._forget_empty(group)
+
+    def drop(self, cache: SequenceCache) -> None:
+        """Forget a sequence."""
+        group = self.of(cache)
+        if group is not None:
+            group.drop(cache)
+            self._forget_empty(group)
+
+    def forget_with(self, caches: Sequence[SequenceCache]) -> list[SequenceCache]:
+        """Forget the groups that any of ``caches`` is in; returns all who were in them."""
+        broken = [group for group in self._groups if _common(group, caches)]
+        self._groups = [group for group in self._groups if group not in broken]
+        return [member for group in broken for member in group.members]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows of all groups take."""
+        return sum(group.nbytes for group in self._groups)
+
+    def _forget_empty(self, group: Group) -> None:
+        if not group.members:
+            self._groups.remove(group)
+
+
+def _common(group: Group, caches: Sequence[SequenceCache]) -> int:
+    return sum(cache in group.members for cache in caches)
 
 
 class _Layer:

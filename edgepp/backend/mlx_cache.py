@@ -6,9 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from edgepp.errors import StageFault
+
+STEP: int = KVCache.step
+"""Positions that a cache makes room for at a time."""
 
 
 class SequenceCache:
@@ -54,6 +58,23 @@ class SequenceCache:
         """Everything to evaluate after a step, lest graphs grow from step to step."""
         return [cache.state for cache in self.own]
 
+    def parts(self) -> list[tuple[Any, Any]]:
+        """Each plain layer's keys and values (1, heads, at least ``length``, D)."""
+        return [(cache.keys, cache.values) for cache in self.own]
+
+    def begin_with(self, parts: Sequence[tuple[Any, Any]], length: int) -> None:
+        """Hold the first ``length`` positions of such ``parts`` as copies, in no more room than they need."""
+        copies = [tuple(_beginning(array, length) for array in arrays) for arrays in parts]
+        mx.eval(copies)  # before anything changes here: memory may be short
+        for cache, (keys, values) in zip(self.own, copies, strict=True):
+            cache.keys, cache.values, cache.offset = keys, values, length
+        self.length = length
+
+    def give_back_room(self, capacity: int) -> None:
+        """Give back what plain caches have room for beyond ``capacity`` positions."""
+        if self.is_plain and self.length and self.own[0].keys.shape[2] > _room(capacity):
+            self.begin_with(self.parts(), self.length)
+
     def truncate(self, length: int) -> None:
         """Forget the positions from ``length`` on, where 0 < ``length`` < ``self.length``.
 
@@ -85,6 +106,14 @@ def _bytes_at(cache: Any, length: int) -> int:
     most = min(length, getattr(cache, "max_size", length), getattr(cache, "chunk_size", length))
     steps: int = math.ceil(most / cache.step)  # it grows by whole steps
     return int(cache.nbytes) * steps
+
+
+def _room(length: int) -> int:
+    return -(-length // STEP) * STEP
+
+
+def _beginning(array: Any, length: int) -> Any:
+    return mx.pad(array[:, :, :length], [(0, 0), (0, 0), (0, _room(length) - length), (0, 0)])
 
 
 def _kind(cache: Any) -> tuple[Any, ...]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import psutil
 
-from edgepp.backend.base import SequenceFault, check_rows
+from edgepp.backend.base import SequenceFault, check_fork, check_rows
 from edgepp.backend.mlx_arrays import DTYPES, from_numpy, to_numpy
-from edgepp.backend.mlx_batch import Group, alike
+from edgepp.backend.mlx_batch import Group, Groups, alike
 from edgepp.backend.mlx_cache import SequenceCache
-from edgepp.backend.mlx_taps import FORWARD_ERRORS, Anatomy, Passed, Tap, unfit
+from edgepp.backend.mlx_part import Part
+from edgepp.backend.mlx_taps import FORWARD_ERRORS, Anatomy, unfit
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array, Checkpoint
@@ -38,42 +38,19 @@ class MlxStage:
         self.dtype = dtype
         self.chunk = 512 if device == "metal" else 64
         self.device = device
-        self._model = model
+        self._part = Part(model, anatomy, layers, dtype)
         self._context = checkpoint.context
-        self._mine = [anatomy.entries[n] for n in range(layers.start, layers.stop) if n in anatomy.entries]
         self._sequences: dict[int, SequenceCache] = {}
-        self._groups: list[Group] = []
-        self._arriving: Any = None
-        self._leaving: Any = None
-        self._place_taps(anatomy.layers)
+        self._groups = Groups()
         self._sample = self._try_one_token(checkpoint.family)
         self._batches: bool | None = None  # not tried yet
 
-    def _place_taps(self, layers: list[Any]) -> None:
-        kept = list(layers)
-        first, last = self.layers.start, self.layers.stop - 1
-
-        def skip(hidden: Any, *_: Any, **__: Any) -> Any:
-            return hidden
-
-        def enter(hidden: Any, *args: Any, **kwargs: Any) -> Any:
-            hidden, self._arriving = self._arriving, None
-            return kept[first](hidden, *args, **kwargs)
-
-        def leave(hidden: Any, *args: Any, **kwargs: Any) -> Any:
-            self._leaving = (enter if last == first else kept[last])(hidden, *args, **kwargs)
-            raise Passed
-
-        layers[:] = [kept[n] if n in self.layers else Tap(kept[n], skip) for n in range(len(kept))]
-        layers[first] = Tap(kept[first], enter)
-        layers[last] = Tap(kept[last], leave)
-
     def _try_one_token(self, family: str) -> SequenceCache:
         """Caches that hold one position, from which the bytes of longer ones follow."""
-        cache = SequenceCache(self._model, self._mine, 1)
+        cache = self._part.cache(1)
         hidden = mx.arange(self.hidden_size)[None, None].astype(DTYPES[self.dtype]) / self.hidden_size
         try:
-            result = self._forward(cache, hidden)
+            result = self._part.forward(cache, hidden)
             finite = result.shape == hidden.shape and mx.isfinite(result).all().item()
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise ModelError(f"layers {self.layers} of family '{family}' do not run here: {error}") from error
@@ -83,19 +60,30 @@ class MlxStage:
 
     def open(self, sequence: int, capacity: int) -> None:
         """See ``StageModel.open``; a sequence that is open already starts anew."""
+        self._check_context(capacity)
+        self.free(sequence)
+        self._promise(capacity)
+        self._sequences[sequence] = self._part.cache(capacity)
+
+    def _check_context(self, capacity: int) -> None:
         if capacity > self._context:
             raise StageFault(f"{capacity} positions are more than the model's context of {self._context}")
-        self.free(sequence)
+
+    def _promise(self, capacity: int, instead_of: int | None = None) -> None:
+        """See to it that there is memory for ``capacity`` positions more, or for them instead of fewer.
+
+        Raises:
+            StageFault: with what is promised to the open sequences there is not.
+        """
         promised = sum(self._sample.bytes_at(state.capacity) for state in self._sequences.values())
         free = psutil.virtual_memory().available - max(0, promised - self.kv_bytes)
-        need = self._sample.bytes_at(capacity)
-        if need > free:
+        need = self._sample.bytes_at(capacity) - (0 if instead_of is None else self._sample.bytes_at(instead_of))
+        if need > max(0, free):
             raise StageFault(
                 f"{capacity} positions need {need // _MIB} MiB of KV cache in layers "
                 f"{self.layers}, where {max(0, free) // _MIB} MiB are free",
                 "ask for a shorter answer, or give the stage fewer layers",
             )
-        self._sequences[sequence] = SequenceCache(self._model, self._mine, capacity)
 
     def extend(self, sequence: int, hidden: Array) -> Array:
         """See ``StageModel.extend``.
@@ -109,8 +97,8 @@ class MlxStage:
             raise StageFault(f"hidden states of shape {hidden.shape} are not (T, {self.hidden_size})")
         self._check_room([sequence], hidden.shape[0])
         try:
-            self._set_apart(cache)
-            return to_numpy(self._forward(cache, from_numpy(hidden, self.dtype)))
+            self._groups.set_apart(cache)
+            return to_numpy(self._part.forward(cache, from_numpy(hidden, self.dtype)))
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise self._failed([cache], error) from error
 
@@ -151,7 +139,7 @@ class MlxStage:
     def _decode_together(self, sequences: Sequence[int], hidden: Array) -> Array:
         caches = [self._sequences[sequence] for sequence in sequences]
         try:
-            group = self._group_of(caches)
+            group = self._groups.bring_together(caches)
             order = [caches.index(member) for member in group.members]
             computed = to_numpy(self._step(group, from_numpy(hidden[order], self.dtype)))
         except (*FORWARD_ERRORS, MemoryError) as error:
@@ -160,23 +148,9 @@ class MlxStage:
         result[order] = computed
         return result
 
-    def _group_of(self, caches: list[SequenceCache]) -> Group:
-        """The group that holds most of ``caches``, brought to hold just these."""
-        group = max(self._groups, key=lambda group: _common(group, caches), default=None)
-        if group is None or not _common(group, caches):
-            group = Group(caches)
-            self._groups.append(group)
-        for member in [member for member in group.members if member not in caches]:
-            group.leave(member)
-        for cache in caches:
-            if cache not in group.members:
-                self._set_apart(cache)
-                group.join(cache)
-        return group
-
     def _step(self, group: Group, hidden: Any) -> Any:
         """Evaluated hidden states (1, B, D) of one position of each member, from their ``hidden`` (1, B, D)."""
-        result = self._through(hidden[0][:, None], group.at_length())
+        result = self._part.run(hidden[0][:, None], group.at_length())
         mx.eval(result, group.states())
         for member in group.members:
             member.length += 1
@@ -193,12 +167,12 @@ class MlxStage:
         hidden = mx.random.normal((4, 3, self.hidden_size), key=mx.random.key(0)).astype(DTYPES[self.dtype])
         tolerance = 1e-4 if self.dtype == "float32" else 0.05
         try:
-            caches = [SequenceCache(self._model, self._mine, 5) for _ in range(4)]
+            caches = [self._part.cache(5) for _ in range(4)]
             for n, cache in enumerate(caches):
-                self._forward(cache, hidden[:1] if n % 2 else hidden[1:2, :1])
+                self._part.forward(cache, hidden[:1] if n % 2 else hidden[1:2, :1])
             together = Group(caches[2:])
             for rows in (hidden[2:3, :2], hidden[3:, :2]):
-                alone = [self._forward(cache, rows[:, n : n + 1]) for n, cache in enumerate(caches[:2])]
+                alone = [self._part.forward(cache, rows[:, n : n + 1]) for n, cache in enumerate(caches[:2])]
                 expected = mx.concatenate(alone, axis=1)
                 error = mx.abs(self._step(together, rows) - expected).max()
                 if not (error <= tolerance * mx.abs(expected).max()).item():
@@ -210,25 +184,9 @@ class MlxStage:
     def _failed(self, caches: Sequence[SequenceCache], error: BaseException) -> StageFault:
         """Forget sequences whose caches may hold a part of a step, and those in one group with them."""
         positions = " and ".join(str(cache.length) for cache in caches)
-        broken = [group for group in self._groups if _common(group, caches)]
-        lost = {id(cache) for cache in (*caches, *(member for group in broken for member in group.members))}
-        self._groups = [group for group in self._groups if group not in broken]
+        lost = {id(cache) for cache in (*caches, *self._groups.forget_with(caches))}
         self._sequences = {n: cache for n, cache in self._sequences.items() if id(cache) not in lost}
         return StageFault(f"layers {self.layers} failed at position {positions}: {error}")
-
-    def _forward(self, cache: SequenceCache, hidden: Any) -> Any:
-        """Evaluated hidden states (1, T, D) behind the last layer; ``cache`` advances by T."""
-        result = self._through(hidden, cache.at_length())
-        mx.eval(result, cache.states())
-        cache.length += hidden.shape[1]
-        return result
-
-    def _through(self, hidden: Any, entries: list[Any]) -> Any:
-        self._arriving = hidden
-        with suppress(Passed):
-            self._model(mx.zeros(hidden.shape[:2], mx.int32), cache=entries)
-        result, self._leaving = self._leaving.astype(DTYPES[self.dtype]), None
-        return result
 
     def truncate(self, sequence: int, length: int) -> None:
         """See ``StageModel.truncate``."""
@@ -237,11 +195,55 @@ class MlxStage:
             raise StageFault(f"a sequence of {cache.length} positions cannot be cut to {length}")
         if length == 0:
             self.free(sequence)
-            self._sequences[sequence] = SequenceCache(self._model, self._mine, cache.capacity)
-        elif self._grouped(cache) is not None:
+            self._sequences[sequence] = self._part.cache(cache.capacity)
+        elif self._groups.of(cache) is not None:
             cache.length = length
         elif length < cache.length:
             cache.truncate(length)
+
+    @property
+    def rewinds(self) -> bool:
+        """See ``StageModel.rewinds``."""
+        return self._sample.is_plain
+
+    def fork(self, source: int, sequence: int, length: int, capacity: int) -> None:
+        """See ``StageModel.fork``; a source that decodes together with others goes on doing so.
+
+        Raises:
+            SequenceFault: the source is unknown or holds fewer positions.
+            StageFault: the family's caches cannot be cut, the capacity is beyond the model's context or below
+                ``length``, or memory is short.
+        """
+        (origin,) = self._known([source])
+        if not self.rewinds:
+            raise StageFault(f"the caches of layers {self.layers} cannot be cut, so no other sequence begins with them")
+        check_fork(source, origin.length, sequence, length, capacity)
+        self.open(sequence, capacity)
+        cache = self._sequences[sequence]
+        try:
+            cache.begin_with(self._groups.parts(origin), length)
+        except (*FORWARD_ERRORS, MemoryError) as error:
+            raise self._failed([cache], error) from error
+
+    def resize(self, sequence: int, capacity: int) -> None:
+        """See ``StageModel.resize``.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: the capacity is beyond the model's context or below what the sequence holds, or memory is short.
+        """
+        (cache,) = self._known([sequence])
+        self._check_context(capacity)
+        if capacity < cache.length:
+            raise StageFault(f"a sequence of {cache.length} positions does not fit {capacity}")
+        if capacity > cache.capacity:
+            self._promise(capacity, instead_of=cache.capacity)
+        elif self._groups.of(cache) is None:
+            try:
+                cache.give_back_room(capacity)
+            except (RuntimeError, MemoryError) as error:
+                raise StageFault(f"memory to copy a sequence of {cache.length} positions is short") from error
+        cache.capacity = capacity
 
     def length(self, sequence: int) -> int:
         """See ``StageModel.length``."""
@@ -250,30 +252,14 @@ class MlxStage:
     def free(self, sequence: int) -> None:
         """See ``StageModel.free``; freeing what is not open does nothing."""
         cache = self._sequences.pop(sequence, None)
-        group = self._grouped(cache)
-        if cache is not None and group is not None:
-            group.drop(cache)
-            self._forget_empty(group)
+        if cache is not None:
+            self._groups.drop(cache)
 
     @property
     def kv_bytes(self) -> int:
         """See ``StageModel.kv_bytes``."""
         alone = sum(cache.nbytes for cache in self._sequences.values())
-        return alone + sum(group.nbytes for group in self._groups)
-
-    def _grouped(self, cache: SequenceCache | None) -> Group | None:
-        return next((group for group in self._groups if cache in group.members), None)
-
-    def _set_apart(self, cache: SequenceCache) -> None:
-        """Let a sequence have its keys and values to itself."""
-        group = self._grouped(cache)
-        if group is not None:
-            group.leave(cache)
-            self._forget_empty(group)
-
-    def _forget_empty(self, group: Group) -> None:
-        if not group.members:
-            self._groups.remove(group)
+        return alone + self._groups.nbytes
 
     def _known(self, sequences: Sequence[int]) -> list[SequenceCache]:
         unknown = tuple(n for n in sequences if n not in self._sequences)
@@ -289,7 +275,3 @@ class MlxStage:
             raise SequenceFault(
                 f"{cache.length + positions} positions are more than the sequence's {cache.capacity}", full
             )
-
-
-def _common(group: Group, caches: Sequence[SequenceCache]) -> int:
-    return sum(cache in group.members for cache in caches)

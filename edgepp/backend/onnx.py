@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgepp.backend.base import BackendOptions, Progress, SequenceFault, check_rows
+from edgepp.backend.base import BackendOptions, Progress, SequenceFault, check_fork, check_rows
 from edgepp.backend.onnx_arena import Arena, CacheShape
 from edgepp.backend.onnx_bound import BoundSession
 from edgepp.backend.onnx_cache import Caches, Place
@@ -69,6 +69,7 @@ class OnnxStage:
     dtype = "float32"
     chunk = CHUNK
     device = "cpu"
+    rewinds = True
 
     def __init__(
         self,
@@ -94,9 +95,7 @@ class OnnxStage:
         Raises:
             StageFault: the capacity is beyond the model's context, or memory is short.
         """
-        context = self._architecture.context
-        if not 0 < capacity <= context:
-            raise StageFault(f"a sequence of {capacity} positions does not fit the model's context of {context}")
+        self._check_context(capacity)
         self.free(sequence)
         try:
             self._places[sequence] = self._caches.open(capacity)
@@ -170,6 +169,40 @@ class OnnxStage:
         """
         (place,) = self._known([sequence])
         place.length = max(0, min(place.length, length))
+
+    def fork(self, source: int, sequence: int, length: int, capacity: int) -> None:
+        """See ``StageModel.fork``.
+
+        Raises:
+            SequenceFault: the source is unknown or holds fewer positions.
+            StageFault: the capacity is beyond the model's context or below ``length``, or memory is short.
+        """
+        (place,) = self._known([source])
+        check_fork(source, place.length, sequence, length, capacity)
+        self._check_context(capacity)
+        self.free(sequence)
+        try:
+            self._places[sequence] = self._caches.fork(place, length, capacity)
+        except MemoryError as error:
+            raise StageFault("memory for another sequence is short") from error
+
+    def resize(self, sequence: int, capacity: int) -> None:
+        """See ``StageModel.resize``.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: the capacity is beyond the model's context or below what the sequence holds.
+        """
+        (place,) = self._known([sequence])
+        self._check_context(capacity)
+        if capacity < place.length:
+            raise StageFault(f"a sequence of {place.length} positions does not fit {capacity}")
+        self._caches.resize(place, capacity)
+
+    def _check_context(self, capacity: int) -> None:
+        context = self._architecture.context
+        if not 0 < capacity <= context:
+            raise StageFault(f"a sequence of {capacity} positions does not fit the model's context of {context}")
 
     def length(self, sequence: int) -> int:
         """Positions that the sequence's cache holds."""

@@ -64,6 +64,8 @@ class Arena:
             MemoryError: not even one slot is to be had.
         """
         self.stride = stride
+        self._head_bytes = stride * shape.head_dim * 4
+        self._part_bytes = shape.kv_heads * self._head_bytes
         self.memory: dict[str, Array] = {}
         slot_bytes = shape.position_bytes * stride
         slots = max(1, min(SLOTS, _ADDRESSES // slot_bytes))
@@ -76,7 +78,6 @@ class Arena:
 
     def _map(self, shape: CacheShape, slots: int) -> bool:
         rows = (slots, shape.kv_heads, self.stride, shape.head_dim)
-        self._part_bytes = shape.kv_heads * self.stride * shape.head_dim * 4
         try:
             self._pages = {name: mmap.mmap(-1, slots * self._part_bytes, flags=_FLAGS) for name in shape.names}
         except OSError:
@@ -97,8 +98,16 @@ class Arena:
     def release(self, slot: int) -> None:
         """Give a slot's memory back to the system, as far as it is whole pages."""
         self.free.add(slot)
-        start = -(-slot * self._part_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        stop = (slot + 1) * self._part_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        self._drop(slot * self._part_bytes, (slot + 1) * self._part_bytes)
+
+    def cut(self, slot: int, length: int) -> None:
+        """Give the memory of a slot's positions from ``length`` on back to the system, as far as it is whole pages."""
+        kept = length * self._head_bytes // self.stride
+        for start in range(slot * self._part_bytes, (slot + 1) * self._part_bytes, self._head_bytes):
+            self._drop(start + kept, start + self._head_bytes)
+
+    def _drop(self, start: int, stop: int) -> None:
+        start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
         if _DROP is not None and start < stop:
             for pages in self._pages.values():
                 pages.madvise(_DROP, start, stop - start)

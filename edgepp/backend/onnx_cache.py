@@ -59,11 +59,25 @@ class Caches:
         Raises:
             MemoryError: the system gives no more address space.
         """
-        arena = self._with_room(FIRST_POSITIONS)
-        self._opened += 1
-        place = Place(self._opened, capacity, arena, arena.take())
-        self._places[arena, place.slot] = place
+        return self._occupy(FIRST_POSITIONS, capacity)
+
+    def fork(self, source: Place, length: int, capacity: int) -> Place:
+        """Room for a new sequence of at most ``capacity`` positions, the first ``length`` of them ``source``'s.
+
+        Raises:
+            MemoryError: the system gives no more address space.
+        """
+        place = self._occupy(_stride(FIRST_POSITIONS, min(length + 1, capacity)), capacity)
+        _copy(source, place.arena, place.slot, length)
+        place.length = place.touched = length
         return place
+
+    def resize(self, place: Place, capacity: int) -> None:
+        """Let a sequence reach ``capacity`` positions, at least those that it has, and give back memory for more."""
+        place.capacity = capacity
+        if place.touched > capacity:
+            place.arena.cut(place.slot, capacity)
+            place.touched = capacity
 
     def free(self, place: Place) -> None:
         """Give a sequence's memory back."""
@@ -77,10 +91,7 @@ class Caches:
             MemoryError: the system gives no more address space.
         """
         if positions > place.arena.stride:
-            stride = place.arena.stride
-            while stride < positions:
-                stride *= 4 if stride < _QUADRUPLED else 2
-            arena = self._with_room(stride)
+            arena = self._with_room(_stride(place.arena.stride, positions))
             self._move(place, arena, min(arena.free))
         place.touched = max(place.touched, positions)
 
@@ -141,6 +152,13 @@ class Caches:
         self._arenas.append(Arena(self._shape, stride))
         return self._arenas[-1], range(min(len(batch), self._arenas[-1].slots))
 
+    def _occupy(self, stride: int, capacity: int) -> Place:
+        arena = self._with_room(stride)
+        self._opened += 1
+        place = Place(self._opened, capacity, arena, arena.take())
+        self._places[arena, place.slot] = place
+        return place
+
     def _with_room(self, stride: int) -> Arena:
         for arena in self._arenas:
             if arena.stride == stride and arena.free:
@@ -149,8 +167,19 @@ class Caches:
         return self._arenas[-1]
 
     def _move(self, place: Place, arena: Arena, slot: int) -> None:
-        for name, old in place.arena.memory.items():
-            arena.memory[name][slot, :, : place.length] = old[place.slot, :, : place.length]
+        _copy(place, arena, slot, place.length)
         self.free(place)
         place.arena, place.slot, place.touched = arena, arena.take(slot), place.length + 1
         self._places[arena, slot] = place
+
+
+def _stride(stride: int, positions: int) -> int:
+    """The stride of slots for ``positions``, from ``stride`` on."""
+    while stride < positions:
+        stride *= 4 if stride < _QUADRUPLED else 2
+    return stride
+
+
+def _copy(source: Place, arena: Arena, slot: int, length: int) -> None:
+    for name, old in source.arena.memory.items():
+        arena.memory[name][slot, :, :length] = old[source.slot, :, :length]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,8 +15,6 @@ from edgepp.backend import onnx_arena, onnx_cache
 from edgepp.backend.base import Backend, BackendOptions, SequenceFault, StageModel
 from edgepp.backend.mlx import MlxBackend
 from edgepp.backend.onnx import OnnxBackend
-from edgepp.backend.onnx_arena import CacheShape
-from edgepp.backend.onnx_cache import Caches, Place
 from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array, Checkpoint
@@ -106,6 +103,20 @@ class Walk:
             self.given[sequence] = self.given[sequence][: max(0, len(self.given[sequence]) - n)]
             self.stage.truncate(sequence, len(self.given[sequence]))
 
+    def fork(self, source: int, n: int) -> None:
+        """The next sequence begins with the source's but for its last ``n`` positions."""
+        length = len(self.given.get(source, ())) - n
+        if length > 0:
+            sequence = (source + 1) % 6
+            self.stage.fork(source, sequence, length, CAPACITY)
+            self.given[sequence] = self.given[source][:length]
+
+    def resize(self, sequence: int, n: int) -> None:
+        """No sequence needs more than ``CAPACITY``, which it gets back before it goes on."""
+        if sequence in self.given:
+            self.stage.resize(sequence, len(self.given[sequence]) + n)
+            self.stage.resize(sequence, CAPACITY + n)
+
     def free(self, sequence: int, _: int = 0) -> None:
         self.given.pop(sequence, None)
         self.stage.free(sequence)
@@ -116,6 +127,8 @@ STEP = st.one_of(
     st.tuples(st.just("extend"), SEQUENCE, st.integers(1, 20)),
     st.tuples(st.just("decode"), st.lists(SEQUENCE, min_size=1, unique=True), st.integers(1, 4)),
     st.tuples(st.just("truncate"), SEQUENCE, st.integers(0, 12)),
+    st.tuples(st.just("fork"), SEQUENCE, st.integers(0, 12)),
+    st.tuples(st.just("resize"), SEQUENCE, st.integers(1, 9)),
     st.tuples(st.just("free"), SEQUENCE, st.just(0)),
 )
 
@@ -205,80 +218,3 @@ def test_empty_sequences_decode_beside_long_ones(stage: StageModel) -> None:
         walk.given[sequence] = states(0)
     walk.decode([1, 2])
     walk.decode([0, 1, 2])
-
-
-SHAPE = CacheShape(LayerRange(0, 2), 2, 16)
-
-
-def slots(caches: Caches, batch: list[Place]) -> list[list[int]]:
-    """The batch's runs as slots; each of its sequences is one position longer afterwards."""
-    for place in batch:
-        caches.reserve(place, place.length + 1)
-    runs = caches.runs(batch)
-    for place in batch:
-        place.length += 1
-    return [list(range(run.first, run.first + len(run.places))) for run in runs]
-
-
-def test_a_hole_is_filled_when_the_batch_comes_again() -> None:
-    caches = Caches(SHAPE)
-    a, b, c, d = (caches.open(8) for _ in range(4))
-    assert slots(caches, [a, b, c, d]) == [[0, 1, 2, 3]]
-    caches.free(b)
-    assert slots(caches, [a, c, d]) == [[0], [2, 3]]
-    assert slots(caches, [d, c, a]) == [[0, 1, 2]]
-    e = caches.open(8)
-    assert slots(caches, [a, c, d, e]) == [[0, 1, 2, 3]]
-
-
-def test_a_batch_that_comes_once_is_not_moved() -> None:
-    caches = Caches(SHAPE)
-    places = [caches.open(8) for _ in range(4)]
-    for _ in range(3):
-        assert slots(caches, places[::2]) == [[0], [2]]
-        assert slots(caches, [places[0], places[3]]) == [[0], [3]]
-
-
-def test_two_batches_that_take_turns_come_to_lie_apart() -> None:
-    caches = Caches(SHAPE)
-    places = [caches.open(16) for _ in range(4)]
-    for _ in range(4):
-        ends = [slots(caches, half) for half in (places[::2], places[1::2])]
-    assert [len(runs) for runs in ends] == [1, 1]
-
-
-def test_a_short_sequence_joins_a_long_one_in_its_arena() -> None:
-    caches = Caches(SHAPE)
-    long, short = caches.open(99), caches.open(99)
-    caches.reserve(long, 40)
-    long.length = 40
-    assert len(slots(caches, [long, short])) == 2
-    assert len(slots(caches, [long, short])) == 1
-    assert short.arena is long.arena
-    assert caches.nbytes == SHAPE.resident_bytes(long.length) + SHAPE.resident_bytes(short.length)
-
-
-def test_more_sequences_than_an_arena_has_slots_are_computed_in_pieces() -> None:
-    caches = Caches(SHAPE)
-    places = [caches.open(99) for _ in range(9)]
-    for _ in range(12):
-        runs = slots(caches, places)
-    assert [len(run) for run in runs] == [4, 4, 1]
-
-
-def test_memory_of_a_freed_sequence_goes_back_and_its_slot_is_used_again() -> None:
-    caches = Caches(CacheShape(LayerRange(0, 1), 2, 1 << 16))
-    process = psutil.Process()
-    first, other = caches.open(16), caches.open(16)
-    before = process.memory_info().rss
-    caches.reserve(first, 16)
-    for memory in first.arena.memory.values():
-        memory[first.slot] = 1.0
-    assert caches.nbytes == 16 << 20
-    assert process.memory_info().rss - before > 15 << 20
-    caches.free(first)
-    assert caches.nbytes == 0
-    assert caches.open(16).slot == 0
-    assert other.slot == 1
-    if psutil.LINUX:  # other systems take it when they need it
-        assert process.memory_info().rss - before < 4 << 20

@@ -181,7 +181,7 @@ def test_a_failed_step_forgets_its_sequence(stage: MlxStage, monkeypatch: pytest
 
     stage.open(1, 8)
     stage.extend(1, states(2))
-    monkeypatch.setattr(stage, "_model", fail)
+    monkeypatch.setattr(stage._part, "_model", fail)
     with pytest.raises(StageFault, match=r"layers 1-2 failed at position 2: .*Unable to allocate"):
         stage.extend(1, states(1))
     with pytest.raises(StageFault, match="no sequence 1"):
