@@ -61,7 +61,11 @@ class Edgepp:
         from edgepp.engine.pipeline import Pipeline, PipelineOptions
 
         options = PipelineOptions(
-            config["model"], stages=config["stages"], threads=config["threads"], backend=config["backend"]
+            config["model"],
+            stages=config["stages"],
+            threads=config["threads"],
+            backend=config["backend"],
+            speculate="off",
         )
         self._pipeline = Pipeline(options)
         for stage, cpus in zip(self._pipeline.stages, config["stage_cpus"] or (), strict=False):

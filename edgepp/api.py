@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from edgepp.backend.device import release_thread
 from edgepp.engine.asking import Model
-from edgepp.engine.engine import FinishReason
+from edgepp.engine.live import FinishReason
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
@@ -58,8 +58,12 @@ class Engine:
         backend: str = "auto",
         threads: int | None = None,
         exact: bool = False,
+        speculate: str = "lookup",
     ) -> None:
-        self._options = PipelineOptions(model, stages=stages, backend=backend, threads=threads, exact=exact)
+        """``speculate`` guesses tokens ahead: from the text so far, by a small model of that name, or ``off``."""
+        self._options = PipelineOptions(
+            model, stages=stages, backend=backend, threads=threads, exact=exact, speculate=speculate
+        )
         self._pipeline: Pipeline | None = None
 
     async def __aenter__(self) -> Engine:

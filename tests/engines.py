@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
 from edgepp import backend
-from edgepp.backend.base import BackendOptions, Ends
-from edgepp.engine.engine import Engine, Request
+from edgepp.backend.base import BackendOptions
+from edgepp.engine.draft import Draft
+from edgepp.engine.engine import Engine, Parts
+from edgepp.engine.live import Request
 from edgepp.engine.request import GenerateOptions
-from edgepp.engine.ring import LocalRing, Ring, StageInfo
+from edgepp.engine.ring import LocalRing, StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
@@ -25,11 +27,17 @@ def every_split(num_layers: int) -> Iterator[tuple[LayerRange, ...]]:
 
 
 def local_engine(
-    path: Path, split: Sequence[LayerRange], backends: Sequence[str], *, exact: bool = True, budget: int | None = None
+    path: Path,
+    split: Sequence[LayerRange],
+    backends: Sequence[str],
+    *,
+    exact: bool = True,
+    budget: int | None = None,
+    draft: Callable[[], Draft] | None = None,
 ) -> Engine:
     """An engine whose stages are ``split``, computed by ``backends`` in turn; the first one has the two ends."""
 
-    def open_ring() -> tuple[Ring, Ends]:
+    def open_parts() -> Parts:
         checkpoint = Checkpoint.open(path)
         options = BackendOptions(threads=1, exact=exact)
         stages = []
@@ -37,12 +45,23 @@ def local_engine(
             chosen = backend.choose(backends[index % len(backends)], checkpoint)
             model = chosen.load_stage(checkpoint, layers, options)
             info = StageInfo(
-                index, layers, "here", "", 0, chosen.name, model.device, model.chunk, checkpoint.context, 0.0, 0.0
+                index,
+                layers,
+                "here",
+                "",
+                0,
+                chosen.name,
+                model.device,
+                model.chunk,
+                checkpoint.context,
+                0.0,
+                0.0,
+                model.rewinds,
             )
             stages.append((info, model))
-        return LocalRing(stages), backend.choose(backends[0], checkpoint).load_ends(checkpoint, options)
+        return Parts(LocalRing(stages), backend.choose(backends[0], checkpoint).load_ends(checkpoint, options), draft)
 
-    return Engine(open_ring, eos=frozenset(), budget=budget)
+    return Engine(open_parts, eos=frozenset(), budget=budget)
 
 
 def collect(request: Request) -> list[int]:

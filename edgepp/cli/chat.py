@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP
+from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, metavar="N", help="Compute threads a stage on this machine.")
 @click.option("--exact", is_flag=True, help="Float32 arithmetic, so that tokens do not depend on the split; slower.")
 @click.option("--codec", default="none", help="Codec of every link, or one a link: none, lz4, zstd, int8 (lossy).")
+@click.option("--speculate", default="lookup", metavar="HOW", help=SPECULATE_HELP + " On this machine's pipeline.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, rates and stages.")
 def chat(prompt: str | None, system: str | None, *, raw: bool, as_json: bool, **options: Any) -> None:
     """Chat with a model: through this machine's cluster, over local stages, or on this machine alone."""
@@ -145,6 +146,7 @@ def _pipeline_options(
     threads: int | None,
     exact: bool,
     codec: str,
+    speculate: str,
     **_: Any,
 ) -> PipelineOptions:
     from edgepp.engine.peers import Endpoint
@@ -152,7 +154,7 @@ def _pipeline_options(
     from edgepp.wire.transport import Address
 
     endpoints = tuple(Endpoint((Address.parse(peer),)) for peer in peers)
-    return PipelineOptions(model, endpoints, stages, backend, threads, exact, _codecs(codec))
+    return PipelineOptions(model, endpoints, stages, backend, threads, exact, _codecs(codec), speculate=speculate)
 
 
 def _codecs(text: str) -> tuple[Codec, ...]:

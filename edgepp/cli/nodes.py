@@ -6,7 +6,7 @@ import platform
 
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP, stop_on_terminate
+from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, stop_on_terminate
 from edgepp.errors import UsageError
 
 
@@ -35,6 +35,7 @@ from edgepp.errors import UsageError
 @click.option(
     "--exact", is_flag=True, help="Float32 arithmetic on every node, so that tokens do not depend on the split."
 )
+@click.option("--speculate", default="lookup", metavar="HOW", help=SPECULATE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line: listening, note, ready.")
 def serve(
     model: str,
@@ -47,6 +48,7 @@ def serve(
     slots: int,
     backend: str,
     threads: int | None,
+    speculate: str,
     *,
     no_stage: bool,
     exact: bool,
@@ -75,6 +77,7 @@ def serve(
             backend=backend,
             threads=threads,
             exact=exact,
+            speculate=speculate,
         ),
         as_json=as_json,
     )

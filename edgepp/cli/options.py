@@ -6,6 +6,10 @@ import signal
 
 import click
 
+SPECULATE_HELP = (
+    "Guess tokens ahead, so that one trip verifies several: from the text so far (lookup), by a small model (its name),"
+    " or off. It never changes an answer, and stops where it does not pay."
+)
 MODEL_HELP = "A card name (see `edgepp models list`), a hub repository (org/name), or a folder in mlx-lm format."
 BACKENDS = click.Choice(["auto", "mlx", "onnx"])
 

@@ -6,7 +6,8 @@ import queue
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from edgepp.engine.engine import Engine, FinishReason, Request
+from edgepp.engine.engine import Engine
+from edgepp.engine.live import FinishReason, Request
 from edgepp.errors import EdgeppError
 
 _WAIT_S = 1.0
@@ -60,7 +61,7 @@ class Answer:
         self.sampled = request.sampled
         """One for each token, where log-probabilities were asked for."""
         self.finish_reason: FinishReason | None = None
-        self.prompt_tokens = len(request.prompt)
+        self.prompt_tokens = request.prompt
         self.timing = request.timing
         self.stages = engine.stages
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from edgepp.engine.engine import FinishReason
+from edgepp.engine.live import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled

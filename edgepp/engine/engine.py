@@ -7,88 +7,91 @@ norm and head to what comes round, samples, and hands each token to the request'
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgepp.backend.base import Ends
 from edgepp.backend.device import release_thread
 from edgepp.engine.constraint import Matcher
+from edgepp.engine.draft import Costs, Draft
+from edgepp.engine.ledger import Ledger, Reuse
+from edgepp.engine.live import Event, FinishReason, Request
 from edgepp.engine.request import Constraint, GenerateOptions, StageTimes, Timing
 from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
-from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
-from edgepp.engine.scheduler import Chunk, Scheduler
+from edgepp.engine.sampling import Sampler
+from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
+from edgepp.engine.tempo import Tempo
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.model.checkpoint import Array
 from edgepp.wire.transport import Mailbox
 
-MOST_WAITING = 256
-"""Requests that wait for room; more are refused."""
 _IDLE_S = 0.5
-_STEP_S = 2.0
-_STEPS_BESIDE = 1
-_LEAST_BESIDE = 8
 
 Compile = Callable[[Constraint], Matcher]
-FinishReason = Literal["stop", "length", "cancelled"]
-Open = Callable[[], tuple[Ring, Ends]]
-"""Makes the ring and loads the model's ends; called on the engine's own thread, which will use them."""
 
 
-@dataclass
-class Request:
-    """One prompt and what has become of it. Its queue yields token ids, then a reason or an error."""
+@dataclass(frozen=True)
+class Parts:
+    """What an engine runs with; all of it belongs to the engine's thread."""
 
-    id: int
-    prompt: tuple[int, ...]
-    options: GenerateOptions
-    eos: frozenset[int]
-    timing: Timing
-    sampler: Sampler
-    tokens: list[int] = field(default_factory=list)
-    sampled: list[Sampled] = field(default_factory=list)
-    """One for each token, where log-probabilities were asked for."""
-    events: queue.SimpleQueue[int | FinishReason | EdgeppError] = field(default_factory=queue.SimpleQueue)
+    ring: Ring
+    ends: Ends
+    draft: Callable[[], Draft] | None = None
+    """Makes what guesses for one request."""
 
-    @property
-    def capacity(self) -> int:
-        """The most positions that its caches may hold."""
-        return len(self.prompt) + self.options.max_tokens
+
+Open = Callable[[], Parts]
+"""Opens the ring and loads the model's ends; called on the engine's own thread, which will use them."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much is asked of an engine."""
+
+    live: int
+    waiting: int
+    kept: int
+    """KV positions kept for prompts to come."""
+    reuse: Reuse
+    preempted: int
+    """Times that a request lost its KV cache to others and began again."""
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    request: Request
 
 
 class Engine:
     """Runs requests through one ring until it is closed or the ring is lost."""
 
     def __init__(
-        self, open_ring: Open, eos: frozenset[int], budget: int | None = None, compiler: Compile | None = None
+        self, open_parts: Open, eos: frozenset[int], budget: int | None = None, compiler: Compile | None = None
     ) -> None:
         """Start the engine thread and wait until its ring is up.
 
-        All live requests together may reach ``budget`` positions; more of them wait their turn. ``compiler`` makes
-        the matchers of constrained requests.
+        All sequences together hold at most ``budget`` positions; who finds no room waits. ``compiler`` makes the
+        matchers of constrained requests.
 
         Raises:
             EdgeppError: whatever kept the ring from coming up.
         """
         self._eos = eos
         self._ids = itertools.count(1)
-        self._inbox: Mailbox[Request | int | None] = Mailbox()
+        self._inbox: Mailbox[Request | _Cancel | None] = Mailbox()
         self._compiler = compiler
-        self._live: dict[int, Request] = {}
-        self._waiting: deque[Request] = deque()
         self._budget = budget
-        self._news: list[tuple[Request, int | FinishReason | EdgeppError]] = []
+        self._news: list[tuple[Request, Event]] = []
+        self._preempted = 0
         self._lost: EdgeppError | None = None
         self._closing = EdgeppError("the engine was closed")
         opened: Future[tuple[StageInfo, ...]] = Future()
-        self._thread = threading.Thread(target=self._main, args=(open_ring, opened), name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._main, args=(open_parts, opened), name="engine", daemon=True)
         self._thread.start()
         try:
             self.stages = opened.result()
@@ -108,12 +111,18 @@ class Engine:
         return self._ring.gauges()
 
     @property
+    def load(self) -> Load:
+        """How much is asked of it now."""
+        ledger = self._ledger
+        return Load(len(ledger.live), len(ledger.waiting), ledger.kept, ledger.reuse, self._preempted)
+
+    @property
     def context(self) -> int:
         """The most positions that one request may take."""
         return min(stage.context for stage in self.stages)
 
-    def submit(self, prompt: Sequence[int], options: GenerateOptions) -> Request:
-        """Begin a request; read its ``events``.
+    def submit(self, prompt: Sequence[int], options: GenerateOptions, owner: str = "") -> Request:
+        """Begin a request; read its ``events``. What the same ``owner`` asked before need not be computed again.
 
         Raises:
             UsageError: the prompt is empty, or prompt and answer do not fit into the model's context.
@@ -133,10 +142,16 @@ class Engine:
                 f" the context of {self.context} tokens",
                 f"ask for at most {max(0, self.context - len(prompt))} tokens, or shorten the prompt",
             )
-        timing = Timing(time.perf_counter(), stages=[StageTimes() for _ in self.stages])
-        eos = frozenset() if options.ignore_eos else self._eos
-        sampler = Sampler(options.sampling, self._matcher(options))
-        request = Request(next(self._ids), tuple(prompt), options, eos, timing, sampler)
+        request = Request(
+            id=next(self._ids),
+            owner=owner,
+            ids=list(prompt),
+            prompt=len(prompt),
+            options=options,
+            eos=frozenset() if options.ignore_eos else self._eos,
+            timing=Timing(time.perf_counter(), stages=[StageTimes() for _ in self.stages]),
+            sampler=Sampler(options.sampling, self._matcher(options)),
+        )
         self._inbox.put(request)
         return request
 
@@ -148,8 +163,8 @@ class Engine:
         return self._compiler(options.constraint)
 
     def cancel(self, request: Request) -> None:
-        """End a request early and free its slots on every stage."""
-        self._inbox.put(request.id)
+        """End a request early."""
+        self._inbox.put(_Cancel(request))
 
     def close(self, reason: EdgeppError | None = None) -> None:
         """End every request, for this ``reason``, and the thread; stages are released."""
@@ -165,21 +180,18 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _main(self, open_ring: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
+    def _main(self, open_parts: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
         try:
-            self._serve(open_ring, opened)
+            self._serve(open_parts, opened)
         finally:
             release_thread()
 
-    def _serve(self, open_ring: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
+    def _serve(self, open_parts: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
         try:
-            self._ring, self._ends = open_ring()
+            self._set_up(open_parts())
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
             opened.set_exception(error)
             return
-        self._ring.wake_on(self._inbox)
-        stages = self._ring.stages
-        self._scheduler = Scheduler(len(stages), _chunk(stages), _chunk_beside(stages))
         opened.set_result(self._ring.stages)
         try:
             while self._obey():
@@ -194,33 +206,47 @@ class Engine:
             self._publish()
             self._ring.close()
 
+    def _set_up(self, parts: Parts) -> None:
+        self._ring, self._ends = parts.ring, parts.ends
+        self._ring.wake_on(self._inbox)
+        stages = self._ring.stages
+        rewinds = all(stage.rewinds for stage in stages)
+        self._new_draft = parts.draft if rewinds else None
+        plain_s = sum(stage.decode_s + stage.hop_s for stage in stages)
+        self._costs = Costs(plain_s, sum(stage.prefill_s for stage in stages))
+        self._tempo = Tempo(stages)
+        self._scheduler = Scheduler(len(stages), self._tempo)
+        spare = min(stage.context for stage in stages)
+        self._ledger = Ledger(self._budget, spare, self._scheduler.sent, shares=rewinds)
+
     def _obey(self) -> bool:
-        """Take submissions (a request), cancellations (its id) and the order to stop (None)."""
+        """Take submissions, cancellations and the order to stop (None)."""
         for command in self._inbox.drain():
             if command is None:
                 return False
-            if isinstance(command, int):
-                self._finish(command, "cancelled")
+            if isinstance(command, _Cancel):
+                self._finish(command.request, "cancelled")
             elif self._lost is not None:
                 self._news.append((command, self._lost))
-            elif len(self._waiting) >= MOST_WAITING:
-                error = EdgeppError(f"{MOST_WAITING} requests are waiting already", "ask again later")
-                self._news.append((command, error))
             else:
-                self._waiting.append(command)
-        self._admit()
+                try:
+                    self._ledger.wait(command)
+                except EdgeppError as error:
+                    self._news.append((command, error))
+        self._balance()
         return True
 
-    def _admit(self) -> None:
-        """Begin with those who have waited longest, as far as the budget of positions goes."""
-        while self._waiting and self._fits(self._waiting[0]):
-            request = self._waiting.popleft()
-            self._live[request.id] = request
-            self._scheduler.add(request.id, len(request.prompt))
-
-    def _fits(self, request: Request) -> bool:
-        held = sum(live.capacity for live in self._live.values())
-        return self._budget is None or not self._live or held + request.capacity <= self._budget
+    def _balance(self) -> None:
+        """Begin with those who fit, and let those give way who do not fit any more."""
+        for request, held in self._ledger.begin():
+            if request.draft is None and self._new_draft is not None:
+                request.draft = self._new_draft()
+            self._scheduler.add(request.sequence, len(request.ids), held)
+        for request in self._ledger.squeeze():
+            self._preempted += 1
+            self._scheduler.remove(request.sequence)
+        for sequence in self._ledger.freed():
+            self._ring.free(sequence)
 
     def _publish(self) -> None:
         """Tell the readers what happened, after the next step has left: a reader that wakes takes the interpreter."""
@@ -229,136 +255,142 @@ class Engine:
         self._news.clear()
 
     def _send_next(self) -> bool:
-        step = self._scheduler.next_step()
-        if step is None:
-            return False
-        if isinstance(step, Chunk):
-            request = self._live[step.request]
-            hidden = self._ends.embed(request.prompt[step.start : step.stop], step.start)
-            self._ring.send(Send(step.request, step.start, request.capacity, int(step.last), hidden))
-        else:
-            tokens = [self._newest(number, at) for number, at in zip(step.requests, step.positions, strict=True)]
-            self._ring.send(SendBatch(step.requests, step.positions, self._embed(tokens, step.positions)))
+        match self._scheduler.next_step():
+            case None:
+                return False
+            case Chunk() as chunk:
+                self._send_chunk(chunk)
+            case MicroBatch(requests=(sequence,), positions=(position,), guesses=True):
+                self._send_guesses(self._ledger.live[sequence], position)
+            case MicroBatch() as batch:
+                self._send_batch(batch)
         return True
 
-    def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> Array:
-        """Hidden states (B, D) of one token each of several sequences."""
-        if len(tokens) > 1 and self._ends.positional:
-            return np.concatenate([self._ends.embed([token], at) for token, at in zip(tokens, positions, strict=True)])
-        return self._ends.embed(tokens, positions[0])
+    def _send_chunk(self, chunk: Chunk) -> None:
+        request = self._ledger.live[chunk.request]
+        hidden = self._ends.embed(request.ids[chunk.start : chunk.stop], chunk.start)
+        want = int(chunk.last)
+        self._ring.send(Send(chunk.request, chunk.start, request.capacity, want, hidden, request.source))
 
-    def _newest(self, number: int, position: int) -> int:
-        request = self._live[number]
-        return request.tokens[position - len(request.prompt)]
+    def _send_guesses(self, request: Request, position: int) -> None:
+        """Send the newest token with guesses of what follows it, which the same trip round the ring verifies."""
+        request.sent_s = time.perf_counter()
+        request.guesses = request.guess(self._costs)
+        tokens = (request.ids[position], *request.guesses)
+        hidden = self._ends.embed(tokens, position)
+        self._ring.send(Send(request.sequence, position, request.capacity, len(tokens), hidden))
+
+    def _send_batch(self, batch: MicroBatch) -> None:
+        at = list(zip(batch.requests, batch.positions, strict=True))
+        tokens = [self._ledger.live[sequence].ids[position] for sequence, position in at]
+        if self._ends.positional:
+            embedded = [self._ends.embed([token], here) for token, (_, here) in zip(tokens, at, strict=True)]
+            hidden = np.concatenate(embedded)
+        else:
+            hidden = self._ends.embed(tokens)
+        self._ring.send(SendBatch(batch.requests, batch.positions, hidden))
 
     def _take(self, event: RingEvent) -> None:
         match event:
             case Failed(sequence=None):
                 self._lose(event.error)
             case Failed(sequence=int() as sequence):
-                self._fail(sequence, event.error)
+                self._failed(sequence, event.error)
             case Returned():
                 self._returned(event)
 
     def _returned(self, event: Returned) -> None:
         """Sample for every sequence whose step brought its next token."""
-        wanted: list[tuple[int, Request]] = []
-        for row, (number, end) in enumerate(zip(event.sequences, event.ends, strict=True)):
-            if number not in self._live:
-                continue
-            request = self._live[number]
-            self._account(request, event, decoding=end > len(request.prompt))
-            if self._scheduler.returned(number, end):
-                wanted.append((row, request))
+        wanted: list[tuple[Request, slice]] = []
+        row = 0
+        for sequence in event.sequences:
+            request = self._ledger.live.get(sequence)
+            rows = 1 + (len(request.guesses) if request is not None else 0)
+            if request is None:
+                self._ledger.returned(sequence)
+            else:
+                request.source = 0
+                self._account(request, event)
+                if self._scheduler.returned(sequence):
+                    wanted.append((request, slice(row, row + rows)))
+            row += rows
         if not wanted:
             return
-        if len(event.hidden) != len(event.sequences):
-            for _, request in wanted:
-                self._fail(request.id, StageFault(f"{self._ring.stages[-1]} returned no hidden state to sample from"))
+        if wanted[-1][1].stop > len(event.hidden):
+            for request, _ in wanted:
+                self._failed(request.sequence, StageFault(f"{self._ring.stages[-1]} returned too few hidden states"))
             return
-        rows = [row for row, _ in wanted]
-        hidden = event.hidden if len(rows) == len(event.hidden) else event.hidden[rows]
-        for logits, (_, request) in zip(self._ends.logits(hidden), wanted, strict=True):
-            try:
-                self._sample(request, logits)
-            except EdgeppError as error:
-                self._fail(request.id, error)
+        logits = self._ends.logits(event.hidden)
+        for request, part in wanted:
+            self._sample(request, logits[part])
 
     def _sample(self, request: Request, logits: Array) -> None:
-        """Draw a request's next token.
-
-        Raises:
-            EdgeppError: its options do not fit the model, or its constraint became too complex.
-        """
-        recent = (*request.prompt[-REPETITION_CONTEXT:], *request.tokens[-REPETITION_CONTEXT:])
-        sampled = request.sampler(logits, recent)
-        token = sampled.token
-        if token in request.eos:
-            self._finish(request.id, "stop")
+        """Draw a request's next token, and those that it guessed right."""
+        try:
+            tokens, reason = request.take(logits)
+        except EdgeppError as error:
+            self._end(request, error)
             return
-        request.timing.token(time.perf_counter())
-        request.tokens.append(token)
-        if request.options.sampling.logprobs is not None:
-            request.sampled.append(sampled)
-        self._news.append((request, token))
-        if request.sampler.done:
-            self._finish(request.id, "stop")
-        elif len(request.tokens) == request.options.max_tokens:
-            self._finish(request.id, "length")
-        else:
-            self._scheduler.sampled(request.id)
+        self._news += [(request, token) for token in tokens]
+        if request.decoding:
+            request.pace.judged(len(request.guesses), len(tokens))
+            if request.sent_s:
+                self._costs.note(len(request.guesses), time.perf_counter() - request.sent_s)
+        request.decoding, request.guesses, request.sent_s = True, (), 0.0
+        if tokens:
+            self._scheduler.sampled(request.sequence, len(tokens))
+        if reason is not None:
+            self._end(request, reason)
 
-    def _account(self, request: Request, event: Returned, *, decoding: bool) -> None:
+    def _account(self, request: Request, event: Returned) -> None:
         """Add a step's time to its stages; time on the wire goes to each by its measured share of the way."""
+        if not request.decoding:
+            self._tempo.prefilled(event.positions, event.compute_s)
+        elif event.positions == 1:
+            self._tempo.decoded(event.compute_s)
         wire_s = max(0.0, event.ring_s - sum(event.compute_s))
         way_s = sum(stage.hop_s for stage in self._ring.stages)
         for times, stage, compute_s in zip(request.timing.stages, self._ring.stages, event.compute_s, strict=True):
-            if decoding:
+            if request.decoding:
                 times.decode_s += compute_s
                 times.wire_s += wire_s * stage.hop_s / way_s if way_s else 0.0
             else:
                 times.prefill_s += compute_s
 
-    def _finish(self, request_id: int, reason: FinishReason) -> None:
-        if request_id in self._live:
-            self._news.append((self._release(request_id), reason))
-        for request in [request for request in self._waiting if request.id == request_id]:
-            self._waiting.remove(request)
-            self._news.append((request, reason))
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        if self._ledger.withdraw(request) or self._ledger.live.get(request.sequence) is request:
+            self._end(request, reason)
 
-    def _fail(self, request_id: int, error: EdgeppError) -> None:
-        if request_id in self._live:
-            self._news.append((self._release(request_id), error))
+    def _end(self, request: Request, event: FinishReason | EdgeppError) -> None:
+        """Tell how a request ended, and keep what the stages hold of it for prompts to come."""
+        self._news.append((request, event))
+        if request.sequence:
+            held = self._scheduler.sent(request.sequence)
+            self._ledger.leave(request, held, self._scheduler.remove(request.sequence))
+        if request.draft is not None:
+            request.draft.close()
 
-    def _release(self, request_id: int) -> Request:
-        request = self._live.pop(request_id)
-        self._scheduler.remove(request_id)
-        self._ring.free(request_id)
-        return request
+    def _failed(self, sequence: int, error: EdgeppError) -> None:
+        """The stages have dropped a sequence.
+
+        What began as a copy, or while others' caches took memory, begins once more on its own.
+        """
+        request = self._ledger.live.get(sequence)
+        if request is None:
+            self._ledger.lost(sequence)
+            return
+        self._scheduler.remove(sequence)
+        if not request.alone and (self._ledger.clear() or request.source):
+            request.alone = True
+            self._ledger.again(request)
+            return
+        self._ledger.lost(sequence)
+        request.sequence = 0
+        self._end(request, error)
 
     def _lose(self, error: EdgeppError) -> None:
-        """Fail what is live with ``error``, and whatever is submitted from now on."""
+        """Fail what is under way with ``error``, and whatever is submitted from now on."""
         self._lost = error
-        for request_id in list(self._live):
-            self._fail(request_id, error)
-        self._news += [(request, error) for request in self._waiting]
-        self._waiting.clear()
-
-
-def _chunk(stages: Sequence[StageInfo]) -> int:
-    """Tokens of a prefill chunk.
-
-    A pipeline waits one chunk a stage to fill, so it takes them half as long as is efficient; and none takes longer to
-    go round than ``_STEP_S`` by the stages' measured speeds, so that a wedged stage is told from a slow one in time.
-    """
-    efficient = min(stage.chunk for stage in stages)
-    wanted = efficient if len(stages) == 1 else efficient // 2
-    token_s = sum(stage.prefill_s for stage in stages)
-    return max(1, min(wanted, int(_STEP_S / token_s) if token_s else wanted))
-
-
-def _chunk_beside(stages: Sequence[StageInfo]) -> int:
-    """Tokens of a chunk that goes between decode steps: it takes about as long as ``_STEPS_BESIDE`` of them."""
-    slowest = max(stages, key=lambda stage: stage.decode_s)
-    wanted = _STEPS_BESIDE * slowest.decode_s / slowest.prefill_s if slowest.prefill_s else 0.0
-    return max(_LEAST_BESIDE, int(wanted))
+        for request in (*self._ledger.live.values(), *self._ledger.waiting):
+            self._ledger.withdraw(request)
+            self._end(request, error)

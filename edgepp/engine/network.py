@@ -21,7 +21,7 @@ from edgepp.wire import codec
 from edgepp.wire.messages import (
     Attach,
     Attached,
-    BatchHidden,
+    Batch,
     Codec,
     Detach,
     Fault,
@@ -56,6 +56,8 @@ class Outstanding:
 
     sequences: set[int]
     """Those whose rows are still awaited."""
+    positions: int
+    """Of each of them."""
     sent_s: float
     expected_s: float
 
@@ -190,6 +192,7 @@ class NetworkRing:
             context=welcome.context,
             prefill_s=welcome.prefill_us / 1e6,
             decode_s=welcome.decode_us / 1e6,
+            rewinds=welcome.rewinds,
             hop_s=hop_s,
             bytes_s=float(self._bytes_s[index]),
         )
@@ -207,7 +210,7 @@ class NetworkRing:
         batch = isinstance(step, SendBatch)
         expected_s = sum(s.decode_s if batch else s.prefill_s * len(step.hidden) for s in self.stages)
         waiting = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
-        self._outstanding[number] = Outstanding(waiting, time.perf_counter(), expected_s)
+        self._outstanding[number] = Outstanding(waiting, step.positions_each, time.perf_counter(), expected_s)
         parts = [encode(header), *codec.encode(step.hidden, self._codecs[0])]
         if not self._links[-1].send(parts, 1.0):
             self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
@@ -248,7 +251,7 @@ class NetworkRing:
         try:
             while (frames := link.receive()) is not None:
                 message = decode(frames[0])
-                if index is None and isinstance(message, Hidden | BatchHidden):
+                if index is None and isinstance(message, Hidden | Batch):
                     self._returned(message, frames[1:])
                 elif index is not None:
                     self._heard(index, message)
@@ -256,7 +259,7 @@ class NetworkRing:
             where = self.stages[-1] if index is None else self.stages[index]
             self._fail(StageLost(f"{where} broke the protocol: {error}"))
 
-    def _returned(self, message: Hidden | BatchHidden, tensor: list[memoryview]) -> None:
+    def _returned(self, message: Hidden | Batch, tensor: list[memoryview]) -> None:
         sent = self._outstanding.pop(message.step, None)
         if message.epoch != self._epoch or sent is None:
             return  # a sequence that was cancelled meanwhile
@@ -264,7 +267,7 @@ class NetworkRing:
             raise RemoteProtocolError("a result of another shape than was asked for")
         hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
         self._progress_s = time.monotonic()
-        self._events.append(returned(message, hidden, time.perf_counter() - sent.sent_s))
+        self._events.append(returned(message, hidden, sent.positions, time.perf_counter() - sent.sent_s))
 
     def _heard(self, index: int, message: Message) -> None:
         peer = self._peers[index]

@@ -11,7 +11,9 @@ from types import TracebackType
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, Ends
 from edgepp.engine.answer import Answer
-from edgepp.engine.engine import Engine
+from edgepp.engine.draft import Draft, Lookup
+from edgepp.engine.draft_model import DraftModel
+from edgepp.engine.engine import Engine, Parts
 from edgepp.engine.front import Front, OnProgress
 from edgepp.engine.network import NetworkRing
 from edgepp.engine.peers import Endpoint, Expectation
@@ -45,7 +47,9 @@ class PipelineOptions:
     context: int | None = None
     """The most positions of a sequence, where that is less than the model allows."""
     budget: int | None = None
-    """The most positions of all live requests together; the others wait. None leaves it to the stages' memory."""
+    """The most positions of all sequences together; requests beyond wait. None leaves it to the stages' memory."""
+    speculate: str = "lookup"
+    """What guesses tokens ahead: ``lookup`` in the text so far, ``off``, or the name of a small model."""
 
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
@@ -83,11 +87,18 @@ class Pipeline:
         try:
             endpoints = options.endpoints or self._start_stages(on_progress)
 
-            def open_ring() -> tuple[Ring, Ends]:
-                return self._open_network(endpoints) if endpoints else self._open_alone(on_progress)
+            guide = self._open_guide(on_progress)
+
+            def open_parts() -> Parts:
+                ring, ends = self._open_network(endpoints) if endpoints else self._open_alone(on_progress)
+                try:
+                    return Parts(ring, ends, self._guesses(guide, on_progress))
+                except EdgeppError:
+                    ring.close()
+                    raise
 
             self.engine = self._owned.enter_context(
-                Engine(open_ring, self.tokenizer.eos_ids, options.budget, front.compile)
+                Engine(open_parts, self.tokenizer.eos_ids, options.budget, front.compile)
             )
         except BaseException:
             self._owned.close()
@@ -113,10 +124,11 @@ class Pipeline:
         """The pipeline's stages in order."""
         return self.engine.stages
 
-    def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions) -> Answer:
+    def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions, owner: str = "") -> Answer:
         """Answer a raw text as it stands, or a conversation of ``{"role", "content"}`` by the model's chat template.
 
-        The answer is at most as long as the context has room for.
+        The answer is at most as long as the context has room for. What the same ``owner`` asked before need not be
+        computed again.
 
         Raises:
             UsageError: the prompt is empty, or leaves no room for an answer.
@@ -125,7 +137,7 @@ class Pipeline:
         room = self.context - len(tokens)
         if 0 < room < options.max_tokens:
             options = replace(options, max_tokens=room)
-        return Answer(self.engine, self.engine.submit(tokens, options), self.tokenizer.detokenizer())
+        return Answer(self.engine, self.engine.submit(tokens, options, owner), self.tokenizer.detokenizer())
 
     def close(self) -> None:
         """End requests, leave the ring, stop the stages that were started here."""
@@ -199,8 +211,31 @@ class Pipeline:
             context=checkpoint.context,
             prefill_s=prefill_us / 1e6,
             decode_s=decode_us / 1e6,
+            rewinds=model.rewinds,
         )
         return LocalRing([(info, model)]), self._load_ends()
+
+    def _open_guide(self, on_progress: OnProgress | None) -> Front | None:
+        """The small model's own part, where one is to guess."""
+        if self.options.speculate in ("lookup", "off"):
+            return None
+        guide = Front.open(self.options.speculate, whole=True, on_progress=on_progress)
+        if guide.tokenizer.vocabulary() != self.tokenizer.vocabulary():
+            raise UsageError(
+                f"{self.options.speculate} cannot guess for {self.options.model}: their tokens differ",
+                "take a small model of the same family, or `lookup`",
+            )
+        return guide
+
+    def _guesses(self, guide: Front | None, on_progress: OnProgress | None) -> Callable[[], Draft] | None:
+        if guide is None:
+            return Lookup if self.options.speculate == "lookup" else None
+        checkpoint, compute = guide.checkpoint, self.options.compute
+        chosen = backend.choose(self.options.backend, checkpoint)
+        progress = _named(on_progress, guide.model)
+        stage = chosen.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), compute, progress)
+        ends = chosen.load_ends(checkpoint, compute)
+        return DraftModel(stage, ends, checkpoint.context, self._checkpoint.vocab_size).begin
 
     def _load_ends(self) -> Ends:
         return backend.choose(self.options.backend, self._checkpoint).load_ends(self._checkpoint, self.options.compute)

@@ -131,6 +131,12 @@ class Timing:
     first_token_s: float = 0.0
     last_token_s: float = 0.0
     tokens: int = 0
+    reused: int = 0
+    """Tokens of the prompt that the stages still held from an earlier one."""
+    guessed: int = 0
+    """Tokens that were guessed ahead."""
+    right: int = 0
+    """Those of them that turned out right."""
     stages: list[StageTimes] = field(default_factory=list)
 
     def token(self, now_s: float) -> None:

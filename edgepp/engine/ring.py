@@ -18,7 +18,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array
 from edgepp.node.worker import Worker, answer_to
 from edgepp.wire import codec
-from edgepp.wire.messages import Batch, BatchHidden, Codec, Forward, Hidden
+from edgepp.wire.messages import Batch, Codec, Forward, Hidden
 from edgepp.wire.transport import Mailbox, Poller
 
 
@@ -39,6 +39,8 @@ class StageInfo:
     """Measured seconds a token of a prefill chunk."""
     decode_s: float
     """Measured seconds of a decode step."""
+    rewinds: bool = True
+    """Whether its sequences can go back to any position, and begin as copies of others."""
     hop_s: float = 0.0
     """One-way seconds of a hidden state on the link into this stage; the last stage's includes the way back."""
     bytes_s: float = 0.0
@@ -51,13 +53,22 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class Send:
-    """Hidden states (T, D) for positions ``[position, position + T)`` of a sequence; ``want`` last rows return."""
+    """Hidden states (T, D) for positions ``[position, position + T)`` of a sequence; ``want`` last rows return.
+
+    A sequence that the stages do not know begins with the first ``position`` positions of ``source``.
+    """
 
     sequence: int
     position: int
     capacity: int
     want: int
     hidden: Array
+    source: int = 0
+
+    @property
+    def positions_each(self) -> int:
+        """T."""
+        return len(self.hidden)
 
 
 @dataclass(frozen=True)
@@ -68,14 +79,19 @@ class SendBatch:
     positions: tuple[int, ...]
     hidden: Array
 
+    @property
+    def positions_each(self) -> int:
+        """One."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Returned:
     """A step came round: the wanted hidden states of each of its sequences, and where its time went."""
 
     sequences: tuple[int, ...]
-    ends: tuple[int, ...]
-    """The position that each sequence has come to."""
+    positions: int
+    """How many positions of each sequence the step computed."""
     hidden: Array
     """(W, D): a chunk's wanted rows, or one row a sequence of a batch."""
     compute_s: tuple[float, ...]
@@ -140,6 +156,7 @@ def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec)
         step=number,
         position=step.position,
         capacity=step.capacity,
+        source=step.source,
         want=step.want,
         rows=len(step.hidden),
         width=width,
@@ -149,13 +166,11 @@ def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec)
     )
 
 
-def returned(answer: Hidden | BatchHidden, hidden: Array, ring_s: float) -> Returned:
-    """The event that an answer with its hidden states makes."""
+def returned(answer: Hidden | Batch, hidden: Array, positions: int, ring_s: float) -> Returned:
+    """The event that an answer with its hidden states makes, after a step of so many ``positions`` a sequence."""
     compute_s = tuple(us / 1e6 for us in answer.compute_us)
-    if isinstance(answer, BatchHidden):
-        ends = tuple(position + 1 for position in answer.positions)
-        return Returned(answer.sequences, ends, hidden, compute_s, ring_s)
-    return Returned((answer.sequence,), (answer.end,), hidden, compute_s, ring_s)
+    sequences = answer.sequences if isinstance(answer, Batch) else (answer.sequence,)
+    return Returned(sequences, positions, hidden, compute_s, ring_s)
 
 
 class LocalRing:
@@ -183,7 +198,7 @@ class LocalRing:
                 return
             frame, hidden = outcome.frame, outcome.hidden
         answer, hidden = answer_to(frame, hidden)
-        self._events.append(returned(answer, hidden, time.perf_counter() - start))
+        self._events.append(returned(answer, hidden, step.positions_each, time.perf_counter() - start))
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
         """See ``Ring``."""

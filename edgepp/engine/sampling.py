@@ -59,6 +59,10 @@ class Sampler:
         """Whether the constraint is fulfilled and allows nothing more: the answer ends without an end token."""
         return self._matcher is not None and self._matcher.done
 
+    def forced(self) -> list[int]:
+        """The tokens that must come next whatever the model says."""
+        return [] if self._matcher is None else self._matcher.forced()
+
     def __call__(self, logits: Logits, context: Sequence[int]) -> Sampled:
         """The next token, from ``logits`` (V,) and the token ids so far, of which only the latest matter.
 

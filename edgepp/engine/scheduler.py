@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Protocol
 
 from edgepp.errors import LocalProtocolError
 
@@ -19,6 +20,18 @@ _SPARE_CHUNKS = 2
 """Chunks in the ring beyond one a stage: stage 0 keeps busy while the coordinator is late."""
 MOST_ROWS = 128
 """Sequences of one micro-batch."""
+
+
+class Lengths(Protocol):
+    """How many tokens of a prompt go in one step."""
+
+    @property
+    def chunk(self) -> int:
+        """Where nobody decodes."""
+
+    @property
+    def beside(self) -> int:
+        """Between decode steps."""
 
 
 class Phase(Enum):
@@ -51,7 +64,7 @@ _TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """Send prompt positions ``[start, stop)`` of a request; ``last`` asks for the hidden state of the last one."""
+    """Send positions ``[start, stop)`` of a request's prompt; ``last`` asks for the hidden state of the last one."""
 
     request: int
     start: int
@@ -61,10 +74,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Send the newest token of each of some requests; it belongs at its position."""
+    """Send the newest token of each of some requests; it belongs at its position.
+
+    A single one may take guesses of what follows it along: where no more decode than there are stages, each goes alone.
+    """
 
     requests: tuple[int, ...]
     positions: tuple[int, ...]
+    guesses: bool
 
 
 Step = Chunk | MicroBatch
@@ -74,24 +91,25 @@ Step = Chunk | MicroBatch
 class _Track:
     phase: Phase
     prompt: int
-    sent: int = 0
+    sent: int
+    """Positions that the stages hold, or will when the ring is empty."""
     chunks: int = 0
     """Prefill chunks in the ring."""
+    batches: int = 0
+    """Micro-batches with it in the ring: 0 or 1."""
 
     @property
     def decodes(self) -> bool:
         """Whether its prompt has been computed."""
-        return self.phase is Phase.READY or self.sent > self.prompt
+        return self.phase is Phase.READY or self.batches > 0
 
 
 class Scheduler:
     """Orders the steps of all live requests."""
 
-    def __init__(self, stages: int, chunk: int, beside: int | None = None) -> None:
-        """``chunk`` tokens of a prompt go in one step; ``beside`` micro-batches only so many."""
+    def __init__(self, stages: int, lengths: Lengths) -> None:
         self._stages = stages
-        self._chunk = chunk
-        self._beside = min(chunk, beside or chunk)
+        self._lengths = lengths
         self._tracks: dict[int, _Track] = {}
         self._prefilling: deque[int] = deque()
         self._ready: deque[int] = deque()
@@ -102,17 +120,28 @@ class Scheduler:
     def __len__(self) -> int:
         return len(self._tracks)
 
-    def add(self, request: int, prompt: int) -> None:
-        """Admit a request whose prompt has ``prompt`` tokens."""
-        self._tracks[request] = _Track(Phase.PREFILL, prompt)
+    def add(self, request: int, prompt: int, held: int = 0) -> None:
+        """Admit a request whose prompt has ``prompt`` tokens, of which the stages hold the first ``held`` already."""
+        self._tracks[request] = _Track(Phase.PREFILL, prompt, held)
         self._prefilling.append(request)
 
-    def remove(self, request: int) -> None:
-        """Forget a request, wherever it stands."""
-        if self._tracks.pop(request, None) is not None:
-            self._prefilling = deque(r for r in self._prefilling if r != request)
-            self._ready = deque(r for r in self._ready if r != request)
-            self._left_batch(request)
+    def remove(self, request: int) -> int:
+        """Forget a request, wherever it stands; how many of its steps are still in the ring."""
+        track = self._tracks.pop(request, None)
+        if track is None:
+            return 0
+        self._prefilling = deque(r for r in self._prefilling if r != request)
+        self._ready = deque(r for r in self._ready if r != request)
+        self._left_batch(request)
+        return track.chunks + track.batches
+
+    def sent(self, request: int) -> int:
+        """Positions of a request that the stages hold, or will when the ring is empty."""
+        return self._tracks[request].sent
+
+    def prefills(self, request: int) -> bool:
+        """Whether some of its prompt is still to be sent."""
+        return self._tracks[request].phase is Phase.PREFILL
 
     def next_step(self) -> Step | None:
         """The step to send now; None when everything waits for the ring."""
@@ -122,20 +151,21 @@ class Scheduler:
             return self._prefill(self._prefilling.popleft())
         return None
 
-    def returned(self, request: int, end: int) -> bool:
-        """Note that the step up to position ``end`` came back; whether it brings a token to sample."""
-        track = self._tracks.get(request)
-        if track is None:
-            return False
-        if end <= track.prompt:
+    def returned(self, request: int) -> bool:
+        """Note that the oldest step of a request came back; whether it brings a token to sample."""
+        track = self._tracks[request]
+        if track.chunks:
             track.chunks -= 1
         else:
+            track.batches -= 1
             self._left_batch(request)
-        return track.phase is Phase.RING and end == track.sent
+        return track.phase is Phase.RING and not track.chunks and not track.batches
 
-    def sampled(self, request: int) -> None:
-        """Note that a request's next token is known and is to be sent."""
-        self._move(self._tracks[request], Event.SAMPLED)
+    def sampled(self, request: int, tokens: int = 1) -> None:
+        """Note that a request's next ``tokens`` are known, all but the newest of which were guessed and sent."""
+        track = self._tracks[request]
+        self._move(track, Event.SAMPLED)
+        track.sent += tokens - 1
         self._ready.append(request)
 
     @property
@@ -157,14 +187,15 @@ class Scheduler:
             self._move(track, Event.TOKEN_SENT)
             positions.append(track.sent)
             track.sent += 1
+            track.batches += 1
         self._batches.append(set(requests))
         self._chunk_next = True
-        return MicroBatch(requests, tuple(positions))
+        return MicroBatch(requests, tuple(positions), self._decoding <= self._stages)
 
     def _prefill(self, request: int) -> Chunk:
         track = self._tracks[request]
         start = track.sent
-        stop = min(start + (self._beside if self._decoding else self._chunk), track.prompt)
+        stop = min(start + (self._lengths.beside if self._decoding else self._lengths.chunk), track.prompt)
         last = stop == track.prompt
         self._move(track, Event.LAST_CHUNK_SENT if last else Event.CHUNK_SENT)
         track.sent = stop

@@ -67,6 +67,10 @@ class Tokenizer:
         add = special and (bos is None or not text.startswith(bos))
         return [int(token) for token in self._inner.encode(text, add_special_tokens=add)]
 
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token."""
+        return {str(text): int(token) for text, token in self._inner.get_vocab().items()}
+
     def to_json(self) -> str:
         """The tokenizer itself, in the tokenizers library's format, without padding or truncation."""
         backend = copy.copy(self._inner._tokenizer.backend_tokenizer)

@@ -128,6 +128,7 @@ def serve(config: StageConfig) -> None:
         weight_bytes=checkpoint.layer_bytes(config.layers),
         prefill_us=prefill_us,
         decode_us=decode_us,
+        rewinds=model.rewinds,
     )
     del checkpoint  # and with it the mapping of its files
     compute = Compute(Worker(model), data, context, awake=config.awake, keys=config.keys)

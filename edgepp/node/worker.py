@@ -17,14 +17,14 @@ from edgepp.backend.base import SequenceFault, StageModel
 from edgepp.errors import StageFault
 from edgepp.model.checkpoint import Array
 from edgepp.wire import codec
-from edgepp.wire.messages import Batch, BatchHidden, Forward, Hidden
+from edgepp.wire.messages import Batch, Forward, Hidden
 
 _REMEMBERED = 1024
 """Freed sequences whose late frames are still recognised; more than can be on the way at once."""
 
 Key = tuple[int, int]
 Frame: TypeAlias = Forward | Batch
-Answer: TypeAlias = Hidden | BatchHidden
+Answer: TypeAlias = Hidden | Batch
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Worker:
         self.model = model
         self.counters = Counters()
         self._slots: dict[Key, int] = {}
+        self._capacities: dict[int, int] = {}
         self._freed: deque[Key] = deque(maxlen=_REMEMBERED)
         self._next_slot = 0
 
@@ -80,11 +81,14 @@ class Worker:
         slot = self._slots.get(key)
         try:
             if slot is None:
-                if frame.position > 0 or key in self._freed:
+                if (frame.position > 0 and not frame.source) or key in self._freed:
                     self.counters.dropped += 1
                     return Outcome(None, _NOTHING)
-                slot = self._open(key, frame.capacity)
+                slot = self._open(key, frame)
             self._rewind(slot, frame.position)
+            if self._capacities[slot] != frame.capacity:
+                self.model.resize(slot, frame.capacity)
+                self._capacities[slot] = frame.capacity
             return Outcome(frame, self.model.extend(slot, hidden))
         except StageFault as fault:
             self.free(*key)
@@ -126,11 +130,18 @@ class Worker:
         self.free(frame.epoch, sequence)
         faults.append((sequence, str(fault)))
 
-    def _open(self, key: Key, capacity: int) -> int:
+    def _open(self, key: Key, frame: Forward) -> int:
         slot = self._next_slot
         self._next_slot += 1
-        self.model.open(slot, capacity)
+        if frame.position:
+            source = self._slots.get((frame.epoch, frame.source))
+            if source is None:
+                raise StageFault("the sequence that it was to begin with is gone")
+            self.model.fork(source, slot, frame.position, frame.capacity)
+        else:
+            self.model.open(slot, frame.capacity)
         self._slots[key] = slot
+        self._capacities[slot] = frame.capacity
         return slot
 
     def _rewind(self, slot: int, position: int) -> None:
@@ -146,6 +157,7 @@ class Worker:
         self._freed.append(key)
         slot = self._slots.pop(key, None)
         if slot is not None:
+            del self._capacities[slot]
             self.model.free(slot)
 
     def forget(self, epoch: int) -> None:
@@ -170,7 +182,7 @@ def sequences_of(frame: Frame) -> tuple[int, ...]:
 def answer_to(frame: Frame, hidden: Array) -> tuple[Answer, Array]:
     """What the last stage returns for a finished ``frame``: a batch whole, of a chunk its last ``want`` rows."""
     if isinstance(frame, Batch):
-        return BatchHidden(*frame), hidden
+        return frame, hidden
     wanted = hidden[len(hidden) - frame.want :]
     return (
         Hidden(

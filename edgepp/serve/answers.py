@@ -102,7 +102,7 @@ class Answers:
     def _stream(self, number: int, live: _Live, prompt: Any, options: Any, send: Send) -> None:
         asked_s = time.perf_counter()
         pipeline = self._serving.acquire(WAIT_S, lambda: live.cancelled)
-        answer = pipeline.ask(prompt, options)
+        answer = pipeline.ask(prompt, options, live.key)
         answer.timing.submitted_s = asked_s
         live.bind(answer)
         sent = 0

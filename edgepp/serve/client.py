@@ -12,7 +12,7 @@ import zmq
 
 from edgepp.cluster.discovery import Record, discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster
-from edgepp.engine.engine import FinishReason
+from edgepp.engine.live import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled

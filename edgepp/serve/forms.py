@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias, get_args
 
-from edgepp.engine.engine import FinishReason
+from edgepp.engine.live import FinishReason
 from edgepp.engine.request import MAX_BIASES, Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
@@ -101,13 +101,14 @@ def read_answered(form: Mapping[str, Any]) -> Outcome:
     try:
         taken = dict(form["timing"])
         times = [StageTimes(**_floats(one)) for one in _list(taken.pop("stages"), 1024)]
-        tokens = _whole(taken.pop("tokens"))
+        counts = {name: _whole(taken.pop(name)) for name in ("tokens", "reused", "guessed", "right")}
         stages = tuple(_stage(one) for one in _list(form["stages"], 1024))
         if form["finish_reason"] not in get_args(FinishReason) or len(times) != len(stages):
             raise RemoteProtocolError("an answer that ended in no known way")
         prompt_tokens = _whole(form["prompt_tokens"])
         sampled = tuple(_sampled(one) for one in _list(form["sampled"], 1 << 20))
-        timing = Timing(**_floats(taken), tokens=tokens, stages=times)
+        seconds: dict[str, Any] = {**_floats(taken), **counts}
+        timing = Timing(**seconds, stages=times)
         return Outcome(form["finish_reason"], prompt_tokens, timing, stages, sampled)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"an answer's outcome is malformed: {error}") from error
@@ -127,6 +128,7 @@ def _stage(form: Any) -> StageInfo:
         values[name] = _whole(values[name])
     for name in ("prefill_s", "decode_s", "hop_s", "bytes_s"):
         values[name] = float(values[name])
+    values["rewinds"] = bool(values["rewinds"])
     return StageInfo(layers=LayerRange(_whole(start), _whole(stop)), **values)
 
 

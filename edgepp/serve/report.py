@@ -38,8 +38,25 @@ def report(coordinator: Coordinator) -> dict[str, Any]:
             "last_decode_tok_s": round(timing.decode_tok_s, 3) if timing else None,
             "last_ttft_s": round(timing.ttft_s, 4) if timing else None,
         },
+        "engine": _engine(coordinator),
         "nodes": _nodes(coordinator),
         "stages": stages,
+    }
+
+
+def _engine(coordinator: Coordinator) -> dict[str, Any]:
+    """What the engine has to do, and how much of the prompts it had computed before; counts begin with the pipeline."""
+    pipeline = coordinator.serving.pipeline
+    if pipeline is None:
+        return {}
+    load = pipeline.engine.load
+    return {
+        "live": load.live,
+        "waiting": load.waiting,
+        "preempted": load.preempted,
+        "kept_positions": load.kept,
+        "prompt_tokens": load.reuse.asked,
+        "reused_tokens": load.reuse.reused,
     }
 
 

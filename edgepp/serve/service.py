@@ -48,6 +48,8 @@ class ServeOptions:
     backend: str = "auto"
     threads: int | None = None
     exact: bool = False
+    speculate: str = "lookup"
+    """See ``PipelineOptions``."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("stages", 0, 64), ("context", 1, 1 << 24), ("slots", 1, 1024)):
@@ -90,6 +92,7 @@ class Service:
             keys=identity.keys,
             context=context,
             budget=context * options.slots,
+            speculate=options.speculate,
         )
         try:
             self.serving = Serving(front, pipeline, on_event)

@@ -47,6 +47,9 @@ def report(model: Model, answer: Asked, text: str) -> dict[str, Any]:
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
+        "reused_tokens": timing.reused,
+        "guessed_tokens": timing.guessed,
+        "right_tokens": timing.right,
         "completion_tokens": len(answer.token_ids),
         "ttft_s": round(timing.ttft_s, 6),
         "decode_tok_s": round(timing.decode_tok_s, 3),
@@ -94,6 +97,11 @@ def stage_table(answer: Asked) -> str:
             f"{stage} · {stage.backend} on {stage.device} · prefill {times.prefill_s:.2f} s ·"
             f" decode {times.decode_s:.2f} s · wire {times.wire_s:.2f} s"
         )
+    timing = answer.timing
+    lines.append(
+        f"{timing.reused} of the prompt's {answer.prompt_tokens} tokens were still there ·"
+        f" {timing.right} of {timing.guessed} guessed tokens were right"
+    )
     return "\n".join(lines)
 
 

@@ -94,6 +94,10 @@ def picture(state: Mapping[str, Any]) -> Group:
     )
     if answers["last_decode_tok_s"]:
         head.append(f" · last {answers['last_decode_tok_s']:.1f} token/s, first after {answers['last_ttft_s']:.2f} s")
+    engine = state["engine"]
+    if engine.get("prompt_tokens"):
+        hit = engine["reused_tokens"] / engine["prompt_tokens"]
+        head.append(f" · {100 * hit:.0f} % of the prompts' tokens reused, {engine['waiting']} waiting")
     lines: list[Any] = [head]
     if state["reason"]:
         lines.append(Text(str(state["reason"]), style="yellow"))

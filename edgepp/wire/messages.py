@@ -1,4 +1,4 @@
-"""The whole protocol of edgepp, version 2.
+"""The whole protocol of edgepp, version 3.
 
 A message is a ZeroMQ multipart message: one msgpack header, then, for ``Forward`` and ``Hidden``, the raw tensor frames
 of the codec that the header names. The header is an array ``[version, kind, field, …]`` with the fields in the order in
@@ -17,12 +17,13 @@ A stage binds two ROUTER sockets; a coordinator binds none. Every connection is 
         Echo         ► Echo              reachable, and how far? (asked by whoever connects, on the same sockets)
         Forward      ► Forward           hidden states of T positions, before a stage's layers
                      ► Hidden            the last stage's answer, on the connection that the coordinator opened
-        Batch        ► Batch             hidden states of one position each of several sequences that decode together
-                     ► BatchHidden       the last stage's answer
+        Batch        ► Batch             hidden states of one position each of several sequences that decode together;
+                                         the last stage's answer is a Batch too
 
 The data ring is one-way and in order; sequences are numbered by the coordinator and never reused within an epoch.
 ``Forward.position`` says where its first row belongs: a stage that holds more positions truncates to it first, one that
-holds fewer answers with ``Fault``. Position 0 opens a sequence. A row of a ``Batch`` that cannot be run is taken out,
+holds fewer answers with ``Fault``. Position 0 opens a sequence; so does a later one with a ``source``, whose first
+positions are copied. A row of a ``Batch`` that cannot be run is taken out,
 and the rest goes on. A frame of an epoch or sequence that a stage does not know is dropped and counted: after a cancel
 that is the normal course of things.
 
@@ -58,7 +59,7 @@ import msgpack
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
 from edgepp.wire.layout import Layout
 
-VERSION = 2
+VERSION = 3
 MAX_HEADER_BYTES = 4096
 CONTROL_FRAME_BYTES = 1 << 16
 """The longest frame that a control socket takes."""
@@ -125,6 +126,8 @@ class Welcome(NamedTuple):
     """Measured microseconds a token of a prefill chunk."""
     decode_us: Count
     """Measured microseconds of a decode step."""
+    rewinds: bool
+    """Whether its sequences can go back to any position, and begin as copies of others."""
 
 
 class Attach(NamedTuple):
@@ -208,7 +211,8 @@ class Forward(NamedTuple):
 
     ``step`` is the coordinator's running number, which ``Hidden`` repeats. ``want`` is how many of the last rows the
     coordinator wants back: 1 to sample from, 0 for a chunk in mid-prompt, whose empty ``Hidden`` only acknowledges it.
-    ``capacity`` is the most positions the sequence may reach.
+    ``capacity`` is the most positions the sequence may reach. A stage that does not know the sequence begins it with
+    the first ``position`` positions of the sequence ``source``; 0 is none.
     """
 
     epoch: Id
@@ -216,6 +220,7 @@ class Forward(NamedTuple):
     step: Id
     position: Count
     capacity: Count
+    source: Id
     want: Rows
     rows: Rows
     width: Width
@@ -421,25 +426,7 @@ class Answered(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Hidden states (B, width), row i for position ``positions[i]`` of ``sequences[i]``; all of them return."""
-
-    epoch: Id
-    step: Id
-    sequences: Ids
-    positions: Ids
-    width: Width
-    dtype: Dtype
-    codec: Codec
-    compute_us: Micros
-
-    @property
-    def rows(self) -> int:
-        """B."""
-        return len(self.sequences)
-
-
-class BatchHidden(NamedTuple):
-    """The hidden states (B, width) of a ``Batch`` behind the last layer, of those sequences that came through."""
+    """Hidden states (B, width), row i for position ``positions[i]`` of ``sequences[i]``; what comes through returns."""
 
     epoch: Id
     step: Id
@@ -471,7 +458,6 @@ Message: TypeAlias = (
     | Forward
     | Hidden
     | Batch
-    | BatchHidden
     | Enrol
     | Enrolled
     | Beat

@@ -72,8 +72,8 @@ def test_steps_come_back_in_order_with_what_was_wanted(ring: Ring) -> None:
     ring.send(Send(2, 0, 64, 3, hidden[:4]))
     ring.send(Send(1, 5, 64, 1, hidden[5:]))
     events = _returned(ring, 3)
-    came = [(event.sequences, event.ends, len(event.hidden)) for event in events]
-    assert came == [((1,), (5,), 0), ((2,), (4,), 3), ((1,), (12,), 1)]
+    came = [(event.sequences, event.positions, len(event.hidden)) for event in events]
+    assert came == [((1,), 5, 0), ((2,), 4, 3), ((1,), 7, 1)]
     for event in events:
         assert len(event.compute_s) == 2
         assert event.ring_s >= sum(event.compute_s) * 0.9
@@ -101,6 +101,32 @@ def test_a_gap_fails_that_sequence_only(ring: Ring) -> None:
     assert "positions 3 to 6 of the sequence never arrived" in str(failed.error)
     ring.send(Send(2, 3, 64, 1, _hidden(1)))
     assert _returned(ring)[0].sequences == (2,)
+
+
+def test_a_sequence_begins_with_another_ones_positions(ring: Ring) -> None:
+    prompt, other = _hidden(10), _hidden(6, seed=1)
+    ring.send(Send(1, 0, 64, 0, prompt))
+    ring.send(Send(2, 4, 64, 6, other, source=1))
+    ring.send(Send(1, 10, 64, 1, other[:1]))
+    ring.send(Send(3, 0, 64, 0, prompt[:4]))
+    ring.send(Send(3, 4, 64, 6, other))
+    events = _returned(ring, 5)
+    np.testing.assert_allclose(events[1].hidden, events[4].hidden, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_whose_source_is_gone_fails_and_no_other(ring: Ring) -> None:
+    ring.send(Send(1, 0, 64, 0, _hidden(10)))
+    ring.send(Send(2, 4, 64, 1, _hidden(1), source=7))
+    ring.send(Send(1, 10, 64, 1, _hidden(1)))
+    events = _events(ring, 3)
+    assert [event.sequence for event in events if isinstance(event, Failed)] == [2]
+    assert [event.sequences for event in events if isinstance(event, Returned)] == [(1,), (1,)]
+
+
+def test_a_sequence_may_be_given_more_room(ring: Ring) -> None:
+    ring.send(Send(1, 0, 4, 1, _hidden(4)))
+    ring.send(Send(1, 4, 9, 1, _hidden(5)))
+    assert [event.positions for event in _returned(ring, 2)] == [4, 5]
 
 
 def test_a_step_beyond_the_capacity_fails(ring: Ring) -> None:
@@ -135,7 +161,7 @@ def test_a_batch_gives_each_sequence_what_it_gets_alone(ring: Ring) -> None:
     for row, (sequence, position) in enumerate(((6, 5), (4, 3), (5, 4))):
         ring.send(Send(sequence, position, 64, 1, rows[row : row + 1]))
     together, *alone = _returned(ring, 4)
-    assert (together.sequences, together.ends) == ((3, 1, 2), (6, 4, 5))
+    assert (together.sequences, together.positions) == ((3, 1, 2), 1)
     for row, event in enumerate(alone):
         np.testing.assert_allclose(together.hidden[row], event.hidden[0], rtol=1e-4, atol=1e-4)
 
@@ -149,7 +175,7 @@ def test_who_cannot_take_part_is_left_out_of_a_batch(ring: Ring) -> None:
     assert failed.sequence == 1
     assert "positions 3 to 8 of the sequence never arrived" in str(failed.error)
     (returned,) = [event for event in events if isinstance(event, Returned)]
-    assert (returned.sequences, returned.ends, len(returned.hidden)) == ((2,), (5,), 1)
+    assert (returned.sequences, returned.positions, len(returned.hidden)) == ((2,), 1, 1)
 
 
 def test_a_full_sequence_does_not_stop_the_others(ring: Ring) -> None:

@@ -37,7 +37,7 @@ class WedgedStage(threading.Thread):
         self._busy_us = 0
         port = self._data.address.port
         welcome = Welcome(
-            "fake", 1, port, "m", "f" * 16, "", 0, 4, 4, 8, 64, "onnx", "cpu", "float32", False, 8, 1, 100, 100
+            "fake", 1, port, "m", "f" * 16, "", 0, 4, 4, 8, 64, "onnx", "cpu", "float32", False, 8, 1, 100, 100, True
         )
         self._welcome = welcome._replace(**changes)  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ OPTIONS = GenerateOptions(
 )
 HELD = GenerateOptions(9, constraint=Constraint("regex", "[a-z]+é"))
 STAGE = StageInfo(0, LayerRange(0, 4), "mini", "10.0.0.2:4000", 7, "onnx", "cpu", 64, 4096, 0.001, 0.01, 0.0002, 1e8)
-OUTCOME = Outcome("stop", 12, Timing(1.0, 1.5, 2.5, 9, [StageTimes(0.1, 0.2, 0.3)]), (STAGE,))
+OUTCOME = Outcome("stop", 12, Timing(1.0, 1.5, 2.5, 9, stages=[StageTimes(0.1, 0.2, 0.3)]), (STAGE,))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),

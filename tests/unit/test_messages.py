@@ -105,5 +105,5 @@ def test_a_bool_is_not_a_number() -> None:
 
 
 def test_a_decode_header_is_small() -> None:
-    frame = Forward(1 << 61, 12, 9999, 4000, 5000, 1, 1, 8192, "bfloat16", "none", (5000, 5000, 5000))
+    frame = Forward(1 << 61, 12, 9999, 4000, 5000, 0, 1, 1, 8192, "bfloat16", "none", (5000, 5000, 5000))
     assert len(encode(frame)) < 100

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -10,18 +11,27 @@ from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler, Step
 from edgepp.errors import LocalProtocolError
 
 
-class Ring:
-    """Returns steps in order, and notes what each request was sent."""
+@dataclass(frozen=True)
+class Fixed:
+    """Chunks of the same length always."""
 
-    def __init__(self, scheduler: Scheduler, wanted: int) -> None:
+    chunk: int
+    beside: int = 1 << 30
+
+
+class Ring:
+    """Returns steps in order, and notes what each request was sent; so many guesses of a lone one are right."""
+
+    def __init__(self, scheduler: Scheduler, wanted: int, right: int = 0) -> None:
         self.scheduler = scheduler
         self.wanted = wanted
+        self.right = right
         self.steps: deque[Step] = deque()
         self.sent: dict[int, list[tuple[int, int, bool]]] = {}
         self.tokens: dict[int, int] = {}
 
-    def add(self, request: int, prompt: int) -> None:
-        self.scheduler.add(request, prompt)
+    def add(self, request: int, prompt: int, held: int = 0) -> None:
+        self.scheduler.add(request, prompt, held)
         self.sent[request], self.tokens[request] = [], 0
 
     def send(self) -> bool:
@@ -34,13 +44,16 @@ class Ring:
         return True
 
     def give_back(self) -> None:
-        for request, _, stop, _ in _parts(self.steps.popleft()):
-            if self.scheduler.returned(request, stop):
-                self.tokens[request] += 1
+        step = self.steps.popleft()
+        for request, _, stop, _ in _parts(step):
+            if self.scheduler.returned(request):
+                guessed = self.right if isinstance(step, MicroBatch) and step.guesses else 0
+                tokens = min(1 + guessed, self.wanted - self.tokens[request])
+                self.tokens[request] += tokens
+                self.scheduler.sampled(request, tokens)
+                assert self.scheduler.sent(request) == stop + tokens - 1
                 if self.tokens[request] == self.wanted:
-                    self.scheduler.remove(request)
-                else:
-                    self.scheduler.sampled(request)
+                    assert self.scheduler.remove(request) == 0
 
     def run(self) -> None:
         while len(self.scheduler):
@@ -60,25 +73,28 @@ def _parts(step: Step) -> list[tuple[int, int, int, bool]]:
     st.integers(1, 5),
     st.integers(1, 16),
     st.integers(1, 16),
-    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 40)), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 40), st.integers(0, 59)), min_size=1, max_size=8),
     st.integers(1, 5),
+    st.integers(0, 3),
 )
 def test_every_request_is_sent_whole_in_order_and_ends(
-    stages: int, chunk: int, beside: int, prompts: list[tuple[int, int]], wanted: int
+    stages: int, chunk: int, beside: int, prompts: list[tuple[int, int, int]], wanted: int, right: int
 ) -> None:
-    ring = Ring(Scheduler(stages, chunk, beside), wanted)
-    arriving = sorted((when, prompt, request) for request, (prompt, when) in enumerate(prompts))
+    ring = Ring(Scheduler(stages, Fixed(chunk, min(chunk, beside))), wanted, right)
+    arriving = sorted((when, prompt, min(held, prompt - 1), n) for n, (prompt, when, held) in enumerate(prompts))
     for now in range(41):
         while arriving and arriving[0][0] == now:
-            _, prompt, request = arriving.pop(0)
-            ring.add(request, prompt)
+            _, prompt, held, request = arriving.pop(0)
+            ring.add(request, prompt, held)
         if not ring.send() and ring.steps:
             ring.give_back()
     ring.run()
-    for request, (prompt, _) in enumerate(prompts):
+    for request, (prompt, _, held) in enumerate(prompts):
         steps = ring.sent[request]
-        assert [start for start, _, _ in steps] == [0, *(stop for _, stop, _ in steps[:-1])]
-        assert steps[-1][1] == prompt + wanted - 1
+        assert steps[0][0] == min(held, prompt - 1)
+        if not right:
+            assert [start for start, _, _ in steps[1:]] == [stop for _, stop, _ in steps[:-1]]
+            assert steps[-1][1] == prompt + wanted - 1
         prefill = [step for step in steps if step[0] < prompt]
         assert all(stop - start <= chunk for start, stop, _ in prefill)
         assert [last for _, _, last in prefill] == [False] * (len(prefill) - 1) + [True]
@@ -87,14 +103,14 @@ def test_every_request_is_sent_whole_in_order_and_ends(
 
 def _decoding(requests: int, stages: int) -> Scheduler:
     """A scheduler whose requests all have their first token and wait to send it."""
-    scheduler = Scheduler(stages, chunk=8)
+    scheduler = Scheduler(stages, Fixed(8))
     for request in range(requests):
         scheduler.add(request, 8)
     came: list[int] = []
     while len(came) < requests:
         step = scheduler.next_step()
         assert isinstance(step, Chunk)
-        assert scheduler.returned(step.request, 8)
+        assert scheduler.returned(step.request)
         came.append(step.request)
     for request in came:
         scheduler.sampled(request)
@@ -115,7 +131,7 @@ def test_latecomers_wait_for_a_batch_rather_than_splitting_them_up() -> None:
     assert isinstance(first, MicroBatch)
     assert isinstance(second, MicroBatch)
     for request in first.requests:
-        assert scheduler.returned(request, 9)
+        assert scheduler.returned(request)
         scheduler.sampled(request)
     third = scheduler.next_step()
     assert isinstance(third, MicroBatch)
@@ -127,33 +143,33 @@ def test_latecomers_wait_for_a_batch_rather_than_splitting_them_up() -> None:
 
 
 def test_chunks_follow_each_other_without_waiting_up_to_the_window() -> None:
-    scheduler = Scheduler(stages=2, chunk=10)
+    scheduler = Scheduler(2, Fixed(10))
     scheduler.add(1, 100)
     sent = [scheduler.next_step() for _ in range(5)]
     assert [step.stop for step in sent if isinstance(step, Chunk)] == [10, 20, 30, 40]
     assert sent[-1] is None
-    scheduler.returned(1, 10)
+    scheduler.returned(1)
     assert scheduler.next_step() == Chunk(1, 40, 50, last=False)
 
 
 def test_a_decode_step_goes_before_a_prompt_and_one_small_chunk_behind_it() -> None:
-    scheduler = Scheduler(stages=2, chunk=40, beside=4)
+    scheduler = Scheduler(2, Fixed(40, 4))
     scheduler.add(1, 4)
     scheduler.next_step()
     scheduler.add(2, 100)
-    assert scheduler.returned(1, 4)
+    assert scheduler.returned(1)
     scheduler.sampled(1)
-    assert scheduler.next_step() == MicroBatch((1,), (4,))
+    assert scheduler.next_step() == MicroBatch((1,), (4,), guesses=True)
     assert scheduler.next_step() == Chunk(2, 0, 4, last=False)
     assert scheduler.next_step() is None
-    assert scheduler.returned(1, 5)
+    assert scheduler.returned(1)
     scheduler.sampled(1)
-    assert scheduler.next_step() == MicroBatch((1,), (5,))
+    assert scheduler.next_step() == MicroBatch((1,), (5,), guesses=True)
     assert scheduler.next_step() == Chunk(2, 4, 8, last=False)
 
 
 def test_prompts_take_turns() -> None:
-    scheduler = Scheduler(stages=3, chunk=4)
+    scheduler = Scheduler(3, Fixed(4))
     scheduler.add(1, 100)
     scheduler.add(2, 100)
     sent = [scheduler.next_step() for _ in range(4)]
@@ -161,18 +177,31 @@ def test_prompts_take_turns() -> None:
 
 
 def test_removing_a_request_frees_its_place_in_the_window() -> None:
-    scheduler = Scheduler(stages=1, chunk=4)
+    scheduler = Scheduler(1, Fixed(4))
     scheduler.add(1, 100)
     scheduler.add(2, 4)
     assert scheduler.next_step()
     scheduler.remove(1)
     assert scheduler.next_step() == Chunk(2, 0, 4, last=True)
-    assert not scheduler.returned(1, 4)
 
 
 def test_what_cannot_happen_is_refused() -> None:
-    scheduler = Scheduler(stages=1, chunk=4)
+    scheduler = Scheduler(1, Fixed(4))
     scheduler.add(1, 8)
     scheduler.next_step()
     with pytest.raises(LocalProtocolError, match="SAMPLED cannot happen to a request in PREFILL"):
         scheduler.sampled(1)
+
+
+def test_guesses_that_were_right_move_a_request_on() -> None:
+    scheduler = _decoding(1, stages=2)
+    assert scheduler.next_step() == MicroBatch((0,), (8,), guesses=True)
+    assert scheduler.returned(0)
+    scheduler.sampled(0, tokens=4)
+    assert scheduler.next_step() == MicroBatch((0,), (12,), guesses=True)
+
+
+def test_only_requests_that_travel_alone_take_guesses_along() -> None:
+    scheduler = _decoding(3, stages=2)
+    steps = [scheduler.next_step() for _ in range(2)]
+    assert [step.guesses for step in steps if isinstance(step, MicroBatch)] == [False, False]

@@ -1,0 +1,235 @@
+"""Who may begin, who waits, who must give way, and what is kept: the engine's KV positions. Pure.
+
+All sequences together, live ones and those kept for their prefixes, hold at most ``budget`` positions. Kept ones give
+way first, then the live request that came last: it loses its keys and values, not its tokens, and begins again when
+there is room. The first to come never gives way, so every request ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from edgepp.engine.live import Request
+from edgepp.engine.prefix import LEAST, PrefixCache, common
+from edgepp.errors import EdgeppError
+
+MOST_WAITING = 256
+"""Requests that wait for room; more are refused."""
+HEADROOM = 64
+"""Positions that must be free beside its own for a request to begin, lest it give way at once."""
+
+
+@dataclass
+class Reuse:
+    """How much of the prompts was not computed anew, in tokens."""
+
+    asked: int = 0
+    reused: int = 0
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What a request may begin with: ``length`` positions of ``source``; all of it ``moves`` or it is copied."""
+
+    source: int = 0
+    length: int = 0
+    moves: bool = False
+
+
+class Ledger:
+    """Every request of an engine, by what it holds."""
+
+    def __init__(self, budget: int | None, spare: int, sent: Callable[[int], int], *, shares: bool) -> None:
+        """``budget`` positions in all; without one, ``spare`` are kept beside the live requests.
+
+        ``sent`` tells how many positions of a live sequence the stages hold. Unless it ``shares``, nothing is kept.
+        """
+        self._budget = budget
+        self._spare = spare
+        self._sent = sent
+        self._shares = shares
+        self._numbers = itertools.count(1)
+        self._waiting: list[Request] = []
+        self._prefixes = PrefixCache()
+        self._draining: dict[int, tuple[Request, int, int]] = {}
+        self._freed: list[int] = []
+        self.live: dict[int, Request] = {}
+        """By sequence."""
+        self.reuse = Reuse()
+
+    @property
+    def waiting(self) -> tuple[Request, ...]:
+        """Those that have not begun, in the order in which they came."""
+        return tuple(self._waiting)
+
+    @property
+    def kept(self) -> int:
+        """Positions kept for prompts to come."""
+        return self._prefixes.positions
+
+    def wait(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            EdgeppError: too many are waiting.
+        """
+        if len(self._waiting) >= MOST_WAITING:
+            raise EdgeppError(f"{MOST_WAITING} requests are waiting already", "ask again later")
+        self._waiting.append(request)
+
+    def withdraw(self, request: Request) -> bool:
+        """Forget a request that waits; whether it did."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+            return True
+        return False
+
+    def begin(self) -> Iterator[tuple[Request, int]]:
+        """Those whose turn it is, as far as the budget goes, and how many positions of each are computed already.
+
+        These are its sequence's own, or to be copied from its source.
+        """
+        passed: set[int] = set()
+        while (request := self._next(passed)) is not None:
+            if not self._fits(request):
+                return
+            match = self._match(request)
+            if match is None:
+                passed.add(request.id)  # what it will share is being computed just now
+                continue
+            self._waiting.remove(request)
+            yield self._start(request, match)
+
+    def leave(self, request: Request, held: int, in_ring: int) -> None:
+        """A live request has ended: the stages hold ``held`` positions, and ``in_ring`` steps of it are in the ring."""
+        del self.live[request.sequence]
+        if in_ring and self._shares:
+            self._draining[request.sequence] = (request, held, in_ring)
+        else:
+            self._keep(request, held)
+
+    def returned(self, sequence: int) -> None:
+        """A step of an ended request came back; when it was the last, the sequence may serve others."""
+        if sequence in self._draining:
+            request, held, in_ring = self._draining.pop(sequence)
+            if in_ring > 1:
+                self._draining[sequence] = (request, held, in_ring - 1)
+            else:
+                self._keep(request, held)
+
+    def lost(self, sequence: int) -> Request | None:
+        """The stages have no use for a sequence any more; its request if it was live."""
+        self._draining.pop(sequence, None)
+        self._freed.append(sequence)
+        return self.live.pop(sequence, None)
+
+    def again(self, request: Request) -> None:
+        """A live request loses what the stages hold of it and waits to begin anew, before those that came later."""
+        self.lost(request.sequence)
+        request.sequence, request.source, request.guesses, request.decoding = 0, 0, (), False
+        later = [at for at, other in enumerate(self._waiting) if other.id > request.id]
+        self._waiting.insert(later[0] if later else len(self._waiting), request)
+
+    def squeeze(self) -> Iterator[Request]:
+        """Bring what is held within the budget; yields each who must give way for it, before it waits again."""
+        while self._excess() > 0:
+            if len(self._prefixes):
+                self._freed.append(self._prefixes.evict())
+            elif self._draining:
+                self.lost(next(iter(self._draining)))
+            elif len(self.live) > 1:
+                last = max(self.live.values(), key=lambda request: request.id)
+                yield last
+                self.again(last)
+            else:
+                return
+
+    def clear(self) -> bool:
+        """Keep nothing for prompts to come; whether there was anything."""
+        had = bool(len(self._prefixes))
+        while len(self._prefixes):
+            self._freed.append(self._prefixes.evict())
+        return had
+
+    def freed(self) -> list[int]:
+        """Sequences that the stages are to forget, each named once."""
+        freed, self._freed = self._freed, []
+        return freed
+
+    def _next(self, passed: set[int]) -> Request | None:
+        """The oldest that waits of the owner who has least under way; who had begun already goes before all others."""
+        held: dict[str, int] = {}
+        for request in self.live.values():
+            held[request.owner] = held.get(request.owner, 0) + len(request.ids)
+        candidates = (request for request in self._waiting if request.id not in passed)
+        return min(
+            candidates, key=lambda request: (not request.tokens, held.get(request.owner, 0), request.id), default=None
+        )
+
+    def _match(self, request: Request) -> _Match | None:
+        """What a request may begin with; None where more of it will be there soon."""
+        best = _Match()
+        if not self._shares or request.alone:
+            return best
+        ids = request.known(len(request.ids) - 1)  # the last one is computed, since its hidden state is wanted
+        found = self._prefixes.find(request.owner, ids)
+        if found is not None:
+            kept, length = found
+            best = _Match(kept.sequence, length, self._moves(len(kept.ids), length, len(ids)))
+        for live in self.live.values():
+            if live.owner != request.owner:
+                continue
+            sent = self._sent(live.sequence)
+            shared = common(live.known(min(len(live.ids), len(ids))), ids)
+            if min(shared, sent) > best.length and min(shared, sent) >= LEAST:
+                best = _Match(live.sequence, min(shared, sent))
+            if not live.decoding and shared > max(sent, best.length, LEAST):
+                return None
+        return best
+
+    def _moves(self, kept: int, shared: int, needed: int) -> bool:
+        """Whether a kept sequence goes over: the rest of it is little, or there is no room for both."""
+        room = self._budget is None or self._held + self._idle + needed + HEADROOM <= self._budget
+        return not room or kept - shared <= kept // 4
+
+    @property
+    def _held(self) -> int:
+        """Positions of the live requests, with their step in the ring."""
+        return sum(len(request.ids) + 1 + len(request.guesses) for request in self.live.values())
+
+    def _fits(self, request: Request) -> bool:
+        if self._budget is None or not self.live:
+            return True
+        return self._held + min(len(request.ids) + HEADROOM, request.capacity) <= self._budget
+
+    def _start(self, request: Request, match: _Match) -> tuple[Request, int]:
+        if match.moves:
+            self._prefixes.take(match.source)
+            request.sequence = match.source
+        else:
+            request.sequence = next(self._numbers)
+        self.live[request.sequence] = request
+        if not request.tokens:
+            self.reuse.asked += request.prompt
+            self.reuse.reused += match.length
+            request.timing.reused = match.length
+        request.source = 0 if match.moves else match.source
+        return request, match.length
+
+    def _keep(self, request: Request, held: int) -> None:
+        if self._shares:
+            self._freed += self._prefixes.keep(request.sequence, request.owner, request.ids[:held])
+        else:
+            self._freed.append(request.sequence)
+
+    @property
+    def _idle(self) -> int:
+        """Positions that nobody's answer needs."""
+        return self.kept + sum(held for _, held, _ in self._draining.values())
+
+    def _excess(self) -> int:
+        if self._budget is None:
+            return self._idle - self._spare if self._idle else 0
+        return self._held + self._idle - self._budget

@@ -1,0 +1,110 @@
+"""A request as the engine knows it: its tokens so far, and what draws and guesses the next ones."""
+
+from __future__ import annotations
+
+import queue
+import time
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from edgepp.engine.draft import MOST_GUESSES, Costs, Draft, Pace
+from edgepp.engine.prefix import Ids
+from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
+from edgepp.errors import EdgeppError
+from edgepp.model.checkpoint import Array
+
+FinishReason = Literal["stop", "length", "cancelled"]
+Event: TypeAlias = "int | FinishReason | EdgeppError"
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt and what has become of it. Its queue yields token ids, then a reason or an error."""
+
+    id: int
+    """Its number in order of arrival."""
+    owner: str
+    """Who asks: only what the same owner asked before may serve it."""
+    ids: list[int]
+    """Prompt and answer so far."""
+    prompt: int
+    """Tokens of the prompt."""
+    options: GenerateOptions
+    eos: frozenset[int]
+    timing: Timing
+    sampler: Sampler
+    draft: Draft | None = None
+    pace: Pace = field(default_factory=Pace)
+    sequence: int = 0
+    """Its number on the stages; another after each time that it had to begin again, and 0 while it waits."""
+    source: int = 0
+    """The sequence that it begins as a copy of, until the first of its steps has come back."""
+    alone: bool = False
+    """Whether it is to begin with nothing shared, since it failed once."""
+    decoding: bool = False
+    """Whether all that was known when it began has been computed."""
+    guesses: tuple[int, ...] = ()
+    """What its step in the ring carries beside its newest token."""
+    sent_s: float = 0.0
+    """When that step left."""
+    sampled: list[Sampled] = field(default_factory=list)
+    """One for each token, where log-probabilities were asked for."""
+    events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    _array: Ids = field(default_factory=lambda: np.empty(0, np.int32))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.ids) - self.prompt
+
+    @property
+    def capacity(self) -> int:
+        """The most positions that its caches may hold."""
+        return self.prompt + self.options.max_tokens
+
+    def guess(self, costs: Costs) -> tuple[int, ...]:
+        """Tokens that may well come next, as many as pay."""
+        room = min(MOST_GUESSES, self.options.max_tokens - self.tokens - 1)
+        forced = self.sampler.forced()[: max(0, room)]
+        if forced or self.draft is None:
+            return tuple(forced)
+        most = min(room, self.pace.most(costs))
+        return tuple(self.draft.propose(self.ids, most)) if most > 0 else ()
+
+    def take(self, logits: Array) -> tuple[list[int], FinishReason | None]:
+        """Draw tokens from ``logits`` (1 + G, V): behind the newest token, and behind each of the G guesses.
+
+        A guess counts only if it is what would have been drawn, so the answer is the same with and without. Returns
+        the tokens, and why the answer ends with them if it does.
+
+        Raises:
+            EdgeppError: the options do not fit the model, or the constraint became too complex.
+        """
+        drawn: list[int] = []
+        self.timing.guessed += len(self.guesses)
+        for row, guessed in zip(logits, (*self.guesses, None), strict=True):
+            sampled = self.sampler(row, self.ids[-REPETITION_CONTEXT:])
+            if sampled.token in self.eos:
+                return drawn, "stop"
+            self.timing.token(time.perf_counter())
+            self.ids.append(sampled.token)
+            drawn.append(sampled.token)
+            if self.options.sampling.logprobs is not None:
+                self.sampled.append(sampled)
+            if self.sampler.done:
+                return drawn, "stop"
+            if self.tokens == self.options.max_tokens:
+                return drawn, "length"
+            if sampled.token != guessed:
+                break
+            self.timing.right += 1
+        return drawn, None
+
+    def known(self, length: int) -> Ids:
+        """Its first ``length`` tokens."""
+        if len(self._array) < length:
+            self._array = np.asarray(self.ids, np.int32)
+        return self._array[:length]

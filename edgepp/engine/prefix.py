@@ -1,0 +1,88 @@
+"""Sequences that the stages keep after their end, so that what two prompts share is computed once. Pure.
+
+A conversation's next turn begins with all of the one before; many prompts begin with one system prompt. What is kept is
+known by its owner and its token ids, compared token by token: a hit is as long as what is really shared, not rounded to
+blocks, and nobody learns from a fast answer what another has asked. The least recently used goes first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+LEAST = 16
+"""Tokens in common below which a prompt is rather computed."""
+MOST_KEPT = 64
+"""Sequences kept at a time."""
+
+Ids: TypeAlias = npt.NDArray[np.int32]
+
+
+def common(one: Ids, other: Ids) -> int:
+    """How many tokens two texts begin with in common."""
+    length = min(len(one), len(other))
+    differ = one[:length] != other[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A sequence that has ended: the stages hold the keys and values of exactly ``ids``."""
+
+    sequence: int
+    owner: str
+    ids: Ids
+
+
+class PrefixCache:
+    """The kept sequences, least recently used first."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, Kept] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def positions(self) -> int:
+        """Positions that all of them hold."""
+        return sum(len(kept.ids) for kept in self._kept.values())
+
+    def keep(self, sequence: int, owner: str, tokens: Sequence[int]) -> list[int]:
+        """Remember an ended sequence; which sequences are now to be freed, itself perhaps among them."""
+        ids = np.asarray(tokens, np.int32)
+        covered = [kept.sequence for kept in self._of(owner) if common(kept.ids, ids) == len(kept.ids)]
+        if len(ids) < LEAST or any(common(kept.ids, ids) == len(ids) for kept in self._of(owner)):
+            return [sequence]
+        for number in covered:
+            del self._kept[number]
+        self._kept[sequence] = Kept(sequence, owner, ids)
+        return covered + ([self.evict()] if len(self._kept) > MOST_KEPT else [])
+
+    def find(self, owner: str, ids: Ids) -> tuple[Kept, int] | None:
+        """The kept sequence of ``owner`` that begins most like ``ids``, and how many tokens that is."""
+        found = max(((common(kept.ids, ids), kept) for kept in self._of(owner)), key=_length, default=None)
+        if found is None or found[0] < LEAST:
+            return None
+        self._kept.move_to_end(found[1].sequence)
+        return found[1], found[0]
+
+    def take(self, sequence: int) -> None:
+        """Forget a sequence, which goes on as another request's."""
+        del self._kept[sequence]
+
+    def evict(self) -> int:
+        """Forget the least recently used; its number."""
+        return self._kept.popitem(last=False)[0]
+
+    def _of(self, owner: str) -> list[Kept]:
+        return [kept for kept in self._kept.values() if kept.owner == owner]
+
+
+def _length(found: tuple[int, Kept]) -> int:
+    return found[0]

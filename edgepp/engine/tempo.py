@@ -1,0 +1,53 @@
+"""How many tokens of a prompt go in one step, by what steps are measured to take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgepp.engine.ring import StageInfo
+
+_STEP_S = 2.0
+_STEPS_BESIDE = 1
+_LEAST_BESIDE = 4
+_SMOOTHING = 0.2
+
+
+class Tempo:
+    """The lengths of prefill chunks."""
+
+    def __init__(self, stages: Sequence[StageInfo]) -> None:
+        slowest = max(stages, key=lambda stage: stage.decode_s)
+        self._decode_s, self._token_s = slowest.decode_s, slowest.prefill_s
+        self._chunk = _chunk(stages)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk where nobody decodes."""
+        return self._chunk
+
+    @property
+    def beside(self) -> int:
+        """Tokens of a chunk that goes between decode steps: it takes a stage about as long as one of them."""
+        if not self._token_s:
+            return min(_LEAST_BESIDE, self._chunk)
+        return max(1, min(self._chunk, max(_LEAST_BESIDE, int(_STEPS_BESIDE * self._decode_s / self._token_s))))
+
+    def decoded(self, compute_s: Sequence[float]) -> None:
+        """Learn from a decode step, by what each stage took."""
+        self._decode_s += _SMOOTHING * (max(compute_s) - self._decode_s)
+
+    def prefilled(self, tokens: int, compute_s: Sequence[float]) -> None:
+        """Learn from a chunk: the longer what stands before it, the longer it takes."""
+        self._token_s += _SMOOTHING * (max(compute_s) / tokens - self._token_s)
+
+
+def _chunk(stages: Sequence[StageInfo]) -> int:
+    """Tokens of a chunk where nobody decodes.
+
+    A pipeline waits one chunk a stage to fill, so it takes them half as long as is efficient; and none takes longer to
+    go round than ``_STEP_S`` by the stages' measured speeds, so that a wedged stage is told from a slow one in time.
+    """
+    efficient = min(stage.chunk for stage in stages)
+    wanted = efficient if len(stages) == 1 else efficient // 2
+    token_s = sum(stage.prefill_s for stage in stages)
+    return max(1, min(wanted, int(_STEP_S / token_s) if token_s else wanted))
