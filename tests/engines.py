@@ -56,7 +56,7 @@ def local_engine(
                 checkpoint.context,
                 0.0,
                 0.0,
-                model.rewinds,
+                rewinds=model.rewinds,
             )
             stages.append((info, model))
         return Parts(LocalRing(stages), backend.choose(backends[0], checkpoint).load_ends(checkpoint, options), draft)

@@ -39,12 +39,12 @@ class StageInfo:
     """Measured seconds a token of a prefill chunk."""
     decode_s: float
     """Measured seconds of a decode step."""
-    rewinds: bool = True
-    """Whether its sequences can go back to any position, and begin as copies of others."""
     hop_s: float = 0.0
     """One-way seconds of a hidden state on the link into this stage; the last stage's includes the way back."""
     bytes_s: float = 0.0
     """Measured bytes a second on the link from the stage before; 0 where that was not measured."""
+    rewinds: bool = True
+    """Whether its sequences can go back to any position, and begin as copies of others."""
 
     def __str__(self) -> str:
         where = f" at {self.address}" if self.address else ""

@@ -208,7 +208,7 @@ def test_hostile_bytes_are_counted_and_the_stage_lives_on(
 ) -> None:
     stranger = knock(pair[0])
     before = stranger.state().dropped
-    good = Forward(1, 1, 0, 0, 16, 1, 1, TINY.hidden, "float32", "none", ())
+    good = Forward(1, 1, 0, 0, 16, 0, 1, 1, TINY.hidden, "float32", "none", ())
     attach = Attach(1, 0, "", "", b"cstranger".hex(), "none")
     stranger.send_control(encode(attach))
     hostile: list[list[bytes]] = [
@@ -223,11 +223,11 @@ def test_hostile_bytes_are_counted_and_the_stage_lives_on(
         [encode(good), b"\0" * (TINY.hidden * 4 + 1)],
         [encode(good), b"\0" * (TINY.hidden * 4), b"\0"],
         [encode(good)] + [b""] * 9,
-        [encode(Forward(1, 1, 0, 0, 16, 1, 1, TINY.hidden + 1, "float32", "none", ())), b"\0" * (TINY.hidden * 4 + 4)],
-        [encode(Forward(1, 1, 0, 0, 16, 2, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
-        [encode(Forward(99, 1, 0, 0, 16, 1, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
-        [encode(Forward(1, 1, 0, 5, 16, 1, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
-        [encode(Forward(1, 1, 0, 0, 16, 1, 1, TINY.hidden, "float32", "zstd", ())), b"\0" * 64],
+        [encode(good._replace(width=TINY.hidden + 1)), b"\0" * (TINY.hidden * 4 + 4)],
+        [encode(Forward(1, 1, 0, 0, 16, 0, 2, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
+        [encode(Forward(99, 1, 0, 0, 16, 0, 1, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
+        [encode(Forward(1, 1, 0, 5, 16, 0, 1, 1, TINY.hidden, "float32", "none", ())), b"\0" * (TINY.hidden * 4)],
+        [encode(Forward(1, 1, 0, 0, 16, 0, 1, 1, TINY.hidden, "float32", "zstd", ())), b"\0" * 64],
         [encode(Echo(1, reply=True)), b""],
         [encode(Hello("stranger"))],
     ]
@@ -247,7 +247,7 @@ def test_a_capacity_beyond_the_context_is_a_fault_not_a_crash(
     stranger = knock(pair[0])
     stranger.send_control(encode(Attach(1, 0, "", "", b"cstranger".hex(), "none")))
     stranger.receive_control()
-    frame = Forward(1, 1, 0, 0, 1 << 40, 1, 1, TINY.hidden, "float32", "none", ())
+    frame = Forward(1, 1, 0, 0, 1 << 40, 0, 1, 1, TINY.hidden, "float32", "none", ())
     stranger.send_data(encode(frame), b"\0" * (TINY.hidden * 4))
     assert type(stranger.receive_control()).__name__ == "Fault"
     assert stranger.state().sequences == 0

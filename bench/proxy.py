@@ -1,0 +1,142 @@
+"""A link that takes its time: passes TCP bytes on after a delay, the same each way. Tests share it.
+
+    python bench/proxy.py --delay-ms 10 127.0.0.2:5720=127.0.0.1:5720 127.0.0.2:5721=127.0.0.1:5721
+
+A stage has two neighbouring ports, and tells its peers only their numbers: so give the proxy the same numbers on
+another address (all of 127.0.0.0/8 is this machine on Linux; macOS needs `ifconfig lo0 alias 127.0.0.2`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+_CHUNK = 1 << 16
+
+Way = tuple[str, int]
+"""Host and port."""
+
+
+class Proxy:
+    """Passes connections on, in a thread of its own. Close it, or use it in a ``with`` statement."""
+
+    def __init__(self, ways: Sequence[tuple[Way, Way]], delay_s: float) -> None:
+        """``ways`` are pairs of where to listen and where to pass on to.
+
+        Raises:
+            OSError: an address cannot be listened on.
+        """
+        self._delay_s = delay_s
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread.start()
+        self._servers: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        try:
+            for here, there in ways:
+                self._servers.append(asyncio.run_coroutine_threadsafe(self._listen(here, there), self._loop).result())
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Cut every connection."""
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _listen(self, here: Way, there: Way) -> asyncio.Server:
+        def arrived(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = self._loop.create_task(self._connect(reader, writer, there))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return await asyncio.start_server(arrived, *here)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, there: Way) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*there)
+        except OSError:
+            writer.close()
+            return
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._pass(reader, far_writer))
+                both.create_task(self._pass(far_reader, writer))
+        finally:
+            writer.close()
+            far_writer.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One direction: every piece leaves ``delay_s`` after it came, in order, however many are on the way."""
+        held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        sending = self._loop.create_task(self._send(held, writer))
+        try:
+            with suppress(ConnectionError):
+                while piece := await reader.read(_CHUNK):
+                    held.put_nowait((self._loop.time() + self._delay_s, piece))
+            held.put_nowait((self._loop.time() + self._delay_s, b""))
+            await sending
+        finally:
+            sending.cancel()
+
+    async def _send(self, held: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        while True:
+            due_s, piece = await held.get()
+            await asyncio.sleep(due_s - self._loop.time())
+            if not piece:
+                writer.close()
+                return
+            writer.write(piece)
+
+    async def _stop(self) -> None:
+        for server in self._servers:
+            server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def free_pair() -> int:
+    """A port that is free, with the next one, for a stage."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                other.bind(("127.0.0.1", port + 1))
+                return port
+
+
+def way(text: str) -> tuple[Way, Way]:
+    """``HOST:PORT=HOST:PORT`` from a command line."""
+    try:
+        here, there = (part.rsplit(":", 1) for part in text.split("="))
+        return (here[0], int(here[1])), (there[0], int(there[1]))
+    except (ValueError, IndexError):
+        raise argparse.ArgumentTypeError(f"'{text}' is not HOST:PORT=HOST:PORT") from None
+
+
+def main() -> None:
+    """Pass on until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ways", nargs="+", type=way, metavar="HERE=THERE", help="where to listen, where to pass on to")
+    parser.add_argument("--delay-ms", type=float, default=10.0, help="each way (%(default)s)")
+    options = parser.parse_args()
+    with Proxy(options.ways, options.delay_ms / 1e3), suppress(KeyboardInterrupt):
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

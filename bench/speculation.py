@@ -1,0 +1,187 @@
+"""Guessing ahead over a slow link: token/s with prompt lookup against without, on one pair of stage processes.
+
+    python bench/speculation.py --model smollm2-135m --delay-ms 10 --rounds 5
+
+Two tasks: copying a text with a small edit, where guesses are right, and drawing at random after a random prompt, where
+they are not. Both pipelines stay open over the same stages, behind `proxy.py`, and are asked in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from measure import Arguments, count, prompt, report, say, script
+from proxy import Proxy, free_pair
+
+from edgepp import backend
+from edgepp.engine.answer import Answer
+from edgepp.engine.peers import Endpoint
+from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.request import GenerateOptions, SamplingOptions
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.layers import split_evenly
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import fetch
+from edgepp.node.agent import StageProcess
+from edgepp.node.stage import StageConfig
+from edgepp.wire.transport import Address
+
+FAR = "127.0.0.2"
+"""Where the stages are reached through the proxy."""
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Arguments(__doc__)
+    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
+    parser.add_argument("--stages", type=count, default=2, help="stage processes (%(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
+    parser.add_argument("--delay-ms", type=float, default=10.0, help="of every link, each way (%(default)s)")
+    parser.add_argument("--speculate", default="lookup", help="what guesses: lookup, or a small model (%(default)s)")
+    parser.add_argument("--gen", type=count, default=96, help="tokens of an answer (%(default)s)")
+    parser.add_argument("--words", type=count, default=60, help="of the text to copy (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, help="measured rounds, after one to warm up (%(default)s)")
+    parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
+    return parser.parse_args()
+
+
+class Bench:
+    """Stage processes, a proxy before each, and two pipelines over them. Close it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._owned = ExitStack()
+        try:
+            endpoints = self._stages()
+            self.pipelines = {how: self._pipeline(endpoints, how) for how in ("off", options.speculate)}
+        except BaseException:
+            self._owned.close()
+            raise
+
+    def _stages(self) -> tuple[Endpoint, ...]:
+        options, path = self._options, fetch(self._options.model)
+        children = []
+        for layers in split_evenly(Checkpoint.open(path).num_layers, options.stages):
+            config = StageConfig(
+                path=str(path),
+                model=options.model,
+                node=platform.node(),
+                start=layers.start,
+                stop=layers.stop,
+                listen=f"127.0.0.1:{free_pair()}",
+                backend=options.backend,
+                threads=options.threads,
+                awake=True,
+            )
+            children.append(StageProcess(config))
+            self._owned.callback(children[-1].stop)
+        ports = [child.wait_ready(None).address.port for child in children]
+        ways = [((FAR, port + n), ("127.0.0.1", port + n)) for port in ports for n in (0, 1)]
+        try:
+            self._owned.enter_context(Proxy(ways, options.delay_ms / 1e3))
+        except OSError as error:
+            raise EdgeppError(
+                f"{FAR} cannot be listened on: {error}", "on macOS: ifconfig lo0 alias 127.0.0.2"
+            ) from error
+        return tuple(Endpoint((Address(FAR, port),)) for port in ports)
+
+    def _pipeline(self, endpoints: tuple[Endpoint, ...], how: str) -> Pipeline:
+        options = PipelineOptions(self._options.model, endpoints, threads=self._options.threads, speculate=how)
+        return self._owned.enter_context(Pipeline(options))
+
+    def copy(self, pipeline: Pipeline, turn: int) -> Answer:
+        """Copy a text with a small edit, greedily."""
+        words = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8").split()
+        text = " ".join(words[turn * 7 : turn * 7 + self._options.words])
+        question = f"Repeat the following text word for word, but write the name Ada in place of every 'the': {text}"
+        options = GenerateOptions(self._options.gen, ignore_eos=True)
+        return pipeline.ask([{"role": "user", "content": question}], options, owner=str(turn))
+
+    def random(self, pipeline: Pipeline, turn: int) -> Answer:
+        """Draw an answer to a random prompt, at a temperature at which the model rambles."""
+        ids = prompt(Checkpoint.open(fetch(self._options.model)).vocab_size, 64, turn)
+        sampling = SamplingOptions(temperature=1.5, seed=turn)
+        request = pipeline.engine.submit(ids, GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling))
+        return Answer(pipeline.engine, request, pipeline.tokenizer.detokenizer())
+
+    def close(self) -> None:
+        """End everything."""
+        self._owned.close()
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a task: both rates, their ratio round by round, and how many guesses were right."""
+    bench = Bench(options)
+    tasks = {"copy": bench.copy, "random": bench.random}
+    rates: dict[str, dict[str, list[float]]] = {task: {how: [] for how in bench.pipelines} for task in tasks}
+    guesses = dict.fromkeys(tasks, (0, 0))
+    same = dict.fromkeys(tasks, 0)
+    try:
+        for turn in range(options.rounds + 1):
+            for task, ask in tasks.items():
+                answers = {}
+                for how, pipeline in bench.pipelines.items():
+                    answer = answers[how] = ask(pipeline, turn)
+                    for _ in answer:
+                        pass
+                    if turn:
+                        rates[task][how].append(answer.timing.decode_tok_s)
+                        guessed, right = guesses[task]
+                        guesses[task] = guessed + answer.timing.guessed, right + answer.timing.right
+                same[task] += len({tuple(answer.token_ids) for answer in answers.values()}) == 1
+            say(f"round {turn} of {options.rounds}" if turn else "warm-up")
+    finally:
+        bench.close()
+    return [
+        row(task, rates[task]["off"], rates[task][options.speculate])
+        | {
+            "guessed": guesses[task][0],
+            "right": guesses[task][1],
+            "same_answers": f"{same[task]} of {options.rounds + 1}",
+        }
+        for task in tasks
+    ]
+
+
+def row(task: str, plain: list[float], guessing: list[float]) -> dict[str, Any]:
+    """Both medians, and the spread of the rounds' ratios."""
+    ratios = [b / a for a, b in zip(plain, guessing, strict=True)]
+    return {
+        "task": task,
+        "plain_tok_s": statistics.median(plain),
+        "guessing_tok_s": statistics.median(guessing),
+        "ratio": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The result for people."""
+    yield f"{'task':8} {'plain tok/s':>12} {'guessing':>9} {'ratio':>18} {'right':>12}  same answers"
+    for one in rows:
+        ratio = f"{one['ratio']:.2f} ({one['spread'][0]:.2f}-{one['spread'][1]:.2f})"
+        right = f"{one['right']} of {one['guessed']}"
+        yield (
+            f"{one['task']:8} {one['plain_tok_s']:12.1f} {one['guessing_tok_s']:9.1f} {ratio:>18} {right:>12}"
+            f"  {one['same_answers']}"
+        )
+
+
+def main() -> None:
+    """Measure and report."""
+    options = parse()
+    if options.speculate == "off":
+        raise UsageError("'off' against 'off' says nothing", "name lookup, or a small model")
+    rows = measured(options)
+    settings: Mapping[str, Any] = {name: value for name, value in vars(options).items() if name != "json"}
+    report({"bench": "speculation", **settings, "rows": rows}, table(rows), json_only=options.json)
+
+
+if __name__ == "__main__":
+    script(main)
