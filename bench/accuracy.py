@@ -6,7 +6,9 @@ The text is ``bench/text.txt`` followed by the repository's licence, cut into wi
 of their own. Of every position: ``perplexity``, exp of the mean loss; ``kl``, the mean of KL(mlx || onnx) in nats;
 ``top1``, how often both rank the same token first; ``mean_diff`` and ``max_diff`` of the logits. Of the greedy answers,
 in tokens: ``free``, the leading ones that are equal when each side continues its own answer; ``forced``, those that
-are equal when both are fed MLX's answer. On a CPU, where MLX is slow at prompts, the default run takes some minutes.
+are equal when both are fed MLX's answer. Of the cache: ``kv_bytes``, what keys and values take a position; ``tps``,
+tokens/s of one sequence that decodes after 256 positions, on the device that the table names. ``--kv-bits 8,4`` adds
+rows with keys and values in so many bits. On a CPU, where MLX is slow at prompts, the default run takes some minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,8 +26,8 @@ import numpy.typing as npt
 from measure import Arguments, count, report, say, script
 
 from edgepp.backend import choose
-from edgepp.backend.base import BackendOptions
-from edgepp.errors import UsageError
+from edgepp.backend.base import KV_BITS, BackendOptions
+from edgepp.errors import ModelError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
@@ -43,7 +46,9 @@ PROMPTS = (
     "The three most important things to know about the moon are",
     "Dear Sir or Madam, I am writing to you about",
 )
-HEADINGS = ("perplexity", "kl", "top1", "mean_diff", "max_diff", "free", "forced")
+HEADINGS = ("perplexity", "kl", "top1", "mean_diff", "max_diff", "free", "forced", "kv_bytes", "tps")
+FILLED, TIMED = 256, 32
+"""Positions held before the decode steps that are timed, and how many those are."""
 
 
 class Model:
@@ -54,6 +59,7 @@ class Model:
         self._stage = runner.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), options)
         self._ends = runner.load_ends(checkpoint, options)
         self._context = checkpoint.context
+        self.device = self._stage.device
 
     def open(self) -> None:
         """Begin a sequence, in place of the one before."""
@@ -72,6 +78,19 @@ class Model:
             step = tokens if feed is None else feed[: len(tokens)]
             tokens.append(int(self.logits([step[-1]])[-1].argmax()))
         return tokens
+
+    def cost(self) -> dict[str, float]:
+        """``kv_bytes`` and ``tps``; they do not depend on the text."""
+        self.open()
+        for _ in range(0, FILLED, SLICE):
+            self._stage.extend(0, self._ends.embed([0] * SLICE))
+        kv_bytes = self._stage.kv_bytes / FILLED
+        steps_s = []
+        for _ in range(TIMED):
+            began = time.perf_counter()
+            self.logits([0])
+            steps_s.append(time.perf_counter() - began)
+        return {"kv_bytes": kv_bytes, "tps": 1 / median(steps_s)}
 
 
 class Difference:
@@ -170,10 +189,12 @@ def leading(a: Sequence[int], b: Sequence[int]) -> int:
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The result for people."""
     yield f"{result['model']}: {result['text_tokens']} tokens of text, {result['answer_tokens']} of greedy answers"
-    yield f"{'':12}" + "".join(f"{heading:>12}" for heading in HEADINGS)
+    yield f"{'':16}" + "".join(f"{heading:>12}" for heading in HEADINGS)
     for name, row in result["models"].items():
-        cells = (f"{row[heading]:>12.4g}" if heading in row else f"{'':12}" for heading in HEADINGS)
-        yield f"{name:12}" + "".join(cells)
+        cells = (f"{row[heading]:>12.5g}" if heading in row else f"{'':12}" for heading in HEADINGS)
+        yield f"{name:16}" + "".join(cells)
+    devices = ", ".join(f"{backend} on {device}" for backend, device in result["devices"].items())
+    yield f"tps of {devices}; Metal's differ from a CPU's also in their order"
 
 
 def parse() -> argparse.Namespace:
@@ -183,7 +204,30 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=count, default=2048, help="tokens of text (%(default)s)")
     parser.add_argument("--gen", type=count, default=64, help="tokens a greedy answer (%(default)s)")
     parser.add_argument("--threads", type=count, default=1, help="compute threads (%(default)s)")
+    parser.add_argument("--kv-bits", type=kv_bits, default=(), metavar="N,...", help="caches of 8, 4 or 8,4 bits too")
     return parser.parse_args()
+
+
+def kv_bits(text: str) -> tuple[int, ...]:
+    """Bits of keys and values, parted by commas."""
+    bits = tuple(int(part) for part in text.split(","))
+    if not set(bits) <= set(KV_BITS):
+        raise argparse.ArgumentTypeError(f"{text} are not some of {KV_BITS}")
+    return bits
+
+
+def rivals(checkpoint: Checkpoint, threads: int, bits: Sequence[int]) -> Iterator[tuple[str, Model]]:
+    """What is held against MLX in float32, by name; caches that a backend has not are left out and said."""
+    for keep in (None, *bits):
+        for name, exact in (("onnx", False), ("onnx exact", True), ("mlx", True)):
+            if keep is None and name == "mlx":
+                continue
+            try:
+                model = Model(name.split()[0], checkpoint, BackendOptions(threads=threads, exact=exact, kv_bits=keep))
+            except ModelError as error:
+                say(f"{name} with {keep} bits: {error}")
+            else:
+                yield name if keep is None else f"{name} kv{keep}", model
 
 
 def main() -> None:
@@ -193,16 +237,17 @@ def main() -> None:
     tokenizer = Tokenizer.load(checkpoint.path)
     ids = text_ids(tokenizer, options.tokens)
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
-    plain, exact = BackendOptions(threads=options.threads), BackendOptions(threads=options.threads, exact=True)
-    mlx = Model("mlx", checkpoint, exact)
-    others = {"onnx": Model("onnx", checkpoint, plain), "onnx exact": Model("onnx", checkpoint, exact)}
+    mlx = Model("mlx", checkpoint, BackendOptions(threads=options.threads, exact=True))
+    others = dict(rivals(checkpoint, options.threads, options.kv_bits))
     text = over_text(mlx, others, ids)
     answers = over_answers(mlx, others, prompts, options.gen)
+    costs = {name: model.cost() for name, model in {"mlx": mlx, **others}.items()}
     result = {
         "model": options.model,
         "text_tokens": len(ids) - 1,
         "answer_tokens": len(prompts) * options.gen,
-        "models": {name: row | answers.get(name, {}) for name, row in text.items()},
+        "models": {name: row | answers.get(name, {}) | costs[name] for name, row in text.items()},
+        "devices": {"mlx": mlx.device, "onnx": "cpu"},
     }
     report(result, table(result), json_only=options.json)
 

@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgepp.errors import StageFault
+from edgepp.errors import StageFault, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array, Checkpoint
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) bytes while weights load."""
+
+
+KV_BITS = (8, 4)
+"""Bits that keys and values may be kept in."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,17 @@ class BackendOptions:
     """Float32 arithmetic throughout, so that tokens can be compared across splits and backends."""
     spin: bool = False
     """Idle compute threads may spin: faster where this process has the machine to itself, ruinous where it has not."""
+    kv_bits: int | None = None
+    """Bits of each key and value in the cache, one of ``KV_BITS``; None keeps them as the backend computes them."""
+
+    def __post_init__(self) -> None:
+        """Hold ``kv_bits`` to what there is.
+
+        Raises:
+            UsageError: there is no such cache.
+        """
+        if self.kv_bits not in (None, *KV_BITS):
+            raise UsageError(f"keys and values cannot be kept in {self.kv_bits} bits", "choose 8 or 4")
 
 
 class SequenceFault(StageFault):

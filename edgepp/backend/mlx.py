@@ -44,7 +44,7 @@ class MlxBackend:
             if progress is not None:
                 progress(checkpoint.layer_bytes(LayerRange(layers.start, n + 1)), checkpoint.layer_bytes(layers))
         _settle()
-        return MlxStage(model, anatomy, layers, checkpoint, dtype, _device())
+        return MlxStage(model, anatomy, layers, checkpoint, dtype, _device(), options.kv_bits)
 
     def load_ends(self, checkpoint: Checkpoint, options: BackendOptions) -> MlxEnds:
         """See ``Backend.load_ends``."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import QuantizedKVCache
 
-from edgepp.backend.mlx_cache import STEP, SequenceCache
+from edgepp.backend.mlx_cache import STEP, SequenceCache, arrays_of, keys_and_values
 
 _FIRST = 4 * STEP
 
@@ -34,7 +34,7 @@ class Group:
         """Each row's next position, (B,)."""
         self.longest = 0
         """Positions that the longest row will have after the next step."""
-        self._layers = [_Layer(self, cache) for cache in members[0].own]
+        self._layers = [_layer(self, cache) for cache in members[0].own]
         self._rows = self._room = 0
         self._reserve(len(members), max(member.length for member in members) + 1)
         for member in members:
@@ -44,7 +44,7 @@ class Group:
         """Take a sequence's keys and values over."""
         self._reserve(len(self.members) + 1, member.length + 1)
         for layer, cache in zip(self._layers, member.own, strict=True):
-            layer.write(len(self.members), cache.keys, cache.values, member.length)
+            layer.write(len(self.members), arrays_of(cache), member.length)
             cache.keys = cache.values = None
         self.members.append(member)
 
@@ -53,10 +53,10 @@ class Group:
         member.begin_with(self.parts(member), member.length)
         self.drop(member)
 
-    def parts(self, member: SequenceCache) -> list[tuple[Any, Any]]:
+    def parts(self, member: SequenceCache) -> list[list[Any]]:
         """See ``SequenceCache.parts``."""
         row = self.members.index(member)
-        return [(layer.keys[row : row + 1], layer.values[row : row + 1]) for layer in self._layers]
+        return [layer.row(row) for layer in self._layers]
 
     def drop(self, member: SequenceCache) -> None:
         """Forget a sequence; the last one takes its row."""
@@ -65,7 +65,7 @@ class Group:
             self.members[row] = last
             n = len(self.members)
             for layer in self._layers:
-                layer.write(row, layer.keys[n : n + 1], layer.values[n : n + 1], last.length)
+                layer.write(row, layer.row(n), last.length)
         if self.members and 2 * len(self.members) <= self._rows:
             self._resize(len(self.members), self._room)
         mx.eval(self.states())
@@ -79,7 +79,7 @@ class Group:
 
     def states(self) -> list[Any]:
         """Everything to evaluate after a step."""
-        return [array for layer in self._layers for array in (layer.keys, layer.values)]
+        return [array for layer in self._layers for array in layer.arrays]
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +96,7 @@ class Group:
         used = max((member.length for member in self.members), default=0)
         for layer in self._layers:
             layer.resize(rows, room, len(self.members), used)
-            mx.eval(layer.keys, layer.values)  # one by one: more would be in memory twice at a time
+            mx.eval(layer.arrays)  # one by one: more would be in memory twice at a time
         self._rows, self._room = rows, room
 
 
@@ -110,7 +110,7 @@ class Groups:
         """The group that a sequence is in."""
         return next((group for group in self._groups if cache in group.members), None)
 
-    def parts(self, cache: SequenceCache) -> list[tuple[Any, Any]]:
+    def parts(self, cache: SequenceCache) -> list[list[Any]]:
         """See ``SequenceCache.parts``; wherever they lie."""
         group = self.of(cache)
         return cache.parts() if group is None else group.parts(cache)
@@ -164,11 +164,11 @@ def _common(group: Group, caches: Sequence[SequenceCache]) -> int:
 
 
 class _Layer:
-    """One layer's keys and values (rows, heads, room, D); to mlx-lm's models it is a cache."""
+    """One layer's keys and values (rows, heads, room, width); to mlx-lm's models it is a cache."""
 
-    def __init__(self, group: Group, like: KVCache) -> None:
+    def __init__(self, group: Group, like: Any) -> None:
         self._group = group
-        self.keys, self.values = like.keys[:0], like.values[:0]
+        self.arrays = [array[:0] for array in arrays_of(like)]
 
     @property
     def offset(self) -> Any:
@@ -179,9 +179,12 @@ class _Layer:
         """Append one position (B, heads, 1, D) to each row; returns what the rows hold."""
         n, positions = keys.shape[0], self._group.positions
         rows = mx.arange(n)
-        self.keys[rows, :, positions] = keys[:, :, 0]
-        self.values[rows, :, positions] = values[:, :, 0]
-        return self.keys[:n, :, : self._group.longest], self.values[:n, :, : self._group.longest]
+        for array, new in zip(self.arrays, self._stored(keys, values), strict=True):
+            array[rows, :, positions] = new[:, :, 0]
+        return keys_and_values([array[:n, :, : self._group.longest] for array in self.arrays])
+
+    def _stored(self, keys: Any, values: Any) -> list[Any]:
+        return [keys, values]
 
     def make_mask(self, _n: int, window_size: int | None = None, **_: Any) -> Any:
         """Which positions each row's next one sees, (B, 1, 1, positions)."""
@@ -190,14 +193,35 @@ class _Layer:
         mask = seen <= next_one
         return mask & (seen > next_one - window_size) if window_size else mask
 
-    def write(self, row: int, keys: Any, values: Any, length: int) -> None:
+    def row(self, row: int) -> list[Any]:
+        """A row's arrays, (1, heads, room, width)."""
+        return [array[row : row + 1] for array in self.arrays]
+
+    def write(self, row: int, arrays: Sequence[Any], length: int) -> None:
         """Put ``length`` positions of a sequence into a row."""
-        self.keys[row : row + 1, :, :length] = keys[:, :, :length]
-        self.values[row : row + 1, :, :length] = values[:, :, :length]
+        for mine, array in zip(self.arrays, arrays, strict=True):
+            mine[row : row + 1, :, :length] = array[:, :, :length]
 
     def resize(self, rows: int, room: int, held: int, used: int) -> None:
         """Make it ``rows`` of ``room`` positions, with ``used`` positions of the first ``held`` rows kept."""
-        self.keys, self.values = (_resized(array, rows, room, held, used) for array in (self.keys, self.values))
+        self.arrays = [_resized(array, rows, room, held, used) for array in self.arrays]
+
+
+class _QuantisedLayer(_Layer):
+    """The same in few bits; by ``bits`` mlx-lm's attention knows that it gets codes, scales and biases."""
+
+    def __init__(self, group: Group, like: QuantizedKVCache) -> None:
+        super().__init__(group, like)
+        self.bits, self.group_size = like.bits, like.group_size
+
+    def _stored(self, keys: Any, values: Any) -> list[Any]:
+        return [
+            array for part in (keys, values) for array in mx.quantize(part, group_size=self.group_size, bits=self.bits)
+        ]
+
+
+def _layer(group: Group, like: Any) -> _Layer:
+    return _QuantisedLayer(group, like) if isinstance(like, QuantizedKVCache) else _Layer(group, like)
 
 
 def _resized(array: Any, rows: int, room: int, held: int, used: int) -> Any:

@@ -4,15 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
-from edgepp.errors import StageFault
+from edgepp.errors import ModelError, StageFault
 
 STEP: int = KVCache.step
 """Positions that a cache makes room for at a time."""
+
+_GROUP_SIZES = (64, 32)  # what MLX's kernels know, but for 128, which saves next to nothing
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How keys and values are kept: in groups of ``group_size`` that share a scale and a bias."""
+
+    bits: int
+    group_size: int
+
+    @classmethod
+    def fitting(cls, bits: int, sample: SequenceCache, family: str) -> Quantised:
+        """The largest groups for caches like ``sample``, which holds one position.
+
+        Raises:
+            ModelError: the family has no cache that can be kept so.
+        """
+        if not sample.has_plain:
+            raise ModelError(
+                f"model family '{family}' has no cache of all keys and values, so none to keep in {bits} bits",
+                "leave the KV cache as it is",
+            )
+        widths = {array.shape[-1] for cache in sample.own if type(cache) is KVCache for array in arrays_of(cache)}
+        for group_size in _GROUP_SIZES:
+            if all(width % group_size == 0 for width in widths):
+                return cls(bits, group_size)
+        raise ModelError(
+            f"keys and values of width {' and '.join(map(str, sorted(widths)))} cannot be kept in {bits} bits, "
+            f"which takes a multiple of {_GROUP_SIZES[-1]}",
+            "leave the KV cache as it is",
+        )
 
 
 class SequenceCache:
@@ -23,10 +57,14 @@ class SequenceCache:
     else a stand-in that knows only the position.
     """
 
-    def __init__(self, model: Any, mine: Sequence[int], capacity: int) -> None:
+    def __init__(self, model: Any, mine: Sequence[int], capacity: int, quantised: Quantised | None = None) -> None:
         self.capacity = capacity
         self.length = 0
         self._entries: list[Any] = make_prompt_cache(model)
+        self.has_plain = any(type(entry) is KVCache for entry in self._entries)
+        """Whether some cache of the model, in whichever stage, just holds all positions' keys and values."""
+        if quantised is not None:
+            self._entries = [_quantised(entry, quantised) for entry in self._entries]
         self.own = [self._entries[n] for n in mine]
         self._stand_ins: list[Any] = []
         alike = {_kind(cache): cache for cache in self.own}
@@ -52,27 +90,28 @@ class SequenceCache:
     @property
     def is_plain(self) -> bool:
         """Whether every cache just holds all positions' keys and values."""
-        return bool(self.own) and all(type(cache) is KVCache for cache in self.own)
+        return bool(self.own) and all(type(cache) in (KVCache, QuantizedKVCache) for cache in self.own)
 
     def states(self) -> list[Any]:
         """Everything to evaluate after a step, lest graphs grow from step to step."""
         return [cache.state for cache in self.own]
 
-    def parts(self) -> list[tuple[Any, Any]]:
-        """Each plain layer's keys and values (1, heads, at least ``length``, D)."""
-        return [(cache.keys, cache.values) for cache in self.own]
+    def parts(self) -> list[list[Any]]:
+        """Each plain layer's ``arrays_of``."""
+        return [arrays_of(cache) for cache in self.own]
 
-    def begin_with(self, parts: Sequence[tuple[Any, Any]], length: int) -> None:
+    def begin_with(self, parts: Sequence[Sequence[Any]], length: int) -> None:
         """Hold the first ``length`` positions of such ``parts`` as copies, in no more room than they need."""
-        copies = [tuple(_beginning(array, length) for array in arrays) for arrays in parts]
+        copies = [[_beginning(array, length) for array in arrays] for arrays in parts]
         mx.eval(copies)  # before anything changes here: memory may be short
-        for cache, (keys, values) in zip(self.own, copies, strict=True):
-            cache.keys, cache.values, cache.offset = keys, values, length
+        for cache, arrays in zip(self.own, copies, strict=True):
+            cache.keys, cache.values = keys_and_values(arrays)
+            cache.offset = length
         self.length = length
 
     def give_back_room(self, capacity: int) -> None:
         """Give back what plain caches have room for beyond ``capacity`` positions."""
-        if self.is_plain and self.length and self.own[0].keys.shape[2] > _room(capacity):
+        if self.is_plain and self.length and arrays_of(self.own[0])[0].shape[2] > _room(capacity):
             self.begin_with(self.parts(), self.length)
 
     def truncate(self, length: int) -> None:
@@ -91,11 +130,28 @@ class SequenceCache:
     @property
     def nbytes(self) -> int:
         """Bytes that the caches take."""
-        return sum(int(cache.nbytes) for cache in self.own)
+        return sum(int(cache.nbytes) for cache in self.own if getattr(cache, "keys", cache) is not None)
 
     def bytes_at(self, length: int) -> int:
         """Bytes that these caches, which hold one position, would take at ``length`` positions."""
         return sum(_bytes_at(cache, length) for cache in self.own)
+
+
+def arrays_of(cache: Any) -> list[Any]:
+    """A plain cache's arrays (1, heads, room, width): those of its keys, then as many of its values."""
+    return [array for _, array in tree_flatten((cache.keys, cache.values))]
+
+
+def keys_and_values(arrays: Sequence[Any]) -> tuple[Any, Any]:
+    """Such arrays as mlx-lm's caches hold them; of quantised keys there are codes, scales and biases."""
+    if len(arrays) == 2:
+        return arrays[0], arrays[1]
+    half = len(arrays) // 2
+    return tuple(arrays[:half]), tuple(arrays[half:])
+
+
+def _quantised(cache: Any, how: Quantised) -> Any:
+    return QuantizedKVCache(how.group_size, how.bits) if type(cache) is KVCache else cache
 
 
 def _bytes_at(cache: Any, length: int) -> int:

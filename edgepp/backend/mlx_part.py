@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from edgepp.backend.mlx_arrays import DTYPES
-from edgepp.backend.mlx_cache import SequenceCache
+from edgepp.backend.mlx_cache import Quantised, SequenceCache
 from edgepp.backend.mlx_taps import Anatomy, Passed, Tap
 from edgepp.layers import LayerRange
 
@@ -22,6 +22,8 @@ class Part:
         self._layers = layers
         self._dtype = DTYPES[dtype]
         self._mine = [anatomy.entries[n] for n in range(layers.start, layers.stop) if n in anatomy.entries]
+        self.quantised: Quantised | None = None
+        """How new caches keep keys and values, where not as they are computed."""
         self._arriving: Any = None
         self._leaving: Any = None
         self._place_taps(anatomy.layers)
@@ -47,7 +49,7 @@ class Part:
 
     def cache(self, capacity: int) -> SequenceCache:
         """Empty caches for a sequence of ``capacity`` positions."""
-        return SequenceCache(self._model, self._mine, capacity)
+        return SequenceCache(self._model, self._mine, capacity, self.quantised)
 
     def forward(self, cache: SequenceCache, hidden: Any) -> Any:
         """Evaluated hidden states (1, T, D) behind the last layer; ``cache`` advances by T."""

@@ -12,7 +12,7 @@ import psutil
 from edgepp.backend.base import SequenceFault, check_fork, check_rows
 from edgepp.backend.mlx_arrays import DTYPES, from_numpy, to_numpy
 from edgepp.backend.mlx_batch import Group, Groups, alike
-from edgepp.backend.mlx_cache import SequenceCache
+from edgepp.backend.mlx_cache import Quantised, SequenceCache
 from edgepp.backend.mlx_part import Part
 from edgepp.backend.mlx_taps import FORWARD_ERRORS, Anatomy, unfit
 from edgepp.errors import ModelError, StageFault
@@ -26,12 +26,19 @@ class MlxStage:
     """See ``StageModel``."""
 
     def __init__(
-        self, model: Any, anatomy: Anatomy, layers: LayerRange, checkpoint: Checkpoint, dtype: str, device: str
+        self,
+        model: Any,
+        anatomy: Anatomy,
+        layers: LayerRange,
+        checkpoint: Checkpoint,
+        dtype: str,
+        device: str,
+        kv_bits: int | None = None,
     ) -> None:
         """Take over ``model``, whose weights of ``layers`` are loaded, and run one token through it.
 
         Raises:
-            ModelError: the layers do not run here, or need weights outside the range.
+            ModelError: the layers do not run here, need weights outside the range, or do not do with ``kv_bits``.
         """
         self.layers = layers
         self.hidden_size = checkpoint.hidden_size
@@ -43,6 +50,9 @@ class MlxStage:
         self._sequences: dict[int, SequenceCache] = {}
         self._groups = Groups()
         self._sample = self._try_one_token(checkpoint.family)
+        if kv_bits is not None:
+            self._part.quantised = Quantised.fitting(kv_bits, self._sample, checkpoint.family)
+            self._sample = self._try_one_token(checkpoint.family)
         self._batches: bool | None = None  # not tried yet
 
     def _try_one_token(self, family: str) -> SequenceCache:
@@ -53,7 +63,9 @@ class MlxStage:
             result = self._part.forward(cache, hidden)
             finite = result.shape == hidden.shape and mx.isfinite(result).all().item()
         except (*FORWARD_ERRORS, MemoryError) as error:
-            raise ModelError(f"layers {self.layers} of family '{family}' do not run here: {error}") from error
+            kept, hint = self._part.quantised, "leave the KV cache as it is"
+            how, hint = ("here", "") if kept is None else (f"with keys and values in {kept.bits} bits", hint)
+            raise ModelError(f"layers {self.layers} of family '{family}' do not run {how}: {error}", hint) from error
         if not finite:
             raise unfit(family, f"layers {self.layers} need weights from outside the range")
         return cache
@@ -165,7 +177,7 @@ class MlxStage:
     def _try_batch(self) -> bool:
         """Whether two sequences of 1 and 3 positions decode together as they do alone."""
         hidden = mx.random.normal((4, 3, self.hidden_size), key=mx.random.key(0)).astype(DTYPES[self.dtype])
-        tolerance = 1e-4 if self.dtype == "float32" else 0.05
+        tolerance = 1e-4 if self.dtype == "float32" and self._part.quantised is None else 0.05
         try:
             caches = [self._part.cache(5) for _ in range(4)]
             for n, cache in enumerate(caches):

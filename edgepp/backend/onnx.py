@@ -79,14 +79,19 @@ class OnnxStage:
         progress: Progress | None = None,
     ) -> None:
         architecture = read_architecture(checkpoint)
+        if options.kv_bits == 4:
+            raise ModelError(
+                "the onnx backend keeps keys and values in float32 or in 8 bits, not in 4",
+                "choose 8 bits, or the mlx backend",
+            )
         checkpoint.require(layers)
         graph = GraphBuilder(checkpoint, exact=options.exact)
-        DecoderGraph(graph, architecture).build(layers, _reporter(checkpoint, layers, progress))
+        DecoderGraph(graph, architecture, options.kv_bits).build(layers, _reporter(checkpoint, layers, progress))
         self.layers = layers
         self.hidden_size = architecture.hidden_size
         self._architecture: Architecture = architecture
         self._session = BoundSession(graph.session(options), architecture.rope)
-        self._caches = Caches(CacheShape.of(architecture, layers))
+        self._caches = Caches(CacheShape.of(architecture, layers, options.kv_bits))
         self._places: dict[int, Place] = {}
 
     def open(self, sequence: int, capacity: int) -> None:

@@ -32,11 +32,13 @@ class CacheShape:
     layers: LayerRange
     kv_heads: int
     head_dim: int
+    dtype: type[np.generic] = np.float32
 
     @classmethod
-    def of(cls, architecture: Architecture, layers: LayerRange) -> CacheShape:
-        """The shape that ``layers`` of the architecture need."""
-        return cls(layers, architecture.kv_heads, architecture.head_dim)
+    def of(cls, architecture: Architecture, layers: LayerRange, kv_bits: int | None) -> CacheShape:
+        """The shape that ``layers`` of the architecture need for float32 keys and values, or such of 8 bits."""
+        dtype: type[np.generic] = np.float32 if kv_bits is None else np.int8
+        return cls(layers, architecture.kv_heads, architecture.head_dim, dtype)
 
     @cached_property
     def names(self) -> Sequence[str]:
@@ -45,12 +47,17 @@ class CacheShape:
 
     @property
     def position_bytes(self) -> int:
-        """Bytes of one position over all layers: float32 keys and values."""
-        return len(self.layers) * 2 * self.kv_heads * self.head_dim * 4
+        """Bytes of one position's keys and values over all layers."""
+        return len(self.layers) * 2 * self.kv_heads * self.head_bytes
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of one head's key, or value, at one position."""
+        return self.head_dim * np.dtype(self.dtype).itemsize
 
     def resident_bytes(self, positions: int) -> int:
         """Bytes of the pages that ``positions`` of one sequence touch; each head's lie apart."""
-        pages = -(-positions * self.head_dim * 4 // mmap.PAGESIZE)
+        pages = -(-positions * self.head_bytes // mmap.PAGESIZE)
         return len(self.layers) * 2 * self.kv_heads * pages * mmap.PAGESIZE
 
 
@@ -64,7 +71,7 @@ class Arena:
             MemoryError: not even one slot is to be had.
         """
         self.stride = stride
-        self._head_bytes = stride * shape.head_dim * 4
+        self._head_bytes = stride * shape.head_bytes
         self._part_bytes = shape.kv_heads * self._head_bytes
         self.memory: dict[str, Array] = {}
         slot_bytes = shape.position_bytes * stride
@@ -86,7 +93,7 @@ class Arena:
         for name, pages in self._pages.items():
             if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page a head would be many times what is written
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
-            self.memory[name] = np.frombuffer(pages, np.float32).reshape(rows)
+            self.memory[name] = np.frombuffer(pages, shape.dtype).reshape(rows)
         return True
 
     def take(self, slot: int | None = None) -> int:

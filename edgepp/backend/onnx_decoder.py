@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from edgepp.backend.onnx_family import Architecture
 from edgepp.backend.onnx_graph import NOTHING, GraphBuilder, Value
+from edgepp.backend.onnx_kv import scales
 from edgepp.layers import LayerRange
 
 
@@ -23,12 +24,13 @@ class DecoderGraph:
 
     B or T is 1: several positions of one sequence, or the next one of several. Other inputs: ``last`` int32 (B,), the
     last position of each; ``total`` int32 scalar, the largest of them and one; ``cos`` and ``sin`` (at least total,
-    head_dim / 2); ``past.N.key`` and ``past.N.value`` (B, kv_heads, S, head_dim). The outputs ``present.N.*`` are
-    meant to be bound to the same memory as their pasts.
+    head_dim / 2); ``past.N.key`` and ``past.N.value`` (B, kv_heads, S, head_dim), int8 where ``kv_bits``
+    is 8. The outputs ``present.N.*`` are meant to be bound to the same memory as their pasts.
     """
 
-    def __init__(self, graph: GraphBuilder, architecture: Architecture) -> None:
+    def __init__(self, graph: GraphBuilder, architecture: Architecture, kv_bits: int | None = None) -> None:
         self._graph = graph
+        self._kv_bits = kv_bits
         self._arch = architecture
         self._last = graph.input("last", ["batch"], TensorProto.INT32)
         self._total = graph.input("total", [], TensorProto.INT32)
@@ -90,11 +92,13 @@ class DecoderGraph:
         """Rotates queries and keys, appends keys and values to the cache, attends causally."""
         g, arch = self._graph, self._arch
         shape: list[int | str] = ["batch", arch.kv_heads, "positions", arch.head_dim]
-        past = [g.input(f"past.{layer}.{part}", shape) for part in ("key", "value")]
+        dtype = TensorProto.FLOAT if self._kv_bits is None else TensorProto.INT8
+        past = [g.input(f"past.{layer}.{part}", shape, dtype) for part in ("key", "value")]
         present = [Value(f"present.{layer}.{part}") for part in ("key", "value")]
+        steps, quantised = self._quantised(layer)
         attended = g.node(
             "GroupQueryAttention",
-            [*heads, *past, self._last, self._total, self._cos, self._sin],
+            [*heads, *past, self._last, self._total, self._cos, self._sin, *steps],
             [Value(f"{layer}.attended"), *present],
             domain="com.microsoft",
             num_heads=arch.heads,
@@ -102,10 +106,21 @@ class DecoderGraph:
             scale=1 / math.sqrt(arch.head_dim),
             do_rotary=1,
             rotary_interleaved=0,
+            **quantised,
         )
         for value in present:
-            g.output(value, shape)
+            g.output(value, shape, dtype)
         return attended
+
+    def _quantised(self, layer: int) -> tuple[list[Value], dict[str, object]]:
+        """What attention gets besides when keys and values are kept in few bits: inputs and attributes."""
+        if self._kv_bits is None:
+            return [], {}
+        names = (f"{layer}.key_steps", f"{layer}.value_steps")
+        arrays = scales(self._graph.checkpoint, self._arch, layer)
+        steps = [self._graph.constant(name, array) for name, array in zip(names, arrays, strict=True)]
+        kinds = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": self._kv_bits}
+        return [NOTHING, NOTHING, NOTHING, *steps], kinds
 
 
 def build_head(graph: GraphBuilder, architecture: Architecture) -> None:

@@ -70,9 +70,9 @@ class GraphBuilder:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return Value(name)
 
-    def output(self, value: Value, shape: Sequence[int | str]) -> None:
-        """Make ``value`` a float32 output of the graph."""
-        self._outputs.append(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, shape))
+    def output(self, value: Value, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> None:
+        """Make ``value`` an output of the graph."""
+        self._outputs.append(helper.make_tensor_value_info(value.name, dtype, shape))
 
     def constant(self, name: str, array: Array) -> Value:
         """A weight; the array must live until the session is made."""

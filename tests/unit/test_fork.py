@@ -29,13 +29,14 @@ LAYERS = LayerRange(1, 3)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    shape = replace(TINY, bits=4, group_size=32, kv_heads=1, dtype="float16")
+    shape = replace(TINY, bits=4, group_size=32, kv_heads=1, head_size=32, dtype="float16")
     return Checkpoint.open(make_checkpoint(tmp_path_factory.mktemp("model"), shape))
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[("onnx", None), ("onnx", 8), ("mlx", None), ("mlx", 4)], ids=str)
 def stage(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> StageModel:
-    return BACKENDS[request.param]().load_stage(checkpoint, LAYERS, EXACT)
+    backend, kv_bits = request.param
+    return BACKENDS[backend]().load_stage(checkpoint, LAYERS, BackendOptions(exact=True, kv_bits=kv_bits))
 
 
 def states(rows: int, seed: int = 0) -> Array:
