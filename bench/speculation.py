@@ -2,8 +2,9 @@
 
     python bench/speculation.py --model smollm2-135m --delay-ms 10 --rounds 5
 
-Two tasks: copying a text with a small edit, where guesses are right, and drawing at random after a random prompt, where
-they are not. Both pipelines stay open over the same stages, behind `proxy.py`, and are asked in turn.
+Three tasks: copying a text with small edits, where guesses are right; drawing a story, where few are; and drawing at
+random after a random prompt, where none are. Both pipelines stay open over the same stages, behind `proxy.py`, and are
+asked in turn.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
     parser.add_argument("--delay-ms", type=float, default=10.0, help="of every link, each way (%(default)s)")
     parser.add_argument("--speculate", default="lookup", help="what guesses: lookup, or a small model (%(default)s)")
-    parser.add_argument("--gen", type=count, default=96, help="tokens of an answer (%(default)s)")
-    parser.add_argument("--words", type=count, default=60, help="of the text to copy (%(default)s)")
+    parser.add_argument("--gen", type=count, default=192, help="tokens of an answer (%(default)s)")
+    parser.add_argument("--words", type=count, default=100, help="of the text to copy (%(default)s)")
     parser.add_argument("--rounds", type=count, default=5, help="measured rounds, after one to warm up (%(default)s)")
+    parser.add_argument("--exact", action="store_true", help="float32 arithmetic, in which answers are the same")
     parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
     return parser.parse_args()
 
@@ -77,6 +79,7 @@ class Bench:
                 listen=f"127.0.0.1:{free_pair()}",
                 backend=options.backend,
                 threads=options.threads,
+                exact=options.exact,
                 awake=True,
             )
             children.append(StageProcess(config))
@@ -92,16 +95,24 @@ class Bench:
         return tuple(Endpoint((Address(FAR, port),)) for port in ports)
 
     def _pipeline(self, endpoints: tuple[Endpoint, ...], how: str) -> Pipeline:
-        options = PipelineOptions(self._options.model, endpoints, threads=self._options.threads, speculate=how)
-        return self._owned.enter_context(Pipeline(options))
+        options = self._options
+        where = PipelineOptions(options.model, endpoints, threads=options.threads, exact=options.exact, speculate=how)
+        return self._owned.enter_context(Pipeline(where))
 
     def copy(self, pipeline: Pipeline, turn: int) -> Answer:
-        """Copy a text with a small edit, greedily."""
+        """Copy a text in which some words are misspelt, greedily, to where the model ends it."""
         words = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8").split()
-        text = " ".join(words[turn * 7 : turn * 7 + self._options.words])
-        question = f"Repeat the following text word for word, but write the name Ada in place of every 'the': {text}"
-        options = GenerateOptions(self._options.gen, ignore_eos=True)
+        text = words[turn * 7 : turn * 7 + self._options.words]
+        text[10::25] = [word[::-1] for word in text[10::25]]
+        question = f"{' '.join(text)}\n\nCorrect the spelling of the text above and write out the whole text."
+        options = GenerateOptions(self._options.gen)
         return pipeline.ask([{"role": "user", "content": question}], options, owner=str(turn))
+
+    def story(self, pipeline: Pipeline, turn: int) -> Answer:
+        """Draw a story at temperature 1, which repeats a phrase now and then."""
+        sampling = SamplingOptions(temperature=1.0, seed=turn)
+        options = GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling)
+        return pipeline.ask([{"role": "user", "content": "Tell a story about a lighthouse."}], options, owner=str(turn))
 
     def random(self, pipeline: Pipeline, turn: int) -> Answer:
         """Draw an answer to a random prompt, at a temperature at which the model rambles."""
@@ -118,7 +129,7 @@ class Bench:
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a task: both rates, their ratio round by round, and how many guesses were right."""
     bench = Bench(options)
-    tasks = {"copy": bench.copy, "random": bench.random}
+    tasks = {"copy": bench.copy, "story": bench.story, "random": bench.random}
     rates: dict[str, dict[str, list[float]]] = {task: {how: [] for how in bench.pipelines} for task in tasks}
     guesses = dict.fromkeys(tasks, (0, 0))
     same = dict.fromkeys(tasks, 0)

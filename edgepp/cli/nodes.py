@@ -6,7 +6,7 @@ import platform
 
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, stop_on_terminate
+from edgepp.cli.options import BACKENDS, KV_BITS, KV_BITS_HELP, MODEL_HELP, SPECULATE_HELP, stop_on_terminate
 from edgepp.errors import UsageError
 
 
@@ -35,6 +35,7 @@ from edgepp.errors import UsageError
 @click.option(
     "--exact", is_flag=True, help="Float32 arithmetic on every node, so that tokens do not depend on the split."
 )
+@click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
 @click.option("--speculate", default="lookup", metavar="HOW", help=SPECULATE_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line: listening, note, ready.")
 def serve(
@@ -48,6 +49,7 @@ def serve(
     slots: int,
     backend: str,
     threads: int | None,
+    kv_bits: str | None,
     speculate: str,
     *,
     no_stage: bool,
@@ -77,6 +79,7 @@ def serve(
             backend=backend,
             threads=threads,
             exact=exact,
+            kv_bits=int(kv_bits) if kv_bits else None,
             speculate=speculate,
         ),
         as_json=as_json,
@@ -98,6 +101,7 @@ def serve(
     metavar="HOST:PORT",
     help="Where other nodes reach this stage; uses PORT and the one after it. In a cluster: any address and free port.",
 )
+@click.option("--kv-bits", type=KV_BITS, help="With -m: " + KV_BITS_HELP + " In a cluster `serve --kv-bits` decides.")
 @click.option("-m", "--model", help="With --layers: run one stage by hand, outside of any cluster. " + MODEL_HELP)
 @click.option(
     "--insecure", is_flag=True, help="With -m: allow an address that others can reach, with nothing encrypted."
@@ -111,6 +115,7 @@ def join(
     backend: str,
     threads: int | None,
     listen: str | None,
+    kv_bits: str | None,
     model: str | None,
     *,
     exact: bool,
@@ -139,9 +144,20 @@ def join(
                 "-m runs one stage by hand: it needs --layers, and goes with no CODE, --peer or --memory",
                 "in a cluster leave -m out: the model is the coordinator's",
             )
-        stage = ui.StageByHand(model, wanted, Address.parse(listen or "127.0.0.1:0"), backend, threads, exact, insecure)
+        stage = ui.StageByHand(
+            model=model,
+            layers=wanted,
+            listen=Address.parse(listen or "127.0.0.1:0"),
+            backend=backend,
+            threads=threads,
+            exact=exact,
+            kv_bits=int(kv_bits) if kv_bits else None,
+            insecure=insecure,
+        )
         ui.run_stage(stage, platform.node(), as_json=as_json)
         return
+    if kv_bits is not None:
+        raise UsageError("--kv-bits goes with -m: in a cluster `edgepp serve --kv-bits` decides for every node")
     if insecure:
         raise UsageError("--insecure goes with -m and --layers only: a cluster is always encrypted")
     ui.run_member(

@@ -11,6 +11,8 @@ SPECULATE_HELP = (
     " or off. It never changes an answer, and stops where it does not pay."
 )
 MODEL_HELP = "A card name (see `edgepp models list`), a hub repository (org/name), or a folder in mlx-lm format."
+KV_BITS = click.Choice(["8", "4"])
+KV_BITS_HELP = "Keep keys and values in so many bits: room for longer and more conversations, a little less accurate."
 BACKENDS = click.Choice(["auto", "mlx", "onnx"])
 
 

@@ -19,6 +19,8 @@ from edgepp.model.cards import Shape
 Policy = Literal["memory", "speed", "throughput"]
 
 _FLOAT32 = 4
+_SCALE_BITS = 2
+"""Of a quantised key or value: its share of a float32 scale and bias for every 32."""
 _WORKING_BYTES = 64_000_000
 _WORKING_ROWS = 128 * 32
 """A prefill chunk of 128 tokens, and 32 activations of a hidden state's width that it has in flight."""
@@ -40,19 +42,23 @@ class ModelSize:
     ends_bytes: int
     """Stored bytes of embedding, final norm and output head."""
     kv_bytes: int
-    """Bytes of one position's keys and values in one layer, in float32 as the CPU backends keep them."""
+    """Bytes of one position's keys and values in one layer."""
     layer_flops: int
     """FLOPs a token a layer: two a weight."""
 
     @classmethod
-    def of(cls, shape: Shape) -> ModelSize:
-        """The sizes of a card, or of any shape."""
+    def of(cls, shape: Shape, kv_bits: int | None = None) -> ModelSize:
+        """The sizes of a card, or of any shape.
+
+        Keys and values are float32, as the CPU backends keep them, or have ``kv_bits`` and the scales of small groups.
+        """
+        values = 2 * shape.kv_heads * shape.head_size
         return cls(
             layers=shape.layers,
             hidden=shape.hidden,
             layer_bytes=shape.layer_bytes(),
             ends_bytes=shape.embedding_bytes() + shape.head_bytes(),
-            kv_bytes=2 * shape.kv_heads * shape.head_size * _FLOAT32,
+            kv_bytes=values * _FLOAT32 if kv_bits is None else values * (kv_bits + _SCALE_BITS) // 8,
             layer_flops=2 * sum(rows * columns for rows, columns in shape.layer_matrices().values()),
         )
 

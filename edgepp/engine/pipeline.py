@@ -50,6 +50,8 @@ class PipelineOptions:
     """The most positions of all sequences together; requests beyond wait. None leaves it to the stages' memory."""
     speculate: str = "lookup"
     """What guesses tokens ahead: ``lookup`` in the text so far, ``off``, or the name of a small model."""
+    kv_bits: int | None = None
+    """Bits of a key or value in the KV caches on this machine, 8 or 4; None for the backend's own floats."""
 
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
@@ -66,7 +68,7 @@ class PipelineOptions:
     def compute(self) -> BackendOptions:
         """How this process computes."""
         alone = not self.endpoints and self.stages is None
-        return BackendOptions(threads=self.threads_each, exact=self.exact, spin=alone)
+        return BackendOptions(threads=self.threads_each, exact=self.exact, spin=alone, kv_bits=self.kv_bits)
 
 
 class Pipeline:
@@ -170,6 +172,7 @@ class Pipeline:
             backend=self.options.backend,
             threads=self.options.threads_each,
             exact=self.options.exact,
+            kv_bits=self.options.kv_bits,
             awake=self.options.threads_each * (self.options.stages or 1) <= physical_cores(),
         )
         child = StageProcess(config)

@@ -137,6 +137,7 @@ class Slot(threading.Thread):
             backend=options.backend,
             threads=options.threads,
             exact=load.exact,
+            kv_bits=load.kv_bits or None,
             spin=options.spin,
             awake=options.awake,
             public=options.keys.public,

@@ -50,6 +50,7 @@ class StageConfig:
     backend: str = "auto"
     threads: int = 1
     exact: bool = False
+    kv_bits: int | None = None
     spin: bool = False
     awake: bool = False
     """Wait for the next frame without sleeping: where there is a core for each thread, that makes a hop cheaper."""
@@ -78,7 +79,7 @@ def _load(config: StageConfig) -> tuple[Checkpoint, StageModel, str]:
     checkpoint = Checkpoint.open(Path(config.path))
     checkpoint.require(config.layers)
     chosen = backend.choose(config.backend, checkpoint)
-    options = BackendOptions(threads=config.threads, exact=config.exact, spin=config.spin)
+    options = BackendOptions(threads=config.threads, exact=config.exact, spin=config.spin, kv_bits=config.kv_bits)
     model = chosen.load_stage(
         checkpoint, config.layers, options, lambda done, total: _report("progress", done=done, total=total)
     )

@@ -47,6 +47,8 @@ class Director:
     model: str
     exact: bool
     coordinator: str
+    kv_bits: int
+    """Bits of a key or value in the KV cache; 0 for the backends' own floats."""
     base: int
     """Plans are numbered from here on the wire, so that a restarted coordinator repeats no number."""
     count: int = 0
@@ -162,7 +164,7 @@ class Director:
     def _order(self, host: str, layers: LayerRange, now_s: float) -> Order:
         self._ordered_s[host] = now_s
         node, slot = _split(host)
-        return node, Load(self.number, slot, self.model, layers.start, layers.stop, self.exact)
+        return node, Load(self.number, slot, self.model, layers.start, layers.stop, self.exact, self.kv_bits)
 
     def _reminders(self, members: Membership, now_s: float) -> list[Order]:
         """Loads that may have got lost, or are to be tried again."""

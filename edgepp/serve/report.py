@@ -31,6 +31,7 @@ def report(coordinator: Coordinator) -> dict[str, Any]:
         "context": director.want.context,
         "slots": director.want.slots,
         "exact": director.exact,
+        "kv_bits": director.kv_bits or None,
         "uptime_s": round(time.time() - coordinator.began_s, 1),
         "answers": {
             "under_way": len(coordinator.answers),

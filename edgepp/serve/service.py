@@ -48,6 +48,7 @@ class ServeOptions:
     backend: str = "auto"
     threads: int | None = None
     exact: bool = False
+    kv_bits: int | None = None
     speculate: str = "lookup"
     """See ``PipelineOptions``."""
 
@@ -73,13 +74,14 @@ class Service:
         identity = load_identity()
         cluster = _own_cluster(identity)
         front = Front.open(options.model, whole=False, on_progress=on_progress)
-        size = ModelSize.of(shape_of(options.model, front.checkpoint))
+        size = ModelSize.of(shape_of(options.model, front.checkpoint), options.kv_bits)
         offer = _offer(options, on_event)
         context = min(options.context, front.checkpoint.context)
         director = Director(
             want=Want(size, context, options.slots, options.policy),
             model=_pinned_name(front),
             exact=options.exact,
+            kv_bits=options.kv_bits or 0,
             coordinator=identity.node,
             base=int(time.time()) << 16,
             known=frozenset(member.node for member in cluster.members),

@@ -189,6 +189,7 @@ class StageByHand:
     backend: str
     threads: int | None
     exact: bool
+    kv_bits: int | None
     insecure: bool
 
 
@@ -212,6 +213,7 @@ def run_stage(wanted: StageByHand, node: str, *, as_json: bool) -> None:
             backend=wanted.backend,
             threads=threads or physical_cores(),
             exact=wanted.exact,
+            kv_bits=wanted.kv_bits,
             spin=threads is None,
             awake=threads is None or threads <= physical_cores(),
         )

@@ -310,6 +310,8 @@ class Load(NamedTuple):
     start: Count
     stop: Count
     exact: bool
+    kv_bits: Annotated[int, 0, 8]
+    """Bits of a key or value in the KV cache; 0 for what the backend computes them in."""
 
 
 class Unload(NamedTuple):

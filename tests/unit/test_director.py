@@ -18,7 +18,7 @@ class Cluster:
 
     def __init__(self, known: frozenset[str] = frozenset()) -> None:
         want = Want(SIZE, context=1024, slots=1)
-        self.director = Director(want, "model", False, HERE, base=1000, known=known)
+        self.director = Director(want, "model", False, HERE, kv_bits=0, base=1000, known=known)
         self.members = Membership()
         self.now_s = 0.0
 
