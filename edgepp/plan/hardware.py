@@ -16,7 +16,7 @@ _METAL_SMALL, _METAL_LARGE, _METAL_BYTES = 2 / 3, 3 / 4, 32_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """One machine or chip; rates are peaks, of which ``predict.Efficiency`` says how much is reached."""
+    """One machine or chip; rates are peaks, of which ``machines.Efficiency`` says how much is reached."""
 
     name: str
     title: str
@@ -28,6 +28,8 @@ class Hardware:
     """FLOP/s in the dtype that models compute in."""
     source: str
     note: str = ""
+    gpu: bool = True
+    """Whether a GPU computes, and not the CPU."""
     usable: float | None = None
     """The share of its memory that a model may have; None: by Metal's rule."""
     int8_flops: float | None = None
