@@ -103,11 +103,11 @@ def plan(
         raise UsageError("plan for which MODEL?", "see `edgepp models list`, or `edgepp plan --help`")
     if lengths and plot is None:
         raise UsageError("--length is for --plot", "add --plot FILE, like --plot plan.png")
+    if reached is not None and not nodes and file is None:
+        raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
     question = _question(model, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
     cluster = _cluster(nodes, links, file, peer)
     if reached is not None:
-        if not nodes and file is None:
-            raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
         cluster = cluster.reaching(*_shares(reached))
     if plot is not None:
         from edgepp.ui.plan_plot import draw, load_pyplot

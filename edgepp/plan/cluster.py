@@ -88,6 +88,11 @@ class Cluster:
         """These nodes alone; the first of them that is left coordinates."""
         return dataclasses.replace(self, nodes=tuple(node for node in self.nodes if node.name in names))
 
+    def alone(self, name: str) -> Cluster:
+        """One node by itself, free to hold all layers."""
+        nodes = (dataclasses.replace(node, pinned=None) for node in self.nodes if node.name == name)
+        return dataclasses.replace(self, nodes=tuple(nodes))
+
     def with_node(self, node: Node) -> Cluster:
         """One more node, on the default link."""
         return dataclasses.replace(self, nodes=(*self.nodes, node))

@@ -5,9 +5,11 @@ Bytes, seconds, bytes/s, FLOP/s.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from edgepp.cluster.sizes import ModelSize
+from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.model.cards import DTYPE_BYTES, Shape
 
@@ -77,7 +79,11 @@ DATASHEET_CPU = replace(DATASHEET, overlap=0.0)
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes: a node, by its rates."""
+    """What computes: a node, by its rates.
+
+    Raises:
+        PlanError: its numbers cannot be those of a machine.
+    """
 
     node: str
     """Between processes of one node there is no network."""
@@ -90,6 +96,15 @@ class Machine:
     """Processes that it runs at once at the given rates: those that have cores, or a GPU, of their own."""
     chunk: int = CPU_CHUNK
     """Tokens of a prefill chunk with which it reaches its FLOP/s."""
+
+    def __post_init__(self) -> None:
+        rates = (self.stream_bps, self.flops, self.efficiency.stream, self.efficiency.kv, self.efficiency.flops)
+        if not all(0 < rate < math.inf for rate in rates) or self.lanes < 1 or self.chunk < 2:
+            raise PlanError(
+                f"{self.node} cannot have {self.stream_bps} bytes/s, {self.flops} FLOP/s, {self.lanes} lanes and chunks"
+                f" of {self.chunk}",
+                "if it is a node of a cluster, start it again, so that it is measured again",
+            )
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def best_single(question: Question, laid: Laid) -> Single | None:
     """The node that answers soonest alone, of those that hold the model; None where none does."""
     crowded = dataclasses.replace(question, workload=dataclasses.replace(question.workload, requests=(1, _CROWD)))
     alone = [
-        (node.name, lay(crowded, laid.cluster.only(node.name)).prediction)
+        (node.name, lay(crowded, laid.cluster.alone(node.name)).prediction)
         for node in laid.cluster.nodes
         if node.memory >= memory_needed(question.want, question.model.size.layers, True)
     ]

@@ -6,8 +6,9 @@ from typing import Any
 
 from edgepp.cluster.placement import memory_needed
 from edgepp.errors import PlanError
+from edgepp.plan.costs import StageTime
 from edgepp.plan.outlook import Change, Need, Outlook, Question, Single
-from edgepp.plan.predict import Decode, Prefill, StageTime
+from edgepp.plan.predict import Decode, Prefill
 
 
 def unfit_form(question: Question, error: PlanError) -> dict[str, Any]:
@@ -69,9 +70,15 @@ def outlook_form(outlook: Outlook) -> dict[str, Any]:
 
 
 def requests_fit(decode: Decode, outlook: Outlook) -> bool:
-    """Whether so many prompts and answers have room for their KV caches."""
+    """Whether so many prompts and answers have memory for their KV caches."""
     workload = outlook.question.workload
     return decode.requests * (workload.prompt + workload.answer) <= outlook.kv_room
+
+
+def slots_needed(decode: Decode, question: Question) -> int:
+    """Slots of the planned context that so many prompts and answers take; with fewer, some wait their turn."""
+    positions = question.workload.prompt + question.workload.answer
+    return -(-decode.requests * positions // question.context)
 
 
 def _stage_form(time: StageTime) -> dict[str, Any]:
@@ -100,6 +107,7 @@ def _decode_form(decode: Decode, outlook: Outlook) -> dict[str, Any]:
     return {
         "requests": decode.requests,
         "fits": requests_fit(decode, outlook),
+        "slots_needed": slots_needed(decode, outlook.question),
         "micro_batches": decode.micro_batches,
         "tpot_s": decode.tpot_s,
         "tokens_s": decode.tokens_s,

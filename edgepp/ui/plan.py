@@ -18,7 +18,7 @@ from edgepp.plan.cluster import Cluster
 from edgepp.plan.hardware import catalogue
 from edgepp.plan.outlook import Need, Outlook, Question, outlook
 from edgepp.plan.predict import Decode
-from edgepp.plan.report import outlook_form, requests_fit, unfit_form
+from edgepp.plan.report import outlook_form, requests_fit, slots_needed, unfit_form
 from edgepp.ui.progress import megabytes
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -52,12 +52,16 @@ def list_hardware(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"hardware": [asdict(one) for one in catalogue().values()]}))
         return
-    table = _table("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S", "SOURCE")
+    table = _table("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S")
+    sources: dict[str, list[str]] = {}
     for one in catalogue().values():
-        rates = (f"{one.bandwidth / 1e9:g} GB/s", f"{one.flops / 1e12:.3g} T")
-        table.add_row(one.name, one.title, ", ".join(map(str, one.memory_gb)), *rates, one.source)
+        flops = f"{'~' if 'estimate' in one.note else ''}{one.flops / 1e12:.3g} T"
+        table.add_row(one.name, one.title, ", ".join(map(str, one.memory_gb)), f"{one.bandwidth / 1e9:g} GB/s", flops)
+        sources.setdefault(one.source, []).append(one.name)
     Console(width=None if Console().is_terminal else 200).print(table)
-    click.echo("\nNotes and what is an estimate: --json")
+    click.echo("\n~ is an estimate; --json says of what. Sources:")
+    for source, names in sources.items():
+        click.echo(f"  {', '.join(names)}: {source}")
 
 
 def picture(found: Outlook) -> Iterator[Any]:
@@ -83,8 +87,9 @@ def _head(found: Outlook) -> Text:
         (question.model.name, "bold"),
         (" fits", "green"),
         f": {megabytes(size.layers * size.layer_bytes + size.ends_bytes)} of weights; KV caches take {megabytes(kv)} a"
-        f" position, {megabytes(kv * question.context * question.slots)} for {question.slots} slots of"
-        f" {question.context:,}; there is room for {found.kv_room:,} positions",
+        f" position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
+        f" slot{'s' if question.slots > 1 else ''} of {question.context:,}; there is room for {found.kv_room:,}"
+        " positions",
     )
 
 
@@ -113,7 +118,11 @@ def _stages(found: Outlook) -> Table:
 def _requests(found: Outlook) -> Table:
     table = _table(">REQUESTS", ">TOKEN/S EACH", ">TOGETHER", ">TPOT", "LIMITED BY", "")
     for decode in found.laid.prediction.decode:
-        room = "" if requests_fit(decode, found) else "more KV caches than fit: they take turns"
+        slots, room = slots_needed(decode, found.question), ""
+        if not requests_fit(decode, found):
+            room = "if their KV caches fitted: as it is, they take turns"
+        elif slots > found.question.slots:
+            room = f"with --slots {slots}, for which there is memory"
         rates = (f"{1 / decode.tpot_s:.1f}", f"{decode.tokens_s:.1f}", _ms(decode.tpot_s))
         table.add_row(str(decode.requests), *rates, _limit(decode), Text(room, style="yellow"))
     return table

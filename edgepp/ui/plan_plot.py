@@ -31,15 +31,15 @@ def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int]
     figure, axes = pyplot.subplots(1, 1 + len(shown), figsize=(6 * (1 + len(shown)), 5), layout="constrained")
     for index, length in enumerate(shown):
         decodes = decodes_at(question, laid, length)
-        _curve(axes[0], decodes, length)
+        _curve(axes[0], decodes, length, cluster.kv_room(question.want, laid.plan))
         _parts(axes[1 + index], decodes, length)
     axes[0].set(
         title=f"{question.model.name}, {len(laid.stages)} stages",
         xlabel="token/s of all requests together",
         ylabel="ms a token of one request",
     )
-    axes[0].set_ylim(bottom=0)
-    axes[0].legend(title="positions")
+    axes[0].set_yscale("log")
+    axes[0].legend(title="positions (hollow: KV caches\ndo not fit at once)")
     try:
         figure.savefig(Path(file).expanduser())
     except (OSError, ValueError) as error:
@@ -70,10 +70,12 @@ def decodes_at(question: Question, laid: Laid, length: int) -> tuple[Decode, ...
     return predict(question.model, laid.stages, laid.cluster.links, work, laid.cluster.coordinator.machine).decode
 
 
-def _curve(axes: Any, decodes: Sequence[Decode], length: int) -> None:
+def _curve(axes: Any, decodes: Sequence[Decode], length: int, room: int) -> None:
     rates, times = [d.tokens_s for d in decodes], [1e3 * d.tpot_s for d in decodes]
-    axes.plot(rates, times, marker="o", label=f"{length:,}")
+    (line,) = axes.plot(rates, times, label=f"{length:,}")
     for decode, rate, time in zip(decodes, rates, times, strict=True):
+        face = line.get_color() if decode.requests * length <= room else "white"
+        axes.plot(rate, time, marker="o", color=line.get_color(), markerfacecolor=face)
         axes.annotate(str(decode.requests), (rate, time), textcoords="offset points", xytext=(4, 4), fontsize=8)
 
 
