@@ -106,7 +106,7 @@ def plan(
     if reached is not None and not nodes and file is None:
         raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
     question = _question(model, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
-    cluster = _cluster(nodes, links, file, peer)
+    cluster = _cluster(nodes, links, file, peer, question)
     if reached is not None:
         cluster = cluster.reaching(*_shares(reached))
     if plot is not None:
@@ -153,7 +153,9 @@ def _question(
     )
 
 
-def _cluster(nodes: tuple[str, ...], links: tuple[str, ...], file: str | None, peer: str | None) -> Cluster:
+def _cluster(
+    nodes: tuple[str, ...], links: tuple[str, ...], file: str | None, peer: str | None, question: Question
+) -> Cluster:
     from pathlib import Path
 
     from edgepp.plan import describe
@@ -169,16 +171,20 @@ def _cluster(nodes: tuple[str, ...], links: tuple[str, ...], file: str | None, p
         )
     if file is not None:
         return describe.read_file(Path(file).expanduser())
-    return describe.from_status(_live(peer))
+    return _live(peer, question)
 
 
-def _live(peer: str | None) -> dict[str, object]:
+def _live(peer: str | None, question: Question) -> Cluster:
     from edgepp.errors import PairingError
+    from edgepp.plan.describe import from_status
+    from edgepp.plan.models import same_model
     from edgepp.ui.cluster import connect
 
     try:
         with connect(peer) as served:
-            return served.status
+            status = served.status
+        running = same_model(str(status.get("model")), question.model)
+        return from_status(status, question.model.size if running else None)
     except PairingError as error:
         error.hint = f"describe the machines with --node mem=16GB, once a machine; or {error.hint}"
         raise

@@ -70,7 +70,7 @@ class Costs:
             kv_s=kv_s,
             flops_s=rows * row_s + attention_s,
             wire_s=self.hop_s(index, rows),
-            busy_s=reached.step_s + computed_s + max(kv_s, attention_s),
+            busy_s=reached.step_s + layers * reached.layer_s + computed_s + max(kv_s, attention_s),
         )
 
     def transfer_s(self, hop: int, rows: int) -> float:
@@ -95,7 +95,7 @@ class Costs:
         return _rows_s(rows, weights_s, row_s, machine) + rows * reached.sample_s
 
     def chunk(self) -> int:
-        """A prefill chunk's tokens as ``engine.engine`` takes them: half of what is efficient with several stages, and not too slow."""
+        """Tokens of a prefill chunk, as the engine chooses: what is efficient, half of it with several stages."""
         efficient = min(stage.machine.chunk for stage in self.stages)
         wanted = efficient if len(self.stages) == 1 else efficient // 2
         token_s = sum(self.stage_s(i, wanted, 0, 0).busy_s for i in range(len(self.stages))) / wanted

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed
+from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
@@ -132,8 +133,11 @@ def read_file(path: Path) -> Cluster:
     )
 
 
-def from_status(status: Mapping[str, Any]) -> Cluster:
+def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> Cluster:
     """The live cluster, by what its coordinator's status says: rates are measured, links where they have been.
+
+    ``running`` are the sizes of the model that it runs, if that is the one planned for: what its stages measured on
+    their own layers then counts, and not a node's probe, which times layers of one width for all models.
 
     Raises:
         RemoteProtocolError: the status cannot be read.
@@ -146,8 +150,10 @@ def from_status(status: Mapping[str, Any]) -> Cluster:
         names = _unique([(str(node["name"]), str(node["node"])) for node in present])
         lanes = {node["node"]: max(1, len(node["layers"])) for node in present}
         nodes = [_live_node(node, names[node["node"]], lanes[node["node"]]) for node in present]
+        if running is not None:
+            nodes = [_timed(node, live["node"], status, running) for node, live in zip(nodes, present, strict=True)]
         links = _live_links(status, names)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise RemoteProtocolError(f"the coordinator's status cannot be read: {error!r}") from error
     if nodes and "coordinator" not in present[0]["roles"]:
         coordinator = Machine(f"{status['coordinator']} (coordinator)", BANDWIDTH, FLOPS, DATASHEET_CPU)
@@ -167,6 +173,18 @@ def _live_node(node: Mapping[str, Any], name: str, lanes: int) -> Node:
     )
     pinned = LayerRange(*map(int, node["pinned"])) if node["pinned"] else None
     return Node(machine, int(node["memory"]), f"measured, {node['backend']} on {node['device']}", pinned)
+
+
+def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize) -> Node:
+    """The node with the rates at which its loaded stages ran their own layers, where they have been timed."""
+    stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
+    if not stages or not all(stage["decode_s"] and stage["prefill_tok_s"] for stage in stages):
+        return node
+    layers = sum(stage["layers"][1] - stage["layers"][0] for stage in stages)
+    decode_s = sum(min(stage["decode_s"], stage.get("stage_s") or math.inf) for stage in stages)
+    token_s = sum(1 / stage["prefill_tok_s"] for stage in stages)
+    rates = {"stream_bps": layers * size.layer_bytes / decode_s, "flops": layers * size.layer_flops / token_s}
+    return replace(node, machine=replace(node.machine, **rates), said=f"{node.said} with this model")
 
 
 def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[tuple[str, str] | None, LinkSpeed]]:

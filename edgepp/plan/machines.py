@@ -63,7 +63,9 @@ class Efficiency:
     hop_s: float = 0.0003
     """Seconds that sending, receiving and decoding one frame costs, apart from the link."""
     step_s: float = 0.0
-    """Seconds that every step of a stage costs beside its weights."""
+    """Seconds that every step of a stage costs beside its weights,"""
+    layer_s: float = 0.0
+    """and every layer of it: what small operations cost, however narrow the model is."""
     sample_s: float = 0.0002
     """The coordinator's seconds a row beside the head's: sampling, text, scheduling."""
 

@@ -7,6 +7,17 @@ from edgepp.model.source import LocalFolder, resolve
 from edgepp.plan.machines import Model
 
 
+def same_model(name: str, model: Model) -> bool:
+    """Whether a cluster that says it runs ``name``, at whatever revision, runs a model of these sizes.
+
+    It counts as another one where this machine does not know the name.
+    """
+    try:
+        return read_model(name.partition("@")[0]).size == model.size
+    except ModelError:
+        return False
+
+
 def read_model(name: str) -> Model:
     """The sizes of a card, of a hub repository that has a card or is on this disk, or of a folder.
 

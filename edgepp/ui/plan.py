@@ -24,6 +24,7 @@ from edgepp.ui.progress import megabytes
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _MOST_CHANGES = 3
 _ALIKE = 0.05
+_MINUTES_S = 180.0
 
 
 def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
@@ -198,15 +199,17 @@ def _help(found: Outlook) -> str:
 
 
 def _basis(found: Outlook) -> str:
-    """Where the figures come from, in a line."""
-    rates = []
+    """Where the figures come from: the shares reached, and of what."""
+    groups: dict[tuple[float, float], list[str]] = {}
     for node in found.laid.cluster.nodes:
         machine, reached = node.machine, node.machine.efficiency
-        rates.append(
-            f"{node.name}: {reached.stream:g} of {machine.stream_bps / 1e9:.4g} GB/s, {reached.flops:g} of"
-            f" {machine.flops / 1e12:.3g} TFLOP/s ({node.said})"
-        )
-    return f"Reckoned with {'; '.join(rates)}."
+        rates = f"{machine.stream_bps / 1e9:.4g} GB/s, {machine.flops / 1e12:.3g} TFLOP/s"
+        groups.setdefault((reached.stream, reached.flops), []).append(f"{node.name} ({node.said}: {rates})")
+    texts = (
+        f"{stream:g} of the bandwidth and {flops:g} of the FLOP/s of {', '.join(of)}"
+        for (stream, flops), of in groups.items()
+    )
+    return f"Reckoned with {'; '.join(texts)}."
 
 
 def _rate(bytes_s: float) -> str:
@@ -215,6 +218,8 @@ def _rate(bytes_s: float) -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds >= _MINUTES_S:
+        return f"{seconds / 60:.0f} minutes"
     if seconds >= 1:
         return f"{seconds:.1f} s"
     return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2f} ms"

@@ -15,7 +15,7 @@ from edgepp.cli import cli
 from edgepp.errors import EdgeppError, PairingError, PlanError, UsageError
 from edgepp.model.random import make_checkpoint
 from edgepp.plan.hardware import catalogue
-from tests.unit.test_plan_describe import live_node
+from tests.unit.test_plan_describe import live_node, live_stage
 
 SEVENTY = "mlx-community/Llama-3.3-70B-Instruct-4bit"
 TWO = (
@@ -76,7 +76,7 @@ def test_it_says_what_a_person_asks() -> None:
     assert "For 50 ms a token no link is fast enough" in text
     assert "For 30.0 s to the first token (it does" in text
     assert "What would help most: twice the memory bandwidth on" in text
-    assert "studio: 0.65 of 400 GB/s" in text
+    assert "0.65 of the bandwidth and 0.5 of the FLOP/s of studio (described: 400 GB/s, 13 TFLOP/s), mini" in text
 
 
 def test_two_nodes_that_are_slower_than_one_are_for_size() -> None:
@@ -172,19 +172,34 @@ def test_without_a_cluster_it_says_how_to_describe_one() -> None:
     assert "--node mem=16GB" in error.hint
 
 
-def test_a_live_cluster_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Connection:
-        status = {"coordinator": "a", "nodes": [live_node("a", roles=["coordinator"])], "stages": []}  # noqa: RUF012
+class Connection:
+    """A coordinator that has a status."""
 
-        def __enter__(self) -> Connection:
-            return self
+    def __init__(self, status: dict[str, Any]) -> None:
+        self.status = status
 
-        def __exit__(self, *_: object) -> None:
-            pass
+    def __enter__(self) -> Connection:
+        return self
 
-    monkeypatch.setattr("edgepp.ui.cluster.connect", lambda peer: Connection())
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("running", "said"),
+    [
+        ("smollm2-135m", "measured, onnx on cpu with this model"),
+        ("llama-3.1-8b-4bit@0123", "measured, onnx on cpu"),
+        ("some/other", "measured, onnx on cpu"),
+    ],
+)
+def test_a_live_cluster_is_asked(running: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = live_stage("a", layers=[0, 30], decode_s=0.02, prefill_tok_s=300.0)
+    node = live_node("a", roles=["coordinator"])
+    status = {"coordinator": "a", "model": running, "nodes": [node], "stages": [stage]}
+    monkeypatch.setattr("edgepp.ui.cluster.connect", lambda peer: Connection(status))
     form = formed("smollm2-135m", "--context", "2048")
-    assert form["nodes"][0]["said"] == "measured, onnx on cpu"
+    assert form["nodes"][0]["said"] == said
     assert form["nodes"][0]["reached"] == {"stream": 1.0, "flops": 1.0}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed
+from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.plan import describe
@@ -206,6 +206,23 @@ def test_a_live_cluster_is_what_its_nodes_measured() -> None:
         ("a", "d"): LinkSpeed(0.002, UNKNOWN_LINK.bytes_s),
         ("b", "d"): LinkSpeed(0.003, 1e7),
     }
+
+
+def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
+    """Two stages of 15 layers in 10 ms each, at 300 token/s each; the probe's figures stand where nothing was timed."""
+    timed: dict[str, Any] = {"decode_s": 0.02, "stage_s": 0.01, "prefill_tok_s": 300.0}
+    status: dict[str, Any] = {
+        "coordinator": "a",
+        "nodes": [live_node("a", roles=["coordinator"], layers=[[0, 15], [15, 30]]), live_node("b")],
+        "stages": [live_stage("a", layers=[0, 15], **timed), live_stage("a", layers=[15, 30], **timed)],
+    }
+    size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=1, layer_flops=10**7)
+    a, b = describe.from_status(status, size).nodes
+    assert (a.machine.stream_bps, a.machine.flops, a.machine.lanes) == near((30e6 / 0.02, 300e6 * 150, 2))
+    assert a.said.endswith("with this model")
+    assert b.machine.stream_bps == 1e10
+    status["stages"][0]["prefill_tok_s"] = None
+    assert describe.from_status(status, size).nodes[0].machine.stream_bps == 1e10
 
 
 def test_a_coordinator_without_layers_stands_first() -> None:
