@@ -25,13 +25,21 @@ class StageTime:
     flops_s: float
     """All arithmetic, hidden behind the weights or not."""
     wire_s: float
+    overhead_s: float
+    """What steps and layers cost beside all that: small operations, calls."""
     busy_s: float
-    """The stage's own seconds: KV, and weights with what arithmetic they do not hide."""
+    """The stage's own seconds: overhead, KV, and weights with what arithmetic they do not hide."""
 
     @property
     def limit(self) -> str:
-        """What takes the longest: ``weights``, ``KV``, ``FLOPs`` or ``wire``."""
-        parts = {"weights": self.weights_s, "KV": self.kv_s, "FLOPs": self.flops_s, "wire": self.wire_s}
+        """What takes the longest: ``weights``, ``KV``, ``FLOPs``, ``wire`` or ``overhead``."""
+        parts = {
+            "weights": self.weights_s,
+            "KV": self.kv_s,
+            "FLOPs": self.flops_s,
+            "wire": self.wire_s,
+            "overhead": self.overhead_s,
+        }
         return max(parts, key=lambda part: parts[part])
 
 
@@ -63,6 +71,7 @@ class Costs:
         row_s = layers * size.layer_flops / (machine.flops * reached.flops)
         attention_s = layers * self.model.attention_flops * attended / (machine.flops * reached.flops)
         computed_s = _rows_s(rows, weights_s, row_s, machine)
+        overhead_s = reached.step_s + layers * reached.layer_s
         return StageTime(
             node=machine.node,
             layers=stage.layers,
@@ -70,7 +79,8 @@ class Costs:
             kv_s=kv_s,
             flops_s=rows * row_s + attention_s,
             wire_s=self.hop_s(index, rows),
-            busy_s=reached.step_s + layers * reached.layer_s + computed_s + max(kv_s, attention_s),
+            overhead_s=overhead_s,
+            busy_s=overhead_s + computed_s + max(kv_s, attention_s),
         )
 
     def transfer_s(self, hop: int, rows: int) -> float:
@@ -110,4 +120,4 @@ def _rows_s(rows: int, weights_s: float, row_s: float, machine: Machine) -> floa
     """
     hidden, overlap = max(weights_s, rows * row_s), machine.efficiency.overlap
     added = max(0.0, machine.chunk * row_s - weights_s) / (machine.chunk - 1)
-    return overlap * hidden + (1 - overlap) * max(weights_s + (rows - 1) * added, rows * row_s)
+    return overlap * hidden + (1 - overlap) * (weights_s + (rows - 1) * added)

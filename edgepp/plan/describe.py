@@ -176,15 +176,27 @@ def _live_node(node: Mapping[str, Any], name: str, lanes: int) -> Node:
 
 
 def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize) -> Node:
-    """The node with the rates at which its loaded stages ran their own layers, where they have been timed."""
+    """The node with what its loaded stages took for their own layers, where they have been timed.
+
+    A decode step's seconds beyond streaming at the probe's rate are the layers' overhead, not the output head's.
+    """
     stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
     if not stages or not all(stage["decode_s"] and stage["prefill_tok_s"] for stage in stages):
         return node
     layers = sum(stage["layers"][1] - stage["layers"][0] for stage in stages)
     decode_s = sum(min(stage["decode_s"], stage.get("stage_s") or math.inf) for stage in stages)
     token_s = sum(1 / stage["prefill_tok_s"] for stage in stages)
-    rates = {"stream_bps": layers * size.layer_bytes / decode_s, "flops": layers * size.layer_flops / token_s}
-    return replace(node, machine=replace(node.machine, **rates), said=f"{node.said} with this model")
+    machine = node.machine
+    stream_bps = max(machine.stream_bps, layers * size.layer_bytes / decode_s)
+    overhead_s = decode_s - layers * size.layer_bytes / stream_bps
+    chunk_s = max(machine.chunk * token_s - overhead_s, decode_s)
+    machine = replace(
+        machine,
+        stream_bps=stream_bps,
+        flops=layers * size.layer_flops * machine.chunk / chunk_s,
+        efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
+    )
+    return replace(node, machine=machine, said=f"{node.said} with this model")
 
 
 def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[tuple[str, str] | None, LinkSpeed]]:

@@ -55,6 +55,7 @@ class Decode:
             "KV": sum(stage.kv_s for stage in self.stages),
             "FLOPs": sum(stage.flops_s for stage in self.stages),
             "wire": sum(stage.wire_s for stage in self.stages) + self.return_s,
+            "overhead": sum(stage.overhead_s for stage in self.stages),
             "ends": self.ends_s,
         }
 
@@ -169,5 +170,6 @@ def _together(times: Sequence[StageTime]) -> StageTime:
         kv_s=sum(time.kv_s for time in times),
         flops_s=sum(time.flops_s for time in times),
         wire_s=sum(time.wire_s for time in times),
+        overhead_s=sum(time.overhead_s for time in times),
         busy_s=sum(time.busy_s for time in times),
     )

@@ -88,6 +88,7 @@ def _stage_form(time: StageTime) -> dict[str, Any]:
         "kv_s": time.kv_s,
         "flops_s": time.flops_s,
         "wire_s": time.wire_s,
+        "overhead_s": time.overhead_s,
         "busy_s": time.busy_s,
         "limit": time.limit,
     }

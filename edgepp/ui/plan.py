@@ -87,7 +87,7 @@ def _head(found: Outlook) -> Text:
     return Text.assemble(
         (question.model.name, "bold"),
         (" fits", "green"),
-        f": {megabytes(size.layers * size.layer_bytes + size.ends_bytes)} of weights; KV caches take {megabytes(kv)} a"
+        f": {megabytes(size.layers * size.layer_bytes + size.ends_bytes)} of weights; KV caches take {kv / 1e3:,.0f} kB a"
         f" position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
         f" slot{'s' if question.slots > 1 else ''} of {question.context:,}; there is room for {found.kv_room:,}"
         " positions",
@@ -98,20 +98,22 @@ def _stages(found: Outlook) -> Table:
     question, cluster, prediction = found.question, found.laid.cluster, found.laid.prediction
     memory = {node.name: node.memory for node in cluster.nodes}
     table = _table(
-        "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV", ">FLOPS", ">WIRE", ">A STEP", "LIMITED BY",
-        "IN PREFILL BY",
+        "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV", ">FLOPS", ">WIRE", ">OVERHEAD", ">A STEP",
+        "LIMITED BY", "IN PREFILL BY",
     )  # fmt: skip
     times = zip(prediction.one.stages, prediction.prefill.stages, strict=True)
     for index, (time, prefill) in enumerate(times):
         takes = memory_needed(question.want, len(time.layers), time.node == cluster.coordinator.name)
-        seconds = (time.weights_s, time.kv_s, time.flops_s, time.wire_s, time.busy_s + time.wire_s)
+        seconds = (
+            time.weights_s, time.kv_s, time.flops_s, time.wire_s, time.overhead_s, time.busy_s + time.wire_s
+        )  # fmt: skip
         table.add_row(
             str(index), str(time.layers), time.node, megabytes(takes), megabytes(memory[time.node]),
             *map(_ms, seconds), time.limit, prefill.limit,
         )  # fmt: skip
     one = prediction.one
     table.add_row(
-        "", "ends", cluster.coordinator.name, "", "", "", "", "", _ms(one.return_s), _ms(one.ends_s + one.return_s)
+        "", "ends", cluster.coordinator.name, "", "", "", "", "", _ms(one.return_s), "", _ms(one.ends_s + one.return_s)
     )
     return table
 
@@ -226,6 +228,8 @@ def _time(seconds: float) -> str:
 
 
 def _ms(seconds: float) -> str:
+    if not seconds:
+        return ""
     return f"{seconds * 1e3:.1f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2f} ms"
 
 

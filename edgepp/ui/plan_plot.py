@@ -13,7 +13,14 @@ from edgepp.plan.outlook import Laid, Question, lay
 from edgepp.plan.predict import Decode, predict
 
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
-_COLOURS = {"weights": "tab:blue", "KV": "tab:orange", "FLOPs": "tab:green", "wire": "tab:red", "ends": "tab:grey"}
+_COLOURS = {
+    "weights": "tab:blue",
+    "KV": "tab:orange",
+    "FLOPs": "tab:green",
+    "wire": "tab:red",
+    "overhead": "tab:purple",
+    "ends": "tab:grey",
+}
 
 
 def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int] = ()) -> None:

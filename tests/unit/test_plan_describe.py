@@ -12,7 +12,8 @@ from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.plan import describe
-from edgepp.plan.machines import DATASHEET, DATASHEET_CPU
+from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
+from edgepp.plan.predict import predict
 from edgepp.plan.quantities import parse_bytes_s, parse_flops, parse_link, parse_seconds
 
 near = pytest.approx
@@ -209,7 +210,7 @@ def test_a_live_cluster_is_what_its_nodes_measured() -> None:
 
 
 def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
-    """Two stages of 15 layers in 10 ms each, at 300 token/s each; the probe's figures stand where nothing was timed."""
+    """Two stages of 15 layers in 10 ms each, of which the probe explains 1.5 ms; at 300 token/s each in prefill."""
     timed: dict[str, Any] = {"decode_s": 0.02, "stage_s": 0.01, "prefill_tok_s": 300.0}
     status: dict[str, Any] = {
         "coordinator": "a",
@@ -218,7 +219,16 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     }
     size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=1, layer_flops=10**7)
     a, b = describe.from_status(status, size).nodes
-    assert (a.machine.stream_bps, a.machine.flops, a.machine.lanes) == near((30e6 / 0.02, 300e6 * 150, 2))
+    assert (a.machine.stream_bps, a.machine.lanes) == (1e10, 2)
+    assert a.machine.efficiency.layer_s == near((0.02 - 30e6 / 1e10) / 30)
+    assert a.machine.flops == near(300e6 * 64 / (64 * 2 / 300 - 0.017))
+    model = Model("m", size, head_bytes=0, head_flops=0, attention_flops=0, context=4096)
+    stages = [Stage(a.machine, LayerRange(0, 15)), Stage(a.machine, LayerRange(15, 30))]
+    found = predict(model, stages, {}, Workload(prompt=64, answer=1, requests=(1,), chunk=64))
+    assert sum(stage.busy_s for stage in found.one.stages) == near(0.02, rel=1e-3)
+    assert sum(stage.busy_s for stage in found.prefill.stages) == near(64 * 2 / 300, rel=1e-3)
+    status["stages"][0]["decode_s"] = status["stages"][1]["decode_s"] = 0.001  # faster than its probe
+    assert describe.from_status(status, size).nodes[0].machine.efficiency.layer_s == near(0)
     assert a.said.endswith("with this model")
     assert b.machine.stream_bps == 1e10
     status["stages"][0]["prefill_tok_s"] = None

@@ -166,5 +166,5 @@ def test_the_report_is_json_of_plain_numbers() -> None:
     assert form["fits"] is True
     assert [stage["layers"] for stage in form["stages"]] == [[0, 6], [6, 32]] or form["stages"]
     assert form["decode"][0]["tpot_s"] == found.laid.prediction.one.tpot_s
-    assert set(form["decode"][0]["parts_s"]) == {"weights", "KV", "FLOPs", "wire", "ends"}
+    assert set(form["decode"][0]["parts_s"]) == {"weights", "KV", "FLOPs", "wire", "overhead", "ends"}
     assert {need["what"] for need in form["needs"]} == {"tpot", "ttft"}
