@@ -87,8 +87,8 @@ def _head(found: Outlook) -> Text:
     return Text.assemble(
         (question.model.name, "bold"),
         (" fits", "green"),
-        f": {megabytes(size.layers * size.layer_bytes + size.ends_bytes)} of weights; KV caches take {kv / 1e3:,.0f} kB a"
-        f" position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
+        f": {megabytes(size.layers * size.layer_bytes + size.ends_bytes)} of weights; KV caches take"
+        f" {kv / 1e3:,.0f} kB a position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
         f" slot{'s' if question.slots > 1 else ''} of {question.context:,}; there is room for {found.kv_room:,}"
         " positions",
     )
@@ -163,11 +163,11 @@ def _against_one(found: Outlook) -> str:
     if laid.machines == 1:
         return f"All of it runs on {single.name}: no other node takes part."
     count = _WORDS[laid.machines] if laid.machines < len(_WORDS) else str(laid.machines)
-    crowd = f"{single.throughput:.1f} times as fast with {single.crowd} requests at once"
+    crowd = f"{_times(single.throughput)} as fast with {single.crowd} requests at once"
     if abs(single.speed - 1) < _ALIKE:
         text = f"{count.capitalize()} nodes are about as fast as {single.name} alone for one request, and {crowd}"
     else:
-        text = f"{count.capitalize()} nodes are {single.speed:.1f} times as fast as {single.name} alone, and {crowd}"
+        text = f"{count.capitalize()} nodes are {_times(single.speed)} as fast as {single.name} alone, and {crowd}"
     if max(single.speed, single.throughput) < 1 + _ALIKE:
         return f"{text}: use them for size, not speed."
     return f"{text}: use them for many requests, not for one." if single.speed < 1 - _ALIKE else f"{text}."
@@ -212,6 +212,10 @@ def _basis(found: Outlook) -> str:
         for (stream, flops), of in groups.items()
     )
     return f"Reckoned with {'; '.join(texts)}."
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio >= 1 - _ALIKE else f"{ratio:.2g} times"
 
 
 def _rate(bytes_s: float) -> str:

@@ -89,9 +89,12 @@ def _curve(axes: Any, decodes: Sequence[Decode], length: int, room: int) -> None
 def _parts(axes: Any, decodes: Sequence[Decode], length: int) -> None:
     requests = [decode.requests for decode in decodes]
     for part, colour in _COLOURS.items():
-        axes.plot(requests, [1e3 * d.parts[part] for d in decodes], marker=".", color=colour, label=part)
+        times = [1e3 * decode.parts[part] for decode in decodes]
+        if any(times):
+            axes.plot(requests, times, marker=".", color=colour, label=part)
     axes.plot(requests, [1e3 * d.tpot_s for d in decodes], color="black", linestyle="--", label="a token")
     axes.set(title=f"one round at {length:,} positions", xlabel="requests at once", ylabel="ms")
     axes.set_xscale("log", base=2)
+    axes.set_xticks(requests, [str(count) for count in requests])
     axes.set_yscale("log")
     axes.legend()
