@@ -7,7 +7,7 @@ import sys
 import click
 
 from edgepp import __version__
-from edgepp.cli import chat, cluster, models, nodes
+from edgepp.cli import chat, cluster, models, nodes, plan
 from edgepp.cli.options import Group
 from edgepp.errors import EdgeppError, UsageError
 
@@ -41,6 +41,7 @@ for command in (
     cluster.revoke,
     cluster.token,
     cluster.leave,
+    plan.plan,
     models.models,
 ):
     cli.add_command(command)

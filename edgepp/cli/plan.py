@@ -1,0 +1,201 @@
+"""`edgepp plan`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from edgepp.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgepp.plan.cluster import Cluster
+    from edgepp.plan.outlook import Question
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    metavar="KEY=VALUE,…",
+    help="A machine: mem=16GB, hw=m4-pro, name=, bw=100GB/s, flops=3.6T, usable=0.75, layers=A-B. Once a machine.",
+)
+@click.option(
+    "--link", "links", multiple=True, metavar="[A,B=]RATE[:LATENCY]", help="All links, or that of A and B: 1Gbit:0.3ms."
+)
+@click.option("--file", "file", metavar="FILE", help="A TOML file that describes the cluster.")
+@click.option("--peer", metavar="HOST:PORT", help="Where `edgepp serve` runs, if the live cluster is not found.")
+@click.option("--context", type=int, default=4096, show_default=True, help="Positions of a conversation.")
+@click.option("--slots", type=int, default=2, show_default=True, help="Conversations at a time.")
+@click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of a prompt.")
+@click.option("--answer", type=int, default=256, show_default=True, help="Tokens of an answer.")
+@click.option("--requests", default="1,2,4,8,16", show_default=True, help="Requests at once to predict.")
+@click.option(
+    "--policy",
+    type=click.Choice(["memory", "speed", "throughput"]),
+    default="memory",
+    show_default=True,
+    help="As for `edgepp serve`.",
+)
+@click.option("--tpot", metavar="TIME", help="What links does a token every TIME need? Like 50ms.")
+@click.option("--ttft", metavar="TIME", help="What links does a first token after TIME need? Like 3s.")
+@click.option(
+    "--reached", metavar="BW,FLOPS", help="Shares reached of described rates; 0.65,0.5 unless given. Measured: all."
+)
+@click.option("--plot", metavar="FILE", help="Draw latency against throughput, and what a step goes into (PNG, SVG).")
+@click.option("--length", "lengths", type=int, multiple=True, help="Positions of a sequence to draw; may be repeated.")
+@click.option("--list-hardware", is_flag=True, help="Show the hardware that hw= knows, and its sources.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; seconds, bytes and FLOP/s.")
+def plan(
+    model: str | None,
+    nodes: tuple[str, ...],
+    links: tuple[str, ...],
+    file: str | None,
+    peer: str | None,
+    context: int,
+    slots: int,
+    prompt: int,
+    answer: int,
+    requests: str,
+    policy: str,
+    tpot: str | None,
+    ttft: str | None,
+    reached: str | None,
+    plot: str | None,
+    lengths: tuple[int, ...],
+    *,
+    list_hardware: bool,
+    as_json: bool,
+) -> None:
+    """Will MODEL fit, how fast will it be, is the cluster worth it? Downloads nothing.
+
+    MODEL is a card name (see `edgepp models list`), a hub repository (org/name), or a folder in mlx-lm format. Without
+    --node and --file it is asked of the live cluster, by the speeds that its nodes measured.
+
+    The first machine coordinates. Of a machine say mem= or hw=; unless said it has 50 GB/s of memory bandwidth, 500
+    GFLOP/s, and 0.75 of its memory for the model. Links are 0.5 ms and 100 MB/s unless said.
+
+    \b
+    A Mac Studio and a mini on one switch:
+        edgepp plan llama-3.3-70b-4bit --node name=studio,hw=m2-max,mem=64GB \\
+            --node name=mini,mem=16GB,bw=100GB/s,flops=3.6T --link 1Gbit:0.3ms
+    What they would need for 5 tokens a second:
+        edgepp plan llama-3.3-70b-4bit … --tpot 200ms --ttft 10s
+    From a file, edgepp plan llama-3.1-8b-4bit --file home.toml:
+        [[nodes]]
+        name = "studio"
+        hw = "m2-max"
+        [[nodes]]
+        name = "pi"
+        mem = "8GB"
+        [links]
+        default = "1Gbit:0.3ms"
+        "studio,pi" = "100Mbit:1ms"
+    """
+    from edgepp.ui import plan as ui
+
+    if list_hardware:
+        ui.list_hardware(as_json=as_json)
+        return
+    if model is None:
+        raise UsageError("plan for which MODEL?", "see `edgepp models list`, or `edgepp plan --help`")
+    if lengths and plot is None:
+        raise UsageError("--length is for --plot", "add --plot FILE, like --plot plan.png")
+    if reached is not None and not nodes and file is None:
+        raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
+    question = _question(model, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
+    cluster = _cluster(nodes, links, file, peer, question)
+    if reached is not None:
+        cluster = cluster.reaching(*_shares(reached))
+    if plot is not None:
+        from edgepp.ui.plan_plot import draw, load_pyplot
+
+        load_pyplot()  # said before the tables, where it is missing
+    ui.show_plan(question, cluster, as_json=as_json)
+    if plot is not None:
+        draw(question, cluster, plot, lengths)
+
+
+def _workload_of(prompt: int, answer: int, requests: str) -> tuple[int, int, tuple[int, ...]]:
+    counts = [part.strip() for part in requests.split(",")]
+    if not all(count.isascii() and count.isdigit() and 0 < int(count) <= 10_000 for count in counts):
+        raise UsageError(f"'{requests}' are no numbers of requests", "write them like 1,2,4,8")
+    if min(prompt, answer) < 1:
+        raise UsageError("a prompt and an answer have at least 1 token")
+    return prompt, answer, tuple(sorted({int(count) for count in counts}))
+
+
+def _question(
+    model: str,
+    context: int,
+    slots: int,
+    policy: str,
+    work: tuple[int, int, tuple[int, ...]],
+    wishes: tuple[str | None, str | None],
+) -> Question:
+    from edgepp.plan.machines import Workload
+    from edgepp.plan.models import read_model
+    from edgepp.plan.outlook import Question
+    from edgepp.plan.quantities import parse_seconds
+
+    prompt, answer, requests = work
+    tpot_s, ttft_s = (parse_seconds(wish) if wish else None for wish in wishes)
+    return Question(
+        model=read_model(model),
+        workload=Workload(prompt, answer, requests),
+        context=context,
+        slots=slots,
+        policy=policy,  # type: ignore[arg-type]  # click has checked it
+        tpot_s=tpot_s,
+        ttft_s=ttft_s,
+    )
+
+
+def _cluster(
+    nodes: tuple[str, ...], links: tuple[str, ...], file: str | None, peer: str | None, question: Question
+) -> Cluster:
+    from pathlib import Path
+
+    from edgepp.plan import describe
+
+    if sum((bool(nodes), file is not None, peer is not None)) > 1:
+        raise UsageError("--node, --file and --peer exclude each other")
+    if links and not nodes:
+        raise UsageError("--link goes with --node", "a file has its own [links]; a live cluster measures them")
+    if nodes:
+        return describe.described(
+            [describe.parse_node(text, number) for number, text in enumerate(nodes, 1)],
+            [describe.parse_named_link(text) for text in links],
+        )
+    if file is not None:
+        return describe.read_file(Path(file).expanduser())
+    return _live(peer, question)
+
+
+def _live(peer: str | None, question: Question) -> Cluster:
+    from edgepp.errors import PairingError
+    from edgepp.plan.describe import from_status
+    from edgepp.plan.models import same_model
+    from edgepp.ui.cluster import connect
+
+    try:
+        with connect(peer) as served:
+            status = served.status
+        running = same_model(str(status.get("model")), question.model)
+        return from_status(status, question.model.size if running else None)
+    except PairingError as error:
+        error.hint = f"describe the machines with --node mem=16GB, once a machine; or {error.hint}"
+        raise
+
+
+def _shares(text: str) -> tuple[float, float]:
+    """Shares of bandwidth and of FLOP/s."""
+    try:
+        stream, flops = (float(part) for part in text.split(","))
+    except ValueError:
+        stream = flops = 0.0
+    if not (0 < stream <= 1 and 0 < flops <= 1):
+        raise UsageError(f"'{text}' are no two shares", "write them like 0.65,0.5: of bandwidth and of FLOP/s")
+    return stream, flops

@@ -1,0 +1,121 @@
+"""A cluster on paper: nodes with memory and rates, links between them, and how a model is laid out on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from edgepp.cluster.placement import Host, LinkSpeed, Plan, Want, memory_needed, place
+from edgepp.cluster.sizes import UNKNOWN_LINK, Links
+from edgepp.layers import LayerRange
+from edgepp.plan.machines import Machine, Stage
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine, and the memory on it that a model may use."""
+
+    machine: Machine
+    memory: int
+    said: str = ""
+    """Where its figures come from."""
+    pinned: LayerRange | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it; unique in a cluster."""
+        return self.machine.node
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes, of which the first coordinates, and links by their names; ``default`` stands for those not named."""
+
+    nodes: tuple[Node, ...]
+    named: Links = field(default_factory=dict)
+    default: LinkSpeed = UNKNOWN_LINK
+
+    @property
+    def coordinator(self) -> Node:
+        """The node that embeds, makes logits and samples."""
+        return self.nodes[0]
+
+    @property
+    def links(self) -> dict[tuple[str, str], LinkSpeed]:
+        """Every pair of nodes and the link between them."""
+        pairs = combinations([node.name for node in self.nodes], 2)
+        return {(a, b): self.named.get((a, b)) or self.named.get((b, a)) or self.default for a, b in pairs}
+
+    def place(self, want: Want) -> Plan:
+        """The plan that `edgepp serve` would make; hosts have the nodes' names.
+
+        Raises:
+            PlanError: the nodes cannot hold the model; with what would help.
+        """
+        hosts = [
+            Host(
+                id=node.name,
+                node=node.name,
+                memory=node.memory,
+                stream_bps=node.machine.stream_bps * node.machine.efficiency.stream,
+                flops=node.machine.flops * node.machine.efficiency.flops,
+                pinned=node.pinned,
+                coordinator=node is self.coordinator,
+                name=node.name,
+            )
+            for node in self.nodes
+        ]
+        return place(want, hosts, self.links, self.coordinator.name)
+
+    def stages(self, plan: Plan) -> tuple[Stage, ...]:
+        """The plan's stages, in order, on this cluster's machines."""
+        machines = {node.name: node.machine for node in self.nodes}
+        return tuple(Stage(machines[host], layers) for host, layers in plan.stages)
+
+    def kv_room(self, want: Want, plan: Plan) -> int:
+        """Positions, of all sequences together, for which every stage has memory beside its weights."""
+        memory = {node.name: node.memory for node in self.nodes}
+        bare = dataclasses.replace(want, slots=0)
+        return min(
+            (memory[host] - memory_needed(bare, len(layers), host == self.coordinator.name))
+            // (len(layers) * want.size.kv_bytes)
+            for host, layers in plan.stages
+        )
+
+    def only(self, *names: str) -> Cluster:
+        """These nodes alone; the first of them that is left coordinates."""
+        return dataclasses.replace(self, nodes=tuple(node for node in self.nodes if node.name in names))
+
+    def alone(self, name: str) -> Cluster:
+        """One node by itself, free to hold all layers."""
+        nodes = (dataclasses.replace(node, pinned=None) for node in self.nodes if node.name == name)
+        return dataclasses.replace(self, nodes=tuple(nodes))
+
+    def with_node(self, node: Node) -> Cluster:
+        """One more node, on the default link."""
+        return dataclasses.replace(self, nodes=(*self.nodes, node))
+
+    def with_links(self, change: Callable[[LinkSpeed], LinkSpeed]) -> Cluster:
+        """Every link changed alike."""
+        named = {pair: change(link) for pair, link in self.named.items()}
+        return dataclasses.replace(self, named=named, default=change(self.default))
+
+    def reaching(self, stream: float, flops: float) -> Cluster:
+        """Every machine reaching these shares of its rates: of memory bandwidth, of FLOP/s."""
+
+        def changed(machine: Machine) -> Machine:
+            reached = dataclasses.replace(machine.efficiency, stream=stream, kv=stream, flops=flops)
+            return dataclasses.replace(machine, efficiency=reached)
+
+        nodes = (dataclasses.replace(node, machine=changed(node.machine)) for node in self.nodes)
+        return dataclasses.replace(self, nodes=tuple(nodes))
+
+    def with_machine(self, name: str, change: Callable[[Machine], Machine]) -> Cluster:
+        """One node's machine changed."""
+        nodes = (
+            dataclasses.replace(node, machine=change(node.machine)) if node.name == name else node
+            for node in self.nodes
+        )
+        return dataclasses.replace(self, nodes=tuple(nodes))

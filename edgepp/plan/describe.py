@@ -1,0 +1,233 @@
+"""A cluster from what people write (options, a TOML file) or from what a live coordinator reports."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize
+from edgepp.errors import RemoteProtocolError, UsageError
+from edgepp.layers import LayerRange
+from edgepp.node.resources import parse_bytes
+from edgepp.plan import hardware
+from edgepp.plan.cluster import Cluster, Node
+from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine
+from edgepp.plan.quantities import parse_bytes_s, parse_flops, parse_link
+
+BANDWIDTH = 50e9
+"""Of a node of which it is not said: two channels of DDR4."""
+FLOPS = 500e9
+"""Likewise: a few cores of a laptop."""
+USABLE = 0.75
+"""The share of a described node's memory that a model may use, where its hardware is not named."""
+GPU_FLOPS = 2e12
+"""From here on a described rate of arithmetic counts as a GPU's."""
+_KEYS = ("name", "hw", "mem", "usable", "bw", "flops", "layers")
+
+
+def read_node(fields: Mapping[str, str], number: int) -> Node:
+    """A node from its keys (``_KEYS``), all but ``mem`` or ``hw`` optional.
+
+    Raises:
+        UsageError: a key is unknown, a value cannot be read, or its memory is not said.
+    """
+    unknown = [key for key in fields if key not in _KEYS]
+    if unknown:
+        raise UsageError(f"a node has no '{unknown[0]}'", f"it has {', '.join(_KEYS)}")
+    named = hardware.find(fields["hw"]) if "hw" in fields else None
+    if named is None and "mem" not in fields:
+        raise UsageError(f"node {number} does not say its memory", "add mem=16GB, or hw= (see --list-hardware)")
+    name = fields.get("name") or (named.name if named else f"node{number}")
+    memory = parse_bytes(fields["mem"]) if "mem" in fields else (named.memory if named else 0)
+    bandwidth = parse_bytes_s(fields["bw"]) if "bw" in fields else (named.bandwidth if named else BANDWIDTH)
+    flops = parse_flops(fields["flops"]) if "flops" in fields else (named.flops if named else FLOPS)
+    gpu = named.gpu if named else flops >= GPU_FLOPS
+    if "usable" in fields:
+        usable = int(memory * _share(fields["usable"]))
+    else:
+        usable = named.usable_memory(memory) if named else int(memory * USABLE)
+    machine = Machine(
+        name, bandwidth, flops, DATASHEET if gpu else DATASHEET_CPU, chunk=GPU_CHUNK if gpu else CPU_CHUNK
+    )
+    pinned = LayerRange.parse(fields["layers"]) if "layers" in fields else None
+    return Node(machine, usable, named.title if named else "described", pinned)
+
+
+def parse_node(text: str, number: int) -> Node:
+    """A node as ``--node`` gives it: ``name=mini,mem=16GB,bw=100GB/s,flops=3.6T`` or ``hw=m4-pro,mem=48GB``.
+
+    Raises:
+        UsageError: as for ``read_node``, or a part is no ``key=value``.
+    """
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value or key in fields:
+            fault = "is said twice" if key in fields else "is not key=value"
+            raise UsageError(f"'{part.strip()}' in node '{text}' {fault}", "write it like name=mini,mem=16GB")
+        fields[key] = value
+    return read_node(fields, number)
+
+
+def parse_named_link(text: str) -> tuple[tuple[str, str] | None, LinkSpeed]:
+    """A link as ``--link`` gives it: ``1Gbit:0.3ms`` for all, or ``studio,mini=10Gbit:0.1ms`` for one pair.
+
+    Raises:
+        UsageError: it is none.
+    """
+    names, equals, speed = text.rpartition("=")
+    if not equals:
+        return None, parse_link(speed)
+    pair = [name.strip() for name in names.split(",")]
+    if len(pair) != 2 or not all(pair):
+        raise UsageError(f"'{names}' in link '{text}' is not a pair of nodes", "write it like studio,mini=1Gbit:0.3ms")
+    return (pair[0], pair[1]), parse_link(speed)
+
+
+def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | None, LinkSpeed]]) -> Cluster:
+    """A cluster of described parts; the first node coordinates.
+
+    Raises:
+        UsageError: there is no node, two share a name, or a link names none of them.
+    """
+    found, named, default = tuple(nodes), dict[tuple[str, str], LinkSpeed](), UNKNOWN_LINK
+    names = [node.name for node in found]
+    if not found:
+        raise UsageError("no node is described", "add --node mem=16GB, once a machine")
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two nodes are called {name}", "give each its own with name=")
+    for pair, link in links:
+        if pair is None:
+            default = link
+            continue
+        for name in pair:
+            if name not in names:
+                raise UsageError(f"a link names {name}, which is no node", f"the nodes are {', '.join(names)}")
+        named[pair] = link
+    return Cluster(found, named, default)
+
+
+def read_file(path: Path) -> Cluster:
+    """A cluster from a TOML file: ``[[nodes]]`` with the keys of ``--node``; ``[links]`` with ``default`` and pairs.
+
+    Raises:
+        UsageError: it cannot be read, or describes no cluster.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", "see `edgepp plan --help` for what it holds") from error
+    nodes, links = values.pop("nodes", []), values.pop("links", {})
+    tables = isinstance(nodes, list) and all(isinstance(node, dict) for node in nodes)
+    if values or not tables or not isinstance(links, dict):
+        raise UsageError(f"{path} describes no cluster", "it holds [[nodes]] tables and one [links] table")
+    texts = ((f"{pair}={speed}" if pair != "default" else str(speed)) for pair, speed in links.items())
+    return described(
+        [read_node({key: str(value) for key, value in node.items()}, n) for n, node in enumerate(nodes, 1)],
+        [parse_named_link(text) for text in texts],
+    )
+
+
+def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> Cluster:
+    """The live cluster, by what its coordinator's status says: rates are measured, links where they have been.
+
+    ``running`` are the sizes of the model that it runs, if that is the one planned for: what its stages measured on
+    their own layers then counts, and not a node's probe, which times layers of one width for all models.
+
+    Raises:
+        RemoteProtocolError: the status cannot be read.
+        PlanError: a node reports what no machine has.
+        UsageError: no node is there.
+    """
+    try:
+        present = [node for node in status["nodes"] if node["state"] != "gone"]
+        present.sort(key=lambda node: "coordinator" not in node["roles"])
+        names = _unique([(str(node["name"]), str(node["node"])) for node in present])
+        lanes = {node["node"]: max(1, len(node["layers"])) for node in present}
+        nodes = [_live_node(node, names[node["node"]], lanes[node["node"]]) for node in present]
+        if running is not None:
+            nodes = [_timed(node, live["node"], status, running) for node, live in zip(nodes, present, strict=True)]
+        links = _live_links(status, names)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise RemoteProtocolError(f"the coordinator's status cannot be read: {error!r}") from error
+    if nodes and "coordinator" not in present[0]["roles"]:
+        coordinator = Machine(f"{status['coordinator']} (coordinator)", BANDWIDTH, FLOPS, DATASHEET_CPU)
+        nodes.insert(0, Node(coordinator, 0, "holds no layers; its speed is assumed"))
+    return described(nodes, links)
+
+
+def _live_node(node: Mapping[str, Any], name: str, lanes: int) -> Node:
+    gpu = node["device"] == "metal"
+    machine = Machine(
+        name,
+        float(node["stream_bytes_s"]),
+        float(node["flops"]),
+        replace(MEASURED, overlap=float(gpu)),
+        lanes,
+        GPU_CHUNK if gpu else CPU_CHUNK,
+    )
+    pinned = LayerRange(*map(int, node["pinned"])) if node["pinned"] else None
+    return Node(machine, int(node["memory"]), f"measured, {node['backend']} on {node['device']}", pinned)
+
+
+def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize) -> Node:
+    """The node with what its loaded stages took for their own layers, where they have been timed.
+
+    A decode step's seconds beyond streaming at the probe's rate are the layers' overhead, not the output head's.
+    """
+    stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
+    if not stages or not all(stage["decode_s"] and stage["prefill_tok_s"] for stage in stages):
+        return node
+    layers = sum(stage["layers"][1] - stage["layers"][0] for stage in stages)
+    decode_s = sum(min(stage["decode_s"], stage.get("stage_s") or math.inf) for stage in stages)
+    token_s = sum(1 / stage["prefill_tok_s"] for stage in stages)
+    machine = node.machine
+    stream_bps = max(machine.stream_bps, layers * size.layer_bytes / decode_s)
+    overhead_s = decode_s - layers * size.layer_bytes / stream_bps
+    chunk_s = max(machine.chunk * token_s - overhead_s, decode_s)
+    machine = replace(
+        machine,
+        stream_bps=stream_bps,
+        flops=layers * size.layer_flops * machine.chunk / chunk_s,
+        efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
+    )
+    return replace(node, machine=machine, said=f"{node.said} with this model")
+
+
+def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[tuple[str, str] | None, LinkSpeed]]:
+    """Round trips between coordinator and nodes; over them hops and rates between stages, where they were measured."""
+    found: dict[tuple[str, str], LinkSpeed] = {}
+    here = next((str(node["node"]) for node in status["nodes"] if "coordinator" in node["roles"]), "")
+    for node in status["nodes"]:
+        if here in names and node["node"] in names and node["node"] != here and node["rtt_s"] > 0:
+            found[names[here], names[node["node"]]] = LinkSpeed(node["rtt_s"] / 2, UNKNOWN_LINK.bytes_s)
+    before, stages = here, status["stages"]
+    for stage in stages:
+        after, rate = str(stage["node_id"]), stage.get("link_bytes_s")
+        if before != after and before in names and after in names and rate:
+            ways = 2 if stage is stages[-1] else 1  # the last stage's hop has the way back in it
+            found[names[before], names[after]] = LinkSpeed(stage["hop_s"] / ways, float(rate))
+        before = after
+    return list(found.items())
+
+
+def _unique(nodes: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """A name for each node id; with a part of the id where two machines have one name."""
+    names = [name for name, _ in nodes]
+    return {node: name if names.count(name) == 1 else f"{name} {node[:6]}" for name, node in nodes}
+
+
+def _share(text: str) -> float:
+    """A share such as ``0.8`` or ``80%``."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UsageError(f"'{text}' is not a share of the memory", "write it like 0.8 or 80%")
+    return value

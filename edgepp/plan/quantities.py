@@ -1,0 +1,72 @@
+"""Quantities as people write them on a command line or in a file: rates, links, times. One reader for both."""
+
+from __future__ import annotations
+
+import re
+
+from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed
+from edgepp.errors import UsageError
+
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+_NUMBER = r"\s*(\d{1,18}(?:\.\d{1,9})?(?:e\d{1,2})?)\s*"
+_PAYLOAD = 0.94
+"""The share of a link's bits that TCP over Ethernet carries, 1448 bytes in a frame of 1538 on the wire."""
+
+
+def parse_bytes_s(text: str) -> float:
+    """Read a memory's rate such as ``100GB/s`` or ``51.2 GB/s``, in bytes/s.
+
+    Raises:
+        UsageError: it is none.
+    """
+    return _scaled(text, r"([kmgtp]?)b(?:/s|ps)?", f"'{text}' is not a bandwidth", "write it like 100GB/s")
+
+
+def parse_flops(text: str) -> float:
+    """Read a rate of arithmetic such as ``3.6T``, ``500 GFLOP/s`` or ``2e12``, in FLOP/s.
+
+    Raises:
+        UsageError: it is none.
+    """
+    return _scaled(text, r"([kmgtp]?)(?:flops?(?:/s)?)?", f"'{text}' is not a rate of FLOP/s", "write it like 3.6T")
+
+
+def parse_seconds(text: str) -> float:
+    """Read a time such as ``50ms``, ``3s`` or ``300us``, in seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(_NUMBER + r"(s|ms|us|µs)\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"'{text}' is not a time", "write it like 50ms, 3s or 300us")
+    return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+def parse_link(text: str) -> LinkSpeed:
+    """Read a link such as ``1Gbit:0.3ms``, ``100Mbit`` or ``125MB/s:1ms``: its rate, and one way's latency.
+
+    Of a rate in bits 0.94 are payload. Without a latency it is that of an ordinary wired network.
+
+    Raises:
+        UsageError: it is none.
+    """
+    rate, colon, latency = text.partition(":")
+    what, hint = f"'{text}' is not a link", "write its rate and one-way latency, like 1Gbit:0.3ms"
+    bits = re.fullmatch(_NUMBER + r"([kmgt]?)(?:bits?|b)(?:/s|ps)\s*|" + _NUMBER + r"([kmgt]?)bits?\s*", rate, re.I)
+    if bits is not None and "B" not in rate.replace("Bit", "bit"):
+        bytes_s = float(bits[1] or bits[3]) * _SCALES[(bits[2] or bits[4] or "").lower()] * _PAYLOAD / 8
+    else:
+        bytes_s = _scaled(rate, r"([kmgt]?)b(?:/s|ps)", what, hint)
+    if bytes_s <= 0:
+        raise UsageError(what, hint)
+    return LinkSpeed(parse_seconds(latency) if colon else UNKNOWN_LINK.latency_s, bytes_s)
+
+
+def _scaled(text: str, unit: str, what: str, hint: str) -> float:
+    match = re.fullmatch(_NUMBER + unit + r"\s*", text, re.IGNORECASE)
+    value = float(match[1]) * _SCALES[match[2].lower()] if match else 0.0
+    if value <= 0:
+        raise UsageError(what, hint)
+    return value

@@ -1,0 +1,244 @@
+"""`edgepp plan`: an outlook as tables and sentences, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgepp.cluster.placement import memory_needed
+from edgepp.errors import PlanError
+from edgepp.plan.cluster import Cluster
+from edgepp.plan.hardware import catalogue
+from edgepp.plan.outlook import Need, Outlook, Question, outlook
+from edgepp.plan.predict import Decode
+from edgepp.plan.report import outlook_form, requests_fit, slots_needed, unfit_form
+from edgepp.ui.progress import megabytes
+
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_MOST_CHANGES = 3
+_ALIKE = 0.05
+_MINUTES_S = 180.0
+
+
+def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
+    """Print what a cluster will do with a model.
+
+    Raises:
+        PlanError: the cluster cannot hold it; with what would help.
+    """
+    try:
+        found = outlook(question, cluster)
+    except PlanError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps(unfit_form(question, error)))
+        raise SystemExit(1) from error
+    if as_json:
+        click.echo(json.dumps(outlook_form(found)))
+        return
+    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    for part in picture(found):
+        console.print(part)
+
+
+def list_hardware(*, as_json: bool) -> None:
+    """Print the hardware that has a name."""
+    if as_json:
+        click.echo(json.dumps({"hardware": [asdict(one) for one in catalogue().values()]}))
+        return
+    table = _table("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S")
+    sources: dict[str, list[str]] = {}
+    for one in catalogue().values():
+        flops = f"{'~' if 'estimate' in one.note else ''}{one.flops / 1e12:.3g} T"
+        table.add_row(one.name, one.title, ", ".join(map(str, one.memory_gb)), f"{one.bandwidth / 1e9:g} GB/s", flops)
+        sources.setdefault(one.source, []).append(one.name)
+    Console(width=None if Console().is_terminal else 200).print(table)
+    click.echo("\n~ is an estimate; --json says of what. Sources:")
+    for source, names in sources.items():
+        click.echo(f"  {', '.join(names)}: {source}")
+
+
+def picture(found: Outlook) -> Iterator[Any]:
+    """The outlook as tables and sentences."""
+    yield _head(found)
+    yield ""
+    yield _stages(found)
+    yield ""
+    yield _requests(found)
+    yield ""
+    yield _answer(found)
+    yield _against_one(found)
+    for need in found.needs:
+        yield _need(need, found)
+    yield _help(found)
+    yield Text(_basis(found), style="dim")
+
+
+def _head(found: Outlook) -> Text:
+    question, size = found.question, found.question.model.size
+    kv = size.layers * size.kv_bytes
+    return Text.assemble(
+        (question.model.name, "bold"),
+        (" fits", "green"),
+        f": {megabytes(size.layers * size.layer_bytes + size.ends_bytes)} of weights; KV caches take"
+        f" {kv / 1e3:,.0f} kB a position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
+        f" slot{'s' if question.slots > 1 else ''} of {question.context:,}; there is room for {found.kv_room:,}"
+        " positions",
+    )
+
+
+def _stages(found: Outlook) -> Table:
+    question, cluster, prediction = found.question, found.laid.cluster, found.laid.prediction
+    memory = {node.name: node.memory for node in cluster.nodes}
+    table = _table(
+        "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV", ">FLOPS", ">WIRE", ">OVERHEAD", ">A STEP",
+        "LIMITED BY", "IN PREFILL BY",
+    )  # fmt: skip
+    times = zip(prediction.one.stages, prediction.prefill.stages, strict=True)
+    for index, (time, prefill) in enumerate(times):
+        takes = memory_needed(question.want, len(time.layers), time.node == cluster.coordinator.name)
+        seconds = (
+            time.weights_s, time.kv_s, time.flops_s, time.wire_s, time.overhead_s, time.busy_s + time.wire_s
+        )  # fmt: skip
+        table.add_row(
+            str(index), str(time.layers), time.node, megabytes(takes), megabytes(memory[time.node]),
+            *map(_ms, seconds), time.limit, prefill.limit,
+        )  # fmt: skip
+    one = prediction.one
+    table.add_row(
+        "", "ends", cluster.coordinator.name, "", "", "", "", "", _ms(one.return_s), "", _ms(one.ends_s + one.return_s)
+    )
+    return table
+
+
+def _requests(found: Outlook) -> Table:
+    table = _table(">REQUESTS", ">TOKEN/S EACH", ">TOGETHER", ">TPOT", "LIMITED BY", "")
+    for decode in found.laid.prediction.decode:
+        slots, room = slots_needed(decode, found.question), ""
+        if not requests_fit(decode, found):
+            room = "if their KV caches fitted: as it is, they take turns"
+        elif slots > found.question.slots:
+            room = f"with --slots {slots}, for which there is memory"
+        rates = (f"{1 / decode.tpot_s:.1f}", f"{decode.tokens_s:.1f}", _ms(decode.tpot_s))
+        table.add_row(str(decode.requests), *rates, _limit(decode), Text(room, style="yellow"))
+    return table
+
+
+def _limit(decode: Decode) -> str:
+    """What holds so many requests up, for people."""
+    if decode.limit == "way":
+        return f"one round: {max(decode.parts, key=lambda part: decode.parts[part])}"
+    if decode.limit.startswith("link "):
+        return "the link's bandwidth"
+    stages = [stage for stage in decode.stages if stage.node == decode.limit]
+    busiest = max(stages, key=lambda stage: stage.busy_s, default=None)
+    return f"{decode.limit}: {busiest.limit if busiest else 'ends'}"
+
+
+def _answer(found: Outlook) -> str:
+    prefill, one, workload = found.laid.prediction.prefill, found.laid.prediction.one, found.question.workload
+    return (
+        f"A prompt of {prefill.tokens:,} tokens: {prefill.tokens_s:,.0f} token/s, first token after"
+        f" {_time(prefill.ttft_s)}; then {1 / one.tpot_s:.1f} token/s. An answer of {workload.answer:,} tokens takes"
+        f" {_time(found.laid.prediction.answer_s(workload))}."
+    )
+
+
+def _against_one(found: Outlook) -> str:
+    laid, single = found.laid, found.single
+    if single is None:
+        largest = max(laid.cluster.nodes, key=lambda node: node.memory)
+        needed = memory_needed(found.question.want, found.question.model.size.layers, True)
+        return (
+            f"No node holds it alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
+            f" {megabytes(largest.memory)}."
+        )
+    if laid.machines == 1:
+        return f"All of it runs on {single.name}: no other node takes part."
+    count = _WORDS[laid.machines] if laid.machines < len(_WORDS) else str(laid.machines)
+    crowd = f"{_times(single.throughput)} as fast with {single.crowd} requests at once"
+    if abs(single.speed - 1) < _ALIKE:
+        text = f"{count.capitalize()} nodes are about as fast as {single.name} alone for one request, and {crowd}"
+    else:
+        text = f"{count.capitalize()} nodes are {_times(single.speed)} as fast as {single.name} alone, and {crowd}"
+    if max(single.speed, single.throughput) < 1 + _ALIKE:
+        return f"{text}: use them for size, not speed."
+    return f"{text}: use them for many requests, not for one." if single.speed < 1 - _ALIKE else f"{text}."
+
+
+def _need(need: Need, found: Outlook) -> str:
+    wish = f"{_time(need.wanted_s)} {'a token' if need.what == 'tpot' else 'to the first token'}"
+    if need.without_links_s > need.wanted_s:
+        times = need.without_links_s / need.wanted_s
+        return (
+            f"For {wish} no link is fast enough: the machines alone take {_time(need.without_links_s)}, so they would"
+            f" have to be {times:.1f} times as fast."
+        )
+    if found.laid.machines == 1:
+        return f"For {wish} no link is needed: it takes {_time(need.predicted_s)}."
+    kept = "it does" if need.predicted_s <= need.wanted_s else "it does not"
+    bandwidth = f"{_rate(need.bytes_s)} at this latency" if need.bytes_s else "no bandwidth is enough at this latency"
+    latency = (
+        f"{_time(need.latency_s)} of latency at this bandwidth"
+        if need.latency_s
+        else "no latency is low enough at this bandwidth"
+    )
+    return f"For {wish} ({kept}: {_time(need.predicted_s)}) every link needs {bandwidth}, or {latency}."
+
+
+def _help(found: Outlook) -> str:
+    if not found.changes:
+        return "No single change would make an answer more than 5 % faster."
+    best, *others = (f"{change.what} ({change.gain:.2f} times as fast)" for change in found.changes[:_MOST_CHANGES])
+    return f"What would help most: {best}" + (f"; then {'; '.join(others)}." if others else ".")
+
+
+def _basis(found: Outlook) -> str:
+    """Where the figures come from: the shares reached, and of what."""
+    groups: dict[tuple[float, float], list[str]] = {}
+    for node in found.laid.cluster.nodes:
+        machine, reached = node.machine, node.machine.efficiency
+        rates = f"{machine.stream_bps / 1e9:.4g} GB/s, {machine.flops / 1e12:.3g} TFLOP/s"
+        groups.setdefault((reached.stream, reached.flops), []).append(f"{node.name} ({node.said}: {rates})")
+    texts = (
+        f"{stream:g} of the bandwidth and {flops:g} of the FLOP/s of {', '.join(of)}"
+        for (stream, flops), of in groups.items()
+    )
+    return f"Reckoned with {'; '.join(texts)}."
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio >= 1 - _ALIKE else f"{ratio:.2g} times"
+
+
+def _rate(bytes_s: float) -> str:
+    bits = 8 * bytes_s
+    return f"{bits / 1e9:.3g} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.3g} Mbit/s"
+
+
+def _time(seconds: float) -> str:
+    if seconds >= _MINUTES_S:
+        return f"{seconds / 60:.0f} minutes"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2f} ms"
+
+
+def _ms(seconds: float) -> str:
+    if not seconds:
+        return ""
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2f} ms"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
+    return table
