@@ -1,0 +1,206 @@
+"""Thousands of mixed requests, after which everything must be where it was: memory, slots, sockets, file descriptors.
+
+    python bench/soak.py --model smollm2-135m --requests 2000
+
+Requests come and go at random: short and long, greedy and drawn, constrained, with stop strings, in conversations that
+go on, of several owners, some cancelled; more of them at a time than fit, so that some give way. The first tenth warms
+up; what is held after it and after the last must not differ by more than ``--tolerance`` of the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measure import Arguments, count, report, say, script
+
+from edgepp import backend
+from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
+from edgepp.errors import EdgeppError, UsageError
+
+WORKERS = 12
+OWNERS = ("ann", "bob", "cho")
+MOST_TOKENS = 40
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Arguments(__doc__)
+    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
+    parser.add_argument("--stages", type=count, default=2, help="stage processes (%(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
+    parser.add_argument("--requests", type=count, default=2000, help="in all, warm-up included (%(default)s)")
+    parser.add_argument("--budget", type=count, default=700, help="positions of KV cache (%(default)s)")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="growth of memory that is none (%(default)s)")
+    parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
+    return parser.parse_args()
+
+
+class Soak:
+    """A pipeline and the askers that keep it busy."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.pipeline = Pipeline(
+            PipelineOptions(
+                options.model,
+                stages=options.stages,
+                threads=options.threads,
+                backend=options.backend,
+                budget=options.budget,
+            )
+        )
+        self._words = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8").split()
+        self.ended: Counter[str] = Counter()
+        self.asked = self.tokens = self.reused = 0
+
+    def run(self, requests: int) -> None:
+        """Ask so many, a dozen at a time, and wait for the last."""
+        turns: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for _ in range(requests):
+            self.asked += 1
+            turns.put(self.asked)
+        workers = [threading.Thread(target=self._ask_all, args=(turns,)) for _ in range(WORKERS)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(20.0)
+                say(f"{self.asked - turns.qsize()} asked, {dict(self.ended)}")
+
+    def _ask_all(self, turns: queue.SimpleQueue[int]) -> None:
+        while True:
+            try:
+                turn = turns.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self.ended[self._ask(random.Random(turn))] += 1  # noqa: S311 - a mix, not a secret
+            except EdgeppError as error:
+                self.ended[f"{type(error).__name__}: {error}"] += 1
+
+    def _ask(self, draw: random.Random) -> str:
+        owner = draw.choice(OWNERS)
+        at = draw.choice((0, 0, 0, draw.randrange(len(self._words) - 120)))
+        text = " ".join(self._words[at : at + draw.choice((5, 20, 60, 120))])
+        messages = [{"role": "user", "content": text}]
+        kind = ""
+        for _ in range(draw.choice((1, 1, 1, 2))):
+            answer = self.pipeline.ask(messages, self._options(draw), owner)
+            until = draw.randrange(1, 12) if draw.random() < 0.15 else None
+            pieces = []
+            for piece in answer:
+                pieces.append(piece)
+                if len(pieces) == until:
+                    answer.cancel()
+            self.tokens += len(answer.token_ids)
+            self.reused += answer.timing.reused
+            kind = str(answer.finish_reason)
+            messages += [{"role": "assistant", "content": "".join(pieces)}, {"role": "user", "content": "Go on."}]
+        return kind
+
+    def _options(self, draw: random.Random) -> GenerateOptions:
+        sampling = draw.choice(
+            (
+                SamplingOptions(),
+                SamplingOptions(temperature=0.8, top_p=0.9, seed=draw.randrange(1 << 30)),
+                SamplingOptions(temperature=1.0, top_k=40, frequency_penalty=0.5, logprobs=3),
+            )
+        )
+        constraint = Constraint("regex", "[a-z ]{5,40}[.]") if draw.random() < 0.1 else None
+        stop = (".",) if constraint is None and draw.random() < 0.2 else ()
+        return GenerateOptions(draw.randrange(1, MOST_TOKENS), stop, sampling=sampling, constraint=constraint)
+
+    def held(self) -> dict[str, Any]:
+        """What the coordinator's and the stages' processes hold, once nothing is under way."""
+        deadline = time.monotonic() + 10.0
+        while self.pipeline.engine.load.live and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(2.5)  # two pings, so that the gauges are new
+        load = self.pipeline.engine.load
+        processes = [psutil.Process(os.getpid()), *(psutil.Process(stage.pid) for stage in self.pipeline.stages)]
+        return {
+            "live": load.live,
+            "waiting": load.waiting,
+            "kept_positions": load.kept,
+            "preempted": load.preempted,
+            "sequences": [gauge.sequences for gauge in self.pipeline.engine.gauges],
+            "kv_mb": [gauge.kv_bytes / 1e6 for gauge in self.pipeline.engine.gauges],
+            "dropped": [gauge.dropped for gauge in self.pipeline.engine.gauges],
+            "rss_mb": [process.memory_info().rss / 1e6 for process in processes],
+            "descriptors": [process.num_fds() for process in processes],
+            "threads": [process.num_threads() for process in processes],
+            "connections": [len(process.net_connections()) for process in processes],
+        }
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """What was held after warming up and at the end, and what became of the requests."""
+    soak = Soak(options)
+    began_s = time.perf_counter()
+    try:
+        soak.run(max(1, options.requests // 10))
+        before = soak.held()
+        soak.run(options.requests - soak.asked)
+        after = soak.held()
+    finally:
+        soak.pipeline.close()
+    return {
+        "ended": dict(soak.ended),
+        "tokens": soak.tokens,
+        "reused_tokens": soak.reused,
+        "seconds": time.perf_counter() - began_s,
+        "before": before,
+        "after": after,
+        "grown": list(grown(before, after, options.tolerance)),
+    }
+
+
+def grown(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> Iterator[str]:
+    """What is held after that was not before."""
+    for name in ("live", "waiting"):
+        if after[name]:
+            yield name
+    for name in ("descriptors", "threads", "connections"):
+        if any(b > a for a, b in zip(before[name], after[name], strict=True)):
+            yield name
+    if any(b > a * (1 + tolerance) for a, b in zip(before["rss_mb"], after["rss_mb"], strict=True)):
+        yield "rss_mb"
+
+
+def table(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result for people."""
+    ended = ", ".join(f"{number} {kind}" for kind, number in result["ended"].items())
+    yield f"{result['requests']} requests in {result['seconds']:.0f} s: {ended}; {result['tokens']} tokens"
+    for name, before in result["before"].items():
+        yield f"{name:15} {_shown(before)} -> {_shown(result['after'][name])}"
+    yield f"grown: {', '.join(result['grown']) or 'nothing'}"
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(f"{one:.0f}" for one in (value if isinstance(value, list) else [value]))
+
+
+def main() -> None:
+    """Soak, report, and fail where something has grown."""
+    options = parse()
+    if options.requests < 10:
+        raise UsageError("fewer than 10 requests show nothing")
+    settings = {name: value for name, value in vars(options).items() if name != "json"}
+    result = {"bench": "soak", **settings, **measured(options)}
+    report(result, table(result), json_only=options.json)
+    if result["grown"]:
+        raise EdgeppError(f"something has grown: {', '.join(result['grown'])}")
+
+
+if __name__ == "__main__":
+    script(main)
