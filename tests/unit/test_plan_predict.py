@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.cluster.sizes import LinkSpeed, ModelSize
-from edgepp.engine.tempo import Tempo
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
+from edgepp.engine.tempo import Tempo
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.cards import find
