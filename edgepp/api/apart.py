@@ -39,6 +39,7 @@ async def apart(work: Callable[[threading.Event], T], undo: Callable[[T], None])
     thread = threading.Thread(target=run, name="opening", daemon=True)
     thread.start()
     waiting = asyncio.wrap_future(done)
+    waiting.add_done_callback(asyncio.Future.exception)  # so that asyncio does not report it when nobody waits any more
     try:
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:

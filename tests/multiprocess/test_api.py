@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import edgepp
-from edgepp.errors import EdgeppError, ModelError, PairingError, StageLost, UsageError
+from edgepp.errors import EdgeppError, ModelError, PairingError, PeerLost, StageLost, UsageError
 from edgepp.model.random import TINY, make_checkpoint
 from tests.multiprocess.test_serve import Machine, serving
 
@@ -226,3 +226,21 @@ def test_an_answer_that_waits_for_a_loading_cluster_can_be_cancelled(
     with serving(machine, Path(tiny), "--no-stage"):
         monkeypatch.setenv("EDGEPP_HOME", machine.env()["EDGEPP_HOME"])
         asyncio.run(main())
+
+
+def test_a_coordinator_that_was_lost_is_found_again(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path, "one")
+    monkeypatch.setenv("EDGEPP_HOME", machine.env()["EDGEPP_HOME"])
+
+    async def main() -> None:
+        with serving(machine, Path(tiny)):
+            cluster = edgepp.connect()
+            await cluster.open()
+            assert len((await cluster.ask("hello", options(3)).whole()).token_ids) == 3
+        with pytest.raises(PeerLost):
+            await cluster.ask("are you there", options(3)).whole()
+        with serving(machine, Path(tiny)):
+            assert len((await cluster.ask("hello again", options(3)).whole()).token_ids) == 3
+        await cluster.close()
+
+    asyncio.run(main())

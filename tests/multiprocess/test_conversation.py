@@ -97,10 +97,13 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_clears_the_line_and_ctrl_d_leaves(terminal: Terminal) -> None:
-    terminal.type("/stats")
-    terminal.type("\x03")
+    time.sleep(0.5)  # the prompt takes the keyboard after it is shown; until then Ctrl-C is the terminal's
+    terminal.type("/stats\x03")
+    terminal.expect("> ")
+    time.sleep(0.5)
     terminal.type("/reset\r")
     terminal.expect("forgotten")
+    time.sleep(0.5)
     terminal.type("\x04")
     assert terminal.process.wait(10) == 0
 
