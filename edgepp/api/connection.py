@@ -101,7 +101,7 @@ class Connection:
         """See ``Engine.choices``.
 
         Raises:
-            UsageError: ``n`` is out of bounds.
+            UsageError: ``n`` is out of bounds, or a conversation is to be raw.
         """
         return [self.ask(prompt, one, raw=raw) for one in each(n, options)]
 

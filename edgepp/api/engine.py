@@ -21,8 +21,6 @@ from edgepp.errors import EdgeppError
 from edgepp.wire.messages import Codec
 from edgepp.wire.transport import Address
 
-_NOT_OPEN = EdgeppError("the engine is not open", "use it in an `async with` statement")
-
 
 class Engine:
     """A model on this machine, or over stages that run already. Use it in an ``async with`` statement."""
@@ -58,15 +56,14 @@ class Engine:
         Raises:
             UsageError: the options contradict each other.
         """
-        endpoints = tuple(Endpoint((Address.parse(peer),)) for peer in peers)
         self._options = PipelineOptions(
             model,
-            endpoints,
-            stages,
-            backend,
-            threads,
-            exact,
-            tuple(codecs),
+            endpoints=tuple(Endpoint((Address.parse(peer),)) for peer in peers),
+            stages=stages,
+            backend=backend,
+            threads=threads,
+            exact=exact,
+            codecs=tuple(codecs),
             context=context,
             budget=budget,
             speculate=speculate,
@@ -92,7 +89,7 @@ class Engine:
     @property
     def lost(self) -> EdgeppError | None:
         """Why it does not answer: it was never opened, or was lost since; None while it does."""
-        return _NOT_OPEN if self._pipeline is None else self._pipeline.lost
+        return _not_open() if self._pipeline is None else self._pipeline.lost
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
         """Fetch and load the model; anew, if it was lost. ``on_progress`` is called from another thread.
@@ -129,11 +126,12 @@ class Engine:
         nobody else can tell that it was asked.
 
         Raises:
-            EdgeppError: the engine is not open, or a conversation is to be raw.
+            UsageError: a conversation is to be raw.
         """
-        pipeline, asked = self._running, worded(prompt, raw=raw)
+        asked = worded(prompt, raw=raw)
 
         def begin() -> AbstractContextManager[Begun]:
+            pipeline = self._running
             answer = pipeline.ask(asked, options or GenerateOptions(), owner)
             return nullcontext(Begun(answer, lambda: self._cancel(pipeline, answer)))
 
@@ -147,19 +145,23 @@ class Engine:
         With a seed, the first is drawn by it and each further one by the next number.
 
         Raises:
-            EdgeppError: the engine is not open, or ``n`` is out of bounds.
+            UsageError: ``n`` is out of bounds, or a conversation is to be raw.
         """
         return [self.ask(prompt, one, raw=raw, owner=owner) for one in each(n, options)]
 
     @property
     def _running(self) -> Pipeline:
         if self._pipeline is None:
-            raise _NOT_OPEN
+            raise _not_open()
         return self._pipeline
 
     def _cancel(self, pipeline: Pipeline, answer: PipelineAnswer) -> None:
         if self._pipeline is pipeline:  # one that was closed has ended its answers, and takes no orders
             answer.cancel()
+
+
+def _not_open() -> EdgeppError:
+    return EdgeppError("the engine is not open", "use it in an `async with` statement")
 
 
 async def _open(options: PipelineOptions, on_progress: OnProgress | None) -> Pipeline:

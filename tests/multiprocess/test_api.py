@@ -159,7 +159,7 @@ def test_what_is_wrong_is_raised(tiny: str) -> None:
 
     asyncio.run(main())
     with pytest.raises(EdgeppError, match="not open"):
-        edgepp.Engine(tiny).ask("hi")
+        asyncio.run(edgepp.Engine(tiny).ask("hi").whole())
     with pytest.raises(UsageError, match="exclude each other"):
         edgepp.Engine(tiny, stages=2, peers=["127.0.0.1:1"])
     with pytest.raises(ModelError):
