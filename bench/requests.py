@@ -9,9 +9,9 @@ defines the numbers. Rounds go through all settings in turn.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import statistics
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,8 @@ from typing import Any
 from measure import Arguments, count, report, say, script, share_cpus
 from sides import pin
 
-from edgepp import backend
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.engine.request import GenerateOptions
-from edgepp.errors import EdgeppError, UsageError
+from edgepp import Engine, GenerateOptions, backend
+from edgepp.errors import UsageError
 
 TOKENS_A_WORD = 1.15
 """What the origin's model took for a word of a story."""
@@ -46,11 +44,13 @@ class Setting:
 class Wait:
     """One request as its asker saw it, in seconds from the question."""
 
+    tokens: int
     arrivals_s: tuple[float, ...]
+    """Of each piece of text: a token, unless it takes several to make a character or they were guessed."""
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between a token and the next."""
+        """Between a piece and the next."""
         return [b - a for a, b in itertools.pairwise(self.arrivals_s)]
 
 
@@ -65,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-text", action="store_true", help="leave out the table with a text of 484 words")
     parser.add_argument("--rounds", type=count, default=3, help="measured rounds, after one to warm up (%(default)s)")
     parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
+    parser.add_argument("--speculate", default="off", help="what guesses tokens ahead, as in chat (%(default)s)")
     return parser.parse_args()
 
 
@@ -87,54 +88,38 @@ def settings(options: argparse.Namespace) -> list[Setting]:
     return rows + [Setting(requests, 10, prompt, TITLE_TOKENS) for requests in options.requests]
 
 
-def ask_at_once(pipeline: Pipeline, setting: Setting) -> list[Wait]:
-    """Ask all requests of a setting at once, each in a thread of its own, and wait for the last token."""
-    tokens = pipeline.tokenizer.chat([{"role": "user", "content": setting.prompt}])
-    if len(tokens) + setting.tokens > pipeline.engine.context:
-        raise UsageError(f"{len(tokens)} + {setting.tokens} tokens do not fit the model's context")
+async def ask_at_once(engine: Engine, setting: Setting, owners: Iterator[int]) -> list[Wait]:
+    """Ask all requests of a setting at once and wait for the last token.
+
+    Each has an owner of its own, since what one owner asks twice need not be computed twice.
+    """
     options = GenerateOptions(max_tokens=setting.tokens, ignore_eos=True)
-    waits: list[Wait | EdgeppError | None] = [None] * setting.requests
-    start = threading.Barrier(setting.requests)
 
-    def ask(index: int) -> None:
-        start.wait()
+    async def ask(owner: str) -> Wait:
         asked_s = time.perf_counter()
-        request = pipeline.engine.submit(tokens, options)
-        arrivals: list[float] = []
-        while not isinstance(event := request.events.get(), str):
-            if isinstance(event, EdgeppError):
-                waits[index] = event
-                return
-            arrivals.append(time.perf_counter() - asked_s)
-        waits[index] = Wait(tuple(arrivals))
+        answer = engine.ask(setting.prompt, options, owner=owner)
+        arrivals = [time.perf_counter() - asked_s async for _ in answer]
+        if answer.finish_reason != "length" or len(answer.token_ids) < setting.tokens:
+            raise UsageError(f"{answer.prompt_tokens} + {setting.tokens} tokens do not fit the model's context")
+        return Wait(len(answer.token_ids), tuple(arrivals or [time.perf_counter() - asked_s]))
 
-    threads = [threading.Thread(target=ask, args=(index,)) for index in range(setting.requests)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for wait in waits:
-        if isinstance(wait, EdgeppError):
-            raise wait
-    return [wait for wait in waits if isinstance(wait, Wait)]
+    return await asyncio.gather(*(ask(str(next(owners))) for _ in range(setting.requests)))
 
 
 def row(setting: Setting, rounds: Sequence[Sequence[Wait]]) -> dict[str, Any]:
     """A table's row from all rounds of a setting."""
     waits = [wait for waits in rounds for wait in waits]
     totals = [wait.arrivals_s[-1] for wait in waits]
-    aggregate = [
-        sum(len(wait.arrivals_s) for wait in waits) / max(wait.arrivals_s[-1] for wait in waits) for waits in rounds
-    ]
+    aggregate = [sum(wait.tokens for wait in waits) / max(wait.arrivals_s[-1] for wait in waits) for waits in rounds]
     firsts = [wait.arrivals_s[0] for wait in waits]
     gaps = [gap for wait in waits for gap in wait.gaps_s] or [0.0]
     return {
         "requests": setting.requests,
         "words": setting.words,
         "text": setting.tokens == TITLE_TOKENS and setting.words == 10,
-        "tokens": statistics.fmean(len(wait.arrivals_s) for wait in waits),
+        "tokens": statistics.fmean(wait.tokens for wait in waits),
         "time_s": statistics.fmean(totals),
-        "tok_s": statistics.fmean(len(wait.arrivals_s) / wait.arrivals_s[-1] for wait in waits),
+        "tok_s": statistics.fmean(wait.tokens / wait.arrivals_s[-1] for wait in waits),
         "aggregate_tok_s": statistics.median(aggregate),
         "aggregate_spread": [min(aggregate), max(aggregate)],
         "ttft_p50_s": percentile(firsts, 50),
@@ -149,20 +134,19 @@ def percentile(values: Sequence[float], share: int) -> float:
     return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
+async def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All settings, in turn."""
     rows = settings(options)
+    found: list[list[list[Wait]]] = [[] for _ in rows]
     spread = share_cpus(options.stages, options.threads)
-    pipeline = Pipeline(
-        PipelineOptions(options.model, stages=options.stages, threads=options.threads, backend=options.backend)
-    )
-    with pipeline:
-        for stage, cpus in zip(pipeline.stages, spread or (), strict=False):
+    owners = itertools.count()
+    where = {name: getattr(options, name) for name in ("stages", "threads", "backend", "speculate")}
+    async with Engine(options.model, **where) as engine:
+        for stage, cpus in zip(engine.stages, spread or (), strict=False):
             pin(stage.pid, cpus)
-        found: list[list[list[Wait]]] = [[] for _ in rows]
         for number in range(options.rounds + 1):
             for setting, waits in zip(rows, found, strict=True):
-                came = ask_at_once(pipeline, setting)
+                came = await ask_at_once(engine, setting, owners)
                 if number:
                     waits.append(came)
             say(f"round {number} of {options.rounds}" if number else "warm")
@@ -186,7 +170,7 @@ def main() -> None:
     options = parse()
     chosen = {name: value for name, value in vars(options).items() if name != "json"}
     chosen["requests_at_once"] = chosen.pop("requests")
-    result = {"bench": "requests", **chosen, **measured(options)}
+    result = {"bench": "requests", **chosen, **asyncio.run(measured(options))}
     report(result, table(result), json_only=options.json)
 
 

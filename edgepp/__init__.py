@@ -6,13 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgepp.api import Answer, Completion, Connection, Engine, connect
+    from edgepp.api import Answer, Connection, Engine, connect
     from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
-    "Completion",
     "Connection",
     "Constraint",
     "Engine",

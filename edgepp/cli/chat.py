@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 import click
 
@@ -12,8 +12,7 @@ from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgepp.engine.asking import Model
-    from edgepp.engine.pipeline import PipelineOptions
+    from edgepp.api import Connection, Engine
     from edgepp.engine.request import Constraint, GenerateOptions
     from edgepp.wire.messages import Codec
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--alone", is_flag=True, help="Run the model on this machine, although it belongs to a cluster.")
 @click.option("--system", help="A system prompt.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
+@click.option("--choices", type=int, metavar="N", help="Answer the prompt N times at once; numbered.")
 @click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="The longest answer.")
 @click.option("--temp", type=float, default=0.0, show_default=True, help="Temperature; 0 takes the likeliest token.")
 @click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest tokens that together reach this.")
@@ -55,91 +55,54 @@ if TYPE_CHECKING:
 @click.option("--codec", default="none", help="Codec of every link, or one a link: none, lz4, zstd, int8 (lossy).")
 @click.option("--speculate", default="lookup", metavar="HOW", help=SPECULATE_HELP + " On this machine's pipeline.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, rates and stages.")
-def chat(prompt: str | None, system: str | None, *, raw: bool, as_json: bool, **options: Any) -> None:
+def chat(
+    prompt: str | None, system: str | None, *, choices: int | None, raw: bool, as_json: bool, **options: Any
+) -> None:
     """Chat with a model: through this machine's cluster, over local stages, or on this machine alone."""
-    from edgepp.ui.chat import Conversation, answer_once
-
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().rstrip("\n")
-    if prompt is None and (as_json or raw):
-        raise UsageError("--json and --raw need a prompt", "give it with -p or pipe it in")
+    if prompt is None and (as_json or raw or choices is not None):
+        raise UsageError("--json, --raw and --choices need a prompt", "give it with -p or pipe it in")
     if raw and system is not None:
         raise UsageError("--raw leaves no place for --system", "write it into the prompt")
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty", "say something")
     how = _generate_options(**options)
-    open_model = _opener(as_json=as_json, **options)
-    if prompt is None:
-        Conversation(open_model, how, system).run()
-        return
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt})
-    model = open_model()
-    try:
-        answer_once(model, prompt if raw else messages, how, as_json=as_json)
-    finally:
-        model.close()
+    asyncio.run(_chat(prompt, system, how, choices, raw=raw, as_json=as_json, **options))
 
 
-def _opener(*, as_json: bool, alone: bool, model: str | None, **options: Any) -> Callable[[], Model]:
-    """What opens the model for a question: the cluster where there is one and nothing else was asked for."""
-    from edgepp.engine.pipeline import Pipeline
-    from edgepp.ui.progress import ByteProgress
-
-    by_hand = alone or any(options[name] for name in ("stages", "threads")) or options["backend"] != "auto"
-    if not by_hand and options["codec"] == "none" and (served := _served(model, **options)) is not None:
-        return served
-    if model is None:
-        raise UsageError("which model? This machine reaches no cluster", "name one with -m, such as -m smollm2-135m")
-    where = _pipeline_options(model=model, **options)
-
-    def open_pipeline() -> Pipeline:
-        with ByteProgress(quiet=as_json) as progress:
-            return Pipeline(where, progress)
-
-    return open_pipeline
-
-
-def _served(model: str | None, *, peers: tuple[str, ...], exact: bool, **_: Any) -> Callable[[], Model] | None:
-    """What opens this machine's cluster; None where there is none that answers, or it runs another model."""
-    from edgepp.cluster.identity import load_cluster, load_identity
-    from edgepp.errors import PairingError, PeerLost
-    from edgepp.model.source import resolve
-    from edgepp.serve.client import Served
-    from edgepp.wire.transport import Address
-
-    cluster = load_cluster()
-    if cluster is None or len(peers) > 1:
-        return None
-    addresses = [Address.parse(peer) for peer in peers]
-    opened: list[Served] = []
-
-    def open_served() -> Served:
-        return opened.pop() if opened else Served(load_identity(), cluster, addresses)
-
-    try:
-        first = open_served()
-    except (PeerLost, PairingError) as error:
-        if not peers:
-            click.secho(f"{error}", dim=True, err=True)
-        return None
-    if peers and first.address not in addresses:
-        first.close()
-        return None
-    if model is not None and resolve(model) != resolve(first.model):
-        first.close()
-        click.secho(f"the cluster runs {first.model}; {model} runs on this machine alone", dim=True, err=True)
-        return None
-    if exact and not first.status["exact"]:
-        first.close()
-        raise UsageError("the cluster does not compute exactly", "restart `edgepp serve --exact`, or add --alone")
-    opened.append(first)
-    return open_served
-
-
-def _pipeline_options(
+async def _chat(
+    prompt: str | None,
+    system: str | None,
+    how: GenerateOptions,
+    choices: int | None,
     *,
-    model: str,
+    raw: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    from edgepp.ui.chat import Conversation, answer_once, answer_several
+
+    model = await _opened(as_json=as_json, **options)
+    try:
+        if prompt is None:
+            await Conversation(model, how, system).run()
+            return
+        messages = [{"role": "system", "content": system}] if system else []
+        asked = prompt if raw else [*messages, {"role": "user", "content": prompt}]
+        if choices is None:
+            await answer_once(model, asked, how, raw=raw, as_json=as_json)
+        else:
+            await answer_several(model, asked, choices, how, raw=raw, as_json=as_json)
+    finally:
+        await model.close()
+
+
+async def _opened(
+    *,
+    as_json: bool,
+    alone: bool,
+    model: str | None,
     peers: tuple[str, ...],
     stages: int | None,
     backend: str,
@@ -148,23 +111,63 @@ def _pipeline_options(
     codec: str,
     speculate: str,
     **_: Any,
-) -> PipelineOptions:
-    from edgepp.engine.peers import Endpoint
-    from edgepp.engine.pipeline import PipelineOptions
-    from edgepp.wire.transport import Address
+) -> Engine | Connection:
+    """What answers: the cluster where there is one and nothing else was asked for, or this machine."""
+    from edgepp.api import Engine
+    from edgepp.ui.chat import open_here
 
-    endpoints = tuple(Endpoint((Address.parse(peer),)) for peer in peers)
-    return PipelineOptions(model, endpoints, stages, backend, threads, exact, _codecs(codec), speculate=speculate)
+    by_hand = alone or stages or threads or backend != "auto" or codec != "none" or len(peers) > 1
+    if not by_hand and (cluster := await _cluster(model, peers, exact=exact)) is not None:
+        return cluster
+    if model is None:
+        raise UsageError("which model? This machine reaches no cluster", "name one with -m, such as -m smollm2-135m")
+    engine = Engine(
+        model,
+        stages=stages,
+        peers=peers,
+        backend=backend,
+        threads=threads,
+        exact=exact,
+        codecs=_codecs(codec),
+        speculate=speculate,
+    )
+    await open_here(engine, quiet=as_json)
+    return engine
+
+
+async def _cluster(model: str | None, peers: tuple[str, ...], *, exact: bool) -> Connection | None:
+    """This machine's cluster; None where there is none that answers, or it runs another model."""
+    from edgepp.api import connect
+    from edgepp.errors import PairingError, PeerLost
+
+    cluster = connect(*peers)
+    if not cluster.paired:
+        return None
+    try:
+        await cluster.open()
+    except (PeerLost, PairingError) as error:
+        if not peers:
+            click.secho(f"{error}", dim=True, err=True)
+        return None
+    if peers and not cluster.at_peer:
+        return None
+    if model is not None and not cluster.runs(model):
+        click.secho(f"the cluster runs {cluster.model}; {model} runs on this machine alone", dim=True, err=True)
+        return None
+    if exact and not cluster.status["exact"]:
+        raise UsageError("the cluster does not compute exactly", "restart `edgepp serve --exact`, or add --alone")
+    return cluster
 
 
 def _codecs(text: str) -> tuple[Codec, ...]:
-    from edgepp.wire.codec import NAMES
+    from edgepp.wire.messages import Codec
 
+    names = get_args(Codec)
     wanted = text.split(",")
-    known: dict[str, Codec] = {name: name for name in NAMES}
+    known: dict[str, Codec] = {name: name for name in names}
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise UsageError(f"there is no codec '{unknown[0]}'", f"choose from {', '.join(NAMES)}")
+        raise UsageError(f"there is no codec '{unknown[0]}'", f"choose from {', '.join(names)}")
     return tuple(known[name] for name in wanted)
 
 

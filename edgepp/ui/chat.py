@@ -1,20 +1,27 @@
-"""Chat in a terminal: one answer for scripts, or a conversation."""
+"""Chat in a terminal: answers for scripts, or a conversation."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import InMemoryHistory
 
-from edgepp.engine.asking import Asked, Model
-from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError, StageLost
+from edgepp.ui.progress import ByteProgress
+
+if TYPE_CHECKING:
+    from edgepp.api import Answer, Connection, Engine, Prompt
+    from edgepp.engine.request import GenerateOptions
+
+Model: TypeAlias = "Engine | Connection"
 
 HELP = """\
 /help    this list
@@ -23,8 +30,18 @@ HELP = """\
 /quit    leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
-def report(model: Model, answer: Asked, text: str) -> dict[str, Any]:
-    """What ``--json`` prints for one answer; ``layers`` are half-open, times in seconds."""
+async def open_here(engine: Engine, *, quiet: bool = False) -> None:
+    """Load a model on this machine, anew if it was lost, with a bar for each thing that takes long.
+
+    Raises:
+        EdgeppError: one sentence about what keeps it from running.
+    """
+    with ByteProgress(quiet=quiet) as progress:
+        await engine.open(progress)
+
+
+def report(answer: Answer) -> dict[str, Any]:
+    """What ``--json`` prints of an answer; ``layers`` are half-open, times in seconds."""
     timing = answer.timing
     stages = [
         {
@@ -42,8 +59,7 @@ def report(model: Model, answer: Asked, text: str) -> dict[str, Any]:
         for stage, times in zip(answer.stages, timing.stages, strict=True)
     ]
     return {
-        "model": model.model,
-        "text": text,
+        "text": answer.text,
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
@@ -58,17 +74,19 @@ def report(model: Model, answer: Asked, text: str) -> dict[str, Any]:
     } | _logprobs(answer)
 
 
-def _logprobs(answer: Asked) -> dict[str, Any]:
+def _logprobs(answer: Answer) -> dict[str, Any]:
     """Each token's log-probability and its likeliest alternatives, where they were asked for."""
-    sampled = answer.sampled[: len(answer.token_ids)]
-    if not sampled:
+    if not answer.sampled:
         return {}
     return {
-        "logprobs": [{"token": s.token, "logprob": s.logprob, "top": [list(pair) for pair in s.top]} for s in sampled]
+        "logprobs": [
+            {"token": sampled.token, "logprob": sampled.logprob, "top": [list(pair) for pair in sampled.top]}
+            for sampled in answer.sampled
+        ]
     }
 
 
-def summary(answer: Asked) -> str:
+def summary(answer: Answer) -> str:
     """One line about an answer's speed."""
     timing = answer.timing
     return (
@@ -89,7 +107,7 @@ def banner(model: Model) -> str:
     return f"{model.model} on {count}: {', '.join(places)}"
 
 
-def stage_table(answer: Asked) -> str:
+def stage_table(answer: Answer) -> str:
     """A line a stage: its range, place, and share of the last answer's time."""
     lines = []
     for stage, times in zip(answer.stages, answer.timing.stages, strict=True):
@@ -105,67 +123,95 @@ def stage_table(answer: Asked) -> str:
     return "\n".join(lines)
 
 
-def answer_once(model: Model, prompt: str | list[dict[str, str]], options: GenerateOptions, *, as_json: bool) -> None:
+async def answer_once(
+    model: Model, prompt: Prompt, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
+) -> None:
     """Answer one prompt: streamed text with a line about speed on standard error, or one JSON object."""
-    answer = model.ask(prompt, options)
+    answer = model.ask(prompt, options, raw=raw)
     if as_json:
-        text = "".join(answer)
-        click.echo(json.dumps(report(model, answer, text), ensure_ascii=False))
+        _print({"model": model.model} | report(await answer.whole()))
         return
     click.secho(banner(model), dim=True, err=True)
-    _stream(answer)
+    await _stream(answer)
     click.secho(summary(answer), dim=True, err=True)
 
 
-def _stream(answer: Asked) -> str:
-    """Show an answer as it comes; Ctrl-C stops it. The text that was shown."""
-    pieces: list[str] = []
+async def answer_several(
+    model: Model, prompt: Prompt, n: int, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
+) -> None:
+    """Answer one prompt ``n`` times at once: numbered texts, or one JSON object with all of them."""
+    choices = model.choices(prompt, n, options, raw=raw)
+    whole = asyncio.gather(*(choice.whole() for choice in choices))
+    if as_json:
+        _print({"model": model.model, "choices": [report(choice) for choice in await whole]})
+        return
+    click.secho(banner(model), dim=True, err=True)
+    with _ctrl_c_stops(choices):
+        await whole
+    for number, choice in enumerate(choices, 1):
+        click.echo(f"{number}. {choice.text.strip()}")
+        click.secho(summary(choice), dim=True, err=True)
+
+
+def _print(found: dict[str, Any]) -> None:
+    click.echo(json.dumps(found, ensure_ascii=False))
+
+
+async def _stream(answer: Answer) -> None:
+    """Show an answer as it comes; Ctrl-C stops it."""
     try:
-        for piece in _interruptible(answer):
-            pieces.append(piece)
-            click.echo(piece, nl=False)
+        with _ctrl_c_stops([answer]):
+            async for piece in answer:
+                click.echo(piece, nl=False)
     finally:
-        click.echo()
-    return "".join(pieces)
+        if answer.text:
+            click.echo()
 
 
-def _interruptible(answer: Asked) -> Iterator[str]:
+@contextlib.contextmanager
+def _ctrl_c_stops(answers: Sequence[Answer]) -> Iterator[None]:
+    """Ctrl-C cancels the answers, which then end with what has come; a second one means what it always does."""
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGINT)
+
+    def cancel(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        for answer in answers:
+            loop.call_soon_threadsafe(answer.cancel)
+
+    signal.signal(signal.SIGINT, cancel)
     try:
-        yield from answer
-    except KeyboardInterrupt:
-        answer.cancel()
-        yield from answer  # what came before the cancellation, up to its end
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass
 class Conversation:
     """An interactive chat; a model that was lost is opened anew for the next question."""
 
-    open_model: Callable[[], Model]
+    model: Model
     options: GenerateOptions
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
-    last: Asked | None = None
+    last: Answer | None = None
 
-    def run(self) -> None:
+    async def run(self) -> None:
         """Read, answer, repeat, until the user leaves."""
         self.reset()
-        model = self.open_model()
+        click.secho(f"{banner(self.model)}; /help lists commands", dim=True)
+        session: PromptSession[str] = PromptSession(history=InMemoryHistory())
         try:
-            click.secho(f"{banner(model)}; /help lists commands", dim=True)
-            session: PromptSession[str] = PromptSession(history=InMemoryHistory())
-            while (line := _read(session)) is not None:
-                model = self._handle(line.strip(), model)
+            while True:
+                await self._handle((await _read(session)).strip())
         except EOFError:
             click.echo()
-        finally:
-            model.close()
 
     def reset(self) -> None:
         """Forget everything but the system prompt."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
-    def _handle(self, line: str, model: Model) -> Model:
+    async def _handle(self, line: str) -> None:
         match line:
             case "":
                 pass
@@ -181,30 +227,32 @@ class Conversation:
             case _ if line.startswith("/"):
                 click.echo(f"there is no command {line.split()[0]}\n{HELP}")
             case _:
-                return self._ask(line, model)
-        return model
+                await self._ask(line)
 
-    def _ask(self, question: str, model: Model) -> Model:
+    async def _ask(self, question: str) -> None:
         asked = [*self.messages, {"role": "user", "content": question}]
         try:
-            if model.lost is not None:
-                model.close()
-                model = self.open_model()
-            answer = model.ask(asked, self.options)
-            text = _stream(answer)
+            answer = await self._begin(asked)
+            await _stream(answer)
         except EdgeppError as error:
             show_error(error)
-            return model
-        self.messages = [*asked, {"role": "assistant", "content": text}]
+            return
+        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         self.last = answer
         click.secho(summary(answer), dim=True)
-        return model
+
+    async def _begin(self, asked: Prompt) -> Answer:
+        from edgepp.api import Engine
+
+        if isinstance(self.model, Engine) and self.model.lost is not None:
+            await open_here(self.model)
+        return self.model.ask(asked, self.options)
 
 
-def _read(session: PromptSession[str]) -> str | None:
+async def _read(session: PromptSession[str]) -> str:
     while True:
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C clears the line
-            return session.prompt("> ")
+            return await session.prompt_async("> ")
 
 
 def show_error(error: EdgeppError) -> None:

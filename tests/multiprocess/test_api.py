@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 import edgepp
-from edgepp.errors import EdgeppError, PairingError
+from edgepp.errors import EdgeppError, ModelError, PairingError, PeerLost, StageLost, UsageError
 from edgepp.model.random import TINY, make_checkpoint
 from tests.multiprocess.test_serve import Machine, serving
 
@@ -22,16 +23,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_checkpoint(tmp_path_factory.mktemp("model"), TINY))
 
 
-def options(tokens: int, **more: bool) -> edgepp.GenerateOptions:
-    return edgepp.GenerateOptions(max_tokens=tokens, **more)
+def options(tokens: int, seed: int | None = None, **more: bool) -> edgepp.GenerateOptions:
+    """Of so many tokens, whatever the model would say; drawn, if there is a seed."""
+    sampling = edgepp.SamplingOptions(temperature=0.0 if seed is None else 1.0, seed=seed, logprobs=2)
+    return edgepp.GenerateOptions(tokens, ignore_eos=True, sampling=sampling, **more)
 
 
 def test_answers_at_once_are_those_of_one_at_a_time(tiny: str) -> None:
-    async def main() -> tuple[list[edgepp.Completion], list[edgepp.Completion]]:
+    async def main() -> tuple[list[edgepp.Answer], list[edgepp.Answer]]:
         questions = ["one", "two", "three"]
         async with edgepp.Engine(tiny, exact=True) as engine:
-            alone = [await engine.ask(question, options(8, ignore_eos=True)).whole() for question in questions]
-            asked = (engine.ask(question, options(8, ignore_eos=True)).whole() for question in questions)
+            alone = [await engine.ask(question, options(8)).whole() for question in questions]
+            asked = (engine.ask(question, options(8)).whole() for question in questions)
             return alone, list(await asyncio.gather(*asked))
 
     alone, together = asyncio.run(main())
@@ -39,26 +42,128 @@ def test_answers_at_once_are_those_of_one_at_a_time(tiny: str) -> None:
     assert {answer.finish_reason for answer in together} == {"length"}
 
 
+def test_pieces_bring_their_tokens_and_log_probabilities(tiny: str) -> None:
+    async def main() -> edgepp.Answer:
+        async with edgepp.Engine(tiny, stages=2) as engine:
+            assert [stage.pid > 0 for stage in engine.stages] == [True, True]
+            answer = engine.ask("count", options(12))
+            text = ""
+            async for piece in answer:
+                text += piece
+                assert answer.text == text
+                assert [sampled.token for sampled in answer.sampled] == answer.token_ids
+            assert await answer.whole() is answer
+            with pytest.raises(EdgeppError, match="read once"):
+                await answer.__aiter__().__anext__()
+            return answer
+
+    answer = asyncio.run(main())
+    assert len(answer.token_ids) == len(answer.sampled) == answer.timing.tokens == 12
+    assert answer.prompt_tokens > 0
+    assert len(answer.stages) == len(answer.timing.stages) == 2
+    assert all(len(sampled.top) == 2 for sampled in answer.sampled)
+
+
+def test_choices_are_what_single_questions_get_and_share_their_prompt(tiny: str) -> None:
+    prompt = "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat."
+
+    async def main() -> tuple[list[edgepp.Answer], list[edgepp.Answer]]:
+        async with edgepp.Engine(tiny, exact=True) as engine:
+            choices = engine.choices(prompt, 3, options(8, seed=5), raw=True)
+            await asyncio.gather(*(choice.whole() for choice in choices))
+            asked = [
+                engine.ask(prompt, options(8, seed=5 + i), raw=True, owner=f"stranger {i}") for i in range(len(choices))
+            ]
+            return choices, [await one.whole() for one in asked]
+
+    choices, alone = asyncio.run(main())
+    assert [choice.token_ids for choice in choices] == [one.token_ids for one in alone]
+    assert len({tuple(choice.token_ids) for choice in choices}) == 3
+    computed = [choice.prompt_tokens - choice.timing.reused for choice in choices]
+    assert sorted(computed) == [1, 1, choices[0].prompt_tokens], "all of it once, its last token for each of the others"
+    assert [one.timing.reused for one in alone] == [0, 0, 0], "nobody is served what another owner asked"
+
+
 def test_an_answer_that_is_left_is_cancelled(tiny: str) -> None:
     async def main() -> int:
         async with edgepp.Engine(tiny) as engine:
-            pieces = engine.ask("tell me", options(200, ignore_eos=True)).__aiter__()
+            pieces = engine.ask("tell me", options(200)).__aiter__()
             await pieces.__anext__()
             await pieces.aclose()  # type: ignore[attr-defined]
-            return len((await engine.ask("again", options(3, ignore_eos=True)).whole()).token_ids)
+            return len((await engine.ask("again", options(3)).whole()).token_ids)
 
     assert asyncio.run(main()) == 3
 
 
-def test_what_is_wrong_is_raised(tiny: str) -> None:
-    async def too_long() -> None:
+def test_what_came_before_a_cancellation_is_read(tiny: str) -> None:
+    async def main() -> tuple[edgepp.Answer, edgepp.Answer]:
         async with edgepp.Engine(tiny) as engine:
-            await engine.ask("x" * 100_000, options(3)).whole()
+            never = engine.ask("tell me", options(200))
+            never.cancel()
+            await never.whole()
+            answer = engine.ask("tell me", options(200))
+            async for _ in answer:
+                answer.cancel()
+            return never, answer
 
-    with pytest.raises(EdgeppError, match="context"):
-        asyncio.run(too_long())
+    never, answer = asyncio.run(main())
+    assert (never.finish_reason, answer.finish_reason) == ("cancelled", "cancelled")
+    assert len(never.token_ids) < 200
+    assert 0 < len(answer.token_ids) < 200
+
+
+def test_a_task_that_is_cancelled_leaves_nothing(tiny: str) -> None:
+    async def main() -> int:
+        engine = edgepp.Engine(tiny, stages=2)
+        opening = asyncio.create_task(engine.open())
+        await asyncio.sleep(0.01)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert engine.lost is not None
+        async with engine:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(engine.ask("tell me", options(200)).whole(), 0.05)
+            return len((await engine.ask("again", options(3)).whole()).token_ids)
+
+    assert asyncio.run(main()) == 3
+
+
+def test_an_engine_that_was_lost_is_opened_again(tiny: str) -> None:
+    async def main() -> None:
+        async with edgepp.Engine(tiny, stages=2) as engine:
+            psutil.Process(engine.stages[0].pid).kill()
+            with pytest.raises(StageLost):
+                await engine.ask("are you there", options(3)).whole()
+            assert isinstance(engine.lost, StageLost)
+            await engine.open()
+            assert engine.lost is None
+            assert len((await engine.ask("and now", options(3)).whole()).token_ids) == 3
+            unfinished = asyncio.create_task(engine.ask("tell me", options(200)).whole())
+            await asyncio.sleep(0.05)
+        with pytest.raises(EdgeppError, match=r"closed|not open"):
+            await unfinished
+
+    asyncio.run(main())
+
+
+def test_what_is_wrong_is_raised(tiny: str) -> None:
+    async def main() -> None:
+        async with edgepp.Engine(tiny) as engine:
+            with pytest.raises(UsageError, match="context"):
+                await engine.ask("x" * 100_000, options(3)).whole()
+            with pytest.raises(UsageError, match="1 to 16 choices, not 17"):
+                engine.choices("hi", 17)
+            with pytest.raises(UsageError, match="cannot be raw"):
+                engine.ask([{"role": "user", "content": "hi"}], raw=True)
+
+    asyncio.run(main())
     with pytest.raises(EdgeppError, match="not open"):
-        edgepp.Engine(tiny).ask("hi")
+        asyncio.run(edgepp.Engine(tiny).ask("hi").whole())
+    with pytest.raises(UsageError, match="exclude each other"):
+        edgepp.Engine(tiny, stages=2, peers=["127.0.0.1:1"])
+    with pytest.raises(ModelError):
+        asyncio.run(edgepp.Engine("/nowhere").open())
 
 
 def test_a_machine_without_a_cluster_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,10 +180,17 @@ def test_a_machine_without_a_cluster_is_told_so(tmp_path: Path, monkeypatch: pyt
 def test_the_local_example_runs() -> None:
     done = subprocess.run([sys.executable, str(EXAMPLES / "local.py")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("tokens, ") == 3
+    assert done.stdout.count("tokens, ") == done.stdout.count("A choice: ") == 3
 
 
-def test_the_cluster_example_runs(tmp_path: Path) -> None:
+def test_the_cluster_example_runs_and_a_cluster_gives_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> list[edgepp.Answer]:
+        async with edgepp.connect() as cluster:
+            assert cluster.runs("smollm2-135m")
+            assert cluster.status["state"] == "ready"
+            choices = cluster.choices("Tell me about the sky above the sea. " * 4, 2, options(6, seed=3))
+            return list(await asyncio.gather(*(choice.whole() for choice in choices)))
+
     machine = Machine(tmp_path, "one")
     with serving(machine, Path("smollm2-135m")):
         done = subprocess.run(
@@ -88,6 +200,47 @@ def test_the_cluster_example_runs(tmp_path: Path) -> None:
             timeout=120,
             env=machine.env(),
         )
+        monkeypatch.setenv("EDGEPP_HOME", machine.env()["EDGEPP_HOME"])
+        choices = asyncio.run(main())
     assert done.returncode == 0, done.stderr
     assert "sky" in done.stdout
     assert done.stdout.rstrip().endswith(("Is it? yes", "Is it? no"))
+    assert [[sampled.token for sampled in choice.sampled] for choice in choices] == [c.token_ids for c in choices]
+    assert choices[0].token_ids != choices[1].token_ids
+    assert max(choice.timing.reused for choice in choices) == choices[0].prompt_tokens - 1
+
+
+def test_an_answer_that_waits_for_a_loading_cluster_can_be_cancelled(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with edgepp.connect() as cluster:
+            assert cluster.stages == ()
+            answer = asyncio.create_task(cluster.ask("hello", options(3)).whole())
+            await asyncio.sleep(0.5)
+            answer.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(answer, 20)
+
+    machine = Machine(tmp_path, "one")
+    with serving(machine, Path(tiny), "--no-stage"):
+        monkeypatch.setenv("EDGEPP_HOME", machine.env()["EDGEPP_HOME"])
+        asyncio.run(main())
+
+
+def test_a_coordinator_that_was_lost_is_found_again(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path, "one")
+    monkeypatch.setenv("EDGEPP_HOME", machine.env()["EDGEPP_HOME"])
+
+    async def main() -> None:
+        with serving(machine, Path(tiny)):
+            cluster = edgepp.connect()
+            await cluster.open()
+            assert len((await cluster.ask("hello", options(3)).whole()).token_ids) == 3
+        with pytest.raises(PeerLost):
+            await cluster.ask("are you there", options(3)).whole()
+        with serving(machine, Path(tiny)):
+            assert len((await cluster.ask("hello again", options(3)).whole()).token_ids) == 3
+        await cluster.close()
+
+    asyncio.run(main())

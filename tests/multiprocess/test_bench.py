@@ -58,6 +58,30 @@ def test_pipeline(tiny: Path) -> None:
     assert all(found["ratio"][name] > 0 for name in ("decode", "prefill", "e2e"))
 
 
+def test_requests(tiny: Path) -> None:
+    settings = ["--requests", "1,3", "--words", "10,20", "--rounds", "1", "--no-text"]
+    found = result("requests.py", "--model", str(tiny), "--stages", "2", "--threads", "1", *settings)
+    assert [(row["requests"], row["words"], row["tokens"]) for row in found["rows"]] == [
+        (1, 10, 12),
+        (3, 10, 12),
+        (1, 20, 23),
+        (3, 20, 23),
+    ]
+    for row in found["rows"]:
+        low, high = row["aggregate_spread"]
+        assert 0 < low <= row["aggregate_tok_s"] <= high
+        assert 0 < row["tok_s"] <= row["aggregate_tok_s"] * 1.001
+        assert 0 < row["ttft_p50_s"] <= row["ttft_p99_s"] <= row["time_s"] * 1.001 * row["requests"]
+        assert row["itl_p50_s"] <= row["itl_p99_s"]
+        assert not row["text"]
+
+
+def test_requests_that_the_context_cuts_short_are_no_measurement(tiny: Path) -> None:
+    done = run("requests.py", "--model", str(tiny), "--requests", "1", "--words", "1000", "--no-text")
+    assert done.returncode == 2
+    assert "1150 tokens do not fit the model's context" in done.stderr
+
+
 def test_pipeline_prints_a_table_before_its_json_line(tiny: Path) -> None:
     done = run("pipeline.py", "--model", str(tiny), "--stages", "1", *SHORT)
     *table, line = done.stdout.splitlines()
@@ -103,6 +127,7 @@ def test_compare_leaves_out_what_cannot_run(tiny: Path, tmp_path: Path) -> None:
         ("pipeline.py", ["--model", "no-such-model"], "there is no model called 'no-such-model'"),
         ("pipeline.py", ["--gen", "1"], "at least 2 generated tokens"),
         ("link.py", ["--dtype", "int4"], "invalid choice: 'int4'"),
+        ("requests.py", ["--requests", "1,0"], "'0' is not a whole number of at least 1"),
         ("compare.py", ["--sides", "edgepp-1,vllm"], "'vllm' is none of edgepp-1"),
         ("compare.py", ["--gguf", "no-such-file"], "there is no file no-such-file"),
     ],

@@ -96,6 +96,31 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tmp_path: Path) -> None:
         opened.close()
 
 
+def test_ctrl_c_clears_the_line_and_ctrl_d_leaves(terminal: Terminal) -> None:
+    time.sleep(0.5)  # the prompt takes the keyboard after it is shown; until then Ctrl-C is the terminal's
+    terminal.type("/stats\x03")
+    terminal.expect("> ")
+    time.sleep(0.5)
+    terminal.type("/reset\r")
+    terminal.expect("forgotten")
+    time.sleep(0.5)
+    terminal.type("\x04")
+    assert terminal.process.wait(10) == 0
+
+
+def test_ctrl_c_while_the_model_loads_leaves_at_once(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "tiny", TINY)
+    opened = Terminal(*EDGEPP, "chat", "-m", str(path), "--stages", "3")
+    try:
+        until_s = time.monotonic() + 30
+        while not psutil.Process(opened.process.pid).children() and time.monotonic() < until_s:
+            time.sleep(0.02)
+        opened.process.send_signal(signal.SIGINT)
+        assert opened.process.wait(20) == 130
+    finally:
+        opened.close()
+
+
 def test_a_lost_stage_is_said_and_the_next_question_joins_again(terminal: Terminal) -> None:
     terminal.type("hello\r")
     terminal.expect("12 tokens · first after")

@@ -123,6 +123,7 @@ def test_a_port_for_strangers_must_be_asked_for(tiny: Path) -> None:
         (["chat", "-m", "TINY", "-p", "hi", "--temp", "-1"], 2, "temperature"),
         (["chat", "-m", "TINY", "-p", "hi", "--codec", "rar"], 2, "no codec 'rar'"),
         (["chat", "-m", "TINY", "-p", "word " * 2000], 2, "context"),
+        (["chat", "-m", "TINY", "-p", "hi", "--choices", "0"], 2, "1 to 16 choices, not 0"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(tiny: Path, arguments: list[str], status: int, sentence: str) -> None:
@@ -166,6 +167,20 @@ def test_a_seed_repeats_an_answer_and_a_stop_string_ends_it(tiny: Path) -> None:
     assert stopped["finish_reason"] == "stop"
     assert first["text"].startswith(stopped["text"])
     assert stop not in stopped["text"]
+
+
+def test_choices_are_numbered_or_listed(tiny: Path) -> None:
+    drawn = ["-m", str(tiny), "--raw", "-p", PROMPT, "-n", "9", "--ignore-eos", "--temp", "1.0", "--exact"]
+    found = chat(*drawn, "--seed", "5", "--choices", "2", "--logprobs", "1")
+    alone = [chat(*drawn, "--seed", seed) for seed in ("5", "6")]
+    assert [choice["token_ids"] for choice in found["choices"]] == [answer["token_ids"] for answer in alone]
+    assert [choice["text"] for choice in found["choices"]] == [answer["text"] for answer in alone]
+    assert [len(choice["logprobs"]) for choice in found["choices"]] == [9, 9]
+    assert max(choice["reused_tokens"] for choice in found["choices"]) == alone[0]["prompt_tokens"] - 1
+    shown = edgepp("chat", *drawn, "--choices", "2")
+    assert shown.stdout.startswith("1. ")
+    assert "\n2. " in shown.stdout
+    assert shown.stderr.count("9 tokens · first after") == 2
 
 
 def test_models_pull_of_a_folder_says_where_it_is(tiny: Path) -> None:

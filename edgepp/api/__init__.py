@@ -1,0 +1,20 @@
+"""edgepp from Python: the same engine that the commands use, for ``asyncio``.
+
+    async with edgepp.Engine("smollm2-135m", stages=2) as engine:
+        async for text in engine.ask("Why is the sky blue?"):
+            print(text, end="")
+
+    async with edgepp.connect() as cluster:
+        answer = await cluster.ask("Why is the sky blue?").whole()
+        print(answer.text, answer.finish_reason, answer.timing.decode_tok_s)
+
+Several answers may be under way at once; each is computed together with the others. An answer that nobody goes on
+reading is cancelled. Whatever is wrong is an ``EdgeppError``: one sentence, and in its ``hint`` the next step.
+"""
+
+from edgepp.api.answer import Answer
+from edgepp.api.connection import Connection, connect
+from edgepp.api.engine import Engine
+from edgepp.api.question import MOST_CHOICES, Prompt
+
+__all__ = ["MOST_CHOICES", "Answer", "Connection", "Engine", "Prompt", "connect"]

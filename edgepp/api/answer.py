@@ -1,0 +1,143 @@
+"""An answer as it comes, read in a thread of its own and handed to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+
+from edgepp.engine.answer import Answer as PipelineAnswer
+from edgepp.engine.live import FinishReason
+from edgepp.engine.request import Timing
+from edgepp.engine.ring import StageInfo
+from edgepp.engine.sampling import Sampled
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.serve.client import ServedAnswer
+
+
+class Answer:
+    """An answer as it comes: iterate over it once for its text, or wait for the ``whole`` of it.
+
+    With each piece come its tokens and, if they were asked for, their log-probabilities (through a cluster those come
+    with the end). Why it ended is known at the end.
+    """
+
+    def __init__(self, begin: Callable[[], AbstractContextManager[Begun]]) -> None:
+        self._begin = begin
+        self._stop: Callable[[], None] | None = None
+        self._read_before = self._cancelled = False
+        self._pieces: list[str] = []
+        self.token_ids: list[int] = []
+        self.sampled: list[Sampled] = []
+        """One for each token, where log-probabilities were asked for."""
+        self.finish_reason: FinishReason | None = None
+        self.prompt_tokens = 0
+        self.timing = Timing(0.0)
+        self.stages: tuple[StageInfo, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All that has been read of it."""
+        return "".join(self._pieces)
+
+    async def whole(self) -> Answer:
+        """Wait for all of it; it is returned itself.
+
+        Raises:
+            EdgeppError: it cannot be given, or not finished.
+        """
+        if self.finish_reason is None:
+            async for _ in self:
+                continue
+        return self
+
+    def cancel(self) -> None:
+        """Stop it. What came before can still be read; ``finish_reason`` is then ``cancelled``."""
+        self._cancelled = True
+        stop = self._stop
+        if stop is not None:
+            stop()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Pieces of text as they come; leaving early cancels the rest.
+
+        Raises:
+            EdgeppError: it cannot be given, or not finished; what was read so far stands.
+        """
+        if self._read_before:
+            raise UsageError("an answer is read once", "keep what was read, or ask again")
+        self._read_before = True
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Queue[_Piece | EdgeppError] = asyncio.Queue()
+        ended = asyncio.Event()
+
+        def tell(call: Callable[..., None], *about: object) -> None:
+            with suppress(RuntimeError):  # the loop was closed, so nobody reads on
+                loop.call_soon_threadsafe(call, *about)
+
+        def read() -> None:
+            for piece in self._read():
+                tell(heard.put_nowait, piece)
+            tell(ended.set)
+
+        threading.Thread(target=read, name="answer", daemon=True).start()
+        try:
+            while self.finish_reason is None:
+                piece = await heard.get()
+                if isinstance(piece, EdgeppError):
+                    raise piece
+                self._take(piece)
+                if piece.text:
+                    yield piece.text
+        finally:
+            if not ended.is_set():
+                self.cancel()
+            await ended.wait()
+
+    def _read(self) -> Iterator[_Piece | EdgeppError]:
+        """All of it, in a thread of its own; the last one has a reason or is an error."""
+        try:
+            with self._begin() as begun:
+                answer, self._stop = begun.answer, begun.cancel
+                if self._cancelled:
+                    begun.cancel()
+                for text in answer:
+                    yield _Piece(text, len(answer.token_ids), answer)
+                self._stop = None
+            if answer.finish_reason is None:
+                raise EdgeppError("the answer ended without a reason", "please report this")
+            yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
+        except EdgeppError as error:
+            yield error
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: no reader may be left waiting
+            yield EdgeppError(f"the answer failed: {type(error).__name__}: {error}", "please report this")
+        finally:
+            self._stop = None
+
+    def _take(self, piece: _Piece) -> None:
+        answer = piece.answer
+        self._pieces.append(piece.text)
+        self.token_ids += answer.token_ids[len(self.token_ids) : piece.tokens]
+        self.sampled += answer.sampled[len(self.sampled) : piece.tokens]
+        self.prompt_tokens, self.timing, self.stages = answer.prompt_tokens, answer.timing, answer.stages
+        self.finish_reason = piece.reason
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An answer under way; ``cancel`` may be called from any thread."""
+
+    answer: PipelineAnswer | ServedAnswer
+    cancel: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some text of an answer, up to its first so many ``tokens``; the last one says why it ended."""
+
+    text: str
+    tokens: int
+    answer: PipelineAnswer | ServedAnswer
+    reason: FinishReason | None = None
