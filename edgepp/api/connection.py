@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 from edgepp.api.answer import Answer, Begun
 from edgepp.api.apart import apart
 from edgepp.api.question import Prompt, each, worded
-from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity
+from edgepp.cluster.identity import load_cluster
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import StageInfo
-from edgepp.errors import EdgeppError, PairingError
+from edgepp.errors import EdgeppError
 from edgepp.model.source import resolve
-from edgepp.serve.client import Served, ServedAnswer
-from edgepp.wire.messages import Message
+from edgepp.serve.client import Served, served
 from edgepp.wire.transport import Address
 
 
@@ -29,7 +27,7 @@ class Connection:
 
     def __init__(self, peer: str | None = None) -> None:
         self._peers = [Address.parse(peer)] if peer else []
-        self._line: _Line | None = None
+        self._line: Served | None = None
 
     @property
     def paired(self) -> bool:
@@ -106,50 +104,22 @@ class Connection:
         return [self.ask(prompt, one, raw=raw) for one in each(n, options)]
 
     @property
-    def _known(self) -> _Line:
+    def _known(self) -> Served:
         if self._line is None:
             raise EdgeppError("the connection is not open", "use it in an `async with` statement")
         return self._line
 
-    def _connect(self) -> _Line:
-        cluster = load_cluster()
-        if cluster is None:
-            raise PairingError(
-                "this machine belongs to no cluster",
-                "start one with `edgepp serve`, or join one with `edgepp join CODE`",
-            )
-        self._line = line = _Line(load_identity(), cluster, self._peers)
+    def _connect(self) -> Served:
+        self._line = line = served(self._peers)
         return line
 
     @contextmanager
     def _begin(self, prompt: Prompt, options: GenerateOptions) -> Iterator[Begun]:
-        line = self._connect()
-        with line:
-            yield Begun(line.ask(prompt, options), line.stop.set)
+        with self._connect() as line:
+            answer = line.ask(prompt, options)
+            yield Begun(answer, answer.cancel)
 
 
 def connect(peer: str | None = None) -> Connection:
     """This machine's cluster; ``peer`` (``HOST:PORT``) says where its coordinator is, if it is not found."""
     return Connection(peer)
-
-
-class _Line(Served):
-    """A connection for one answer, which another thread may ``stop``."""
-
-    def __init__(self, identity: Identity, cluster: Cluster, peers: Sequence[Address]) -> None:
-        super().__init__(identity, cluster, peers)
-        self.stop = threading.Event()
-        self._answer: ServedAnswer | None = None
-
-    def ask(self, prompt: Prompt, options: GenerateOptions) -> ServedAnswer:
-        """See ``Served.ask``."""
-        self._answer = super().ask(prompt, options)
-        return self._answer
-
-    def listen(self) -> Iterator[tuple[Message, list[memoryview]]]:
-        """See ``Served.listen``; the coordinator speaks every second, so that is how soon a stop is noticed."""
-        for said in super().listen():
-            if self._answer is not None and self.stop.is_set():
-                self.stop.clear()
-                self._answer.cancel()
-            yield said

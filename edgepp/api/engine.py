@@ -11,14 +11,13 @@ from types import TracebackType
 from edgepp.api.answer import Answer, Begun
 from edgepp.api.apart import apart
 from edgepp.api.question import Prompt, each, worded
-from edgepp.engine.answer import Answer as PipelineAnswer
 from edgepp.engine.front import OnProgress
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
-from edgepp.wire.messages import Codec
+from edgepp.wire.messages import LinkCodec
 from edgepp.wire.transport import Address
 
 
@@ -34,10 +33,11 @@ class Engine:
         backend: str = "auto",
         threads: int | None = None,
         exact: bool = False,
-        codecs: Sequence[Codec] = ("none",),
+        codecs: Sequence[LinkCodec] = ("auto",),
         context: int | None = None,
         budget: int | None = None,
         speculate: str = "lookup",
+        kv_bits: int | None = None,
     ) -> None:
         """Say what is to run; ``open`` runs it.
 
@@ -48,10 +48,12 @@ class Engine:
             backend: ``auto``, ``mlx`` or ``onnx``.
             threads: Compute threads a stage; None shares the cores out.
             exact: Float32 arithmetic, so that tokens do not depend on the split; slower.
-            codecs: What compresses the links: one for all, or one for each.
+            codecs: What compresses the links: one for all, or one for each; ``auto`` where that saves time.
             context: The most positions of a conversation, where that is less than the model allows.
             budget: The most positions of all answers together; others wait. None leaves it to the stages' memory.
             speculate: What guesses tokens ahead: ``lookup`` in the text so far, a small model's name, or ``off``.
+
+            kv_bits: Bits of a key or value in the KV caches on this machine, 8 or 4; None for the backend's own floats.
 
         Raises:
             UsageError: the options contradict each other.
@@ -67,6 +69,7 @@ class Engine:
             context=context,
             budget=budget,
             speculate=speculate,
+            kv_bits=kv_bits,
         )
         self._opening = asyncio.Lock()
         self._pipeline: Pipeline | None = None
@@ -131,9 +134,8 @@ class Engine:
         asked = worded(prompt, raw=raw)
 
         def begin() -> AbstractContextManager[Begun]:
-            pipeline = self._running
-            answer = pipeline.ask(asked, options or GenerateOptions(), owner)
-            return nullcontext(Begun(answer, lambda: self._cancel(pipeline, answer)))
+            answer = self._running.ask(asked, options or GenerateOptions(), owner)
+            return nullcontext(Begun(answer, answer.cancel))
 
         return Answer(begin)
 
@@ -154,10 +156,6 @@ class Engine:
         if self._pipeline is None:
             raise _not_open()
         return self._pipeline
-
-    def _cancel(self, pipeline: Pipeline, answer: PipelineAnswer) -> None:
-        if self._pipeline is pipeline:  # one that was closed has ended its answers, and takes no orders
-            answer.cancel()
 
 
 def _not_open() -> EdgeppError:

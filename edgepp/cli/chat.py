@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP
+from edgepp.cli.options import BACKENDS, KV_BITS, KV_BITS_HELP, MODEL_HELP, SPECULATE_HELP
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepp.api import Connection, Engine
     from edgepp.engine.request import Constraint, GenerateOptions
-    from edgepp.wire.messages import Codec
+    from edgepp.wire.messages import LinkCodec
 
 
 @click.command()
@@ -52,7 +52,13 @@ if TYPE_CHECKING:
 @click.option("--backend", type=BACKENDS, default="auto", help="What computes on this machine.")
 @click.option("--threads", type=int, metavar="N", help="Compute threads a stage on this machine.")
 @click.option("--exact", is_flag=True, help="Float32 arithmetic, so that tokens do not depend on the split; slower.")
-@click.option("--codec", default="none", help="Codec of every link, or one a link: none, lz4, zstd, int8 (lossy).")
+@click.option(
+    "--codec",
+    default="auto",
+    show_default=True,
+    help="Codec of every link, or one a link: auto (what saves time), none, lz4, zstd, int8 (lossy).",
+)
+@click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP + " On this machine's pipeline.")
 @click.option("--speculate", default="lookup", metavar="HOW", help=SPECULATE_HELP + " On this machine's pipeline.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, rates and stages.")
 def chat(
@@ -109,6 +115,7 @@ async def _opened(
     threads: int | None,
     exact: bool,
     codec: str,
+    kv_bits: str | None,
     speculate: str,
     **_: Any,
 ) -> Engine | Connection:
@@ -116,7 +123,7 @@ async def _opened(
     from edgepp.api import Engine
     from edgepp.ui.chat import open_here
 
-    by_hand = alone or stages or threads or backend != "auto" or codec != "none" or len(peers) > 1
+    by_hand = alone or stages or threads or backend != "auto" or codec != "auto" or kv_bits or len(peers) > 1
     if not by_hand and (cluster := await _cluster(model, peers, exact=exact)) is not None:
         return cluster
     if model is None:
@@ -130,6 +137,7 @@ async def _opened(
         exact=exact,
         codecs=_codecs(codec),
         speculate=speculate,
+        kv_bits=int(kv_bits) if kv_bits else None,
     )
     await open_here(engine, quiet=as_json)
     return engine
@@ -159,12 +167,12 @@ async def _cluster(model: str | None, peers: tuple[str, ...], *, exact: bool) ->
     return cluster
 
 
-def _codecs(text: str) -> tuple[Codec, ...]:
-    from edgepp.wire.messages import Codec
+def _codecs(text: str) -> tuple[LinkCodec, ...]:
+    from edgepp.wire.messages import LinkCodec
 
-    names = get_args(Codec)
+    names = get_args(LinkCodec)
     wanted = text.split(",")
-    known: dict[str, Codec] = {name: name for name in names}
+    known: dict[str, LinkCodec] = {name: name for name in names}
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise UsageError(f"there is no codec '{unknown[0]}'", f"choose from {', '.join(names)}")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +127,7 @@ class Engine:
 
         Raises:
             UsageError: the prompt is empty, or prompt and answer do not fit into the model's context.
+            EdgeppError: the engine was closed.
         """
         if not prompt:
             raise UsageError("the prompt is empty", "say something")
@@ -152,7 +154,10 @@ class Engine:
             timing=Timing(time.perf_counter(), stages=[StageTimes() for _ in self.stages]),
             sampler=Sampler(options.sampling, self._matcher(options)),
         )
-        self._inbox.put(request)
+        try:
+            self._inbox.put(request)
+        except OSError:
+            raise self._closing from None
         return request
 
     def _matcher(self, options: GenerateOptions) -> Matcher | None:
@@ -163,8 +168,9 @@ class Engine:
         return self._compiler(options.constraint)
 
     def cancel(self, request: Request) -> None:
-        """End a request early."""
-        self._inbox.put(_Cancel(request))
+        """End a request early; one that has ended, with the engine perhaps, stays as it is."""
+        with suppress(OSError):
+            self._inbox.put(_Cancel(request))
 
     def close(self, reason: EdgeppError | None = None) -> None:
         """End every request, for this ``reason``, and the thread; stages are released."""

@@ -154,8 +154,10 @@ class Ledger:
         return had
 
     def freed(self) -> list[int]:
-        """Sequences that the stages are to forget, each named once."""
-        freed, self._freed = self._freed, []
+        """Sequences that the stages are to forget, each named once; none that another is just being copied from."""
+        sources = {request.source for request in self.live.values()}
+        freed = [sequence for sequence in self._freed if sequence not in sources]
+        self._freed = [sequence for sequence in self._freed if sequence in sources]
         return freed
 
     def _next(self, passed: set[int]) -> Request | None:
@@ -178,6 +180,9 @@ class Ledger:
         if found is not None:
             kept, length = found
             best = _Match(kept.sequence, length, self._moves(len(kept.ids), length, len(ids)))
+        for ended, held, _ in self._draining.values():
+            if ended.owner == request.owner and common(ended.known(min(held, len(ids))), ids) > max(best.length, LEAST):
+                return None
         for live in self.live.values():
             if live.owner != request.owner:
                 continue

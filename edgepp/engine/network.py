@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import zmq
 
@@ -18,15 +18,16 @@ from edgepp.engine.peers import ANSWER_S, Endpoint, Expectation, Peer, ask, chec
 from edgepp.engine.ring import Failed, Gauge, RingEvent, Send, SendBatch, StageInfo, frame_of, returned
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
+from edgepp.wire.choice import CodecChoice
 from edgepp.wire.messages import (
     Attach,
     Attached,
     Batch,
-    Codec,
     Detach,
     Fault,
     Free,
     Hidden,
+    LinkCodec,
     Message,
     Ping,
     Pong,
@@ -36,7 +37,7 @@ from edgepp.wire.messages import (
     encode,
 )
 from edgepp.wire.security import KeyPair, pinned
-from edgepp.wire.transport import Link, Mailbox, Poller, measure_echo
+from edgepp.wire.transport import PROBE_BYTES, Link, Mailbox, Poller, link_rate, measure_echo
 
 ATTACH_S = 10.0
 MOST_ADDRESSES = 8
@@ -70,7 +71,7 @@ class NetworkRing:
         endpoints: Sequence[Endpoint],
         expected: Expectation,
         node: str,
-        codecs: Sequence[Codec] = ("none",),
+        codecs: Sequence[LinkCodec] = ("auto",),
         keys: KeyPair | None = None,
     ) -> None:
         """Greet, check and join the stages at ``endpoints``, given in any order; ``keys`` are this node's own.
@@ -108,13 +109,13 @@ class NetworkRing:
         for peer in self._peers:
             peer.heard_s = self._polled_s
 
-    def _spread(self, codecs: Sequence[Codec]) -> list[Codec]:
+    def _spread(self, codecs: Sequence[LinkCodec]) -> list[LinkCodec]:
         links = len(self._peers) + 1
         spread = list(codecs) * links if len(codecs) == 1 else list(codecs)
-        if len(spread) != links or not set(spread) <= set(codec.NAMES):
+        if len(spread) != links or not set(spread) <= set(get_args(LinkCodec)):
             raise PlanError(
                 f"{len(self._peers)} stages have {links} links; '{','.join(codecs)}' does not name a codec for each",
-                f"give one codec for all, or {links} separated by commas, of {', '.join(codec.NAMES)}",
+                f"give one codec for all, or {links} separated by commas, of {', '.join(get_args(LinkCodec))}",
             )
         return spread
 
@@ -123,28 +124,31 @@ class NetworkRing:
         route = b"c" + secrets.token_bytes(15)
         hops_s = [0.0] * len(self._peers)
         self._bytes_s = [0] * len(self._peers)
-        for i in reversed(range(len(self._peers))):
-            attached = self._attach(i, route)
-            if i + 1 < len(self._peers):
-                hops_s[i + 1] = attached.echo_us / 2e6
-                self._bytes_s[i + 1] = attached.bytes_s
         self._links.append(self._data_link(self._peers[-1], route))
         if len(self._peers) > 1:
             self._links.append(self._data_link(self._peers[0]))
-        hops_s[-1] += self._measure(self._links[0], self._peers[-1]) / 2
-        hops_s[0] += self._measure(self._links[-1], self._peers[0]) / 2
+        back_s, back_bytes_s = self._measure(self._links[0], self._peers[-1])
+        there_s, self._bytes_s[0] = self._measure(self._links[-1], self._peers[0])
+        for i in reversed(range(len(self._peers))):
+            attached = self._attach(i, route, back_bytes_s if i + 1 == len(self._peers) else 0)
+            if i + 1 < len(self._peers):
+                hops_s[i + 1] = attached.echo_us / 2e6
+                self._bytes_s[i + 1] = attached.bytes_s
+        hops_s[-1] += back_s
+        hops_s[0] += there_s
+        self._codec = CodecChoice(self._codecs[0], self._bytes_s[0])
         return hops_s
 
     def _data_link(self, peer: Peer, route: bytes | None = None) -> Link:
         protection = pinned(self._keys, peer.endpoint.key)
         return Link(self._context, peer.data_address, data_frame_bytes(self._width), route, protection)
 
-    def _attach(self, index: int, route: bytes) -> Attached:
+    def _attach(self, index: int, route: bytes, back_bytes_s: int) -> Attached:
         peer = self._peers[index]
         addresses, key = "", ""
         if index + 1 < len(self._peers):
             addresses, key = self._way(peer, self._peers[index + 1]), self._peers[index + 1].endpoint.key
-        message = Attach(self._epoch, index, addresses, key, route.hex(), self._codecs[index + 1])
+        message = Attach(self._epoch, index, addresses, key, route.hex(), self._codecs[index + 1], back_bytes_s)
         answer = ask(peer.control, message, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
             return answer
@@ -164,18 +168,20 @@ class NetworkRing:
             )
         return ",".join(map(str, addresses[:MOST_ADDRESSES]))
 
-    def _measure(self, link: Link, peer: Peer) -> float:
+    def _measure(self, link: Link, peer: Peer) -> tuple[float, int]:
+        """Seconds one way, and bytes a second."""
         itemsize = codec.DTYPES[peer.welcome.dtype].itemsize
         try:
             echo_s = measure_echo(link, self._width * itemsize, ANSWER_S)
+            large_s = measure_echo(link, PROBE_BYTES, ANSWER_S, rounds=2)
         except RemoteProtocolError as error:
             raise StageLost(f"{peer} cannot be understood: {error}") from error
-        if echo_s is None:
+        if echo_s is None or large_s is None:
             raise StageLost(
                 f"the data port {peer.data_address} of {peer} does not answer",
                 "a node uses two neighbouring ports: open both in its firewall",
             )
-        return echo_s
+        return echo_s / 2, link_rate(echo_s, large_s)
 
     def _info(self, index: int, hop_s: float) -> StageInfo:
         peer = self._peers[index]
@@ -204,15 +210,15 @@ class NetworkRing:
     def send(self, step: Send | SendBatch) -> None:
         """See ``Ring``."""
         number = next(self._steps)
-        header = frame_of(step, self._epoch, number, self._codecs[0])
+        codec_name, tensor = self._codec.encode(step.hidden)
+        header = frame_of(step, self._epoch, number, codec_name)
         if not self._outstanding:
             self._progress_s = time.monotonic()
         batch = isinstance(step, SendBatch)
         expected_s = sum(s.decode_s if batch else s.prefill_s * len(step.hidden) for s in self.stages)
         waiting = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
         self._outstanding[number] = Outstanding(waiting, step.positions_each, time.perf_counter(), expected_s)
-        parts = [encode(header), *codec.encode(step.hidden, self._codecs[0])]
-        if not self._links[-1].send(parts, 1.0):
+        if not self._links[-1].send([encode(header), *tensor], 1.0):
             self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
 
     def poll(self, timeout_s: float) -> list[RingEvent]:

@@ -24,7 +24,7 @@ from edgepp.layers import LayerRange, split_evenly
 from edgepp.node.agent import StageProcess, physical_cores
 from edgepp.node.probe import measure_speed
 from edgepp.node.stage import StageConfig
-from edgepp.wire.messages import Codec
+from edgepp.wire.messages import LinkCodec
 from edgepp.wire.security import KeyPair
 
 
@@ -41,7 +41,8 @@ class PipelineOptions:
     threads: int | None = None
     """Compute threads a stage; None shares the cores out."""
     exact: bool = False
-    codecs: tuple[Codec, ...] = ("none",)
+    codecs: tuple[LinkCodec, ...] = ("auto",)
+    """One for every link, or one a link."""
     keys: KeyPair | None = None
     """This node's own, for endpoints with a key."""
     context: int | None = None

@@ -145,7 +145,8 @@ class Scheduler:
 
     def next_step(self) -> Step | None:
         """The step to send now; None when everything waits for the ring."""
-        if self._ready and len(self._batches) < self._stages:
+        waits = self._stages == 1 and self._prefilling and self._chunk_next and self._decoding  # else it never gets in
+        if self._ready and len(self._batches) < self._stages and not (waits and self._chunk_may_go()):
             return self._decode()
         if self._prefilling and self._chunk_may_go():
             return self._prefill(self._prefilling.popleft())

@@ -12,13 +12,13 @@ import zmq
 
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.model.checkpoint import Array
-from edgepp.node.worker import Frame, Worker, answer_to, sequences_of
+from edgepp.node.worker import Answer, Frame, Worker, answer_to, sequences_of
 from edgepp.wire import codec
+from edgepp.wire.choice import CodecChoice
 from edgepp.wire.messages import (
     Attach,
     Attached,
     Batch,
-    Codec,
     Detach,
     Echo,
     Fault,
@@ -32,7 +32,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.reach import reach
 from edgepp.wire.security import KeyPair, pinned
-from edgepp.wire.transport import Address, Link, Listener, Mailbox, Poller, measure_echo
+from edgepp.wire.transport import PROBE_BYTES, Address, Link, Listener, Mailbox, Poller, link_rate, measure_echo
 
 log = logging.getLogger("edgepp.stage")
 
@@ -41,7 +41,6 @@ AWAKE_S = 0.05
 _ECHO_WAIT_S = 3.0
 _SEND_WAIT_S = 1.0
 _LINK_FRAME_BYTES = 1 << 20  # only echoes come back on a link to the next stage
-_PROBE_BYTES = 1 << 18
 
 Command = tuple[bytes, Attach | Detach | Free] | None
 """What the control thread hands over, with the route of whoever asked; None means stop."""
@@ -60,7 +59,7 @@ class Ring:
     control: bytes
     next: Link | None
     route: bytes
-    codec: Codec
+    codec: CodecChoice
 
 
 class Status:
@@ -163,12 +162,13 @@ class Compute:
             except EdgeppError as error:
                 return Refused(f"it cannot reach the next stage: {error}"[:500])
             measured = measure_echo(link, self._hidden_bytes(1), _ECHO_WAIT_S)
-            large = measure_echo(link, _PROBE_BYTES, _ECHO_WAIT_S, rounds=2)
+            large = measure_echo(link, PROBE_BYTES, _ECHO_WAIT_S, rounds=2)
             if measured is None or large is None:
                 link.close()
                 return Refused(f"it cannot reach the next stage at {link.address}")
-            echo_s, bytes_s = measured, 2 * _PROBE_BYTES / max(large - measured, 1e-6)
-        self._rings[message.epoch] = Ring(message.stage, route, link, bytes.fromhex(message.route), message.codec)
+            echo_s, bytes_s = measured, link_rate(measured, large)
+        choice = CodecChoice(message.codec, bytes_s if link is not None else message.return_bytes_s)
+        self._rings[message.epoch] = Ring(message.stage, route, link, bytes.fromhex(message.route), choice)
         return Attached(message.epoch, int(echo_s * 1e6), int(bytes_s))
 
     def _reach(self, message: Attach) -> Link:
@@ -229,11 +229,11 @@ class Compute:
             self.status.busy_since = None
 
     def _send(self, ring: Ring, frame: Frame, hidden: Array) -> None:
-        header: Message
-        header = frame = frame if frame.codec == ring.codec else frame._replace(codec=ring.codec)
+        header: Frame | Answer = frame
         if ring.next is None:
             header, hidden = answer_to(frame, hidden)
-        parts = [encode(header), *codec.encode(hidden, ring.codec)]
+        name, tensor = ring.codec.encode(hidden)
+        parts = [encode(header if header.codec == name else header._replace(codec=name)), *tensor]
         if ring.next is None:
             if not self.data.send(ring.route, parts):
                 self.status.drop("the coordinator is gone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -37,7 +38,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.reach import reach
 from edgepp.wire.security import Pinned
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Address, Link, Mailbox, Poller
 
 HERE_S = 1.0
 """How long a remembered address has to answer."""
@@ -77,6 +78,8 @@ class Served:
         except EdgeppError:
             self._context.term()
             raise
+        self._cancelled: Mailbox[int] = Mailbox()
+        self._poller = Poller[int](self._link, self._cancelled)
         self.stages: tuple[StageInfo, ...] = tuple(_stage_info(stage) for stage in self.status["stages"])
         save_cluster(cluster.reached(str(self._link.address)))
 
@@ -117,6 +120,11 @@ class Served:
         self.send([encode(Ask(number)), encode_payload(question(prompt, options))])
         return ServedAnswer(self, number)
 
+    def cancel(self, number: int) -> None:
+        """Stop an answer that is being listened to. Safe from any thread; an answer that has ended stays as it is."""
+        with suppress(OSError):
+            self._cancelled.put(number)
+
     def send(self, frames: Sequence[bytes]) -> None:
         """Send a message to the coordinator.
 
@@ -134,7 +142,10 @@ class Served:
         """
         heard_s = time.monotonic()
         while True:
-            frames = self._link.receive(_POLL_S)
+            self._poller.wait(_POLL_S)
+            for number in self._cancelled.drain():
+                self.send([encode(Cancel(number))])
+            frames = self._link.receive()
             now_s = time.monotonic()
             if frames is not None:
                 heard_s = now_s
@@ -148,6 +159,7 @@ class Served:
     def close(self) -> None:
         """Disconnect."""
         self._link.close(linger_s=0.5)
+        self._cancelled.close()
         self._context.term()
 
     def __enter__(self) -> Served:
@@ -251,8 +263,8 @@ class ServedAnswer:
                     return
 
     def cancel(self) -> None:
-        """Stop generating; iterating on gives what came before."""
-        self._served.send([encode(Cancel(self._number))])
+        """Stop generating; iterating on gives what came before. Safe from any thread."""
+        self._served.cancel(self._number)
 
 
 def _stage_info(form: Mapping[str, Any]) -> StageInfo:

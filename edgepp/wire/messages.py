@@ -89,6 +89,8 @@ Slot: TypeAlias = Annotated[int, 0, 63]
 Verb: TypeAlias = Literal["status", "peers", "invite", "token", "revoke"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
+LinkCodec: TypeAlias = Literal["auto", "none", "lz4", "zstd", "int8"]
+"""``auto`` lets the sender choose among the lossless ones, frame by frame."""
 Ids: TypeAlias = Annotated[tuple[int, ...], 1, 128]
 """Sequences that decode together, or their positions."""
 Micros: TypeAlias = Annotated[tuple[int, ...], 0, 1024]
@@ -141,7 +143,9 @@ class Attach(NamedTuple):
     next_addresses: Text
     next_key: Key
     route: Text
-    codec: Codec
+    codec: LinkCodec
+    return_bytes_s: Count
+    """Bytes a second on the way back to the coordinator, as it measured them; 0 where this stage has a next one."""
 
 
 class Attached(NamedTuple):

@@ -399,6 +399,15 @@ class Poller(Generic[T]):
         return [self._readers[key] for key, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))]
 
 
+PROBE_BYTES = 1 << 18
+"""What is sent to and fro to find out how fast a link is."""
+
+
+def link_rate(short_s: float, long_s: float) -> int:
+    """Bytes a second one way, from how long an echo of a hidden state and one of ``PROBE_BYTES`` take."""
+    return int(2 * PROBE_BYTES / max(long_s - short_s, 1e-6))
+
+
 def measure_echo(link: Link, payload_bytes: int, wait_s: float, rounds: int = 5) -> float | None:
     """Seconds that ``payload_bytes`` take to the listener of ``link`` and back, the best of some rounds.
 

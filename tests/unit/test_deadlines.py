@@ -32,7 +32,7 @@ class WedgedStage(threading.Thread):
         super().__init__(name="control", daemon=True)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.control = Listener(self._context, HERE, 1 << 16)
-        self._data = Listener(self._context, HERE, 1 << 16)
+        self._data = Listener(self._context, HERE, 1 << 20)
         self._stopping = threading.Event()
         self._busy_us = 0
         port = self._data.address.port
