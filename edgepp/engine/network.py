@@ -171,9 +171,10 @@ class NetworkRing:
     def _measure(self, link: Link, peer: Peer) -> tuple[float, int]:
         """Seconds one way, and bytes a second."""
         itemsize = codec.DTYPES[peer.welcome.dtype].itemsize
+        probe = min(PROBE_BYTES, data_frame_bytes(self._width))
         try:
             echo_s = measure_echo(link, self._width * itemsize, ANSWER_S)
-            large_s = measure_echo(link, PROBE_BYTES, ANSWER_S, rounds=2)
+            large_s = measure_echo(link, probe, ANSWER_S, rounds=2)
         except RemoteProtocolError as error:
             raise StageLost(f"{peer} cannot be understood: {error}") from error
         if echo_s is None or large_s is None:
@@ -181,7 +182,7 @@ class NetworkRing:
                 f"the data port {peer.data_address} of {peer} does not answer",
                 "a node uses two neighbouring ports: open both in its firewall",
             )
-        return echo_s / 2, link_rate(echo_s, large_s)
+        return echo_s / 2, link_rate(echo_s, large_s, probe)
 
     def _info(self, index: int, hop_s: float) -> StageInfo:
         peer = self._peers[index]

@@ -27,6 +27,7 @@ from edgepp.wire.messages import (
     Message,
     Pong,
     Refused,
+    data_frame_bytes,
     decode,
     encode,
 )
@@ -162,11 +163,12 @@ class Compute:
             except EdgeppError as error:
                 return Refused(f"it cannot reach the next stage: {error}"[:500])
             measured = measure_echo(link, self._hidden_bytes(1), _ECHO_WAIT_S)
-            large = measure_echo(link, PROBE_BYTES, _ECHO_WAIT_S, rounds=2)
+            probe = min(PROBE_BYTES, data_frame_bytes(self.worker.model.hidden_size))
+            large = measure_echo(link, probe, _ECHO_WAIT_S, rounds=2)
             if measured is None or large is None:
                 link.close()
                 return Refused(f"it cannot reach the next stage at {link.address}")
-            echo_s, bytes_s = measured, link_rate(measured, large)
+            echo_s, bytes_s = measured, link_rate(measured, large, probe)
         choice = CodecChoice(message.codec, bytes_s if link is not None else message.return_bytes_s)
         self._rings[message.epoch] = Ring(message.stage, route, link, bytes.fromhex(message.route), choice)
         return Attached(message.epoch, int(echo_s * 1e6), int(bytes_s))

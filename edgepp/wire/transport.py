@@ -400,12 +400,12 @@ class Poller(Generic[T]):
 
 
 PROBE_BYTES = 1 << 18
-"""What is sent to and fro to find out how fast a link is."""
+"""What is sent to and fro to find out how fast a link is, where so long a frame may be sent."""
 
 
-def link_rate(short_s: float, long_s: float) -> int:
-    """Bytes a second one way, from how long an echo of a hidden state and one of ``PROBE_BYTES`` take."""
-    return int(2 * PROBE_BYTES / max(long_s - short_s, 1e-6))
+def link_rate(short_s: float, long_s: float, long_bytes: int) -> int:
+    """Bytes a second one way, from how long an echo of a hidden state and one of ``long_bytes`` take."""
+    return int(2 * long_bytes / max(long_s - short_s, 1e-6))
 
 
 def measure_echo(link: Link, payload_bytes: int, wait_s: float, rounds: int = 5) -> float | None:
