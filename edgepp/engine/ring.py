@@ -178,7 +178,7 @@ class LocalRing:
 
     def __init__(self, stages: Sequence[tuple[StageInfo, StageModel]]) -> None:
         self.stages = tuple(info for info, _ in stages)
-        self._workers = [Worker(model) for _, model in stages]
+        self._workers = [Worker(model, info.context) for info, model in stages]
         self._events: deque[RingEvent] = deque()
         self._poller = Poller[Any]()
 

@@ -64,7 +64,6 @@ class NodeOptions:
     memory: int
     """Bytes that the model may use."""
     backend: str = "auto"
-    exact: bool = False
     slots: int = 1
     pinned: LayerRange | None = None
     listen: Address = field(default_factory=lambda: Address("*", 0))
@@ -167,7 +166,6 @@ class NodeAgent(threading.Thread):
             slots=self._options.slots,
             start=pinned.start if pinned else 0,
             stop=pinned.stop if pinned else 0,
-            exact=self._options.exact,
             stream_bps=int(resources.stream_bps),
             flops=int(resources.flops),
         )

@@ -131,8 +131,9 @@ def serve(config: StageConfig) -> None:
         decode_us=decode_us,
         rewinds=model.rewinds,
     )
+    worker = Worker(model, checkpoint.context)
     del checkpoint  # and with it the mapping of its files
-    compute = Compute(Worker(model), data, context, awake=config.awake, keys=config.keys)
+    compute = Compute(worker, data, context, awake=config.awake, keys=config.keys)
     answering = Control(control, gate, compute, welcome)
     answering.start()
     threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()

@@ -22,6 +22,9 @@ from edgepp.wire.messages import Batch, Forward, Hidden
 _REMEMBERED = 1024
 """Freed sequences whose late frames are still recognised; more than can be on the way at once."""
 
+_ROOM = 256
+"""Positions that a sequence is given at a time."""
+
 Key = tuple[int, int]
 Frame: TypeAlias = Forward | Batch
 Answer: TypeAlias = Hidden | Batch
@@ -45,24 +48,36 @@ class Outcome:
     """Sequences that failed and are freed, with the reason."""
 
 
+@dataclass
+class _Open:
+    """A sequence under the number ``slot`` by which the model knows it."""
+
+    slot: int
+    capacity: int
+    """The most positions it may reach."""
+    room: int
+    """Those that the model was asked for so far: what is never reached takes no memory from others."""
+
+
 _NOTHING = np.empty((0, 0), np.float32)
 
 
 class Worker:
     """The sequences of one ``StageModel``."""
 
-    def __init__(self, model: StageModel) -> None:
+    def __init__(self, model: StageModel, context: int) -> None:
+        """``context`` is the most positions that any sequence may reach."""
         self.model = model
+        self._context = context
         self.counters = Counters()
-        self._slots: dict[Key, int] = {}
-        self._capacities: dict[int, int] = {}
+        self._open: dict[Key, _Open] = {}
         self._freed: deque[Key] = deque(maxlen=_REMEMBERED)
         self._next_slot = 0
 
     @property
     def sequences(self) -> int:
         """Number of open sequences."""
-        return len(self._slots)
+        return len(self._open)
 
     def run(self, frame: Frame, hidden: Array) -> Outcome:
         """Run one frame with its ``hidden`` (T, D) or (B, D). What is not ours is dropped and counted."""
@@ -78,18 +93,16 @@ class Worker:
 
     def _forward(self, frame: Forward, hidden: Array) -> Outcome:
         key = (frame.epoch, frame.sequence)
-        slot = self._slots.get(key)
+        opened = self._open.get(key)
         try:
-            if slot is None:
+            if opened is None:
                 if (frame.position > 0 and not frame.source) or key in self._freed:
                     self.counters.dropped += 1
                     return Outcome(None, _NOTHING)
-                slot = self._open(key, frame)
-            self._rewind(slot, frame.position)
-            if self._capacities[slot] != frame.capacity:
-                self.model.resize(slot, frame.capacity)
-                self._capacities[slot] = frame.capacity
-            return Outcome(frame, self.model.extend(slot, hidden))
+                opened = self._begin(key, frame)
+            opened.capacity = frame.capacity
+            self._prepare(opened, frame.position, frame.rows)
+            return Outcome(frame, self.model.extend(opened.slot, hidden))
         except StageFault as fault:
             self.free(*key)
             return Outcome(None, _NOTHING, [(frame.sequence, str(fault))])
@@ -99,17 +112,17 @@ class Worker:
         slots: list[int] = []
         faults: list[tuple[int, str]] = []
         for row, (sequence, position) in enumerate(zip(frame.sequences, frame.positions, strict=True)):
-            slot = self._slots.get((frame.epoch, sequence))
-            if slot is None:
+            opened = self._open.get((frame.epoch, sequence))
+            if opened is None:
                 self.counters.dropped += 1
                 continue
             try:
-                self._rewind(slot, position)
+                self._prepare(opened, position, 1)
             except StageFault as fault:
                 self._fail(frame, sequence, fault, faults)
                 continue
             rows.append(row)
-            slots.append(slot)
+            slots.append(opened.slot)
         while slots:
             try:
                 out = self.model.decode(slots, hidden if len(rows) == frame.rows else hidden[rows])
@@ -130,39 +143,45 @@ class Worker:
         self.free(frame.epoch, sequence)
         faults.append((sequence, str(fault)))
 
-    def _open(self, key: Key, frame: Forward) -> int:
-        slot = self._next_slot
+    def _begin(self, key: Key, frame: Forward) -> _Open:
+        if frame.capacity > self._context:
+            raise StageFault(f"{frame.capacity} positions do not fit the model's context of {self._context}")
+        opened = _Open(self._next_slot, frame.capacity, min(frame.capacity, frame.position + frame.rows + _ROOM))
         self._next_slot += 1
         if frame.position:
-            source = self._slots.get((frame.epoch, frame.source))
+            source = self._open.get((frame.epoch, frame.source))
             if source is None:
                 raise StageFault("the sequence that it was to begin with is gone")
-            self.model.fork(source, slot, frame.position, frame.capacity)
+            self.model.fork(source.slot, opened.slot, frame.position, opened.room)
         else:
-            self.model.open(slot, frame.capacity)
-        self._slots[key] = slot
-        self._capacities[slot] = frame.capacity
-        return slot
+            self.model.open(opened.slot, opened.room)
+        self._open[key] = opened
+        return opened
 
-    def _rewind(self, slot: int, position: int) -> None:
-        held = self.model.length(slot)
+    def _prepare(self, opened: _Open, position: int, rows: int) -> None:
+        """Bring a sequence to where ``rows`` positions from ``position`` on can be computed."""
+        held, end = self.model.length(opened.slot), position + rows
         if position > held:
             raise StageFault(f"positions {held} to {position - 1} of the sequence never arrived")
         if position < held:
-            self.model.truncate(slot, position)
+            self.model.truncate(opened.slot, position)
+        if end > min(opened.capacity, self._context):
+            raise StageFault(f"the sequence would have {end} positions, and it may have {opened.capacity}")
+        if end > opened.room:
+            opened.room = min(opened.capacity, self._context, end + _ROOM)
+            self.model.resize(opened.slot, opened.room)
 
     def free(self, epoch: int, sequence: int) -> None:
         """Release a sequence's slot; frames of it that are still on the way will be dropped."""
         key = (epoch, sequence)
         self._freed.append(key)
-        slot = self._slots.pop(key, None)
-        if slot is not None:
-            del self._capacities[slot]
-            self.model.free(slot)
+        opened = self._open.pop(key, None)
+        if opened is not None:
+            self.model.free(opened.slot)
 
     def forget(self, epoch: int) -> None:
         """Release every slot of an epoch."""
-        for key in [key for key in self._slots if key[0] == epoch]:
+        for key in [key for key in self._open if key[0] == epoch]:
             self.free(*key)
 
 

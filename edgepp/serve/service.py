@@ -150,7 +150,7 @@ def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> NodeOption
         lambda: on_event("measuring this machine once, which takes some seconds"),
     )
     memory = usable_memory(options.memory)
-    return NodeOptions(resources, memory, options.backend, options.exact, options.stages, options.pinned)
+    return NodeOptions(resources, memory, options.backend, options.stages, options.pinned)
 
 
 def _own_cluster(identity: Identity) -> Cluster:

@@ -69,7 +69,6 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
             ),
             memory=usable_memory(wanted.memory),
             backend=wanted.backend,
-            exact=wanted.exact,
             pinned=wanted.pinned,
             listen=wanted.listen,
         )

@@ -266,7 +266,6 @@ class Enrol(NamedTuple):
     start: Count
     stop: Count
     """The range that its first slot is pinned to; both 0 without."""
-    exact: bool
     stream_bps: Count
     """Measured bytes of weights a second in decode steps, with all threads."""
     flops: Count

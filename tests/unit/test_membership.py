@@ -24,7 +24,6 @@ def facts(incarnation: int = 1, **changes: Any) -> Enrol:
         slots=1,
         start=0,
         stop=0,
-        exact=False,
         stream_bps=10_000_000_000,
         flops=100_000_000_000,
     )
