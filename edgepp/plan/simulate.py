@@ -21,8 +21,9 @@ from typing import Literal, get_args
 
 from edgepp.errors import UsageError
 from edgepp.plan.sim_costs import CoordinatorCost, Cost, Curve, LinkCost, Replica, StageCost
+from edgepp.plan.sim_job import Job, Loss
 from edgepp.plan.sim_load import AfterLoss, Arrival, Failure, at_once, failures, poisson, read_trace
-from edgepp.plan.sim_pipeline import Job, Loss, SimPipeline
+from edgepp.plan.sim_pipeline import SimPipeline
 from edgepp.plan.sim_report import Outcome, Recovery, ReplicaUse, Report, Spread
 
 __all__ = [

@@ -74,8 +74,9 @@ def test_more_rows_travel_together_where_there_are_more_requests() -> None:
 def test_the_coordinator_is_a_limit_of_its_own() -> None:
     coordinator = CoordinatorCost(((1, 0.01), (16, 0.16)))
     report = simulate([even(8, coordinator=coordinator)], at_once(64, 4, 400))
-    assert report.tok_s == pytest.approx(100, rel=0.03)
-    assert report.coordinator_use > 0.97
+    assert 90 < report.tok_s < 100
+    assert report.coordinator_use > 0.9
+    assert report.stage_use < 0.25
 
 
 def test_a_link_carries_one_chunk_after_the_other() -> None:
