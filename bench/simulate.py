@@ -207,10 +207,12 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     for name, what in (("ttft_s", "first token s"), ("itl_s", "between tokens s"), ("queue_s", "queue s")):
         yield f"{what:18}" + "".join(f"{result[name][column]:9.3f}" for column in ("mean", "p50", "p90", "p99", "most"))
     for one in result["recoveries"]:
+        stall = one["stall_s"]
         yield (
             f"at {one['at_s']:.0f} s stage {one['stage']} of pipeline {one['replica']} died:"
-            f" down for {one['down_s']:.0f} s, {one['failed']} requests failed, {one['begun_again']} went on {one['stall_s']['p50']:.1f} s later"
-            f" (median; {one['stall_s']['most']:.1f} at most), {one['lost_positions']} positions lost"
+            f" {one['failed']} requests failed, {one['begun_again']} went on {stall['p50']:.1f} s later"
+            f" (median; {stall['most']:.1f} at most), {one['lost_positions']} positions lost;"
+            f" it was down for {one['down_s']:.0f} s"
         )
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,11 @@ from edgepp.model.checkpoint import Array
 from edgepp.plan.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
 from edgepp.wire.transport import Mailbox
 
-CALIBRATE = ((1, 200, 40), (2, 40, 40), (3, 40, 40), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), (1, 20, 40))
-"""Requests at once, prompt and answer, in tokens."""
+CALIBRATE = ((1, 200, 60), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), (1, 20, 60))
+"""Requests at once, prompt and answer, in tokens. Not 2: its steps have one row like a lone request's, and what stages
+and coordinator take from each other on one machine would be mixed into that."""
+LEAST = 12
+"""Steps of a size, for its mean to count."""
 CHECK = (96, 80)
 """Prompt and answer of what is compared."""
 
@@ -218,7 +220,7 @@ def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dic
         "rows": rows,
         "median_error": statistics.median(errors),
         "worst_error": max(errors),
-        "coordinator_limit_tok_s": {str(batch): limit(middle, batch) for batch in (1, 2, 4, 8)},
+        "coordinator_limit_tok_s": {str(batch): limit(middle, batch) for batch in (1, 2, 4)},
         "costs": {"model": model, "stages_measured": stages, **asdict(middle)},
     }
 
@@ -280,9 +282,10 @@ def fitted(pipeline: RecordedPipeline) -> Replica:
 
 def stage_cost(record: Record, index: int) -> StageCost:
     """One stage's."""
-    numbers = sorted({rows for rows, *_ in record.decoded})
-    columns = [[float(rows == number) for number in numbers] + [positions] for rows, positions, *_ in record.decoded]
-    *base, look_s = solve(columns, [took[index] for _, _, took in record.decoded])
+    numbers = often([rows for rows, *_ in record.decoded])
+    steps = [step for step in record.decoded if step[0] in numbers]
+    columns = [[float(rows == number) for number in numbers] + [positions] for rows, positions, _ in steps]
+    *base, look_s = solve(columns, [took[index] for *_, took in steps])
     chunks = [(1.0, tokens, tokens * (before + tokens / 2)) for tokens, before, _ in record.prefilled]
     chunk_s, token_s, back_s = solve(chunks, [took[index] for _, _, took in record.prefilled])
     return StageCost(rising(numbers, base), token_s, chunk_s, look_s, back_s)
@@ -308,13 +311,24 @@ def means(samples: Sequence[tuple[int, float]]) -> Curve:
     by_rows: defaultdict[int, list[float]] = defaultdict(list)
     for rows, took in samples:
         by_rows[rows].append(took)
-    numbers = sorted(by_rows)
+    numbers = often([rows for rows, _ in samples])
     return rising(numbers, [statistics.fmean(by_rows[number]) for number in numbers])
 
 
+def often(rows: Sequence[int]) -> list[int]:
+    """The numbers of rows that steps have often enough to tell what they take."""
+    return sorted(number for number, times in Counter(rows).items() if times >= LEAST)
+
+
 def rising(rows: Sequence[int], seconds: Sequence[float]) -> Curve:
-    """A curve that does not fall."""
-    return tuple(zip(rows, accumulate(seconds, max), strict=True))
+    """A curve that does not fall: where it would, neighbours get their mean."""
+    pools: list[list[float]] = []
+    for value in seconds:
+        pools.append([value])
+        while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
+            pools[-2] += pools.pop()
+    level = [statistics.fmean(pool) for pool in pools for _ in pool]
+    return tuple(zip(rows, level, strict=True))
 
 
 def costs_of(saved: Mapping[str, Any]) -> Replica:

@@ -149,12 +149,17 @@ class Replica:
 
 
 def along(curve: Curve, rows: int) -> float:
-    """Seconds for ``rows`` by straight lines between a curve's points; past them the nearest line goes on."""
-    if len(curve) == 1:
-        return curve[0][1] * rows / curve[0][0] if rows > curve[0][0] else curve[0][1]
-    if rows <= curve[0][0]:
-        return curve[0][1]
-    at = min(bisect_left(curve, (rows, -math.inf)), len(curve) - 1)
+    """Seconds for ``rows`` by straight lines between a curve's points.
+
+    Past the last, each row takes what it does in the mean between the first and the last.
+    """
+    (fewest, least_s), (most, most_s) = curve[0], curve[-1]
+    if rows <= fewest:
+        return least_s
+    if rows >= most:
+        each_s = (most_s - least_s) / (most - fewest) if most > fewest else most_s / most
+        return most_s + each_s * (rows - most)
+    at = bisect_left(curve, (rows, -math.inf))
     (low, low_s), (high, high_s) = curve[at - 1], curve[at]
     return low_s + (high_s - low_s) * (rows - low) / (high - low)
 
