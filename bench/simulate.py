@@ -1,6 +1,7 @@
 """Simulate pipelines that need not exist, and hold the simulation to one that does.
 
     python bench/simulate.py --pipelines 4 --stages 8 --requests 1000 --rate 6 --prompt 100-200 --answer 100-200
+    python bench/simulate.py --stages 2,4,8,16 --requests 1,16,64
     python bench/simulate.py --trace requests.csv --mean-between-failures 3600 --recover
     python bench/simulate.py --check --save costs.json
 
@@ -12,10 +13,11 @@ machine, then runs the same requests through it and through the simulation.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,11 @@ def parse() -> argparse.Namespace:
     add("--hop-ms", type=amount, help="one way of a hop, without its bytes")
     add("--mbit", type=amount, help="Mbit/s of every link; unlimited unless given here or in the costs")
     add("--row-bytes", type=count, help="of one hidden state")
-    add("--pipelines", type=count, default=1, help="replicas behind one entrance (%(default)s)")
-    add("--stages", type=count, default=2, help="machines of a pipeline (%(default)s)")
+    add("--pipelines", type=counts, default=(1,), help="replicas behind one entrance; as 1,2,4 each in turn (1)")
+    add("--stages", type=counts, default=(2,), help="machines of a pipeline; as 2,4,8 each in turn (2)")
     add("--budget", type=count, help="positions that all sequences of a pipeline may take; unlimited unless given")
     add("--entrance", choices=ENTRANCES, default="least-loaded", help="(%(default)s)")
-    add("--requests", type=count, default=8, help="how many (%(default)s)")
+    add("--requests", type=counts, default=(8,), help="how many; as 1,8,64 each in turn (8)")
     add("--rate", type=amount, help="requests a second, at random; all at once unless given")
     add("--prompt", type=span, default=(64, 64), help="tokens, or a range of them (64)")
     add("--answer", type=span, default=(128, 128), help="tokens, or a range of them (128)")
@@ -119,8 +121,8 @@ def failure(text: str) -> Failure:
         raise argparse.ArgumentTypeError(f"'{text}' is not AT_S:PIPELINE:STAGE") from None
 
 
-def one_pipeline(options: argparse.Namespace) -> Replica:
-    """A pipeline as the command line describes it.
+def one_pipeline(options: argparse.Namespace, stages: int) -> Replica:
+    """A pipeline of so many stages as the command line describes it.
 
     Raises:
         UsageError: the costs cannot be read or make no sense.
@@ -141,11 +143,11 @@ def one_pipeline(options: argparse.Namespace) -> Replica:
     if options.head_ms is not None:
         coordinator = replace(coordinator, head=options.head_ms)
     row_bytes = options.row_bytes or found.row_bytes
-    return Replica.even(model, options.stages, link, coordinator, row_bytes, found.chunk, found.context, options.budget)
+    return Replica.even(model, stages, link, coordinator, row_bytes, found.chunk, found.context, options.budget)
 
 
-def load(options: argparse.Namespace) -> tuple[Arrival, ...]:
-    """The requests.
+def load(options: argparse.Namespace, requests: int) -> tuple[Arrival, ...]:
+    """So many requests, or those of a trace.
 
     Raises:
         UsageError: the trace cannot be read.
@@ -157,25 +159,23 @@ def load(options: argparse.Namespace) -> tuple[Arrival, ...]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{options.trace} cannot be read: {error}") from error
     if options.rate is None:
-        return at_once(options.requests, options.prompt[0], options.answer[0], options.owners, options.shared)
-    return poisson(
-        options.requests, options.rate, options.prompt, options.answer, options.owners, options.shared, options.seed
-    )
+        return at_once(requests, options.prompt[0], options.answer[0], options.owners, options.shared)
+    return poisson(requests, options.rate, options.prompt, options.answer, options.owners, options.shared, options.seed)
 
 
-def simulated(options: argparse.Namespace) -> dict[str, Any]:
+def simulated(options: argparse.Namespace, pipelines: int, stages: int, requests: int) -> dict[str, Any]:
     """Simulate what the command line describes."""
-    cluster = [one_pipeline(options)] * options.pipelines
-    arrivals = load(options)
+    cluster = [one_pipeline(options, stages)] * pipelines
+    arrivals = load(options, requests)
     losses = [replace(one, returns_s=one.at_s + options.away) for one in options.fail]
     if options.mean_between_failures is not None:
         until_s = max(arrival.at_s for arrival in arrivals)
-        stages = [options.stages] * options.pipelines
-        losses += failures(stages, options.mean_between_failures, options.away, until_s, options.seed)
+        losses += failures([stages] * pipelines, options.mean_between_failures, options.away, until_s, options.seed)
     after = AfterLoss(options.detect, options.reload, options.recover)
     began_s = time.perf_counter()
     found = simulate(cluster, arrivals, losses, options.entrance, after)
-    return {"took_s": time.perf_counter() - began_s, **summary(found)}
+    took_s = time.perf_counter() - began_s
+    return {"pipelines": pipelines, "stages": stages, "took_s": took_s, **summary(found)}
 
 
 def summary(found: Report) -> dict[str, Any]:
@@ -216,18 +216,49 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+COLUMNS = (
+    ("pipelines", "pipes"),
+    ("stages", "stages"),
+    ("requests", "requests"),
+    ("tok_s", "token/s"),
+    ("ttft_s.p50", "first p50 s"),
+    ("ttft_s.p99", "p99 s"),
+    ("itl_s.p50", "gap p50 s"),
+    ("itl_s.p99", "p99 s"),
+    ("bubbles", "bubbles"),
+    ("coordinator_use", "coordinator"),
+    ("rows", "rows"),
+    ("failed", "failed"),
+    ("losses", "losses"),
+)
+
+
+def comparison(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """One line for each of several simulations."""
+    yield "".join(f"{heading:>12}" for _, heading in COLUMNS)
+    for row in rows:
+        line = ""
+        for name, _ in COLUMNS:
+            first, _, then = name.partition(".")
+            value = len(row["recoveries"]) if first == "losses" else row[first][then] if then else row[first]
+            line += f"{value:12.3g}" if isinstance(value, float) and value < 1000 else f"{value:12.0f}"
+        yield line
+
+
 def main() -> None:
     """Simulate, or check, and report."""
     options = parse()
     settings = {name: str(value) for name, value in vars(options).items() if name != "json" and value is not None}
     if options.check:
-        result = checked(options.model, options.stages, options.at_once, options.rounds)
+        result = checked(options.model, options.stages[0], options.at_once, options.rounds)
         if options.save is not None:
             options.save.write_text(json.dumps(result["costs"], indent=1) + "\n", encoding="utf-8")
         lines = table_of_check(result)
     else:
-        result = simulated(options)
-        lines = table(result)
+        each = itertools.product(options.pipelines, options.stages, options.requests)
+        rows = [simulated(options, *counts) for counts in each]
+        result = rows[0] if len(rows) == 1 else {"rows": rows}
+        lines = table(result) if len(rows) == 1 else comparison(rows)
     report({"bench": "simulate", "settings": settings, **result}, lines, json_only=options.json)
 
 

@@ -326,7 +326,8 @@ def rising(rows: Sequence[int], seconds: Sequence[float]) -> Curve:
     for value in seconds:
         pools.append([value])
         while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
-            pools[-2] += pools.pop()
+            last = pools.pop()
+            pools[-1] += last
     level = [statistics.fmean(pool) for pool in pools for _ in pool]
     return tuple(zip(rows, level, strict=True))
 
