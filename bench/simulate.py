@@ -257,7 +257,7 @@ def main() -> None:
     else:
         each = itertools.product(options.pipelines, options.stages, options.requests)
         rows = [simulated(options, *counts) for counts in each]
-        result = rows[0] if len(rows) == 1 else {"rows": rows}
+        result = rows[0] if len(rows) == 1 else {"runs": rows}
         lines = table(result) if len(rows) == 1 else comparison(rows)
     report({"bench": "simulate", "settings": settings, **result}, lines, json_only=options.json)
 

@@ -76,7 +76,7 @@ class SimPipeline:
         self._link_free_s = [now_s] * len(replica.links)
         self._free_s = self._active_since_s = now_s
         self._polled = self._active = False
-        self._changed = True
+        self._changed, self._awaited = True, False
         self._room = 0
 
     def submit(self, job: Job, now_s: float) -> None:
@@ -186,7 +186,7 @@ class SimPipeline:
         if isinstance(step, Chunk):
             rows, wanted = step.stop - step.start, int(step.last)
             took = [cost.prefill_s(rows, step.start) for cost in costs]
-            self._changed = True
+            self._changed |= self._awaited
         else:
             rows = wanted = len(step.requests)
             positions = sum(step.positions)
@@ -241,7 +241,7 @@ class SimPipeline:
                 self._tempo.prefilled(tokens, (slowest_s,))
             if self._scheduler.returned(sequence):
                 wanted.append(request)
-        self._changed |= chunk
+        self._changed |= chunk and self._awaited
         if wanted:
             now_s += coordinator.head_s(len(sequences))
             for request in wanted:
@@ -272,7 +272,8 @@ class SimPipeline:
     def _balance(self, now_s: float) -> None:
         """Begin with those who fit, and let those give way who do not fit any more; see ``engine.Engine``.
 
-        It is looked at when something began, ended or was prefilled, or when tokens have taken all the room there was.
+        It is looked at when something came, ended or gave way, when what others wait for may be prefilled, and when
+        tokens have taken all the room there was.
         """
         ledger, scheduler = self._ledger, self._scheduler
         self._changed = False
@@ -295,6 +296,7 @@ class SimPipeline:
         ledger.freed()
         budget = self._replica.budget
         held = 0 if budget is None else sum(len(request.ids) + 1 for request in ledger.live.values())
+        self._awaited = bool(ledger.waiting)
         self._room = 1 << 62 if budget is None else budget - held - ledger.kept
 
     def _finish(self, job: Job, fate: Fate) -> None:
