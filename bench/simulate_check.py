@@ -135,6 +135,8 @@ class RecordingRing:
     def _note(self, event: Returned) -> None:
         record = self._record
         rows, positions, decodes = record.sent.pop(0)
+        if decodes and not all(other for *_, other in record.sent):
+            return  # a chunk is being computed beside it, on the same machine
         if decodes:
             record.decoded.append((rows, positions, event.compute_s))
             if record.alone and rows == 1:
