@@ -177,7 +177,8 @@ class Scheduler:
         in_ring = sum(track.chunks for track in self._tracks.values())
         if not self._decoding:
             return in_ring < self._stages + _SPARE_CHUNKS
-        return self._chunk_next and in_ring < self._stages
+        idle = in_ring + len(self._batches) < self._stages  # else a prompt crawls through a long pipeline
+        return (self._chunk_next or idle) and in_ring < self._stages
 
     def _decode(self) -> MicroBatch:
         size = min(-(-self._decoding // self._stages), len(self._ready), MOST_ROWS)
