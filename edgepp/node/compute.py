@@ -113,7 +113,6 @@ class Compute:
         self.outbox: Mailbox[Reply] = Mailbox()
         self.status = Status(worker)
         self._rings: dict[int, Ring] = {}
-        self._shared = False
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -133,8 +132,7 @@ class Compute:
 
         A processor that slept through the other stages' part of a token takes up to a millisecond to be fast again.
         """
-        awake = self._awake and self.worker.sequences and not (self._shared and os.environ.get("EDGEPP_X"))
-        until_s = time.perf_counter() + (AWAKE_S if awake else 0.0)
+        until_s = time.perf_counter() + (AWAKE_S if self._awake and self.worker.sequences else 0.0)
         while time.perf_counter() < until_s:
             if ready := poller.wait(0.0):
                 return ready
@@ -218,7 +216,6 @@ class Compute:
         if isinstance(frame, Batch) and not len(frame.sequences) == len(frame.positions) == len(set(frame.sequences)):
             raise RemoteProtocolError("a batch whose sequences and positions do not match")
         hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
-        self._shared = isinstance(frame, Batch)
         self.status.busy_since = time.perf_counter()
         try:
             outcome = self.worker.run(frame, hidden)
