@@ -7,6 +7,7 @@ serve later requests with the same constraint.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from edgepp.engine import trial
 from edgepp.engine.request import Constraint
 from edgepp.errors import ModelError, UsageError
 
-_TRIAL_S = 5.0
+_TRIAL_S = 20.0
 _MASK_S = 1.0
 _KEPT = 32
 _TRIALS = 2
@@ -99,8 +100,8 @@ class ConstraintCompiler:
     def compile(self, constraint: Constraint) -> Matcher:
         """A matcher at the beginning of ``constraint``.
 
-        The first time takes a process of its own, about half a second and at most ``_TRIAL_S``: not for the engine's
-        thread.
+        The first time takes a process of its own, about half a second and at most ``trial.CPU_S`` of a processor's
+        time: not for the engine's thread.
 
         Raises:
             UsageError: what is wrong with the constraint, or that it is too complex.
@@ -136,6 +137,8 @@ class ConstraintCompiler:
             raise _refused(constraint, f"compiling it takes longer than {_TRIAL_S:g} s") from error
         finally:
             self._trials.release()
+        if child.returncode == -signal.SIGXCPU:
+            raise _refused(constraint, f"compiling it takes longer than {trial.CPU_S} s")
         if child.returncode or not child.stdout:
             raise _refused(constraint, "compiling it takes too much memory or is nested too deeply")
         if reason := json.loads(child.stdout):

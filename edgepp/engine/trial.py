@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+CPU_S = 5
+"""Seconds of a processor that a constraint may take; a busy machine may take longer for them."""
 _STACK_BYTES = 1 << 20
 _MEMORY_BYTES = 2 << 30
 _WALK_TOKENS = 24
@@ -97,11 +100,10 @@ def _report(form: dict[str, Any], definition: str) -> None:
 
 
 def _main() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
-        import resource
-
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     form = json.loads(sys.stdin.buffer.readline())
     definition = sys.stdin.buffer.read().decode()
     threading.stack_size(_STACK_BYTES)
