@@ -105,6 +105,8 @@ class Ledger:
     def leave(self, request: Request, held: int, in_ring: int) -> None:
         """A live request has ended: the stages hold ``held`` positions, and ``in_ring`` steps of it are in the ring."""
         del self.live[request.sequence]
+        if request.source and not in_ring:
+            held = 0  # it was never copied
         if in_ring and self._shares:
             self._draining[request.sequence] = (request, held, in_ring)
         else:

@@ -135,6 +135,21 @@ def test_steps_in_the_ring_come_home_before_a_sequence_serves_another() -> None:
     assert stages.ledger.kept == 100
 
 
+def test_a_copy_that_was_never_made_is_not_kept() -> None:
+    stages = Stages(budget=2000)
+    first = asked(1, TEXTS[0])
+    stages.ledger.wait(first)
+    stages.begin()
+    stages.ledger.leave(first, held=100, in_ring=0)
+    branch = asked(2, [*TEXTS[0][:50], *[8] * 50])
+    stages.ledger.wait(branch)
+    assert list(stages.ledger.begin()) == [(branch, 50)]
+    assert branch.source == first.sequence
+    stages.ledger.leave(branch, held=50, in_ring=0)
+    assert stages.ledger.freed() == [branch.sequence]
+    assert stages.ledger.kept == 100
+
+
 def test_nobody_is_served_with_what_another_asked() -> None:
     stages = Stages(budget=2000)
     first = asked(1, TEXTS[0], owner="ann")
