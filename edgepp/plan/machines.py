@@ -58,10 +58,15 @@ class Efficiency:
     kv: float = 1.0
     """Share of ``stream_bps`` when KV caches are read; below 1 also where a backend reads them more than once."""
     flops: float = 1.0
+    attention: float = 1.0
+    """Share of the FLOP/s reached elsewhere that attention over a prompt reaches."""
     overlap: float = 0.0
     """How much arithmetic of further rows hides behind streaming weights: 1 all (a GPU), 0 none (measured on CPUs)."""
+    batches: tuple[tuple[int, float], ...] = ()
+    """Measured in place of ``overlap``: (rows, how many times as long as for one row they take to pass the weights), by
+    rising rows; linear between them, and from the last to a chunk at the machine's FLOP/s."""
     hop_s: float = 0.0003
-    """Seconds that sending, receiving and decoding one frame costs, apart from the link."""
+    """Seconds that sending, receiving and decoding one frame costs, apart from the link: a processor's work."""
     step_s: float = 0.0
     """Seconds that every step of a stage costs beside its weights,"""
     layer_s: float = 0.0
@@ -95,7 +100,8 @@ class Machine:
     """FLOP/s in prefill."""
     efficiency: Efficiency = MEASURED
     lanes: int = 1
-    """Processes that it runs at once at the given rates: those that have cores, or a GPU, of their own."""
+    """Processes that it runs at once at the given rates: those that have cores, or a GPU, of their own. More of them
+    take turns, so no cycle is shorter than all their seconds divided by the lanes."""
     chunk: int = CPU_CHUNK
     """Tokens of a prefill chunk with which it reaches its FLOP/s."""
 

@@ -1,0 +1,198 @@
+"""What predictions are made from: short measurements of one stage on the first layers of a model, and of links.
+
+Nothing that is predicted is measured here. A node can do all of this alone, in half a minute:
+
+- copies of the model with its first layers only, two numbers of them, each run by one stage process over loopback:
+  decode steps of 1, 2, 4 and 8 rows behind a short prompt, of 1 and 4 rows behind a long one, and prompts of half a
+  chunk, of one, and of several; ``edgepp.plan.calibrate`` takes them apart;
+- on the way, what a hop's software takes (a step's way round less computing, halved), where stages wait awake and where
+  they sleep, and what the coordinator takes between a step's return and the next one;
+- each link's latency and rate by the ring's own echo, less that of loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import zmq
+from measure import say
+from rig import FAR, HERE, Rig, Trip
+from slow_link import Kind, slowed
+
+from edgepp.cluster.sizes import LinkSpeed
+from edgepp.errors import EdgeppError
+from edgepp.node.agent import physical_cores
+from edgepp.plan.calibrate import Calibration, Timed, coordinator
+from edgepp.plan.machines import Machine, Model
+from edgepp.wire.messages import data_frame_bytes
+from edgepp.wire.transport import Address, Link, measure_echo
+
+SHORT, LONG = 16, 256
+"""Tokens before decode steps at short and at long context."""
+ROWS, LONG_ROWS = (1, 2, 4, 8), (1, 4)
+NODE = "box"
+_PAYLOAD = 1 << 18
+_WAIT_S = 10.0
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One calibration: the raw seconds of it."""
+
+    timed: tuple[Timed, ...]
+    ends_s: Mapping[int, float]
+    """By rows."""
+    awake_s: float
+    """A hop's software where stages wait awake,"""
+    asleep_s: float
+    """and where they sleep."""
+    links: Mapping[str, LinkSpeed]
+    """By the kind's name."""
+
+
+def parts(layers: int) -> tuple[int, int]:
+    """Two numbers of layers, neither all of them where there are more than three."""
+    return max(1, layers // 5), max(2, layers * 3 // 5)
+
+
+@contextmanager
+def shortened(folder: Path, layers: int) -> Iterator[Path]:
+    """A copy of a checkpoint that ends after some layers; its weights are links to the files."""
+    with TemporaryDirectory(prefix="edgepp-short-") as made:
+        for file in folder.iterdir():
+            if file.name != "config.json":
+                (Path(made) / file.name).symlink_to(file.resolve())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (Path(made) / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}), encoding="utf-8")
+        yield Path(made)
+
+
+def sample(folder: Path, layers: int, kinds: Sequence[Kind], threads: int, backend: str, cycles: int) -> Sample:
+    """Measure everything once."""
+    few, many = parts(layers)
+    timed: list[Timed] = []
+    trips: dict[int, list[Trip]] = {}
+    for count in (few, many):
+        with shortened(folder, count) as short, Rig(short, 1, Kind(), threads, backend) as rig:
+            for rows, found in _decoded(rig, SHORT, ROWS, cycles):
+                timed.append(_step(count, rows, found))
+                trips.setdefault(rows, []).extend(found)
+            timed += [_step(count, rows, found) for rows, found in _decoded(rig, LONG, LONG_ROWS, cycles)]
+            chunk = rig.engine.stages[0].chunk
+            timed += [_prompt(rig, count, tokens) for tokens in (chunk // 2, chunk, 4 * chunk)]
+        say(f"calibrated on {count} layers")
+    with shortened(folder, few) as short, Rig(short, 1, Kind(), threads, backend, awake=False) as rig:
+        asleep = [trip for _, found in _decoded(rig, SHORT, (1,), cycles) for trip in found]
+        hidden = rig.checkpoint.hidden_size
+        links = {kind.name: _link(rig, kind, hidden) for kind in kinds if not kind.direct}
+    return Sample(
+        timed=tuple(timed),
+        ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
+        awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
+        asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
+        links=links,
+    )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """This machine, as predictions take it."""
+
+    model: Model
+    samples: tuple[Sample, ...]
+    """Taken at different times; their mean counts."""
+    threads: int
+
+    @property
+    def parts(self) -> Calibration:
+        """What a stage's steps are made of."""
+        return Calibration.of([timed for sample in self.samples for timed in sample.timed])
+
+    @property
+    def ends_s(self) -> dict[int, float]:
+        """The coordinator's seconds between steps, by rows."""
+        return {rows: statistics.fmean(sample.ends_s[rows] for sample in self.samples) for rows in ROWS}
+
+    def hop_s(self, *, awake: bool) -> float:
+        """Seconds of a hop's software."""
+        return statistics.fmean(sample.awake_s if awake else sample.asleep_s for sample in self.samples)
+
+    def machines(self, stages: int) -> tuple[Machine, Machine]:
+        """A stage's and the coordinator's where there are so many stages."""
+        cores = physical_cores()
+        hop_s, lanes = self.hop_s(awake=self.threads * stages <= cores), max(1, cores // self.threads)
+        parts = self.parts
+        return (
+            parts.machine(NODE, self.model, max(parts.pass_s), hop_s, lanes),
+            coordinator(NODE, self.model, self.ends_s, hop_s, lanes),
+        )
+
+    def links(self, kind: Kind) -> dict[tuple[str, str], LinkSpeed]:
+        """The links of a ring whose hops are all of one kind."""
+        if kind.direct:
+            return {}
+        speeds = [sample.links[kind.name] for sample in self.samples]
+        latency_s = statistics.fmean(speed.latency_s for speed in speeds)
+        return {(NODE, NODE): LinkSpeed(latency_s, statistics.fmean(speed.bytes_s for speed in speeds))}
+
+
+def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterator[tuple[int, list[Trip]]]:
+    """Decode steps of exactly so many rows."""
+    rig.steady(1, SHORT, 2)
+    for count in rows:
+        trips = rig.steady(count, tokens, cycles).trips
+        yield count, [trip for trip in trips if len(trip.returned.sequences) == count]
+
+
+def _step(layers: int, rows: int, trips: Sequence[Trip]) -> Timed:
+    """The stage's part of the median step, at the middle of their positions."""
+    at = [position for trip in trips for position in trip.positions]
+    seconds = statistics.median(trip.returned.compute_s[0] for trip in trips)
+    return Timed.decode(layers, rows, round(statistics.fmean(at)), seconds)
+
+
+def _prompt(rig: Rig, layers: int, tokens: int) -> Timed:
+    """A prompt alone, the median of three."""
+    chunk = min(tokens, rig.engine.stages[0].chunk)
+    took = [sum(trip.returned.compute_s[0] for trip in rig.first_token_s(tokens)[1]) for _ in range(3)]
+    return Timed.prompt(layers, tokens, chunk, statistics.median(took))
+
+
+def _between(trips: Sequence[Trip]) -> list[float]:
+    """What the coordinator takes from one step's return to the next one's leaving, where nothing else is under way."""
+    return [after.sent_s - before.back_s for before, after in pairwise(trips) if 0 < after.sent_s - before.back_s < 1.0]
+
+
+def _link(rig: Rig, kind: Kind, hidden: int) -> LinkSpeed:
+    """Latency and rate of a link of this kind to a stage, beyond loopback's."""
+    port = rig.ports[0] + 1
+    near = _echoes(HERE, port, hidden)
+    with ExitStack() as stack:
+        stack.enter_context(slowed(kind, [((FAR, port), (HERE, port))]))
+        far = _echoes(FAR, port, hidden)
+    row = hidden * _FLOAT32
+    bytes_s = 2 * (_PAYLOAD - row) / max(far[1] - far[0] - (near[1] - near[0]), 1e-6)
+    return LinkSpeed(max(0.0, (far[0] - near[0]) / 2 - row / bytes_s), bytes_s)
+
+
+def _echoes(host: str, port: int, hidden: int) -> tuple[float, float]:
+    """Seconds there and back of one hidden state, and of a large frame."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = Link(context, Address(host, port), data_frame_bytes(hidden))
+    try:
+        small = measure_echo(link, hidden * _FLOAT32, _WAIT_S)
+        large = measure_echo(link, _PAYLOAD, _WAIT_S, rounds=3)
+    finally:
+        link.close()
+        context.term()
+    if small is None or large is None:
+        raise EdgeppError(f"nothing answers at {host}:{port}")
+    return small, large

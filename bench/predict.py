@@ -1,0 +1,238 @@
+"""Are predictions right? Calibrate on short pieces, predict pipelines, measure them, and compare; all in one run.
+
+    python bench/predict.py --model smollm2-135m --stages 1,2,3,4 --requests 1,2,4,8 --links 0:0,5:0,1:20
+
+A link is MS:MBIT, its delay each way and its rate, 0:0 being loopback. Calibration comes first and once more at the end
+(`calibration.py` says what of; nothing predicted is in it), and its mean counts, so that a machine that becomes slower
+meanwhile is not taken for an error; `drift` says by how much it did. Every pipeline is measured `--rounds` times, in
+turn up and down the list, and the median counts. METHODOLOGY.md defines the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calibration import ROWS, Calibrated, Sample, sample
+from measure import Arguments, count, report, say, script
+from requests import counts
+from rig import Rig
+from slow_link import Kind
+
+from edgepp import backend
+from edgepp.errors import UsageError
+from edgepp.layers import split_evenly
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import fetch
+from edgepp.plan.machines import Model, Stage, Workload
+from edgepp.plan.predict import predict
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is predicted and measured: one number."""
+
+    stages: int
+    kind: Kind
+    what: str
+    """``decode``: token/s of all requests; ``prefill``: prompt token/s; ``ttft``: seconds to the first token."""
+    requests: int
+    prompt: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured."""
+
+    value: float
+    position: int = 0
+    """Positions before a decode step's rows, in the middle of the measurement."""
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Arguments(__doc__)
+    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
+    parser.add_argument("--stages", type=counts, default=[1, 2, 3, 4], help="stage processes (1,2,3,4)")
+    parser.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
+    parser.add_argument("--requests", type=counts, default=[1, 2, 4, 8], help="requests that decode at once (1,2,4,8)")
+    parser.add_argument("--links", type=links, default=links("0:0,5:0,1:20"), help="MS:MBIT,... (0:0,5:0,1:20)")
+    parser.add_argument("--prompts", type=counts, default=[64, 256], help="tokens: for decode and ttft, for prefill")
+    parser.add_argument("--cycles", type=count, default=16, help="steps of each request that are timed (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=2, help="measurements of everything (%(default)s)")
+    parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
+    return parser.parse_args()
+
+
+def links(text: str) -> list[Kind]:
+    """Kinds of links such as ``0:0,5:0,1:20`` from a command line: milliseconds and Mbit/s."""
+    try:
+        pairs = [tuple(map(float, part.split(":"))) for part in text.split(",")]
+        return [Kind(f"{ms:g}ms:{mbit:g}Mbit", ms, mbit or math.inf) if ms or mbit else Kind() for ms, mbit in pairs]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not MS:MBIT,...") from None
+
+
+def settings(options: argparse.Namespace) -> dict[tuple[int, Kind], list[Setting]]:
+    """All there is to predict, by pipeline."""
+    short, long = options.prompts[0], options.prompts[-1]
+    found = {}
+    for kind in options.links:
+        for stages in options.stages:
+            decode = [Setting(stages, kind, "decode", requests, short) for requests in options.requests]
+            alone = [Setting(stages, kind, "ttft", 1, short), Setting(stages, kind, "prefill", 1, long)]
+            found[stages, kind] = [*decode, *alone]
+    return found
+
+
+def checked(options: argparse.Namespace) -> Checkpoint:
+    """The model, fetched if need be, once the options are known to fit it.
+
+    Raises:
+        EdgeppError: they do not, or there is no such model.
+    """
+    if options.cycles < 2:
+        raise UsageError("a decode rate needs at least 2 steps", "raise --cycles")
+    checkpoint = Checkpoint.open(fetch(options.model))
+    split_evenly(checkpoint.num_layers, max(options.stages))
+    if checkpoint.num_layers < 3:
+        raise UsageError(f"a model of {checkpoint.num_layers} layers has no parts to calibrate on")
+    return checkpoint
+
+
+def measure(rig: Rig, setting: Setting, cycles: int) -> Found:
+    """Measure one number once."""
+    if setting.what == "decode":
+        steady = rig.steady(setting.requests, setting.prompt, cycles)
+        return Found(steady.tokens_s, steady.position)
+    seconds, _ = rig.first_token_s(setting.prompt)
+    return Found(seconds if setting.what == "ttft" else setting.prompt / seconds)
+
+
+def measured(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[Setting, list[Found]]:
+    """Every pipeline in turn, then all again the other way round."""
+    found: dict[Setting, list[Found]] = {}
+    pipelines = list(settings(options).items())
+    for number in range(options.rounds):
+        for (stages, kind), wanted in pipelines[:: -1 if number % 2 else 1]:
+            with Rig(checkpoint.path, stages, kind, options.threads, options.backend) as rig:
+                rig.steady(1, options.prompts[0], 2)
+                for setting in wanted:
+                    found.setdefault(setting, []).append(measure(rig, setting, options.cycles))
+            say(f"round {number + 1} of {options.rounds}: {stages} stages, {kind.name}")
+    return found
+
+
+def predicted(setting: Setting, machine: Calibrated, position: int) -> float:
+    """The same number by the model alone."""
+    stage, coordinator = machine.machines(setting.stages)
+    stages = [Stage(stage, layers) for layers in split_evenly(machine.model.size.layers, setting.stages)]
+    asked = position if setting.what == "decode" else setting.prompt
+    work = Workload(prompt=asked, answer=1, requests=(setting.requests,))
+    found = predict(machine.model, stages, machine.links(setting.kind), work, coordinator)
+    if setting.what == "decode":
+        return found.one.tokens_s
+    return found.prefill.ttft_s if setting.what == "ttft" else found.prefill.tokens_s
+
+
+def row(setting: Setting, rounds: Sequence[Found], machine: Calibrated) -> dict[str, Any]:
+    """A table's row."""
+    position = round(statistics.fmean(one.position for one in rounds))
+    value, told = statistics.median(one.value for one in rounds), predicted(setting, machine, position)
+    return {
+        "stages": setting.stages,
+        "link": setting.kind.name,
+        "what": setting.what,
+        "requests": setting.requests,
+        "prompt": setting.prompt,
+        "position": position or None,
+        "predicted": told,
+        "measured": value,
+        "error": told / value - 1,
+        "each": value / setting.requests if setting.what == "decode" else None,
+        "rounds": [one.value for one in rounds],
+    }
+
+
+def result(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The whole run."""
+    from edgepp.model.shapes import shape_of
+
+    folder, layers = checkpoint.path, checkpoint.num_layers
+
+    def calibrate() -> Sample:
+        return sample(folder, layers, options.links, options.threads, options.backend, options.cycles)
+
+    before = calibrate()
+    found = measured(options, checkpoint)
+    after = calibrate()
+    model = Model.of(options.model, shape_of(options.model, checkpoint))
+    both, first, last = (Calibrated(model, some, options.threads) for some in ((before, after), (before,), (after,)))
+    rows = [row(setting, rounds, both) for setting, rounds in found.items()]
+    errors = [abs(one["error"]) for one in rows]
+    return {
+        "settings": len(rows),
+        "median_error": statistics.median(errors),
+        "worst_error": max(errors),
+        "rows": rows,
+        "drift": drift(first, last),
+        "calibration": {"before": about(first), "after": about(last), "mean": about(both)},
+    }
+
+
+def about(machine: Calibrated) -> dict[str, Any]:
+    """A calibration in numbers."""
+    parts = machine.parts
+    return {
+        "step_ms": parts.step_s * 1e3,
+        "pass_ms": {str(rows): seconds * 1e3 for rows, seconds in sorted(parts.pass_s.items())},
+        "position_us": parts.position_s * 1e6,
+        "attend_us": parts.attend_s * 1e6,
+        "ends_ms": {str(rows): seconds * 1e3 for rows, seconds in sorted(machine.ends_s.items())},
+        "hop_ms": {"awake": machine.hop_s(awake=True) * 1e3, "asleep": machine.hop_s(awake=False) * 1e3},
+        "links": {
+            name: {"latency_ms": speed.latency_s * 1e3, "mbit_s": speed.bytes_s * 8e-6}
+            for name, speed in machine.samples[-1].links.items()
+        },
+    }
+
+
+def drift(first: Calibrated, last: Calibrated) -> dict[str, float]:
+    """What the last calibration's seconds are of the first one's, less one."""
+    a, b = first.parts.pass_s, last.parts.pass_s
+    return {
+        "decode": b[1] / a[1] - 1,
+        "prefill": b[max(b)] / a[max(a)] - 1,
+        "ends": last.ends_s[ROWS[0]] / first.ends_s[ROWS[0]] - 1,
+    }
+
+
+def table(found: Mapping[str, Any]) -> Iterator[str]:
+    """The result for people."""
+    yield f"{'link':>12}  stages  requests  {'what':8}  {'predicted':>10}  {'measured':>10}  {'error':>7}  rounds"
+    for one in found["rows"]:
+        rounds = ", ".join(f"{value:.3g}" for value in one["rounds"])
+        yield (
+            f"{one['link']:>12}  {one['stages']:6}  {one['requests']:8}  {one['what']:8}  {one['predicted']:10.3g}"
+            f"  {one['measured']:10.3g}  {one['error']:+7.1%}  {rounds}"
+        )
+    drifted = ", ".join(f"{name} {value:+.1%}" for name, value in found["drift"].items())
+    yield f"drift from the first calibration to the last: {drifted}"
+    yield f"{found['settings']} settings: median error {found['median_error']:.1%}, worst {found['worst_error']:.1%}"
+
+
+def main() -> None:
+    """Calibrate, predict, measure, report."""
+    options = parse()
+    checkpoint = checked(options)
+    chosen = {name: value for name, value in vars(options).items() if name not in ("json", "links")}
+    found = result(options, checkpoint)
+    report({"bench": "predict", "options": chosen, **found}, table(found), json_only=options.json)
+
+
+if __name__ == "__main__":
+    script(main)
