@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 
 import zmq
 from measure import say
+from quiet import Quiet
 from rig import FAR, HERE, Rig, Trip
 from slow_link import Kind, slowed
 
@@ -75,13 +76,15 @@ def shortened(folder: Path, layers: int) -> Iterator[Path]:
         yield Path(made)
 
 
-def sample(folder: Path, layers: int, kinds: Sequence[Kind], threads: int, backend: str, cycles: int) -> Sample:
+def sample(
+    folder: Path, layers: int, kinds: Sequence[Kind], threads: int, backend: str, cycles: int, quiet: Quiet
+) -> Sample:
     """Measure everything once."""
     few, many = parts(layers)
     timed: list[Timed] = []
     trips: dict[int, list[Trip]] = {}
     for count in (few, many):
-        with shortened(folder, count) as short, Rig(short, 1, Kind(), threads, backend) as rig:
+        with shortened(folder, count) as short, Rig(short, 1, Kind(), threads, backend, quiet) as rig:
             for rows, found in _decoded(rig, SHORT, ROWS, cycles):
                 timed.append(_step(count, rows, found))
                 trips.setdefault(rows, []).extend(found)
@@ -89,7 +92,7 @@ def sample(folder: Path, layers: int, kinds: Sequence[Kind], threads: int, backe
             chunk = rig.engine.stages[0].chunk
             timed += [_prompt(rig, count, tokens) for tokens in (chunk // 2, chunk, 4 * chunk)]
         say(f"calibrated on {count} layers")
-    with shortened(folder, few) as short, Rig(short, 1, Kind(), threads, backend, awake=False) as rig:
+    with shortened(folder, few) as short, Rig(short, 1, Kind(), threads, backend, quiet, awake=False) as rig:
         asleep = [trip for _, found in _decoded(rig, SHORT, (1,), cycles) for trip in found]
         hidden = rig.checkpoint.hidden_size
         links = {kind.name: _link(rig, kind, hidden) for kind in kinds if not kind.direct}

@@ -5,7 +5,8 @@
 A link is MS:MBIT, its delay each way and its rate, 0:0 being loopback. Calibration comes first and once more at the end
 (`calibration.py` says what of; nothing predicted is in it), and its mean counts, so that a machine that becomes slower
 meanwhile is not taken for an error; `drift` says by how much it did. Every pipeline is measured `--rounds` times, in
-turn up and down the list, and the median counts. METHODOLOGY.md defines the numbers.
+turn up and down the list, and the median counts. What other programs disturb is measured again, as long as patience
+lasts; `others` is how many cores they had in what counts. METHODOLOGY.md defines the numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from calibration import ROWS, Calibrated, Sample, sample
 from measure import Arguments, count, report, say, script
+from quiet import Quiet
 from requests import counts
 from rig import Rig
 from slow_link import Kind
@@ -49,6 +51,8 @@ class Found:
     """What was measured."""
 
     value: float
+    others: float
+    """Cores that other programs had meanwhile."""
     position: int = 0
     """Positions before a decode step's rows, in the middle of the measurement."""
 
@@ -64,6 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=counts, default=[64, 256], help="tokens: for decode and ttft, for prefill")
     parser.add_argument("--cycles", type=count, default=16, help="steps of each request that are timed (%(default)s)")
     parser.add_argument("--rounds", type=count, default=2, help="measurements of everything (%(default)s)")
+    parser.add_argument("--patience", type=float, default=300.0, help="s to wait for other programs (%(default)s)")
     parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
     return parser.parse_args()
 
@@ -108,18 +113,18 @@ def measure(rig: Rig, setting: Setting, cycles: int) -> Found:
     """Measure one number once."""
     if setting.what == "decode":
         steady = rig.steady(setting.requests, setting.prompt, cycles)
-        return Found(steady.tokens_s, steady.position)
+        return Found(steady.tokens_s, rig.others, steady.position)
     seconds, _ = rig.first_token_s(setting.prompt)
-    return Found(seconds if setting.what == "ttft" else setting.prompt / seconds)
+    return Found(seconds if setting.what == "ttft" else setting.prompt / seconds, rig.others)
 
 
-def measured(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[Setting, list[Found]]:
+def measured(options: argparse.Namespace, checkpoint: Checkpoint, quiet: Quiet) -> dict[Setting, list[Found]]:
     """Every pipeline in turn, then all again the other way round."""
     found: dict[Setting, list[Found]] = {}
     pipelines = list(settings(options).items())
     for number in range(options.rounds):
         for (stages, kind), wanted in pipelines[:: -1 if number % 2 else 1]:
-            with Rig(checkpoint.path, stages, kind, options.threads, options.backend) as rig:
+            with Rig(checkpoint.path, stages, kind, options.threads, options.backend, quiet) as rig:
                 rig.steady(1, options.prompts[0], 2)
                 for setting in wanted:
                     found.setdefault(setting, []).append(measure(rig, setting, options.cycles))
@@ -155,6 +160,7 @@ def row(setting: Setting, rounds: Sequence[Found], machine: Calibrated) -> dict[
         "error": told / value - 1,
         "each": value / setting.requests if setting.what == "decode" else None,
         "rounds": [one.value for one in rounds],
+        "others": max(one.others for one in rounds),
     }
 
 
@@ -162,13 +168,13 @@ def result(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any
     """The whole run."""
     from edgepp.model.shapes import shape_of
 
-    folder, layers = checkpoint.path, checkpoint.num_layers
+    folder, layers, quiet = checkpoint.path, checkpoint.num_layers, Quiet(options.patience)
 
     def calibrate() -> Sample:
-        return sample(folder, layers, options.links, options.threads, options.backend, options.cycles)
+        return sample(folder, layers, options.links, options.threads, options.backend, options.cycles, quiet)
 
     before = calibrate()
-    found = measured(options, checkpoint)
+    found = measured(options, checkpoint, quiet)
     after = calibrate()
     model = Model.of(options.model, shape_of(options.model, checkpoint))
     both, first, last = (Calibrated(model, some, options.threads) for some in ((before, after), (before,), (after,)))
@@ -179,7 +185,7 @@ def result(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any
         "median_error": statistics.median(errors),
         "worst_error": max(errors),
         "rows": rows,
-        "drift": drift(first, last),
+        "drift": drift(before, after),
         "calibration": {"before": about(first), "after": about(last), "mean": about(both)},
     }
 
@@ -201,24 +207,25 @@ def about(machine: Calibrated) -> dict[str, Any]:
     }
 
 
-def drift(first: Calibrated, last: Calibrated) -> dict[str, float]:
-    """What the last calibration's seconds are of the first one's, less one."""
-    a, b = first.parts.pass_s, last.parts.pass_s
+def drift(before: Sample, after: Sample) -> dict[str, float]:
+    """What the last calibration's seconds are of the first one's, less one: medians over the same steps."""
+    pairs = list(zip(before.timed, after.timed, strict=True))
     return {
-        "decode": b[1] / a[1] - 1,
-        "prefill": b[max(b)] / a[max(a)] - 1,
-        "ends": last.ends_s[ROWS[0]] / first.ends_s[ROWS[0]] - 1,
+        "decode": statistics.median(b.seconds / a.seconds for a, b in pairs if not a.attended) - 1,
+        "prefill": statistics.median(b.seconds / a.seconds for a, b in pairs if a.attended) - 1,
+        "ends": statistics.median(after.ends_s[rows] / before.ends_s[rows] for rows in ROWS) - 1,
     }
 
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:
     """The result for people."""
-    yield f"{'link':>12}  stages  requests  {'what':8}  {'predicted':>10}  {'measured':>10}  {'error':>7}  rounds"
+    titles = f"{'link':>12}  stages  requests  {'what':8}  {'predicted':>10}  {'measured':>10}  {'error':>7}"
+    yield f"{titles}  others  rounds"
     for one in found["rows"]:
         rounds = ", ".join(f"{value:.3g}" for value in one["rounds"])
         yield (
             f"{one['link']:>12}  {one['stages']:6}  {one['requests']:8}  {one['what']:8}  {one['predicted']:10.3g}"
-            f"  {one['measured']:10.3g}  {one['error']:+7.1%}  {rounds}"
+            f"  {one['measured']:10.3g}  {one['error']:+7.1%}  {one['others']:6.2f}  {rounds}"
         )
     drifted = ", ".join(f"{name} {value:+.1%}" for name, value in found["drift"].items())
     yield f"drift from the first calibration to the last: {drifted}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from measure import prompt
 from proxy import free_pair
+from quiet import Quiet
 from slow_link import Kind, slowed
 
 from edgepp import backend
@@ -122,11 +123,22 @@ class Rig:
     """Stages, a link of one kind at every hop, and an engine. Use it in a ``with`` statement."""
 
     def __init__(
-        self, folder: Path, stages: int, kind: Kind, threads: int, backend_name: str, *, awake: bool | None = None
+        self,
+        folder: Path,
+        stages: int,
+        kind: Kind,
+        threads: int,
+        backend_name: str,
+        quiet: Quiet,
+        *,
+        awake: bool | None = None,
     ) -> None:
         """Stages wait awake where a pipeline's would, unless ``awake`` says otherwise."""
         self.folder, self.threads, self.backend_name = folder, threads, backend_name
         self.checkpoint = Checkpoint.open(folder)
+        self.others = 0.0
+        """Cores that other programs had during the last measurement."""
+        self._quiet = quiet
         self._owned = ExitStack()
         self._recorder: Recorder | None = None
         try:
@@ -155,6 +167,10 @@ class Rig:
 
     def first_token_s(self, tokens: int) -> tuple[float, list[Trip]]:
         """Seconds from a prompt to its first token, with nothing else to do, and the steps that it took."""
+        found, self.others = self._quiet.measure(lambda: self._first_token_s(tokens))
+        return found
+
+    def _first_token_s(self, tokens: int) -> tuple[float, list[Trip]]:
         began = len(self.trips)
         request = self._submit(tokens, 1)
         _await_end(request)
@@ -162,6 +178,10 @@ class Rig:
 
     def steady(self, requests: int, tokens: int, cycles: int) -> Steady:
         """Let so many requests with prompts of ``tokens`` decode together until each has done ``cycles`` steps so."""
+        found, self.others = self._quiet.measure(lambda: self._steady(requests, tokens, cycles))
+        return found
+
+    def _steady(self, requests: int, tokens: int, cycles: int) -> Steady:
         room = min(self.checkpoint.context - tokens, cycles + _JOINING)
         asked = [self._submit(tokens, room) for _ in range(requests)]
         try:

@@ -14,7 +14,7 @@ import pytest
 from edgepp.model.random import TINY, make_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "predict.py"
-SMALL = ["--requests", "1,2", "--cycles", "3", "--rounds", "1"]
+SMALL = ["--requests", "1,2", "--cycles", "3", "--rounds", "1", "--patience", "0"]
 
 
 @pytest.fixture(scope="module")
