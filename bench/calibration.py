@@ -1,6 +1,6 @@
 """What predictions are made from: short measurements of one stage on the first layers of a model, and of links.
 
-Nothing that is predicted is measured here. A node can do all of this alone, in half a minute:
+Nothing that is predicted is measured here. A node can do all of this alone, in some seconds:
 
 - copies of the model with its first layers only, two numbers of them, each run by one stage process over loopback:
   decode steps of 1, 2, 4 and 8 rows behind a short prompt, of 1 and 4 rows behind a long one, and prompts of half a
@@ -22,7 +22,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import zmq
-from measure import say
 from quiet import Quiet
 from rig import FAR, HERE, Rig, Trip
 from slow_link import Kind, slowed
@@ -76,33 +75,52 @@ def shortened(folder: Path, layers: int) -> Iterator[Path]:
         yield Path(made)
 
 
-def sample(
-    folder: Path, layers: int, kinds: Sequence[Kind], threads: int, backend: str, cycles: int, quiet: Quiet
-) -> Sample:
-    """Measure everything once."""
-    few, many = parts(layers)
-    timed: list[Timed] = []
-    trips: dict[int, list[Trip]] = {}
-    for count in (few, many):
-        with shortened(folder, count) as short, Rig(short, 1, Kind(), threads, backend, quiet) as rig:
-            for rows, found in _decoded(rig, SHORT, ROWS, cycles):
-                timed.append(_step(count, rows, found))
+class Calibrator:
+    """Stages on the first layers of a model, kept ready: a sample takes seconds. Use it in a ``with`` statement."""
+
+    def __init__(
+        self, folder: Path, layers: int, kinds: Sequence[Kind], threads: int, backend: str, cycles: int, quiet: Quiet
+    ) -> None:
+        """Start them."""
+        few, many = parts(layers)
+        self._kinds = [kind for kind in kinds if not kind.direct]
+        self._cycles = cycles
+        with ExitStack() as stack:
+
+            def rig(count: int, awake: bool) -> Rig:
+                short = stack.enter_context(shortened(folder, count))
+                return stack.enter_context(Rig(short, 1, Kind(), threads, backend, quiet, awake=awake))
+
+            self._rigs = {count: rig(count, awake=True) for count in (few, many)}
+            self._asleep = rig(few, awake=False)
+            self._owned = stack.pop_all()
+
+    def __enter__(self) -> Calibrator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._owned.close()
+
+    def sample(self) -> Sample:
+        """Measure everything once."""
+        timed: list[Timed] = []
+        trips: dict[int, list[Trip]] = {}
+        for layers, rig in self._rigs.items():
+            for rows, found in _decoded(rig, SHORT, ROWS, self._cycles):
+                timed.append(_step(layers, rows, found))
                 trips.setdefault(rows, []).extend(found)
-            timed += [_step(count, rows, found) for rows, found in _decoded(rig, LONG, LONG_ROWS, cycles)]
+            timed += [_step(layers, rows, found) for rows, found in _decoded(rig, LONG, LONG_ROWS, self._cycles)]
             chunk = rig.engine.stages[0].chunk
-            timed += [_prompt(rig, count, tokens) for tokens in (chunk // 2, chunk, 4 * chunk)]
-        say(f"calibrated on {count} layers")
-    with shortened(folder, few) as short, Rig(short, 1, Kind(), threads, backend, quiet, awake=False) as rig:
-        asleep = [trip for _, found in _decoded(rig, SHORT, (1,), cycles) for trip in found]
-        hidden = rig.checkpoint.hidden_size
-        links = {kind.name: _link(rig, kind, hidden) for kind in kinds if not kind.direct}
-    return Sample(
-        timed=tuple(timed),
-        ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
-        awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
-        asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
-        links=links,
-    )
+            timed += [_prompt(rig, layers, tokens) for tokens in (chunk // 2, chunk, 4 * chunk)]
+        asleep = [trip for _, found in _decoded(self._asleep, SHORT, (1,), self._cycles) for trip in found]
+        hidden = self._asleep.checkpoint.hidden_size
+        return Sample(
+            timed=tuple(timed),
+            ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
+            awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
+            asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
+            links={kind.name: _link(self._asleep, kind, hidden) for kind in self._kinds},
+        )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 A link is MS:MBIT, its delay each way and its rate, 0:0 being loopback. Calibration comes first and once more at the end
 (`calibration.py` says what of; nothing predicted is in it), and its mean counts, so that a machine that becomes slower
 meanwhile is not taken for an error; `drift` says by how much it did. Every pipeline is measured `--rounds` times, in
-turn up and down the list, and the median counts. What other programs disturb is measured again, as long as patience
-lasts; `others` is how many cores they had in what counts. METHODOLOGY.md defines the numbers.
+turn up and down the list, and the median counts. What other programs disturb is measured again, while patience lasts;
+`others` is how many cores they had in what counts. METHODOLOGY.md defines the numbers.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibration import ROWS, Calibrated, Sample, sample
+from calibration import ROWS, Calibrated, Calibrator, Sample
 from measure import Arguments, count, report, say, script
 from quiet import Quiet
 from requests import counts
@@ -30,6 +30,7 @@ from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
+from edgepp.model.shapes import shape_of
 from edgepp.plan.machines import Model, Stage, Workload
 from edgepp.plan.predict import predict
 
@@ -48,13 +49,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured."""
+    """What was measured once."""
 
     value: float
     others: float
     """Cores that other programs had meanwhile."""
     position: int = 0
-    """Positions before a decode step's rows, in the middle of the measurement."""
+    """Positions before a decode step's rows, in the middle of the measurement,"""
+    compute_s: float = 0.0
+    """what all stages together computed in a step,"""
+    wire_s: float = 0.0
+    """and the rest of its way round."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was measured, and the calibrations right before and after it."""
+
+    found: Found
+    machine: Calibrated
 
 
 def parse() -> argparse.Namespace:
@@ -68,7 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=counts, default=[64, 256], help="tokens: for decode and ttft, for prefill")
     parser.add_argument("--cycles", type=count, default=16, help="steps of each request that are timed (%(default)s)")
     parser.add_argument("--rounds", type=count, default=2, help="measurements of everything (%(default)s)")
-    parser.add_argument("--patience", type=float, default=300.0, help="s to wait for other programs (%(default)s)")
+    parser.add_argument("--patience", type=float, default=1.0, help="s each that others may delay (%(default)s)")
     parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
     return parser.parse_args()
 
@@ -113,80 +126,94 @@ def measure(rig: Rig, setting: Setting, cycles: int) -> Found:
     """Measure one number once."""
     if setting.what == "decode":
         steady = rig.steady(setting.requests, setting.prompt, cycles)
-        return Found(steady.tokens_s, rig.others, steady.position)
+        return Found(steady.tokens_s, rig.others, steady.position, steady.compute_s, steady.wire_s)
     seconds, _ = rig.first_token_s(setting.prompt)
     return Found(seconds if setting.what == "ttft" else setting.prompt / seconds, rig.others)
 
 
-def measured(options: argparse.Namespace, checkpoint: Checkpoint, quiet: Quiet) -> dict[Setting, list[Found]]:
-    """Every pipeline in turn, then all again the other way round."""
-    found: dict[Setting, list[Found]] = {}
+def measured(options: argparse.Namespace, checkpoint: Checkpoint) -> tuple[dict[Setting, list[Round]], list[Sample]]:
+    """Every pipeline in turn, then all again the other way round, and a calibration before, between and after them."""
+    model, quiet = Model.of(options.model, shape_of(options.model, checkpoint)), Quiet(options.patience)
+    rounds: dict[Setting, list[Round]] = {}
     pipelines = list(settings(options).items())
-    for number in range(options.rounds):
-        for (stages, kind), wanted in pipelines[:: -1 if number % 2 else 1]:
-            with Rig(checkpoint.path, stages, kind, options.threads, options.backend, quiet) as rig:
+    turns = [turn for number in range(options.rounds) for turn in pipelines[:: -1 if number % 2 else 1]]
+    common = (options.threads, options.backend)
+    with Calibrator(
+        checkpoint.path, checkpoint.num_layers, options.links, *common, options.cycles, quiet
+    ) as calibrator:
+        samples = [calibrator.sample()]
+        for number, ((stages, kind), wanted) in enumerate(turns):
+            with Rig(checkpoint.path, stages, kind, *common, quiet) as rig:
                 rig.steady(1, options.prompts[0], 2)
-                for setting in wanted:
-                    found.setdefault(setting, []).append(measure(rig, setting, options.cycles))
-            say(f"round {number + 1} of {options.rounds}: {stages} stages, {kind.name}")
-    return found
+                found = {setting: measure(rig, setting, options.cycles) for setting in wanted}
+            samples.append(calibrator.sample())
+            machine = Calibrated(model, tuple(samples[-2:]), options.threads)
+            for setting, one in found.items():
+                rounds.setdefault(setting, []).append(Round(one, machine))
+            say(f"{number + 1} of {len(turns)}: {stages} stages, {kind.name}")
+    return rounds, samples
 
 
-def predicted(setting: Setting, machine: Calibrated, position: int) -> float:
-    """The same number by the model alone."""
+def predicted(setting: Setting, machine: Calibrated, position: int) -> tuple[float, float, float]:
+    """The same number by the model alone; of a decode step also what stages compute, and the hops."""
     stage, coordinator = machine.machines(setting.stages)
     stages = [Stage(stage, layers) for layers in split_evenly(machine.model.size.layers, setting.stages)]
     asked = position if setting.what == "decode" else setting.prompt
     work = Workload(prompt=asked, answer=1, requests=(setting.requests,))
     found = predict(machine.model, stages, machine.links(setting.kind), work, coordinator)
     if setting.what == "decode":
-        return found.one.tokens_s
-    return found.prefill.ttft_s if setting.what == "ttft" else found.prefill.tokens_s
+        one = found.one
+        return one.tokens_s, sum(stage.busy_s for stage in one.stages), one.parts["wire"]
+    return (found.prefill.ttft_s if setting.what == "ttft" else found.prefill.tokens_s), 0.0, 0.0
 
 
-def row(setting: Setting, rounds: Sequence[Found], machine: Calibrated) -> dict[str, Any]:
-    """A table's row."""
-    position = round(statistics.fmean(one.position for one in rounds))
-    value, told = statistics.median(one.value for one in rounds), predicted(setting, machine, position)
+def row(setting: Setting, rounds: Sequence[Round]) -> dict[str, Any]:
+    """A table's row: medians of what was measured, and of what was predicted for it."""
+    told = [predicted(setting, one.machine, one.found.position) for one in rounds]
+    values = [one.found.value for one in rounds]
+    middle, expected = statistics.median(values), statistics.median(value for value, _, _ in told)
+    decode = {
+        "each": middle / setting.requests,
+        "position": round(statistics.fmean(one.found.position for one in rounds)),
+        "compute_ms": [middle_ms(part for _, part, _ in told), middle_ms(one.found.compute_s for one in rounds)],
+        "wire_ms": [middle_ms(part for _, _, part in told), middle_ms(one.found.wire_s for one in rounds)],
+    }
     return {
         "stages": setting.stages,
         "link": setting.kind.name,
         "what": setting.what,
         "requests": setting.requests,
         "prompt": setting.prompt,
-        "position": position or None,
-        "predicted": told,
-        "measured": value,
-        "error": told / value - 1,
-        "each": value / setting.requests if setting.what == "decode" else None,
-        "rounds": [one.value for one in rounds],
-        "others": max(one.others for one in rounds),
+        "predicted": expected,
+        "measured": middle,
+        "error": expected / middle - 1,
+        "rounds": [[value, one.found.value] for (value, _, _), one in zip(told, rounds, strict=True)],
+        "others": max(one.found.others for one in rounds),
+        **(decode if setting.what == "decode" else {}),
     }
+
+
+def middle_ms(seconds: Iterable[float]) -> float:
+    """The median, in milliseconds."""
+    return statistics.median(seconds) * 1e3
 
 
 def result(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
     """The whole run."""
-    from edgepp.model.shapes import shape_of
-
-    folder, layers, quiet = checkpoint.path, checkpoint.num_layers, Quiet(options.patience)
-
-    def calibrate() -> Sample:
-        return sample(folder, layers, options.links, options.threads, options.backend, options.cycles, quiet)
-
-    before = calibrate()
-    found = measured(options, checkpoint, quiet)
-    after = calibrate()
-    model = Model.of(options.model, shape_of(options.model, checkpoint))
-    both, first, last = (Calibrated(model, some, options.threads) for some in ((before, after), (before,), (after,)))
-    rows = [row(setting, rounds, both) for setting, rounds in found.items()]
+    rounds, samples = measured(options, checkpoint)
+    rows = [row(setting, some) for setting, some in rounds.items()]
     errors = [abs(one["error"]) for one in rows]
+    model = next(iter(rounds.values()))[0].machine.model
+    first, last, all_of = (
+        Calibrated(model, tuple(some), options.threads) for some in (samples[:1], samples[-1:], samples)
+    )
     return {
         "settings": len(rows),
         "median_error": statistics.median(errors),
         "worst_error": max(errors),
         "rows": rows,
-        "drift": drift(before, after),
-        "calibration": {"before": about(first), "after": about(last), "mean": about(both)},
+        "drift": drift(samples[0], samples[-1]),
+        "calibration": {"first": about(first), "last": about(last), "mean": about(all_of)},
     }
 
 
@@ -220,12 +247,17 @@ def drift(before: Sample, after: Sample) -> dict[str, float]:
 def table(found: Mapping[str, Any]) -> Iterator[str]:
     """The result for people."""
     titles = f"{'link':>12}  stages  requests  {'what':8}  {'predicted':>10}  {'measured':>10}  {'error':>7}"
-    yield f"{titles}  others  rounds"
+    yield f"{titles}  others  rounds, ms of a step; predicted/measured"
     for one in found["rows"]:
-        rounds = ", ".join(f"{value:.3g}" for value in one["rounds"])
+        rounds = ", ".join(f"{told:.3g}/{value:.3g}" for told, value in one["rounds"])
+        parts = "  ".join(
+            f"{name} {one[f'{name}_ms'][0]:.1f}/{one[f'{name}_ms'][1]:.1f}"
+            for name in ("compute", "wire")
+            if f"{name}_ms" in one
+        )
         yield (
             f"{one['link']:>12}  {one['stages']:6}  {one['requests']:8}  {one['what']:8}  {one['predicted']:10.3g}"
-            f"  {one['measured']:10.3g}  {one['error']:+7.1%}  {one['others']:6.2f}  {rounds}"
+            f"  {one['measured']:10.3g}  {one['error']:+7.1%}  {one['others']:6.2f}  {rounds}  {parts}"
         )
     drifted = ", ".join(f"{name} {value:+.1%}" for name, value in found["drift"].items())
     yield f"drift from the first calibration to the last: {drifted}"

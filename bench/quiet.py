@@ -10,17 +10,16 @@ import psutil
 
 QUIET = 0.1
 """Cores that other programs may have."""
-_LOOK_S = 0.3
-_WAIT_S = 1.0
+_LOOK_S = 0.2
 
 T = TypeVar("T")
 
 
 class Quiet:
-    """Patience, in seconds, for a whole run: when it is used up, things are taken as they are."""
+    """How long each measurement may wait for others, and be done again, before it is taken as it is."""
 
     def __init__(self, patience_s: float) -> None:
-        self._left_s = patience_s
+        self._patience_s = patience_s
 
     def measure(self, work: Callable[[], T]) -> tuple[T, float]:
         """Do ``work`` while nobody else does much; what came of it, and how many cores others had meanwhile.
@@ -28,26 +27,25 @@ class Quiet:
         Of several tries the least disturbed one counts.
         """
         best: tuple[T, float] | None = None
+        until_s = time.perf_counter() + self._patience_s
         while True:
-            self._wait()
+            _wait(until_s)
             before_s, before = time.perf_counter(), _seconds()
             found = work()
             took_s, after = time.perf_counter() - before_s, _seconds()
             others = max(0.0, after - before) / took_s
             if best is None or others < best[1]:
                 best = found, others
-            if best[1] <= QUIET or self._left_s <= 0:
+            if best[1] <= QUIET or time.perf_counter() > until_s:
                 return best
-            self._left_s -= took_s
 
-    def _wait(self) -> None:
-        while self._left_s > 0:
-            before = _seconds()
-            time.sleep(_LOOK_S)
-            if (_seconds() - before) / _LOOK_S <= QUIET:
-                return
-            time.sleep(_WAIT_S)
-            self._left_s -= _LOOK_S + _WAIT_S
+
+def _wait(until_s: float) -> None:
+    while time.perf_counter() < until_s:
+        before = _seconds()
+        time.sleep(_LOOK_S)
+        if (_seconds() - before) / _LOOK_S <= QUIET:
+            return
 
 
 def _seconds() -> float:

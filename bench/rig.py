@@ -118,6 +118,16 @@ class Steady:
     position: int
     """Positions before a row, in the middle of it all."""
 
+    @property
+    def compute_s(self) -> float:
+        """What all stages together compute in the median step."""
+        return statistics.median(sum(trip.returned.compute_s) for trip in self.trips)
+
+    @property
+    def wire_s(self) -> float:
+        """The rest of the median step's way round: hops, and waiting for stages that are busy."""
+        return statistics.median(trip.wire_s for trip in self.trips)
+
 
 class Rig:
     """Stages, a link of one kind at every hop, and an engine. Use it in a ``with`` statement."""
