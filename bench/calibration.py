@@ -7,6 +7,8 @@ Nothing that is predicted is measured here. A node can do all of this alone, in 
   chunk, of one, and of several; ``edgepp.plan.calibrate`` takes them apart;
 - on the way, what a hop's software takes (a step's way round less computing, halved), where stages wait awake and where
   they sleep, and what the coordinator takes between a step's return and the next one;
+- how many times as long prompts take while every core has one to compute (of up to three at once): cores share memory,
+  and with other programs themselves;
 - each link's latency and rate by the ring's own echo, less that of loopback.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +41,8 @@ SHORT, LONG = 16, 256
 """Tokens before decode steps at short and at long context."""
 ROWS, LONG_ROWS = (1, 2, 4, 8), (1, 4)
 NODE = "box"
+_CROWD_TOKENS = 384
+"""Of the prompts that are computed at once by stages of the fewest layers; others get as many less."""
 _PAYLOAD = 1 << 18
 _WAIT_S = 10.0
 _FLOAT32 = 4
@@ -54,8 +59,15 @@ class Sample:
     """A hop's software where stages wait awake,"""
     asleep_s: float
     """and where they sleep."""
+    crowded: float
+    """How many times as long a prompt takes while every core has one to compute."""
     links: Mapping[str, LinkSpeed]
     """By the kind's name."""
+
+
+def lanes(threads: int) -> int:
+    """Processes that this machine runs at once."""
+    return max(1, physical_cores() // threads)
 
 
 def parts(layers: int) -> tuple[int, int]:
@@ -84,7 +96,7 @@ class Calibrator:
         """Start them."""
         few, many = parts(layers)
         self._kinds = [kind for kind in kinds if not kind.direct]
-        self._cycles = cycles
+        self._cycles, self._threads = cycles, threads
         with ExitStack() as stack:
 
             def rig(count: int, awake: bool) -> Rig:
@@ -119,8 +131,24 @@ class Calibrator:
             ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
             awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
             asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
+            crowded=self._crowded(),
             links={kind.name: _link(self._asleep, kind, hidden) for kind in self._kinds},
         )
+
+    def _crowded(self) -> float:
+        """All rigs at once, or as many as there are lanes, against each alone."""
+        rigs = [*self._rigs.values(), self._asleep][: lanes(self._threads)]
+        if len(rigs) == 1:
+            return 1.0
+        took: list[tuple[float, float]] = []
+        least = min(rig.checkpoint.num_layers for rig in rigs)
+        for _ in range(2):
+            alone = [rig.first_token_s(_CROWD_TOKENS * least // rig.checkpoint.num_layers)[1] for rig in rigs]
+            with ThreadPoolExecutor(len(rigs)) as pool:
+                tokens = [_CROWD_TOKENS * least // rig.checkpoint.num_layers for rig in rigs]
+                together = list(pool.map(lambda rig, n: rig.first_token_s(n, alone=False)[1], rigs, tokens))
+            took += [(_compute_s(a), _compute_s(b)) for a, b in zip(alone, together, strict=True)]
+        return max(1.0, statistics.median(together / alone for alone, together in took))
 
 
 @dataclass(frozen=True)
@@ -148,13 +176,20 @@ class Calibrated:
 
     def machines(self, stages: int) -> tuple[Machine, Machine]:
         """A stage's and the coordinator's where there are so many stages."""
-        cores = physical_cores()
-        hop_s, lanes = self.hop_s(awake=self.threads * stages <= cores), max(1, cores // self.threads)
-        parts = self.parts
-        return (
-            parts.machine(NODE, self.model, max(parts.pass_s), hop_s, lanes),
-            coordinator(NODE, self.model, self.ends_s, hop_s, lanes),
+        hop_s, count, parts = (
+            self.hop_s(awake=self.threads * stages <= physical_cores()),
+            lanes(self.threads),
+            self.parts,
         )
+        return (
+            parts.machine(NODE, self.model, max(parts.pass_s), hop_s, count, self.crowded),
+            coordinator(NODE, self.model, self.ends_s, hop_s, count),
+        )
+
+    @property
+    def crowded(self) -> float:
+        """How many times as long a step takes while every lane works."""
+        return statistics.fmean(sample.crowded for sample in self.samples)
 
     def links(self, kind: Kind) -> dict[tuple[str, str], LinkSpeed]:
         """The links of a ring whose hops are all of one kind."""
@@ -183,8 +218,12 @@ def _step(layers: int, rows: int, trips: Sequence[Trip]) -> Timed:
 def _prompt(rig: Rig, layers: int, tokens: int) -> Timed:
     """A prompt alone, the median of three."""
     chunk = min(tokens, rig.engine.stages[0].chunk)
-    took = [sum(trip.returned.compute_s[0] for trip in rig.first_token_s(tokens)[1]) for _ in range(3)]
+    took = [_compute_s(rig.first_token_s(tokens)[1]) for _ in range(3)]
     return Timed.prompt(layers, tokens, chunk, statistics.median(took))
+
+
+def _compute_s(trips: Sequence[Trip]) -> float:
+    return sum(trip.returned.compute_s[0] for trip in trips)
 
 
 def _between(trips: Sequence[Trip]) -> list[float]:

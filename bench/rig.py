@@ -175,8 +175,13 @@ class Rig:
         assert self._recorder is not None
         return self._recorder.trips
 
-    def first_token_s(self, tokens: int) -> tuple[float, list[Trip]]:
-        """Seconds from a prompt to its first token, with nothing else to do, and the steps that it took."""
+    def first_token_s(self, tokens: int, *, alone: bool = True) -> tuple[float, list[Trip]]:
+        """Seconds from a prompt to its first token, with nothing else to do here, and the steps that it took.
+
+        ``alone`` says that this is the only rig at work.
+        """
+        if not alone:
+            return self._first_token_s(tokens)
         found, self.others = self._quiet.measure(lambda: self._first_token_s(tokens))
         return found
 

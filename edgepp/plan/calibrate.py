@@ -99,7 +99,9 @@ class Calibration:
         passes = {name: found[name] for name in names if isinstance(name, int)}
         return cls(found[_STEP], passes, found.get(_POSITION, 0.0), found.get(_ATTEND, 0.0))
 
-    def machine(self, node: str, model: Model, chunk: int, hop_s: float, lanes: int) -> Machine:
+    def machine(
+        self, node: str, model: Model, chunk: int, hop_s: float, lanes: int = 1, crowded: float = 1.0
+    ) -> Machine:
         """The machine that takes these seconds for layers of ``model``.
 
         Raises:
@@ -123,10 +125,11 @@ class Calibration:
             ),
             lanes=lanes,
             chunk=chunk,
+            crowded=crowded,
         )
 
 
-def coordinator(node: str, model: Model, ends_s: Mapping[int, float], hop_s: float, lanes: int) -> Machine:
+def coordinator(node: str, model: Model, ends_s: Mapping[int, float], hop_s: float, lanes: int = 1) -> Machine:
     """The machine that takes ``ends_s`` by rows, of which two numbers at least, from a step's return to the next one.
 
     Its rates are those of the output head, and sampling, embedding and scheduling are in them.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from edgepp.cluster.sizes import UNKNOWN_LINK, Links, LinkSpeed
@@ -57,7 +58,7 @@ class Costs:
     """
 
     def __init__(self, model: Model, stages: Sequence[Stage], links: Links, coordinator: Machine) -> None:
-        self.model, self.stages, self.coordinator = model, stages, coordinator
+        self.model, self.stages, self.coordinator, self.links = model, stages, coordinator, links
         way = [coordinator, *(stage.machine for stage in stages), coordinator]
         self.hops = [(link_between(links, a.node, b.node), b.efficiency.hop_s) for a, b in pairwise(way)]
 
@@ -67,6 +68,16 @@ class Costs:
         return list(
             {machine.node: machine for machine in (self.coordinator, *(s.machine for s in self.stages))}.values()
         )
+
+    def beside(self, working: int) -> Costs:
+        """The costs while so many processes of a machine work at once, as far as it has them."""
+        nodes = Counter([self.coordinator.node, *(stage.machine.node for stage in self.stages)])
+
+        def shared(machine: Machine) -> Machine:
+            return machine.beside(min(working, nodes[machine.node]))
+
+        stages = [replace(stage, machine=shared(stage.machine)) for stage in self.stages]
+        return Costs(self.model, stages, self.links, shared(self.coordinator))
 
     def stage_s(self, index: int, rows: int, read: float, attended: float) -> StageTime:
         """One step of ``rows``, which reads ``read`` positions of KV caches and attends ``attended`` times to one."""

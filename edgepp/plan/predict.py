@@ -6,7 +6,8 @@ Pure: no socket, no clock. Seconds, bytes/s, FLOP/s. The model, in short:
 - B requests travel as at most one micro-batch a stage, as ``engine.scheduler`` makes them. A cycle, in which each
   request gains one token, takes the longer of one micro-batch's whole way round and of what the busiest machine or link
   has to do for all of them. Processes that share a machine (its stages, and the coordinator) can overlap on as many
-  lanes as it has, and no more: a cycle is never shorter than all their seconds divided by its lanes.
+  lanes as it has, and no more: a cycle is never shorter than all their seconds divided by its lanes. Those that do
+  overlap take longer, by what their machine's lanes share (``crowded``).
 - A prompt goes in chunks that follow each other; each waits for a free link, a free stage, a free lane of the stage's
   machine and room in the ring.
 """
@@ -123,6 +124,7 @@ def _decode(costs: Costs, requests: int, position: int) -> Decode:
     stages = len(costs.stages)
     rows = min(-(-requests // stages), MOST_ROWS)
     batches = -(-requests // rows)
+    costs = costs.beside(batches)
     times = _step(costs, rows, position)
     ends_s, return_s = costs.ends_s(rows), costs.hop_s(stages, rows)
     way_s = sum(time.busy_s + time.wire_s for time in times) + return_s + ends_s
@@ -159,6 +161,7 @@ def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
     """
     count = len(costs.stages)
     starts = range(0, prompt, chunk)
+    costs = costs.beside(min(count, len(starts)))
     link_free, stage_free = [0.0] * count, [0.0] * count
     lanes = {machine.node: [0.0] * machine.lanes for machine in costs.machines}
     times: list[list[StageTime]] = [[] for _ in costs.stages]
