@@ -2,11 +2,22 @@
 
     python bench/predict.py --model smollm2-135m --stages 1,2,3,4 --requests 1,2,4,8 --links 0:0,5:0,1:20
 
-A link is MS:MBIT, its delay each way and its rate, 0:0 being loopback. Calibration comes first and once more at the end
-(`calibration.py` says what of; nothing predicted is in it), and its mean counts, so that a machine that becomes slower
-meanwhile is not taken for an error; `drift` says by how much it did. Every pipeline is measured `--rounds` times, in
-turn up and down the list, and the median counts. What other programs disturb is measured again, while patience lasts;
-`others` is how many cores they had in what counts. METHODOLOGY.md defines the numbers.
+A link is MS:MBIT, its delay each way and its rate, 0:0 being loopback. `calibration.py` says what calibration measures:
+nothing that is predicted, and no factor is fitted to what is. It is taken before every pipeline and after it, and the
+mean of the two counts, so that a machine that others slow down meanwhile is not taken for an error; `drift` says what
+the last one has over the first. Every pipeline is measured `--rounds` times, in turn up and down the list, and medians
+count. What other programs disturb is measured again, while patience lasts; `others` is how many cores they had in what
+counts.
+
+    decode   token/s of all requests together, once the last of them decodes: the sum of their own rates over
+             `--cycles` steps of each, predicted for the context that they had in the middle of it
+    ttft     seconds from a short prompt to its first token, in an idle pipeline
+    prefill  tokens of a long prompt by the same seconds
+    error    predicted / measured - 1
+
+`compute_ms` and `wire_ms`, predicted and measured, are what all stages together compute in a decode step, and the rest
+of its way round; waiting for a busy stage is in the measured one only. Every request has an owner of its own, so no
+cache of prompts helps, and nothing is guessed ahead.
 """
 
 from __future__ import annotations
