@@ -259,7 +259,7 @@ class Rig:
             str(self.folder), checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, exact=False
         )
         endpoints = [Endpoint((Address(self.host, port),)) for port in self.ports]
-        self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node()))
+        self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
         chosen = backend.choose(self.backend_name, checkpoint)
         return Parts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
 
