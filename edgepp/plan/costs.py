@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from edgepp.cluster.sizes import UNKNOWN_LINK, Links, LinkSpeed
@@ -44,9 +45,9 @@ class StageTime:
 
 
 def link_between(links: Mapping[tuple[str, str], LinkSpeed], one: str, other: str) -> LinkSpeed | None:
-    """The link between two nodes; None within one."""
+    """The link between two nodes; None within one, unless its processes are told to have one between them."""
     if one == other:
-        return None
+        return links.get((one, one))
     return links.get((one, other)) or links.get((other, one)) or UNKNOWN_LINK
 
 
@@ -57,9 +58,26 @@ class Costs:
     """
 
     def __init__(self, model: Model, stages: Sequence[Stage], links: Links, coordinator: Machine) -> None:
-        self.model, self.stages, self.coordinator = model, stages, coordinator
+        self.model, self.stages, self.coordinator, self.links = model, stages, coordinator, links
         way = [coordinator, *(stage.machine for stage in stages), coordinator]
         self.hops = [(link_between(links, a.node, b.node), b.efficiency.hop_s) for a, b in pairwise(way)]
+
+    @property
+    def machines(self) -> list[Machine]:
+        """Each machine once; where the coordinator shares one with stages, as the stages know it."""
+        return list(
+            {machine.node: machine for machine in (self.coordinator, *(s.machine for s in self.stages))}.values()
+        )
+
+    def beside(self, working: int) -> Costs:
+        """The costs while so many processes of a machine work at once, as far as it has them."""
+        nodes = Counter([self.coordinator.node, *(stage.machine.node for stage in self.stages)])
+
+        def shared(machine: Machine) -> Machine:
+            return machine.beside(min(working, nodes[machine.node]))
+
+        stages = [replace(stage, machine=shared(stage.machine)) for stage in self.stages]
+        return Costs(self.model, stages, self.links, shared(self.coordinator))
 
     def stage_s(self, index: int, rows: int, read: float, attended: float) -> StageTime:
         """One step of ``rows``, which reads ``read`` positions of KV caches and attends ``attended`` times to one."""
@@ -69,7 +87,9 @@ class Costs:
         weights_s = layers * size.layer_bytes / (machine.stream_bps * reached.stream)
         kv_s = layers * size.kv_bytes * read / (machine.stream_bps * reached.kv)
         row_s = layers * size.layer_flops / (machine.flops * reached.flops)
-        attention_s = layers * self.model.attention_flops * attended / (machine.flops * reached.flops)
+        attention_s = (
+            layers * self.model.attention_flops * attended / (machine.flops * reached.flops * reached.attention)
+        )
         computed_s = _rows_s(rows, weights_s, row_s, machine)
         overhead_s = reached.step_s + layers * reached.layer_s
         return StageTime(
@@ -93,6 +113,10 @@ class Costs:
         link, software_s = self.hops[hop]
         return software_s + (link.latency_s if link else 0.0)
 
+    def software_s(self, hop: int) -> float:
+        """What of it is work, which counts as the receiver's."""
+        return self.hops[hop][1]
+
     def hop_s(self, hop: int, rows: int) -> float:
         """Seconds of ``rows`` over an idle link."""
         return self.transfer_s(hop, rows) + self.delay_s(hop)
@@ -115,9 +139,23 @@ class Costs:
 def _rows_s(rows: int, weights_s: float, row_s: float, machine: Machine) -> float:
     """Seconds in which ``rows`` pass weights that take ``weights_s`` to stream and ``row_s`` of arithmetic a row.
 
-    Two points are measured, one row and a chunk. Between them arithmetic hides behind streaming, as on a GPU, or adds
-    up row by row, as on a CPU; ``overlap`` says how much of the first.
+    One row and a chunk are always measured. Where nothing between them is, arithmetic hides behind streaming, as on a
+    GPU, or adds up row by row, as on a CPU; ``overlap`` says how much of the first.
     """
+    batches, chunk = machine.efficiency.batches, machine.chunk
+    if batches:
+        points = [
+            (1, weights_s),
+            *((n, times * weights_s) for n, times in batches if 1 < n < chunk),
+            (chunk, chunk * row_s),
+        ]
+        return _between(points, rows) if rows <= chunk else rows * row_s
     hidden, overlap = max(weights_s, rows * row_s), machine.efficiency.overlap
-    added = max(0.0, machine.chunk * row_s - weights_s) / (machine.chunk - 1)
+    added = max(0.0, chunk * row_s - weights_s) / (chunk - 1)
     return overlap * hidden + (1 - overlap) * (weights_s + (rows - 1) * added)
+
+
+def _between(points: Sequence[tuple[int, float]], at: int) -> float:
+    """The value of a polygon through ``points``, whose first coordinates rise, at one between the first and last."""
+    (x0, y0), (x1, y1) = next((a, b) for a, b in pairwise(points) if at <= b[0])
+    return y0 + (y1 - y0) * (at - x0) / (x1 - x0)

@@ -58,10 +58,15 @@ class Efficiency:
     kv: float = 1.0
     """Share of ``stream_bps`` when KV caches are read; below 1 also where a backend reads them more than once."""
     flops: float = 1.0
+    attention: float = 1.0
+    """Share of the FLOP/s reached elsewhere that attention over a prompt reaches."""
     overlap: float = 0.0
     """How much arithmetic of further rows hides behind streaming weights: 1 all (a GPU), 0 none (measured on CPUs)."""
+    batches: tuple[tuple[int, float], ...] = ()
+    """Measured in place of ``overlap``: (rows, how many times as long as for one row they take to pass the weights), by
+    rising rows; linear between them, and from the last to a chunk at the machine's FLOP/s."""
     hop_s: float = 0.0003
-    """Seconds that sending, receiving and decoding one frame costs, apart from the link."""
+    """Seconds that sending, receiving and decoding one frame costs, apart from the link: a processor's work."""
     step_s: float = 0.0
     """Seconds that every step of a stage costs beside its weights,"""
     layer_s: float = 0.0
@@ -70,8 +75,9 @@ class Efficiency:
     """The coordinator's seconds a row beside the head's: sampling, text, scheduling."""
 
 
-MEASURED = Efficiency()
-"""For rates that a node's own probe measured: they are what is reached."""
+MEASURED = Efficiency(kv=0.5, attention=0.3)
+"""For rates that a node's own probe measured: they are what is reached with weights. Keys and values are read at half
+that rate, and attention over a prompt reaches a third of the FLOP/s: ONNX Runtime on a Xeon, bench/predict.py."""
 DATASHEET = Efficiency(stream=0.65, kv=0.65, flops=0.5, overlap=1.0)
 """For rates off a data sheet, of a GPU. llama.cpp's table of Apple chips (discussion 4167, a 7B model in 4 bits) has
 0.42 (M2 Ultra) to 0.78 (M2) of the bandwidth in decode, 0.6 to 0.7 of the FLOP/s in prefill; the scaling book plans
@@ -95,13 +101,24 @@ class Machine:
     """FLOP/s in prefill."""
     efficiency: Efficiency = MEASURED
     lanes: int = 1
-    """Processes that it runs at once at the given rates: those that have cores, or a GPU, of their own."""
+    """Processes that it runs at once at the given rates: those that have cores, or a GPU, of their own. More of them
+    take turns, so no cycle is shorter than all their seconds divided by the lanes."""
     chunk: int = CPU_CHUNK
     """Tokens of a prefill chunk with which it reaches its FLOP/s."""
+    crowded: float = 1.0
+    """How many times as long a step takes while every lane works, at least 1: lanes share the memory's bandwidth."""
+
+    def beside(self, working: int) -> Machine:
+        """The machine as each of so many processes that work at once has it."""
+        others = min(working, self.lanes) - 1
+        if others < 1:
+            return self
+        slower = 1 + (self.crowded - 1) * others / (self.lanes - 1)
+        return replace(self, stream_bps=self.stream_bps / slower, flops=self.flops / slower)
 
     def __post_init__(self) -> None:
         rates = (self.stream_bps, self.flops, self.efficiency.stream, self.efficiency.kv, self.efficiency.flops)
-        if not all(0 < rate < math.inf for rate in rates) or self.lanes < 1 or self.chunk < 2:
+        if not all(0 < rate < math.inf for rate in rates) or self.lanes < 1 or self.chunk < 2 or self.crowded < 1:
             raise PlanError(
                 f"{self.node} cannot have {self.stream_bps} bytes/s, {self.flops} FLOP/s, {self.lanes} lanes and chunks"
                 f" of {self.chunk}",

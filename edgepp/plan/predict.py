@@ -5,13 +5,18 @@ Pure: no socket, no clock. Seconds, bytes/s, FLOP/s. The model, in short:
 - A stage streams its weights once a step, and reads every sequence's KV caches; rows add arithmetic (``costs``).
 - B requests travel as at most one micro-batch a stage, as ``engine.scheduler`` makes them. A cycle, in which each
   request gains one token, takes the longer of one micro-batch's whole way round and of what the busiest machine or link
-  has to do for all of them.
-- A prompt goes in chunks that follow each other; each waits for a free link, a free stage and room in the ring.
+  has to do for all of them. Processes that share a machine (its stages, and the coordinator) can overlap on as many
+  lanes as it has, and no more: a cycle is never shorter than all their seconds divided by its lanes. Those that do
+  overlap take longer, by what their machine's lanes share (``crowded``).
+- A prompt goes in chunks that follow each other; each waits for a free link, a free stage, a free lane of the stage's
+  machine and room in the ring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.sizes import Links
@@ -119,45 +124,78 @@ def _decode(costs: Costs, requests: int, position: int) -> Decode:
     stages = len(costs.stages)
     rows = min(-(-requests // stages), MOST_ROWS)
     batches = -(-requests // rows)
-    times = tuple(costs.stage_s(i, rows, rows * position, rows * position) for i in range(stages))
+    costs = costs.beside(batches)
+    times = _step(costs, rows, position)
     ends_s, return_s = costs.ends_s(rows), costs.hop_s(stages, rows)
     way_s = sum(time.busy_s + time.wire_s for time in times) + return_s + ends_s
     bounds = {"way": way_s * max(1.0, batches / stages)}
     for hop in range(stages + 1):
-        bounds[f"link {hop}"] = batches * costs.transfer_s(hop, rows)
-    for machine, busy in _busy(costs, times, ends_s):
-        bounds[machine.node] = batches * max(max(busy), sum(busy) / machine.lanes)
+        bounds[f"link {hop}"] = costs.transfer_s(hop, requests)
+    last = requests - rows * (batches - 1)
+    full, rest = (_work(costs, _step(costs, size, position), costs.ends_s(size)) for size in (rows, last))
+    for machine in costs.machines:
+        busy = [(batches - 1) * a + b for a, b in zip(full[machine.node], rest[machine.node], strict=True)]
+        bounds[machine.node] = max(max(busy), sum(busy) / machine.lanes)
     limit = max(bounds, key=lambda name: bounds[name])
     return Decode(requests, batches, times, ends_s, return_s, bounds[limit], limit)
 
 
-def _busy(costs: Costs, times: Sequence[StageTime], ends_s: float) -> Iterator[tuple[Machine, list[float]]]:
-    """Each machine, and the seconds that each of its processes works on one micro-batch."""
-    machines = {stage.machine.node: stage.machine for stage in costs.stages}
-    machines.setdefault(costs.coordinator.node, costs.coordinator)
-    for node, machine in machines.items():
-        ends = [ends_s] if node == costs.coordinator.node else []
-        yield machine, [*(time.busy_s for time in times if time.node == node), *ends]
+def _step(costs: Costs, rows: int, position: int) -> tuple[StageTime, ...]:
+    """A micro-batch on each stage."""
+    return tuple(costs.stage_s(i, rows, rows * position, rows * position) for i in range(len(costs.stages)))
+
+
+def _work(costs: Costs, times: Sequence[StageTime], ends_s: float) -> dict[str, list[float]]:
+    """By node, the seconds that each of its processes works on one micro-batch, the coordinator last."""
+    work: dict[str, list[float]] = defaultdict(list)
+    for hop, time in enumerate(times):
+        work[time.node].append(time.busy_s + costs.software_s(hop))
+    work[costs.coordinator.node].append(ends_s + costs.software_s(len(times)))
+    return work
 
 
 def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
-    """A prompt's chunks, each as soon as its link, its stage and the ring have room."""
+    """A prompt's chunks, each as soon as its link, its stage, a lane of the stage's machine and the ring have room.
+
+    Whatever can begin first does.
+    """
     count = len(costs.stages)
+    starts = range(0, prompt, chunk)
+    costs = costs.beside(min(count, len(starts)))
     link_free, stage_free = [0.0] * count, [0.0] * count
+    lanes = {machine.node: [0.0] * machine.lanes for machine in costs.machines}
     times: list[list[StageTime]] = [[] for _ in costs.stages]
-    back: list[float] = []
-    for number, start in enumerate(range(0, prompt, chunk)):
+    last_s = 0.0
+    heap: list[tuple[float, int, int]] = []
+
+    def send(number: int, stage: int, at: float) -> None:
+        """Put a chunk on the link into a stage."""
+        rows = min(chunk, prompt - starts[number])
+        link_free[stage] = max(at, link_free[stage]) + costs.transfer_s(stage, rows)
+        heapq.heappush(heap, (link_free[stage] + costs.delay_s(stage), number, stage))
+
+    for number in range(min(len(starts), count + _SPARE_CHUNKS)):
+        send(number, 0, 0.0)
+    while heap:
+        at, number, stage = heapq.heappop(heap)
+        free = lanes[costs.stages[stage].machine.node]
+        begin = max(at, stage_free[stage], free[0])
+        if begin > at:
+            heapq.heappush(heap, (begin, number, stage))
+            continue
+        start = starts[number]
         rows = min(chunk, prompt - start)
-        room = number - count - _SPARE_CHUNKS
-        at = back[room] if room >= 0 else 0.0
-        for i in range(count):
-            time = costs.stage_s(i, rows, start + rows, rows * (start + rows / 2))
-            link_free[i] = max(at, link_free[i]) + costs.transfer_s(i, rows)
-            stage_free[i] = at = max(link_free[i] + costs.delay_s(i), stage_free[i]) + time.busy_s
-            times[i].append(time)
-        back.append(at + costs.delay_s(count))
+        time = costs.stage_s(stage, rows, start + rows, rows * (start + rows / 2))
+        times[stage].append(time)
+        stage_free[stage] = end = begin + time.busy_s
+        heapq.heapreplace(free, end)
+        if stage + 1 < count:
+            send(number, stage + 1, end)
+            continue
+        last_s = end + costs.delay_s(count)
+        if number + count + _SPARE_CHUNKS < len(starts):
+            send(number + count + _SPARE_CHUNKS, 0, last_s)
     totals = tuple(_together(some) for some in times)
-    last_s = max([back[-1], *(sum(busy) / machine.lanes for machine, busy in _busy(costs, totals, 0.0))])
     return Prefill(prompt, chunk, totals, last_s + costs.transfer_s(count, 1) + costs.ends_s(1))
 
 

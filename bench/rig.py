@@ -1,0 +1,276 @@
+"""A pipeline on this machine to be measured: stage processes behind links, an engine, and a record of every step."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import statistics
+import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import prompt
+from proxy import free_pair
+from quiet import Quiet
+from slow_link import Kind, slowed
+
+from edgepp import backend
+from edgepp.backend.base import BackendOptions
+from edgepp.engine.engine import Engine, Parts
+from edgepp.engine.live import Request
+from edgepp.engine.network import NetworkRing
+from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine.request import GenerateOptions
+from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
+from edgepp.errors import EdgeppError
+from edgepp.layers import split_evenly
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.node.agent import StageProcess, physical_cores
+from edgepp.node.stage import StageConfig
+from edgepp.wire.transport import Address, Mailbox
+
+HERE, FAR = "127.0.0.1", "127.0.0.2"
+_POLL_S = 0.02
+_JOINING = 800
+"""Tokens that the first of several requests may get before the last one's prompt is through."""
+_turns = itertools.count()
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A step that came round."""
+
+    step: Send | SendBatch
+    sent_s: float
+    back_s: float
+    returned: Returned
+
+    @property
+    def wire_s(self) -> float:
+        """Its time less the stages' computing."""
+        return self.returned.ring_s - sum(self.returned.compute_s)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where its rows belong, in a decode step."""
+        return self.step.positions if isinstance(self.step, SendBatch) else (self.step.position,)
+
+
+class Recorder:
+    """A ring that writes down what passes it."""
+
+    def __init__(self, ring: Ring) -> None:
+        self.trips: list[Trip] = []
+        self.stages: tuple[StageInfo, ...] = ring.stages
+        self._ring = ring
+        self._sent: deque[tuple[Send | SendBatch, float]] = deque()
+
+    def wake_on(self, mailbox: Mailbox[Any]) -> None:
+        """See ``Ring``."""
+        self._ring.wake_on(mailbox)
+
+    def send(self, step: Send | SendBatch) -> None:
+        """See ``Ring``."""
+        self._sent.append((step, time.perf_counter()))
+        self._ring.send(step)
+
+    def poll(self, timeout_s: float) -> list[RingEvent]:
+        """See ``Ring``."""
+        events = self._ring.poll(timeout_s)
+        now = time.perf_counter()
+        for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            step, sent_s = self._sent.popleft()
+            while not set(_sequences(step)) & set(event.sequences):  # cancelled meanwhile
+                step, sent_s = self._sent.popleft()
+            self.trips.append(Trip(step, sent_s, now, event))
+        return events
+
+    def free(self, sequence: int) -> None:
+        """See ``Ring``."""
+        self._ring.free(sequence)
+
+    def gauges(self) -> list[Gauge]:
+        """See ``Ring``."""
+        return self._ring.gauges()
+
+    def close(self) -> None:
+        """See ``Ring``."""
+        self._ring.close()
+
+
+def _sequences(step: Send | SendBatch) -> tuple[int, ...]:
+    return step.sequences if isinstance(step, SendBatch) else (step.sequence,)
+
+
+@dataclass(frozen=True)
+class Steady:
+    """Requests that decode together, from when the last of them began."""
+
+    trips: tuple[Trip, ...]
+    tokens_s: float
+    """Of all together."""
+    position: int
+    """Positions before a row, in the middle of it all."""
+
+    @property
+    def compute_s(self) -> float:
+        """What all stages together compute in the median step."""
+        return statistics.median(sum(trip.returned.compute_s) for trip in self.trips)
+
+    @property
+    def wire_s(self) -> float:
+        """The rest of the median step's way round: hops, and waiting for stages that are busy."""
+        return statistics.median(trip.wire_s for trip in self.trips)
+
+
+class Rig:
+    """Stages, a link of one kind at every hop, and an engine. Use it in a ``with`` statement."""
+
+    def __init__(
+        self,
+        folder: Path,
+        stages: int,
+        kind: Kind,
+        threads: int,
+        backend_name: str,
+        quiet: Quiet,
+        *,
+        awake: bool | None = None,
+    ) -> None:
+        """Stages wait awake where a pipeline's would, unless ``awake`` says otherwise."""
+        self.folder, self.threads, self.backend_name = folder, threads, backend_name
+        self.checkpoint = Checkpoint.open(folder)
+        self.others = 0.0
+        """Cores that other programs had during the last measurement."""
+        self._quiet = quiet
+        self._owned = ExitStack()
+        self._recorder: Recorder | None = None
+        try:
+            ports = self._start(stages, threads * stages <= physical_cores() if awake is None else awake)
+            self.host = HERE if kind.direct else FAR
+            self.ports = ports
+            if not kind.direct:
+                ways = [((FAR, port + n), (HERE, port + n)) for port in ports for n in (0, 1)]
+                self._owned.enter_context(slowed(kind, ways))
+            self.engine = self._owned.enter_context(Engine(self._open, frozenset()))
+        except BaseException:
+            self._owned.close()
+            raise
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._owned.close()
+
+    @property
+    def trips(self) -> list[Trip]:
+        """All steps so far."""
+        assert self._recorder is not None
+        return self._recorder.trips
+
+    def first_token_s(self, tokens: int, *, alone: bool = True) -> tuple[float, list[Trip]]:
+        """Seconds from a prompt to its first token, with nothing else to do here, and the steps that it took.
+
+        ``alone`` says that this is the only rig at work.
+        """
+        if not alone:
+            return self._first_token_s(tokens)
+        found, self.others = self._quiet.measure(lambda: self._first_token_s(tokens))
+        return found
+
+    def _first_token_s(self, tokens: int) -> tuple[float, list[Trip]]:
+        began = len(self.trips)
+        request = self._submit(tokens, 1)
+        _await_end(request)
+        return request.timing.first_token_s - request.timing.submitted_s, self.trips[began:]
+
+    def steady(self, requests: int, tokens: int, cycles: int) -> Steady:
+        """Let so many requests with prompts of ``tokens`` decode together until each has done ``cycles`` steps so."""
+        found, self.others = self._quiet.measure(lambda: self._steady(requests, tokens, cycles))
+        return found
+
+    def _steady(self, requests: int, tokens: int, cycles: int) -> Steady:
+        room = min(self.checkpoint.context - tokens, cycles + _JOINING)
+        asked = [self._submit(tokens, room) for _ in range(requests)]
+        try:
+            trips = self._together(asked, cycles)
+        finally:
+            for request in asked:
+                self.engine.cancel(request)
+            for request in asked:
+                _await_end(request)
+        times: dict[int, list[float]] = defaultdict(list)
+        for trip in trips:
+            for sequence in trip.returned.sequences:
+                times[sequence].append(trip.back_s)
+        rate = sum((len(one) - 1) / (one[-1] - one[0]) for one in times.values())
+        positions = [at for trip in trips for at in trip.positions]
+        return Steady(tuple(trips), rate, round(statistics.fmean(positions)))
+
+    def _together(self, asked: Sequence[Request], cycles: int) -> list[Trip]:
+        """The decode steps from the last one's second token on."""
+        for request in asked:
+            _await_token(request)
+        began_s = max(request.timing.first_token_s for request in asked)
+        wanted = cycles * len(asked)
+        while True:
+            trips = [trip for trip in self.trips if trip.sent_s > began_s]
+            if sum(len(trip.returned.sequences) for trip in trips) >= wanted + len(asked):
+                return trips
+            if self.engine.lost is not None:
+                raise self.engine.lost
+            if any(request.tokens == request.options.max_tokens for request in asked):
+                raise EdgeppError("a request ended before enough steps were measured", "give fewer --cycles")
+            time.sleep(_POLL_S)
+
+    def _submit(self, tokens: int, generate: int) -> Request:
+        turn = next(_turns)
+        ids = prompt(self.checkpoint.vocab_size, tokens, turn)
+        return self.engine.submit(ids, GenerateOptions(generate, ignore_eos=True), owner=str(turn))
+
+    def _start(self, stages: int, awake: bool) -> list[int]:
+        children = []
+        for layers in split_evenly(self.checkpoint.num_layers, stages):
+            config = StageConfig(
+                path=str(self.folder),
+                model=str(self.folder),
+                node=platform.node(),
+                start=layers.start,
+                stop=layers.stop,
+                listen=f"{HERE}:{free_pair()}",
+                backend=self.backend_name,
+                threads=self.threads,
+                awake=awake,
+            )
+            children.append(StageProcess(config))
+            self._owned.callback(children[-1].stop)
+        return [child.wait_ready().address.port for child in children]
+
+    def _open(self) -> Parts:
+        checkpoint = self.checkpoint
+        expected = Expectation(
+            str(self.folder), checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, exact=False
+        )
+        endpoints = [Endpoint((Address(self.host, port),)) for port in self.ports]
+        self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
+        chosen = backend.choose(self.backend_name, checkpoint)
+        return Parts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
+
+
+def _await_token(request: Request) -> None:
+    event = request.events.get()
+    if isinstance(event, EdgeppError):
+        raise event
+
+
+def _await_end(request: Request) -> None:
+    while not isinstance(event := request.events.get(), str):
+        if isinstance(event, EdgeppError):
+            raise event

@@ -1,0 +1,153 @@
+"""From timed steps to a machine as predictions know it. Pure.
+
+What is timed are steps of one stage: decode steps of one and of several rows, and prompts, at short and long context,
+through two numbers of the model's layers. Their seconds are a sum of few unknowns, each of which is something:
+
+    step of r rows behind p positions:  step_s + layers * (pass_s[r] + r * p * position_s)
+    prompt of n tokens in chunks of t:  n / t * (step_s + layers * pass_s[t]) + layers * n² / 2 * attend_s
+
+``step_s`` is what a step costs however few layers it passes, ``pass_s[r]`` what a layer's weights cost r rows,
+``position_s`` what reading a position of a KV cache costs in a layer, ``attend_s`` what attending to one costs a token
+of a prompt. Least squares of relative errors finds them; what noise makes negative is nothing.
+
+A rate found like this belongs to the layers that were timed: in narrow ones it holds the overhead of small operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from edgepp.errors import PlanError
+from edgepp.plan.machines import CPU_CHUNK, Efficiency, Machine, Model
+
+_STEP, _POSITION, _ATTEND = "step_s", "position_s", "attend_s"
+_LEAST_S = 1e-9
+"""What a pass takes at least; noise may find less in layers as small as a test's."""
+_Unknown: TypeAlias = "str | int"
+"""A name, or the rows of a ``pass_s``."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of ``steps`` of equal size through a stage, together."""
+
+    layers: int
+    rows: int
+    steps: int
+    read: float
+    """Positions of KV caches that decode steps read,"""
+    attended: float
+    """and times that a token of a prompt attended to one."""
+    seconds: float
+
+    @classmethod
+    def decode(cls, layers: int, rows: int, position: int, seconds: float) -> Timed:
+        """One decode step of ``rows``, each behind ``position`` others."""
+        return cls(layers, rows, 1, rows * position, 0.0, seconds)
+
+    @classmethod
+    def prompt(cls, layers: int, tokens: int, chunk: int, seconds: float) -> Timed:
+        """A prompt of ``tokens``, in chunks that divide it."""
+        return cls(layers, chunk, tokens // chunk, 0.0, tokens**2 / 2, seconds)
+
+    @property
+    def terms(self) -> dict[_Unknown, float]:
+        """How often each unknown is in its seconds."""
+        return {
+            _STEP: self.steps,
+            self.rows: self.layers * self.steps,
+            _POSITION: self.layers * self.read,
+            _ATTEND: self.layers * self.attended,
+        }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a stage's steps are made of, in seconds."""
+
+    step_s: float
+    pass_s: Mapping[int, float]
+    position_s: float
+    attend_s: float
+
+    @classmethod
+    def of(cls, timed: Sequence[Timed]) -> Calibration:
+        """Find it.
+
+        Raises:
+            PlanError: the steps cannot tell its parts from each other.
+        """
+        names = list(dict.fromkeys(name for one in timed for name, count in one.terms.items() if count))
+        table = np.array([[one.terms.get(name, 0.0) / one.seconds for name in names] for one in timed])
+        scale = np.linalg.norm(table, axis=0)
+        if np.linalg.matrix_rank(table / scale) < len(names):
+            raise PlanError(
+                "these steps cannot calibrate a machine", "time two numbers of layers, each at two lengths of context"
+            )
+        found = dict.fromkeys(names, 0.0)
+        left = list(range(len(names)))
+        while left:
+            values = np.linalg.lstsq(table[:, left] / scale[left], np.ones(len(timed)), rcond=None)[0]
+            if values.min() >= 0:
+                found |= {names[at]: float(value / scale[at]) for at, value in zip(left, values, strict=True)}
+                break
+            del left[int(values.argmin())]
+        passes = {name: found[name] for name in names if isinstance(name, int)}
+        return cls(found[_STEP], passes, found.get(_POSITION, 0.0), found.get(_ATTEND, 0.0))
+
+    def machine(
+        self, node: str, model: Model, chunk: int, hop_s: float, lanes: int = 1, crowded: float = 1.0
+    ) -> Machine:
+        """The machine that takes these seconds for layers of ``model``.
+
+        Raises:
+            PlanError: steps of one row or of a ``chunk`` were not timed.
+        """
+        if not {1, chunk} <= set(self.pass_s):
+            raise PlanError(f"steps of 1 and of {chunk} rows have to be timed, not of {sorted(self.pass_s)}")
+        size, pass_s = model.size, {rows: max(_LEAST_S, seconds) for rows, seconds in sorted(self.pass_s.items())}
+        stream_bps, flops = size.layer_bytes / pass_s[1], chunk * size.layer_flops / pass_s[chunk]
+        return Machine(
+            node=node,
+            stream_bps=stream_bps,
+            flops=flops,
+            efficiency=Efficiency(
+                kv=_share(size.kv_bytes, self.position_s, stream_bps),
+                attention=_share(model.attention_flops, self.attend_s, flops),
+                batches=tuple((rows, seconds / pass_s[1]) for rows, seconds in pass_s.items() if 1 < rows < chunk),
+                hop_s=hop_s,
+                step_s=self.step_s,
+                sample_s=0.0,
+            ),
+            lanes=lanes,
+            chunk=chunk,
+            crowded=crowded,
+        )
+
+
+def coordinator(node: str, model: Model, ends_s: Mapping[int, float], hop_s: float, lanes: int = 1) -> Machine:
+    """The machine that takes ``ends_s`` by rows, of which two numbers at least, from a step's return to the next one.
+
+    Its rates are those of the output head, and sampling, embedding and scheduling are in them.
+    """
+    (fewer, less_s), (more, most_s) = sorted(ends_s.items())[-2:]
+    row_s = max(most_s - less_s, most_s / 1000) / (more - fewer)
+    return Machine(
+        node=node,
+        stream_bps=model.head_bytes / ends_s[1],
+        flops=model.head_flops / row_s,
+        efficiency=Efficiency(
+            batches=tuple((n, s / ends_s[1]) for n, s in sorted(ends_s.items()) if n > 1), hop_s=hop_s, sample_s=0.0
+        ),
+        lanes=lanes,
+        chunk=max(CPU_CHUNK, more + 1),
+    )
+
+
+def _share(work: float, seconds: float, rate: float) -> float:
+    """What ``work`` in ``seconds`` is of ``rate``; nothing measured counts as no time."""
+    return work / seconds / rate if seconds > 0 else 1e6
