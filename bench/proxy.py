@@ -1,16 +1,20 @@
-"""A link that takes its time: passes TCP bytes on after a delay, the same each way. Tests share it.
+"""A link that takes its time: passes TCP bytes on at a rate and after a delay, the same each way. Tests share it.
 
-    python bench/proxy.py --delay-ms 10 127.0.0.2:5720=127.0.0.1:5720 127.0.0.2:5721=127.0.0.1:5721
+    python bench/proxy.py --delay-ms 10 --mbit 105 127.0.0.2:5720=127.0.0.1:5720 127.0.0.2:5721=127.0.0.1:5721
 
 A stage has two neighbouring ports, and tells its peers only their numbers: so give the proxy the same numbers on
-another address (all of 127.0.0.0/8 is this machine on Linux; macOS needs `ifconfig lo0 alias 127.0.0.2`).
+another address (all of 127.0.0.0/8 is this machine on Linux; macOS needs `ifconfig lo0 alias 127.0.0.2`). It says
+`ready` when it listens, and ends with its standard input. Every connection and direction has the rate to itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import signal
 import socket
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,13 +28,13 @@ Way = tuple[str, int]
 class Proxy:
     """Passes connections on, in a thread of its own. Close it, or use it in a ``with`` statement."""
 
-    def __init__(self, ways: Sequence[tuple[Way, Way]], delay_s: float) -> None:
+    def __init__(self, ways: Sequence[tuple[Way, Way]], delay_s: float, bytes_s: float = math.inf) -> None:
         """``ways`` are pairs of where to listen and where to pass on to.
 
         Raises:
             OSError: an address cannot be listened on.
         """
-        self._delay_s = delay_s
+        self._delay_s, self._bytes_s = delay_s, bytes_s
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -79,14 +83,16 @@ class Proxy:
             far_writer.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction: every piece leaves ``delay_s`` after it came, in order, however many are on the way."""
+        """One direction: a piece leaves when those before it and its own bytes have left, and then the delay."""
         held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         sending = self._loop.create_task(self._send(held, writer))
+        free_s = 0.0
         try:
             with suppress(ConnectionError):
                 while piece := await reader.read(_CHUNK):
-                    held.put_nowait((self._loop.time() + self._delay_s, piece))
-            held.put_nowait((self._loop.time() + self._delay_s, b""))
+                    free_s = max(free_s, self._loop.time()) + len(piece) / self._bytes_s
+                    held.put_nowait((free_s + self._delay_s, piece))
+            held.put_nowait((max(free_s, self._loop.time()) + self._delay_s, b""))
             await sending
         finally:
             sending.cancel()
@@ -129,13 +135,16 @@ def way(text: str) -> tuple[Way, Way]:
 
 
 def main() -> None:
-    """Pass on until Ctrl-C."""
+    """Pass on until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started it decides
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ways", nargs="+", type=way, metavar="HERE=THERE", help="where to listen, where to pass on to")
-    parser.add_argument("--delay-ms", type=float, default=10.0, help="each way (%(default)s)")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="each way (%(default)s)")
+    parser.add_argument("--mbit", type=float, default=math.inf, help="Mbit/s each way (%(default)s)")
     options = parser.parse_args()
-    with Proxy(options.ways, options.delay_ms / 1e3), suppress(KeyboardInterrupt):
-        threading.Event().wait()
+    with Proxy(options.ways, options.delay_ms / 1e3, options.mbit * 1e6 / 8):
+        print("ready", flush=True)
+        sys.stdin.read()
 
 
 if __name__ == "__main__":
