@@ -14,6 +14,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.backend.device import release_thread
 from edgepp.bench.report import Chosen, Coded, Spread
 from edgepp.bench.text import words
+from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import located
@@ -42,21 +43,20 @@ def noise(dtype: str = DTYPE) -> Array:
     return values.astype(codec.DTYPES[dtype])
 
 
-def real(model: str, dtype: str = DTYPE) -> Array | None:
+def real(model: str, dtype: str = DTYPE) -> Array:
     """Hidden states of a text after half of the model's layers, (max(ROWS), WIDTH), computed in this thread.
 
-    A row is as many whole hidden states of neighbouring tokens, one after the other, as its width takes. None where the
-    model is not whole on this disk or half of it would take much of the memory.
+    A row is as many whole hidden states of neighbouring tokens, one after the other, as its width takes.
 
     Raises:
-        ModelError: what is here of it is damaged.
+        ModelError: the model is not whole on this disk, is damaged, or half of it would take much of the memory.
     """
     path = located(model)
     if path is None:
-        return None
+        raise ModelError(f"{model} is not whole on this disk", f"`edgepp models pull {model}` fetches it")
     checkpoint = Checkpoint.open(path)
     if sum(place.nbytes for place in checkpoint.tensors.values()) / 2 > usable_memory() / _MEMORY_PART:
-        return None
+        raise ModelError(f"{model} is too large to be loaded beside what runs")
     try:
         return _computed(path, checkpoint).astype(codec.DTYPES[dtype])
     finally:

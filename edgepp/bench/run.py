@@ -13,7 +13,7 @@ from edgepp.bench.asking import Asked, Run, Setting, Wait, ask_alone, ask_at_onc
 from edgepp.bench.origin import RATES_MBIT_S
 from edgepp.bench.report import ALONE, Report
 from edgepp.bench.text import numbers
-from edgepp.errors import UsageError
+from edgepp.errors import ModelError, StageFault, UsageError
 
 CODEC_ROUNDS = 5
 
@@ -51,7 +51,8 @@ QUICK = Settings(rounds=2, warm=False, prompt_words=100, answer=48, words=(25, 1
 class Bench:
     """One measurement of a cluster or pipeline."""
 
-    def __init__(self, settings: Settings, report: Report, tell: Tell) -> None:
+    def __init__(self, model: str, settings: Settings, report: Report, tell: Tell) -> None:
+        self._model = model
         self._settings = settings
         self._report = report
         self._tell = tell
@@ -97,7 +98,7 @@ class Bench:
                 self._step(f"{row.requests} at once, {what}, {turn}")
                 try:
                     waits = await ask_at_once(asked, row, self._numbers)
-                except UsageError as error:
+                except (UsageError, StageFault) as error:
                     del rows[row]
                     self._report.left_out.append(f"{row.requests} at once, {what}: {error}")
                     continue
@@ -112,17 +113,15 @@ class Bench:
 
     def _links(self) -> None:
         """Codecs on this machine, and what ``auto`` makes of the origin's rates and of the links' own."""
-        measured = {round(s.bytes_s / 125e3, 1) for s in self._report.subject.stages if s.bytes_s}
-        rates = sorted({*RATES_MBIT_S, *measured})
-        model = self._report.subject.model
+        subject = self._report.subject
+        measured = {round(stage.bytes_s / 125e3, 1) for stage in subject.stages if stage.bytes_s}
+        rates = sorted({*RATES_MBIT_S, *(measured if subject.kind == "cluster" else ())})
         data = {"noise": links.noise()}
-        self._step(f"hidden states of {model}")
-        if (real := links.real(model)) is not None:
-            data["real"] = real
-        else:
-            self._report.left_out.append(
-                f"real hidden states: {model} is not whole on this disk, or too large to load beside what runs"
-            )
+        self._step(f"hidden states of {subject.model}")
+        try:
+            data["real"] = links.real(self._model)
+        except ModelError as error:
+            self._report.left_out.append(f"real hidden states: {error}")
         for kind, states in data.items():
             self._step(f"codecs, {kind}")
             self._report.codecs += links.coded(kind, states, CODEC_ROUNDS)

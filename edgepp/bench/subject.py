@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgepp.bench.report import StageFacts, Subject
@@ -15,10 +16,15 @@ _OF_A_NODE = (
 )  # fmt: skip
 
 
+def shown(model: str) -> str:
+    """A model's name; of a folder only its last part."""
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
+
+
 def local(model: str, stages: Sequence[StageInfo]) -> Subject:
     """A pipeline on this machine."""
     facts = (StageFacts(str(s.layers), s.node, s.backend, s.device, s.hop_s or None, s.bytes_s or None) for s in stages)
-    return Subject("local", model, tuple(facts))
+    return Subject("local", shown(model), tuple(facts))
 
 
 def cluster(status: Mapping[str, Any]) -> Subject:
@@ -42,4 +48,4 @@ def cluster(status: Mapping[str, Any]) -> Subject:
         for stage in status["stages"]
     )
     nodes = ({name: node[name] for name in _OF_A_NODE} for node in status["nodes"])
-    return Subject("cluster", str(status["model"]), tuple(stages), tuple(nodes))
+    return Subject("cluster", shown(str(status["model"])), tuple(stages), tuple(nodes))

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -59,20 +59,22 @@ def bench(wanted: Wanted, settings: Settings, out: str | None, *, as_json: bool)
         with _progress() as tell:
             asyncio.run(_measure(wanted, settings, found, tell))
     except (KeyboardInterrupt, EdgeppError) as error:
-        for report in found:
-            report.partial = str(error) if isinstance(error, EdgeppError) else "it was stopped by Ctrl-C"
-            if report.single is not None:
-                _deliver(report, folder, as_json=as_json)
+        if found and found[0].single is not None:
+            found[0].partial = str(error) if isinstance(error, EdgeppError) else "it was stopped by Ctrl-C"
+            _deliver(found[0], folder, as_json=as_json)
+        elif folder is not None:
+            with suppress(OSError):  # others' files are in it
+                folder.rmdir()
         raise
     _deliver(found[0], folder, as_json=as_json)
 
 
 async def _measure(wanted: Wanted, settings: Settings, found: list[Report], tell: Tell) -> None:
     async with AsyncExitStack() as stack:
-        subject, asked = await _open(wanted, stack)
+        model, subject, asked = await _open(wanted, stack)
         alone: Engine | None = None
         if wanted.single:
-            alone = Engine(subject.model, stages=1, threads=wanted.threads, speculate="off")
+            alone = Engine(model, stages=1, threads=wanted.threads, speculate="off")
             await _opened(alone, stack)
         report = Report(
             began=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
@@ -83,17 +85,17 @@ async def _measure(wanted: Wanted, settings: Settings, found: list[Report], tell
             machine=machine(),
         )
         found.append(report)
-        await Bench(settings, report, tell).run(asked, alone)
+        await Bench(model, settings, report, tell).run(asked, alone)
 
 
-async def _open(wanted: Wanted, stack: AsyncExitStack) -> tuple[Subject, Asked]:
+async def _open(wanted: Wanted, stack: AsyncExitStack) -> tuple[str, Subject, Asked]:
     if wanted.model is None:
         try:
             connection = await stack.enter_async_context(connect(wanted.peer))
         except PairingError as error:
             error.hint = f"measure this machine with `edgepp bench -m smollm2-135m --stages 2`; or {error.hint}"
             raise
-        return cluster(connection.status), connection
+        return connection.model, cluster(connection.status), connection
     engine = Engine(
         wanted.model,
         stages=wanted.stages,
@@ -102,7 +104,7 @@ async def _open(wanted: Wanted, stack: AsyncExitStack) -> tuple[Subject, Asked]:
         speculate=wanted.speculate,
     )
     await _opened(engine, stack)
-    return local(wanted.model, engine.stages), engine
+    return wanted.model, local(wanted.model, engine.stages), engine
 
 
 async def _opened(engine: Engine, stack: AsyncExitStack) -> None:

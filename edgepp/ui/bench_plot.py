@@ -50,7 +50,7 @@ def _requests(axes: Any, report: Report) -> None:
         medians = [rate.median / one for rate in rates]
         bars = [[(r.median - r.low) / one for r in rates], [(r.high - r.median) / one for r in rates]]
         counts = [row.requests for row in rows]
-        (line, *_), *_ = axes.errorbar(counts, medians, yerr=bars, marker="o", capsize=3, label=f"{words} words")
+        line, *_ = axes.errorbar(counts, medians, yerr=bars, marker="o", capsize=3, label=f"{words} words")
         theirs = [count for count in counts if (count, words) in origin.STORIES]
         if 1 in theirs:
             base = origin.STORIES[1, words].tok_s
