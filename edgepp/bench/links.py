@@ -65,7 +65,8 @@ def real(model: str, dtype: str = DTYPE) -> Array:
 
 def _computed(path: Path, checkpoint: Checkpoint) -> Array:
     each = -(-WIDTH // checkpoint.hidden_size)
-    tokens = Tokenizer.load(path).encode(" ".join(words()))[: max(ROWS) * each]
+    needed = max(ROWS) * each
+    tokens = Tokenizer.load(path).encode(" ".join(words()[:needed]))[:needed]
     chosen = backend.choose("auto", checkpoint)
     options = BackendOptions(threads=physical_cores())
     ends = chosen.load_ends(checkpoint, options)
@@ -77,7 +78,7 @@ def _computed(path: Path, checkpoint: Checkpoint) -> Array:
         stage.open(start, len(part))
         states.append(stage.extend(start, ends.embed(part)))
         stage.free(start)
-    rows = np.concatenate(states).take(np.arange(max(ROWS) * each), axis=0, mode="wrap")
+    rows = np.concatenate(states).take(np.arange(needed), axis=0, mode="wrap")
     return np.ascontiguousarray(rows.reshape(max(ROWS), -1)[:, :WIDTH])
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ SHORT = ("--quick", "--rounds", "1", "--requests", "1,3", "--words", "10")
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", TINY)
+    """Its tokens are bytes: it holds a hundred words of prompt, but no text of 484."""
+    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", replace(TINY, context=1024))
 
 
 def check(report: dict[str, Any], stages: int) -> None:
@@ -48,7 +50,6 @@ def test_a_local_pipeline_beside_one_process(tiny: Path, tmp_path: Path) -> None
     report = json.loads((out / "report.json").read_text())
     check(report, 2)
     assert report["alone"]["decode_tok_s"]["median"] > 0
-    # A byte-level tokenizer: a text of 484 words is longer than the tiny model's context.
     assert [what.partition(":")[0] for what in report["left_out"]] == ["1 at once, a title", "3 at once, a title"]
     said = (out / "report.md").read_text()
     assert said.startswith("# edgepp bench: tiny on 2 stages")
@@ -83,7 +84,7 @@ def test_without_a_cluster_it_says_how_to_measure_alone(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_a_partial_report_and_no_process(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    command = [*EDGEPP, "bench", "-m", str(tiny), "--stages", "2", "--rounds", "100000", "--out", str(out)]
+    command = [*EDGEPP, "bench", "-m", str(tiny), "--stages", "2", "--quick", "--rounds", "100000", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert any("one request, round 3 of" in line for line in process.stderr)
