@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgepp.api import Answer, Prompt
+from edgepp.api import Answer, Engine, Prompt
 from edgepp.bench import text
 from edgepp.bench.report import Single, Spread, Together
 from edgepp.engine.request import GenerateOptions, Timing
@@ -22,10 +22,22 @@ TITLE_TOKENS = 18
 
 
 class Asked(Protocol):
-    """An open ``Engine`` or ``Connection``."""
+    """An open ``Connection``, or ``Strangers``."""
 
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
         """See ``Engine.ask``."""
+
+
+class Strangers:
+    """An engine of which each question has another owner, so that nothing asked before helps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._owners = itertools.count()
+
+    def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
+        """See ``Engine.ask``."""
+        return self._engine.ask(prompt, options, raw=raw, owner=str(next(self._owners)))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgepp.bench.machine import busy
 from edgepp.bench.report import SCHEMA
 from edgepp.errors import UsageError
 
@@ -133,8 +134,17 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         one, other = (_at(form, at) for form in (a, b))
         if one != other:
             found.append(what if isinstance(one, dict | list) else f"{what} ({one}, {other})")
-    partial = [name for name, form in (("the first", a), ("the second", b)) if form.get("partial")]
-    return found + [f"{name} is partial" for name in partial]
+    for name, form in (("the first", a), ("the second", b)):
+        if form.get("partial"):
+            found.append(f"{name} is partial")
+        if _was_busy(form):
+            found.append(f"{name} is from a busy machine")
+    return found
+
+
+def _was_busy(form: Mapping[str, Any]) -> bool:
+    load, cpus = _at(form, ("machine", "load_1m")), _at(form, ("machine", "cpus"))
+    return isinstance(load, int | float) and isinstance(cpus, int) and busy({"load_1m": load, "cpus": cpus})
 
 
 def _at(form: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 
 LIBRARIES = ("edgepp", "onnxruntime", "mlx", "mlx-lm", "numpy", "pyzmq")
+_BUSY = 0.75  # load for each CPU
 _CLONE = Path(__file__).resolve().parents[2]
 
 
@@ -28,6 +30,11 @@ def machine() -> dict[str, Any]:
         "load_1m": psutil.getloadavg()[0],
         "libraries": dict(_versions()),
     }
+
+
+def busy(about: Mapping[str, Any]) -> bool:
+    """Whether a machine had so much else to do that its figures are not ones to quote."""
+    return bool(about["load_1m"] > _BUSY * about["cpus"])
 
 
 def _versions() -> list[tuple[str, str]]:

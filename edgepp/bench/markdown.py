@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgepp.bench import origin
+from edgepp.bench.machine import busy
 from edgepp.bench.report import ALONE, NAMES, Coded, Report, Single, Spread, Together
 
-_BUSY = 0.75
-"""Load for each CPU from which figures are not to be quoted."""
 _CODECS = ("none", "lz4", "zstd")
 
 
@@ -66,7 +65,7 @@ def _head(report: Report) -> Iterator[str]:
         f"Measured from: {machine['cpu']}, {machine['cores']} cores, {machine['cpus']} CPUs,"
         f" {machine['memory_gib']:.0f} GiB, {machine['system']}, Python {machine['python']}; {libraries}."
     )
-    if machine["load_1m"] > _BUSY * machine["cpus"]:
+    if busy(machine):
         yield ""
         yield (
             f"**The machine was busy before it began (load {machine['load_1m']:.1f} on {machine['cpus']} CPUs): these"
@@ -175,12 +174,15 @@ def _at_once(report: Report, *, text: bool) -> Iterator[str]:
         " exactly as many tokens as the words ask for at 1.15 a word (18 for a title), so times and rates show the"
         " shape and not which is faster. Rates count the first token. The medians' spread is over rounds."
     )
-    reused = max(row.reused / row.prompt_tokens for row in rows)
-    yield (
-        "Each prompt begins with a number of its own, since through a cluster the owner of all questions is one"
-        " machine and what was asked before need not be computed again. The stages still held up to"
-        f" {100 * reused:.0f} % of a prompt: the chat template's beginning."
-    )
+    if report.subject.kind == "cluster":
+        reused = max(row.reused / row.prompt_tokens for row in rows)
+        yield (
+            "Each prompt begins with a number of its own, since through a cluster one machine owns all questions and"
+            " what it asked before need not be computed again. The stages still held at most"
+            f" {100 * reused:.0f} % of a prompt: the chat template's beginning."
+        )
+    else:
+        yield "Each request has an owner of its own, and its prompt begins with a number: nothing asked before helps."
 
 
 def _row(row: Together) -> list[str]:

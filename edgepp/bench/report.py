@@ -174,8 +174,8 @@ class Report:
         ]
         figures = [{**asdict(spread), **about} for about, spread in self._figures()]
         whole = {"schema": SCHEMA, "bench": "edgepp", **asdict(self), "codecs": codecs, "figures": figures}
-        rounded: dict[str, Any] = _rounded(whole)
-        return rounded
+        form: dict[str, Any] = rounded(whole)
+        return form
 
     def _figures(self) -> Iterator[tuple[dict[str, str], Spread]]:
         for side, single in (("", self.single), (f"{ALONE}: ", self.alone)):
@@ -194,13 +194,13 @@ def _about(name: str, better: str) -> dict[str, str]:
     return {"name": name, "better": better}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """``value`` with four digits of every float in it, which is more than a measurement has."""
     match value:
         case float():
             return float(f"{value:.4g}")
         case Mapping():
-            return {str(key): _rounded(inner) for key, inner in value.items()}
+            return {str(key): rounded(inner) for key, inner in value.items()}
         case list() | tuple():
-            return [_rounded(inner) for inner in value]
+            return [rounded(inner) for inner in value]
     return value

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from edgepp import __version__
 from edgepp.api import Engine, connect
-from edgepp.bench.asking import Asked
+from edgepp.bench.asking import Asked, Strangers
 from edgepp.bench.compare import FILE, Comparison, Difference, compare, read
 from edgepp.bench.machine import commit, machine
 from edgepp.bench.markdown import markdown, number, spread
@@ -72,10 +72,10 @@ def bench(wanted: Wanted, settings: Settings, out: str | None, *, as_json: bool)
 async def _measure(wanted: Wanted, settings: Settings, found: list[Report], tell: Tell) -> None:
     async with AsyncExitStack() as stack:
         model, subject, asked = await _open(wanted, stack)
-        alone: Engine | None = None
+        alone: Asked | None = None
         if wanted.single:
-            alone = Engine(model, stages=1, threads=wanted.threads, speculate="off")
-            await _opened(alone, stack)
+            one = Engine(model, stages=1, threads=wanted.threads, backend=wanted.backend, speculate="off")
+            alone = await _opened(one, stack)
         report = Report(
             began=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
             settings=asdict(settings) | {"single": wanted.single},
@@ -103,14 +103,15 @@ async def _open(wanted: Wanted, stack: AsyncExitStack) -> tuple[str, Subject, As
         backend=wanted.backend,
         speculate=wanted.speculate,
     )
-    await _opened(engine, stack)
-    return wanted.model, local(wanted.model, engine.stages), engine
+    asked = await _opened(engine, stack)
+    return wanted.model, local(wanted.model, engine.stages), asked
 
 
-async def _opened(engine: Engine, stack: AsyncExitStack) -> None:
+async def _opened(engine: Engine, stack: AsyncExitStack) -> Asked:
     stack.push_async_callback(engine.close)
     with ByteProgress() as progress:
         await engine.open(progress)
+    return Strangers(engine)
 
 
 @contextmanager
@@ -162,7 +163,7 @@ def _deliver(report: Report, folder: Path | None, *, as_json: bool) -> None:
     try:
         said += [path.name for path in bench_plot.draw(report, folder)]
     except UsageError as error:
-        click.echo(f"no plots: {error}; {error.hint}", err=True)
+        click.echo(f"no plots, since matplotlib is not installed: {error.hint}", err=True)
     click.echo(f"{'partial report' if report.partial else 'report'}: {', '.join(said)}", err=True)
 
 

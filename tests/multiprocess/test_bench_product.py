@@ -59,7 +59,7 @@ def test_a_local_pipeline_beside_one_process(tiny: Path, tmp_path: Path) -> None
     assert "holds a report already" in again.stderr
     compared = json.loads(edgepp("bench", "--compare", str(out), str(out), "--json").stdout)
     assert {row["ratio"] for row in compared["rows"]} == {1.0}
-    assert compared["unlike"] == []
+    assert [what for what in compared["unlike"] if not what.endswith("is from a busy machine")] == []
 
 
 def test_a_live_cluster(tiny: Path, tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ def test_a_difference_counts_beyond_both_spreads_only() -> None:
     assert len(found.only_a) == 4 + 6
     assert found.only_b == ()
     assert found.unlike == ("the commit (0123456789ab, fedcba987654)",)
+    loaded = compare(a.form(), replaced(machine=MACHINE | {"load_1m": 3.5}).form())
+    assert loaded.unlike == ("the second is from a busy machine",)
     back = {one.name: one for one in compare(b.form(), a.form()).differences}
     assert back["decode token/s, without the first token"].verdict == "worse"
     assert back["decode token/s, without the first token"].ratio == pytest.approx(9 / 18, rel=0.1)
