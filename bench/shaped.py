@@ -28,6 +28,7 @@ from measure import Arguments, commit, count, machine, report, rounded, say, scr
 
 from edgepp.bench import links
 from edgepp.bench.links import CODECS, ROWS
+from edgepp.bench.machine import busy
 from edgepp.bench.origin import RATES_MBIT_S, SENDING, SENDING_MBIT_S, TOGETHER
 from edgepp.errors import EdgeppError, ModelError, UsageError
 from edgepp.wire.choice import CodecChoice
@@ -202,6 +203,8 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"Hidden states (rows, {links.WIDTH}) in {links.DTYPE} between two processes over a shaped cable{extra}."
     yield f"One way in ms: transmission + codec = total (MB/s); **bold** is fastest; {result['rounds']} rounds, median."
     yield f"Origin: {TOGETHER}, there and back over about {SENDING_MBIT_S:g} Mbit/s, zlib in zstd's place."
+    load = f", load {result['machine']['load_1m']:.1f} on {result['machine']['cpus']} CPUs before it began"
+    yield f"{result['machine']['cpu']}, commit {result['commit']}{load}{', busy' if busy(result['machine']) else ''}."
     for mbit_s in dict.fromkeys(row["mbit_s"] for row in result["rows"]):
         for kind in dict.fromkeys(row["data"] for row in result["rows"]):
             cells = [row for row in result["rows"] if (row["mbit_s"], row["data"]) == (mbit_s, kind)]
@@ -234,14 +237,14 @@ def _cell(cell: Mapping[str, Any], *, bold: bool) -> str:
 def within(options: argparse.Namespace) -> None:
     """Measure and report, at the near end."""
     settings = {"rounds": options.rounds, "delay_ms": options.delay_ms, "model": options.model}
-    result = {"bench": "shaped", **settings, "rows": measured(options)}
+    about = machine()  # with the load before this adds to it
+    result = {"bench": "shaped", **settings, "rows": measured(options), "machine": about, "commit": commit()}
     lines = list(table(result))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         title = "# Hidden states over shaped links\n\n"
         (options.out / "links.md").write_text(title + "\n".join(lines) + "\n", encoding="utf-8")
-        whole = rounded({**result, "machine": machine(), "commit": commit()})
-        (options.out / "links.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        (options.out / "links.json").write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
     report(result, lines, json_only=options.json)
 
 
