@@ -12,7 +12,7 @@ from typing import Protocol
 
 from edgepp.api import Answer, Engine, Prompt
 from edgepp.bench import text
-from edgepp.bench.report import Single, Spread, Together
+from edgepp.bench.report import NAMES, Single, Spread, Together
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import UsageError
 
@@ -150,6 +150,15 @@ def single(runs: Sequence[Run]) -> Single:
         wire_ms=wire_ms,
         coordinator_ms=coordinator_ms,
     )
+
+
+def ratio(over: Sequence[Run], under: Sequence[Run]) -> dict[str, Spread]:
+    """Each of a single request's figures, one side's over the other's, formed within a round."""
+    pairs = [(single([one]), single([other])) for one, other in zip(over, under, strict=True)]
+    return {
+        name: Spread.of([getattr(one, name).median / getattr(other, name).median for one, other in pairs])
+        for name in NAMES
+    }
 
 
 def _step_ms(timing: Timing) -> tuple[tuple[float, ...], float, float]:

@@ -117,7 +117,7 @@ def _one_request(report: Report) -> Iterator[str]:
     rows = []
     for name, words in NAMES.items():
         values: list[Spread] = [getattr(side, name) for _, side in sides]
-        ratio = [f"{values[0].median / values[1].median:.2f}"] if alone is not None else []
+        ratio = [spread(report.ratio[name])] if alone is not None else []
         rows.append([words, *(spread(value) for value in values), *ratio])
     yield from table(headings, rows)
     yield ""

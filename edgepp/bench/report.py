@@ -162,6 +162,8 @@ class Report:
     single: Single | None = None
     alone: Single | None = None
     """The same model in one process of this machine, asked in turn with the other."""
+    ratio: Mapping[str, Spread] = field(default_factory=dict)
+    """Each of NAMES: of the one over the other, formed within a round."""
     requests: list[Together] = field(default_factory=list)
     codecs: list[Coded] = field(default_factory=list)
     chosen: list[Chosen] = field(default_factory=list)

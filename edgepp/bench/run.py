@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgepp.bench import links
-from edgepp.bench.asking import Asked, Run, Setting, Wait, ask_alone, ask_at_once, single, together
+from edgepp.bench.asking import Asked, Run, Setting, Wait, ask_alone, ask_at_once, ratio, single, together
 from edgepp.bench.origin import RATES_MBIT_S
 from edgepp.bench.report import ALONE, Report
 from edgepp.bench.text import numbers
@@ -87,7 +87,9 @@ class Bench:
                     runs[name].append(run)
             if turn:
                 self._report.single = single(runs["one request"])
-                self._report.alone = single(runs[ALONE]) if alone is not None else None
+                if alone is not None:
+                    self._report.alone = single(runs[ALONE])
+                    self._report.ratio = ratio(runs["one request"], runs[ALONE])
 
     async def _together(self, asked: Asked) -> None:
         """All rows in turn, round after round; a row that the context cannot hold is left out."""

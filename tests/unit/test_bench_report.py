@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgepp.bench import links, machine, origin, subject, text
-from edgepp.bench.asking import Run, Setting, Wait, percentile, single, together
+from edgepp.bench.asking import Run, Setting, Wait, percentile, ratio, single, together
 from edgepp.bench.compare import compare, read
 from edgepp.bench.markdown import markdown
 from edgepp.bench.report import Chosen, Coded, Report, Spread, StageFacts, Subject
@@ -61,8 +61,9 @@ def filled() -> Report:
         commit="0123456789ab",
         machine=MACHINE,
     )
-    report.single = single([Run(100, timing(0.5, 1.3, 9)), Run(100, timing(0.5, 1.5, 9))])
-    report.alone = single([Run(100, timing(1.0, 2.6, 9)), Run(100, timing(1.0, 3.0, 9))])
+    ours, alone = [timing(0.5, 1.3, 9), timing(0.5, 1.5, 9)], [timing(1.0, 2.6, 9), timing(1.0, 3.0, 9)]
+    runs, runs_alone = ([Run(100, one) for one in side] for side in (ours, alone))
+    report.single, report.alone, report.ratio = single(runs), single(runs_alone), ratio(runs, runs_alone)
     report.requests = [
         together(Setting(1, 25), [[wait(29, 0.5, 1.0)], [wait(29, 0.5, 2.0)]]),
         together(Setting(4, 25), [[wait(29, 0.5, 2.0)] * 4, [wait(29, 0.5, 4.0)] * 4]),
@@ -146,6 +147,16 @@ def test_a_model_that_is_not_here_has_no_real_hidden_states(tmp_path: Path) -> N
         links.real(str(tmp_path))
 
 
+def test_a_ratio_is_formed_within_a_round() -> None:
+    """The machine was half as fast in the second round, for both sides."""
+    ours = [Run(100, timing(0.5, 1.5, 9)), Run(100, timing(1.0, 3.0, 9))]
+    alone = [Run(100, timing(1.0, 1.8, 9)), Run(100, timing(2.0, 3.6, 9))]
+    found = ratio(ours, alone)
+    decode = found["decode_tok_s"]
+    assert (decode.low, decode.median, decode.high) == pytest.approx((0.8, 0.8, 0.8))
+    assert found["ttft_s"] == Spread(0.5, 0.5, 0.5, 2)
+
+
 # The origin's figures
 
 
@@ -175,7 +186,7 @@ def replaced(**values: Any) -> Report:
 def test_a_report_shows_each_table_beside_the_origin() -> None:
     lines = markdown(filled()).splitlines()
     assert lines[0] == "# edgepp bench: tiny on 2 stages"
-    assert "| decode token/s, without the first token | 9 (8–10) | 4.5 (4–5) | 2.00 |" in lines
+    assert "| decode token/s, without the first token | 9 (8–10) | 4.5 (4–5) | 2 (2–2) |" in lines
     assert "| PP 2, TP 1 | without | 8.04 | 3.01 |" in lines
     story = next(line for line in lines if line.startswith("| 4 | 25 |"))
     assert story.endswith("| 30.5 | 2.01 | 15.2 |")
