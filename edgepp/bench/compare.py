@@ -129,7 +129,7 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         "the libraries": ("machine", "libraries"),
         "edgepp": ("version",),
         "the commit": ("commit",),
-        "how much was measured": ("settings",),
+        "the settings": ("settings",),
     }.items():
         one, other = (_at(form, at) for form in (a, b))
         if one != other:

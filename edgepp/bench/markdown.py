@@ -278,3 +278,9 @@ def _reading(report: Report) -> Iterator[str]:
             f"*{ALONE.capitalize()}* is one stage process with all layers on the machine named first, asked in turn"
             " with the other side, with the same prompts."
         )
+
+
+def _threads(count: int | None) -> str:
+    if count is None:
+        return "a thread for each of its cores"
+    return f"{count} thread{'s' if count > 1 else ''}, as each stage here has"

@@ -78,7 +78,7 @@ async def _measure(wanted: Wanted, settings: Settings, found: list[Report], tell
             alone = await _opened(one, stack)
         report = Report(
             began=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
-            settings=asdict(settings) | {"single": wanted.single},
+            settings=asdict(settings) | {"single": wanted.single, "threads": wanted.threads},
             subject=subject,
             version=__version__,
             commit=commit(),
