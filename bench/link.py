@@ -66,10 +66,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m", help="gives the real hidden states (%(default)s)")
     parser.add_argument("--secure", action="store_true", help="measure the hop encrypted too, trip by trip in turn")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--host", default="127.0.0.1", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def serve() -> None:
+def serve(host: str) -> None:
     """Be the other process: print a port, answer every frame as a stage would, end with standard input.
 
     The first line of standard input says whom to admit, by its public key, and is empty for a plain socket. With one,
@@ -80,7 +81,7 @@ def serve() -> None:
     keys = KeyPair.generate() if admitted else None
     gate = Gate(context)
     gate.admit([admitted])
-    listener = Listener(context, Address("127.0.0.1", 0), _FRAME_BYTES, keys)
+    listener = Listener(context, Address(host, 0), _FRAME_BYTES, keys)
     ended: Mailbox[None] = Mailbox()
     threading.Thread(target=_watch_input, args=(ended,), daemon=True).start()
     print(listener.address.port, keys.public if keys is not None else "", flush=True)
@@ -137,6 +138,7 @@ class Coordinator:
             dtype=codec.dtype_name(hidden.dtype),
             codec=name,
             compute_us=(),
+            source=0,
         )
         sent = self._link.send([encode(header), *parts], _ANSWER_S)
         frames = self._link.receive() if sent and self._poller.wait(_ANSWER_S) else None
@@ -155,26 +157,44 @@ class Coordinator:
 def coordinator(*, secure: bool = False) -> Iterator[Coordinator]:
     """Both processes; the other one is gone when the block ends."""
     own = KeyPair.generate() if secure else None
-    peer = subprocess.Popen(
-        [sys.executable, __file__, "--peer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    with peer(own) as (port, server), connected(Address("127.0.0.1", port), own, server) as wire:
+        yield wire
+
+
+@contextmanager
+def peer(own: KeyPair | None = None, host: str = "127.0.0.1", within: Sequence[str] = ()) -> Iterator[tuple[int, str]]:
+    """The other process, which listens on an address of its own: its port, and with keys its public key.
+
+    ``within`` is what its command stands behind, such as ``ip netns exec NAME``.
+    """
+    process = subprocess.Popen(
+        [*within, sys.executable, __file__, "--peer", "--host", host],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        assert peer.stdin is not None
-        assert peer.stdout is not None
-        peer.stdin.write(f"{own.public if own is not None else ''}\n")
-        peer.stdin.flush()
-        port, _, server = peer.stdout.readline().strip().partition(" ")
-        pinned = Pinned(own, server) if own is not None else None
-        link = Link(context, Address("127.0.0.1", int(port)), _FRAME_BYTES, None, pinned)
-        try:
-            yield Coordinator(link)
-        finally:
-            link.close()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{own.public if own is not None else ''}\n")
+        process.stdin.flush()
+        port, _, server = process.stdout.readline().strip().partition(" ")
+        yield int(port), server
     finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def connected(address: Address, own: KeyPair | None = None, server: str = "") -> Iterator[Coordinator]:
+    """This end of a wire to ``address``; encrypted with keys."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = Link(context, address, _FRAME_BYTES, None, Pinned(own, server) if own is not None else None)
+    try:
+        yield Coordinator(link)
+    finally:
+        link.close()
         context.term()
-        peer.kill()
-        peer.communicate()
 
 
 def random_states(dtype: str) -> Array:
@@ -296,7 +316,7 @@ def main() -> None:
     """Measure and report, or be the other process."""
     options = parse()
     if options.peer:
-        serve()
+        serve(options.host)
         return
     with ExitStack() as stack:
         wire = stack.enter_context(coordinator())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -17,18 +16,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 from sides import RATES, Result
 
+from edgepp.bench.machine import commit, machine
+from edgepp.bench.report import rounded
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.node.resources import stage_environment
 
 STOP_S = 5.0
-_LIBRARIES = ("edgepp", "onnxruntime", "mlx", "mlx-lm", "numpy", "pyzmq")
 _BENCH = Path(__file__).resolve().parent
 
 
@@ -76,18 +75,6 @@ def report(result: Mapping[str, Any], table: Iterable[str], *, json_only: bool) 
     for line in () if json_only else table:
         print(line)
     print(json.dumps(rounded({**result, "machine": machine(), "commit": commit()})), flush=True)
-
-
-def rounded(value: Any) -> Any:
-    """``value`` with every float in it cut to four digits, which is more than a measurement has."""
-    match value:
-        case float():
-            return float(f"{value:.4g}")
-        case dict():
-            return {key: rounded(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [rounded(inner) for inner in value]
-    return value
 
 
 class Side:
@@ -249,39 +236,3 @@ def _place_in_core(cpu: int) -> int:
         return 0
     siblings = [n for part in parts for n in range(int(part[0]), int(part[-1]) + 1)]
     return siblings.index(cpu)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": psutil.cpu_count(logical=False),
-        "cpus": psutil.cpu_count(),
-        "memory_gib": psutil.virtual_memory().total / 2**30,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "load_1m": psutil.getloadavg()[0],
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-    }
-
-
-def _cpu_name() -> str:
-    if sys.platform == "darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with ``-dirty`` where it was changed; None where there is none."""
-    return _output("git", "-C", str(_BENCH), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-
-
-def _output(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

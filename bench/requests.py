@@ -10,48 +10,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
-import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from measure import Arguments, count, report, say, script, share_cpus
 from sides import pin
 
-from edgepp import Engine, GenerateOptions, backend
-from edgepp.errors import UsageError
-
-TOKENS_A_WORD = 1.15
-"""What the origin's model took for a word of a story."""
-TEXT_WORDS = 484
-TITLE_TOKENS = 18
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row of a table."""
-
-    requests: int
-    words: int
-    prompt: str
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Wait:
-    """One request as its asker saw it, in seconds from the question."""
-
-    tokens: int
-    arrivals_s: tuple[float, ...]
-    """Of each piece of text: a token, unless it takes several to make a character or they were guessed."""
-
-    @property
-    def gaps_s(self) -> list[float]:
-        """Between a piece and the next."""
-        return [b - a for a, b in itertools.pairwise(self.arrivals_s)]
+from edgepp import Engine, backend
+from edgepp.bench.asking import Setting, Strangers, Wait, ask_at_once, together
+from edgepp.bench.text import numbers
 
 
 def parse() -> argparse.Namespace:
@@ -76,62 +43,27 @@ def counts(text: str) -> list[int]:
 
 def settings(options: argparse.Namespace) -> list[Setting]:
     """The rows of both tables."""
-    rows = [
-        Setting(requests, words, f"tell a story in {words} words", round(words * TOKENS_A_WORD))
-        for words in options.words
-        for requests in options.requests
-    ]
-    if options.no_text:
-        return rows
-    text = " ".join((Path(__file__).parent / "text.txt").read_text(encoding="utf-8").split()[:TEXT_WORDS])
-    prompt = f"give a title for below text in 10 words: {text}"
-    return rows + [Setting(requests, 10, prompt, TITLE_TOKENS) for requests in options.requests]
-
-
-async def ask_at_once(engine: Engine, setting: Setting, owners: Iterator[int]) -> list[Wait]:
-    """Ask all requests of a setting at once and wait for the last token.
-
-    Each has an owner of its own, since what one owner asks twice need not be computed twice.
-    """
-    options = GenerateOptions(max_tokens=setting.tokens, ignore_eos=True)
-
-    async def ask(owner: str) -> Wait:
-        asked_s = time.perf_counter()
-        answer = engine.ask(setting.prompt, options, owner=owner)
-        arrivals = [time.perf_counter() - asked_s async for _ in answer]
-        if answer.finish_reason != "length" or len(answer.token_ids) < setting.tokens:
-            raise UsageError(f"{answer.prompt_tokens} + {setting.tokens} tokens do not fit the model's context")
-        return Wait(len(answer.token_ids), tuple(arrivals or [time.perf_counter() - asked_s]))
-
-    return await asyncio.gather(*(ask(str(next(owners))) for _ in range(setting.requests)))
+    stories = [Setting(requests, words) for words in options.words for requests in options.requests]
+    return stories + [Setting(requests, 10, text=True) for requests in options.requests if not options.no_text]
 
 
 def row(setting: Setting, rounds: Sequence[Sequence[Wait]]) -> dict[str, Any]:
     """A table's row from all rounds of a setting."""
-    waits = [wait for waits in rounds for wait in waits]
-    totals = [wait.arrivals_s[-1] for wait in waits]
-    aggregate = [sum(wait.tokens for wait in waits) / max(wait.arrivals_s[-1] for wait in waits) for waits in rounds]
-    firsts = [wait.arrivals_s[0] for wait in waits]
-    gaps = [gap for wait in waits for gap in wait.gaps_s] or [0.0]
+    one = together(setting, rounds)
     return {
-        "requests": setting.requests,
-        "words": setting.words,
-        "text": setting.tokens == TITLE_TOKENS and setting.words == 10,
-        "tokens": statistics.fmean(wait.tokens for wait in waits),
-        "time_s": statistics.fmean(totals),
-        "tok_s": statistics.fmean(wait.tokens / wait.arrivals_s[-1] for wait in waits),
-        "aggregate_tok_s": statistics.median(aggregate),
-        "aggregate_spread": [min(aggregate), max(aggregate)],
-        "ttft_p50_s": percentile(firsts, 50),
-        "ttft_p99_s": percentile(firsts, 99),
-        "itl_p50_s": percentile(gaps, 50),
-        "itl_p99_s": percentile(gaps, 99),
+        "requests": one.requests,
+        "words": one.words,
+        "text": one.text,
+        "tokens": one.tokens,
+        "time_s": one.time_s.median,
+        "tok_s": one.tok_s.median,
+        "aggregate_tok_s": one.aggregate_tok_s.median,
+        "aggregate_spread": [one.aggregate_tok_s.low, one.aggregate_tok_s.high],
+        "ttft_p50_s": one.ttft_p50_s,
+        "ttft_p99_s": one.ttft_p99_s,
+        "itl_p50_s": one.itl_p50_s,
+        "itl_p99_s": one.itl_p99_s,
     }
-
-
-def percentile(values: Sequence[float], share: int) -> float:
-    """The smallest value that ``share`` in a hundred do not exceed."""
-    return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]
 
 
 async def measured(options: argparse.Namespace) -> dict[str, Any]:
@@ -139,14 +71,15 @@ async def measured(options: argparse.Namespace) -> dict[str, Any]:
     rows = settings(options)
     found: list[list[list[Wait]]] = [[] for _ in rows]
     spread = share_cpus(options.stages, options.threads)
-    owners = itertools.count()
+    first_words = numbers()
     where = {name: getattr(options, name) for name in ("stages", "threads", "backend", "speculate")}
     async with Engine(options.model, **where) as engine:
         for stage, cpus in zip(engine.stages, spread or (), strict=False):
             pin(stage.pid, cpus)
+        asked = Strangers(engine)
         for number in range(options.rounds + 1):
             for setting, waits in zip(rows, found, strict=True):
-                came = await ask_at_once(engine, setting, owners)
+                came = await ask_at_once(asked, setting, first_words)
                 if number:
                     waits.append(came)
             say(f"round {number} of {options.rounds}" if number else "warm")

@@ -7,7 +7,7 @@ import sys
 import click
 
 from edgepp import __version__
-from edgepp.cli import chat, cluster, models, nodes, plan
+from edgepp.cli import bench, chat, cluster, models, nodes, plan
 from edgepp.cli.options import Group
 from edgepp.errors import EdgeppError, UsageError
 
@@ -42,6 +42,7 @@ for command in (
     cluster.token,
     cluster.leave,
     plan.plan,
+    bench.bench,
     models.models,
 ):
     cli.add_command(command)

@@ -1,0 +1,236 @@
+"""`edgepp bench`: progress while it measures, a report at the end, and two reports side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from edgepp import __version__
+from edgepp.api import Engine, connect
+from edgepp.bench.asking import Asked, Strangers
+from edgepp.bench.compare import FILE, Comparison, Difference, compare, read
+from edgepp.bench.machine import commit, machine
+from edgepp.bench.markdown import markdown, number, spread
+from edgepp.bench.report import NAMES, Report, Subject
+from edgepp.bench.run import FULL, QUICK, Bench, Settings, Tell
+from edgepp.bench.subject import cluster, local
+from edgepp.errors import EdgeppError, PairingError, UsageError
+from edgepp.ui import bench_plot
+from edgepp.ui.progress import ByteProgress
+
+__all__ = ["FULL", "QUICK", "Wanted", "bench", "show_comparison"]
+_COLOURS = {"better": "green", "worse": "red", "within the spread": "dim", "one round": "dim"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured: a local pipeline of ``model``, or without one the live cluster."""
+
+    model: str | None
+    stages: int | None
+    threads: int | None
+    backend: str
+    speculate: str
+    peer: str | None
+    single: bool
+
+
+def bench(wanted: Wanted, settings: Settings, out: str | None, *, as_json: bool) -> None:
+    """Measure and report. Ctrl-C, or an answer that fails, leaves a report that says it is partial.
+
+    Raises:
+        EdgeppError: nothing can be measured, or not all of it.
+    """
+    folder = None if as_json and out is None else _folder(out)
+    found: list[Report] = []
+    try:
+        with _progress() as tell:
+            asyncio.run(_measure(wanted, settings, found, tell))
+    except (KeyboardInterrupt, EdgeppError) as error:
+        if found and found[0].single is not None:
+            found[0].partial = str(error) if isinstance(error, EdgeppError) else "it was stopped by Ctrl-C"
+            _deliver(found[0], folder, as_json=as_json)
+        elif folder is not None:
+            with suppress(OSError):  # others' files are in it
+                folder.rmdir()
+        raise
+    _deliver(found[0], folder, as_json=as_json)
+
+
+async def _measure(wanted: Wanted, settings: Settings, found: list[Report], tell: Tell) -> None:
+    async with AsyncExitStack() as stack:
+        model, subject, asked = await _open(wanted, stack)
+        alone: Asked | None = None
+        if wanted.single:
+            one = Engine(model, stages=1, threads=wanted.threads, backend=wanted.backend, speculate="off")
+            alone = await _opened(one, stack)
+        report = Report(
+            began=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+            settings=asdict(settings) | {"single": wanted.single, "threads": wanted.threads},
+            subject=subject,
+            version=__version__,
+            commit=commit(),
+            machine=machine(),
+        )
+        found.append(report)
+        await Bench(model, settings, report, tell).run(asked, alone)
+
+
+async def _open(wanted: Wanted, stack: AsyncExitStack) -> tuple[str, Subject, Asked]:
+    if wanted.model is None:
+        try:
+            connection = await stack.enter_async_context(connect(wanted.peer))
+        except PairingError as error:
+            error.hint = f"measure this machine with `edgepp bench -m smollm2-135m --stages 2`; or {error.hint}"
+            raise
+        return connection.model, cluster(connection.status), connection
+    engine = Engine(
+        wanted.model,
+        stages=wanted.stages,
+        threads=wanted.threads,
+        backend=wanted.backend,
+        speculate=wanted.speculate,
+    )
+    asked = await _opened(engine, stack)
+    return wanted.model, local(wanted.model, engine.stages), asked
+
+
+async def _opened(engine: Engine, stack: AsyncExitStack) -> Asked:
+    stack.push_async_callback(engine.close)
+    with ByteProgress() as progress:
+        await engine.open(progress)
+    return Strangers(engine)
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """A bar on a terminal, else a line a step; on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total, what: print(f"{done + 1}/{total} {what}", file=sys.stderr, flush=True)  # noqa: T201
+        return
+    columns = (
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = None
+
+        def tell(done: int, total: int, what: str) -> None:
+            nonlocal task
+            task = bars.add_task(what, total=total) if task is None else task
+            bars.update(task, completed=done, total=total, description=what)
+
+        yield tell
+
+
+def _folder(out: str | None) -> Path:
+    """Where the report goes, made before anything is measured."""
+    folder = Path(out).expanduser() if out else Path(f"edgepp-bench-{datetime.now().strftime('%Y-%m-%d-%H%M%S')}")
+    if (folder / FILE).exists():
+        raise UsageError(f"{folder} holds a report already", "name another folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made: {error.strerror}", "name another folder with --out") from error
+    return folder
+
+
+def _deliver(report: Report, folder: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report.form()))
+    else:
+        _show(report)
+    if folder is None:
+        return
+    (folder / FILE).write_text(json.dumps(report.form(), indent=1) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    said = [str(folder / "report.md"), FILE]
+    try:
+        said += [path.name for path in bench_plot.draw(report, folder)]
+    except UsageError as error:
+        click.echo(f"no plots, since matplotlib is not installed: {error.hint}", err=True)
+    click.echo(f"{'partial report' if report.partial else 'report'}: {', '.join(said)}", err=True)
+
+
+def _show(report: Report) -> None:
+    """The figures in short."""
+    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    if report.single is not None:
+        sides = [report.single] + ([report.alone] if report.alone is not None else [])
+        stages = len(report.subject.stages)
+        sizes = [f">{stages} STAGE{'S' if stages != 1 else ''}", ">ONE PROCESS"][: len(sides)]
+        table = _table(f"{report.subject.model}, ONE REQUEST", *sizes)
+        for name, words in NAMES.items():
+            table.add_row(words, *(spread(getattr(side, name)) for side in sides))
+        console.print(table)
+    if report.requests:
+        table = _table(">REQUESTS", "ASKED FOR", ">TOKENS", ">TIME S", ">TOKEN/S EACH", ">TOGETHER", ">TTFT P50 S")
+        for row in report.requests:
+            table.add_row(
+                str(row.requests), "a title" if row.text else f"{row.words} words", f"{row.tokens:g}",
+                spread(row.time_s), spread(row.tok_s), spread(row.aggregate_tok_s), number(row.ttft_p50_s),
+            )  # fmt: skip
+        console.print("", table)
+    pays = [one for one in report.codecs if one.codec != "none" and one.rows == max(c.rows for c in report.codecs)]
+    for one in pays:
+        below = f"below {number(one.pays_below_mbit_s)} Mbit/s" if one.pays_below_mbit_s else "on no link"
+        console.print(f"{one.codec} pays {below} for {one.rows} rows ({one.data}).")
+
+
+def show_comparison(a: str, b: str, *, as_json: bool) -> None:
+    """Print two reports side by side.
+
+    Raises:
+        UsageError: one is none.
+    """
+    found = compare(read(a), read(b))
+    if as_json:
+        click.echo(json.dumps(found.form()))
+        return
+    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    table = _table("FIGURE", ">A", ">B", ">B / A", "B IS")
+    for difference in found.differences:
+        table.add_row(*_difference(difference))
+    console.print(table)
+    for line in _remarks(found):
+        console.print(line)
+
+
+def _difference(one: Difference) -> tuple[str | Text, ...]:
+    figures = (f"{number(f.median)} ({number(f.low)}–{number(f.high)})" for f in (one.a, one.b))
+    return (one.name, *figures, f"{one.ratio:.2f}", Text(one.verdict, style=_COLOURS[one.verdict]))
+
+
+def _remarks(found: Comparison) -> Iterator[str]:
+    verdicts = [difference.verdict for difference in found.differences]
+    yield (
+        f"{len(verdicts)} figures in both: {verdicts.count('better')} better and {verdicts.count('worse')} worse beyond"
+        " both spreads."
+    )
+    if found.unlike:
+        yield f"Not alike: {'; '.join(found.unlike)}."
+    for name, only in (("A", found.only_a), ("B", found.only_b)):
+        if only:
+            yield f"Only in {name}: {len(only)} figures, such as {only[0]!r}."
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
+    return table

@@ -1,0 +1,79 @@
+"""The plots of a bench report: rates by requests at once, and what a link's rate makes of a codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgepp.bench import origin
+from edgepp.bench.report import Report
+from edgepp.ui.plan_plot import load_pyplot
+
+_RATES = tuple(10 ** (exponent / 8) for exponent in range(8, 29))
+"""From 10 Mbit/s to 3 Gbit/s."""
+_COLOURS = {"none": "tab:grey", "lz4": "tab:blue", "zstd": "tab:orange"}
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Write what there is to be drawn.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    pyplot = load_pyplot()
+    written = []
+    for name, there, panel in (("requests.png", report.requests, _requests), ("links.png", report.codecs, _links)):
+        if there:
+            written.append(_written(pyplot, folder / name, report, panel))
+    return written
+
+
+def _written(pyplot: Any, file: Path, report: Report, panel: Callable[[Any, Report], None]) -> Path:
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    try:
+        panel(axes, report)
+        figure.savefig(file)
+    finally:
+        pyplot.close(figure)
+    return file
+
+
+def _requests(axes: Any, report: Report) -> None:
+    """Token/s together against requests at once, as multiples of one request's: hardware drops out."""
+    for words in sorted({row.words for row in report.requests if not row.text}):
+        rows = [row for row in report.requests if row.words == words and not row.text]
+        one = next((row.aggregate_tok_s.median for row in rows if row.requests == 1), None)
+        if one is None:
+            continue
+        rates = [row.aggregate_tok_s for row in rows]
+        medians = [rate.median / one for rate in rates]
+        bars = [[(r.median - r.low) / one for r in rates], [(r.high - r.median) / one for r in rates]]
+        counts = [row.requests for row in rows]
+        line, *_ = axes.errorbar(counts, medians, yerr=bars, marker="o", capsize=3, label=f"{words} words")
+        theirs = [count for count in counts if (count, words) in origin.STORIES]
+        if 1 in theirs:
+            base = origin.STORIES[1, words].tok_s
+            ratios = [count * origin.STORIES[count, words].tok_s / base for count in theirs]
+            axes.plot(theirs, ratios, linestyle=":", marker="x", color=line.get_color())
+    axes.set(
+        title=f"{report.subject.model}, {len(report.subject.stages)} stages (dotted: {origin.OLLAMA})",
+        xlabel="requests at once",
+        ylabel="token/s together, times one request's",
+    )
+    axes.legend()
+
+
+def _links(axes: Any, report: Report) -> None:
+    """One way of the largest matrix over links of any rate."""
+    rows = max(one.rows for one in report.codecs)
+    for one in report.codecs:
+        if one.rows == rows:
+            style = "-" if one.data == "real" else "--"
+            times = [one.total_ms(rate) for rate in _RATES]
+            axes.plot(_RATES, times, linestyle=style, color=_COLOURS[one.codec], label=f"{one.codec}, {one.data}")
+    width, dtype = report.codecs[0].width, report.codecs[0].dtype
+    axes.set(title=f"({rows}, {width}) {dtype}, one way, no latency", xlabel="Mbit/s", ylabel="ms")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend()
