@@ -28,6 +28,9 @@ from edgepp.errors import EdgeppError, UsageError
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
 
+_STREAMING = 10
+"""Tokens after which a stream is under way."""
+
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
@@ -74,11 +77,12 @@ class Bench:
     def gaps(self) -> tuple[list[float], list[float], float]:
         """Seconds between tokens of a stream: alone, and while a long prompt is computed; and how long that took."""
         alone = arrivals(self.ask(self.text(32), 150))
-        stream = self.ask(self.text(32), 2000)
+        stream = self.ask(self.text(32), min(2000, self.pipeline.context - 32))
         came: list[float] = []
-        reader = threading.Thread(target=lambda: came.extend(arrivals(stream)))
+        reader = threading.Thread(target=lambda: arrivals(stream, came))
         reader.start()
-        time.sleep(0.5)
+        while len(came) < _STREAMING and reader.is_alive():
+            time.sleep(0.001)
         began_s = time.perf_counter()
         long = self.ask(self.text(self._options.long), 1)
         arrivals(long)
@@ -86,6 +90,8 @@ class Bench:
         self.pipeline.engine.cancel(stream)
         reader.join()
         during = [at for at in came if began_s <= at <= ended_s]
+        if len(during) < 2:
+            raise UsageError("the long prompt took no longer than a token of the stream", "give more tokens by --long")
         return between(alone), between(during), ended_s - began_s
 
     def turns(self) -> tuple[float, float, float]:
@@ -100,13 +106,13 @@ class Bench:
         return first.timing.ttft_s, second.timing.ttft_s, stranger.timing.ttft_s
 
 
-def arrivals(request: Request) -> list[float]:
-    """When each token came.
+def arrivals(request: Request, came: list[float] | None = None) -> list[float]:
+    """When each token came, in ``came`` as soon as it has.
 
     Raises:
         EdgeppError: the answer failed.
     """
-    came: list[float] = []
+    came = [] if came is None else came
     while not isinstance(event := request.events.get(), str):
         if isinstance(event, EdgeppError):
             raise event

@@ -89,6 +89,28 @@ def test_pipeline_prints_a_table_before_its_json_line(tiny: Path) -> None:
     assert any(text.startswith("pipeline / single: decode") for text in table)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the proxy needs a second loopback address, which only Linux has")
+def test_speculation(tiny: Path) -> None:
+    sizes = ["--gen", "12", "--words", "8", "--delay-ms", "2", "--rounds", "1"]
+    found = result("speculation.py", "--model", str(tiny), "--exact", *sizes)
+    assert [row["task"] for row in found["rows"]] == ["copy", "story", "random"]
+    for row in found["rows"]:
+        assert row["same_answers"] == "2 of 2"
+        assert row["right"] <= row["guessed"]
+
+
+def test_waiting(tiny: Path) -> None:
+    found = result("waiting.py", "--model", str(tiny), "--long", "100", "--history", "100", "--rounds", "1")
+    assert found["beside_a_long_prompt"]["ratio"] > 0
+    assert found["second_turn"]["second_ttft_s"] > 0
+
+
+def test_soak(tiny: Path) -> None:
+    found = result("soak.py", "--model", str(tiny), "--requests", "30", "--tolerance", "1.0")
+    assert sum(found["ended"].values()) == 30
+    assert found["after"]["live"] == found["after"]["waiting"] == 0
+
+
 def test_link(tiny: Path) -> None:
     found = result("link.py", "--rounds", "1", "--model", str(tiny))
     assert len(found["rows"]) == 6 * 4 * 2
