@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgepp.engine.ring import StageInfo
 
 _STEP_S = 2.0
-_STEPS_BESIDE = 1
+_STEPS_BESIDE = 1.75
 _LEAST_BESIDE = 4
 _SMOOTHING = 0.2
 
@@ -18,6 +18,8 @@ class Tempo:
     def __init__(self, stages: Sequence[StageInfo]) -> None:
         slowest = max(stages, key=lambda stage: stage.decode_s)
         self._decode_s, self._token_s = slowest.decode_s, slowest.prefill_s
+        self._weights_s = max(0.0, slowest.decode_s - slowest.prefill_s)
+        """What a step takes before its first token: reading the weights."""
         self._chunk = _chunk(stages)
 
     @property
@@ -27,10 +29,10 @@ class Tempo:
 
     @property
     def beside(self) -> int:
-        """Tokens of a chunk that goes between decode steps: it takes a stage about as long as one of them."""
-        if not self._token_s:
-            return min(_LEAST_BESIDE, self._chunk)
-        return max(1, min(self._chunk, max(_LEAST_BESIDE, int(_STEPS_BESIDE * self._decode_s / self._token_s))))
+        """Tokens of a chunk that goes between decode steps: it takes a stage as long as ``_STEPS_BESIDE`` of them."""
+        spare_s = _STEPS_BESIDE * self._decode_s - self._weights_s
+        tokens = int(spare_s / self._token_s) if self._token_s else 0
+        return min(self._chunk, max(_LEAST_BESIDE, tokens))
 
     def decoded(self, compute_s: Sequence[float]) -> None:
         """Learn from a decode step, by what each stage took."""
@@ -38,7 +40,8 @@ class Tempo:
 
     def prefilled(self, tokens: int, compute_s: Sequence[float]) -> None:
         """Learn from a chunk: the longer what stands before it, the longer it takes."""
-        self._token_s += _SMOOTHING * (max(compute_s) / tokens - self._token_s)
+        token_s = max(0.0, max(compute_s) - self._weights_s) / tokens
+        self._token_s += _SMOOTHING * (token_s - self._token_s)
 
 
 def _chunk(stages: Sequence[StageInfo]) -> int:
