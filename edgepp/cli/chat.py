@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
@@ -65,6 +64,8 @@ def chat(
     prompt: str | None, system: str | None, *, choices: int | None, raw: bool, as_json: bool, **options: Any
 ) -> None:
     """Chat with a model: through this machine's cluster, over local stages, or on this machine alone."""
+    import asyncio
+
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().rstrip("\n")
     if prompt is None and (as_json or raw or choices is not None):
