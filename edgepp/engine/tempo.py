@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgepp.engine.ring import StageInfo
 
 _STEP_S = 2.0
-_STEPS_BESIDE = 1.75
+_STEPS_BESIDE = 1.5
 _LEAST_BESIDE = 4
 _SMOOTHING = 0.2
 
