@@ -218,7 +218,8 @@ class Engine:
         stages = self._ring.stages
         rewinds = all(stage.rewinds for stage in stages)
         self._new_draft = parts.draft if rewinds else None
-        plain_s = sum(stage.decode_s + stage.hop_s for stage in stages)
+        self._way_s = sum(stage.hop_s for stage in stages)
+        plain_s = sum(stage.decode_s for stage in stages) + self._way_s
         self._costs = Costs(plain_s, sum(stage.prefill_s for stage in stages))
         self._tempo = Tempo(stages)
         self._scheduler = Scheduler(len(stages), self._tempo)
@@ -309,6 +310,7 @@ class Engine:
         """Sample for every sequence whose step brought its next token."""
         wanted: list[tuple[Request, slice]] = []
         row = 0
+        self._learn(event)
         for sequence in event.sequences:
             request = self._ledger.live.get(sequence)
             rows = 1 + (len(request.guesses) if request is not None else 0)
@@ -348,18 +350,21 @@ class Engine:
         if reason is not None:
             self._end(request, reason)
 
+    def _learn(self, event: Returned) -> None:
+        """Let the lengths of chunks follow what steps take."""
+        request = self._ledger.live.get(event.sequences[0])
+        if request is not None and not request.decoding:
+            self._tempo.prefilled(event.positions, event.compute_s)
+        elif event.positions == 1:  # guesses make a step longer
+            self._tempo.decoded(event.compute_s)
+
     def _account(self, request: Request, event: Returned) -> None:
         """Add a step's time to its stages; time on the wire goes to each by its measured share of the way."""
-        if not request.decoding:
-            self._tempo.prefilled(event.positions, event.compute_s)
-        elif event.positions == 1:
-            self._tempo.decoded(event.compute_s)
         wire_s = max(0.0, event.ring_s - sum(event.compute_s))
-        way_s = sum(stage.hop_s for stage in self._ring.stages)
         for times, stage, compute_s in zip(request.timing.stages, self._ring.stages, event.compute_s, strict=True):
             if request.decoding:
                 times.decode_s += compute_s
-                times.wire_s += wire_s * stage.hop_s / way_s if way_s else 0.0
+                times.wire_s += wire_s * stage.hop_s / self._way_s if self._way_s else 0.0
             else:
                 times.prefill_s += compute_s
 

@@ -238,5 +238,5 @@ class Ledger:
 
     def _excess(self) -> int:
         if self._budget is None:
-            return self._idle - self._spare if self._idle else 0
+            return self._idle - self._spare
         return self._held + self._idle - self._budget

@@ -56,9 +56,10 @@ class PrefixCache:
     def keep(self, sequence: int, owner: str, tokens: Sequence[int]) -> list[int]:
         """Remember an ended sequence; which sequences are now to be freed, itself perhaps among them."""
         ids = np.asarray(tokens, np.int32)
-        covered = [kept.sequence for kept in self._of(owner) if common(kept.ids, ids) == len(kept.ids)]
-        if len(ids) < LEAST or any(common(kept.ids, ids) == len(ids) for kept in self._of(owner)):
+        shared = [(kept, common(kept.ids, ids)) for kept in self._of(owner)]
+        if len(ids) < LEAST or any(length == len(ids) for _, length in shared):
             return [sequence]
+        covered = [kept.sequence for kept, length in shared if length == len(kept.ids)]
         for number in covered:
             del self._kept[number]
         self._kept[sequence] = Kept(sequence, owner, ids)

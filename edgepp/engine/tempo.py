@@ -8,6 +8,7 @@ from edgepp.engine.ring import StageInfo
 
 _STEP_S = 2.0
 _STEPS_BESIDE = 1.5
+_MOST_PRESSURE = 3.0
 _LEAST_BESIDE = 4
 _SMOOTHING = 0.2
 
@@ -27,10 +28,14 @@ class Tempo:
         """Tokens of a chunk where nobody decodes."""
         return self._chunk
 
-    @property
-    def beside(self) -> int:
-        """Tokens of a chunk that goes between decode steps: it takes a stage as long as ``_STEPS_BESIDE`` of them."""
-        spare_s = _STEPS_BESIDE * self._decode_s - self._weights_s
+    def beside(self, pressure: float) -> int:
+        """Tokens of a chunk that goes between decode steps: it takes a stage as long as ``_STEPS_BESIDE`` of them.
+
+        Where more prompts wait than requests decode (``pressure`` is their ratio), they wait longer in all than a
+        stream does, so the chunk takes as much longer, up to ``_MOST_PRESSURE``.
+        """
+        steps = _STEPS_BESIDE * min(max(1.0, pressure), _MOST_PRESSURE)
+        spare_s = steps * self._decode_s - self._weights_s
         tokens = int(spare_s / self._token_s) if self._token_s else 0
         return min(self._chunk, max(_LEAST_BESIDE, tokens))
 

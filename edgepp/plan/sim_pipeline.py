@@ -227,7 +227,10 @@ class SimPipeline:
         now_s += coordinator.receive_s
         chunk = isinstance(step, Chunk)
         sequences = (step.request,) if isinstance(step, Chunk) else step.requests
-        tokens = step.stop - step.start if isinstance(step, Chunk) else 1
+        if isinstance(step, Chunk):
+            self._tempo.prefilled(step.stop - step.start, (slowest_s,))
+        else:
+            self._tempo.decoded((slowest_s,))
         wanted = []
         for sequence in sequences:
             request = self._ledger.live.get(sequence)
@@ -235,10 +238,6 @@ class SimPipeline:
                 self._ledger.returned(sequence)
                 continue
             request.source = 0
-            if request.decoding:
-                self._tempo.decoded((slowest_s,))
-            else:
-                self._tempo.prefilled(tokens, (slowest_s,))
             if self._scheduler.returned(sequence):
                 wanted.append(request)
         self._changed |= chunk and self._awaited

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepp.engine.ring import StageInfo
 from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler, Step
+from edgepp.engine.tempo import Tempo
 from edgepp.errors import LocalProtocolError
+from edgepp.layers import LayerRange
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,10 @@ class Fixed:
     """Chunks of the same length always."""
 
     chunk: int
-    beside: int = 1 << 30
+    between: int = 1 << 30
+
+    def beside(self, _pressure: float) -> int:
+        return self.between
 
 
 class Ring:
@@ -168,12 +174,46 @@ def test_a_decode_step_goes_before_a_prompt_and_one_small_chunk_behind_it() -> N
     assert scheduler.next_step() == Chunk(2, 4, 8, last=False)
 
 
-def test_prompts_take_turns() -> None:
+def _served(scheduler: Scheduler, chunks: int) -> list[int]:
+    """Whose prompt each of the next chunks is of, where each comes back before the next is sent."""
+    served = []
+    for _ in range(chunks):
+        step = scheduler.next_step()
+        assert isinstance(step, Chunk)
+        scheduler.returned(step.request)
+        served.append(step.request)
+    return served
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_to_be_done() -> None:
     scheduler = Scheduler(3, Fixed(4))
     scheduler.add(1, 100)
-    scheduler.add(2, 100)
-    sent = [scheduler.next_step() for _ in range(4)]
-    assert [step.request for step in sent if isinstance(step, Chunk)] == [1, 2, 1, 2]
+    scheduler.add(2, 12)
+    assert _served(scheduler, 7) == [1, 2, 1, 2, 1, 2, 1]
+
+
+def test_a_long_prompt_goes_on_while_short_ones_keep_coming() -> None:
+    scheduler = Scheduler(3, Fixed(4))
+    scheduler.add(1, 40)
+    served: list[int] = []
+    for newcomer in range(2, 12):
+        scheduler.add(newcomer, 4)
+        served += _served(scheduler, 2)
+    assert served.count(1) == 10
+
+
+def test_equal_prompts_are_finished_one_after_the_other() -> None:
+    scheduler = Scheduler(3, Fixed(4))
+    for request in (1, 2, 3):
+        scheduler.add(request, 8)
+    assert _served(scheduler, 6) == [1, 1, 2, 2, 3, 3]
+
+
+def test_the_more_prompts_wait_the_longer_a_chunk_beside_decode_steps_may_take() -> None:
+    tempo = Tempo([StageInfo(0, LayerRange(0, 1), "", "", 0, "", "", 64, 4096, prefill_s=1 / 32, decode_s=0.5)])
+    lengths = [tempo.beside(pressure) for pressure in (0.1, 1, 2, 3, 16)]
+    assert lengths == [9, 9, 33, 57, 57]
+    assert tempo.chunk == 64
 
 
 def test_removing_a_request_frees_its_place_in_the_window() -> None:
