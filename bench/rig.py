@@ -16,6 +16,7 @@ from typing import Any
 from measure import prompt
 from proxy import free_pair
 from quiet import Quiet
+from sides import arrivals
 from slow_link import Kind, slowed
 
 from edgepp import backend
@@ -188,7 +189,7 @@ class Rig:
     def _first_token_s(self, tokens: int) -> tuple[float, list[Trip]]:
         began = len(self.trips)
         request = self._submit(tokens, 1)
-        _await_end(request)
+        arrivals(request)
         return request.timing.first_token_s - request.timing.submitted_s, self.trips[began:]
 
     def steady(self, requests: int, tokens: int, cycles: int) -> Steady:
@@ -205,7 +206,7 @@ class Rig:
             for request in asked:
                 self.engine.cancel(request)
             for request in asked:
-                _await_end(request)
+                arrivals(request)
         times: dict[int, list[float]] = defaultdict(list)
         for trip in trips:
             for sequence in trip.returned.sequences:
@@ -268,9 +269,3 @@ def _await_token(request: Request) -> None:
     event = request.events.get()
     if isinstance(event, EdgeppError):
         raise event
-
-
-def _await_end(request: Request) -> None:
-    while not isinstance(event := request.events.get(), str):
-        if isinstance(event, EdgeppError):
-            raise event

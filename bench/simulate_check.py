@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 from measure import prompt, say, share_cpus
-from sides import pin
+from sides import arrivals, pin
 
 from edgepp.backend.base import Ends
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Gauge, Returned, Ring, RingEvent, Send, SendBatch
-from edgepp.errors import EdgeppError
 from edgepp.model.checkpoint import Array
 from edgepp.plan.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
 from edgepp.wire.transport import Mailbox
@@ -180,9 +179,7 @@ def run(pipeline: RecordedPipeline, requests: int, tokens: int, answer: int, tur
     options = GenerateOptions(max_tokens=answer, ignore_eos=True)
     asked = [pipeline.engine.submit(ids, options, owner=f"{turn}-{i}") for i, ids in enumerate(prompts)]
     for request in asked:
-        while not isinstance(event := request.events.get(), str):
-            if isinstance(event, EdgeppError):
-                raise event
+        arrivals(request)
     began_s = asked[0].timing.submitted_s
     return {
         "arrivals_s": [request.timing.submitted_s - began_s for request in asked],
