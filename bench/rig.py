@@ -7,8 +7,8 @@ import platform
 import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from edgepp.engine.peers import Endpoint, Expectation
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
 from edgepp.errors import EdgeppError
-from edgepp.layers import split_evenly
+from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.node.agent import StageProcess, physical_cores
 from edgepp.node.stage import StageConfig
@@ -130,6 +130,49 @@ class Steady:
         return statistics.median(trip.wire_s for trip in self.trips)
 
 
+@contextmanager
+def started(
+    folder: Path,
+    layers: Sequence[LayerRange],
+    kind: Kind,
+    *,
+    model: str = "",
+    threads: int,
+    backend_name: str,
+    awake: bool,
+    exact: bool = False,
+) -> Iterator[tuple[Address, ...]]:
+    """Stage processes with a link of one kind at every hop: where they are reached.
+
+    ``model`` is what they are asked for by; the folder unless given.
+
+    Raises:
+        EdgeppError: a stage, or the link, does not come up.
+    """
+    with ExitStack() as owned:
+        children = []
+        for part in layers:
+            config = StageConfig(
+                path=str(folder),
+                model=model or str(folder),
+                node=platform.node(),
+                start=part.start,
+                stop=part.stop,
+                listen=f"{HERE}:{free_pair()}",
+                backend=backend_name,
+                threads=threads,
+                exact=exact,
+                awake=awake,
+            )
+            children.append(StageProcess(config))
+            owned.callback(children[-1].stop)
+        ports = [child.wait_ready().address.port for child in children]
+        if not kind.direct:
+            ways = [((FAR, port + n), (HERE, port + n)) for port in ports for n in (0, 1)]
+            owned.enter_context(slowed(kind, ways))
+        yield tuple(Address(HERE if kind.direct else FAR, port) for port in ports)
+
+
 class Rig:
     """Stages, a link of one kind at every hop, and an engine. Use it in a ``with`` statement."""
 
@@ -153,12 +196,10 @@ class Rig:
         self._owned = ExitStack()
         self._recorder: Recorder | None = None
         try:
-            ports = self._start(stages, threads * stages <= physical_cores() if awake is None else awake)
-            self.host = HERE if kind.direct else FAR
-            self.ports = ports
-            if not kind.direct:
-                ways = [((FAR, port + n), (HERE, port + n)) for port in ports for n in (0, 1)]
-                self._owned.enter_context(slowed(kind, ways))
+            layers = split_evenly(self.checkpoint.num_layers, stages)
+            awake = threads * stages <= physical_cores() if awake is None else awake
+            found = started(folder, layers, kind, threads=threads, backend_name=backend_name, awake=awake)
+            self.addresses = self._owned.enter_context(found)
             self.engine = self._owned.enter_context(Engine(self._open, frozenset()))
         except BaseException:
             self._owned.close()
@@ -236,30 +277,12 @@ class Rig:
         ids = prompt(self.checkpoint.vocab_size, tokens, turn)
         return self.engine.submit(ids, GenerateOptions(generate, ignore_eos=True), owner=str(turn))
 
-    def _start(self, stages: int, awake: bool) -> list[int]:
-        children = []
-        for layers in split_evenly(self.checkpoint.num_layers, stages):
-            config = StageConfig(
-                path=str(self.folder),
-                model=str(self.folder),
-                node=platform.node(),
-                start=layers.start,
-                stop=layers.stop,
-                listen=f"{HERE}:{free_pair()}",
-                backend=self.backend_name,
-                threads=self.threads,
-                awake=awake,
-            )
-            children.append(StageProcess(config))
-            self._owned.callback(children[-1].stop)
-        return [child.wait_ready().address.port for child in children]
-
     def _open(self) -> Parts:
         checkpoint = self.checkpoint
         expected = Expectation(
             str(self.folder), checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, exact=False
         )
-        endpoints = [Endpoint((Address(self.host, port),)) for port in self.ports]
+        endpoints = [Endpoint((address,)) for address in self.addresses]
         self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
         chosen = backend.choose(self.backend_name, checkpoint)
         return Parts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
