@@ -26,7 +26,8 @@ from tempfile import TemporaryDirectory
 
 import zmq
 from quiet import Quiet
-from rig import FAR, HERE, Rig, Trip
+from recording import Trip
+from rig import FAR, HERE, Rig
 from slow_link import Kind, slowed
 
 from edgepp.cluster.sizes import LinkSpeed

@@ -6,16 +6,16 @@ import itertools
 import platform
 import statistics
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from measure import prompt
 from proxy import free_pair
 from quiet import Quiet
+from recording import Recorder, Trip
 from sides import arrivals
 from slow_link import Kind, slowed
 
@@ -26,87 +26,18 @@ from edgepp.engine.live import Request
 from edgepp.engine.network import NetworkRing
 from edgepp.engine.peers import Endpoint, Expectation
 from edgepp.engine.request import GenerateOptions
-from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.node.agent import StageProcess, physical_cores
 from edgepp.node.stage import StageConfig
-from edgepp.wire.transport import Address, Mailbox
+from edgepp.wire.transport import Address
 
 HERE, FAR = "127.0.0.1", "127.0.0.2"
 _POLL_S = 0.02
 _JOINING = 800
 """Tokens that the first of several requests may get before the last one's prompt is through."""
 _turns = itertools.count()
-
-
-@dataclass(frozen=True)
-class Trip:
-    """A step that came round."""
-
-    step: Send | SendBatch
-    sent_s: float
-    back_s: float
-    returned: Returned
-
-    @property
-    def wire_s(self) -> float:
-        """Its time less the stages' computing."""
-        return self.returned.ring_s - sum(self.returned.compute_s)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """Where its rows belong, in a decode step."""
-        return self.step.positions if isinstance(self.step, SendBatch) else (self.step.position,)
-
-
-class Recorder:
-    """A ring that writes down what passes it."""
-
-    def __init__(self, ring: Ring) -> None:
-        self.trips: list[Trip] = []
-        self.stages: tuple[StageInfo, ...] = ring.stages
-        self._ring = ring
-        self._sent: deque[tuple[Send | SendBatch, float]] = deque()
-
-    def wake_on(self, mailbox: Mailbox[Any]) -> None:
-        """See ``Ring``."""
-        self._ring.wake_on(mailbox)
-
-    def send(self, step: Send | SendBatch) -> None:
-        """See ``Ring``."""
-        self._sent.append((step, time.perf_counter()))
-        self._ring.send(step)
-
-    def poll(self, timeout_s: float) -> list[RingEvent]:
-        """See ``Ring``."""
-        events = self._ring.poll(timeout_s)
-        now = time.perf_counter()
-        for event in events:
-            if isinstance(event, Failed):
-                raise event.error
-            step, sent_s = self._sent.popleft()
-            while not set(_sequences(step)) & set(event.sequences):  # cancelled meanwhile
-                step, sent_s = self._sent.popleft()
-            self.trips.append(Trip(step, sent_s, now, event))
-        return events
-
-    def free(self, sequence: int) -> None:
-        """See ``Ring``."""
-        self._ring.free(sequence)
-
-    def gauges(self) -> list[Gauge]:
-        """See ``Ring``."""
-        return self._ring.gauges()
-
-    def close(self) -> None:
-        """See ``Ring``."""
-        self._ring.close()
-
-
-def _sequences(step: Send | SendBatch) -> tuple[int, ...]:
-    return step.sequences if isinstance(step, SendBatch) else (step.sequence,)
 
 
 @dataclass(frozen=True)
