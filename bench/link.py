@@ -27,6 +27,7 @@ from measure import Arguments, count, report, say, script
 
 from edgepp.bench.links import WIDTH, noise, real
 from edgepp.errors import EdgeppError, ModelError
+from edgepp.model.fetch import located
 from edgepp.wire import codec
 from edgepp.wire.codec import Array
 from edgepp.wire.messages import Codec, Forward, decode, encode
@@ -195,6 +196,7 @@ def manual(tokens: int) -> str:
 
 def measured(options: argparse.Namespace, wire: Coordinator) -> list[dict[str, Any]]:
     """Every size, codec and kind of data in turn, round after round."""
+    located(options.model)  # a name that means nothing is a mistake; a model that is not here is none
     data = {"random": noise(options.dtype, max(ROWS))}
     say(f"computing hidden states of {options.model}")
     try:
