@@ -26,7 +26,8 @@ from tempfile import TemporaryDirectory
 
 import zmq
 from quiet import Quiet
-from rig import FAR, HERE, Rig, Trip
+from recording import Trip
+from rig import FAR, HERE, Rig
 from slow_link import Kind, slowed
 
 from edgepp.cluster.sizes import LinkSpeed
@@ -233,7 +234,7 @@ def _between(trips: Sequence[Trip]) -> list[float]:
 
 def _link(rig: Rig, kind: Kind, hidden: int) -> LinkSpeed:
     """Latency and rate of a link of this kind to a stage, beyond loopback's."""
-    port = rig.ports[0] + 1
+    port = rig.addresses[0].port + 1
     near = _echoes(HERE, port, hidden)
     with ExitStack() as stack:
         stack.enter_context(slowed(kind, [((FAR, port), (HERE, port))]))

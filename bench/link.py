@@ -25,14 +25,9 @@ import numpy as np
 import zmq
 from measure import Arguments, count, report, say, script
 
-from edgepp import backend
-from edgepp.backend.base import BackendOptions
-from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.bench.links import WIDTH, noise, real
+from edgepp.errors import EdgeppError, ModelError
 from edgepp.model.fetch import located
-from edgepp.model.tokenizer import Tokenizer
-from edgepp.node.agent import physical_cores
 from edgepp.wire import codec
 from edgepp.wire.codec import Array
 from edgepp.wire.messages import Codec, Forward, decode, encode
@@ -40,12 +35,9 @@ from edgepp.wire.security import Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Mailbox, Poller
 
 ROWS = (1, 4, 16, 32, 64, 512)
-WIDTH = 8192
 HOPS = 2000
 """Trips behind the one-row figure."""
 _FRAME_BYTES = max(ROWS) * WIDTH * 4
-_WINDOW = 512  # tokens of a text that see each other
-_MOST_TOKENS = 8192  # of real text; rows come round again after them
 _ANSWER_S = 30.0
 
 
@@ -197,45 +189,20 @@ def connected(address: Address, own: KeyPair | None = None, server: str = "") ->
         context.term()
 
 
-def random_states(dtype: str) -> Array:
-    """Normal noise (max(ROWS), WIDTH), as the origin sent."""
-    noise = np.random.default_rng(0).standard_normal((max(ROWS), WIDTH), np.float32)
-    return noise.astype(codec.DTYPES[dtype])
-
-
-def real_states(model: str, dtype: str) -> Array | None:
-    """Hidden states of real text after half of the model's layers, (max(ROWS), WIDTH); None where it is not here.
-
-    A row is as many whole hidden states of neighbouring tokens, one after the other, as its width takes.
-    """
-    path = located(model)
-    if path is None:
-        say(f"{model} is not on this disk: no real hidden states (`edgepp models pull {model}` fetches it)")
-        return None
-    checkpoint = Checkpoint.open(path)
-    each = -(-WIDTH // checkpoint.hidden_size)
-    needed = min(max(ROWS) * each, _MOST_TOKENS)
-    say(f"computing real hidden states: {needed} tokens through half of {model}")
-    tokens = Tokenizer.load(path).encode("\n".join(topics.values())[: 4 * needed])[:needed]
-    chosen = backend.choose("auto", checkpoint)
-    options = BackendOptions(threads=physical_cores())
-    ends = chosen.load_ends(checkpoint, options)
-    stage = chosen.load_stage(checkpoint, LayerRange(0, -(-checkpoint.num_layers // 2)), options)
-    states = []
-    for start in range(0, len(tokens), _WINDOW):
-        window = tokens[start : start + _WINDOW]
-        stage.open(start, len(window))
-        states.append(stage.extend(start, ends.embed(window)))
-        stage.free(start)
-    rows = np.concatenate(states).take(np.arange(max(ROWS) * each), axis=0, mode="wrap")
-    return np.ascontiguousarray(rows.reshape(max(ROWS), -1)[:, :WIDTH].astype(codec.DTYPES[dtype]))
+def manual(tokens: int) -> str:
+    """Of the Python reference that comes with the interpreter, about so many tokens."""
+    return "\n".join(topics.values())[: 4 * tokens]
 
 
 def measured(options: argparse.Namespace, wire: Coordinator) -> list[dict[str, Any]]:
     """Every size, codec and kind of data in turn, round after round."""
-    data = {"random": random_states(options.dtype)}
-    if (real := real_states(options.model, options.dtype)) is not None:
-        data["real"] = real
+    located(options.model)  # a name that means nothing is a mistake; a model that is not here is none
+    data = {"random": noise(options.dtype, max(ROWS))}
+    say(f"computing hidden states of {options.model}")
+    try:
+        data["real"] = real(options.model, options.dtype, max(ROWS), manual)
+    except ModelError as error:
+        say(f"no real hidden states: {error}{f'; {error.hint}' if error.hint else ''}")
     cases = [(rows, name, kind) for kind in data for rows in ROWS for name in codec.NAMES]
     trips: dict[tuple[int, Codec, str], list[Trip]] = {case: [] for case in cases}
     for turn in range(options.rounds + 1):
@@ -269,7 +236,7 @@ def summary(trips: Sequence[Trip], nbytes: int) -> dict[str, Any]:
 
 def hop(wire: Coordinator, secure: Coordinator | None) -> dict[str, Any]:
     """Microseconds of one way of one float16 row without a codec; also encrypted where there is ``secure``."""
-    row = random_states("float16")[:1]
+    row = noise("float16", 1)
     wires = [wire] if secure is None else [wire, secure]
     ways_us: list[list[float]] = [[] for _ in wires]
     for _ in range(HOPS + HOPS // 10):

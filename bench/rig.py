@@ -6,16 +6,17 @@ import itertools
 import platform
 import statistics
 import time
-from collections import defaultdict, deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from measure import prompt
 from proxy import free_pair
 from quiet import Quiet
+from recording import Recorder, Trip
+from sides import arrivals
 from slow_link import Kind, slowed
 
 from edgepp import backend
@@ -25,87 +26,18 @@ from edgepp.engine.live import Request
 from edgepp.engine.network import NetworkRing
 from edgepp.engine.peers import Endpoint, Expectation
 from edgepp.engine.request import GenerateOptions
-from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
 from edgepp.errors import EdgeppError
-from edgepp.layers import split_evenly
+from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.node.agent import StageProcess, physical_cores
 from edgepp.node.stage import StageConfig
-from edgepp.wire.transport import Address, Mailbox
+from edgepp.wire.transport import Address
 
 HERE, FAR = "127.0.0.1", "127.0.0.2"
 _POLL_S = 0.02
 _JOINING = 800
 """Tokens that the first of several requests may get before the last one's prompt is through."""
 _turns = itertools.count()
-
-
-@dataclass(frozen=True)
-class Trip:
-    """A step that came round."""
-
-    step: Send | SendBatch
-    sent_s: float
-    back_s: float
-    returned: Returned
-
-    @property
-    def wire_s(self) -> float:
-        """Its time less the stages' computing."""
-        return self.returned.ring_s - sum(self.returned.compute_s)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """Where its rows belong, in a decode step."""
-        return self.step.positions if isinstance(self.step, SendBatch) else (self.step.position,)
-
-
-class Recorder:
-    """A ring that writes down what passes it."""
-
-    def __init__(self, ring: Ring) -> None:
-        self.trips: list[Trip] = []
-        self.stages: tuple[StageInfo, ...] = ring.stages
-        self._ring = ring
-        self._sent: deque[tuple[Send | SendBatch, float]] = deque()
-
-    def wake_on(self, mailbox: Mailbox[Any]) -> None:
-        """See ``Ring``."""
-        self._ring.wake_on(mailbox)
-
-    def send(self, step: Send | SendBatch) -> None:
-        """See ``Ring``."""
-        self._sent.append((step, time.perf_counter()))
-        self._ring.send(step)
-
-    def poll(self, timeout_s: float) -> list[RingEvent]:
-        """See ``Ring``."""
-        events = self._ring.poll(timeout_s)
-        now = time.perf_counter()
-        for event in events:
-            if isinstance(event, Failed):
-                raise event.error
-            step, sent_s = self._sent.popleft()
-            while not set(_sequences(step)) & set(event.sequences):  # cancelled meanwhile
-                step, sent_s = self._sent.popleft()
-            self.trips.append(Trip(step, sent_s, now, event))
-        return events
-
-    def free(self, sequence: int) -> None:
-        """See ``Ring``."""
-        self._ring.free(sequence)
-
-    def gauges(self) -> list[Gauge]:
-        """See ``Ring``."""
-        return self._ring.gauges()
-
-    def close(self) -> None:
-        """See ``Ring``."""
-        self._ring.close()
-
-
-def _sequences(step: Send | SendBatch) -> tuple[int, ...]:
-    return step.sequences if isinstance(step, SendBatch) else (step.sequence,)
 
 
 @dataclass(frozen=True)
@@ -127,6 +59,49 @@ class Steady:
     def wire_s(self) -> float:
         """The rest of the median step's way round: hops, and waiting for stages that are busy."""
         return statistics.median(trip.wire_s for trip in self.trips)
+
+
+@contextmanager
+def started(
+    folder: Path,
+    layers: Sequence[LayerRange],
+    kind: Kind,
+    *,
+    model: str = "",
+    threads: int,
+    backend_name: str,
+    awake: bool,
+    exact: bool = False,
+) -> Iterator[tuple[Address, ...]]:
+    """Stage processes with a link of one kind at every hop: where they are reached.
+
+    ``model`` is what they are asked for by; the folder unless given.
+
+    Raises:
+        EdgeppError: a stage, or the link, does not come up.
+    """
+    with ExitStack() as owned:
+        children = []
+        for part in layers:
+            config = StageConfig(
+                path=str(folder),
+                model=model or str(folder),
+                node=platform.node(),
+                start=part.start,
+                stop=part.stop,
+                listen=f"{HERE}:{free_pair()}",
+                backend=backend_name,
+                threads=threads,
+                exact=exact,
+                awake=awake,
+            )
+            children.append(StageProcess(config))
+            owned.callback(children[-1].stop)
+        ports = [child.wait_ready().address.port for child in children]
+        if not kind.direct:
+            ways = [((FAR, port + n), (HERE, port + n)) for port in ports for n in (0, 1)]
+            owned.enter_context(slowed(kind, ways))
+        yield tuple(Address(HERE if kind.direct else FAR, port) for port in ports)
 
 
 class Rig:
@@ -152,12 +127,10 @@ class Rig:
         self._owned = ExitStack()
         self._recorder: Recorder | None = None
         try:
-            ports = self._start(stages, threads * stages <= physical_cores() if awake is None else awake)
-            self.host = HERE if kind.direct else FAR
-            self.ports = ports
-            if not kind.direct:
-                ways = [((FAR, port + n), (HERE, port + n)) for port in ports for n in (0, 1)]
-                self._owned.enter_context(slowed(kind, ways))
+            layers = split_evenly(self.checkpoint.num_layers, stages)
+            awake = threads * stages <= physical_cores() if awake is None else awake
+            found = started(folder, layers, kind, threads=threads, backend_name=backend_name, awake=awake)
+            self.addresses = self._owned.enter_context(found)
             self.engine = self._owned.enter_context(Engine(self._open, frozenset()))
         except BaseException:
             self._owned.close()
@@ -188,7 +161,7 @@ class Rig:
     def _first_token_s(self, tokens: int) -> tuple[float, list[Trip]]:
         began = len(self.trips)
         request = self._submit(tokens, 1)
-        _await_end(request)
+        arrivals(request)
         return request.timing.first_token_s - request.timing.submitted_s, self.trips[began:]
 
     def steady(self, requests: int, tokens: int, cycles: int) -> Steady:
@@ -205,7 +178,7 @@ class Rig:
             for request in asked:
                 self.engine.cancel(request)
             for request in asked:
-                _await_end(request)
+                arrivals(request)
         times: dict[int, list[float]] = defaultdict(list)
         for trip in trips:
             for sequence in trip.returned.sequences:
@@ -235,30 +208,12 @@ class Rig:
         ids = prompt(self.checkpoint.vocab_size, tokens, turn)
         return self.engine.submit(ids, GenerateOptions(generate, ignore_eos=True), owner=str(turn))
 
-    def _start(self, stages: int, awake: bool) -> list[int]:
-        children = []
-        for layers in split_evenly(self.checkpoint.num_layers, stages):
-            config = StageConfig(
-                path=str(self.folder),
-                model=str(self.folder),
-                node=platform.node(),
-                start=layers.start,
-                stop=layers.stop,
-                listen=f"{HERE}:{free_pair()}",
-                backend=self.backend_name,
-                threads=self.threads,
-                awake=awake,
-            )
-            children.append(StageProcess(config))
-            self._owned.callback(children[-1].stop)
-        return [child.wait_ready().address.port for child in children]
-
     def _open(self) -> Parts:
         checkpoint = self.checkpoint
         expected = Expectation(
             str(self.folder), checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, exact=False
         )
-        endpoints = [Endpoint((Address(self.host, port),)) for port in self.ports]
+        endpoints = [Endpoint((address,)) for address in self.addresses]
         self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
         chosen = backend.choose(self.backend_name, checkpoint)
         return Parts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
@@ -268,9 +223,3 @@ def _await_token(request: Request) -> None:
     event = request.events.get()
     if isinstance(event, EdgeppError):
         raise event
-
-
-def _await_end(request: Request) -> None:
-    while not isinstance(event := request.events.get(), str):
-        if isinstance(event, EdgeppError):
-            raise event

@@ -16,7 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from edgepp.engine.live import Request
 
 Config = Mapping[str, Any]
 Result = dict[str, Any]
@@ -54,6 +57,22 @@ def pin(pid: int, cpus: Sequence[int] | None) -> None:
             os.sched_setaffinity(int(thread.name), cpus)
 
 
+def arrivals(request: Request, came: list[float] | None = None) -> list[float]:
+    """Wait for a request's last token: when each came, in ``came`` as soon as it has.
+
+    Raises:
+        EdgeppError: the answer failed.
+    """
+    from edgepp.errors import EdgeppError
+
+    came = [] if came is None else came
+    while not isinstance(event := request.events.get(), str):
+        if isinstance(event, EdgeppError):
+            raise event
+        came.append(time.perf_counter())
+    return came
+
+
 class Edgepp:
     """edgepp's own engine: one process, or a pipeline of stage processes."""
 
@@ -79,13 +98,10 @@ class Edgepp:
     def run(self, prompt: Sequence[int], generate: int) -> Result:
         """See ``Engine``."""
         from edgepp.engine.request import GenerateOptions
-        from edgepp.errors import EdgeppError
 
         options = GenerateOptions(max_tokens=generate, ignore_eos=True)
         request = self._pipeline.engine.submit(prompt, options)
-        while not isinstance(event := request.events.get(), str):
-            if isinstance(event, EdgeppError):
-                raise event
+        arrivals(request)
         timing = request.timing
         result = rates(len(prompt), generate, timing.submitted_s, timing.first_token_s, timing.last_token_s)
         return result | {"step_ms": self._step_ms(timing, generate - 1)}

@@ -7,25 +7,19 @@ stages and coordinator share cores: what they take from each other is in the mea
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from measure import prompt, say, share_cpus
-from sides import pin
+from recording import Record, RecordedPipeline
+from sides import arrivals, pin
 
-from edgepp.backend.base import Ends
-from edgepp.engine.peers import Endpoint
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions
-from edgepp.engine.ring import Gauge, Returned, Ring, RingEvent, Send, SendBatch
-from edgepp.errors import EdgeppError
-from edgepp.model.checkpoint import Array
 from edgepp.plan.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
-from edgepp.wire.transport import Mailbox
 
 CALIBRATE = ((1, 200, 60), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), (1, 20, 60))
 """Requests at once, prompt and answer, in tokens. Not 2: its steps have one row like a lone request's, and what stages
@@ -36,143 +30,6 @@ CHECK = (96, 80)
 """Prompt and answer of what is compared."""
 
 
-@dataclass
-class Record:
-    """What the engine's thread did, in order; written by that thread only."""
-
-    sent: list[tuple[int, int, bool]] = field(default_factory=list)
-    """Rows, positions that they look back on together, and whether they decode, of the steps in the ring."""
-    decoded: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
-    """Rows, positions, each stage's seconds."""
-    prefilled: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
-    """Tokens, positions before them, each stage's seconds."""
-    lone_s: list[float] = field(default_factory=list)
-    """What is neither computing nor sending, of steps that had the ring to themselves."""
-    sending_s: list[float] = field(default_factory=list)
-    embedding: list[tuple[int, float]] = field(default_factory=list)
-    heads: list[tuple[int, float]] = field(default_factory=list)
-    rest: list[tuple[int, int, float]] = field(default_factory=list)
-    """Results taken, rows sampled and seconds between two waits, less what is counted above."""
-    alone: bool = True
-    """Whether the step in the ring is the only one."""
-    row_bytes: int = 1
-
-    def forget(self) -> None:
-        """Begin anew, while nothing is in the ring."""
-        for notes in (self.decoded, self.prefilled, self.lone_s, self.sending_s, self.embedding, self.heads, self.rest):
-            notes.clear()
-
-
-class RecordingEnds:
-    """The model's ends, timed."""
-
-    def __init__(self, ends: Ends, record: Record) -> None:
-        self._ends, self._record = ends, record
-        self.positional = ends.positional
-        self.spent_s = 0.0
-        self.sampled = 0
-
-    def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
-        """See ``Ends``."""
-        began_s = time.perf_counter()
-        hidden = self._ends.embed(tokens, position)
-        took_s = time.perf_counter() - began_s
-        self.spent_s += took_s
-        self._record.embedding.append((len(tokens), took_s))
-        return hidden
-
-    def logits(self, hidden: Array) -> Array:
-        """See ``Ends``."""
-        began_s = time.perf_counter()
-        logits = self._ends.logits(hidden)
-        took_s = time.perf_counter() - began_s
-        self.spent_s += took_s
-        self.sampled += len(hidden)
-        self._record.heads.append((len(hidden), took_s))
-        return logits
-
-
-class RecordingRing:
-    """A ring, timed."""
-
-    def __init__(self, ring: Ring, ends: RecordingEnds, record: Record) -> None:
-        self._ring, self._ends, self._record = ring, ends, record
-        self.stages = ring.stages
-        self._left_s: float | None = None
-        self._taken = 0
-
-    def wake_on(self, mailbox: Mailbox[Any]) -> None:
-        """See ``Ring``."""
-        self._ring.wake_on(mailbox)
-
-    def send(self, step: Send | SendBatch) -> None:
-        """See ``Ring``."""
-        record = self._record
-        rows = len(step.hidden)
-        decodes = isinstance(step, SendBatch) or step.want == rows == 1
-        positions = sum(step.positions) if isinstance(step, SendBatch) else step.position
-        record.alone = not record.sent
-        record.row_bytes = step.hidden.nbytes // rows
-        record.sent.append((rows, positions, decodes))
-        began_s = time.perf_counter()
-        self._ring.send(step)
-        took_s = time.perf_counter() - began_s
-        record.sending_s.append(took_s)
-        self._ends.spent_s += took_s
-
-    def poll(self, timeout_s: float) -> list[RingEvent]:
-        """See ``Ring``."""
-        now_s, record, ends = time.perf_counter(), self._record, self._ends
-        if self._left_s is not None and self._taken:
-            record.rest.append((self._taken, ends.sampled, max(0.0, now_s - self._left_s - ends.spent_s)))
-        events = self._ring.poll(timeout_s)
-        self._left_s, self._taken, ends.spent_s, ends.sampled = time.perf_counter(), len(events), 0.0, 0
-        for event in events:
-            if isinstance(event, Returned):
-                self._note(event)
-        return events
-
-    def _note(self, event: Returned) -> None:
-        record = self._record
-        rows, positions, decodes = record.sent.pop(0)
-        if decodes and not all(other for *_, other in record.sent):
-            return  # a chunk is being computed beside it, on the same machine
-        if decodes:
-            record.decoded.append((rows, positions, event.compute_s))
-            if record.alone and rows == 1:
-                record.lone_s.append(event.ring_s - sum(event.compute_s) - record.sending_s[-1])
-        else:
-            record.prefilled.append((rows, positions, event.compute_s))
-
-    def free(self, sequence: int) -> None:
-        """See ``Ring``."""
-        self._ring.free(sequence)
-
-    def gauges(self) -> list[Gauge]:
-        """See ``Ring``."""
-        return self._ring.gauges()
-
-    def close(self) -> None:
-        """See ``Ring``."""
-        self._ring.close()
-
-
-class RecordedPipeline(Pipeline):
-    """A pipeline that notes what its engine's thread does."""
-
-    def __init__(self, options: PipelineOptions) -> None:
-        self.record = Record()
-        super().__init__(options)
-
-    def __enter__(self) -> RecordedPipeline:
-        return self
-
-    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, Ends]:
-        ring, ends = super()._open_network(endpoints)
-        timed = RecordingEnds(ends, self.record)
-        return RecordingRing(ring, timed, self.record), timed
-
-
 def run(pipeline: RecordedPipeline, requests: int, tokens: int, answer: int, turn: int) -> dict[str, Any]:
     """Ask so many at once and wait for the last token; ``turn`` makes prompts that were not asked before."""
     vocabulary = len(pipeline.tokenizer.vocabulary())
@@ -180,9 +37,7 @@ def run(pipeline: RecordedPipeline, requests: int, tokens: int, answer: int, tur
     options = GenerateOptions(max_tokens=answer, ignore_eos=True)
     asked = [pipeline.engine.submit(ids, options, owner=f"{turn}-{i}") for i, ids in enumerate(prompts)]
     for request in asked:
-        while not isinstance(event := request.events.get(), str):
-            if isinstance(event, EdgeppError):
-                raise event
+        arrivals(request)
     began_s = asked[0].timing.submitted_s
     return {
         "arrivals_s": [request.timing.submitted_s - began_s for request in asked],

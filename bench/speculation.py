@@ -10,7 +10,6 @@ asked in turn.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,23 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from measure import Arguments, count, prompt, report, say, script
-from proxy import Proxy, free_pair
+from rig import started
+from slow_link import Kind
 
 from edgepp import backend
 from edgepp.engine.answer import Answer
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
-from edgepp.node.agent import StageProcess
-from edgepp.node.stage import StageConfig
-from edgepp.wire.transport import Address
-
-FAR = "127.0.0.2"
-"""Where the stages are reached through the proxy."""
 
 
 def parse() -> argparse.Namespace:
@@ -58,41 +52,26 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
+        folder = fetch(options.model)
+        checkpoint = Checkpoint.open(folder)
+        self._vocabulary = checkpoint.vocab_size
         self._owned = ExitStack()
         try:
-            endpoints = self._stages()
+            found = started(
+                folder,
+                split_evenly(checkpoint.num_layers, options.stages),
+                Kind("slow", options.delay_ms),
+                model=options.model,
+                threads=options.threads,
+                backend_name=options.backend,
+                awake=True,
+                exact=options.exact,
+            )
+            endpoints = tuple(Endpoint((address,)) for address in self._owned.enter_context(found))
             self.pipelines = {how: self._pipeline(endpoints, how) for how in ("off", options.speculate)}
         except BaseException:
             self._owned.close()
             raise
-
-    def _stages(self) -> tuple[Endpoint, ...]:
-        options, path = self._options, fetch(self._options.model)
-        children = []
-        for layers in split_evenly(Checkpoint.open(path).num_layers, options.stages):
-            config = StageConfig(
-                path=str(path),
-                model=options.model,
-                node=platform.node(),
-                start=layers.start,
-                stop=layers.stop,
-                listen=f"127.0.0.1:{free_pair()}",
-                backend=options.backend,
-                threads=options.threads,
-                exact=options.exact,
-                awake=True,
-            )
-            children.append(StageProcess(config))
-            self._owned.callback(children[-1].stop)
-        ports = [child.wait_ready(None).address.port for child in children]
-        ways = [((FAR, port + n), ("127.0.0.1", port + n)) for port in ports for n in (0, 1)]
-        try:
-            self._owned.enter_context(Proxy(ways, options.delay_ms / 1e3))
-        except OSError as error:
-            raise EdgeppError(
-                f"{FAR} cannot be listened on: {error}", "on macOS: ifconfig lo0 alias 127.0.0.2"
-            ) from error
-        return tuple(Endpoint((Address(FAR, port),)) for port in ports)
 
     def _pipeline(self, endpoints: tuple[Endpoint, ...], how: str) -> Pipeline:
         options = self._options
@@ -116,7 +95,7 @@ class Bench:
 
     def random(self, pipeline: Pipeline, turn: int) -> Answer:
         """Draw an answer to a random prompt, at a temperature at which the model rambles."""
-        ids = prompt(Checkpoint.open(fetch(self._options.model)).vocab_size, 64, turn)
+        ids = prompt(self._vocabulary, 64, turn)
         sampling = SamplingOptions(temperature=1.5, seed=turn)
         request = pipeline.engine.submit(ids, GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling))
         return Answer(pipeline.engine, request, pipeline.tokenizer.detokenizer())

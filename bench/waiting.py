@@ -18,13 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from measure import Arguments, count, prompt, report, say, script, share_cpus
-from sides import pin
+from sides import arrivals, pin
 
 from edgepp import backend
+from edgepp.bench.asking import percentile
 from edgepp.engine.live import Request
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import UsageError
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
 
@@ -106,28 +107,9 @@ class Bench:
         return first.timing.ttft_s, second.timing.ttft_s, stranger.timing.ttft_s
 
 
-def arrivals(request: Request, came: list[float] | None = None) -> list[float]:
-    """When each token came, in ``came`` as soon as it has.
-
-    Raises:
-        EdgeppError: the answer failed.
-    """
-    came = [] if came is None else came
-    while not isinstance(event := request.events.get(), str):
-        if isinstance(event, EdgeppError):
-            raise event
-        came.append(time.perf_counter())
-    return came
-
-
 def between(came: Sequence[float]) -> list[float]:
     """Seconds from each to the next."""
     return [b - a for a, b in itertools.pairwise(came)]
-
-
-def percentile(values: Sequence[float], share: int) -> float:
-    """The smallest value that ``share`` in a hundred do not exceed."""
-    return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

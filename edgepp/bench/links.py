@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,21 +32,28 @@ WIDTH = 8192
 DTYPE = "float16"
 CODECS: tuple[Codec, ...] = ("none", "lz4", "zstd")
 _WINDOW = 512  # tokens of a text that see each other
+_MOST_TOKENS = 8192  # of a text; rows come round again after them
 _MEMORY_PART = 4
 """A model whose half takes more than this part of the memory is not loaded for its hidden states."""
 _TRIALS = 3
 
 
-def noise(dtype: str = DTYPE) -> Array:
-    """Normal noise (max(ROWS), WIDTH), as the origin sent."""
-    values = np.random.default_rng(0).standard_normal((max(ROWS), WIDTH), np.float32)
+def noise(dtype: str = DTYPE, rows: int = max(ROWS)) -> Array:
+    """Normal noise (rows, WIDTH), as the origin sent."""
+    values = np.random.default_rng(0).standard_normal((rows, WIDTH), np.float32)
     return values.astype(codec.DTYPES[dtype])
 
 
-def real(model: str, dtype: str = DTYPE) -> Array:
-    """Hidden states of a text after half of the model's layers, (max(ROWS), WIDTH), computed in this thread.
+def prose(tokens: int) -> str:
+    """A text that takes about so many tokens, or all there is of it."""
+    return " ".join(words()[:tokens])
 
-    A row is as many whole hidden states of neighbouring tokens, one after the other, as its width takes.
+
+def real(model: str, dtype: str = DTYPE, rows: int = max(ROWS), text: Callable[[int], str] = prose) -> Array:
+    """Hidden states of a text after half of the model's layers, (rows, WIDTH), computed in this thread.
+
+    A row is as many whole hidden states of neighbouring tokens, one after the other, as its width takes. ``text`` gives
+    one of about as many tokens as it is asked for; the rows of a shorter one come round again.
 
     Raises:
         ModelError: the model is not whole on this disk, is damaged, or half of it would take much of the memory.
@@ -58,15 +65,15 @@ def real(model: str, dtype: str = DTYPE) -> Array:
     if sum(place.nbytes for place in checkpoint.tensors.values()) / 2 > usable_memory() / _MEMORY_PART:
         raise ModelError(f"{model} is too large to be loaded beside what runs")
     try:
-        return _computed(path, checkpoint).astype(codec.DTYPES[dtype])
+        return _computed(path, checkpoint, rows, text).astype(codec.DTYPES[dtype])
     finally:
         release_thread()
 
 
-def _computed(path: Path, checkpoint: Checkpoint) -> Array:
+def _computed(path: Path, checkpoint: Checkpoint, rows: int, text: Callable[[int], str]) -> Array:
     each = -(-WIDTH // checkpoint.hidden_size)
-    needed = max(ROWS) * each
-    tokens = Tokenizer.load(path).encode(" ".join(words()[:needed]))[:needed]
+    needed = min(rows * each, _MOST_TOKENS)
+    tokens = Tokenizer.load(path).encode(text(needed))[:needed]
     chosen = backend.choose("auto", checkpoint)
     options = BackendOptions(threads=physical_cores())
     ends = chosen.load_ends(checkpoint, options)
@@ -78,8 +85,8 @@ def _computed(path: Path, checkpoint: Checkpoint) -> Array:
         stage.open(start, len(part))
         states.append(stage.extend(start, ends.embed(part)))
         stage.free(start)
-    rows = np.concatenate(states).take(np.arange(needed), axis=0, mode="wrap")
-    return np.ascontiguousarray(rows.reshape(max(ROWS), -1)[:, :WIDTH])
+    filled = np.concatenate(states).take(np.arange(rows * each), axis=0, mode="wrap")
+    return np.ascontiguousarray(filled.reshape(rows, -1)[:, :WIDTH])
 
 
 def coded(kind: str, states: Array, rounds: int) -> list[Coded]:

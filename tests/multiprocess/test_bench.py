@@ -127,7 +127,7 @@ def test_link_without_a_model_sends_noise_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 1}))
     done = run("link.py", "--rounds", "1", "--model", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
-    assert "not on this disk" in done.stderr
+    assert "is not whole on this disk" in done.stderr
     assert {row["data"] for row in json.loads(done.stdout)["rows"]} == {"random"}
 
 
@@ -149,6 +149,7 @@ def test_compare_leaves_out_what_cannot_run(tiny: Path, tmp_path: Path) -> None:
         ("pipeline.py", ["--model", "no-such-model"], "there is no model called 'no-such-model'"),
         ("pipeline.py", ["--gen", "1"], "at least 2 generated tokens"),
         ("link.py", ["--dtype", "int4"], "invalid choice: 'int4'"),
+        ("link.py", ["--model", "no-such-model"], "there is no model called 'no-such-model'"),
         ("requests.py", ["--requests", "1,0"], "'0' is not a whole number of at least 1"),
         ("compare.py", ["--sides", "edgepp-1,vllm"], "'vllm' is none of edgepp-1"),
         ("compare.py", ["--gguf", "no-such-file"], "there is no file no-such-file"),
