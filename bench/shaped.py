@@ -1,47 +1,44 @@
-"""Hidden states over links of given rates: two network namespaces, a cable between them, tc's tbf on it.
+"""Hidden states, or whole answers, over links of given rates: two network namespaces, a cable, tc's tbf on it.
 
     sudo python bench/shaped.py                       13, 64, 105 and 131 Mbit/s, 1 and 2.5 Gbit/s
     sudo python bench/shaped.py --rates 105 --delay-ms 5 --out DIR
+    sudo python bench/shaped.py --decode --out DIR    a pipeline of two stages, the second behind the cable
 
 It makes the namespaces itself and nothing outside them is touched; they are gone when it ends. Needs Linux, root, and
-the ip and tc commands. The far end is ``link.py``'s, which does with a frame what a stage does, without the model.
-METHODOLOGY.md defines the numbers; the origin's table stands beside them where it has the same cell.
+the ip and tc commands. Hidden states go to ``link.py``'s other process, which does with a frame what a stage does,
+without the model. METHODOLOGY.md defines the numbers; the origin's table stands beside them where it has the same cell.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import shaped_decode
+from cable import FAR, cable, delayed, end_once, host, inside, shape, unavailable
 from link import Coordinator, Trip, connected, peer
-from measure import Arguments, commit, count, machine, report, rounded, say, script
+from measure import Arguments, count, report, say, script
+from shaped_decode import taken_on
 
+from edgepp import backend
 from edgepp.bench import links
 from edgepp.bench.links import CODECS, ROWS
-from edgepp.bench.machine import busy
+from edgepp.bench.machine import commit, machine
 from edgepp.bench.origin import RATES_MBIT_S, SENDING, SENDING_MBIT_S, TOGETHER
-from edgepp.errors import EdgeppError, ModelError, UsageError
+from edgepp.bench.report import rounded
+from edgepp.errors import ModelError, UsageError
 from edgepp.wire.choice import CodecChoice
 from edgepp.wire.codec import Array
 from edgepp.wire.messages import Codec
 from edgepp.wire.transport import Address
 
-NEAR, FAR = "10.78.0.1", "10.78.0.2"
-_PORT = "eth0"
-_BURST_S = 200e-6
-"""What may pass at once after a silence, as time at full rate: little, or short frames would not be held up at all."""
-_LEAST_BURST = 1600  # bytes: one Ethernet frame
-_QUEUE_BYTES = 4_000_000
 _SHORT_ROWS = 16
 """Fewer rows are sent so often in a round that it makes about as many: one short trip says little."""
 
@@ -54,11 +51,22 @@ def parse() -> argparse.Namespace:
         "--delay-ms", type=float, default=0.0, help="each way, by proxy.py at the far end (%(default)s)"
     )
     parser.add_argument("--rounds", type=count, default=3, help="measured rounds, after one to warm up (%(default)s)")
-    parser.add_argument("--model", default="smollm2-135m", help="gives the real hidden states (%(default)s)")
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="gives the real hidden states, or decodes (%(default)s)"
+    )
     parser.add_argument("--noise-only", action="store_true", help="leave the real hidden states out")
-    parser.add_argument("--out", type=Path, help="folder for links.json and links.md")
+    parser.add_argument("--out", type=Path, help="folder for links.json and links.md, which hold both kinds of result")
     parser.add_argument("--far", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    decode = parser.add_argument_group("answers instead of hidden states")
+    decode.add_argument("--decode", action="store_true", help="decode with a pipeline of two stages")
+    decode.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
+    decode.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
+    decode.add_argument("--prompt-tokens", type=count, default=512, help="(%(default)s)")
+    decode.add_argument("--gen", type=count, default=128, help="tokens to generate, two at least (%(default)s)")
+    options = parser.parse_args()
+    if options.decode and options.noise_only:
+        parser.error("--noise-only is of hidden states, and --decode sends no noise")
+    return options
 
 
 def rates(text: str) -> list[float]:
@@ -72,82 +80,13 @@ def rates(text: str) -> list[float]:
     return found
 
 
-def unavailable() -> str | None:
-    """Why no link can be shaped here; None where one can."""
-    if not sys.platform.startswith("linux"):
-        return "links are shaped in network namespaces, which only Linux has"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    lacking = [name for name in ("ip", "tc") if shutil.which(name) is None]
-    return f"there is no {' and no '.join(lacking)} command" if lacking else None
-
-
-def _call(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EdgeppError(f"{' '.join(command)}: {done.stderr.strip()}")
-
-
-@contextmanager
-def _namespace(name: str) -> Iterator[str]:
-    _call("ip", "netns", "add", name)
-    try:
-        _call("ip", "-n", name, "link", "set", "lo", "up")
-        yield name
-    finally:
-        _end(name)
-        _call("ip", "netns", "del", name)
-
-
-def _end(namespace: str) -> None:
-    """End what Ctrl-C may have left in a namespace."""
-    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-    for pid in listed.stdout.split():
-        with suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
-
-
-@contextmanager
-def cable() -> Iterator[tuple[str, str]]:
-    """Two namespaces with a cable between them: their names."""
-    with ExitStack() as stack:
-        near, far = (stack.enter_context(_namespace(f"edgepp{os.getpid()}-{end}")) for end in ("near", "far"))
-        _call("ip", "-n", near, "link", "add", _PORT, "type", "veth", "peer", "name", _PORT, "netns", far)
-        for name, address in ((near, NEAR), (far, FAR)):
-            _call("ip", "-n", name, "addr", "add", f"{address}/24", "dev", _PORT)
-            _call("ip", "-n", name, "link", "set", _PORT, "up")
-        yield near, far
-
-
-def shape(far: str, mbit_s: float) -> None:
-    """Hold both directions of the cable to a rate; this process is at its near end."""
-    burst = max(_LEAST_BURST, round(mbit_s * 125e3 * _BURST_S))
-    tbf = ("tbf", "rate", f"{mbit_s * 1e6:.0f}bit", "burst", str(burst), "limit", str(_QUEUE_BYTES))
-    for within in ((), ("ip", "netns", "exec", far)):
-        _call(*within, "tc", "qdisc", "replace", "dev", _PORT, "root", *tbf)
-
-
 @contextmanager
 def wire(far: str, delay_ms: float) -> Iterator[Coordinator]:
     """A connection to the far end; with a delay through a proxy there."""
-    within = ("ip", "netns", "exec", far)
     with ExitStack() as stack:
-        port, _ = stack.enter_context(peer(host="127.0.0.1" if delay_ms else FAR, within=within))
-        if delay_ms:
-            stack.enter_context(_proxy(within, port, delay_ms))
+        port, _ = stack.enter_context(peer(host=host(delay_ms), within=inside(far)))
+        stack.enter_context(delayed(far, (port,), delay_ms))
         yield stack.enter_context(connected(Address(FAR, port)))
-
-
-@contextmanager
-def _proxy(within: Sequence[str], port: int, delay_ms: float) -> Iterator[None]:
-    file = Path(__file__).with_name("proxy.py")
-    way = f"{FAR}:{port}=127.0.0.1:{port}"
-    process = subprocess.Popen([*within, sys.executable, str(file), "--delay-ms", str(delay_ms), way])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -203,8 +142,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"Hidden states (rows, {links.WIDTH}) in {links.DTYPE} between two processes over a shaped cable{extra}."
     yield f"One way in ms: transmission + codec = total (MB/s); **bold** is fastest; {result['rounds']} rounds, median."
     yield f"Origin: {TOGETHER}, there and back over about {SENDING_MBIT_S:g} Mbit/s, zlib in zstd's place."
-    load = f", load {result['machine']['load_1m']:.1f} on {result['machine']['cpus']} CPUs before it began"
-    yield f"{result['machine']['cpu']}, commit {result['commit']}{load}{', busy' if busy(result['machine']) else ''}."
+    yield taken_on(result)
     for mbit_s in dict.fromkeys(row["mbit_s"] for row in result["rows"]):
         for kind in dict.fromkeys(row["data"] for row in result["rows"]):
             cells = [row for row in result["rows"] if (row["mbit_s"], row["data"]) == (mbit_s, kind)]
@@ -236,16 +174,58 @@ def _cell(cell: Mapping[str, Any], *, bold: bool) -> str:
 
 def within(options: argparse.Namespace) -> None:
     """Measure and report, at the near end."""
-    settings = {"rounds": options.rounds, "delay_ms": options.delay_ms, "model": options.model}
+    kept = {} if options.out is None else read(options.out)
     about = machine()  # with the load before this adds to it
-    result = {"bench": "shaped", **settings, "rows": measured(options), "machine": about, "commit": commit()}
-    lines = list(table(result))
+    settings = {"rounds": options.rounds, "delay_ms": options.delay_ms, "model": options.model}
+    result: dict[str, Any]
+    if options.decode:
+        settings |= {name: getattr(options, name) for name in ("threads", "backend", "prompt_tokens", "gen")}
+        result = {"bench": "shaped_decode", **settings, **shaped_decode.measured(options)}
+    else:
+        result = {"bench": "shaped", **settings, "rows": measured(options)}
+    result |= {"machine": about, "commit": commit()}
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        title = "# Hidden states over shaped links\n\n"
-        (options.out / "links.md").write_text(title + "\n".join(lines) + "\n", encoding="utf-8")
-        (options.out / "links.json").write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
+        write(options.out, joined(kept, rounded(result)))
+    lines = shaped_decode.table(result) if options.decode else table(result)
     report(result, lines, json_only=options.json)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What earlier runs left in a folder.
+
+    Raises:
+        UsageError: its links.json is not one of this script's.
+    """
+    file = folder / "links.json"
+    if not file.exists():
+        return {}
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        kept = None
+    if not isinstance(kept, dict) or not ("rows" in kept or "decode" in kept):
+        raise UsageError(f"{file} is no result of this script", "name another folder with --out")
+    return kept
+
+
+def joined(kept: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A new result with the other kind's as it was: hidden states at the top, answers under ``decode``."""
+    if result["bench"] == "shaped_decode":
+        return {**kept, "decode": result}
+    return {**result, **{name: kept[name] for name in ("decode",) if name in kept}}
+
+
+def write(folder: Path, results: Mapping[str, Any]) -> None:
+    """links.json, and links.md for people."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "links.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    parts = []
+    if "rows" in results:
+        parts.append(["# Hidden states over shaped links", "", *table(results)])
+    if "decode" in results:
+        parts.append(["# Answers over shaped links", "", *shaped_decode.table(results["decode"])])
+    text = "\n\n".join("\n".join(part) for part in parts)
+    (folder / "links.md").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -256,9 +236,13 @@ def main() -> None:
         return
     if (reason := unavailable()) is not None:
         raise UsageError(reason)
+    if options.decode:
+        shaped_decode.checked(options)
+    end_once()
     with cable() as (near, far):
-        command = ["ip", "netns", "exec", near, sys.executable, __file__, *sys.argv[1:], "--far", far]
-        status = subprocess.run(command, check=False).returncode
+        command = [*inside(near), sys.executable, __file__, *sys.argv[1:], "--far", far]
+        # In a group of its own Ctrl-C does not reach it: it is ended from here, with all that it started.
+        status = subprocess.run(command, check=False, process_group=0).returncode
     sys.exit(status)
 
 

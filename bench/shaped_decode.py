@@ -1,0 +1,265 @@
+"""A pipeline whose second stage stands behind a shaped cable: what an answer takes over it. ``shaped.py`` runs it."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import psutil
+from cable import FAR, PORT, delayed, host, inside, shape
+from measure import STOP_S, interleave, prompt, ratio, say, share_cpus, summary
+from sides import Result, pin, rates
+
+from edgepp.bench.machine import busy
+from edgepp.engine.front import Front
+from edgepp.engine.peers import Endpoint
+from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.layers import LayerRange, split_evenly
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import fetch
+from edgepp.wire.messages import MAX_HEADER_BYTES, Forward
+from edgepp.wire.transport import Address
+
+HERE = "127.0.0.1"
+_STAGE_PORT = 5700  # and the next one; each stage has a namespace to itself
+_STAGES = 2
+_RATIOS = ("prefill", "decode")
+_FIGURES = ("link_mbit_s", "prompt_bytes", "there_bytes", "back_bytes", "wire_ms")
+"""What a round has besides rates."""
+_UNSHAPED = "unshaped"
+_FORWARD = b"\xa7forward"
+"""The kind of a chunk's header as it goes over the wire; before it stand the array's length and the version."""
+_ALL_PROTOCOLS = 3
+_SO_RCVBUFFORCE = 33
+_HELD_BYTES = 64 << 20
+
+
+def checked(options: argparse.Namespace) -> None:
+    """Fetch the model, which the namespaces cannot, and see that the options fit it.
+
+    Raises:
+        EdgeppError: they do not, or there is no such model.
+    """
+    if options.gen < 2:
+        raise UsageError("a decode rate needs at least 2 generated tokens", "raise --gen")
+    checkpoint = Checkpoint.open(fetch(options.model))
+    split_evenly(checkpoint.num_layers, _STAGES)
+    if options.prompt_tokens + options.gen > checkpoint.context:
+        raise UsageError(f"prompt and answer do not fit into the model's context of {checkpoint.context} tokens")
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """All rates in turn, round after round, beside the cable without a rate; this process is at its near end."""
+    front = Front.open(options.model, whole=False)
+    cpus = share_cpus(_STAGES, options.threads)
+    if cpus is None:
+        say("the stages are not pinned: this system cannot, or has too few CPUs")
+    links = {_UNSHAPED: None} | {f"{mbit_s:g} Mbit/s": mbit_s for mbit_s in options.rates}
+    with stages(options, front.checkpoint.num_layers):
+        work = {name: Joined(options, front, cpus, mbit_s).answer for name, mbit_s in links.items()}
+        results = interleave(work, options.rounds)
+    rows = [row(mbit_s, results[name], results[_UNSHAPED]) for name, mbit_s in links.items()]
+    return {"rows": rows, "pinned": cpus}
+
+
+@contextmanager
+def stages(options: argparse.Namespace, num_layers: int) -> Iterator[None]:
+    """Both stages, each by ``edgepp join`` in a namespace of its own."""
+    near, far = split_evenly(num_layers, _STAGES)
+    with ExitStack() as stack:
+        stack.enter_context(delayed(options.far, (_STAGE_PORT, _STAGE_PORT + 1), options.delay_ms))
+        started = [
+            stack.enter_context(_stage(options, near, HERE)),
+            stack.enter_context(_stage(options, far, host(options.delay_ms), inside(options.far))),
+        ]
+        for process in started:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise EdgeppError("a stage did not start", "its own message stands above")
+        yield
+
+
+@contextmanager
+def _stage(
+    options: argparse.Namespace, layers: LayerRange, listen: str, within: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    how = ("--threads", str(options.threads), "--backend", options.backend, "--insecure", "--json")
+    what = ("-m", options.model, "--layers", str(layers), "--listen", f"{listen}:{_STAGE_PORT}")
+    command = [*within, sys.executable, "-m", "edgepp", "join", *what, *how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes through the near end's plug, headers and acknowledgements included."""
+
+    there: int
+    back: int
+
+    @classmethod
+    def now(cls) -> Traffic:
+        """Since it was plugged in."""
+        counted = psutil.net_io_counters(pernic=True)[PORT]
+        return cls(counted.bytes_sent, counted.bytes_recv)
+
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(self.there - other.there, self.back - other.back)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The stages, joined anew for each round: the engine measures a link and chooses its codec when it joins."""
+
+    options: argparse.Namespace
+    front: Front
+    cpus: Sequence[Sequence[int]] | None
+    mbit_s: float | None
+
+    def answer(self, turn: int) -> Result:
+        """The work of one round: one short answer, watched, and one timed."""
+        options = self.options
+        shape(options.far, self.mbit_s)
+        endpoints = tuple(Endpoint((Address(where, _STAGE_PORT),)) for where in (HERE, FAR))
+        how = PipelineOptions(
+            options.model, endpoints, backend=options.backend, threads=options.threads, speculate="off"
+        )
+        with Pipeline(how, front=self.front) as pipeline:
+            for stage, cpus in zip(pipeline.stages, self.cpus or (), strict=False):
+                pin(stage.pid, cpus)
+            with tap() as packets:
+                _, first = self._ask(pipeline, options.rounds + 1 + turn, 1)
+                codecs = codecs_sent(packets)
+            timing, whole = self._ask(pipeline, turn, options.gen)
+            link_mbit_s = pipeline.stages[1].bytes_s * 8e-6
+        steps, more = options.gen - 1, whole - first
+        took = rates(options.prompt_tokens, options.gen, timing.submitted_s, timing.first_token_s, timing.last_token_s)
+        return took | {
+            "link_mbit_s": link_mbit_s,
+            "codecs": codecs,
+            "prompt_bytes": first.there / options.prompt_tokens,
+            "there_bytes": more.there / steps,
+            "back_bytes": more.back / steps,
+            "wire_ms": sum(times.wire_s for times in timing.stages) * 1e3 / steps,
+        }
+
+    def _ask(self, pipeline: Pipeline, number: int, generate: int) -> tuple[Timing, Traffic]:
+        before = Traffic.now()
+        tokens = prompt(self.front.checkpoint.vocab_size, self.options.prompt_tokens, number)
+        request = pipeline.engine.submit(tokens, GenerateOptions(generate, ignore_eos=True))
+        while not isinstance(event := request.events.get(), str):
+            if isinstance(event, EdgeppError):
+                raise event
+        return request.timing, Traffic.now() - before
+
+
+@contextmanager
+def tap() -> Iterator[Iterator[bytes]]:
+    """What goes through the near end's plug from here on; reading on comes to an end where nothing more has."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as plug:
+        plug.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _HELD_BYTES)
+        plug.bind((PORT, _ALL_PROTOCOLS))
+        plug.setblocking(False)
+        yield _packets(plug)
+
+
+def _packets(plug: socket.socket) -> Iterator[bytes]:
+    try:
+        while True:
+            yield plug.recv(1 << 17)
+    except BlockingIOError:
+        return
+
+
+def codecs_sent(packets: Iterable[bytes]) -> dict[str, int]:
+    """How many chunks of a prompt went with which codec; a chunk whose header lies in two packets is not counted."""
+    found: Counter[str] = Counter()
+    for packet in packets:
+        at = packet.find(_FORWARD)
+        while at >= 0:
+            unpacker = msgpack.Unpacker()
+            unpacker.feed(packet[max(0, at - 2) : at + MAX_HEADER_BYTES])
+            try:
+                _, _, *fields = unpacker.unpack()
+                found[Forward(*fields).codec] += 1
+            except (msgpack.OutOfData, TypeError, ValueError):
+                say("a header lies in two packets: its chunk's codec is not counted")
+            at = packet.find(_FORWARD, at + 1)
+    return dict(found)
+
+
+def row(mbit_s: float | None, results: Sequence[Result], unshaped: Sequence[Result]) -> dict[str, Any]:
+    """One link of the table, over all rounds; None for the cable without a rate."""
+    codecs: Counter[str] = Counter()
+    for result in results:
+        codecs.update(result["codecs"])
+    return {
+        "mbit_s": mbit_s,
+        **summary(results),
+        "ratio": ratio(results, unshaped, _RATIOS),
+        **{name: statistics.median(result[name] for result in results) for name in _FIGURES},
+        "codecs": dict(codecs),
+    }
+
+
+def table(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result for people, as Markdown."""
+    extra = f", {result['delay_ms']:g} ms later each way" if result["delay_ms"] else ""
+    size = f"{result['prompt_tokens']} tokens of prompt, {result['gen']} generated"
+    yield f"{result['model']} in two stages, the second behind the cable{extra}; threads of each: {result['threads']}."
+    yield f"Every token goes there and back: {size}; rounds at each rate in turn: {result['rounds']}, median"
+    yield "(smallest-largest). Ratios are to the cable without a rate in the same round."
+    yield taken_on(result)
+    yield ""
+    headings = (
+        "link", "measured Mbit/s", "prefill token/s", "first token s", "decode token/s", "prefill ratio",
+        "decode ratio", "ms of a step on the wire", "prompt: chunks by codec", "bytes a token",
+        "decode: bytes a token there", "and back",
+    )  # fmt: skip
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{'---:|' * len(headings)}"
+    for each in result["rows"]:
+        yield f"| {' | '.join(_cells(each))} |"
+
+
+def _cells(each: Mapping[str, Any]) -> Iterator[str]:
+    yield _UNSHAPED if each["mbit_s"] is None else f"{each['mbit_s']:g} Mbit/s"
+    yield f"{each['link_mbit_s']:.4g}"
+    for name in ("prefill_tok_s", "ttft_s", "decode_tok_s"):
+        yield _spread(each, name)
+    for name in _RATIOS:
+        yield _spread(each["ratio"], name)
+    yield f"{each['wire_ms']:.2f}"
+    yield ", ".join(f"{name} {count}" for name, count in each["codecs"].items()) or "-"
+    for name in ("prompt_bytes", "there_bytes", "back_bytes"):
+        yield f"{each[name]:.0f}"
+
+
+def _spread(figures: Mapping[str, Any], name: str) -> str:
+    low, high = figures["spread"][name]
+    return f"{figures[name]:.3g} ({low:.3g}-{high:.3g})"
+
+
+def taken_on(result: Mapping[str, Any]) -> str:
+    """On what and by which commit a result was taken, in a sentence."""
+    about = result["machine"]
+    load = f"load {about['load_1m']:.1f} on {about['cpus']} CPUs before it began{', busy' if busy(about) else ''}"
+    return f"{about['cpu']}, commit {result['commit']}, {load}."
