@@ -353,7 +353,9 @@ class Engine:
     def _learn(self, event: Returned) -> None:
         """Let the lengths of chunks follow what steps take."""
         request = self._ledger.live.get(event.sequences[0])
-        if request is not None and not request.decoding:
+        if request is None:
+            return
+        if not request.decoding:
             self._tempo.prefilled(event.positions, event.compute_s)
         elif event.positions == 1:  # guesses make a step longer
             self._tempo.decoded(event.compute_s)

@@ -2,10 +2,8 @@
 
 A request is prefilled in chunks that follow each other without waiting, then decodes one token a step, together with
 others: the ready ones travel as at most one micro-batch a stage, of about equal size, so that every stage has one to
-work on. Decode steps go first, since a person waits for each. Chunks fill what is left: where nobody decodes as many as
-keep every stage busy, else one small chunk behind each micro-batch, so that nobody's stream waits for a long prompt.
-They are by turns of the prompt that came first and of the one with least left: none stands still, and a short one does
-not wait for a long one to be done.
+work on. Chunks go in turn between requests: where nobody decodes as many as keep every stage busy, else one small chunk
+behind each micro-batch, so that nobody's stream waits for a long prompt, and no prompt for streams to end.
 """
 
 from __future__ import annotations
@@ -99,11 +97,6 @@ class _Track:
     """Micro-batches with it in the ring: 0 or 1."""
 
     @property
-    def left(self) -> int:
-        """Positions of its prompt still to be sent."""
-        return self.prompt - self.sent
-
-    @property
     def decodes(self) -> bool:
         """Whether its prompt has been computed."""
         return self.phase is Phase.READY or self.batches > 0
@@ -116,9 +109,7 @@ class Scheduler:
         self._stages = stages
         self._lengths = lengths
         self._tracks: dict[int, _Track] = {}
-        self._prefilling: list[int] = []
-        self._eldest_next = True
-        """Whether the next chunk is of the prompt that came first."""
+        self._prefilling: deque[int] = deque()
         self._ready: deque[int] = deque()
         self._batches: list[set[int]] = []
         self._chunk_next = True
@@ -137,7 +128,7 @@ class Scheduler:
         track = self._tracks.pop(request, None)
         if track is None:
             return 0
-        self._prefilling = [r for r in self._prefilling if r != request]
+        self._prefilling = deque(r for r in self._prefilling if r != request)
         self._ready = deque(r for r in self._ready if r != request)
         self._left_batch(request)
         return track.chunks + track.batches
@@ -148,12 +139,11 @@ class Scheduler:
 
     def next_step(self) -> Step | None:
         """The step to send now; None when everything waits for the ring."""
-        waits = self._stages == 1 and self._prefilling and self._chunk_next and self._decoding  # else it never gets in
-        if self._ready and len(self._batches) < self._stages and not (waits and self._chunk_may_go()):
+        chunk = bool(self._prefilling) and self._chunk_may_go()
+        due = chunk and self._chunk_next  # behind each micro-batch, or prompts would wait for ever where some is ready
+        if self._ready and len(self._batches) < self._stages and not due:
             return self._decode()
-        if self._prefilling and self._chunk_may_go():
-            return self._prefill(self._next_prompt())
-        return None
+        return self._prefill(self._prefilling.popleft()) if chunk else None
 
     def returned(self, request: int) -> bool:
         """Note that the oldest step of a request came back; whether it brings a token to sample."""
@@ -197,22 +187,18 @@ class Scheduler:
         self._chunk_next = True
         return MicroBatch(requests, tuple(positions), self._decoding <= self._stages)
 
-    def _next_prompt(self) -> int:
-        eldest, self._eldest_next = self._eldest_next, not self._eldest_next
-        return self._prefilling[0] if eldest else min(self._prefilling, key=lambda request: self._tracks[request].left)
-
     def _prefill(self, request: int) -> Chunk:
         track, decoding = self._tracks[request], self._decoding
         start = track.sent
-        length = self._lengths.beside(len(self._prefilling) / decoding) if decoding else self._lengths.chunk
+        length = self._lengths.beside((1 + len(self._prefilling)) / decoding) if decoding else self._lengths.chunk
         stop = min(start + length, track.prompt)
         last = stop == track.prompt
         self._move(track, Event.LAST_CHUNK_SENT if last else Event.CHUNK_SENT)
         track.sent = stop
         track.chunks += 1
         self._chunk_next = False
-        if last:
-            self._prefilling.remove(request)
+        if not last:
+            self._prefilling.append(request)
         return Chunk(request, start, stop, last)
 
     def _left_batch(self, request: int) -> None:

@@ -227,10 +227,11 @@ class SimPipeline:
         now_s += coordinator.receive_s
         chunk = isinstance(step, Chunk)
         sequences = (step.request,) if isinstance(step, Chunk) else step.requests
-        if isinstance(step, Chunk):
-            self._tempo.prefilled(step.stop - step.start, (slowest_s,))
-        else:
-            self._tempo.decoded((slowest_s,))
+        if sequences[0] in self._ledger.live:
+            if isinstance(step, Chunk):
+                self._tempo.prefilled(step.stop - step.start, (slowest_s,))
+            else:
+                self._tempo.decoded((slowest_s,))
         wanted = []
         for sequence in sequences:
             request = self._ledger.live.get(sequence)
