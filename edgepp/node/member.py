@@ -24,6 +24,7 @@ from edgepp.layers import LayerRange
 from edgepp.node.agent import physical_cores
 from edgepp.node.resources import Resources
 from edgepp.node.slot import Report, Slot, SlotOptions
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Beat,
@@ -44,7 +45,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.reach import reach
 from edgepp.wire.security import Pinned, is_key
-from edgepp.wire.transport import Address, Link, Mailbox, Poller
+from edgepp.wire.transport import Address, Link
 
 log = logging.getLogger("edgepp.node")
 

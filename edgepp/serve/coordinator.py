@@ -30,6 +30,7 @@ from edgepp.serve.director import Director, Order
 from edgepp.serve.registry import Registry
 from edgepp.serve.report import report
 from edgepp.serve.serving import Serving, Wanted
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Adopt,
@@ -57,7 +58,7 @@ from edgepp.wire.messages import (
     encode_payload,
 )
 from edgepp.wire.security import Gate, Rarely, is_key
-from edgepp.wire.transport import Address, Listener, Mailbox, Poller, Sender
+from edgepp.wire.transport import Address, Listener, Sender
 
 log = logging.getLogger("edgepp.serve")
 
