@@ -16,12 +16,12 @@ from typing import Any
 import zmq
 
 from edgepp import __version__
+from edgepp.cluster.desk import PairingDesk
 from edgepp.cluster.discovery import Announcer
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.cluster.identity import Member as Paired
 from edgepp.cluster.interfaces import Watch, usable_addresses
 from edgepp.cluster.membership import Member, Membership, Phase
-from edgepp.cluster.pairing import PairingDesk
 from edgepp.cluster.sizes import LinkSpeed
 from edgepp.engine.peers import Endpoint
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError

@@ -15,7 +15,7 @@ import click
 from edgepp.cluster.adopt import adopt
 from edgepp.cluster.discovery import Browser, Record
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster, save_view
-from edgepp.cluster.pairing import redeem
+from edgepp.cluster.redeem import redeem
 from edgepp.cluster.tokens import parse_token, read_token
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.layers import LayerRange
