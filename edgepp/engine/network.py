@@ -19,6 +19,8 @@ from edgepp.engine.ring import Failed, Gauge, RingEvent, Send, SendBatch, StageI
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
 from edgepp.wire.choice import CodecChoice
+from edgepp.wire.echo import PROBE_BYTES, link_rate, measure_echo
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     Attach,
     Attached,
@@ -37,7 +39,7 @@ from edgepp.wire.messages import (
     encode,
 )
 from edgepp.wire.security import KeyPair, pinned
-from edgepp.wire.transport import PROBE_BYTES, Link, Mailbox, Poller, link_rate, measure_echo
+from edgepp.wire.transport import Link
 
 ATTACH_S = 10.0
 MOST_ADDRESSES = 8

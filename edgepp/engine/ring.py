@@ -18,8 +18,8 @@ from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array
 from edgepp.node.worker import Worker, answer_to
 from edgepp.wire import codec
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import Batch, Codec, Forward, Hidden
-from edgepp.wire.transport import Mailbox, Poller
 
 
 @dataclass(frozen=True)

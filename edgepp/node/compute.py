@@ -15,6 +15,8 @@ from edgepp.model.checkpoint import Array
 from edgepp.node.worker import Answer, Frame, Worker, answer_to, sequences_of
 from edgepp.wire import codec
 from edgepp.wire.choice import CodecChoice
+from edgepp.wire.echo import PROBE_BYTES, link_rate, measure_echo
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     Attach,
     Attached,
@@ -33,7 +35,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.reach import reach
 from edgepp.wire.security import KeyPair, pinned
-from edgepp.wire.transport import PROBE_BYTES, Address, Link, Listener, Mailbox, Poller, link_rate, measure_echo
+from edgepp.wire.transport import Address, Link, Listener
 
 log = logging.getLogger("edgepp.stage")
 

@@ -8,9 +8,10 @@ import time
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.node.compute import Compute, Reply
+from edgepp.wire.mailbox import Poller
 from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome, decode, encode
 from edgepp.wire.security import Gate
-from edgepp.wire.transport import Listener, Poller
+from edgepp.wire.transport import Listener
 
 log = logging.getLogger("edgepp.stage")
 

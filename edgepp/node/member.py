@@ -11,24 +11,20 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
 
-from edgepp import __version__
 from edgepp.cluster.identity import Cluster, Identity
-from edgepp.cluster.interfaces import Watch, usable_addresses
+from edgepp.cluster.interfaces import Watch
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
-from edgepp.layers import LayerRange
-from edgepp.node.agent import physical_cores
-from edgepp.node.resources import Resources
-from edgepp.node.slot import Report, Slot, SlotOptions
+from edgepp.node.offer import Offer
+from edgepp.node.slot import Report, Slot
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Beat,
     Beaten,
-    Enrol,
     Enrolled,
     Expelled,
     Leave,
@@ -44,7 +40,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.reach import reach
 from edgepp.wire.security import Pinned, is_key
-from edgepp.wire.transport import Address, Link, Mailbox, Poller
+from edgepp.wire.transport import Address, Link
 
 log = logging.getLogger("edgepp.node")
 
@@ -56,20 +52,6 @@ _DUPLICATE_S = 6.0
 """How long a refusal for a double id is not taken as final: the other process may be the one that just ended here."""
 
 
-@dataclass(frozen=True)
-class NodeOptions:
-    """What a node offers to the cluster."""
-
-    resources: Resources
-    memory: int
-    """Bytes that the model may use."""
-    backend: str = "auto"
-    slots: int = 1
-    pinned: LayerRange | None = None
-    listen: Address = field(default_factory=lambda: Address("*", 0))
-    """Where its stages listen; with a port, each slot takes two from there on."""
-
-
 class NodeAgent(threading.Thread):
     """A member of a cluster, until it is closed, expelled or refused."""
 
@@ -77,7 +59,7 @@ class NodeAgent(threading.Thread):
         self,
         identity: Identity,
         cluster: Cluster,
-        options: NodeOptions,
+        offer: Offer,
         where: Callable[[], Sequence[Address]],
         on_event: Callable[[str], None],
         on_moved: Callable[[], None] = lambda: None,
@@ -90,7 +72,7 @@ class NodeAgent(threading.Thread):
         super().__init__(name="node", daemon=True)
         self._identity = identity
         self._cluster = cluster
-        self._options = options
+        self._offer = offer
         self._where = where
         self._on_event = on_event
         self._on_moved = on_moved
@@ -107,7 +89,7 @@ class NodeAgent(threading.Thread):
         """Why the node is no member any more; None while it is, and after ``close``."""
         self.ended = threading.Event()
         self._closing = False
-        self._slots = [Slot(i, self._slot_options(i), self._outbox.put) for i in range(options.slots)]
+        self._slots = [Slot(i, offer.slot(i, identity), self._outbox.put) for i in range(offer.slots)]
 
     def close(self) -> None:
         """Leave the cluster, end the stages."""
@@ -138,37 +120,6 @@ class NodeAgent(threading.Thread):
                 slot.close()
             self._context.term()
             self.ended.set()
-
-    def _slot_options(self, index: int) -> SlotOptions:
-        options, listen = self._options, self._options.listen
-        threads = max(1, options.resources.threads // max(1, options.slots))
-        return SlotOptions(
-            node=self._identity.name,
-            keys=self._identity.keys,
-            listen=str(Address(listen.host, listen.port + 2 * index if listen.port else 0)),
-            backend=options.backend,
-            threads=threads,
-            spin=options.slots == 1 and threads == physical_cores(),
-            awake=threads * options.slots <= physical_cores(),
-        )
-
-    def _enrol(self) -> Enrol:
-        resources, pinned = self._options.resources, self._options.pinned
-        return Enrol(
-            incarnation=self._incarnation,
-            name=self._identity.name,
-            version=__version__,
-            addresses=",".join(usable_addresses()[:10]),
-            memory=self._options.memory,
-            backend=resources.backend,
-            device=resources.device,
-            threads=resources.threads,
-            slots=self._options.slots,
-            start=pinned.start if pinned else 0,
-            stop=pinned.stop if pinned else 0,
-            stream_bps=int(resources.stream_bps),
-            flops=int(resources.flops),
-        )
 
     def _seek(self) -> Link | None:
         """Find the coordinator and enrol; None when the node is to end."""
@@ -205,7 +156,7 @@ class NodeAgent(threading.Thread):
 
     def _ask_in(self, link: Link) -> str | None:
         """Enrol on ``link``: None when the node is in, else why not; empty when nothing was answered."""
-        link.send([encode(self._enrol())], _SEEK_S)
+        link.send([self._enrolment()], _SEEK_S)
         until_s = time.monotonic() + _SEEK_S
         while time.monotonic() < until_s:
             frames = link.receive(0.2)
@@ -219,6 +170,9 @@ class NodeAgent(threading.Thread):
                 case message:
                     log.debug("a %s before the enrolment", type(message).__name__)
         return ""
+
+    def _enrolment(self) -> bytes:
+        return encode(self._offer.enrolment(self._identity.name, self._incarnation))
 
     def _found(self, link: Link) -> None:
         self._heard_s = time.monotonic()
@@ -252,7 +206,7 @@ class NodeAgent(threading.Thread):
             self._beat_sent_s = time.monotonic()
 
     def _beat_now(self) -> Beat:
-        free = self._options.memory - sum(slot.resident_bytes for slot in self._slots)
+        free = self._offer.memory - sum(slot.resident_bytes for slot in self._slots)
         return Beat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
 
     def _report(self, link: Link) -> None:
@@ -280,7 +234,7 @@ class NodeAgent(threading.Thread):
                 if self._beat_sent_s:
                     self._rtt_us, self._beat_sent_s = int((self._heard_s - self._beat_sent_s) * 1e6), 0.0
                 if not message.known:
-                    link.send([encode(self._enrol())])
+                    link.send([self._enrolment()])
             case View():
                 self._take_view(decode_payload(frames))
             case Load() if message.slot < len(self._slots):

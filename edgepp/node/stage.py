@@ -32,9 +32,10 @@ from edgepp.node.control import Control
 from edgepp.node.probe import measure_speed
 from edgepp.node.worker import Worker
 from edgepp.wire import codec
+from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
 from edgepp.wire.security import Gate, KeyPair
-from edgepp.wire.transport import Address, Listener, Mailbox
+from edgepp.wire.transport import Address, Listener
 
 
 @dataclass(frozen=True)

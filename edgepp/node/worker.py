@@ -203,17 +203,7 @@ def answer_to(frame: Frame, hidden: Array) -> tuple[Answer, Array]:
     if isinstance(frame, Batch):
         return frame, hidden
     wanted = hidden[len(hidden) - frame.want :]
-    return (
-        Hidden(
-            frame.epoch,
-            frame.sequence,
-            frame.step,
-            frame.position + frame.rows,
-            len(wanted),
-            frame.width,
-            frame.dtype,
-            frame.codec,
-            frame.compute_us,
-        ),
-        wanted,
+    answer = Hidden(
+        frame.epoch, frame.sequence, frame.step, len(wanted), frame.width, frame.dtype, frame.codec, frame.compute_us
     )
+    return answer, wanted

@@ -20,6 +20,7 @@ from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.serve.forms import Prompt, question, read_answered
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Answered,
@@ -38,7 +39,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.reach import reach
 from edgepp.wire.security import Pinned
-from edgepp.wire.transport import Address, Link, Mailbox, Poller
+from edgepp.wire.transport import Address, Link
 
 HERE_S = 1.0
 """How long a remembered address has to answer."""

@@ -100,7 +100,7 @@ def stage_reports(coordinator: Coordinator) -> list[dict[str, Any]]:
     infos = pipeline.stages if pipeline else ()
     reports = []
     for index, (member, slot, layers, loaded) in enumerate(coordinator.director.stages(coordinator.members)):
-        progress = coordinator.progress.get((member.node, slot))
+        progress = coordinator.rollout.progress.get((member.node, slot))
         stage: dict[str, Any] = {
             "index": index,
             "layers": [layers.start, layers.stop],

@@ -18,7 +18,8 @@ from edgepp.layers import LayerRange
 from edgepp.model.shapes import shape_of
 from edgepp.model.source import HubRepository, LocalFolder, resolve
 from edgepp.node.agent import physical_cores
-from edgepp.node.member import NodeAgent, NodeOptions
+from edgepp.node.member import NodeAgent
+from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.serve.coordinator import Coordinator
 from edgepp.serve.director import Director
@@ -139,7 +140,7 @@ class Service:
         self.close()
 
 
-def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> NodeOptions | None:
+def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> Offer | None:
     """What this machine gives to the cluster; None where it only coordinates."""
     if not options.stages:
         return None
@@ -150,7 +151,7 @@ def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> NodeOption
         lambda: on_event("measuring this machine once, which takes some seconds"),
     )
     memory = usable_memory(options.memory)
-    return NodeOptions(resources, memory, options.backend, options.stages, options.pinned)
+    return Offer(resources, memory, options.backend, options.stages, options.pinned)
 
 
 def _own_cluster(identity: Identity) -> Cluster:

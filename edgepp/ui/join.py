@@ -15,14 +15,15 @@ import click
 from edgepp.cluster.adopt import adopt
 from edgepp.cluster.discovery import Browser, Record
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster, save_view
-from edgepp.cluster.pairing import redeem
+from edgepp.cluster.redeem import redeem
 from edgepp.cluster.tokens import parse_token, read_token
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.parts import Parts
 from edgepp.node.agent import Ready, StageProcess, check_listen, physical_cores
-from edgepp.node.member import NodeAgent, NodeOptions
+from edgepp.node.member import NodeAgent
+from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage import StageConfig
 from edgepp.serve.client import may_move, whereabouts
@@ -60,7 +61,7 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
     try:
         cluster = _paired(wanted, identity, browser)
         threads = wanted.threads or physical_cores()
-        options = NodeOptions(
+        offer = Offer(
             resources=measure(
                 wanted.backend,
                 threads,
@@ -74,9 +75,7 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
         )
         notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         where = _where(cluster, wanted.peers, browser)
-        agent = NodeAgent(
-            identity, cluster, options, where, notes.put, browser.refresh if browser else _stay, _remember
-        )
+        agent = NodeAgent(identity, cluster, offer, where, notes.put, browser.refresh if browser else _stay, _remember)
         agent.start()
         try:
             _follow(agent, cluster, identity, notes, as_json=as_json)

@@ -78,5 +78,5 @@ def _note(console: Console, text: str, *, as_json: bool) -> None:
 
 
 def _loading(service: Service) -> str:
-    shares: list[Any] = [p for p in list(service.coordinator.progress.values()) if p.total]
+    shares: list[Any] = [p for p in list(service.coordinator.rollout.progress.values()) if p.total]
     return ", ".join(f"{p.what} {100 * p.done // p.total} %" for p in shares)

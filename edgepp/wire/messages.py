@@ -234,12 +234,11 @@ class Forward(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """The last ``rows`` hidden states of a step that took its sequence up to position ``end``."""
+    """The last ``rows`` hidden states of the coordinator's step number ``step``."""
 
     epoch: Id
     sequence: Id
     step: Id
-    end: Count
     rows: Rows
     width: Width
     dtype: Dtype

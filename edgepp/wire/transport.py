@@ -2,46 +2,31 @@
 
 A ``Listener`` binds and answers many peers, a ``Link`` connects to one. Both are non-blocking with bounded queues, keep
 no message after they are closed, and notice a dead connection within two seconds. With keys they encrypt, by CURVE,
-and a ``Gate`` (``security``) admits the other side. A socket belongs to one thread; a ``Mailbox`` carries objects from
-one thread into another's poll loop.
+and a ``Gate`` (``security``) admits the other side. A socket belongs to one thread.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
-import math
-import queue
 import re
-import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import zmq
 
 from edgepp.errors import RemoteProtocolError, UsageError
-from edgepp.wire.messages import MAX_FRAMES, Echo, decode, encode
-from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host, monitor, next_event
+from edgepp.wire.handshake import Handshakes
+from edgepp.wire.messages import MAX_FRAMES
+from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
 
 HEARTBEAT_S = 0.5
 CONNECT_S = 3.0
 ZAP_DOMAIN = b"edgepp"
 _QUEUE_FRAMES = 1000
 _NO_COPY_BYTES = 1 << 20  # below a megabyte a copy is as fast as sharing the buffer
-
-_RETRY_S = 1.0  # after a refusal
-_HANDSHAKES = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -255,16 +240,11 @@ class Link:
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         if route is not None:
             self.socket.setsockopt(zmq.ROUTING_ID, route)
-        self._encrypts = pinned is not None
-        self._refusal: str | None = None
-        self._connected_s = 0.0
-        self._broken_off = 0
-        self._retry_s = math.inf
         if pinned is not None:
             self.socket.setsockopt(zmq.CURVE_SERVERKEY, pinned.server.encode())
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, pinned.own.public.encode())
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, pinned.own.secret.encode())
-        self._monitor = monitor(self.socket, _HANDSHAKES)
+        self._handshakes = Handshakes(self.socket, str(address), CONNECT_S, encrypts=pinned is not None)
         try:
             self.socket.connect(address.endpoint)
         except zmq.ZMQError as error:
@@ -291,8 +271,7 @@ class Link:
 
     def close(self, linger_s: float = 0.0) -> None:
         """Disconnect; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
-        self.socket.disable_monitor()
-        self._monitor.close()
+        self._handshakes.close()
         self.socket.close(int(linger_s * 1000))
 
     def refusal(self) -> str | None:
@@ -301,128 +280,9 @@ class Link:
         Does not block. Ask now and then, or go on sending: libzmq gives up on a listener that refused, and this tries
         again after a second.
         """
-        while (happened := next_event(self._monitor)) is not None:
-            self._learn(*happened)
-        if time.monotonic() > self._retry_s:
-            self._retry_s = math.inf
+        refusal = self._handshakes.refusal()
+        if self._handshakes.asks_for_retry():
             with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint itself
                 self.socket.disconnect(self.address.endpoint)
             self.socket.connect(self.address.endpoint)
-        return self._refusal
-
-    def _learn(self, event: int, value: int) -> None:
-        if event == zmq.EVENT_CONNECTED:
-            self._connected_s = time.monotonic()
-        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._refusal, self._broken_off, self._retry_s = None, 0, math.inf
-        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self._refusal = f"{self.address} does not admit this node's key: it was never invited there, or was revoked"
-            self._retry_s = time.monotonic() + _RETRY_S
-        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            fault = _FAULTS.get(value, "speaks another protocol than edgepp")
-            if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH and not self._encrypts:
-                fault = "encrypts, and admits paired machines only"
-            self._refusal = f"{self.address} {fault}"
-            self._retry_s = time.monotonic() + _RETRY_S
-        elif value in (errno.EPIPE, errno.ECONNRESET) and time.monotonic() < self._connected_s + CONNECT_S * 0.9:
-            # Later it is our own patience that ended: that is a machine asleep. Once, it may be a restart.
-            self._broken_off += 1
-            if self._broken_off > 1 and self._refusal is None:
-                self._refusal = (
-                    f"{self.address} broke off the handshake: its key is another one than this node knows,"
-                    " or it does not encrypt"
-                )
-
-
-_FAULTS: Mapping[int, str] = {
-    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "does not encrypt: it runs with --insecure, or is no part of a cluster",
-    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "has another key than this node knows",
-}
-
-
-class Mailbox(Generic[T]):
-    """A queue into a thread that sleeps in a poll: ``put`` from anywhere, ``fileno`` to poll, ``drain`` to read."""
-
-    def __init__(self) -> None:
-        self._items: queue.SimpleQueue[T] = queue.SimpleQueue()
-        self._read, self._write = socket.socketpair()
-        self._read.setblocking(False)
-        self._write.setblocking(False)
-
-    def put(self, item: T) -> None:
-        """Add an item and wake the reader. Safe from any thread."""
-        self._items.put(item)
-        try:
-            self._write.send(b"\0")
-        except BlockingIOError:
-            return  # the pipe is full of wake-ups already
-
-    def fileno(self) -> int:
-        """The descriptor that becomes readable when there are items."""
-        return self._read.fileno()
-
-    def drain(self) -> list[T]:
-        """Every item put so far, oldest first."""
-        try:
-            while self._read.recv(4096):
-                continue
-        except BlockingIOError:
-            pass
-        items: list[T] = []
-        while not self._items.empty():
-            items.append(self._items.get())
-        return items
-
-    def close(self) -> None:
-        """Release the descriptors."""
-        self._read.close()
-        self._write.close()
-
-
-class Poller(Generic[T]):
-    """Waits for several sockets and mailboxes at once, in one thread."""
-
-    def __init__(self, *readers: Listener | Link | Mailbox[T]) -> None:
-        self._poller = zmq.Poller()
-        self._readers: dict[object, Listener | Link | Mailbox[T]] = {}
-        for reader in readers:
-            self.add(reader)
-
-    def add(self, reader: Listener | Link | Mailbox[T]) -> None:
-        """Wait for ``reader`` too."""
-        key = reader.fileno() if isinstance(reader, Mailbox) else reader.socket
-        self._readers[key] = reader
-        self._poller.register(key, zmq.POLLIN)
-
-    def wait(self, timeout_s: float) -> list[Listener | Link | Mailbox[T]]:
-        """Those that have something to read, after ``timeout_s`` seconds at most."""
-        return [self._readers[key] for key, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))]
-
-
-PROBE_BYTES = 1 << 18
-"""What is sent to and fro to find out how fast a link is, where so long a frame may be sent."""
-
-
-def link_rate(short_s: float, long_s: float, long_bytes: int) -> int:
-    """Bytes a second one way, from how long an echo of a hidden state and one of ``long_bytes`` take."""
-    return int(2 * long_bytes / max(long_s - short_s, 1e-6))
-
-
-def measure_echo(link: Link, payload_bytes: int, wait_s: float, rounds: int = 5) -> float | None:
-    """Seconds that ``payload_bytes`` take to the listener of ``link`` and back, the best of some rounds.
-
-    None when nothing comes back for ``wait_s``: the listener cannot be reached, or does not answer.
-    """
-    payload = bytes(payload_bytes)
-    best: float | None = None
-    for nonce in range(rounds):
-        start = time.perf_counter()
-        if not link.send([encode(Echo(nonce, reply=False)), payload], wait_s):
-            return None
-        while (frames := link.receive(wait_s)) is not None and decode(frames[0]) != Echo(nonce, reply=True):
-            continue  # an answer that is not ours, or came too late
-        if frames is None:
-            return None
-        took = time.perf_counter() - start
-        best = took if best is None else min(best, took)
-    return best
+        return refusal

@@ -18,8 +18,9 @@ from edgepp.engine.network import NetworkRing
 from edgepp.engine.peers import Endpoint, Expectation
 from edgepp.engine.ring import Failed, Send
 from edgepp.errors import PlanError, StageLost
+from edgepp.wire.mailbox import Poller
 from edgepp.wire.messages import Attach, Attached, Echo, Hello, Message, Ping, Pong, Welcome, decode, encode
-from edgepp.wire.transport import Address, Listener, Poller
+from edgepp.wire.transport import Address, Listener
 
 HERE = Address("127.0.0.1", 0)
 EXPECTED = Expectation("m", "f" * 16, 4, 8, exact=False)

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from edgepp.cluster import exchange, pairing
+from edgepp.cluster import desk as desks
+from edgepp.cluster import exchange
+from edgepp.cluster.codes import GUESSES, words
+from edgepp.cluster.desk import INVITE_S, OPEN_AT_ONCE, PairingDesk
 from edgepp.cluster.exchange import Channel, Spake
 from edgepp.cluster.identity import Cluster, Identity, Member, node_id
-from edgepp.cluster.pairing import GUESSES, INVITE_S, OPEN_AT_ONCE, PairingDesk, redeem, words
+from edgepp.cluster.redeem import redeem
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, UsageError
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address
@@ -164,7 +167,7 @@ def test_an_exchange_that_ends_early_tells_nothing_and_costs_no_guess(desk: Desk
 
 
 def test_exchanges_without_end_void_an_invitation(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing, "_EXCHANGES", 2)
+    monkeypatch.setattr(desks, "_EXCHANGES", 2)
     desk.desk.invite()
     for _ in range(2):
         with pytest.raises(PairingError, match="wrong"):
@@ -262,7 +265,7 @@ def test_a_recording_is_of_no_use_and_shows_no_secret(desk: Desk) -> None:
     for secret in (desk.code, JOINER.keys.public, "mini"):
         assert secret.encode() not in tap.said
     # The same invitation again, as if it were still open: the desk draws anew, so the old box does not open.
-    desk.desk._open[desk.number] = pairing._Invitation(desk.number, desk.code, desk.now_s + 100)
+    desk.desk._open[desk.number] = desks._Invitation(desk.number, desk.code, desk.now_s + 100)
     with desk.connect() as connection:
         connection.sendall(tap.said)
         channel = Channel(connection)

@@ -24,7 +24,7 @@ from edgepp.model.checkpoint import Array
 from edgepp.plan import sim_pipeline
 from edgepp.plan.sim_job import Job
 from edgepp.plan.simulate import Arrival, CoordinatorCost, LinkCost, Replica, StageCost, simulate
-from edgepp.wire.transport import Mailbox
+from edgepp.wire.mailbox import Mailbox
 
 COSTS = (StageCost(((1, 0.037), (8, 0.081)), 0.0031, 0.0007, 0.00001, 0.0), StageCost(((1, 0.029),), 0.0043))
 HOP_S = 0.0013

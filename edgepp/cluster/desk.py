@@ -1,45 +1,29 @@
-"""Joining by a code that one person reads to another, such as ``7-tango-lemon``: the coordinator's desk, and redeeming.
+"""Where the coordinator takes invitation codes: a desk that is open while an invitation is.
 
-The desk listens on the port after the coordinator's cluster port, and only while an invitation is open. ``exchange``
-has the protocol and why a code of two words is enough.
+It listens on the port after the coordinator's cluster port. ``exchange`` has the protocol and why a code of two words
+is enough; ``redeem`` is the other side.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
 import logging
-import re
 import secrets
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import resources
-from typing import Any
 
-from edgepp.cluster.exchange import (
-    CAUSES,
-    EXCHANGE_S,
-    Cause,
-    Channel,
-    OtherVersionError,
-    Seal,
-    Spake,
-    connected,
-    expect,
-    listen,
-)
-from edgepp.cluster.identity import Cluster, Identity, Member, is_cluster_id
-from edgepp.errors import PairingError, RemoteProtocolError, UsageError
+from edgepp.cluster.codes import GUESSES, make_code
+from edgepp.cluster.exchange import Cause, Channel, OtherVersionError, Seal, Spake, expect, listen
+from edgepp.cluster.identity import Cluster, Member
+from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.wire.security import Rarely, bare_host, is_key
 from edgepp.wire.transport import Address
 
 INVITE_S = 600.0
-GUESSES = 3
 OPEN_AT_ONCE = 8
 _NUMBERS = range(1, 100)
 _CONNECTIONS = 4
@@ -108,7 +92,7 @@ class PairingDesk:
             fresh = [number for number in _NUMBERS if number not in self._open and number not in self._closed]
             number = secrets.choice(fresh or [number for number in _NUMBERS if number not in self._open])
             self._closed.pop(number, None)
-            code = f"{number}-{secrets.choice(words())}-{secrets.choice(words())}"
+            code = make_code(number)
             self._open[number] = _Invitation(number, code, self._clock() + INVITE_S)
             return code
 
@@ -258,121 +242,3 @@ class PairingDesk:
         with suppress(IndexError):  # another thread has told the rest
             while self._lines:
                 self._on_event(self._lines.popleft())
-
-
-def redeem(code: str, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0) -> Cluster:
-    """Join the cluster that invited this node, at whichever of its coordinator's cluster addresses answers.
-
-    Returns what to save: the cluster with its coordinator's key, and the address that worked.
-
-    Raises:
-        UsageError: ``code`` is no code, or there is no address.
-        PairingError: nobody takes it, or it is wrong, void, expired or used.
-    """
-    code = _checked(code)
-    number = int(code.partition("-")[0])
-    if not addresses:
-        raise UsageError("no coordinator is known to take the code to", "give its address: --peer HOST:PORT")
-    end_s = time.monotonic() + wait_s
-    failures: list[PairingError] = []
-    proofs = 0
-    with closing(connected(addresses, end_s)) as connections:
-        for address, connection in connections:
-            channel = Channel(connection, min(EXCHANGE_S, max(0.1, end_s - time.monotonic())))
-            try:
-                seal = _agree(channel, code, number)
-                proofs += 1
-                return _prove(channel, seal, identity, address, number)
-            except PairingError as error:
-                failures.append(error)
-            except OtherVersionError as error:
-                failures.append(PairingError(f"{address}: {error}", "install the same version of edgepp on both"))
-            except (RemoteProtocolError, OSError) as error:
-                failures.append(PairingError(f"{address} broke off the pairing: {error}"))
-            if proofs >= GUESSES:  # each may have been a false desk's guess
-                break
-    if failures:
-        raise max(failures, key=_weight)
-    tried = ", ".join(str(address) for address in dict.fromkeys(addresses))
-    raise PairingError(
-        f"nobody takes invitation {number} at {tried}: it has expired or was used, or the machine is not there",
-        "run edgepp invite on the coordinator again, and look whether this machine can reach it",
-    )
-
-
-@functools.cache
-def words() -> tuple[str, ...]:
-    """The words that codes are made of."""
-    return tuple(resources.files(__package__).joinpath("words.txt").read_text(encoding="ascii").split())
-
-
-def _checked(code: str) -> str:
-    """The code as it was made, from what was typed; a slip that can be seen here costs no guess."""
-    match = re.fullmatch(r"(\d{1,2})[- ]+([a-z]+)[- ]+([a-z]+)", code.strip().lower())
-    if match is None:
-        raise UsageError(f"'{code:.60}' is not a code", "a code looks like 7-tango-lemon")
-    for word in match.groups()[1:]:
-        if word not in words():
-            close = difflib.get_close_matches(word, words(), 1)
-            raise UsageError(
-                f"'{word:.40}' is not a word that codes have", f"is it '{close[0]}'?" if close else "read it again"
-            )
-    return f"{int(match[1])}-{match[2]}-{match[3]}"
-
-
-def _agree(channel: Channel, code: str, number: int) -> Seal:
-    spake = Spake("joiner", code)
-    channel.send("join", number, spake.element)
-    (element,) = expect(_answer(channel, number), "desk", bytes)
-    return spake.seal(element, channel.transcript.digest())
-
-
-def _prove(channel: Channel, seal: Seal, identity: Identity, address: Address, number: int) -> Cluster:
-    channel.send("prove", seal.close("joiner", (identity.name, identity.keys.public)))
-    (box,) = expect(_answer(channel, number), "admit", bytes)
-    opened = seal.open("desk", box)
-    if opened is None:
-        raise PairingError(f"{address} does not know the code that it asks for", "do not trust that machine")
-    cluster, name, key, port = expect(("", *opened), "", str, str, str, int)
-    if not is_cluster_id(cluster) or not is_key(key) or not 0 < port < 65536:
-        raise RemoteProtocolError("what it says of its cluster makes no sense")
-    return Cluster(cluster, Member.of(name, key)).reached(str(Address(address.host, port)))
-
-
-def _answer(channel: Channel, number: int) -> tuple[Any, ...]:
-    """The desk's next message, unless it refuses."""
-    answer = channel.receive()
-    if answer is None:
-        raise RemoteProtocolError("it closed the connection")
-    if answer[0] != "refuse":
-        return answer
-    cause, left = expect(answer, "refuse", str, int)
-    again = "run edgepp invite on the coordinator again"
-    match cause:
-        case "wrong" if left > 0:
-            raise _RefusedError(cause, f"the code is wrong ({left} of {GUESSES} guesses left)", "read it again")
-        case "wrong":
-            raise _RefusedError(cause, f"the code is wrong, and invitation {number} is now void", again)
-        case "void":
-            raise _RefusedError(cause, f"invitation {number} is void after too many wrong guesses", again)
-        case "expired":
-            raise _RefusedError(cause, f"invitation {number} has expired", again)
-        case "used":
-            raise _RefusedError(cause, f"invitation {number} was used already", again)
-        case _:
-            raise _RefusedError(
-                "unknown", f"invitation {number} is not open: it expired, was used or never made", again
-            )
-
-
-class _RefusedError(PairingError):
-    """The desk's refusal."""
-
-    def __init__(self, cause: Cause, message: str, hint: str) -> None:
-        super().__init__(message, hint)
-        self.cause = cause
-
-
-def _weight(error: PairingError) -> int:
-    """How much an error says; of several addresses, the one that knew the invitation says most."""
-    return len(CAUSES) - CAUSES.index(error.cause) if isinstance(error, _RefusedError) else 0

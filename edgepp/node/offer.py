@@ -1,0 +1,61 @@
+"""What a node offers to its cluster, and what follows from it: its enrolment and the options of its slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgepp import __version__
+from edgepp.cluster.identity import Identity
+from edgepp.cluster.interfaces import usable_addresses
+from edgepp.layers import LayerRange
+from edgepp.node.agent import physical_cores
+from edgepp.node.resources import Resources
+from edgepp.node.slot import SlotOptions
+from edgepp.wire.messages import Enrol
+from edgepp.wire.transport import Address
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a node offers to the cluster."""
+
+    resources: Resources
+    memory: int
+    """Bytes that the model may use."""
+    backend: str = "auto"
+    slots: int = 1
+    pinned: LayerRange | None = None
+    listen: Address = field(default_factory=lambda: Address("*", 0))
+    """Where its stages listen; with a port, each slot takes two from there on."""
+
+    def slot(self, index: int, identity: Identity) -> SlotOptions:
+        """How slot ``index`` of the node with this ``identity`` runs its stages."""
+        threads = max(1, self.resources.threads // max(1, self.slots))
+        return SlotOptions(
+            node=identity.name,
+            keys=identity.keys,
+            listen=str(Address(self.listen.host, self.listen.port + 2 * index if self.listen.port else 0)),
+            backend=self.backend,
+            threads=threads,
+            spin=self.slots == 1 and threads == physical_cores(),
+            awake=threads * self.slots <= physical_cores(),
+        )
+
+    def enrolment(self, name: str, incarnation: int) -> Enrol:
+        """What the node called ``name`` enrols with, at the addresses that it has now."""
+        resources, pinned = self.resources, self.pinned
+        return Enrol(
+            incarnation=incarnation,
+            name=name,
+            version=__version__,
+            addresses=",".join(usable_addresses()[:10]),
+            memory=self.memory,
+            backend=resources.backend,
+            device=resources.device,
+            threads=resources.threads,
+            slots=self.slots,
+            start=pinned.start if pinned else 0,
+            stop=pinned.stop if pinned else 0,
+            stream_bps=int(resources.stream_bps),
+            flops=int(resources.flops),
+        )

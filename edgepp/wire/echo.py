@@ -1,0 +1,36 @@
+"""How fast a link is: what its listener sends back at once, timed."""
+
+from __future__ import annotations
+
+import time
+
+from edgepp.wire.messages import Echo, decode, encode
+from edgepp.wire.transport import Link
+
+PROBE_BYTES = 1 << 18
+"""What is sent to and fro to find out how fast a link is, where so long a frame may be sent."""
+
+
+def link_rate(short_s: float, long_s: float, long_bytes: int) -> int:
+    """Bytes a second one way, from how long an echo of a hidden state and one of ``long_bytes`` take."""
+    return int(2 * long_bytes / max(long_s - short_s, 1e-6))
+
+
+def measure_echo(link: Link, payload_bytes: int, wait_s: float, rounds: int = 5) -> float | None:
+    """Seconds that ``payload_bytes`` take to the listener of ``link`` and back, the best of some rounds.
+
+    None when nothing comes back for ``wait_s``: the listener cannot be reached, or does not answer.
+    """
+    payload = bytes(payload_bytes)
+    best: float | None = None
+    for nonce in range(rounds):
+        start = time.perf_counter()
+        if not link.send([encode(Echo(nonce, reply=False)), payload], wait_s):
+            return None
+        while (frames := link.receive(wait_s)) is not None and decode(frames[0]) != Echo(nonce, reply=True):
+            continue  # an answer that is not ours, or came too late
+        if frames is None:
+            return None
+        took = time.perf_counter() - start
+        best = took if best is None else min(best, took)
+    return best

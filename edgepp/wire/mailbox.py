@@ -1,0 +1,76 @@
+"""How one thread waits for sockets and for other threads at once.
+
+A socket belongs to one thread. A ``Mailbox`` carries objects from other threads into that thread's ``Poller``.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import socket
+from typing import Generic, TypeVar
+
+import zmq
+
+from edgepp.wire.transport import Link, Listener
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """A queue into a thread that sleeps in a poll: ``put`` from anywhere, ``fileno`` to poll, ``drain`` to read."""
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+
+    def put(self, item: T) -> None:
+        """Add an item and wake the reader. Safe from any thread."""
+        self._items.put(item)
+        try:
+            self._write.send(b"\0")
+        except BlockingIOError:
+            return  # the pipe is full of wake-ups already
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when there are items."""
+        return self._read.fileno()
+
+    def drain(self) -> list[T]:
+        """Every item put so far, oldest first."""
+        try:
+            while self._read.recv(4096):
+                continue
+        except BlockingIOError:
+            pass
+        items: list[T] = []
+        while not self._items.empty():
+            items.append(self._items.get())
+        return items
+
+    def close(self) -> None:
+        """Release the descriptors."""
+        self._read.close()
+        self._write.close()
+
+
+class Poller(Generic[T]):
+    """Waits for several sockets and mailboxes at once, in one thread."""
+
+    def __init__(self, *readers: Listener | Link | Mailbox[T]) -> None:
+        self._poller = zmq.Poller()
+        self._readers: dict[object, Listener | Link | Mailbox[T]] = {}
+        for reader in readers:
+            self.add(reader)
+
+    def add(self, reader: Listener | Link | Mailbox[T]) -> None:
+        """Wait for ``reader`` too."""
+        key = reader.fileno() if isinstance(reader, Mailbox) else reader.socket
+        self._readers[key] = reader
+        self._poller.register(key, zmq.POLLIN)
+
+    def wait(self, timeout_s: float) -> list[Listener | Link | Mailbox[T]]:
+        """Those that have something to read, after ``timeout_s`` seconds at most."""
+        return [self._readers[key] for key, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))]
