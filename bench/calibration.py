@@ -35,8 +35,9 @@ from edgepp.errors import EdgeppError
 from edgepp.node.agent import physical_cores
 from edgepp.plan.calibrate import Calibration, Timed, coordinator
 from edgepp.plan.machines import Machine, Model
+from edgepp.wire.echo import measure_echo
 from edgepp.wire.messages import data_frame_bytes
-from edgepp.wire.transport import Address, Link, measure_echo
+from edgepp.wire.transport import Address, Link
 
 SHORT, LONG = 16, 256
 """Tokens before decode steps at short and at long context."""

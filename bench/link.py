@@ -30,9 +30,10 @@ from edgepp.errors import EdgeppError, ModelError
 from edgepp.model.fetch import located
 from edgepp.wire import codec
 from edgepp.wire.codec import Array
+from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import Codec, Forward, decode, encode
 from edgepp.wire.security import Gate, KeyPair, Pinned
-from edgepp.wire.transport import Address, Link, Listener, Mailbox, Poller
+from edgepp.wire.transport import Address, Link, Listener
 
 ROWS = (1, 4, 16, 32, 64, 512)
 HOPS = 2000

@@ -13,7 +13,7 @@ from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
 from edgepp.model.checkpoint import Array
-from edgepp.wire.transport import Mailbox
+from edgepp.wire.mailbox import Mailbox
 
 
 class Watched:

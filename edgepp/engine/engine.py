@@ -29,7 +29,7 @@ from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
 from edgepp.engine.tempo import Tempo
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.model.checkpoint import Array
-from edgepp.wire.transport import Mailbox
+from edgepp.wire.mailbox import Mailbox
 
 _IDLE_S = 0.5
 
