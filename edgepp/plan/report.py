@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from edgepp.cluster.placement import memory_needed
 from edgepp.errors import PlanError
 from edgepp.plan.costs import StageTime
-from edgepp.plan.outlook import Change, Need, Outlook, Question, Single
+from edgepp.plan.outlook import Outlook, Question, Single
 from edgepp.plan.predict import Decode, Prefill
 
 
@@ -64,8 +65,8 @@ def outlook_form(outlook: Outlook) -> dict[str, Any]:
             "seconds": laid.prediction.answer_s(workload),
         },
         "single": _single_form(outlook.single) if outlook.single else None,
-        "needs": [_need_form(need) for need in outlook.needs],
-        "changes": [_change_form(change) for change in outlook.changes],
+        "needs": [asdict(need) for need in outlook.needs],
+        "changes": [asdict(change) for change in outlook.changes],
     }
 
 
@@ -127,18 +128,3 @@ def _single_form(single: Single) -> dict[str, Any]:
         "crowd": single.crowd,
         "cluster_throughput": single.throughput,
     }
-
-
-def _need_form(need: Need) -> dict[str, Any]:
-    return {
-        "what": need.what,
-        "wanted_s": need.wanted_s,
-        "predicted_s": need.predicted_s,
-        "without_links_s": need.without_links_s,
-        "bytes_s": need.bytes_s,
-        "latency_s": need.latency_s,
-    }
-
-
-def _change_form(change: Change) -> dict[str, Any]:
-    return {"what": change.what, "answer_s": change.answer_s, "gain": change.gain}
