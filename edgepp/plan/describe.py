@@ -148,8 +148,7 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
         present = [node for node in status["nodes"] if node["state"] != "gone"]
         present.sort(key=lambda node: "coordinator" not in node["roles"])
         names = _unique([(str(node["name"]), str(node["node"])) for node in present])
-        lanes = {node["node"]: max(1, len(node["layers"])) for node in present}
-        nodes = [_live_node(node, names[node["node"]], lanes[node["node"]]) for node in present]
+        nodes = [_live_node(node, names[node["node"]]) for node in present]
         if running is not None:
             nodes = [_timed(node, live["node"], status, running) for node, live in zip(nodes, present, strict=True)]
         links = _live_links(status, names)
@@ -161,8 +160,9 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
     return described(nodes, links)
 
 
-def _live_node(node: Mapping[str, Any], name: str, lanes: int) -> Node:
-    gpu = node["device"] == "metal"
+def _live_node(node: Mapping[str, Any], name: str) -> Node:
+    """The node by its probe, whose rates the stages that it runs share while they work at once."""
+    gpu, lanes = node["device"] == "metal", max(1, len(node["layers"]))
     machine = Machine(
         name,
         float(node["stream_bytes_s"]),
@@ -170,6 +170,7 @@ def _live_node(node: Mapping[str, Any], name: str, lanes: int) -> Node:
         replace(MEASURED, overlap=float(gpu)),
         lanes,
         GPU_CHUNK if gpu else CPU_CHUNK,
+        crowded=float(lanes),
     )
     pinned = LayerRange(*map(int, node["pinned"])) if node["pinned"] else None
     return Node(machine, int(node["memory"]), f"measured, {node['backend']} on {node['device']}", pinned)
@@ -195,6 +196,7 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
         stream_bps=stream_bps,
         flops=layers * size.layer_flops * machine.chunk / chunk_s,
         efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
+        crowded=1.0,  # each was timed with the cores that it has
     )
     return replace(node, machine=machine, said=f"{node.said} with this model")
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from edgepp.cluster.placement import LinkSpeed, Plan, Policy, Want, memory_needed
+from edgepp.cluster.placement import LinkSpeed, Plan, Policy, Want
 from edgepp.errors import PlanError, UsageError
 from edgepp.plan.cluster import Cluster, Node
 from edgepp.plan.machines import Machine, Model, Stage, Workload
@@ -159,11 +160,10 @@ def lay(question: Question, cluster: Cluster) -> Laid:
 def best_single(question: Question, laid: Laid) -> Single | None:
     """The node that answers soonest alone, of those that hold the model; None where none does."""
     crowded = dataclasses.replace(question, workload=dataclasses.replace(question.workload, requests=(1, _CROWD)))
-    alone = [
-        (node.name, lay(crowded, laid.cluster.alone(node.name)).prediction)
-        for node in laid.cluster.nodes
-        if node.memory >= memory_needed(question.want, question.model.size.layers, True)
-    ]
+    alone: list[tuple[str, Prediction]] = []
+    for node in laid.cluster.nodes:
+        with suppress(PlanError):  # it does not hold the model
+            alone.append((node.name, lay(crowded, laid.cluster.alone(node.name)).prediction))
     if not alone:
         return None
     name, prediction = min(alone, key=lambda one: one[1].answer_s(question.workload))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from edgepp.cluster.placement import memory_needed
 from edgepp.errors import PlanError
 from edgepp.plan.costs import StageTime
 from edgepp.plan.outlook import Outlook, Question, Single
@@ -38,6 +37,7 @@ def outlook_form(outlook: Outlook) -> dict[str, Any]:
                 "name": node.name,
                 "coordinator": node is laid.cluster.coordinator,
                 "memory": node.memory,
+                "lanes": node.machine.lanes,
                 "stream_bytes_s": node.machine.stream_bps,
                 "flops": node.machine.flops,
                 "reached": {"stream": node.machine.efficiency.stream, "flops": node.machine.efficiency.flops},
@@ -51,11 +51,11 @@ def outlook_form(outlook: Outlook) -> dict[str, Any]:
         ],
         "stages": [
             {
-                "node": host,
-                "layers": [layers.start, layers.stop],
-                "memory_needed": memory_needed(question.want, len(layers), host == laid.cluster.coordinator.name),
+                "node": stage.machine.node,
+                "layers": [stage.layers.start, stage.layers.stop],
+                "memory_needed": takes,
             }
-            for host, layers in laid.plan.stages
+            for stage, (takes, _) in zip(laid.stages, laid.cluster.memory(question.want, laid.plan), strict=True)
         ],
         "prefill": _prefill_form(laid.prediction.prefill),
         "decode": [_decode_form(decode, outlook) for decode in laid.prediction.decode],

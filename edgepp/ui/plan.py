@@ -95,26 +95,24 @@ def _head(found: Outlook) -> Text:
 
 
 def _stages(found: Outlook) -> Table:
-    question, cluster, prediction = found.question, found.laid.cluster, found.laid.prediction
-    memory = {node.name: node.memory for node in cluster.nodes}
+    laid, prediction = found.laid, found.laid.prediction
     table = _table(
         "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV", ">FLOPS", ">WIRE", ">OVERHEAD", ">A STEP",
         "LIMITED BY", "IN PREFILL BY",
     )  # fmt: skip
-    times = zip(prediction.one.stages, prediction.prefill.stages, strict=True)
-    for index, (time, prefill) in enumerate(times):
-        takes = memory_needed(question.want, len(time.layers), time.node == cluster.coordinator.name)
+    memory = laid.cluster.memory(found.question.want, laid.plan)
+    stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
+    for index, (time, prefill, (takes, has)) in enumerate(stages):
         seconds = (
             time.weights_s, time.kv_s, time.flops_s, time.wire_s, time.overhead_s, time.busy_s + time.wire_s
         )  # fmt: skip
         table.add_row(
-            str(index), str(time.layers), time.node, megabytes(takes), megabytes(memory[time.node]),
+            str(index), str(time.layers), time.node, megabytes(takes), megabytes(has),
             *map(_ms, seconds), time.limit, prefill.limit,
         )  # fmt: skip
-    one = prediction.one
-    table.add_row(
-        "", "ends", cluster.coordinator.name, "", "", "", "", "", _ms(one.return_s), "", _ms(one.ends_s + one.return_s)
-    )
+    one, coordinator = prediction.one, laid.cluster.coordinator.name
+    back = _ms(one.ends_s + one.return_s)
+    table.add_row("", "ends", coordinator, "", "", "", "", "", _ms(one.return_s), "", back)
     return table
 
 
@@ -156,9 +154,10 @@ def _against_one(found: Outlook) -> str:
     if single is None:
         largest = max(laid.cluster.nodes, key=lambda node: node.memory)
         needed = memory_needed(found.question.want, found.question.model.size.layers, True)
+        parts = f" for {largest.machine.lanes} stages" if largest.machine.lanes > 1 else ""
         return (
             f"No node holds it alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
-            f" {megabytes(largest.memory)}."
+            f" {megabytes(largest.memory)}{parts}."
         )
     if laid.machines == 1:
         return f"All of it runs on {single.name}: no other node takes part."

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize
+from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize, memory_needed
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.plan import describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
 from edgepp.plan.quantities import parse_bytes_s, parse_flops, parse_link, parse_seconds
+from tests.unit.test_director import HERE, MINI
+from tests.unit.test_director import Cluster as Members
 
 near = pytest.approx
 
@@ -233,6 +235,34 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     assert b.machine.stream_bps == 1e10
     status["stages"][0]["prefill_tok_s"] = None
     assert describe.from_status(status, size).nodes[0].machine.stream_bps == 1e10
+
+
+@pytest.mark.parametrize(("memory", "slots"), [(2 * 10**9, 1), (2 * 10**9, 2), (10**9, 3)])
+def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: int, slots: int) -> None:
+    """The same stages on the same nodes, by the coordinator's own director and by a plan on what it says of them."""
+    real = Members()
+    real.join(HERE, memory, slots=slots)
+    real.join(MINI, 10**9)
+    real.after(2.0)
+    stages = real.director.stages(real.members)
+    nodes = [
+        live_node(
+            member.node[0], node=member.node, memory=member.facts.memory, stream_bytes_s=member.facts.stream_bps,
+            flops=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
+            layers=[[layers.start, layers.stop] for one, _, layers, _ in stages if one is member],
+        )
+        for member in real.members
+    ]  # fmt: skip
+    cluster = describe.from_status({"coordinator": "a", "nodes": nodes, "stages": []})
+    want = real.director.want
+    plan = cluster.place(want)
+    assert [layers for _, layers in plan.stages] == [layers for _, _, layers, _ in stages]
+    assert [stage.machine.node for stage in cluster.stages(plan)] == [member.node[0] for member, *_ in stages]
+    assert len(plan.stages) == slots + 1
+    takes = [memory_needed(want, len(layers), number == 0) for number, (_, _, layers, _) in enumerate(stages)]
+    assert cluster.memory(want, plan) == list(zip(takes, [memory // slots] * slots + [10**9], strict=True))
+    here = cluster.coordinator.machine
+    assert here.beside(slots).flops == near(1e11 / slots)
 
 
 def test_a_coordinator_without_layers_stands_first() -> None:
