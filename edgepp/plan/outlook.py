@@ -47,6 +47,9 @@ class Question:
                 f" positions, more than the context of {self.context}",
                 f"plan for --context {positions}, or a shorter --prompt or --answer",
             )
+        for name, wanted_s in (("token", self.tpot_s), ("first token", self.ttft_s)):
+            if wanted_s is not None and wanted_s <= 0:
+                raise UsageError(f"no {name} comes in {wanted_s:g} s", "ask for a time above 0")
         if self.context > self.model.context:
             raise UsageError(
                 f"{self.model.name} has a context of {self.model.context}, less than {self.context}",
@@ -67,6 +70,7 @@ class Laid:
     plan: Plan
     stages: tuple[Stage, ...]
     prediction: Prediction
+    """For one request, and for each number of them that was asked for."""
 
     @property
     def machines(self) -> int:
@@ -153,7 +157,8 @@ def lay(question: Question, cluster: Cluster) -> Laid:
     """
     plan = cluster.place(question.want)
     stages = cluster.stages(plan)
-    prediction = predict(question.model, stages, cluster.links, question.workload, cluster.coordinator.machine)
+    workload = dataclasses.replace(question.workload, requests=tuple({1, *question.workload.requests}))
+    prediction = predict(question.model, stages, cluster.links, workload, cluster.coordinator.machine)
     return Laid(cluster, plan, stages, prediction)
 
 

@@ -96,7 +96,7 @@ class Prediction:
         return self.decode[0]
 
     def answer_s(self, workload: Workload) -> float:
-        """Seconds from question to last token, of one request alone."""
+        """Seconds from question to last token, of the fewest requests at once."""
         return self.prefill.ttft_s + (workload.answer - 1) * self.one.tpot_s
 
 

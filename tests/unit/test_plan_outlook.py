@@ -109,6 +109,22 @@ def test_a_node_that_is_needed_is_not_left_out() -> None:
     assert any(change.what == "one more node like a" for change in found.changes)
 
 
+def test_an_answer_and_what_would_speed_it_up_are_those_of_one_request() -> None:
+    """However many are asked for besides: what helps 16 requests does not make one of them so much faster."""
+    few, many = (
+        outlook(asked(workload=Workload(requests=requests)), cluster(STUDIO, MINI)) for requests in ((1,), (16, 8))
+    )
+    assert [decode.requests for decode in many.laid.prediction.decode] == [1, 8, 16]
+    assert many.laid.prediction.answer_s(Workload()) == few.laid.prediction.answer_s(Workload())
+    assert many.changes == few.changes
+
+
+@pytest.mark.parametrize("wish", [{"tpot_s": 0.0}, {"ttft_s": -1.0}])
+def test_a_wish_for_no_time_at_all_is_refused(wish: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"token comes in (0|-1) s"):
+        asked(**wish)
+
+
 def test_room_for_kv_caches_is_what_placement_would_grant() -> None:
     two = cluster("name=a,mem=6GB", "name=b,mem=6GB")
     found = outlook(asked(), two)
