@@ -128,7 +128,7 @@ def test_links_are_for_all_or_for_a_pair() -> None:
     assert cluster.only("b", "c").coordinator.name == "b"
 
 
-@pytest.mark.parametrize("text", ["a=1Gbit", "a,b,c=1Gbit", ",=1Gbit"])
+@pytest.mark.parametrize("text", ["a=1Gbit", "a,b,c=1Gbit", ",=1Gbit", "a,a=1Gbit"])
 def test_a_link_of_no_pair_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a pair"):
         describe.parse_named_link(text)
@@ -144,6 +144,15 @@ def test_names_are_checked() -> None:
         describe.described([], [])
 
 
+@pytest.mark.parametrize(
+    ("texts", "whose"), [(["1Gbit", "10Gbit"], "all"), (["a,b=1Gbit", "1Gbit", "b,a=10Gbit"], "b and a")]
+)
+def test_a_link_that_is_given_twice_is_refused(texts: list[str], whose: str) -> None:
+    nodes = [describe.parse_node(f"name={name},mem=8GB", 1) for name in "ab"]
+    with pytest.raises(UsageError, match=f"the link of {whose} is given twice"):
+        describe.described(nodes, [describe.parse_named_link(text) for text in texts])
+
+
 def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
     file = tmp_path / "home.toml"
     file.write_text(
@@ -157,7 +166,16 @@ def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["nodes = 3", "[nodes]\nname = 'a'", "[[nodes]]\nram = '8GB'", "[[node]]\nmem = '8GB'", "= x", "", "links = 1"],
+    [
+        "nodes = 3",
+        "[nodes]\nname = 'a'",
+        "[[nodes]]\nram = '8GB'",
+        "[[node]]\nmem = '8GB'",
+        "= x",
+        "",
+        "links = 1",
+        "a = " + "9" * 5000,
+    ],
 )
 def test_a_file_that_describes_no_cluster_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.toml"
