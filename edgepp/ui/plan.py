@@ -18,6 +18,7 @@ from edgepp.plan.cluster import Cluster
 from edgepp.plan.hardware import catalogue
 from edgepp.plan.outlook import Need, Outlook, Question, outlook
 from edgepp.plan.predict import Decode
+from edgepp.plan.quantities import link_rate
 from edgepp.plan.report import outlook_form, requests_fit, slots_needed, unfit_form
 from edgepp.ui.progress import megabytes
 
@@ -183,7 +184,9 @@ def _need(need: Need, found: Outlook) -> str:
     if found.laid.machines == 1:
         return f"For {wish} no link is needed: it takes {_time(need.predicted_s)}."
     kept = "it does" if need.predicted_s <= need.wanted_s else "it does not"
-    bandwidth = f"{_rate(need.bytes_s)} at this latency" if need.bytes_s else "no bandwidth is enough at this latency"
+    bandwidth = (
+        f"{link_rate(need.bytes_s)} at this latency" if need.bytes_s else "no bandwidth is enough at this latency"
+    )
     latency = (
         f"{_time(need.latency_s)} of latency at this bandwidth"
         if need.latency_s
@@ -215,11 +218,6 @@ def _basis(found: Outlook) -> str:
 
 def _times(ratio: float) -> str:
     return f"{ratio:.1f} times" if ratio >= 1 - _ALIKE else f"{ratio:.2g} times"
-
-
-def _rate(bytes_s: float) -> str:
-    bits = 8 * bytes_s
-    return f"{bits / 1e9:.3g} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.3g} Mbit/s"
 
 
 def _time(seconds: float) -> str:

@@ -49,7 +49,9 @@ def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int]
     axes[0].legend(title="positions (hollow: KV caches\ndo not fit at once)")
     try:
         figure.savefig(Path(file).expanduser())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"the plot cannot be written to {file}: {error.strerror}", "name another file") from error
+    except ValueError as error:
         raise UsageError(f"the plot cannot be written to {file}: {error}", "name a .png, .svg or .pdf file") from error
     finally:
         pyplot.close(figure)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize, memory_needed
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
@@ -14,7 +16,7 @@ from edgepp.layers import LayerRange
 from edgepp.plan import describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
-from edgepp.plan.quantities import parse_bytes_s, parse_flops, parse_link, parse_seconds
+from edgepp.plan.quantities import link_rate, parse_bytes_s, parse_flops, parse_link, parse_seconds
 from tests.unit.test_director import HERE, MINI
 from tests.unit.test_director import Cluster as Members
 
@@ -128,6 +130,16 @@ def test_links_are_for_all_or_for_a_pair() -> None:
     assert cluster.only("b", "c").coordinator.name == "b"
 
 
+@pytest.mark.parametrize("rate", ["13Mbit", "1Gbit", "2.5Gbit", "99.9Mbit"])
+def test_a_link_is_said_as_it_is_written(rate: str) -> None:
+    assert link_rate(parse_link(rate).bytes_s).replace(" ", "") == f"{rate}/s"
+
+
+@given(st.floats(1e3, 1e12))
+def test_a_link_that_is_said_is_fast_enough(bytes_s: float) -> None:
+    assert bytes_s * (1 - 1e-6) <= parse_link(link_rate(bytes_s)).bytes_s <= 1.01 * bytes_s
+
+
 @pytest.mark.parametrize("text", ["a=1Gbit", "a,b,c=1Gbit", ",=1Gbit", "a,a=1Gbit"])
 def test_a_link_of_no_pair_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a pair"):
@@ -174,7 +186,7 @@ def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
         "= x",
         "",
         "links = 1",
-        "a = " + "9" * 5000,
+        pytest.param("a = " + "9" * 5000, id="a long number"),
     ],
 )
 def test_a_file_that_describes_no_cluster_is_refused(tmp_path: Path, text: str) -> None:
