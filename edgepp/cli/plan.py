@@ -106,6 +106,8 @@ def plan(
         raise UsageError("plan for which MODEL?", "see `edgepp models list`, or `edgepp plan --help`")
     if lengths and plot is None:
         raise UsageError("--length is for --plot", "add --plot FILE, like --plot plan.png")
+    if lengths and min(lengths) < 1:
+        raise UsageError("a length is at least 1 position", "write it like --length 4096")
     if reached is not None and not nodes and file is None:
         raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
     question = _question(model, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))

@@ -44,7 +44,8 @@ def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(outlook_form(found)))
         return
-    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    width = None if Console().is_terminal else 200
+    console = Console(width=width, highlight=False, markup=False, emoji=False)  # names are not ours
     for part in picture(found):
         console.print(part)
 
