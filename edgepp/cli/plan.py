@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +12,8 @@ from edgepp.errors import UsageError
 if TYPE_CHECKING:
     from edgepp.plan.cluster import Cluster
     from edgepp.plan.outlook import Question
+
+_MOST_REQUESTS = 10_000
 
 
 @click.command()
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--slots", type=int, default=2, show_default=True, help="Conversations at a time.")
 @click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of a prompt.")
 @click.option("--answer", type=int, default=256, show_default=True, help="Tokens of an answer.")
-@click.option("--requests", default="1,2,4,8,16", show_default=True, help="Requests at once to predict.")
+@click.option("--requests", default="1,2,4,8,16", show_default=True, help="Requests at once to predict; always 1.")
 @click.option(
     "--policy",
     type=click.Choice(["memory", "speed", "throughput"]),
@@ -103,6 +106,8 @@ def plan(
         raise UsageError("plan for which MODEL?", "see `edgepp models list`, or `edgepp plan --help`")
     if lengths and plot is None:
         raise UsageError("--length is for --plot", "add --plot FILE, like --plot plan.png")
+    if lengths and min(lengths) < 1:
+        raise UsageError("a length is at least 1 position", "write it like --length 4096")
     if reached is not None and not nodes and file is None:
         raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
     question = _question(model, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
@@ -120,8 +125,10 @@ def plan(
 
 def _workload_of(prompt: int, answer: int, requests: str) -> tuple[int, int, tuple[int, ...]]:
     counts = [part.strip() for part in requests.split(",")]
-    if not all(count.isascii() and count.isdigit() and 0 < int(count) <= 10_000 for count in counts):
-        raise UsageError(f"'{requests}' are no numbers of requests", "write them like 1,2,4,8")
+    if not all(re.fullmatch(r"[0-9]{1,5}", count) and 0 < int(count) <= _MOST_REQUESTS for count in counts):
+        raise UsageError(
+            f"'{requests}' are no numbers of requests", f"write them like 1,2,4,8, none above {_MOST_REQUESTS:,}"
+        )
     if min(prompt, answer) < 1:
         raise UsageError("a prompt and an answer have at least 1 token")
     return prompt, answer, tuple(sorted({int(count) for count in counts}))
@@ -141,7 +148,7 @@ def _question(
     from edgepp.plan.quantities import parse_seconds
 
     prompt, answer, requests = work
-    tpot_s, ttft_s = (parse_seconds(wish) if wish else None for wish in wishes)
+    tpot_s, ttft_s = (None if wish is None else parse_seconds(wish) for wish in wishes)
     return Question(
         model=read_model(model),
         workload=Workload(prompt, answer, requests),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from edgepp.engine.ring import StageInfo
+if TYPE_CHECKING:
+    from edgepp.engine.ring import StageInfo
 
 _STEP_S = 2.0
 _STEPS_BESIDE = 1.5
@@ -21,7 +23,8 @@ class Tempo:
         self._decode_s, self._token_s = slowest.decode_s, slowest.prefill_s
         self._weights_s = max(0.0, slowest.decode_s - slowest.prefill_s)
         """What a step takes before its first token: reading the weights."""
-        self._chunk = _chunk(stages)
+        efficient, token_s = min(stage.chunk for stage in stages), sum(stage.prefill_s for stage in stages)
+        self._chunk = longest_chunk(efficient, len(stages), token_s)
 
     @property
     def chunk(self) -> int:
@@ -49,13 +52,11 @@ class Tempo:
         self._token_s += _SMOOTHING * (token_s - self._token_s)
 
 
-def _chunk(stages: Sequence[StageInfo]) -> int:
-    """Tokens of a chunk where nobody decodes.
+def longest_chunk(efficient: int, stages: int, token_s: float) -> int:
+    """Tokens of a chunk where nobody decodes; ``token_s`` are the seconds of each on all ``stages`` together.
 
-    A pipeline waits one chunk a stage to fill, so it takes them half as long as is efficient; and none takes longer to
-    go round than ``_STEP_S`` by the stages' measured speeds, so that a wedged stage is told from a slow one in time.
+    A pipeline waits one chunk a stage to fill, so it takes them half as long as is ``efficient``; and none takes longer
+    to go round than ``_STEP_S``, so that a wedged stage is told from a slow one in time.
     """
-    efficient = min(stage.chunk for stage in stages)
-    wanted = efficient if len(stages) == 1 else efficient // 2
-    token_s = sum(stage.prefill_s for stage in stages)
+    wanted = efficient if stages == 1 else efficient // 2
     return max(1, min(wanted, int(_STEP_S / token_s) if token_s else wanted))

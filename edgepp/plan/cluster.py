@@ -19,6 +19,7 @@ class Node:
 
     machine: Machine
     memory: int
+    """Bytes, which the ``lanes`` of its machine share evenly: each is one stage process to placement."""
     said: str = ""
     """Where its figures come from."""
     pinned: LayerRange | None = None
@@ -48,41 +49,55 @@ class Cluster:
         pairs = combinations([node.name for node in self.nodes], 2)
         return {(a, b): self.named.get((a, b)) or self.named.get((b, a)) or self.default for a, b in pairs}
 
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """The stage processes that `edgepp serve` would lay layers on: one a lane of each node that has memory.
+
+        Those of a node share its memory and rates evenly. Only the first is pinned, and only the coordinator's first
+        holds the model's ends.
+        """
+        return tuple(
+            Host(
+                id=f"{node.name}/{lane}",
+                node=node.name,
+                memory=node.memory // node.machine.lanes,
+                stream_bps=node.machine.stream_bps * node.machine.efficiency.stream / node.machine.lanes,
+                flops=node.machine.flops * node.machine.efficiency.flops / node.machine.lanes,
+                pinned=None if lane else node.pinned,
+                coordinator=node is self.coordinator and not lane,
+                name=node.name,
+            )
+            for node in self.nodes
+            if node.memory
+            for lane in range(node.machine.lanes)
+        )
+
     def place(self, want: Want) -> Plan:
-        """The plan that `edgepp serve` would make; hosts have the nodes' names.
+        """The plan that `edgepp serve` would make over ``hosts``.
 
         Raises:
             PlanError: the nodes cannot hold the model; with what would help.
         """
-        hosts = [
-            Host(
-                id=node.name,
-                node=node.name,
-                memory=node.memory,
-                stream_bps=node.machine.stream_bps * node.machine.efficiency.stream,
-                flops=node.machine.flops * node.machine.efficiency.flops,
-                pinned=node.pinned,
-                coordinator=node is self.coordinator,
-                name=node.name,
-            )
-            for node in self.nodes
-        ]
-        return place(want, hosts, self.links, self.coordinator.name)
+        return place(want, self.hosts, self.links, self.coordinator.name)
 
     def stages(self, plan: Plan) -> tuple[Stage, ...]:
         """The plan's stages, in order, on this cluster's machines."""
         machines = {node.name: node.machine for node in self.nodes}
-        return tuple(Stage(machines[host], layers) for host, layers in plan.stages)
+        nodes = {host.id: host.node for host in self.hosts}
+        return tuple(Stage(machines[nodes[host]], layers) for host, layers in plan.stages)
+
+    def memory(self, want: Want, plan: Plan) -> list[tuple[int, int]]:
+        """Of each stage of a plan, the bytes that it takes and those that it may take."""
+        hosts = {host.id: host for host in self.hosts}
+        return [
+            (memory_needed(want, len(layers), hosts[host].coordinator), hosts[host].memory)
+            for host, layers in plan.stages
+        ]
 
     def kv_room(self, want: Want, plan: Plan) -> int:
         """Positions, of all sequences together, for which every stage has memory beside its weights."""
-        memory = {node.name: node.memory for node in self.nodes}
-        bare = dataclasses.replace(want, slots=0)
-        return min(
-            (memory[host] - memory_needed(bare, len(layers), host == self.coordinator.name))
-            // (len(layers) * want.size.kv_bytes)
-            for host, layers in plan.stages
-        )
+        stages = zip(plan.stages, self.memory(dataclasses.replace(want, slots=0), plan), strict=True)
+        return min((has - takes) // (len(layers) * want.size.kv_bytes) for (_, layers), (takes, has) in stages)
 
     def only(self, *names: str) -> Cluster:
         """These nodes alone; the first of them that is left coordinates."""

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from edgepp.cluster.sizes import UNKNOWN_LINK, Links, LinkSpeed
+from edgepp.engine.tempo import longest_chunk
 from edgepp.layers import LayerRange
 from edgepp.plan.machines import Machine, Model, Stage
-
-_CHUNK_S = 2.0
-"""The engine's limit to the seconds of one chunk's way round."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +127,10 @@ class Costs:
         return _rows_s(rows, weights_s, row_s, machine) + rows * reached.sample_s
 
     def chunk(self) -> int:
-        """Tokens of a prefill chunk, as the engine chooses: what is efficient, half of it with several stages."""
+        """Tokens of a prefill chunk, by the engine's own rule."""
         efficient = min(stage.machine.chunk for stage in self.stages)
-        wanted = efficient if len(self.stages) == 1 else efficient // 2
-        token_s = sum(self.stage_s(i, wanted, 0, 0).busy_s for i in range(len(self.stages))) / wanted
-        return max(1, min(wanted, int(_CHUNK_S / token_s)))
+        token_s = sum(self.stage_s(i, efficient, 0, 0).busy_s for i in range(len(self.stages))) / efficient
+        return longest_chunk(efficient, len(self.stages), token_s)
 
 
 def _rows_s(rows: int, weights_s: float, row_s: float, machine: Machine) -> float:

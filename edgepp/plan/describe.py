@@ -83,7 +83,7 @@ def parse_named_link(text: str) -> tuple[tuple[str, str] | None, LinkSpeed]:
     if not equals:
         return None, parse_link(speed)
     pair = [name.strip() for name in names.split(",")]
-    if len(pair) != 2 or not all(pair):
+    if len(pair) != 2 or not all(pair) or pair[0] == pair[1]:
         raise UsageError(f"'{names}' in link '{text}' is not a pair of nodes", "write it like studio,mini=1Gbit:0.3ms")
     return (pair[0], pair[1]), parse_link(speed)
 
@@ -92,24 +92,26 @@ def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | Non
     """A cluster of described parts; the first node coordinates.
 
     Raises:
-        UsageError: there is no node, two share a name, or a link names none of them.
+        UsageError: there is no node, two share a name, or a link names none of them or is given twice.
     """
-    found, named, default = tuple(nodes), dict[tuple[str, str], LinkSpeed](), UNKNOWN_LINK
+    found = tuple(nodes)
     names = [node.name for node in found]
     if not found:
         raise UsageError("no node is described", "add --node mem=16GB, once a machine")
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two nodes are called {name}", "give each its own with name=")
+    speeds: dict[tuple[str, str] | None, LinkSpeed] = {}
     for pair, link in links:
-        if pair is None:
-            default = link
-            continue
-        for name in pair:
-            if name not in names:
-                raise UsageError(f"a link names {name}, which is no node", f"the nodes are {', '.join(names)}")
-        named[pair] = link
-    return Cluster(found, named, default)
+        unknown = [name for name in pair or () if name not in names]
+        if unknown:
+            raise UsageError(f"a link names {unknown[0]}, which is no node", f"the nodes are {', '.join(names)}")
+        ends = pair and _either_way(*pair)
+        if ends in speeds:
+            raise UsageError(f"the link of {' and '.join(pair or ['all'])} is given twice", "give it once")
+        speeds[ends] = link
+    default = speeds.pop(None, UNKNOWN_LINK)
+    return Cluster(found, {ends: link for ends, link in speeds.items() if ends}, default)
 
 
 def read_file(path: Path) -> Cluster:
@@ -120,8 +122,9 @@ def read_file(path: Path) -> Cluster:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "see `edgepp plan --help` for what it holds") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path} cannot be read: {reason}", "see `edgepp plan --help` for what it holds") from error
     nodes, links = values.pop("nodes", []), values.pop("links", {})
     tables = isinstance(nodes, list) and all(isinstance(node, dict) for node in nodes)
     if values or not tables or not isinstance(links, dict):
@@ -148,8 +151,7 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
         present = [node for node in status["nodes"] if node["state"] != "gone"]
         present.sort(key=lambda node: "coordinator" not in node["roles"])
         names = _unique([(str(node["name"]), str(node["node"])) for node in present])
-        lanes = {node["node"]: max(1, len(node["layers"])) for node in present}
-        nodes = [_live_node(node, names[node["node"]], lanes[node["node"]]) for node in present]
+        nodes = [_live_node(node, names[node["node"]]) for node in present]
         if running is not None:
             nodes = [_timed(node, live["node"], status, running) for node, live in zip(nodes, present, strict=True)]
         links = _live_links(status, names)
@@ -161,8 +163,9 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
     return described(nodes, links)
 
 
-def _live_node(node: Mapping[str, Any], name: str, lanes: int) -> Node:
-    gpu = node["device"] == "metal"
+def _live_node(node: Mapping[str, Any], name: str) -> Node:
+    """The node by its probe, whose rates the stages that it runs share while they work at once."""
+    gpu, lanes = node["device"] == "metal", max(1, len(node["layers"]))
     machine = Machine(
         name,
         float(node["stream_bytes_s"]),
@@ -170,6 +173,7 @@ def _live_node(node: Mapping[str, Any], name: str, lanes: int) -> Node:
         replace(MEASURED, overlap=float(gpu)),
         lanes,
         GPU_CHUNK if gpu else CPU_CHUNK,
+        crowded=float(lanes),
     )
     pinned = LayerRange(*map(int, node["pinned"])) if node["pinned"] else None
     return Node(machine, int(node["memory"]), f"measured, {node['backend']} on {node['device']}", pinned)
@@ -195,6 +199,7 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
         stream_bps=stream_bps,
         flops=layers * size.layer_flops * machine.chunk / chunk_s,
         efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
+        crowded=1.0,  # each was timed with the cores that it has
     )
     return replace(node, machine=machine, said=f"{node.said} with this model")
 
@@ -205,15 +210,20 @@ def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tup
     here = next((str(node["node"]) for node in status["nodes"] if "coordinator" in node["roles"]), "")
     for node in status["nodes"]:
         if here in names and node["node"] in names and node["node"] != here and node["rtt_s"] > 0:
-            found[names[here], names[node["node"]]] = LinkSpeed(node["rtt_s"] / 2, UNKNOWN_LINK.bytes_s)
+            found[_either_way(names[here], names[node["node"]])] = LinkSpeed(node["rtt_s"] / 2, UNKNOWN_LINK.bytes_s)
     before, stages = here, status["stages"]
     for stage in stages:
         after, rate = str(stage["node_id"]), stage.get("link_bytes_s")
         if before != after and before in names and after in names and rate:
             ways = 2 if stage is stages[-1] else 1  # the last stage's hop has the way back in it
-            found[names[before], names[after]] = LinkSpeed(stage["hop_s"] / ways, float(rate))
+            found[_either_way(names[before], names[after])] = LinkSpeed(stage["hop_s"] / ways, float(rate))
         before = after
     return list(found.items())
+
+
+def _either_way(one: str, other: str) -> tuple[str, str]:
+    """The same pair for a link and its way back."""
+    return min(one, other), max(one, other)
 
 
 def _unique(nodes: Sequence[tuple[str, str]]) -> dict[str, str]:

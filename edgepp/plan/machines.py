@@ -108,14 +108,6 @@ class Machine:
     crowded: float = 1.0
     """How many times as long a step takes while every lane works, at least 1: lanes share the memory's bandwidth."""
 
-    def beside(self, working: int) -> Machine:
-        """The machine as each of so many processes that work at once has it."""
-        others = min(working, self.lanes) - 1
-        if others < 1:
-            return self
-        slower = 1 + (self.crowded - 1) * others / (self.lanes - 1)
-        return replace(self, stream_bps=self.stream_bps / slower, flops=self.flops / slower)
-
     def __post_init__(self) -> None:
         rates = (self.stream_bps, self.flops, self.efficiency.stream, self.efficiency.kv, self.efficiency.flops)
         if not all(0 < rate < math.inf for rate in rates) or self.lanes < 1 or self.chunk < 2 or self.crowded < 1:
@@ -124,6 +116,14 @@ class Machine:
                 f" of {self.chunk}",
                 "if it is a node of a cluster, start it again, so that it is measured again",
             )
+
+    def beside(self, working: int) -> Machine:
+        """The machine as each of so many processes that work at once has it."""
+        others = min(working, self.lanes) - 1
+        if others < 1:
+            return self
+        slower = 1 + (self.crowded - 1) * others / (self.lanes - 1)
+        return replace(self, stream_bps=self.stream_bps / slower, flops=self.flops / slower)
 
 
 @dataclass(frozen=True)

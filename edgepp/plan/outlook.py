@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from edgepp.cluster.placement import LinkSpeed, Plan, Policy, Want, memory_needed
+from edgepp.cluster.placement import LinkSpeed, Plan, Policy, Want
 from edgepp.errors import PlanError, UsageError
 from edgepp.plan.cluster import Cluster, Node
 from edgepp.plan.machines import Machine, Model, Stage, Workload
@@ -46,6 +47,9 @@ class Question:
                 f" positions, more than the context of {self.context}",
                 f"plan for --context {positions}, or a shorter --prompt or --answer",
             )
+        for name, wanted_s in (("token", self.tpot_s), ("first token", self.ttft_s)):
+            if wanted_s is not None and wanted_s <= 0:
+                raise UsageError(f"no {name} comes in {wanted_s:g} s", "ask for a time above 0")
         if self.context > self.model.context:
             raise UsageError(
                 f"{self.model.name} has a context of {self.model.context}, less than {self.context}",
@@ -66,6 +70,7 @@ class Laid:
     plan: Plan
     stages: tuple[Stage, ...]
     prediction: Prediction
+    """For one request, and for each number of them that was asked for."""
 
     @property
     def machines(self) -> int:
@@ -152,18 +157,18 @@ def lay(question: Question, cluster: Cluster) -> Laid:
     """
     plan = cluster.place(question.want)
     stages = cluster.stages(plan)
-    prediction = predict(question.model, stages, cluster.links, question.workload, cluster.coordinator.machine)
+    workload = dataclasses.replace(question.workload, requests=tuple({1, *question.workload.requests}))
+    prediction = predict(question.model, stages, cluster.links, workload, cluster.coordinator.machine)
     return Laid(cluster, plan, stages, prediction)
 
 
 def best_single(question: Question, laid: Laid) -> Single | None:
     """The node that answers soonest alone, of those that hold the model; None where none does."""
     crowded = dataclasses.replace(question, workload=dataclasses.replace(question.workload, requests=(1, _CROWD)))
-    alone = [
-        (node.name, lay(crowded, laid.cluster.alone(node.name)).prediction)
-        for node in laid.cluster.nodes
-        if node.memory >= memory_needed(question.want, question.model.size.layers, True)
-    ]
+    alone: list[tuple[str, Prediction]] = []
+    for node in laid.cluster.nodes:
+        with suppress(PlanError):  # it does not hold the model
+            alone.append((node.name, lay(crowded, laid.cluster.alone(node.name)).prediction))
     if not alone:
         return None
     name, prediction = min(alone, key=lambda one: one[1].answer_s(question.workload))

@@ -96,7 +96,7 @@ class Prediction:
         return self.decode[0]
 
     def answer_s(self, workload: Workload) -> float:
-        """Seconds from question to last token, of one request alone."""
+        """Seconds from question to last token, of the fewest requests at once."""
         return self.prefill.ttft_s + (workload.answer - 1) * self.one.tpot_s
 
 
@@ -128,16 +128,15 @@ def _decode(costs: Costs, requests: int, position: int) -> Decode:
     times = _step(costs, rows, position)
     ends_s, return_s = costs.ends_s(rows), costs.hop_s(stages, rows)
     way_s = sum(time.busy_s + time.wire_s for time in times) + return_s + ends_s
-    bounds = {"way": way_s * max(1.0, batches / stages)}
-    for hop in range(stages + 1):
-        bounds[f"link {hop}"] = costs.transfer_s(hop, requests)
+    bounds = [(way_s * max(1.0, batches / stages), "way")]
+    bounds += [(costs.transfer_s(hop, requests), f"link {hop}") for hop in range(stages + 1)]
     last = requests - rows * (batches - 1)
     full, rest = (_work(costs, _step(costs, size, position), costs.ends_s(size)) for size in (rows, last))
     for machine in costs.machines:
         busy = [(batches - 1) * a + b for a, b in zip(full[machine.node], rest[machine.node], strict=True)]
-        bounds[machine.node] = max(max(busy), sum(busy) / machine.lanes)
-    limit = max(bounds, key=lambda name: bounds[name])
-    return Decode(requests, batches, times, ends_s, return_s, bounds[limit], limit)
+        bounds.append((max(max(busy), sum(busy) / machine.lanes), machine.node))
+    cycle_s, limit = max(bounds, key=lambda bound: bound[0])
+    return Decode(requests, batches, times, ends_s, return_s, cycle_s, limit)
 
 
 def _step(costs: Costs, rows: int, position: int) -> tuple[StageTime, ...]:

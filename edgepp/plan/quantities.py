@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed
@@ -62,6 +63,14 @@ def parse_link(text: str) -> LinkSpeed:
     if bytes_s <= 0:
         raise UsageError(what, hint)
     return LinkSpeed(parse_seconds(latency) if colon else UNKNOWN_LINK.latency_s, bytes_s)
+
+
+def link_rate(bytes_s: float) -> str:
+    """A rate of payload as ``parse_link`` reads it, in three digits, and rounded up so that what is said is enough."""
+    bits = 8 * bytes_s / _PAYLOAD
+    step = 10.0 ** (math.floor(math.log10(bits)) - 2)
+    scale, unit = (1e9, "Gbit/s") if bits >= 1e9 else (1e6, "Mbit/s")
+    return f"{math.ceil(bits / step * (1 - 1e-9)) * step / scale:g} {unit}"
 
 
 def _scaled(text: str, unit: str, what: str, hint: str) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from edgepp.cluster.placement import memory_needed
 from edgepp.errors import PlanError
 from edgepp.plan.costs import StageTime
-from edgepp.plan.outlook import Change, Need, Outlook, Question, Single
+from edgepp.plan.outlook import Outlook, Question, Single
 from edgepp.plan.predict import Decode, Prefill
 
 
@@ -37,6 +37,7 @@ def outlook_form(outlook: Outlook) -> dict[str, Any]:
                 "name": node.name,
                 "coordinator": node is laid.cluster.coordinator,
                 "memory": node.memory,
+                "lanes": node.machine.lanes,
                 "stream_bytes_s": node.machine.stream_bps,
                 "flops": node.machine.flops,
                 "reached": {"stream": node.machine.efficiency.stream, "flops": node.machine.efficiency.flops},
@@ -50,11 +51,11 @@ def outlook_form(outlook: Outlook) -> dict[str, Any]:
         ],
         "stages": [
             {
-                "node": host,
-                "layers": [layers.start, layers.stop],
-                "memory_needed": memory_needed(question.want, len(layers), host == laid.cluster.coordinator.name),
+                "node": stage.machine.node,
+                "layers": [stage.layers.start, stage.layers.stop],
+                "memory_needed": takes,
             }
-            for host, layers in laid.plan.stages
+            for stage, (takes, _) in zip(laid.stages, laid.cluster.memory(question.want, laid.plan), strict=True)
         ],
         "prefill": _prefill_form(laid.prediction.prefill),
         "decode": [_decode_form(decode, outlook) for decode in laid.prediction.decode],
@@ -64,8 +65,8 @@ def outlook_form(outlook: Outlook) -> dict[str, Any]:
             "seconds": laid.prediction.answer_s(workload),
         },
         "single": _single_form(outlook.single) if outlook.single else None,
-        "needs": [_need_form(need) for need in outlook.needs],
-        "changes": [_change_form(change) for change in outlook.changes],
+        "needs": [asdict(need) for need in outlook.needs],
+        "changes": [asdict(change) for change in outlook.changes],
     }
 
 
@@ -127,18 +128,3 @@ def _single_form(single: Single) -> dict[str, Any]:
         "crowd": single.crowd,
         "cluster_throughput": single.throughput,
     }
-
-
-def _need_form(need: Need) -> dict[str, Any]:
-    return {
-        "what": need.what,
-        "wanted_s": need.wanted_s,
-        "predicted_s": need.predicted_s,
-        "without_links_s": need.without_links_s,
-        "bytes_s": need.bytes_s,
-        "latency_s": need.latency_s,
-    }
-
-
-def _change_form(change: Change) -> dict[str, Any]:
-    return {"what": change.what, "answer_s": change.answer_s, "gain": change.gain}

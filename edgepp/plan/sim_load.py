@@ -108,10 +108,15 @@ def failures(
 ) -> tuple[Failure, ...]:
     """Failures of machines that each run for ``mean_s`` seconds in the mean and are away for ``away_s``.
 
-    ``replicas`` holds each one's number of stages.
+    ``replicas`` holds each one's number of stages. Who is away for an infinite time fails once.
+
+    Raises:
+        UsageError: a time makes no sense.
     """
     if not 0 < mean_s < math.inf:
         raise UsageError(f"machines run for more than 0 seconds, not {mean_s}")
+    if not (away_s >= 0 and until_s < math.inf):
+        raise UsageError(f"machines are not away for {away_s} seconds, and fail until a time that comes, not {until_s}")
     draw = random.Random(seed)  # noqa: S311 - not a secret
     found = []
     for replica, stages in enumerate(replicas):
@@ -139,6 +144,8 @@ def read_trace(lines: Iterable[str]) -> tuple[Arrival, ...]:
     arrivals = []
     try:
         for row in rows:
+            if None in row or None in (row[name] for name in _COLUMNS):
+                raise UsageError("it has more or fewer values than there are columns")
             optional = {name: int(row[name]) for name in _OPTIONAL if row.get(name)}
             arrivals.append(
                 Arrival(float(row["at_s"]), row["owner"], int(row["prompt"]), int(row["answer"]), **optional)

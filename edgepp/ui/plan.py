@@ -18,6 +18,7 @@ from edgepp.plan.cluster import Cluster
 from edgepp.plan.hardware import catalogue
 from edgepp.plan.outlook import Need, Outlook, Question, outlook
 from edgepp.plan.predict import Decode
+from edgepp.plan.quantities import link_rate
 from edgepp.plan.report import outlook_form, requests_fit, slots_needed, unfit_form
 from edgepp.ui.progress import megabytes
 
@@ -43,7 +44,8 @@ def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(outlook_form(found)))
         return
-    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    width = None if Console().is_terminal else 200
+    console = Console(width=width, highlight=False, markup=False, emoji=False)  # names are not ours
     for part in picture(found):
         console.print(part)
 
@@ -95,26 +97,24 @@ def _head(found: Outlook) -> Text:
 
 
 def _stages(found: Outlook) -> Table:
-    question, cluster, prediction = found.question, found.laid.cluster, found.laid.prediction
-    memory = {node.name: node.memory for node in cluster.nodes}
+    laid, prediction = found.laid, found.laid.prediction
     table = _table(
         "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV", ">FLOPS", ">WIRE", ">OVERHEAD", ">A STEP",
         "LIMITED BY", "IN PREFILL BY",
     )  # fmt: skip
-    times = zip(prediction.one.stages, prediction.prefill.stages, strict=True)
-    for index, (time, prefill) in enumerate(times):
-        takes = memory_needed(question.want, len(time.layers), time.node == cluster.coordinator.name)
+    memory = laid.cluster.memory(found.question.want, laid.plan)
+    stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
+    for index, (time, prefill, (takes, has)) in enumerate(stages):
         seconds = (
             time.weights_s, time.kv_s, time.flops_s, time.wire_s, time.overhead_s, time.busy_s + time.wire_s
         )  # fmt: skip
         table.add_row(
-            str(index), str(time.layers), time.node, megabytes(takes), megabytes(memory[time.node]),
+            str(index), str(time.layers), time.node, megabytes(takes), megabytes(has),
             *map(_ms, seconds), time.limit, prefill.limit,
         )  # fmt: skip
-    one = prediction.one
-    table.add_row(
-        "", "ends", cluster.coordinator.name, "", "", "", "", "", _ms(one.return_s), "", _ms(one.ends_s + one.return_s)
-    )
+    one, coordinator = prediction.one, laid.cluster.coordinator.name
+    back = _ms(one.ends_s + one.return_s)
+    table.add_row("", "ends", coordinator, "", "", "", "", "", _ms(one.return_s), "", back)
     return table
 
 
@@ -156,9 +156,10 @@ def _against_one(found: Outlook) -> str:
     if single is None:
         largest = max(laid.cluster.nodes, key=lambda node: node.memory)
         needed = memory_needed(found.question.want, found.question.model.size.layers, True)
+        parts = f" for {largest.machine.lanes} stages" if largest.machine.lanes > 1 else ""
         return (
             f"No node holds it alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
-            f" {megabytes(largest.memory)}."
+            f" {megabytes(largest.memory)}{parts}."
         )
     if laid.machines == 1:
         return f"All of it runs on {single.name}: no other node takes part."
@@ -184,7 +185,9 @@ def _need(need: Need, found: Outlook) -> str:
     if found.laid.machines == 1:
         return f"For {wish} no link is needed: it takes {_time(need.predicted_s)}."
     kept = "it does" if need.predicted_s <= need.wanted_s else "it does not"
-    bandwidth = f"{_rate(need.bytes_s)} at this latency" if need.bytes_s else "no bandwidth is enough at this latency"
+    bandwidth = (
+        f"{link_rate(need.bytes_s)} at this latency" if need.bytes_s else "no bandwidth is enough at this latency"
+    )
     latency = (
         f"{_time(need.latency_s)} of latency at this bandwidth"
         if need.latency_s
@@ -216,11 +219,6 @@ def _basis(found: Outlook) -> str:
 
 def _times(ratio: float) -> str:
     return f"{ratio:.1f} times" if ratio >= 1 - _ALIKE else f"{ratio:.2g} times"
-
-
-def _rate(bytes_s: float) -> str:
-    bits = 8 * bytes_s
-    return f"{bits / 1e9:.3g} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:.3g} Mbit/s"
 
 
 def _time(seconds: float) -> str:

@@ -27,13 +27,11 @@ def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int]
     """Write a picture to ``file``: a curve, and a panel of parts, for each length of a sequence.
 
     Raises:
-        UsageError: matplotlib is not installed, a length is not positive, or the file cannot be written.
+        UsageError: matplotlib is not installed, or the file cannot be written.
         PlanError: the cluster cannot hold the model.
     """
     pyplot = load_pyplot()
     shown = tuple(lengths) or (question.workload.position,)
-    if min(shown) < 1:
-        raise UsageError("--length is a number of positions, at least 1")
     laid = lay(question, cluster)
     figure, axes = pyplot.subplots(1, 1 + len(shown), figsize=(6 * (1 + len(shown)), 5), layout="constrained")
     for index, length in enumerate(shown):
@@ -49,7 +47,9 @@ def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int]
     axes[0].legend(title="positions (hollow: KV caches\ndo not fit at once)")
     try:
         figure.savefig(Path(file).expanduser())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"the plot cannot be written to {file}: {error.strerror}", "name another file") from error
+    except ValueError as error:
         raise UsageError(f"the plot cannot be written to {file}: {error}", "name a .png, .svg or .pdf file") from error
     finally:
         pyplot.close(figure)

@@ -92,6 +92,12 @@ def test_equal_nodes_are_for_many_requests() -> None:
     assert "size" not in text
 
 
+def test_names_are_printed_as_they_are() -> None:
+    text = said("llama-3.1-8b-4bit", "--node", "name=[/x],mem=16GB", "--node", "name=:x:,mem=16GB")
+    assert "0-15 [/x] " in text
+    assert "16-31 :x: " in text
+
+
 def test_one_node_is_enough_where_the_plan_takes_one() -> None:
     text = said("llama-3.1-8b-4bit", "--node", "name=a,hw=m4-max", "--tpot", "1s", "--ttft", "60s")
     assert "All of it runs on a" in text
@@ -150,12 +156,16 @@ def test_a_folder_with_a_configuration_is_enough(tmp_path: Path) -> None:
         ((SEVENTY, "--node", "mem=64GB", "--link", "fast"), "'fast' is not a link"),
         ((SEVENTY, "--node", "mem=64GB", "--requests", "1,x"), "are no numbers of requests"),
         ((SEVENTY, "--node", "mem=64GB", "--requests", "0"), "are no numbers of requests"),
+        ((SEVENTY, "--node", "mem=64GB", "--requests", "9" * 5000), "are no numbers of requests"),
         ((SEVENTY, "--node", "mem=64GB", "--prompt", "0"), "at least 1 token"),
         ((SEVENTY, "--node", "mem=64GB", "--tpot", "50"), "'50' is not a time"),
+        ((SEVENTY, "--node", "mem=64GB", "--tpot", ""), "'' is not a time"),
+        ((SEVENTY, "--node", "mem=64GB", "--ttft", "0s"), "no first token comes in 0 s"),
         ((SEVENTY, "--node", "mem=64GB", "--reached", "1.5,1"), "are no two shares"),
         ((SEVENTY, "--node", "mem=64GB", "--reached", "0.5"), "are no two shares"),
         ((SEVENTY, "--reached", "1,1"), "--reached goes with --node or --file"),
         ((SEVENTY, "--node", "mem=64GB", "--length", "512"), "--length is for --plot"),
+        ((SEVENTY, "--node", "mem=64GB", "--length", "0", "--plot", "x.png"), "a length is at least 1 position"),
         ((SEVENTY, "--file", "/nowhere/x.toml"), "cannot be read"),
     ],
 )
@@ -228,4 +238,3 @@ def test_a_plot_is_drawn_for_each_length(tmp_path: Path) -> None:
     assert plan(SEVENTY, *TWO, "--plot", str(file), *lengths).exit_code == 0
     assert file.read_text(encoding="utf-8").count("<svg") == 1
     assert "cannot be written" in str(refused(SEVENTY, *TWO, "--plot", str(tmp_path / "no" / "x.png")))
-    assert "at least 1" in str(refused(SEVENTY, *TWO, "--plot", str(file), "--length", "0"))

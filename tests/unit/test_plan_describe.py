@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize
+from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize, memory_needed
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.plan import describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
-from edgepp.plan.quantities import parse_bytes_s, parse_flops, parse_link, parse_seconds
+from edgepp.plan.quantities import link_rate, parse_bytes_s, parse_flops, parse_link, parse_seconds
+from tests.unit.test_director import HERE, MINI
+from tests.unit.test_director import Cluster as Members
 
 near = pytest.approx
 
@@ -126,7 +130,17 @@ def test_links_are_for_all_or_for_a_pair() -> None:
     assert cluster.only("b", "c").coordinator.name == "b"
 
 
-@pytest.mark.parametrize("text", ["a=1Gbit", "a,b,c=1Gbit", ",=1Gbit"])
+@pytest.mark.parametrize("rate", ["13Mbit", "1Gbit", "2.5Gbit", "99.9Mbit"])
+def test_a_link_is_said_as_it_is_written(rate: str) -> None:
+    assert link_rate(parse_link(rate).bytes_s).replace(" ", "") == f"{rate}/s"
+
+
+@given(st.floats(1e3, 1e12))
+def test_a_link_that_is_said_is_fast_enough(bytes_s: float) -> None:
+    assert bytes_s * (1 - 1e-6) <= parse_link(link_rate(bytes_s)).bytes_s <= 1.01 * bytes_s
+
+
+@pytest.mark.parametrize("text", ["a=1Gbit", "a,b,c=1Gbit", ",=1Gbit", "a,a=1Gbit"])
 def test_a_link_of_no_pair_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a pair"):
         describe.parse_named_link(text)
@@ -142,6 +156,15 @@ def test_names_are_checked() -> None:
         describe.described([], [])
 
 
+@pytest.mark.parametrize(
+    ("texts", "whose"), [(["1Gbit", "10Gbit"], "all"), (["a,b=1Gbit", "1Gbit", "b,a=10Gbit"], "b and a")]
+)
+def test_a_link_that_is_given_twice_is_refused(texts: list[str], whose: str) -> None:
+    nodes = [describe.parse_node(f"name={name},mem=8GB", 1) for name in "ab"]
+    with pytest.raises(UsageError, match=f"the link of {whose} is given twice"):
+        describe.described(nodes, [describe.parse_named_link(text) for text in texts])
+
+
 def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
     file = tmp_path / "home.toml"
     file.write_text(
@@ -155,7 +178,16 @@ def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["nodes = 3", "[nodes]\nname = 'a'", "[[nodes]]\nram = '8GB'", "[[node]]\nmem = '8GB'", "= x", "", "links = 1"],
+    [
+        "nodes = 3",
+        "[nodes]\nname = 'a'",
+        "[[nodes]]\nram = '8GB'",
+        "[[node]]\nmem = '8GB'",
+        "= x",
+        "",
+        "links = 1",
+        pytest.param("a = " + "9" * 5000, id="a long number"),
+    ],
 )
 def test_a_file_that_describes_no_cluster_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.toml"
@@ -233,6 +265,34 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     assert b.machine.stream_bps == 1e10
     status["stages"][0]["prefill_tok_s"] = None
     assert describe.from_status(status, size).nodes[0].machine.stream_bps == 1e10
+
+
+@pytest.mark.parametrize(("memory", "slots"), [(2 * 10**9, 1), (2 * 10**9, 2), (10**9, 3)])
+def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: int, slots: int) -> None:
+    """The same stages on the same nodes, by the coordinator's own director and by a plan on what it says of them."""
+    real = Members()
+    real.join(HERE, memory, slots=slots)
+    real.join(MINI, 10**9)
+    real.after(2.0)
+    stages = real.director.stages(real.members)
+    nodes = [
+        live_node(
+            member.node[0], node=member.node, memory=member.facts.memory, stream_bytes_s=member.facts.stream_bps,
+            flops=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
+            layers=[[layers.start, layers.stop] for one, _, layers, _ in stages if one is member],
+        )
+        for member in real.members
+    ]  # fmt: skip
+    cluster = describe.from_status({"coordinator": "a", "nodes": nodes, "stages": []})
+    want = real.director.want
+    plan = cluster.place(want)
+    assert [layers for _, layers in plan.stages] == [layers for _, _, layers, _ in stages]
+    assert [stage.machine.node for stage in cluster.stages(plan)] == [member.node[0] for member, *_ in stages]
+    assert len(plan.stages) == slots + 1
+    takes = [memory_needed(want, len(layers), number == 0) for number, (_, _, layers, _) in enumerate(stages)]
+    assert cluster.memory(want, plan) == list(zip(takes, [memory // slots] * slots + [10**9], strict=True))
+    here = cluster.coordinator.machine
+    assert here.beside(slots).flops == near(1e11 / slots)
 
 
 def test_a_coordinator_without_layers_stands_first() -> None:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from edgepp.cluster.placement import LinkSpeed, memory_needed
+from edgepp.cluster.placement import LinkSpeed
 from edgepp.errors import PlanError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.cards import find
@@ -109,14 +109,28 @@ def test_a_node_that_is_needed_is_not_left_out() -> None:
     assert any(change.what == "one more node like a" for change in found.changes)
 
 
+def test_an_answer_and_what_would_speed_it_up_are_those_of_one_request() -> None:
+    """However many are asked for besides: what helps 16 requests does not make one of them so much faster."""
+    few, many = (
+        outlook(asked(workload=Workload(requests=requests)), cluster(STUDIO, MINI)) for requests in ((1,), (16, 8))
+    )
+    assert [decode.requests for decode in many.laid.prediction.decode] == [1, 8, 16]
+    assert many.laid.prediction.answer_s(Workload()) == few.laid.prediction.answer_s(Workload())
+    assert many.changes == few.changes
+
+
+@pytest.mark.parametrize("wish", [{"tpot_s": 0.0}, {"ttft_s": -1.0}])
+def test_a_wish_for_no_time_at_all_is_refused(wish: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"token comes in (0|-1) s"):
+        asked(**wish)
+
+
 def test_room_for_kv_caches_is_what_placement_would_grant() -> None:
     two = cluster("name=a,mem=6GB", "name=b,mem=6GB")
     found = outlook(asked(), two)
-    memory = {node.name: node.memory for node in two.nodes}
     for positions, fits in ((found.kv_room, True), (found.kv_room + 1, False)):
         want = dataclasses.replace(found.question.want, context=positions, slots=1)
-        needed = [(host, memory_needed(want, len(layers), host == "a")) for host, layers in found.laid.plan.stages]
-        assert all(size <= memory[host] for host, size in needed) is fits
+        assert all(takes <= has for takes, has in two.memory(want, found.laid.plan)) is fits
     each = 512 + 256
     for decode in found.laid.prediction.decode:
         assert requests_fit(decode, found) is (decode.requests * each <= found.kv_room)
@@ -135,8 +149,8 @@ def test_what_does_not_fit_is_said_with_what_would_help() -> None:
 
 def test_pinned_layers_and_policies_are_kept() -> None:
     pinned = outlook(asked(), cluster(STUDIO, MINI + ",layers=0-9"))
-    assert pinned.laid.plan.stages == (("mini", LayerRange(0, 10)), ("studio", LayerRange(10, 32)))
-    assert lay(asked(policy="speed"), cluster(MINI, STUDIO)).plan.stages == (("studio", LayerRange(0, 32)),)
+    assert pinned.laid.plan.stages == (("mini/0", LayerRange(0, 10)), ("studio/0", LayerRange(10, 32)))
+    assert lay(asked(policy="speed"), cluster(MINI, STUDIO)).plan.stages == (("studio/0", LayerRange(0, 32)),)
 
 
 @pytest.mark.parametrize(

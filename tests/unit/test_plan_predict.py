@@ -131,6 +131,15 @@ def test_a_cycle_is_what_a_simulation_of_the_ring_finds(rates: list[float], requ
     assert found.tpot_s == near(expected, rel=0.03)
 
 
+@pytest.mark.parametrize("name", ["way", "link 0"])
+def test_a_node_may_have_any_name(name: str) -> None:
+    plain, odd = (
+        predict(MODEL, even([machine(one), machine("b")]), {(one, "b"): FAST}, Workload(requests=(4,))).one
+        for one in ("a", name)
+    )
+    assert odd.tpot_s == plain.tpot_s
+
+
 def test_a_coordinator_that_shares_its_machine_with_a_stage_works_for_both() -> None:
     machines = [machine("a"), machine("b")]
     shared = predict(MODEL, even(machines), {("a", "b"): FAST}, Workload(requests=(2,))).one

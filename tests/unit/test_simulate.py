@@ -235,9 +235,11 @@ def test_a_trace_is_read_and_its_mistakes_are_named() -> None:
     assert read_trace(lines) == (Arrival(0.5, "ann", 10, 20, 4), Arrival(1.5, "bob", 30, 40))
     with pytest.raises(UsageError, match="columns at_s, owner, prompt, answer"):
         read_trace(["when,owner,prompt,answer"])
-    for bad in ("x,ann,1,2", "1,ann,0,2", "-1,ann,1,2", "1,ann,1", "nan,ann,1,2"):
+    for bad in ("x,ann,1,2", "1,ann,0,2", "-1,ann,1,2", "1,ann,1", "1,ann,1,2,3", "nan,ann,1,2"):
         with pytest.raises(UsageError, match="line 2 of the trace"):
             read_trace(["at_s,owner,prompt,answer", bad])
+    with pytest.raises(UsageError, match="line 3 of the trace is no request: it has more or fewer values"):
+        read_trace(["at_s,prompt,answer,owner", "1,1,2,ann", "1,1,2"])
 
 
 def test_chance_is_by_seed() -> None:
@@ -283,6 +285,8 @@ def test_a_model_is_shared_out_evenly() -> None:
         lambda: poisson(1, 0.0, (1, 1), (1, 1)),
         lambda: poisson(1, 1.0, (2, 1), (1, 1)),
         lambda: failures([1], 0.0, 1.0, 1.0),
+        lambda: failures([1], 1.0, -9.0, 1.0),
+        lambda: failures([1], 1.0, 1.0, math.inf),
         lambda: AfterLoss(detect_s=-1),
         lambda: simulate([], at_once(1, 1, 1)),
         lambda: simulate([even()], []),
