@@ -165,7 +165,8 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
 
 def _live_node(node: Mapping[str, Any], name: str) -> Node:
     """The node by its probe, whose rates the stages that it runs share while they work at once."""
-    gpu, lanes = node["device"] == "metal", max(1, len(node["layers"]))
+    gpu, slots = node["device"] == "metal", int(node["stage_slots"])
+    lanes = max(1, slots)
     machine = Machine(
         name,
         float(node["stream_bytes_s"]),
@@ -176,7 +177,8 @@ def _live_node(node: Mapping[str, Any], name: str) -> Node:
         crowded=float(lanes),
     )
     pinned = LayerRange(*map(int, node["pinned"])) if node["pinned"] else None
-    return Node(machine, int(node["memory"]), f"measured, {node['backend']} on {node['device']}", pinned)
+    memory = int(node["memory"]) if slots else 0
+    return Node(machine, memory, f"measured, {node['backend']} on {node['device']}", pinned)
 
 
 def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize) -> Node:

@@ -87,6 +87,7 @@ def _nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
                 "rtt_s": member.rtt_us / 1e6,
                 "clock_off_s": round(member.clock_off_us / 1e6, 3),
                 "version": facts.version,
+                "stage_slots": facts.slots,
                 "layers": held.get(member.node, []),
             }
         )

@@ -209,6 +209,7 @@ def live_node(name: str, **more: Any) -> dict[str, Any]:
     return {
         "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory": 8 * 10**9, "backend": "onnx",
         "device": "cpu", "pinned": None, "stream_bytes_s": 1e10, "flops": 1e11, "rtt_s": 0.004, "layers": [[0, 15]],
+        "stage_slots": 1,
         **more,
     }  # fmt: skip
 
@@ -246,7 +247,7 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     timed: dict[str, Any] = {"decode_s": 0.02, "stage_s": 0.01, "prefill_tok_s": 300.0}
     status: dict[str, Any] = {
         "coordinator": "a",
-        "nodes": [live_node("a", roles=["coordinator"], layers=[[0, 15], [15, 30]]), live_node("b")],
+        "nodes": [live_node("a", roles=["coordinator"], layers=[[0, 15], [15, 30]], stage_slots=2), live_node("b")],
         "stages": [live_stage("a", layers=[0, 15], **timed), live_stage("a", layers=[15, 30], **timed)],
     }
     size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=1, layer_flops=10**7)
@@ -279,7 +280,7 @@ def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: 
         live_node(
             member.node[0], node=member.node, memory=member.facts.memory, stream_bytes_s=member.facts.stream_bps,
             flops=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
-            layers=[[layers.start, layers.stop] for one, _, layers, _ in stages if one is member],
+            stage_slots=member.facts.slots,
         )
         for member in real.members
     ]  # fmt: skip
