@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -19,6 +20,8 @@ os.environ["EDGEPP_HOME"] = _HOME.name  # no test may read or change this machin
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # on Linux it would call a C++ compiler for each kernel
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, as do their children
 
 _PATIENCE_S = 8.0
 

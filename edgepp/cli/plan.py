@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgepp.cli.options import KV_BITS, KV_BITS_HELP
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepp.plan.cluster import Cluster
+    from edgepp.plan.machines import Model
     from edgepp.plan.outlook import Question
 
 _MOST_REQUESTS = 10_000
@@ -32,6 +34,7 @@ _MOST_REQUESTS = 10_000
 @click.option("--peer", metavar="HOST:PORT", help="Where `edgepp serve` runs, if the live cluster is not found.")
 @click.option("--context", type=int, default=4096, show_default=True, help="Positions of a conversation.")
 @click.option("--slots", type=int, default=2, show_default=True, help="Conversations at a time.")
+@click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
 @click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of a prompt.")
 @click.option("--answer", type=int, default=256, show_default=True, help="Tokens of an answer.")
 @click.option("--requests", default="1,2,4,8,16", show_default=True, help="Requests at once to predict; always 1.")
@@ -59,6 +62,7 @@ def plan(
     peer: str | None,
     context: int,
     slots: int,
+    kv_bits: str | None,
     prompt: int,
     answer: int,
     requests: str,
@@ -97,6 +101,7 @@ def plan(
         default = "1Gbit:0.3ms"
         "studio,pi" = "100Mbit:1ms"
     """
+    from edgepp.plan.models import read_model
     from edgepp.ui import plan as ui
 
     if list_hardware:
@@ -110,7 +115,8 @@ def plan(
         raise UsageError("a length is at least 1 position", "write it like --length 4096")
     if reached is not None and not nodes and file is None:
         raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
-    question = _question(model, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
+    sizes = read_model(model, int(kv_bits) if kv_bits else None)
+    question = _question(sizes, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
     cluster = _cluster(nodes, links, file, peer, question)
     if reached is not None:
         cluster = cluster.reaching(*_shares(reached))
@@ -135,7 +141,7 @@ def _workload_of(prompt: int, answer: int, requests: str) -> tuple[int, int, tup
 
 
 def _question(
-    model: str,
+    model: Model,
     context: int,
     slots: int,
     policy: str,
@@ -143,14 +149,13 @@ def _question(
     wishes: tuple[str | None, str | None],
 ) -> Question:
     from edgepp.plan.machines import Workload
-    from edgepp.plan.models import read_model
     from edgepp.plan.outlook import Question
     from edgepp.plan.quantities import parse_seconds
 
     prompt, answer, requests = work
     tpot_s, ttft_s = (None if wish is None else parse_seconds(wish) for wish in wishes)
     return Question(
-        model=read_model(model),
+        model=model,
         workload=Workload(prompt, answer, requests),
         context=context,
         slots=slots,

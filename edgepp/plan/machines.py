@@ -36,12 +36,12 @@ class Model:
     """Bytes of one number of a hidden state on the wire."""
 
     @classmethod
-    def of(cls, name: str, shape: Shape) -> Model:
+    def of(cls, name: str, shape: Shape, kv_bits: int | None = None) -> Model:
         """The facts of a card, or of any shape; hidden states in float32, as the CPU backends send them."""
         head = shape.embedding_bytes() if shape.tied else shape.head_bytes() - shape.hidden * DTYPE_BYTES[shape.dtype]
         return cls(
             name=name,
-            size=ModelSize.of(shape),
+            size=ModelSize.of(shape, kv_bits),
             head_bytes=head,
             head_flops=2 * shape.vocabulary * shape.hidden,
             attention_flops=4 * shape.heads * shape.head_size,

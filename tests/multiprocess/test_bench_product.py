@@ -115,6 +115,25 @@ def test_links_of_a_given_rate(tmp_path: Path) -> None:
             assert row["reached_mbit_s"] < 1.1 * row["mbit_s"]
     assert "262.03 + 0.01 = 262.04 (7.63)" in (tmp_path / "links.md").read_text()
     assert json.loads((tmp_path / "links.json").read_text())["rows"] == result["rows"]
+    nothing_left()
+
+
+def test_answers_over_links_of_a_given_rate(tiny: Path) -> None:
+    if (reason := unavailable()) is not None:
+        pytest.skip(reason)
+    done = shaped(
+        *("--decode", "--model", str(tiny), "--rates", "13", "--rounds", "1"),
+        *("--prompt-tokens", "32", "--gen", "8", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    free, held = json.loads(done.stdout)["rows"]
+    assert (free["mbit_s"], held["mbit_s"]) == (None, 13)
+    assert held["link_mbit_s"] < 1.1 * 13
+    assert min(held["decode_tok_s"], held["there_bytes"], held["back_bytes"]) > 0
+    nothing_left()
+
+
+def nothing_left() -> None:
     named = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
     assert "-near" not in named
     assert "-far" not in named

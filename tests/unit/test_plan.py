@@ -79,6 +79,10 @@ def test_it_says_what_a_person_asks() -> None:
     assert "0.65 of the bandwidth and 0.5 of the FLOP/s of studio (described: 400 GB/s, 13 TFLOP/s), mini" in text
 
 
+def test_caches_of_8_bits_take_less() -> None:
+    assert "1.68 GB for 2 slots of 4,096" in said(SEVENTY, *TWO, "--kv-bits", "8")
+
+
 def test_two_nodes_that_are_slower_than_one_are_for_size() -> None:
     text = said("llama-3.1-8b-4bit", "--node", "name=fast,hw=m4-max", "--node", "name=slow,mem=64GB,bw=20GB/s")
     assert "times as fast as fast alone" in text
