@@ -6,8 +6,9 @@ Pure: no socket, no clock. Seconds, bytes/s, FLOP/s. The model, in short:
 - B requests travel as at most one micro-batch a stage, as ``engine.scheduler`` makes them. A cycle, in which each
   request gains one token, takes the longer of one micro-batch's whole way round and of what the busiest machine or link
   has to do for all of them. Processes that share a machine (its stages, and the coordinator) can overlap on as many
-  lanes as it has, and no more: a cycle is never shorter than all their seconds divided by its lanes. Those that do
-  overlap take longer, by what their machine's lanes share (``crowded``).
+  lanes as it has, and no more: where they are more, they wait for each other as customers of a queue do, and a cycle is
+  never shorter than all their seconds divided by its lanes. Those that do overlap take longer, by what their machine's
+  lanes share (``crowded``).
 - A prompt goes in chunks that follow each other; each waits for a free link, a free stage, a free lane of the stage's
   machine and room in the ring.
 """
@@ -45,7 +46,7 @@ class Decode:
     tpot_s: float
     """Seconds between two tokens of one request."""
     limit: str
-    """What sets the cycle: ``way`` for one micro-batch's whole way, else the busiest machine or link."""
+    """What sets the cycle: ``way`` for one micro-batch's whole way, else the machine most waited for, or a link."""
 
     @property
     def tokens_s(self) -> float:
@@ -128,15 +129,36 @@ def _decode(costs: Costs, requests: int, position: int) -> Decode:
     times = _step(costs, rows, position)
     ends_s, return_s = costs.ends_s(rows), costs.hop_s(stages, rows)
     way_s = sum(time.busy_s + time.wire_s for time in times) + return_s + ends_s
-    bounds = [(way_s * max(1.0, batches / stages), "way")]
-    bounds += [(costs.transfer_s(hop, requests), f"link {hop}") for hop in range(stages + 1)]
     last = requests - rows * (batches - 1)
     full, rest = (_work(costs, _step(costs, size, position), costs.ends_s(size)) for size in (rows, last))
+    waits_s = {machine.node: _waits_s(machine, full[machine.node], way_s, batches) for machine in costs.machines}
+    longest = max(waits_s, key=lambda node: waits_s[node])
+    round_s = (way_s + sum(waits_s.values())) * max(1.0, batches / stages)
+    bounds = [(round_s, longest if waits_s[longest] else "way")]
+    bounds += [(costs.transfer_s(hop, requests), f"link {hop}") for hop in range(stages + 1)]
     for machine in costs.machines:
         busy = [(batches - 1) * a + b for a, b in zip(full[machine.node], rest[machine.node], strict=True)]
         bounds.append((max(max(busy), sum(busy) / machine.lanes), machine.node))
     cycle_s, limit = max(bounds, key=lambda bound: bound[0])
     return Decode(requests, batches, times, ends_s, return_s, cycle_s, limit)
+
+
+def _waits_s(machine: Machine, work: Sequence[float], way_s: float, batches: int) -> float:
+    """What a micro-batch waits in a cycle for a lane of ``machine``, whose processes do so much ``work`` on each.
+
+    Mean value analysis of a closed queueing network (Reiser and Lavenberg 1980), with the lanes as one server that is
+    as many times as fast, and a delay (Seidmann, Schweitzer and Shalev-Oren 1987). Measured with two lanes. Over a
+    single one, or where each process has its own, the pipeline brings all work in order: there nothing is added.
+    """
+    if not 1 < machine.lanes < len(work):
+        return 0.0
+    served_s = sum(work) / machine.lanes
+    cycle_s, queue = way_s, 0.0
+    for count in range(1, batches + 1):
+        there_s = served_s * (1 + queue)
+        cycle_s = way_s - served_s + there_s
+        queue = count * there_s / cycle_s
+    return cycle_s - way_s
 
 
 def _step(costs: Costs, rows: int, position: int) -> tuple[StageTime, ...]:

@@ -149,14 +149,17 @@ def test_a_coordinator_that_shares_its_machine_with_a_stage_works_for_both() -> 
     assert predict(MODEL, even(lanes), {("a", "b"): FAST}, Workload(requests=(2,))).one.limit == "way"
 
 
-def test_more_processes_than_lanes_take_turns() -> None:
-    """Four stages on two cores: a cycle of four requests is all their seconds, hops' work and head too, over two."""
+def test_more_processes_than_lanes_wait_for_each_other() -> None:
+    """Four stages on two cores: all seconds of four requests, hops' work and head too, over two would be 2 of each's.
+
+    By hand: a micro-batch alone takes 1; a second waits for 1/2 of one's half, so both take 5/4; three 8/5; four 65/32.
+    """
     hop_s = 0.001
     box = dataclasses.replace(machine("a", efficiency=dataclasses.replace(FREE, hop_s=hop_s)), lanes=2)
     found = predict(MODEL, even([box] * 4), {}, Workload(requests=(4,))).one
     each_s = sum(stage.busy_s for stage in found.stages) + found.ends_s + 5 * hop_s
     assert found.limit == "a"
-    assert found.tpot_s == near(4 * each_s / 2)
+    assert found.tpot_s == near(65 / 32 * each_s)
 
 
 @pytest.mark.parametrize(("requests", "slower"), [(1, 1.0), (2, 1.5), (3, 2.0), (8, 2.0)])
