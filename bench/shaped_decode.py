@@ -17,7 +17,7 @@ import msgpack
 import psutil
 from cable import FAR, PORT, delayed, host, inside, shape
 from measure import STOP_S, interleave, prompt, ratio, say, share_cpus, summary
-from sides import Result, pin, rates
+from sides import Result, arrivals, pin, rates
 
 from edgepp.bench.machine import busy
 from edgepp.engine.front import Front
@@ -165,9 +165,7 @@ class Joined:
         before = Traffic.now()
         tokens = prompt(self.front.checkpoint.vocab_size, self.options.prompt_tokens, number)
         request = pipeline.engine.submit(tokens, GenerateOptions(generate, ignore_eos=True))
-        while not isinstance(event := request.events.get(), str):
-            if isinstance(event, EdgeppError):
-                raise event
+        arrivals(request)
         return request.timing, Traffic.now() - before
 
 
