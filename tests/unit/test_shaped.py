@@ -144,7 +144,7 @@ def test_a_namespace_goes_whatever_happens_and_only_where_it_came(
 
 def test_chunks_are_told_by_their_headers_wherever_they_lie() -> None:
     noise = bytes(range(256)) * 20
-    back = encode(Hidden(1, 3, 9, 64, 1, 576, "float32", "zstd", (1, 2)))
+    back = encode(Hidden(1, 3, 9, 1, 576, "float32", "zstd", (1, 2)))
     packets = [
         noise + forward("zstd") + noise,
         forward("none") + noise + forward("zstd"),
