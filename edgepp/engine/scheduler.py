@@ -170,7 +170,7 @@ class Scheduler:
         in_ring = sum(track.chunks for track in self._tracks.values())
         if not self._decoding:
             return in_ring < self._stages + _SPARE_CHUNKS
-        idle = in_ring + len(self._batches) < self._stages  # else a prompt crawls through a long pipeline
+        idle = in_ring + len(self._batches) + 1 < self._stages  # one place is that of the batch at the coordinator
         return (self._chunk_next or idle) and in_ring < self._stages
 
     def _decode(self) -> MicroBatch:

@@ -196,6 +196,18 @@ def test_a_prompt_gets_in_though_some_micro_batch_is_always_ready() -> None:
     assert [isinstance(step, Chunk) for step in sent] == [False, True, *[False] * 6]
 
 
+@pytest.mark.parametrize(("stages", "goes"), [(2, False), (3, True)])
+def test_only_two_idle_stages_take_a_chunk_without_a_micro_batch_before_it(stages: int, goes: bool) -> None:
+    scheduler = _decoding(1, stages)
+    scheduler.add(100, 8)
+    scheduler.add(101, 8)
+    assert isinstance(scheduler.next_step(), MicroBatch)
+    assert scheduler.next_step() == Chunk(100, 0, 8, last=True)
+    assert scheduler.next_step() is None
+    scheduler.returned(100)
+    assert isinstance(scheduler.next_step(), Chunk) is goes
+
+
 def test_the_more_prompts_wait_the_longer_a_chunk_beside_decode_steps_may_take() -> None:
     tempo = Tempo([StageInfo(0, LayerRange(0, 1), "", "", 0, "", "", 64, 4096, prefill_s=1 / 32, decode_s=0.5)])
     lengths = [tempo.beside(pressure) for pressure in (0.1, 1, 2, 3, 16)]
