@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -97,6 +97,24 @@ class Host:
 
     def __str__(self) -> str:
         return self.name or self.id
+
+    def divided(self, slots: int) -> tuple[Host, ...]:
+        """So many stage processes in place of one, which share its memory and rates evenly.
+
+        Only the first is pinned, and only the coordinator's first holds the model's ends.
+        """
+        return tuple(
+            replace(
+                self,
+                id=f"{self.id}/{slot}",
+                memory=self.memory // slots,
+                stream_bps=max(1.0, self.stream_bps / slots),
+                flops=max(1.0, self.flops / slots),
+                pinned=None if slot else self.pinned,
+                coordinator=self.coordinator and not slot,
+            )
+            for slot in range(slots)
+        )
 
 
 @dataclass(frozen=True)

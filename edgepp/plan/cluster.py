@@ -51,25 +51,21 @@ class Cluster:
 
     @property
     def hosts(self) -> tuple[Host, ...]:
-        """The stage processes that `edgepp serve` would lay layers on: one a lane of each node that has memory.
-
-        Those of a node share its memory and rates evenly. Only the first is pinned, and only the coordinator's first
-        holds the model's ends.
-        """
+        """The stage processes that `edgepp serve` would lay layers on: one a lane of each node that has memory."""
         return tuple(
-            Host(
-                id=f"{node.name}/{lane}",
-                node=node.name,
-                memory=node.memory // node.machine.lanes,
-                stream_bps=node.machine.stream_bps * node.machine.efficiency.stream / node.machine.lanes,
-                flops=node.machine.flops * node.machine.efficiency.flops / node.machine.lanes,
-                pinned=None if lane else node.pinned,
-                coordinator=node is self.coordinator and not lane,
-                name=node.name,
-            )
+            host
             for node in self.nodes
             if node.memory
-            for lane in range(node.machine.lanes)
+            for host in Host(
+                id=node.name,
+                node=node.name,
+                memory=node.memory,
+                stream_bps=node.machine.stream_bps * node.machine.efficiency.stream,
+                flops=node.machine.flops * node.machine.efficiency.flops,
+                pinned=node.pinned,
+                coordinator=node is self.coordinator,
+                name=node.name,
+            ).divided(node.machine.lanes)
         )
 
     def place(self, want: Want) -> Plan:

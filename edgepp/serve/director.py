@@ -185,24 +185,23 @@ class Director:
         hosts = []
         for member in present:
             facts = member.facts
-            for slot in range(facts.slots):
-                trouble = self._trouble.get(_host(member.node, slot))
+            whole = Host(
+                id=member.node,
+                node=member.node,
+                memory=facts.memory,
+                stream_bps=max(1.0, facts.stream_bps),
+                flops=max(1.0, facts.flops),
+                pinned=LayerRange(facts.start, facts.stop) if facts.stop > facts.start else None,
+                coordinator=member.node == self.coordinator,
+                name=facts.name,
+            )
+            for host in whole.divided(facts.slots):
+                trouble = self._trouble.get(host.id)
                 if trouble is not None and trouble.failures >= TRIES:
                     if now_s < trouble.until_s:
                         continue
-                    del self._trouble[_host(member.node, slot)]
-                hosts.append(
-                    Host(
-                        id=_host(member.node, slot),
-                        node=member.node,
-                        memory=facts.memory // facts.slots,
-                        stream_bps=max(1.0, facts.stream_bps / facts.slots),
-                        flops=max(1.0, facts.flops / facts.slots),
-                        pinned=LayerRange(facts.start, facts.stop) if facts.stop > facts.start and not slot else None,
-                        coordinator=member.node == self.coordinator and not slot,
-                        name=facts.name,
-                    )
-                )
+                    del self._trouble[host.id]
+                hosts.append(host)
         return hosts
 
 
