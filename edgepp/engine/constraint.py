@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
 
+from edgepp.child import python_command
 from edgepp.engine import trial
 from edgepp.engine.request import Constraint
 from edgepp.errors import ModelError, UsageError
@@ -126,8 +126,8 @@ class ConstraintCompiler:
         if not self._trials.acquire(timeout=2 * _TRIAL_S):
             raise UsageError("other requests' constraints are still being compiled", "ask again in a moment")
         try:
-            child = subprocess.run(
-                [sys.executable, "-m", "edgepp.engine.trial"],
+            child = subprocess.run(  # noqa: S603 - the command is ours
+                python_command("edgepp.engine.trial"),
                 input=json.dumps(form).encode() + b"\n" + self._definition.encode(),
                 capture_output=True,
                 timeout=_TRIAL_S,

