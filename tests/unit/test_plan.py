@@ -16,6 +16,7 @@ from edgepp.errors import EdgeppError, PairingError, PlanError, UsageError
 from edgepp.model.random import make_checkpoint
 from edgepp.plan.hardware import catalogue
 from tests.unit.test_plan_describe import live_node, live_stage
+from tests.waiting import PATIENCE_S
 
 SEVENTY = "mlx-community/Llama-3.3-70B-Instruct-4bit"
 TWO = (
@@ -62,7 +63,7 @@ assert not heavy & {name.partition(".")[0] for name in sys.modules}, heavy & set
 def test_70b_on_64_and_16_gb_is_answered_offline_and_without_a_tensor_library() -> None:
     """What keeps it under a second is that nothing heavy is imported and nobody is asked."""
     command = [sys.executable, "-c", OFFLINE, SEVENTY, "--node", "mem=64GB", "--node", "mem=16GB"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 0, result.stderr
     assert "llama-3.3-70b-4bit fits" in result.stdout
 

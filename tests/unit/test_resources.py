@@ -12,6 +12,7 @@ import pytest
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.node import resources
 from edgepp.node.resources import linux_memory, measure, parse_bytes, run_probe, usable_memory
+from tests.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_a_probe_ends_when_its_parent_does_and_takes_its_checkpoint_along(tmp_pa
         [sys.executable, "-m", "edgepp.node.probe"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     config = {"folder": str(folder), "backend": "onnx", "threads": 1, "exact": False}
-    child.communicate(json.dumps(config).encode() + b"\n", timeout=60)
+    child.communicate(json.dumps(config).encode() + b"\n", timeout=PATIENCE_S)
     assert child.returncode == 1
     assert not folder.exists()
 

@@ -12,6 +12,7 @@ from edgepp.errors import EdgeppError, StageLost
 from edgepp.serve import serving as module
 from edgepp.serve.serving import Serving, Wanted
 from edgepp.wire.transport import Address
+from tests.waiting import PATIENCE_S, eventually
 
 ONE = Wanted(1, (Endpoint((Address("127.0.0.1", 1),)),))
 TWO = Wanted(2, (Endpoint((Address("127.0.0.1", 2),)),))
@@ -21,10 +22,12 @@ class FakePipeline:
     """Stands in for a pipeline of real stages: opening one is slow and has to be under the test's control."""
 
     opened: list[FakePipeline]
+    opening: threading.Event
     may_open: threading.Event
 
     def __init__(self, options: Any, front: Any = None) -> None:
-        assert self.may_open.wait(10)
+        self.opening.set()
+        assert self.may_open.wait(PATIENCE_S)
         self.endpoints = options.endpoints
         self.lost: EdgeppError | None = None
         self.closed = False
@@ -39,7 +42,7 @@ class FakePipeline:
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
     from edgepp.engine.pipeline import PipelineOptions
 
-    FakePipeline.opened, FakePipeline.may_open = [], threading.Event()
+    FakePipeline.opened, FakePipeline.opening, FakePipeline.may_open = [], threading.Event(), threading.Event()
     FakePipeline.may_open.set()
     monkeypatch.setattr(module, "Pipeline", FakePipeline)
     made = Serving(None, PipelineOptions("m"), lambda _: None)  # type: ignore[arg-type]
@@ -48,36 +51,37 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
     made.close()
 
 
-def keep(serving: Serving, wanted: Wanted, seconds: float) -> None:
+def keep(serving: Serving, wanted: Wanted) -> None:
     """What the coordinator does: ask for the same again and again."""
-    until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s:
+    for _ in range(30):
         serving.keep(wanted)
-        time.sleep(0.01)
+        time.sleep(0.001)
 
 
 def until_open(serving: Serving, wanted: Wanted) -> FakePipeline:
-    until_s = time.monotonic() + 10
-    while serving.pipeline is None or serving.pipeline.endpoints != wanted.endpoints:  # type: ignore[attr-defined]
-        assert time.monotonic() < until_s
+    def look() -> Any:
         serving.keep(wanted)
-        time.sleep(0.01)
-    return serving.pipeline  # type: ignore[return-value]
+        pipeline: Any = serving.pipeline
+        return pipeline is not None and pipeline.endpoints == wanted.endpoints and pipeline
+
+    found: FakePipeline = eventually("it is open", look)
+    return found
 
 
 def test_what_is_wanted_is_opened_once(serving: Serving) -> None:
-    keep(serving, ONE, 0.3)
+    until_open(serving, ONE)
+    keep(serving, ONE)
     assert len(FakePipeline.opened) == 1
 
 
 def test_a_plan_that_was_superseded_while_it_opened_is_closed_and_the_next_opened_once(serving: Serving) -> None:
     FakePipeline.may_open.clear()
     serving.keep(ONE)
-    time.sleep(0.05)
-    keep(serving, TWO, 0.1)
+    assert FakePipeline.opening.wait(PATIENCE_S)
+    keep(serving, TWO)
     FakePipeline.may_open.set()
     until_open(serving, TWO)
-    keep(serving, TWO, 0.5)
+    keep(serving, TWO)
     assert [pipeline.endpoints for pipeline in FakePipeline.opened] == [ONE.endpoints, TWO.endpoints]
     assert [pipeline.closed for pipeline in FakePipeline.opened] == [True, False]
 
@@ -95,6 +99,6 @@ def test_an_asker_waits_for_the_pipeline_and_not_for_ever(serving: Serving) -> N
     with pytest.raises(EdgeppError, match="the layers are being loaded"):
         serving.acquire(0.05, lambda: False)
     with pytest.raises(EdgeppError):
-        serving.acquire(30, lambda: True)
+        serving.acquire(PATIENCE_S, lambda: True)
     threading.Timer(0.1, lambda: serving.keep(ONE)).start()
-    assert serving.acquire(10, lambda: False) is serving.pipeline
+    assert serving.acquire(PATIENCE_S, lambda: False) is serving.pipeline
