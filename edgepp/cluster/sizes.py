@@ -190,7 +190,9 @@ def hop_s(want: Want, links: Links, start: str, end: str) -> float:
 def token_s(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordinator: str) -> float:
     """Predicted seconds of a decode step: each stage passes its weights, and N stages make N + 1 hops."""
     by_id = {host.id: host for host in hosts}
-    weights = sum(len(layers) * want.size.layer_bytes / by_id[host].decode_bps(want.size) for host, layers in plan.stages)
+    weights = sum(
+        len(layers) * want.size.layer_bytes / by_id[host].decode_bps(want.size) for host, layers in plan.stages
+    )
     way = [coordinator, *(by_id[host].node for host, _ in plan.stages), coordinator]
     return weights + sum(hop_s(want, links, a, b) for a, b in pairwise(way))
 

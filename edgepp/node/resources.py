@@ -60,7 +60,9 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kmgt])(i?))?(b?)\s*", text, re.IGNORECASE | re.ASCII)
     size = 0
     if match is not None and not (match[2] or match[4]):
-        raise UsageError(f"'{text}' is not a size of memory: it has no unit", f"write {match[1]}GB, {match[1]}MB or {match[1]}B")
+        raise UsageError(
+            f"'{text}' is not a size of memory: it has no unit", f"write {match[1]}GB, {match[1]}MB or {match[1]}B"
+        )
     if match is not None:
         units = _BINARY_UNITS if match[3] else _UNITS
         size = int(Fraction(match[1]) * units[(match[2] or "").lower()])

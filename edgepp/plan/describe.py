@@ -55,11 +55,9 @@ def read_node(fields: Mapping[str, str], number: int) -> Node:
         name, bandwidth, flops, DATASHEET if gpu else DATASHEET_CPU, chunk=GPU_CHUNK if gpu else CPU_CHUNK
     )
     pinned = LayerRange.parse(fields["layers"]) if "layers" in fields else None
-    said = "described"
-    if named:
-        assumed = "" if "mem" in fields else " assumed"
-        said = f"{named.title}, {memory / 1e9:g} GB{assumed}"
-    return Node(machine, usable, said, pinned)
+    assumed = "mem" not in fields
+    said = f"{named.title}, {memory / 1e9:g} GB{' assumed' if assumed else ''}" if named else "described"
+    return Node(machine, usable, said, pinned, assumed)
 
 
 def read_nodes(tables: Sequence[Mapping[str, str]]) -> list[Node]:

@@ -117,6 +117,12 @@ def test_a_node_that_cannot_be_read_is_said_with_a_hint(text: str, said: str) ->
     assert caught.value.hint
 
 
+def test_two_nodes_that_were_given_one_name_are_refused() -> None:
+    nodes = describe.read_nodes([{"name": "a", "mem": "8GB"}, {"name": "a", "mem": "8GB"}])
+    with pytest.raises(UsageError, match="two nodes are called a"):
+        describe.described(nodes, [])
+
+
 def test_links_are_for_all_or_for_a_pair() -> None:
     nodes = [describe.read_node(describe.parse_node(f"name={name},mem=8GB"), 1) for name in "abc"]
     links = [describe.parse_named_link(text) for text in ("100MB/s:1ms", "c,a=10MB/s:2ms")]
@@ -171,7 +177,10 @@ def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
         '[[nodes]]\nname = "studio"\nhw = "m2-max"\n[[nodes]]\nname = "pi"\nmem = "8GB"\nusable = 0.5\n'
         '[links]\ndefault = "1Gbit:0.3ms"\n"studio,pi" = "100Mbit:1ms"\n'
     )
-    nodes = [describe.read_node(describe.parse_node(text), 1) for text in ("name=studio,hw=m2-max", "name=pi,mem=8GB,usable=0.5")]
+    nodes = [
+        describe.read_node(describe.parse_node(text), 1)
+        for text in ("name=studio,hw=m2-max", "name=pi,mem=8GB,usable=0.5")
+    ]
     links = [describe.parse_named_link(text) for text in ("1Gbit:0.3ms", "studio,pi=100Mbit:1ms")]
     assert describe.read_file(file) == describe.described(nodes, links)
 

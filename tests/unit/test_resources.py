@@ -34,7 +34,9 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-8GB", "8XB", "8 G B", "0", "8", "0GB", "0.1B", "1e9", "1,5GB", "inf", "٣GB"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-8GB", "8XB", "8 G B", "0", "8", "0GB", "0.1B", "1e9", "1,5GB", "inf", "٣GB"]
+)
 def test_what_is_no_size_is_one_sentence(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size") as caught:
         parse_bytes(text)
