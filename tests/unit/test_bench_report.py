@@ -449,7 +449,10 @@ def test_reports_side_by_side(tmp_path: Path) -> None:
         (tmp_path / name / "report.json").write_text(json.dumps(report.form()))
     places = [str(tmp_path / "a"), str(tmp_path / "b")]
     shown = CliRunner().invoke(cli, ["bench", "--compare", *places])
-    assert "14 figures in both: 0 better and 0 worse beyond both spreads." in shown.output
+    assert (
+        "B is neither better nor worse than A: of 14 figures in both, 0 are better and 0 worse beyond both spreads"
+        in shown.output
+    )
     assert "Not alike: the second is partial." in shown.output
     rows = json.loads(CliRunner().invoke(cli, ["bench", "--compare", *places, "--json"]).output)["rows"]
     assert {row["ratio"] for row in rows} == {1.0}
