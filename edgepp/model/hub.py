@@ -25,8 +25,8 @@ from huggingface_hub.errors import (
 )
 
 from edgepp.errors import ModelError
-from edgepp.model.parts import is_plain
 from edgepp.model.source import is_commit
+from edgepp.model.weights import is_plain
 
 _TIMEOUT = httpx2.Timeout(20.0, connect=10.0)
 _CHUNK_BYTES = 256 << 10

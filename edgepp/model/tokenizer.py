@@ -6,7 +6,6 @@ A chat template comes with the model and is rendered in transformers' sandbox.
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgepp.errors import ModelError
+from edgepp.model.files import check_readable, read_object
 
 
 class Detokenizer(Protocol):
@@ -49,6 +49,7 @@ class Tokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else it complains that torch is absent
         from mlx_lm.tokenizer_utils import load
 
+        check_readable(path)
         ids = _eos_ids(path)
         try:
             inner = load(path, {"trust_remote_code": False}, eos_token_ids=sorted(ids))
@@ -123,11 +124,9 @@ def _eos_ids(path: Path) -> set[int]:
     """The ends of an answer that ``generation_config.json`` gives, or else ``config.json``."""
     for name in ("generation_config.json", "config.json"):
         try:
-            value = json.loads((path / name).read_bytes()).get("eos_token_id")
+            value = read_object(path / name).get("eos_token_id")
         except FileNotFoundError:
             continue
-        except (ValueError, AttributeError) as error:
-            raise ModelError(f"{path / name} is not a JSON object: {error}") from error
         ids = value if isinstance(value, list) else [value]
         if found := {token for token in ids if isinstance(token, int) and not isinstance(token, bool)}:
             return found
