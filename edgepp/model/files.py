@@ -184,12 +184,13 @@ def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> N
         except OSError as error:
             raise unreadable(path, error) from error
         _require_regular(path, facts.st_mode)
-        most = _most_bytes(name)
+        most = most_bytes(name)
         if facts.st_size > most:
             raise ModelError(f"{path} has more than {most // MIB} MiB, which such a file cannot need", _PULL)
 
 
-def _most_bytes(name: str) -> int:
+def most_bytes(name: str) -> int:
+    """Largest size of the small file called ``name``."""
     if name in ("config.json", "generation_config.json"):
         return CONFIG_BYTES
     if name.endswith(".index.json"):

@@ -56,7 +56,7 @@ class TensorPlace:
     nbytes: int
 
 
-def header_bytes(head: bytes, file: Path, file_bytes: int) -> int:
+def header_bytes(head: bytes | bytearray, file: Path, file_bytes: int) -> int:
     """Length of the header of a file of ``file_bytes`` bytes, of which ``head`` holds the first eight or more.
 
     Raises:

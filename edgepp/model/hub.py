@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Generator, Iterator, Mapping
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, hf_raise_for_status
+from huggingface_hub import get_session, get_token, hf_hub_url, hf_raise_for_status
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -25,6 +28,7 @@ from huggingface_hub.errors import (
 )
 
 from edgepp.errors import ModelError
+from edgepp.model.files import parse_object
 from edgepp.model.source import is_commit
 from edgepp.model.weights import is_plain
 
@@ -33,8 +37,14 @@ _CHUNK_BYTES = 256 << 10
 _ATTEMPTS = 5
 _WAIT_S = 1.0
 _TRY_AGAIN = "try again in a while"
+_ELSEWHERE = "take the model from another repository"
 _BUSY = {408, 429, 500, 502, 503, 504}
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_REDIRECTS = 5
+_LISTING_BYTES = 8 << 20
+_ERROR_BYTES = 64 << 10
+_STALL_S, _STALL_BYTES = 30.0, 16 << 10  # a connection that brings less in that time counts as broken
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 class HubUnreachable(ModelError):  # noqa: N818 - like StageLost: what happened, not whose fault
@@ -59,6 +69,21 @@ class Chunk:
     ranged: bool
 
 
+def _files(siblings: Iterable[Any]) -> Iterator[tuple[str, int]]:
+    """Names and sizes of listed files that could be plain ones.
+
+    Raises:
+        ValueError: an entry is no file.
+    """
+    for each in siblings:
+        name, size = (each.get("rfilename"), each.get("size")) if isinstance(each, dict) else (None, None)
+        size = 0 if size is None else size
+        if not isinstance(name, str) or type(size) is not int or size < 0:
+            raise ValueError("it lists what is no file")
+        if is_plain(name):
+            yield name, size
+
+
 class Hub:
     """One repository on the hub."""
 
@@ -77,36 +102,57 @@ class Hub:
         """What the repository holds at ``revision``, names that could not be plain files left out.
 
         Raises:
-            ModelError: there is no such repository or revision, or it may not be read.
+            ModelError: there is no such repository or revision, it may not be read, or the answer is no listing.
             HubUnreachable: the hub does not answer.
         """
-        with self._explained():
-            api = HfApi(endpoint=self.endpoint, library_name="edgepp")
-            info = api.model_info(self.repository, revision=revision, files_metadata=True, timeout=20.0)
-        if info.sha is None or not is_commit(info.sha):
-            raise ModelError(f"{self.endpoint} names no commit for {self.repository}")
-        names = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        return Listing(info.sha, {name: size for name, size in names.items() if is_plain(name)})
+        url = f"{self.endpoint}/api/models/{self.repository}/revision/{quote(revision, safe='')}?blobs=true"
+        with self._explained(), self._answer(url, {}) as response:
+            facts = parse_object(self._bounded(response, _LISTING_BYTES))
+            commit, siblings = facts.get("sha"), facts.get("siblings")
+            if not isinstance(commit, str) or not is_commit(commit):
+                raise ModelError(f"{self.endpoint} names no commit for {self.repository}", "check HF_ENDPOINT")
+            if not isinstance(siblings, list):
+                raise ValueError("it lists no files")
+            return Listing(commit, dict(_files(siblings)))
 
-    def read(self, commit: str, name: str, limit: int) -> bytes:
-        """The whole of a small file.
+    def read(self, commit: str, name: str, limit: int, listed: int = 0) -> bytes:
+        """The whole of a small file; ``listed`` is its size where the listing gave one.
 
         Raises:
-            ModelError: it is larger than ``limit`` bytes.
+            ModelError: it is larger than ``limit`` bytes, or of another size than listed.
         """
         body = bytearray()
+        size = 0
         for chunk in self.stream(commit, name):
+            self.check_size(name, chunk.size, listed)
             if chunk.size > limit:
-                raise ModelError(f"{name} of {self.repository} has {chunk.size} bytes, which it cannot need")
+                raise ModelError(
+                    f"{name} of {self.repository} has {chunk.size} bytes, which it cannot need", _ELSEWHERE
+                )
+            size = chunk.size
             body[chunk.offset :] = chunk.data
+        if len(body) != size:
+            raise HubUnreachable(f"{self.endpoint} sends only a part of {name}", _TRY_AGAIN)
         return bytes(body)
+
+    def check_size(self, name: str, size: int, expected: int) -> None:
+        """Hold a file's announced size to the ``expected`` one; 0 is not known.
+
+        Raises:
+            ModelError: they differ.
+        """
+        if expected and size != expected:
+            raise ModelError(
+                f"{self.endpoint} lists {expected} bytes of {name} in {self.repository} and sends a file of {size}",
+                _TRY_AGAIN,
+            )
 
     def stream(self, commit: str, name: str, start: int = 0, stop: int | None = None) -> Generator[Chunk]:
         """Bytes ``[start, stop)`` of a file; a server that knows no ranges sends all of it, from 0.
 
         Raises:
-            ModelError: there is no such file, or it may not be read.
-            HubUnreachable: the hub stopped answering, and several new attempts brought no byte.
+            ModelError: there is no such file, it may not be read, or the server sends other bytes than it announced.
+            HubUnreachable: the hub stopped answering, and several new attempts brought next to nothing.
         """
         position = furthest = start
         end = stop
@@ -124,40 +170,106 @@ class Hub:
                         return
             except HubUnreachable as error:
                 broken = error
-            failures = 0 if furthest > before else failures + 1
-            if failures >= _ATTEMPTS:
+            failures = 0 if furthest - before >= _STALL_BYTES else failures + 1
+            if failures >= _ATTEMPTS and (end is None or position < end):
                 raise broken or HubUnreachable(f"{self.endpoint} sends only a part of {name}", _TRY_AGAIN)
             if broken is not None:
                 self._closed.wait(_WAIT_S * 2**failures)
 
     def _request(self, commit: str, name: str, start: int, stop: int | None) -> Iterator[Chunk]:
         url = hf_hub_url(self.repository, name, revision=commit, endpoint=self.endpoint)
-        headers = {**self._headers, "Accept-Encoding": "identity"}
-        if start or stop is not None:
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        request = get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT)
-        with self._explained(), request as response:
-            if response.status_code >= 400:
-                response.read()
-                hf_raise_for_status(response)
-            offset, size = self._placed(response, start)
+        asked = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        with self._explained(), self._answer(url, asked) as response:
+            offset, end, size = self._placed(response, start)
             ranged = response.status_code == 206
             yield Chunk(offset, b"", size, ranged)  # tells the size, also of an empty file
-            for data in response.iter_bytes(_CHUNK_BYTES):
+            for data in self._pieces(response):
+                if offset + len(data) > end:
+                    raise ModelError(
+                        f"{response.url.host} sends more bytes of {name} than it announced", "check HF_ENDPOINT"
+                    )
                 yield Chunk(offset, data, size, ranged)
                 offset += len(data)
 
-    def _placed(self, response: httpx2.Response, start: int) -> tuple[int, int]:
-        """Where the body begins in the file, and the file's size."""
+    @contextmanager
+    def _answer(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """The answer to a GET, behind a few redirects; no body is read but that of an error, and little of that."""
+        client = get_session()
+        wanted = {**self._headers, "Accept-Encoding": "identity", **headers}
+        request = client.build_request("GET", url, headers=wanted, timeout=_TIMEOUT)
+        for _ in range(_REDIRECTS + 1):
+            response = client.send(request, stream=True, follow_redirects=False)
+            try:
+                if response.next_request is None:
+                    if response.status_code >= 400:
+                        self._raise_for(response)
+                    yield response
+                    return
+                request = response.next_request
+            finally:
+                response.close()
+        raise ModelError(f"{self.endpoint} redirects in circles", "check HF_ENDPOINT")
+
+    def _raise_for(self, response: httpx2.Response) -> None:
+        body = bytearray()
+        for data in self._pieces(response):
+            body += data
+            if len(body) > _ERROR_BYTES:
+                break
+        headers = {key: value for key, value in response.headers.items() if key.startswith("x-")}
+        hf_raise_for_status(
+            httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=response.request)
+        )
+
+    def _bounded(self, response: httpx2.Response, most: int) -> bytes:
+        """The whole body of at most ``most`` bytes.
+
+        Raises:
+            ValueError: it is longer, or encoded.
+        """
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise ValueError("it encodes what should be plain")
+        body = bytearray()
+        for data in self._pieces(response):
+            body += data
+            if len(body) > most:
+                raise ValueError(f"its listing has more than {most >> 20} MiB")
+        return bytes(body)
+
+    def _pieces(self, response: httpx2.Response) -> Iterator[bytes]:
+        """The body as it comes, in pieces of about ``_CHUNK_BYTES``.
+
+        Raises:
+            HubUnreachable: it comes so slowly that it would hardly end.
+        """
+        waiting = bytearray()
+        since, arrived = time.monotonic(), 0
+        for data in response.iter_raw():
+            waiting += data
+            arrived += len(data)
+            if time.monotonic() - since > _STALL_S:
+                if arrived < _STALL_BYTES:
+                    raise HubUnreachable(f"{response.url.host} sends next to nothing", _TRY_AGAIN)
+                since, arrived = time.monotonic(), 0
+            if len(waiting) >= _CHUNK_BYTES:
+                yield bytes(waiting)
+                waiting.clear()
+        if waiting:
+            yield bytes(waiting)
+
+    def _placed(self, response: httpx2.Response, start: int) -> tuple[int, int, int]:
+        """Where in the file the body begins and ends, and the file's size."""
         plain = response.headers.get("Content-Encoding", "identity") == "identity"
         if plain and response.status_code == 206:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if match is not None and int(match[1]) == start:
-                return start, int(match[2])
+            if match is not None and int(match[1]) == start <= int(match[2]) < int(match[3]):
+                return start, int(match[2]) + 1, int(match[3])
         length = response.headers.get("Content-Length", "")
-        if plain and response.status_code == 200 and length.isdecimal():
-            return 0, int(length)
-        raise ModelError(f"{response.url.host} answered a request for bytes of {self.repository} with others")
+        if plain and response.status_code == 200 and _LENGTH.fullmatch(length):
+            return 0, int(length), int(length)
+        raise ModelError(
+            f"{response.url.host} answered a request for bytes of {self.repository} with others", "check HF_ENDPOINT"
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
