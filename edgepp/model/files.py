@@ -86,7 +86,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     """
     try:
         with open_regular(path) as stream:
-            data = stream.read(most + 1)
+            size = os.fstat(stream.fileno()).st_size
+            data = stream.read(min(size, most) + 1)  # reading allocates what is asked for
     except FileNotFoundError:
         raise
     except OSError as error:
