@@ -17,6 +17,7 @@ from edgepp.backend.mlx_taps import dissect
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint, layer_of
+from edgepp.printable import one_line
 
 _GIB = 1 << 30
 
@@ -93,4 +94,4 @@ def _evaluate(parameters: Any, what: str, checkpoint: Checkpoint) -> None:
     try:
         mx.eval(parameters)
     except (RuntimeError, MemoryError) as error:
-        raise ModelError(f"{what} of {checkpoint.path.name} cannot be loaded: {error}") from error
+        raise ModelError(f"{what} of {checkpoint.path.name} cannot be loaded: {one_line(str(error), 200)}") from error

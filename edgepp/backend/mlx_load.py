@@ -24,6 +24,7 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.config import ModelConfig
+from edgepp.printable import one_line
 
 
 def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, wide: bool) -> Any:
@@ -49,7 +50,7 @@ def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, wide: bool) 
             model, _ = load_model(Path(folder), lazy=True, strict=False, get_model_classes=classes)
     except (*FORWARD_ERRORS, AssertionError, ImportError, ArithmeticError) as error:
         raise ModelError(
-            f"mlx-lm cannot build {checkpoint.path.name} (family '{checkpoint.family}'): {error}",
+            f"mlx-lm cannot build {checkpoint.path.name} (family '{checkpoint.family}'): {one_line(str(error), 200)}",
             "see `edgepp models list` for models that work",
         ) from error
     return widen(model) if wide else model

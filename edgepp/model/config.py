@@ -28,6 +28,7 @@ MAX_LAYERS = 1024
 MAX_CONTEXT = 2**31 - 1
 DEFAULT_CONTEXT = 4096
 
+_LONGEST_FAMILY = 64
 _BASES = {"qwen2": 1_000_000.0}
 _ATTENTION = ("full_attention", "sliding_attention")
 _SILU = ("silu", "swish")
@@ -107,6 +108,8 @@ def _read(name: str, values: Mapping[str, Any], tensors: frozenset[str]) -> Mode
     nested = isinstance(inner, dict) and "num_hidden_layers" in inner
     text = whole.section("text_config") if nested else whole
     family = whole.text("model_type", "unknown")
+    if len(family) > _LONGEST_FAMILY or not family.isprintable():
+        whole.refuse("model_type")
     _refuse_code(name, whole)
     _check_counts(whole)
     if text is not whole:
@@ -241,7 +244,7 @@ def _attention(config: Section, family: str, layers: int, context: int) -> tuple
     if kinds is None:
         slides = config.flag("use_sliding_window", family == "mistral") and config.get("sliding_window") is not None
         if family in ("qwen2", "qwen3"):
-            slides = slides and config.size("max_window_layers", 1) <= layers
+            slides = slides and _slides_from(config) < layers
     else:
         if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in _ATTENTION for kind in kinds):
             config.refuse("layer_types")
@@ -251,6 +254,11 @@ def _attention(config: Section, family: str, layers: int, context: int) -> tuple
         return (), None
     mixed = kinds is not None and _ATTENTION[0] in kinds and family in ("llama", "mistral")
     return tuple(kinds) if mixed else (), window
+
+
+def _slides_from(config: Section) -> int:
+    """First layer that attends through the window."""
+    return config.size("max_window_layers") if config.get("max_window_layers") else 0
 
 
 def _described(model: ModelConfig, positions: int) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from edgepp.model.cards import Card
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.files import most_bytes
 from edgepp.model.header import header_bytes
-from edgepp.model.hub import Hub, HubUnreachable
+from edgepp.model.hub import Hub
+from edgepp.model.hub_http import HubUnreachable
 from edgepp.model.partial import PartialFile
 from edgepp.model.parts import Parts, summary, weight_files
 from edgepp.model.ranges import Range, cut, total

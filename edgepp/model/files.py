@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgepp.errors import ModelError
+from edgepp.printable import one_line
 
 MIB = 1 << 20
 CONFIG_BYTES = 4 * MIB
@@ -157,9 +158,8 @@ def _check_values(value: dict[str, Any]) -> None:
 
 
 def shown(name: object, longest: int = 80) -> str:
-    """A name from a file, short enough for a sentence."""
-    text = str(name)
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    """A name or a value from a file, short and printable enough for a sentence."""
+    return one_line(str(name), longest)
 
 
 def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> None:

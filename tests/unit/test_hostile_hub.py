@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model import hub as hub_client
+from edgepp.model import hub_http
 from edgepp.model.cards import find
 from edgepp.model.fetch import Parts, fetch, is_cached
 from edgepp.model.random import TINY, make_checkpoint
@@ -149,7 +151,7 @@ def test_weights_that_never_end_are_refused(hub: FakeHub, model: Path) -> None:
 
 
 def test_a_trickle_counts_as_a_broken_connection(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_client, "_STALL_S", 0.0)  # each piece is one of a window that is over
+    monkeypatch.setattr(hub_http, "STALL_S", 0.0)  # each piece is one of a window that is over
 
     def answer(handler: Handler, name: str) -> bool:
         if name != "config.json":
@@ -162,10 +164,25 @@ def test_a_trickle_counts_as_a_broken_connection(hub: FakeHub, monkeypatch: pyte
             pass
         return True
 
-    monkeypatch.setattr(hub_client, "_STALL_BYTES", 1 << 30)
+    monkeypatch.setattr(hub_http, "STALL_BYTES", 1 << 30)
     hub.hostile = answer
     with pytest.raises(ModelError, match="sends next to nothing"):
         fetch(NAME)
+
+
+def test_headers_that_never_end_count_as_no_answer(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_http, "_HEADERS_S", 0.05)
+    enough = threading.Event()
+
+    def answer(handler: Handler, name: str) -> bool:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+        enough.wait(60)
+        return True
+
+    hub.hostile = answer
+    with pytest.raises(ModelError, match="does not finish its answer's headers"):
+        fetch(NAME)
+    enough.set()
 
 
 def test_a_file_of_another_size_than_listed_is_refused(hub: FakeHub, model: Path) -> None:
