@@ -14,6 +14,18 @@ from typing import Any, Protocol
 
 from edgepp.errors import ModelError
 from edgepp.model.files import check_readable, read_object
+from edgepp.printable import one_line
+
+_LIBRARY_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    RecursionError,
+)
 
 
 class Detokenizer(Protocol):
@@ -47,14 +59,15 @@ class Tokenizer:
                 f"{path} holds no tokenizer", "fetch it with `edgepp models pull`, or copy it into the folder"
             )
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else it complains that torch is absent
+        from huggingface_hub.errors import StrictDataclassError
         from mlx_lm.tokenizer_utils import load
 
         check_readable(path)
         ids = _eos_ids(path)
         try:
             inner = load(path, {"trust_remote_code": False}, eos_token_ids=sorted(ids))
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (*_LIBRARY_ERRORS, StrictDataclassError) as error:  # transformers reads config.json as well
+            reason = one_line(str(error), 200) or type(error).__name__
             raise ModelError(f"the tokenizer of {path.name} cannot be read: {reason}") from error
         return cls(path.name, frozenset(int(token) for token in inner.eos_token_ids), inner)
 

@@ -375,3 +375,25 @@ def test_a_set_without_its_head_is_not_taken_for_a_tied_model(tmp_path: Path) ->
     for backend in (MlxBackend(), OnnxBackend()):
         with pytest.raises(ModelError, match="lacks"):
             backend.load_ends(Checkpoint.open(folder), BackendOptions(exact=True))
+
+
+@given(change=st.dictionaries(st.sampled_from(CONFIG), PLAIN_JSON, max_size=2))
+@SHARED
+def test_a_tokenizer_beside_any_configuration_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, single: Path, change: dict[str, Any]
+) -> None:
+    folder = copied(single, tmp_path_factory.mktemp("tokenizer") / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    outcome(lambda: Tokenizer.load(folder))
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": 2**31 - 1}, {"num_attention_heads": 2**20, "num_key_value_heads": 1}]
+)
+def test_sizes_that_transformers_refuses_are_a_sentence(tmp_path: Path, single: Path, change: dict[str, Any]) -> None:
+    folder = copied(single, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with refused("the tokenizer of m cannot be read"):
+        Tokenizer.load(folder)
