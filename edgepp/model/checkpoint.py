@@ -21,7 +21,7 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.config import ModelConfig
 from edgepp.model.files import open_regular, read_object
-from edgepp.model.foreign import has_head
+from edgepp.model.foreign import canonical, has_head
 from edgepp.model.header import DTYPES, PARTIAL_SUFFIX, TensorPlace, parse_header, read_header
 from edgepp.model.quantisation import Quantisation
 from edgepp.model.weights import INDEX, SINGLE, absent_of_set, files_here, read_tensors
@@ -215,7 +215,7 @@ class Checkpoint:
         settings = self.settings
         idle = [name for name in self.known if name.endswith(".rotary_emb.inv_freq")]
         idle += [name for name in self.known if settings.tied and has_head([name])]
-        values = {**settings.values, "dtype": settings.dtype}
+        values = {**canonical(settings.values), "dtype": settings.dtype}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         digest.update("\n".join(sorted(self.known.difference(idle))).encode())
         return digest.hexdigest()[:16]

@@ -28,6 +28,7 @@ _SAVE_BYTES = 256 << 20
 _HEAD_BYTES = 256 << 10  # more than the header of most files, and little beside their weights
 
 _SPARE_BYTES = 64 << 20
+_SMALL_FILES_BYTES = 512 << 20
 
 Piece = tuple[PartialFile, Range]
 
@@ -83,9 +84,11 @@ class _Counter:
 def _fill(hub: Hub, snapshot: Snapshot, parts: Parts, counter: _Counter) -> None:
     folder, listed = snapshot.folder, snapshot.listed()
     small = sorted(name for name in listed if parts.wants_file(name) and not (folder / name).is_file())
-    counter.expect(sum(listed[name] for name in small))
+    counter.expect(_checked_total(snapshot, sum(listed[name] for name in small)))
+    fetched = 0
     for name in small:
         data = hub.read(snapshot.commit, name, most_bytes(name), listed[name])
+        fetched = _checked_total(snapshot, fetched + len(data))
         write_atomically(folder / name, data)
         counter.add(len(data), name)
     _check_config(folder, parts, snapshot.source.card)
@@ -107,6 +110,16 @@ def _fill(hub: Hub, snapshot: Snapshot, parts: Parts, counter: _Counter) -> None
     _fetch_pieces(hub, snapshot.commit, pieces, counter)
     if absent := snapshot.absent(parts):
         raise ModelError(f"{snapshot.source.name} does not hold {summary(absent)}")
+
+
+def _checked_total(snapshot: Snapshot, count: int) -> int:
+    """The bytes of the files that hold no weights, which a repository may not pile up."""
+    if count > _SMALL_FILES_BYTES:
+        raise ModelError(
+            f"{snapshot.source.name} has over {_SMALL_FILES_BYTES >> 20} MiB beside its weights, which no model needs",
+            "take the model from another repository",
+        )
+    return count
 
 
 def _check_config(folder: Path, parts: Parts, card: Card | None) -> None:

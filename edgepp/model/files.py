@@ -21,7 +21,7 @@ from edgepp.printable import one_line
 MIB = 1 << 20
 CONFIG_BYTES = 4 * MIB
 """Largest config.json or generation_config.json: a thousand times an ordinary one."""
-INDEX_BYTES = 64 * MIB
+INDEX_BYTES = 32 * MIB
 """Largest weight index or partial record; an index of 100,000 tensors takes 10 MB."""
 TOKENIZER_BYTES = 128 * MIB
 """Largest tokenizer file; vocabularies of 260,000 tokens take 35 MB."""

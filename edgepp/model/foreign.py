@@ -7,7 +7,7 @@ they find neither. So a normalised file holds both, in agreement.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgepp.errors import ModelError
@@ -23,6 +23,9 @@ _IDLE = frozenset(
     }
 )  # fmt: skip
 """Keys that change nothing of what a model computes, or that are written anew."""
+
+_OLDER = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
+"""Keys of the GPT-NeoX family, and those of today that say the same."""
 
 _IN_PARAMETERS = ("rope_theta", "partial_rotary_factor")
 
@@ -51,13 +54,45 @@ def normalised(whole: Section, text: Section, quantisations: Quantisations, tens
     return values
 
 
+def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A normalised configuration without what its spelling adds: equal for two spellings of one computation."""
+    kept = {key: value for key, value in values.items() if value is not None}
+    if not _nested(kept.get("rope_parameters") or {}):
+        kept.pop("rope_parameters", None)  # the older keys say the same
+    for older, key in _OLDER.items():
+        if older in kept and kept[older] == kept.get(key):
+            del kept[older]
+    if isinstance(kept.get("rope_scaling"), dict) and _kind(kept["rope_scaling"]) == "default":
+        del kept["rope_scaling"]
+    if isinstance(kept.get("text_config"), dict):
+        kept["text_config"] = canonical(kept["text_config"])
+    return kept
+
+
+def _nested(parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rotations by layer type."""
+    return {kind: dict(value) for kind, value in parameters.items() if isinstance(value, dict)}
+
+
+def _kind(scaling: Mapping[str, Any]) -> Any:
+    return scaling.get("type") or scaling.get("rope_type") or "default"
+
+
 def _spell_rope(text: Section, values: dict[str, Any]) -> None:
-    """Give the keys of earlier transformers beside ``rope_parameters``, where those are there."""
+    """Give the keys of earlier transformers beside ``rope_parameters``, and both names of a scaling's kind."""
+    _spell_parameters(text, values)
+    scaling = values.get("rope_scaling")
+    if isinstance(scaling, dict) and ("type" in scaling or "rope_type" in scaling):
+        scaling.setdefault("type", _kind(scaling))
+        scaling.setdefault("rope_type", _kind(scaling))
+
+
+def _spell_parameters(text: Section, values: dict[str, Any]) -> None:
     parameters = text.section("rope_parameters")
     if not parameters.values:
         return
     whole = {**parameters.values}
-    nested = {kind: dict(value) for kind, value in whole.items() if isinstance(value, dict)}
+    nested = _nested(whole)
     keys: tuple[str, ...] = _IN_PARAMETERS
     if nested:
         local = nested.get("sliding_attention")
@@ -68,11 +103,10 @@ def _spell_rope(text: Section, values: dict[str, Any]) -> None:
     for key in keys:
         if whole.get(key) is not None:
             _agree(text, values, key, whole[key])
-    if values.get("rope_theta") is not None:
-        values.setdefault("rotary_emb_base", values["rope_theta"])
-    if values.get("partial_rotary_factor") is not None:
-        values.setdefault("rotary_pct", values["partial_rotary_factor"])
-    kind = whole.get("type") or whole.get("rope_type") or "default"
+    for older, key in _OLDER.items():
+        if values.get(key) is not None:
+            values.setdefault(older, values[key])
+    kind = _kind(whole)
     scaling = {key: value for key, value in whole.items() if key not in _IN_PARAMETERS}
     if kind != "default" and not values.get("rope_scaling"):
         values["rope_scaling"] = {**scaling, "type": kind, "rope_type": kind}

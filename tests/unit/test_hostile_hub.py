@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
+from edgepp.model import download, hub_http
 from edgepp.model import hub as hub_client
-from edgepp.model import hub_http
 from edgepp.model.cards import find
 from edgepp.model.fetch import Parts, fetch, is_cached
+from edgepp.model.partial import PartialFile
 from edgepp.model.random import TINY, make_checkpoint
 from tests.hub import COMMIT, FakeHub, serving
 
@@ -198,6 +200,31 @@ def test_a_file_of_another_size_than_listed_is_refused(hub: FakeHub, model: Path
     hub.hostile = answer
     with pytest.raises(ModelError, match=r"lists \d+ bytes of config\.json in org/model and sends a file of \d+"):
         fetch(NAME)
+
+
+def test_files_beside_the_weights_are_bounded_together(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_SMALL_FILES_BYTES", 1000)
+    for sizes in (True, False):
+        hub.sizes = sizes
+        with pytest.raises(ModelError, match="beside its weights"):
+            fetch(NAME)
+    assert hub.weights_sent() == 0
+
+
+def test_a_disk_that_fills_up_leaves_nothing_that_is_believed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PartialFile.write
+
+    def full(file: PartialFile, offset: int, data: bytes) -> None:
+        if offset > 400_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, offset, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialFile, "write", full)
+        with pytest.raises(ModelError, match=r"cannot be stored .*: No space left on device"):
+            fetch(NAME)
+    assert not is_cached(NAME)
+    assert is_cached(str(fetch(NAME)))
 
 
 def test_another_model_under_a_cards_name_is_refused(hub: FakeHub, model: Path) -> None:
