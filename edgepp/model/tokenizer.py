@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from edgepp.errors import ModelError
 from edgepp.model.files import check_readable, read_object
+from edgepp.model.section import Section
 from edgepp.printable import one_line
 
 _LIBRARY_ERRORS = (
@@ -137,10 +138,13 @@ def _eos_ids(path: Path) -> set[int]:
     """The ends of an answer that ``generation_config.json`` gives, or else ``config.json``."""
     for name in ("generation_config.json", "config.json"):
         try:
-            value = read_object(path / name).get("eos_token_id")
+            section = Section(f"{name} of {path.name}", read_object(path / name))
         except FileNotFoundError:
             continue
-        ids = value if isinstance(value, list) else [value]
-        if found := {token for token in ids if isinstance(token, int) and not isinstance(token, bool)}:
-            return found
+        value = section.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int for token in ids):
+            section.refuse("eos_token_id")
+        if ids:
+            return set(ids)
     return set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -397,3 +398,28 @@ def test_sizes_that_transformers_refuses_are_a_sentence(tmp_path: Path, single: 
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with refused("the tokenizer of m cannot be read"):
         Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("value", ["2", [2, "3"], {"id": 2}, 2.5, True, [[2]]])
+def test_an_end_of_another_type_is_refused(tmp_path: Path, single: Path, value: Any) -> None:
+    folder = copied(single, tmp_path / "m")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with refused(r"generation_config\.json of m has no usable eos_token_id"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, single: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(single, tmp_path / "m")
+    real = os.open
+
+    def closed(path: Any, *flags: Any) -> int:
+        if Path(path) == folder / name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *flags)
+
+    monkeypatch.setattr(os, "open", closed)
+    with refused(f"{name} cannot be read: Permission denied"):
+        Checkpoint.open(folder)
