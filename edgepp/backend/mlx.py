@@ -17,6 +17,7 @@ from edgepp.backend.mlx_taps import dissect
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint, layer_of
+from edgepp.model.shapes import check_used
 from edgepp.printable import one_line
 
 _GIB = 1 << 30
@@ -36,6 +37,7 @@ class MlxBackend:
     ) -> MlxStage:
         """See ``Backend.load_stage``."""
         checkpoint.require(layers)
+        check_used(checkpoint, layers)
         _prepare()
         dtype = _dtype(checkpoint, options, checkpoint.layer_names(layers))
         model = load_part(checkpoint, layers, wide=dtype == "float32")

@@ -14,13 +14,10 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array, Checkpoint
 from edgepp.model.config import PLAIN, ModelConfig
-from edgepp.model.shapes import shape_in
+from edgepp.model.shapes import check_used, shape_in
 
 FAMILIES = PLAIN
 """mlx-lm's names of the architectures that the graph can express."""
-
-_QKV = frozenset({"q_proj", "k_proj", "v_proj"})
-_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
         epsilon=model.epsilon,
         context=model.context,
         rope=_rope(model),
-        biased=_biased(model),
+        biased=model.biased,
         head_norms=model.family == "qwen3",
         tied=model.tied,
     )
@@ -112,13 +109,6 @@ def _unfit(model: ModelConfig, reason: str) -> ModelError:
         f"the onnx backend cannot run this {model.family} model, {reason}",
         "use --backend mlx, which runs what mlx-lm runs",
     )
-
-
-def _biased(model: ModelConfig) -> frozenset[str]:
-    if model.family == "qwen2":
-        return _QKV
-    attention = _QKV | {"o_proj"} if model.attention_bias else frozenset()
-    return attention | (_MLP if model.mlp_bias else frozenset())
 
 
 def _rope(model: ModelConfig) -> Rope:
@@ -150,11 +140,12 @@ def check_tensors(checkpoint: Checkpoint, layers: LayerRange | None) -> None:
             _check_matrix(checkpoint, module, model.vocab_size, model.hidden_size)
         _check_shape(checkpoint, "model.norm.weight", (model.hidden_size,))
         return
-    shape, biased = shape_in(model), _biased(model)
+    check_used(checkpoint, layers)
+    shape = shape_in(model)
     for n in range(layers.start, layers.stop):
         for name, (rows, columns) in shape.layer_matrices().items():
             _check_matrix(checkpoint, f"model.layers.{n}.{name}", rows, columns)
-            if name.rpartition(".")[2] in biased:
+            if name.rpartition(".")[2] in model.biased:
                 _check_shape(checkpoint, f"model.layers.{n}.{name}.bias", (rows,))
         for name, length in shape.layer_vectors().items():
             _check_shape(checkpoint, f"model.layers.{n}.{name}", (length,))

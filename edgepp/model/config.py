@@ -28,6 +28,8 @@ MAX_LAYERS = 1024
 MAX_CONTEXT = 2**31 - 1
 DEFAULT_CONTEXT = 4096
 
+_QKV = frozenset({"q_proj", "k_proj", "v_proj"})
+_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
 _LONGEST_FAMILY = 64
 _BASES = {"qwen2": 1_000_000.0}
 _ATTENTION = ("full_attention", "sliding_attention")
@@ -91,6 +93,14 @@ class ModelConfig:
     def plain(self) -> bool:
         """Whether the typed fields describe all that is computed."""
         return self.family in PLAIN and self.rope.base is not None
+
+    @property
+    def biased(self) -> frozenset[str]:
+        """The linears of a plain family's layer that add a bias."""
+        if self.family == "qwen2":
+            return _QKV
+        attention = _QKV | {"o_proj"} if self.attention_bias else frozenset()
+        return attention | (_MLP if self.mlp_bias else frozenset())
 
     @classmethod
     def read(cls, name: str, values: Mapping[str, Any], tensors: Iterable[str] = ()) -> ModelConfig:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from edgepp.errors import ModelError
+from edgepp.layers import LayerRange
 from edgepp.model.cards import DTYPE_BYTES, Shape
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.config import ModelConfig
+from edgepp.model.files import shown
 from edgepp.model.source import LocalFolder, resolve
 
 
@@ -49,3 +51,27 @@ def shape_in(settings: ModelConfig) -> Shape:
         group_size=usual.group_size if usual else None,
         embedding_bits=embedding.bits if usual and embedding and embedding != usual else None,
     )
+
+
+def check_used(checkpoint: Checkpoint, layers: LayerRange) -> None:
+    """Refuse tensors in ``layers`` of a plain family that its configuration has no use for, such as biases.
+
+    Raises:
+        ModelError: without them the answers would be another model's.
+    """
+    settings = checkpoint.settings
+    if not settings.plain:
+        return
+    shape = shape_in(settings)
+    used = {*shape.layer_vectors(), "self_attn.rotary_emb.inv_freq"}
+    for module in shape.layer_matrices():
+        parts = ("weight", "scales", "biases", *(["bias"] if module.rpartition(".")[2] in settings.biased else []))
+        used.update(f"{module}.{part}" for part in parts)
+    for name in checkpoint.layer_names(layers):
+        inner = name.partition("layers.")[2].partition(".")[2]
+        if inner not in used:
+            raise ModelError(
+                f"{settings.name} has a tensor {shown(name)}, which models of family {settings.family} with its"
+                " config.json do not use",
+                "take the model from where it was published",
+            )

@@ -311,6 +311,14 @@ def test_a_head_that_is_promised_and_absent_is_refused_by_both(tmp_path: Path) -
             backend.load_ends(Checkpoint.open(folder), BackendOptions(exact=True))
 
 
+def test_biases_that_the_configuration_does_not_mention_are_refused_by_both(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", TINY)
+    add_biases(folder, TINY)
+    for backend in (MlxBackend(), OnnxBackend()):
+        with pytest.raises(ModelError, match=r"has a tensor model\.layers\.0\..*\.bias"):
+            backend.load_stage(Checkpoint.open(folder), LayerRange(0, 1), BackendOptions(exact=True))
+
+
 @pytest.mark.parametrize(
     ("family", "change", "key"),
     [
