@@ -6,7 +6,6 @@ A chat template comes with the model and is rendered in transformers' sandbox.
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgepp.errors import ModelError
+from edgepp.model.files import check_readable, read_object
+from edgepp.model.section import Section
+from edgepp.printable import one_line
+
+_LIBRARY_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    RecursionError,
+)
 
 
 class Detokenizer(Protocol):
@@ -47,13 +60,15 @@ class Tokenizer:
                 f"{path} holds no tokenizer", "fetch it with `edgepp models pull`, or copy it into the folder"
             )
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else it complains that torch is absent
+        from huggingface_hub.errors import StrictDataclassError
         from mlx_lm.tokenizer_utils import load
 
+        check_readable(path)
         ids = _eos_ids(path)
         try:
             inner = load(path, {"trust_remote_code": False}, eos_token_ids=sorted(ids))
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (*_LIBRARY_ERRORS, StrictDataclassError) as error:  # transformers reads config.json as well
+            reason = one_line(str(error), 200) or type(error).__name__
             raise ModelError(f"the tokenizer of {path.name} cannot be read: {reason}") from error
         return cls(path.name, frozenset(int(token) for token in inner.eos_token_ids), inner)
 
@@ -123,12 +138,13 @@ def _eos_ids(path: Path) -> set[int]:
     """The ends of an answer that ``generation_config.json`` gives, or else ``config.json``."""
     for name in ("generation_config.json", "config.json"):
         try:
-            value = json.loads((path / name).read_bytes()).get("eos_token_id")
+            section = Section(f"{name} of {path.name}", read_object(path / name))
         except FileNotFoundError:
             continue
-        except (ValueError, AttributeError) as error:
-            raise ModelError(f"{path / name} is not a JSON object: {error}") from error
-        ids = value if isinstance(value, list) else [value]
-        if found := {token for token in ids if isinstance(token, int) and not isinstance(token, bool)}:
-            return found
+        value = section.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int for token in ids):
+            section.refuse("eos_token_id")
+        if ids:
+            return set(ids)
     return set()

@@ -319,7 +319,7 @@ class TestHostileHubs:
             assert not any("authorization" in headers for _, headers in lowered(cdn))
 
     def test_a_small_file_may_not_be_huge(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(download, "_SMALL_FILE_BYTES", 1000)
+        monkeypatch.setattr(download, "most_bytes", lambda name: 1000)
         with pytest.raises(ModelError, match=r"tokenizer\.json of org/model has \d+ bytes"):
             fetch(NAME)
 
