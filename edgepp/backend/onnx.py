@@ -67,7 +67,6 @@ class OnnxStage:
     """Decoder layers in one session, which appends to the caches in place."""
 
     dtype = "float32"
-    chunk = CHUNK
     device = "cpu"
     rewinds = True
 
@@ -90,6 +89,8 @@ class OnnxStage:
         DecoderGraph(graph, architecture, options.kv_bits).build(layers, _reporter(checkpoint, layers, progress))
         self.layers = layers
         self.hidden_size = architecture.hidden_size
+        # Attention takes this many rows at a time, and one that is left over for itself would be rounded differently.
+        self.chunk = min(CHUNK, 2 * architecture.head_dim)
         self._architecture: Architecture = architecture
         self._session = BoundSession(graph.session(options), architecture.rope)
         self._caches = Caches(CacheShape.of(architecture, layers, options.kv_bits))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from edgepp.engine.live import Request
 from edgepp.engine.prefix import LEAST, PrefixCache, common
+from edgepp.engine.scheduler import LEAST_ROWS
 from edgepp.errors import EdgeppError
 
 MOST_WAITING = 256
@@ -177,7 +178,7 @@ class Ledger:
         best = _Match()
         if not self._shares or request.alone:
             return best
-        ids = request.known(len(request.ids) - 1)  # the last one is computed, since its hidden state is wanted
+        ids = request.known(max(0, len(request.ids) - LEAST_ROWS))  # the last is wanted, and goes with one more
         found = self._prefixes.find(request.owner, ids)
         if found is not None:
             kept, length = found

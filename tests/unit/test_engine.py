@@ -161,7 +161,12 @@ def test_prompts_that_come_together_share_what_they_begin_with(engine: Engine) -
     requests = [engine.submit(text, GenerateOptions(max_tokens=8)) for _ in range(4)]
     answers = [collect(request) for request in requests]
     assert answers == answers[:1] * 4
-    assert [request.timing.reused for request in requests] == [0, 149, 149, 149]
+    assert [request.timing.reused for request in requests] == [
+        0,
+        148,
+        148,
+        148,
+    ]  # two rows are left to compute: see LEAST_ROWS
 
 
 def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: Engine) -> None:
