@@ -6,7 +6,6 @@ A chat template comes with the model and is rendered in transformers' sandbox.
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgepp.errors import ModelError
+from edgepp.model.generation import end_ids
 
 
 class Detokenizer(Protocol):
@@ -49,7 +49,7 @@ class Tokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else it complains that torch is absent
         from mlx_lm.tokenizer_utils import load
 
-        ids = _eos_ids(path)
+        ids = end_ids(path)
         try:
             inner = load(path, {"trust_remote_code": False}, eos_token_ids=sorted(ids))
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -117,18 +117,3 @@ class _Streaming:
     def finish(self) -> str:
         self._inner.finalize()
         return str(self._inner.last_segment)
-
-
-def _eos_ids(path: Path) -> set[int]:
-    """The ends of an answer that ``generation_config.json`` gives, or else ``config.json``."""
-    for name in ("generation_config.json", "config.json"):
-        try:
-            value = json.loads((path / name).read_bytes()).get("eos_token_id")
-        except FileNotFoundError:
-            continue
-        except (ValueError, AttributeError) as error:
-            raise ModelError(f"{path / name} is not a JSON object: {error}") from error
-        ids = value if isinstance(value, list) else [value]
-        if found := {token for token in ids if isinstance(token, int) and not isinstance(token, bool)}:
-            return found
-    return set()
