@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
 from typing import Any, SupportsIndex
 
 
@@ -139,13 +138,7 @@ def mask_of(text: str) -> bytes:
 
 def spans(text: str) -> list[tuple[int, int]]:
     """The ranges of ``text`` that came from messages, in order."""
-    found, place = [], 0
-    for mark, run in groupby(mask_of(text)):
-        length = sum(1 for _ in run)
-        if mark:
-            found.append((place, place + length))
-        place += length
-    return found
+    return [found.span() for found in re.finditer(b"\1+", mask_of(text))]
 
 
 def joined(parts: Iterable[str]) -> str:
@@ -193,9 +186,9 @@ def located(result: str, function: Callable[..., Any], args: tuple[Any, ...], kw
         again = function(*hidden(args), **hidden(kwargs))
     except Exception:  # noqa: BLE001 - a template's own trouble: it is not known which characters are whose
         return Content(result)
-    if type(again) is not str or len(texts) > 0xF000:
+    if not isinstance(again, str) or len(texts) > 0xF000:
         return Content(result)
-    pieces = re.split(f"{nonce}(.){nonce}", again, flags=re.DOTALL)
+    pieces = re.split(f"{nonce}(.){nonce}", str.__str__(again), flags=re.DOTALL)
     parts = [
         Content(texts[ord(piece) - 0x100001]) if place % 2 else piece  # the number begins at 1
         for place, piece in enumerate(pieces)

@@ -24,6 +24,9 @@ LONGEST = 1 << 24
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 """Roles that a template may make markers of; any other is text of the message like its content."""
 
+_EXACT = frozenset({"d", "default", "lower", "string", "trim", "upper"})
+"""Filters that hand a text on, or to one method of it."""
+
 
 def render(
     template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
@@ -118,7 +121,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_finalized
         )
         self.filters["tojson"] = _tojson
-        self.filters = {name: _marking(function) for name, function in self.filters.items()}
+        self.filters = {name: _marking(function, name in _EXACT) for name, function in self.filters.items()}
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": lambda form: datetime.now().strftime(form),
@@ -150,15 +153,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value) and not (isinstance(obj, str) and attr == "encode")
 
 
-def _marking(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose text stays marked."""
+def _marking(function: Callable[..., Any], exact: bool) -> Callable[..., Any]:
+    """A filter whose text stays marked, also where it is put together of parts; an ``exact`` one keeps the marks."""
 
     @functools.wraps(function)
     def filtered(*args: Any, **kwargs: Any) -> Any:
         args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
         result = function(*args, **kwargs)
-        if isinstance(result, str) and not isinstance(result, Content) and holds_content((args, kwargs)):
-            return located(str(result), function, args, kwargs)
+        kept = exact and isinstance(args[0], Content) and isinstance(result, Content)
+        if isinstance(result, str) and not kept and holds_content((args, kwargs)):
+            return located(str.__str__(result), function, args, kwargs)
         return result
 
     return filtered

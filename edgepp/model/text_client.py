@@ -30,7 +30,8 @@ class TextClient:
     def __init__(self, name: str, definition: str, probes: Sequence[str] = ()) -> None:
         """For the model ``name``, with the text of its ``tokenizer.json``; ``probes`` are encoded when it is read."""
         self._name = name
-        self._definition = definition
+        self.definition = definition
+        """The text of its ``tokenizer.json``."""
         self._probes = list(probes)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,7 +98,7 @@ class TextClient:
         self._running()
         if self._loaded:
             return
-        definition = self._definition.encode()
+        definition = self.definition.encode()
         form = {"do": "load", "probes": self._probes, "bytes": len(definition)}
         self._call(form, f"the tokenizer of {self._name} cannot be read", definition)
         self._loaded = True

@@ -166,6 +166,8 @@ def _read(path: Path) -> Any:
         inner = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not hasattr(inner, "backend_tokenizer"):
             raise ModelError(f"the tokenizer of {path.name} is of a kind that cannot be used: {type(inner).__name__}")
+        if trial is not None:
+            _keep_ids(inner, trial.definition)
         return inner
     except EdgeppError:
         raise
@@ -188,6 +190,21 @@ def _trial(path: Path) -> TextClient | None:
         return TextClient(path.name, file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer of {path.name} cannot be read: {error}") from error
+
+
+def _keep_ids(inner: Any, stated: str) -> None:
+    """Give added tokens the ids that the file states; the library numbers them anew, maybe over another token."""
+    wanted = {one["content"]: one["id"] for one in json.loads(stated).get("added_tokens", ())}
+    backend = inner.backend_tokenizer
+    if all(backend.token_to_id(text) == token for text, token in wanted.items()):
+        return
+    form = json.loads(backend.to_str())
+    if not isinstance(form["model"]["vocab"], dict):
+        raise ValueError("ids of its added tokens are not as its file states")
+    form["model"]["vocab"] |= wanted
+    for one in form["added_tokens"]:
+        one["id"] = wanted.get(one["content"], one["id"])
+    inner._tokenizer = type(backend).from_str(json.dumps(form))
 
 
 def _definition(inner: Any) -> str:
