@@ -39,8 +39,9 @@ from edgepp.wire.messages import (
     encode,
 )
 from edgepp.wire.reach import reach
-from edgepp.wire.security import Pinned, is_key
+from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
+from edgepp.wire.values import is_key
 
 log = logging.getLogger("edgepp.node")
 
@@ -89,7 +90,9 @@ class NodeAgent(threading.Thread):
         """Why the node is no member any more; None while it is, and after ``close``."""
         self.ended = threading.Event()
         self._closing = False
-        self._slots = [Slot(i, offer.slot(i, identity), self._outbox.put) for i in range(offer.slots)]
+        self._slots = [
+            Slot(i, offer.slot(i, identity, cluster.coordinator.key), self._outbox.put) for i in range(offer.slots)
+        ]
 
     def close(self) -> None:
         """Leave the cluster, end the stages."""

@@ -52,8 +52,9 @@ from edgepp.wire.messages import (
     encode,
     encode_payload,
 )
-from edgepp.wire.security import Gate, is_key
+from edgepp.wire.security import Gate
 from edgepp.wire.transport import Address, Listener, Sender
+from edgepp.wire.values import is_key
 
 log = logging.getLogger("edgepp.serve")
 

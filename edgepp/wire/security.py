@@ -25,6 +25,7 @@ import zmq
 from zmq.utils import z85
 
 from edgepp.errors import LocalProtocolError, PairingError
+from edgepp.wire.values import is_key
 
 PLAIN = "it does not encrypt"
 OTHER_SERVER_KEY = "it expects another key of this node"
@@ -85,16 +86,6 @@ def pinned(own: KeyPair | None, server: str) -> Pinned | None:
     if own is None:
         raise PairingError("this machine has not been paired with that node", "run `edgepp join CODE` first")
     return Pinned(own, server)
-
-
-def is_key(text: str) -> bool:
-    """Whether ``text`` is a well-formed key: 32 bytes in Z85."""
-    if not re.fullmatch(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", text):
-        return False
-    try:
-        return len(z85.decode(text)) == 32
-    except struct.error:  # five characters beyond 2**32 - 1
-        return False
 
 
 def bare_host(address: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.wire.handshake import Handshakes
 from edgepp.wire.messages import MAX_FRAMES
 from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
+from edgepp.wire.values import host_and_port
 
 HEARTBEAT_S = 0.5
 CONNECT_S = 3.0
@@ -46,11 +46,11 @@ class Address:
         Raises:
             UsageError: the text is neither.
         """
-        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+|\*)):(\d{1,5})", text.strip())
-        if match is None or int(match[3]) > 65535:
+        parsed = host_and_port(text.strip())
+        if parsed is None:
             raise UsageError(f"'{text}' is not an address", "write HOST:PORT, like 192.168.1.20:5720")
-        host = match[1] or match[2]
-        return cls("127.0.0.1" if host == "localhost" else host, int(match[3]))
+        host, port = parsed
+        return cls("127.0.0.1" if host == "localhost" else host, port)
 
     @property
     def is_loopback(self) -> bool:

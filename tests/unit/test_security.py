@@ -15,8 +15,9 @@ import zmq
 
 from edgepp.errors import LocalProtocolError
 from edgepp.wire import security
-from edgepp.wire.security import BROKEN_OFF, OTHER_SERVER_KEY, PLAIN, Gate, KeyPair, Pinned, is_key
+from edgepp.wire.security import BROKEN_OFF, OTHER_SERVER_KEY, PLAIN, Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Sender
+from edgepp.wire.values import is_key
 
 HERE = Address("127.0.0.1", 0)
 FRAME_BYTES = 1 << 16
