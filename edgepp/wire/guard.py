@@ -129,6 +129,9 @@ class Guard:
         self._silent.pop(descriptor, None)
         with suppress(OSError), _duplicate(descriptor) as one:
             if one.getsockname()[1] == self.port:
+                one.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )  # the other side hears of it
                 one.shutdown(socket.SHUT_RDWR)
         _LOG.debug("ended a connection of %s: %s", connection.host, why)
 
