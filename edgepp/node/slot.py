@@ -17,6 +17,7 @@ from edgepp.node.agent import Ready, StageProcess
 from edgepp.node.stage import StageConfig
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded
 from edgepp.wire.security import KeyPair
+from edgepp.wire.values import sentence
 
 log = logging.getLogger("edgepp.node")
 
@@ -37,6 +38,8 @@ class SlotOptions:
     threads: int
     spin: bool
     awake: bool
+    driver: str
+    """The coordinator's key."""
 
 
 class _SupersededError(EdgeppError):
@@ -114,11 +117,11 @@ class Slot(threading.Thread):
             self._stop()
         except EdgeppError as error:
             self._stop()
-            self._report(NotLoaded(load.plan, self._index, str(error)[:500], error.hint[:500]))
+            self._report(NotLoaded(load.plan, self._index, sentence(error), sentence(error.hint)))
         except Exception as error:
             log.exception("slot %d failed", self._index)
             self._stop()
-            reason = f"{type(error).__name__}: {error}"[:500]
+            reason = sentence(f"{type(error).__name__}: {error}")
             self._report(NotLoaded(load.plan, self._index, reason, "see that node's own messages"))
         finally:
             self._loading = None
@@ -143,6 +146,7 @@ class Slot(threading.Thread):
             public=options.keys.public,
             secret=options.keys.secret,
             admit=self._admitted,
+            driver=options.driver,
         )
         self._child = StageProcess(config)
         tell = self._progress(load, "loading")

@@ -52,13 +52,17 @@ from edgepp.wire.messages import (
     encode,
     encode_payload,
 )
-from edgepp.wire.security import Gate, is_key
+from edgepp.wire.security import Gate, Rarely
+from edgepp.wire.speakers import VERBS_OF_OWNER, check_speaker
 from edgepp.wire.transport import Address, Listener, Sender
+from edgepp.wire.values import is_key, sentence
 
 log = logging.getLogger("edgepp.serve")
 
 TICK_S = 0.1
 _WAITING_S = 1.0
+_MOST_A_TURN = 100
+"""Messages that are taken before a round has its turn."""
 
 Outgoing = tuple[bytes, list[bytes]] | None
 
@@ -105,6 +109,7 @@ class Coordinator(threading.Thread):
         self._entrance = Entrance(identity, self.address, lambda: self.registry.cluster, self._paired, on_event)
         self._attendance = Attendance(self.members, identity, self.registry, director, self._send, on_event)
         self._waited_s = self._ticked_s = 0.0
+        self._rarely = Rarely()
         self._revoked: set[bytes] = set()
         """Routes of askers who were revoked in the middle of an answer."""
 
@@ -145,7 +150,11 @@ class Coordinator(threading.Thread):
                         self._send(*outgoing)
         now_s = time.monotonic()
         if now_s - self._ticked_s >= TICK_S:
-            self._tick(now_s)
+            try:
+                self._tick(now_s)
+            except Exception as error:  # such as no descriptor left: it costs this round
+                if self._rarely.tells("round", type(error).__name__):
+                    log.exception("a round of the coordinator failed")
         return True
 
     def _tick(self, now_s: float) -> None:
@@ -157,7 +166,7 @@ class Coordinator(threading.Thread):
         if now_s - self._waited_s >= _WAITING_S:
             self._waited_s = now_s
             for route, request in self.answers.askers:
-                self._send(route, [encode(Waiting(request, self.rollout.waiting()[:500]))])
+                self._send(route, [encode(Waiting(request, sentence(self.rollout.waiting())))])
 
     def _order(self, orders: Sequence[Order]) -> None:
         for node, message in orders:
@@ -181,31 +190,44 @@ class Coordinator(threading.Thread):
         return sent
 
     def _receive(self) -> None:
-        while True:
+        """Take what waits, but not for ever: rounds have their turn under a flood too."""
+        for _ in range(_MOST_A_TURN):
             try:
                 received = self._listener.receive_from()
                 if received is None:
                     return
-                sender, frames = received
-                message = decode(frames[0])
+                self.take(*received)
             except RemoteProtocolError as error:
-                log.warning("dropped a frame: %s", error)
-                continue
-            try:
-                self._take(sender, message, frames)
-            except EdgeppError as error:
+                if self._rarely.tells("frame", type(error).__name__):
+                    log.warning("dropped a frame: %s", error)
+            except Exception as error:
+                if self._rarely.tells("message", type(error).__name__):
+                    log.exception("a message failed")
+
+    def take(self, sender: Sender, frames: Sequence[memoryview]) -> None:
+        """Do what one message says, or tell its sender why not.
+
+        Raises:
+            RemoteProtocolError: it is none.
+        """
+        message = decode(frames[0])
+        try:
+            self._take(sender, message, frames)
+        except EdgeppError as error:
+            if self._rarely.tells(sender.host, type(message).__name__):
                 log.info("refused %s of %s: %s", type(message).__name__, sender.host, error)
-                request = getattr(message, "request", None)
-                refusal: Message = Refused(str(error)[:500])
-                if request is not None:
-                    refusal = Declined(request, str(error)[:500], error.hint[:500])
-                self._send(sender.route, [encode(refusal)])
+            request = getattr(message, "request", None)
+            refusal: Message = Refused(sentence(error))
+            if request is not None:
+                refusal = Declined(request, sentence(error), sentence(error.hint))
+            self._send(sender.route, [encode(refusal)])
 
     def _take(self, sender: Sender, message: Message, frames: Sequence[memoryview]) -> None:
         if isinstance(message, Adopt):
             self._adopt(sender, message)
             return
         node = self.registry.node_of(sender.key)
+        check_speaker(message, "cluster", "member")
         match message:
             case Enrol():
                 self._attendance.enrol(node, sender, message)
@@ -223,8 +245,6 @@ class Coordinator(threading.Thread):
                 self.answers.begin((route, request), sender.key, form, lambda out: self._outbox.put((route, out)))
             case Cancel():
                 self.answers.cancel((sender.route, message.request))
-            case _:
-                raise RemoteProtocolError(f"a {type(message).__name__} message on a cluster socket")
 
     def _adopt(self, sender: Sender, message: Adopt) -> None:
         if news := self.registry.adopt(sender.key, sender.host, message):
@@ -233,7 +253,7 @@ class Coordinator(threading.Thread):
         self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
 
     def _call(self, sender: Sender, message: Call, form: dict[str, Any]) -> None:
-        if message.verb not in ("status", "peers") and sender.key != self._identity.keys.public:
+        if message.verb in VERBS_OF_OWNER and sender.key != self._identity.keys.public:
             raise UsageError(f"only the coordinator's own machine may do that: run it on {self._identity.name}")
         match message.verb:
             case "status":

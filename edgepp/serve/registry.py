@@ -11,8 +11,9 @@ from edgepp.cluster.identity import Cluster, Identity, Member, save_cluster
 from edgepp.cluster.tokens import make_token
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.wire.messages import Adopt
-from edgepp.wire.security import Gate, is_key
+from edgepp.wire.security import Gate
 from edgepp.wire.transport import Address
+from edgepp.wire.values import is_key
 
 
 class Registry:
