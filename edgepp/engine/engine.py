@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -245,15 +245,19 @@ class Engine:
 
     def _balance(self) -> None:
         """Begin with those who fit, and let those give way who do not fit any more."""
+        self._give_way(self._ledger.make_room())
         for request, held in self._ledger.begin():
             if request.draft is None and self._new_draft is not None:
                 request.draft = self._new_draft()
             self._scheduler.add(request.sequence, len(request.ids), held)
-        for request in self._ledger.squeeze():
-            self._preempted += 1
-            self._scheduler.remove(request.sequence)
+        self._give_way(self._ledger.squeeze())
         for sequence in self._ledger.freed():
             self._ring.free(sequence)
+
+    def _give_way(self, requests: Iterator[Request]) -> None:
+        for request in requests:
+            self._preempted += 1
+            self._scheduler.remove(request.sequence)
 
     def _publish(self) -> None:
         """Tell the readers what happened, after the next step has left: a reader that wakes takes the interpreter."""

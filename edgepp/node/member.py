@@ -136,6 +136,7 @@ class NodeAgent(threading.Thread):
             try:
                 link = self._reach()
             except (PeerLost, RemoteProtocolError) as error:
+                refused_s = 0.0
                 if not told:
                     told = True
                     self._on_event(f"looking for {self._cluster.coordinator.name}: {error}")
@@ -146,7 +147,7 @@ class NodeAgent(threading.Thread):
                 self._found(link)
                 return link
             link.close()
-            refused_s = refused_s or time.monotonic()
+            refused_s = (refused_s or time.monotonic()) if reason else 0.0
             if reason and time.monotonic() - refused_s > _DUPLICATE_S:
                 raise PairingError(
                     f"{self._cluster.coordinator.name} refused this node: {reason}",

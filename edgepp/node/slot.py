@@ -90,15 +90,25 @@ class Slot(threading.Thread):
         try:
             while not self._closing.is_set():
                 try:
-                    load = self._wanted.get(timeout=_WATCH_S)
-                except queue.Empty:
-                    self._watch()
-                    continue
-                while not self._wanted.empty():
-                    load = self._wanted.get()
-                self._change(load)
+                    self._turn()
+                except Exception as error:
+                    log.exception("slot %d failed", self._index)
+                    load = self._running[0] if self._running else None
+                    if load is not None:
+                        self._running = None
+                        self._report(NotLoaded(load.plan, self._index, _said(error), "see that node's own messages"))
         finally:
             self._stop()
+
+    def _turn(self) -> None:
+        try:
+            load = self._wanted.get(timeout=_WATCH_S)
+        except queue.Empty:
+            self._watch()
+            return
+        while not self._wanted.empty():
+            load = self._wanted.get()
+        self._change(load)
 
     def _change(self, load: Load | None) -> None:
         if load is None or self._closing.is_set():
@@ -109,9 +119,9 @@ class Slot(threading.Thread):
             self._running = (load, running[1])
             self._tell_loaded()
             return
-        self._stop()
         self._loading = load
         try:
+            self._stop()
             self._start(load)
         except _SupersededError:
             self._stop()
@@ -121,8 +131,7 @@ class Slot(threading.Thread):
         except Exception as error:
             log.exception("slot %d failed", self._index)
             self._stop()
-            reason = sentence(f"{type(error).__name__}: {error}")
-            self._report(NotLoaded(load.plan, self._index, reason, "see that node's own messages"))
+            self._report(NotLoaded(load.plan, self._index, _said(error), "see that node's own messages"))
         finally:
             self._loading = None
 
@@ -200,9 +209,13 @@ class Slot(threading.Thread):
 
     def _stop(self) -> None:
         self._running = None
-        if self._child is not None:
-            self._child.stop()
-            self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop()
+
+
+def _said(error: Exception) -> str:
+    return sentence(f"{type(error).__name__}: {error}")
 
 
 def _same(one: Load, other: Load) -> bool:

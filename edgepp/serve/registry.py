@@ -36,6 +36,11 @@ class Registry:
         """The keys of this node and of everyone who is paired."""
         return {self._identity.keys.public, *(member.key for member in self.cluster.members)}
 
+    @property
+    def nodes(self) -> set[str]:
+        """The ids of everyone who is paired."""
+        return {member.node for member in self.cluster.members}
+
     def node_of(self, key: str) -> str:
         """The id of the node with this key.
 

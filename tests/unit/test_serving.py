@@ -3,12 +3,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from edgepp.engine.peers import Endpoint
-from edgepp.errors import EdgeppError, StageLost
+from edgepp.errors import EdgeppError, PlanError, StageLost
 from edgepp.serve import serving as module
 from edgepp.serve.serving import Serving, Wanted
 from edgepp.wire.transport import Address
@@ -28,14 +29,18 @@ class FakePipeline:
     def __init__(self, options: Any, front: Any = None) -> None:
         self.opening.set()
         assert self.may_open.wait(PATIENCE_S)
+        self.options = options
         self.endpoints = options.endpoints
+        self.stages = ("stage 0 (layers 0-3) on node mini",)
+        self.told: EdgeppError | None = None
         self.lost: EdgeppError | None = None
         self.closed = False
         self.engine = self
         self.opened.append(self)
 
-    def close(self, _reason: EdgeppError | None = None) -> None:
+    def close(self, reason: EdgeppError | None = None) -> None:
         self.closed = True
+        self.told = self.told or reason
 
 
 @pytest.fixture
@@ -68,6 +73,15 @@ def until_open(serving: Serving, wanted: Wanted) -> FakePipeline:
     return found
 
 
+def until_next(serving: Serving, wanted: Wanted, before: FakePipeline) -> FakePipeline:
+    def look() -> Any:
+        found = until_open(serving, wanted)
+        return found is not before and found
+
+    found: FakePipeline = eventually("another is open", look)
+    return found
+
+
 def test_what_is_wanted_is_opened_once(serving: Serving) -> None:
     until_open(serving, ONE)
     keep(serving, ONE)
@@ -95,10 +109,60 @@ def test_a_pipeline_that_is_lost_is_opened_again(serving: Serving) -> None:
 
 
 def test_an_asker_waits_for_the_pipeline_and_not_for_ever(serving: Serving) -> None:
-    serving.shut("the layers are being loaded")
+    serving.shut("the layers are being loaded", EdgeppError("divided anew"))
     with pytest.raises(EdgeppError, match="the layers are being loaded"):
         serving.acquire(0.05, lambda: False)
     with pytest.raises(EdgeppError):
         serving.acquire(PATIENCE_S, lambda: True)
     threading.Timer(0.1, lambda: serving.keep(ONE)).start()
     assert serving.acquire(PATIENCE_S, lambda: False) is serving.pipeline
+
+
+def test_an_asker_that_gave_up_is_let_go_at_once(serving: Serving) -> None:
+    given_up = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(serving.acquire, 60, given_up.is_set)
+        given_up.set()
+        serving.wake()
+        with pytest.raises(EdgeppError):
+            waiting.result(30)
+
+
+def test_what_is_missing_for_good_is_said_at_once(serving: Serving) -> None:
+    serving.lacks(PlanError("the model does not fit", "add a machine"))
+    with pytest.raises(EdgeppError, match="the model does not fit") as caught:
+        serving.acquire(60, lambda: False)
+    assert caught.value.hint == "add a machine"
+    serving.lacks(None)
+    until_open(serving, ONE)
+    assert serving.acquire(0.0, lambda: False) is serving.pipeline
+
+
+def test_who_is_answered_is_told_why_the_pipeline_is_closed(serving: Serving) -> None:
+    first = until_open(serving, ONE)
+    lost = StageLost("stage 0 (layers 0-3) on node mini is gone: its stage process ended")
+    serving.shut("mini: its stage process ended", lost)
+    second = until_next(serving, ONE, first)
+    third = until_open(serving, TWO)
+    assert first.told is lost
+    assert isinstance(second.told, StageLost)
+    assert "stage 0 (layers 0-3) on node mini is gone: it is at 127.0.0.1:2 now" in str(second.told)
+    serving.close()
+    assert "the coordinator was closed" in str(third.told)
+
+
+def test_an_unexpected_error_costs_one_try_and_not_the_thread(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = until_open(serving, ONE)
+    monkeypatch.setattr(first, "close", raising(OSError(24, "Too many open files")))
+    first.lost = StageLost("gone")
+    until_next(serving, ONE, first)
+    assert serving.alive
+
+
+def raising(error: Exception) -> Any:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
