@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from edgepp.cluster.identity import Cluster, Identity
+from edgepp.cluster.identity import Cluster, Identity, clean_name
 from edgepp.cluster.identity import Member as Paired
 from edgepp.cluster.membership import Membership
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
@@ -52,7 +52,7 @@ from edgepp.wire.messages import (
     encode,
     encode_payload,
 )
-from edgepp.wire.security import Gate, is_key
+from edgepp.wire.security import Gate, Rarely, is_key
 from edgepp.wire.transport import Address, Listener, Sender
 
 log = logging.getLogger("edgepp.serve")
@@ -92,10 +92,10 @@ class Coordinator(threading.Thread):
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._refused)
-        self.registry = Registry(identity, cluster, self._gate)
         try:
+            self.registry = Registry(identity, cluster, self._gate)
             self._listener = Listener(self._context, listen, PAYLOAD_BYTES, identity.keys)
-        except UsageError:
+        except EdgeppError:
             self._gate.close()
             self._outbox.close()
             self._context.term()
@@ -104,6 +104,7 @@ class Coordinator(threading.Thread):
         self.registry.reached_at(self.here)
         self._entrance = Entrance(identity, self.address, lambda: self.registry.cluster, self._paired, on_event)
         self._attendance = Attendance(self.members, identity, self.registry, director, self._send, on_event)
+        self._rarely = Rarely()
         self._waited_s = self._ticked_s = 0.0
         self._revoked: set[bytes] = set()
         """Routes of askers who were revoked in the middle of an answer."""
@@ -118,6 +119,12 @@ class Coordinator(threading.Thread):
         """End answers and the thread; members look for a new coordinator."""
         self._outbox.put(None)
         self.join()
+
+    def dissolve(self) -> None:
+        """Tell every member that the cluster ends. Safe from any thread."""
+        for member in self.members.present:
+            if member.node != self._identity.node:
+                self._outbox.put((member.route, [encode(Expelled(f"{self._identity.name} ended the cluster"))]))
 
     def run(self) -> None:
         """Serve until closed."""
@@ -227,13 +234,20 @@ class Coordinator(threading.Thread):
                 raise RemoteProtocolError(f"a {type(message).__name__} message on a cluster socket")
 
     def _adopt(self, sender: Sender, message: Adopt) -> None:
-        if news := self.registry.adopt(sender.key, sender.host, message):
+        adoption = self.registry.adopt(sender.key, sender.host, message)
+        if adoption.refusal:
+            if self._rarely.tells(sender.host, "adopt"):
+                name = clean_name(message.name)
+                self._on_event(f"refused {name} at {sender.host}, which came by a token: {adoption.refusal}")
+            self._send(sender.route, [encode(Refused(adoption.refusal[:500]))])
+            return
+        if adoption.news:
             self.members.version += 1
-            self._on_event(news)
+            self._on_event(adoption.news)
         self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
 
     def _call(self, sender: Sender, message: Call, form: dict[str, Any]) -> None:
-        if message.verb not in ("status", "peers") and sender.key != self._identity.keys.public:
+        if message.verb not in ("status", "peers", "leave") and sender.key != self._identity.keys.public:
             raise UsageError(f"only the coordinator's own machine may do that: run it on {self._identity.name}")
         match message.verb:
             case "status":
@@ -246,18 +260,33 @@ class Coordinator(threading.Thread):
                 answer = self.registry.token()
             case "revoke":
                 answer = self._revoke(str(form.get("node", "")))
+            case "leave":
+                answer = self._dismiss(sender.key)
         self._send(sender.route, [encode(Reply(message.request)), encode_payload(answer)])
 
     def _revoke(self, name: str) -> dict[str, Any]:
         """Admit a node or token no longer, and drop it at once."""
-        gone = self.registry.revoke(name)
+        gone = self.registry.revoke(name, {member.node: member.facts.name for member in self.members})
+        why = f"{self._identity.name} revoked this node"
         for route, request in self.answers.cancel_of(gone.key):
-            self._send(route, [encode(Declined(request, f"{self._identity.name} revoked this node", ""))])
+            self._send(route, [encode(Declined(request, why, ""))])
             self._revoked.add(route)
         member = self.members.get(gone.node)
         if member is not None:
-            self._send(member.route, [encode(Expelled(f"{self._identity.name} revoked this node"))])
+            self._send(member.route, [encode(Expelled(why))])
             self.members.left(member.node)
         self.members.version += 1
         self._on_event(f"revoked {gone.name}")
-        return {"revoked": gone.name, "node": gone.node}
+        return {"revoked": gone.name, "node": gone.node, "came_by": self.registry.token_of(gone)}
+
+    def _dismiss(self, key: str) -> dict[str, Any]:
+        """Take out the node with this key, which leaves for good."""
+        if key == self._identity.keys.public:
+            raise UsageError("the coordinator leaves by ending", "press Ctrl-C where `edgepp serve` runs")
+        gone = next(member for member in self.registry.cluster.members if member.key == key)
+        self.registry.forget(gone.node)
+        if self.members.get(gone.node) is not None:
+            self.members.left(gone.node)
+        self.members.version += 1
+        self._on_event(f"{gone.name} left the cluster for good")
+        return {"left": gone.name}

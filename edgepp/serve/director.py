@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.placement import place, replace
+from edgepp.cluster.shortage import check_pins
 from edgepp.cluster.sizes import Host, LinkSpeed, Plan, Want
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
@@ -66,11 +67,25 @@ class Director:
     _changed_s: float = 0.0
     _ordered_s: dict[str, float] = field(default_factory=dict)
     _trouble: dict[str, _Trouble] = field(default_factory=dict)
+    _unfit: dict[str, str] = field(default_factory=dict)
+    """Why a node's pinned range cannot be, by node id: it is left out, and the others go on."""
 
     @property
     def number(self) -> int:
         """The newest plan's number on the wire."""
         return self.base + self.count
+
+    @property
+    def settled(self) -> bool:
+        """Whether the members of now have been planned for."""
+        return self._planned is not None and self._planned == self._seen
+
+    def trouble(self, node: str) -> str:
+        """Why a node is left out of plans; empty where it is not."""
+        if node in self._unfit:
+            return self._unfit[node]
+        left_out = [one for host, one in self._trouble.items() if _split(host)[0] == node and one.failures >= TRIES]
+        return f"it failed to run its layers: {left_out[-1].reason}" if left_out else ""
 
     def decide(self, members: Membership, now_s: float, *, idle: bool) -> list[Order]:
         """What to order now; ``idle`` says that no answer is under way."""
@@ -138,12 +153,14 @@ class Director:
             self.reason = f"{error}; {error.hint}" if error.hint else str(error)
             if left_out:
                 self.reason = f"a node cannot run its layers: {left_out[-1].reason}; without it, {self.reason}"
+            for unfit in self._unfit.values():
+                self.reason = f"{unfit}; without it, {self.reason}"
             if not broken and self.plan is not None:
                 return False
             changed, self.plan = self.plan is not None, None
             self.count += changed
             return changed
-        self.reason = ""
+        self.reason = "; ".join(self._unfit.values())
         if plan == self.plan:
             return False
         self.plan = plan
@@ -183,6 +200,7 @@ class Director:
 
     def _hosts(self, present: Sequence[Member], now_s: float) -> list[Host]:
         hosts = []
+        self._unfit.clear()
         for member in present:
             facts = member.facts
             whole = Host(
@@ -195,7 +213,13 @@ class Director:
                 coordinator=member.node == self.coordinator,
                 name=facts.name,
             )
-            for host in whole.divided(facts.slots):
+            divided = whole.divided(facts.slots)
+            try:
+                check_pins(self.want, divided[:1] or [whole])
+            except PlanError as error:
+                self._unfit[member.node] = f"{error}; {error.hint}"
+                continue
+            for host in divided:
                 trouble = self._trouble.get(host.id)
                 if trouble is not None and trouble.failures >= TRIES:
                     if now_s < trouble.until_s:

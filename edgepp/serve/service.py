@@ -127,6 +127,10 @@ class Service:
         if self.node is not None and self.node.error is not None:
             raise self.node.error
 
+    def dissolve(self) -> None:
+        """Tell the members that the cluster ends, before ``close``."""
+        self.coordinator.dissolve()
+
     def close(self) -> None:
         """End answers, stages and threads."""
         self._owned.close()

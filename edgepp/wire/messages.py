@@ -39,7 +39,7 @@ A coordinator that serves a cluster binds one ROUTER, by CURVE, for its members 
         Adopt        ► Enrolled|Refused  from the holder of a token: admit my own key
 
               chat ──► coordinator      one DEALER a chat or command
-        Call         ► Reply             status, peers; where the coordinator runs also invite, token, revoke
+        Call         ► Reply             status, peers, leave; where the coordinator runs also invite, token, revoke
         Ask          ► Piece…, Answered  a conversation or raw text and its options; text as it comes; times and stages
                      ► Waiting           every second until the first piece, with the reason
                      ► Declined          in place of any of these: what is wrong, and what to do
@@ -86,7 +86,7 @@ Text: TypeAlias = Annotated[str, 0, 512]
 Key: TypeAlias = Annotated[str, 0, 40]
 """A node's public key in Z85; empty where a link is not encrypted."""
 Slot: TypeAlias = Annotated[int, 0, 63]
-Verb: TypeAlias = Literal["status", "peers", "invite", "token", "revoke"]
+Verb: TypeAlias = Literal["status", "peers", "leave", "invite", "token", "revoke"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
 LinkCodec: TypeAlias = Literal["auto", "none", "lz4", "zstd", "int8"]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from edgepp.cluster.files import config_dir
 from edgepp.cluster.identity import (
     ADDRESSES,
     Cluster,
     Member,
     clean_name,
-    config_dir,
     load_cluster,
     load_identity,
     new_cluster,
