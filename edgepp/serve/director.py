@@ -92,8 +92,9 @@ class Director:
         if self._began_s is None:
             self._began_s = self._changed_s = now_s
         hosts = self._hosts(members.present, now_s)
-        if tuple(hosts) != self._seen:
-            self._seen, self._changed_s = tuple(hosts), now_s
+        seen = (*hosts, *self._unfit.items())
+        if seen != self._seen:
+            self._seen, self._changed_s = seen, now_s
         broken = self.plan is not None and not {host for host, _ in self.plan.stages} <= {host.id for host in hosts}
         if (broken or self._planned != self._seen) and self._settled(members, now_s, idle=idle, broken=broken):
             self._planned = self._seen
