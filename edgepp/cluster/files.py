@@ -52,10 +52,10 @@ def read_private(path: Path) -> str | None:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+        if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise EdgeppError(f"{path} is no regular file", "move it away")
         with open(descriptor, encoding="utf-8") as file:  # noqa: PTH123 - a descriptor has no Path
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                raise EdgeppError(f"{path} is no regular file", "move it away")
             if mode & 0o077:
                 raise EdgeppError(f"others may read {path}, which holds secrets", f"run: chmod 600 {path}")
             text = file.read(MOST_CHARACTERS + 1)

@@ -99,11 +99,13 @@ def load_identity() -> Identity:
         EdgeppError: the file is damaged, or others may read it.
     """
     path = config_dir() / "identity.json"
-    with changing(path):
-        keys = load(path, _key_pair)
-        if keys is None:
-            keys = KeyPair.generate()
-            save(path, {"public": keys.public, "secret": keys.secret}, _key_pair)
+    keys = load(path, _key_pair)
+    if keys is None:
+        with changing(path):
+            keys = load(path, _key_pair)  # another process may have been first
+            if keys is None:
+                keys = KeyPair.generate()
+                save(path, {"public": keys.public, "secret": keys.secret}, _key_pair)
     name = clean_name(os.environ.get("EDGEPP_NAME") or platform.node().split(".")[0])
     return Identity(node_id(keys.public), name, keys)
 

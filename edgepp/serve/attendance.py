@@ -81,7 +81,7 @@ class Attendance:
         member = self._members.get(node)
         if member is not None and member.facts.incarnation == message.incarnation:
             self._members.left(node)
-            self._on_event(f"{member.facts.name} left")
+            self._on_event(f"{member.facts.name} stopped")
 
     def tick(self, now_s: float) -> None:
         """Let silence count, but not that of the time in which this machine itself slept."""

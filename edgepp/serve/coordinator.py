@@ -255,6 +255,7 @@ class Coordinator(threading.Thread):
             case "peers":
                 answer = self.registry.peers({member.node: member.phase.value for member in self.members})
             case "invite":
+                self.registry.check_room()
                 answer = self._entrance.invite()
             case "token":
                 answer = self.registry.token()
@@ -277,7 +278,8 @@ class Coordinator(threading.Thread):
             self.members.left(member.node)
         self.members.version += 1
         self._on_event(f"revoked {gone.name}")
-        return {"revoked": gone.name, "node": gone.node, "came_by": self.registry.token_of(gone)}
+        kind = "token" if gone in self.registry.cluster.withdrawn else "node"
+        return {"revoked": gone.name, "node": gone.node, "kind": kind, "came_by": self.registry.token_of(gone)}
 
     def _dismiss(self, key: str) -> dict[str, Any]:
         """Take out the node with this key, which leaves for good."""

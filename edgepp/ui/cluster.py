@@ -60,7 +60,10 @@ def show_revoked(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer))
         return
-    click.echo(f"{answer['revoked']} is no member any more; `edgepp peers` keeps it as revoked")
+    if answer["kind"] == "token":
+        click.echo(f"{answer['revoked']} lets nobody in any more; the machines that came by it stay: `edgepp peers`")
+        return
+    click.echo(f"{answer['revoked']} is no member any more; only a new code of `edgepp invite` lets it in again")
     if answer["came_by"]:
         click.echo(f"It came by {answer['came_by']}, with which it can come under a new key: `edgepp revoke` that too")
 

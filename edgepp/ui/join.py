@@ -36,6 +36,7 @@ from edgepp.node.member import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage import StageConfig
+from edgepp.printable import one_line
 from edgepp.serve.client import may_move, whereabouts
 from edgepp.ui.progress import ByteProgress, megabytes
 from edgepp.ui.standing import Standing, read_standing
@@ -116,7 +117,14 @@ def _stay() -> None:
 
 
 def _where(cluster: Cluster, peers: tuple[Address, ...], browser: Browser | None) -> Callable[[], list[Address]]:
-    return lambda: whereabouts(load_cluster() or cluster, peers, browser.records() if browser else ())
+    def where() -> list[Address]:
+        try:
+            known = load_cluster() or cluster
+        except EdgeppError:  # what it was when it could be read still serves
+            known = cluster
+        return whereabouts(known, peers, browser.records() if browser else ())
+
+    return where
 
 
 def _paired(wanted: Membership, identity: Identity, browser: Browser | None) -> Cluster:
@@ -235,7 +243,7 @@ def _say(text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"event": "note", "text": text}))
     else:
-        click.echo(f"{time.strftime('%H:%M:%S')}  {text}")
+        click.echo(f"{time.strftime('%H:%M:%S')}  {one_line(text)}")
 
 
 @dataclass(frozen=True)

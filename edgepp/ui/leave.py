@@ -8,7 +8,7 @@ import click
 
 from edgepp.cluster.identity import Cluster, forget_cluster, load_cluster, load_identity
 from edgepp.cluster.running import wait_until_ended, who_runs
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.serve.client import Served
 
 _END_S = 20.0
@@ -44,7 +44,9 @@ def leave(*, sure: bool) -> None:
     try:
         with Served(identity, cluster) as served:
             served.call("leave")
-    except EdgeppError:  # gone, or this machine was revoked
+    except PairingError:
+        click.echo(f"{cluster.coordinator.name} had revoked it before")
+    except EdgeppError:
         name = cluster.coordinator.name
         click.echo(f"{name} could not be told, and lists it until `edgepp revoke {identity.name}` there")
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from edgepp.cluster.identity import has_left
 from edgepp.cluster.running import running
+from edgepp.printable import one_line
 from edgepp.serve.service import ServeOptions, Service
 from edgepp.ui.progress import ByteProgress
 
@@ -86,7 +87,7 @@ def _note(console: Console, text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"event": "note", "text": text}))
     else:
-        console.print(f"{time.strftime('%H:%M:%S')}  {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{time.strftime('%H:%M:%S')}  {one_line(text)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _loading(service: Service) -> str:
