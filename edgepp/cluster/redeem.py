@@ -27,7 +27,7 @@ from edgepp.errors import PairingError, RemoteProtocolError, UsageError
 from edgepp.wire.security import is_key
 from edgepp.wire.transport import Address
 
-_AGAIN_S = 0.2
+_AGAIN_S = 0.05
 
 
 def redeem(

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from zmq.utils import z85
 
 from edgepp.cluster import identity as identities
@@ -204,3 +206,31 @@ def test_a_cluster_that_was_left_does_not_come_back(book: Registry) -> None:
     with pytest.raises(PairingError, match="has left the cluster"):
         book.token()
     assert load_cluster() is None
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.sampled_from(["a" * 16, key(1), "1.2.3.4:5"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["node", "name", "key", "token", "x"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+_FIELDS = ("id", "coordinator", "members", "tokens", "addresses", "revoked", "withdrawn")
+
+
+@given(changes=st.dictionaries(st.sampled_from(_FIELDS), _VALUES, min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_book_holds_is_read_or_named_and_what_is_read_can_be_written(
+    home: Path, changes: dict[str, object]
+) -> None:
+    save_cluster(new_cluster(load_identity()))
+    path = home / "cluster.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    try:
+        cluster = load_cluster()
+    except EdgeppError:
+        return
+    assert cluster is not None
+    save_cluster(cluster)
+    assert load_cluster() == cluster
