@@ -155,11 +155,10 @@ class Listener:
             UsageError: it is taken, or not an address of this machine.
             LocalProtocolError: there are keys but no gate in the context.
         """
-        gate = Gate.of(context) if keys is not None else None
+        self._gate = gate = Gate.of(context) if keys is not None else None
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         _configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._secure = keys is not None
         if keys is not None and gate is not None:
             _serve_curve(self.socket, keys)
             gate.watch(self.socket)
@@ -177,10 +176,14 @@ class Listener:
         """The next waiting message as (route of its sender, frames), or None.
 
         Raises:
-            RemoteProtocolError: it has too many frames or none; it is gone.
+            RemoteProtocolError: it has too many frames or none, or its key is no longer admitted; it is gone.
         """
         parts = self._parts()
-        return None if parts is None else (parts[0].bytes, [part.buffer for part in parts[1:]])
+        if parts is None:
+            return None
+        if self._gate is not None and not self._gate.admits(str(parts[0].get("User-Id"))):
+            raise RemoteProtocolError("a message of a key that was revoked")  # its connection may be older than that
+        return parts[0].bytes, [part.buffer for part in parts[1:]]
 
     def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
         """The next waiting message as (its sender, frames), or None.
@@ -193,7 +196,7 @@ class Listener:
             return None
         route = parts[0]
         # Where no gate sets it, a stranger could set User-Id itself.
-        key = str(route.get("User-Id")) if self._secure else ""
+        key = str(route.get("User-Id")) if self._gate is not None else ""
         sender = Sender(route.bytes, key, bare_host(str(route.get("Peer-Address"))))
         return sender, [part.buffer for part in parts[1:]]
 
