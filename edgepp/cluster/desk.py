@@ -132,7 +132,11 @@ class PairingDesk:
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, name="pairing", daemon=True)
         self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.discard(thread)
+            raise
 
     def _serve(self, listener: socket.socket) -> None:
         listener.settimeout(_LONGEST_S)
@@ -145,13 +149,18 @@ class PairingDesk:
                 _LOG.debug("the pairing desk cannot accept: %s", error)
                 time.sleep(_LONGEST_S)
                 continue
-            caller = Caller(connection, bare_host(str(peer[0])))
-            with self._lock:
-                welcome = bool(self._open) and self._connections.add(caller)
-            if welcome:
-                self._start(self._attend, caller)
-            else:
-                connection.close()
+            self._receive(Caller(connection, bare_host(str(peer[0]))))
+
+    def _receive(self, caller: Caller) -> None:
+        with self._lock:
+            if self._open and self._connections.add(caller):
+                try:
+                    self._start(self._attend, caller)
+                    return
+                except RuntimeError as error:  # the system has no thread left
+                    _LOG.debug("the pairing desk cannot attend to %s: %s", caller.host, error)
+                    self._connections.discard(caller)
+        caller.connection.close()
 
     def _is_needed(self, listener: socket.socket) -> bool:
         with self._lock:

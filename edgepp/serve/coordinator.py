@@ -135,7 +135,7 @@ class Coordinator(threading.Thread):
         finally:
             self.answers.cancel_all()
             self._entrance.close()
-            self._listener.close()
+            self._listener.close(linger_s=0.2)  # the last word to members and askers
             self._gate.close()
             self._outbox.close()
             self._context.term()

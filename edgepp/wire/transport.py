@@ -211,9 +211,9 @@ class Listener:
         """Send to one peer; False when it is gone or its queue is full."""
         return _send(self.socket, [route, *parts])
 
-    def close(self) -> None:
-        """Stop listening; waiting messages are dropped."""
-        self.socket.close()
+    def close(self, linger_s: float = 0.0) -> None:
+        """Stop listening; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
+        self.socket.close(int(linger_s * 1000))
 
 
 class Link:
