@@ -124,9 +124,11 @@ def test_chats_share_a_cluster_and_get_the_tokens_of_one_machine(one: Machine, t
             assert answer["token_ids"] == alone["token_ids"]
             assert answer["text"] == alone["text"]
             assert [stage["layers"] for stage in answer["stages"]] == [[0, 2], [2, 4]]
-        state = one.json("status", "--json")
-        assert state["answers"]["done"] == 2
-        assert [stage["sequences"] for stage in state["stages"]] == [0, 0]
+        assert one.json("status", "--json")["answers"]["done"] == 2
+        until_s = time.monotonic() + 60
+        while [stage["sequences"] for stage in one.json("status", "--json")["stages"]] != [0, 0]:
+            assert time.monotonic() < until_s  # a stage is asked every second
+            time.sleep(0.2)
 
 
 def test_a_machine_joins_by_invitation_and_leaves_by_revocation(one: Machine, two: Machine, tiny: Path) -> None:
