@@ -124,11 +124,15 @@ def test_chats_share_a_cluster_and_get_the_tokens_of_one_machine(one: Machine, t
             assert answer["token_ids"] == alone["token_ids"]
             assert answer["text"] == alone["text"]
             assert [stage["layers"] for stage in answer["stages"]] == [[0, 2], [2, 4]]
-        assert one.json("status", "--json")["answers"]["done"] == 2
+        state = one.json("status", "--json")
+        assert state["answers"]["done"] == 2
         until_s = time.monotonic() + 60
-        while [stage["sequences"] for stage in one.json("status", "--json")["stages"]] != [0, 0]:
-            assert time.monotonic() < until_s  # a stage is asked every second
+        while [stage["sequences"] for stage in state["stages"]] != [1, 1]:
+            assert time.monotonic() < until_s, state  # a stage is asked every second
             time.sleep(0.2)
+            state = one.json("status", "--json")
+        assert state["engine"]["live"] == 0  # the one that is left is kept for what begins alike
+        assert state["engine"]["kept_positions"] > 0
 
 
 def test_a_machine_joins_by_invitation_and_leaves_by_revocation(one: Machine, two: Machine, tiny: Path) -> None:
