@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 
@@ -43,7 +41,7 @@ def doctor(peer: str | None, *, as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def peers(*, as_json: bool) -> None:
-    """List the nodes that are paired with this cluster."""
+    """List the nodes that are paired with this cluster, its tokens, and what was revoked."""
     from edgepp.ui.cluster import connect, show_peers
 
     with connect() as served:
@@ -54,18 +52,24 @@ def peers(*, as_json: bool) -> None:
 @click.argument("node")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def revoke(node: str, *, as_json: bool) -> None:
-    """Drop a node or token at once, and never let it in again. NODE is a name or an id from `edgepp peers`."""
-    from edgepp.ui.cluster import connect
+    """Drop a node or token at once. NODE is a name or an id from `edgepp peers`.
+
+    A revoked machine is let in again by a new code of `edgepp invite` only, never by a token. A revoked token lets
+    nobody in any more; the machines that came by it stay.
+    """
+    from edgepp.ui.cluster import connect, show_revoked
 
     with connect() as served:
-        answer = served.call("revoke", {"node": node})
-    click.echo(json.dumps(answer) if as_json else f"{answer['revoked']} is no member any more")
+        show_revoked(served.call("revoke", {"node": node}), as_json=as_json)
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help='Print {"token": ..., "name": ...}.')
 def token(*, as_json: bool) -> None:
-    """Make a token for machines that nobody sits at: they join with it in EDGEPP_TOKEN."""
+    """Make a token for machines that nobody sits at: they join with it in EDGEPP_TOKEN.
+
+    `edgepp peers` lists tokens and who came by them; `edgepp revoke token-1` withdraws one.
+    """
     from edgepp.ui.cluster import connect, show_token
 
     with connect() as served:
@@ -73,9 +77,13 @@ def token(*, as_json: bool) -> None:
 
 
 @click.command()
-def leave() -> None:
-    """Forget this machine's cluster; its own key stays."""
-    from edgepp.cluster.identity import forget_cluster
+@click.option("--yes", is_flag=True, help="Do not ask, also where the cluster ends by it.")
+def leave(*, yes: bool) -> None:
+    """Leave this machine's cluster for good; what runs here ends, the machine's own key stays.
 
-    gone = forget_cluster()
-    click.echo(f"left the cluster of {gone.coordinator.name}" if gone else "this machine belongs to no cluster")
+    Another code or token lets it in again. On the machine where `edgepp serve` runs the whole cluster ends, so it asks
+    first. To stop without leaving, press Ctrl-C where `edgepp join` or `edgepp serve` runs.
+    """
+    from edgepp.ui import leave as ui
+
+    ui.leave(sure=yes)

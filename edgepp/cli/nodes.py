@@ -56,7 +56,10 @@ def serve(
     exact: bool,
     as_json: bool,
 ) -> None:
-    """Run a cluster from here: this machine's own part, and the place that others join."""
+    """Run a cluster from here: this machine's own part, and the place that others join.
+
+    Ctrl-C stops it; the cluster stays, and goes on when this is run again. `edgepp leave` here ends the cluster.
+    """
     from edgepp.layers import LayerRange
     from edgepp.node.resources import parse_bytes
     from edgepp.serve.service import PORT, ServeOptions
@@ -102,6 +105,7 @@ def serve(
     help="Where other nodes reach this stage; uses PORT and the one after it. In a cluster: any address and free port.",
 )
 @click.option("--kv-bits", type=KV_BITS, help="With -m: " + KV_BITS_HELP + " In a cluster `serve --kv-bits` decides.")
+@click.option("--replace", is_flag=True, help="Belong to the cluster of CODE or token instead of the present one.")
 @click.option("-m", "--model", help="With --layers: run one stage by hand, outside of any cluster. " + MODEL_HELP)
 @click.option(
     "--insecure", is_flag=True, help="With -m: allow an address that others can reach, with nothing encrypted."
@@ -119,6 +123,7 @@ def join(
     model: str | None,
     *,
     exact: bool,
+    replace: bool,
     insecure: bool,
     as_json: bool,
 ) -> None:
@@ -126,6 +131,8 @@ def join(
 
     CODE is what `edgepp invite` printed; once paired, `edgepp join` alone is enough. With EDGEPP_TOKEN or a token file
     (see `edgepp token`) no code is needed.
+
+    Ctrl-C stops the node; the machine still belongs to the cluster. `edgepp leave` ends it for good.
 
     \b
     A stage by hand, for `edgepp chat --peer`:
@@ -139,9 +146,9 @@ def join(
     stop_on_terminate()
     wanted = LayerRange.parse(layers) if layers else None
     if model is not None:
-        if wanted is None or code is not None or peers or memory is not None:
+        if wanted is None or code is not None or peers or memory is not None or replace:
             raise UsageError(
-                "-m runs one stage by hand: it needs --layers, and goes with no CODE, --peer or --memory",
+                "-m runs one stage by hand: it needs --layers, and goes with no CODE, --peer, --memory or --replace",
                 "in a cluster leave -m out: the model is the coordinator's",
             )
         stage = ui.StageByHand(
@@ -170,6 +177,7 @@ def join(
             threads=threads,
             exact=exact,
             listen=Address.parse(listen) if listen else Address("*", 0),
+            replace=replace,
         ),
         as_json=as_json,
     )

@@ -9,6 +9,7 @@ import zmq
 from edgepp.cluster.identity import Cluster, Identity, Member
 from edgepp.cluster.tokens import Token
 from edgepp.errors import PairingError, RemoteProtocolError
+from edgepp.printable import one_line
 from edgepp.wire.messages import PAYLOAD_BYTES, Adopt, Enrolled, Refused, decode
 from edgepp.wire.reach import reach
 from edgepp.wire.security import Pinned
@@ -40,8 +41,15 @@ def adopt(token: Token, addresses: Sequence[Address], identity: Identity) -> Clu
         raise PairingError(f"the coordinator cannot be understood: {error}") from error
     finally:
         context.term()
+    if isinstance(answer, Refused):
+        raise PairingError(
+            f"the coordinator does not let this machine in by a token: {one_line(answer.reason)}",
+            "run `edgepp invite` there, and here `edgepp join CODE`",
+        )
     if not isinstance(answer, Enrolled) or answer.cluster != token.cluster:
-        reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
-        raise PairingError(f"the coordinator did not take the token: {reason}", "make a new one with `edgepp token`")
+        raise PairingError(
+            f"the coordinator did not take the token: it answered {type(answer).__name__}",
+            "make a new one with `edgepp token` there",
+        )
     coordinator = Member.of(answer.name, token.coordinator)
     return Cluster(token.cluster, coordinator, addresses=(str(link.address),))

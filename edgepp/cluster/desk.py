@@ -1,7 +1,7 @@
 """Where the coordinator takes invitation codes: a desk that is open while an invitation is.
 
 It listens on the port after the coordinator's cluster port. ``exchange`` has the protocol and why a code of two words
-is enough; ``redeem`` is the other side.
+is enough; ``redeem`` is the other side; ``crowd`` says who gives way when many strangers come.
 """
 
 from __future__ import annotations
@@ -17,19 +17,31 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from edgepp.cluster.codes import GUESSES, make_code
-from edgepp.cluster.exchange import Cause, Channel, OtherVersionError, Seal, Spake, expect, listen
+from edgepp.cluster.crowd import Caller, Crowd
+from edgepp.cluster.exchange import (
+    EXCHANGE_S,
+    TRY_BYTES,
+    Cause,
+    Channel,
+    OtherVersionError,
+    Seal,
+    Spake,
+    expect,
+    listen,
+)
 from edgepp.cluster.identity import Cluster, Member
-from edgepp.errors import RemoteProtocolError, UsageError
+from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.wire.security import Rarely, bare_host
 from edgepp.wire.transport import Address
 from edgepp.wire.values import is_key
 
 INVITE_S = 600.0
 OPEN_AT_ONCE = 8
+GREETING_S = 3.0
+"""How long a connection may be silent at first."""
 _NUMBERS = range(1, 100)
-_CONNECTIONS = 4
 _LONGEST_S = 0.2  # between two looks at the clock
-_EXCHANGES = 32  # of one invitation: each tells whoever times it a little
+_STEP_S = 0.1  # answers leave at multiples of it, so that no timing tells how long the code took to compute with
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,7 +51,10 @@ class _Invitation:
     code: str = field(repr=False)
     ends_s: float
     guesses: int = 0
-    exchanges: int = 0
+    tries: set[bytes] = field(default_factory=set)
+    """Tries that were judged wrong."""
+    hosts: dict[str, None] = field(default_factory=dict)
+    """Who guessed wrong."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,9 @@ class PairingDesk:
         self._lines: deque[str] = deque()
         self._rarely = Rarely()
         self._listener: socket.socket | None = None
-        self._connections: set[socket.socket] = set()
+        self._connections = Crowd()
+        self._computing = threading.Lock()
+        """Held while an exchange is computed: strangers take one core at most."""
         self._threads: set[threading.Thread] = set()
 
     def invite(self) -> str:
@@ -106,10 +123,9 @@ class PairingDesk:
         """Void what is open, and end the threads."""
         with self._lock:
             self._open.clear()
-            connections, threads = list(self._connections), list(self._threads)
-        for connection in connections:
-            with suppress(OSError):  # it has ended by itself
-                connection.shutdown(socket.SHUT_RDWR)
+            callers, threads = list(self._connections), list(self._threads)
+        for caller in callers:
+            caller.hang_up()
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -117,7 +133,11 @@ class PairingDesk:
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, name="pairing", daemon=True)
         self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.discard(thread)
+            raise
 
     def _serve(self, listener: socket.socket) -> None:
         listener.settimeout(_LONGEST_S)
@@ -130,12 +150,18 @@ class PairingDesk:
                 _LOG.debug("the pairing desk cannot accept: %s", error)
                 time.sleep(_LONGEST_S)
                 continue
-            with self._lock:
-                if self._open and len(self._connections) < _CONNECTIONS:
-                    self._connections.add(connection)
-                    self._start(self._attend, connection, bare_host(str(peer[0])))
-                else:
-                    connection.close()
+            self._receive(Caller(connection, bare_host(str(peer[0]))))
+
+    def _receive(self, caller: Caller) -> None:
+        with self._lock:
+            if self._open and self._connections.add(caller):
+                try:
+                    self._start(self._attend, caller)
+                    return
+                except RuntimeError as error:  # the system has no thread left
+                    _LOG.debug("the pairing desk cannot attend to %s: %s", caller.host, error)
+                    self._connections.discard(caller)
+        caller.connection.close()
 
     def _is_needed(self, listener: socket.socket) -> bool:
         with self._lock:
@@ -150,19 +176,19 @@ class PairingDesk:
         self._tell()
         return needed
 
-    def _attend(self, connection: socket.socket, host: str) -> None:
+    def _attend(self, caller: Caller) -> None:
         try:
-            self._exchange(Channel(connection), host)
+            self._exchange(Channel(caller.connection, GREETING_S), caller)
         except (RemoteProtocolError, OSError) as error:
-            _LOG.debug("pairing with %s came to nothing: %s", host, error)
+            _LOG.debug("pairing with %s came to nothing: %s", caller.host, error)
         finally:
             with self._lock:
-                self._connections.discard(connection)
+                self._connections.discard(caller)
                 self._threads.discard(threading.current_thread())
-            connection.close()
+            caller.connection.close()
             self._tell()
 
-    def _exchange(self, channel: Channel, host: str) -> None:
+    def _exchange(self, channel: Channel, caller: Caller) -> None:
         try:
             asked = channel.receive()
         except OtherVersionError:
@@ -170,36 +196,56 @@ class PairingDesk:
             raise
         if asked is None:
             return
-        number, element = expect(asked, "join", int, bytes)
-        begun = self._begin(number, host)
+        number, element, attempt = expect(asked, "join", int, bytes, bytes, last=b"")
+        caller.is_served()
+        channel.allow(EXCHANGE_S)
+        begun = self._begin(number, attempt[:TRY_BYTES], caller.host)
         if isinstance(begun, _Refusal):
             channel.send("refuse", begun.cause, begun.left)
             return
-        spake = Spake("desk", begun)
-        channel.send("desk", spake.element)
-        seal = spake.seal(element, channel.transcript.digest())
-        proof = channel.receive()
-        if proof is None:
+        seal = self._agree(channel, caller, begun, element)
+        if seal is None or (proof := channel.receive()) is None:
             return
         (box,) = expect(proof, "prove", bytes)
-        judged = self._judge(number, seal, box, host)
+        judged = self._judge(number, attempt[:TRY_BYTES], seal, box, caller.host)
+        if isinstance(judged, Member):
+            judged = self._pair(judged, number, caller.host)
         if isinstance(judged, _Refusal):
             channel.send("refuse", judged.cause, judged.left)
             return
-        self._on_paired(judged)
         cluster = self._cluster()
         reply = (cluster.id, cluster.coordinator.name, cluster.coordinator.key, self._address.port)
         channel.send("admit", seal.close("desk", reply))
 
-    def _begin(self, number: int, host: str) -> str | _Refusal:
-        """The code of an open invitation."""
+    def _agree(self, channel: Channel, caller: Caller, code: str, element: bytes) -> Seal | None:
+        """Send the desk's element; None where the caller has had to give way."""
+        with self._computing:
+            if caller not in self._connections:
+                return None
+            began_s = time.monotonic()
+            spake = Spake("desk", code)
+            ready = channel.prepare("desk", spake.element, self._cluster().id)
+            seal = spake.seal(element, channel.transcript.digest())
+        time.sleep((began_s - time.monotonic()) % _STEP_S)
+        caller.is_awaited()
+        channel.flush(ready)
+        return seal
+
+    def _pair(self, member: Member, number: int, host: str) -> Member | _Refusal:
+        try:
+            self._on_paired(member)
+        except EdgeppError as error:
+            self._lines.append(f"{member.name} at {host} proved invitation {number} and cannot be let in: {error}")
+            return _Refusal("failed")
+        self._lines.append(f"{member.name} at {host} joined by invitation {number}")
+        return member
+
+    def _begin(self, number: int, attempt: bytes, host: str) -> str | _Refusal:
+        """The code of an open invitation, unless this try was judged already."""
         with self._lock:
             invitation = self._open.get(number)
             if invitation is not None and self._clock() >= invitation.ends_s:
                 self._end(invitation, "expired", "expired unused")
-                invitation = None
-            if invitation is not None and invitation.exchanges >= _EXCHANGES:
-                self._end(invitation, "void", f"is void: {_EXCHANGES} exchanges were begun for it")
                 invitation = None
             if invitation is None:
                 if self._rarely.tells(host, "asked"):
@@ -207,30 +253,37 @@ class PairingDesk:
                         f"{host} asked for invitation {number % 1000}, which is not open (expired, used or never made)"
                     )
                 return _Refusal(self._closed.get(number, "unknown"))
-            invitation.exchanges += 1
-            return invitation.code
+            return _judged(invitation, attempt) or invitation.code
 
-    def _judge(self, number: int, seal: Seal, box: bytes, host: str) -> Member | _Refusal:
+    def _judge(self, number: int, attempt: bytes, seal: Seal, box: bytes, host: str) -> Member | _Refusal:
         """Open the joiner's box; one at a time, so that guesses made at once are counted too."""
         with self._lock:
             invitation = self._open.get(number)
             if invitation is None:
                 return _Refusal(self._closed.get(number, "unknown"))
+            if (judged := _judged(invitation, attempt)) is not None:
+                return judged
             opened = seal.open("joiner", box)
             if opened is None:
-                invitation.guesses += 1
-                tally = f"{invitation.guesses} of {GUESSES}"
-                self._lines.append(f"{host} guessed wrong ({tally}) for invitation {number}")
-                if invitation.guesses >= GUESSES:
-                    self._end(invitation, "void", f"is void after {GUESSES} wrong guesses")
-                return _Refusal("wrong", GUESSES - invitation.guesses)
+                return self._count(invitation, attempt, host)
             name, key = expect(("", *opened), "", str, str)
             if not is_key(key):
                 raise RemoteProtocolError("the joiner's key is malformed")
-            member = Member.of(name, key)
             self._end(invitation, "used")
-            self._lines.append(f"{member.name} at {host} joined by invitation {number}")
-            return member
+            return Member.of(name, key)
+
+    def _count(self, invitation: _Invitation, attempt: bytes, host: str) -> _Refusal:
+        """One more wrong guess, and who made it."""
+        invitation.guesses += 1
+        invitation.hosts[host] = None
+        if attempt:
+            invitation.tries.add(attempt)
+        tally = f"{invitation.guesses} of {GUESSES}"
+        self._lines.append(f"{host} guessed wrong ({tally}) for invitation {invitation.number}")
+        if invitation.guesses >= GUESSES:
+            hosts = ", ".join(invitation.hosts)
+            self._end(invitation, "void", f"is void after {GUESSES} wrong guesses, made at {hosts}")
+        return _Refusal("wrong", GUESSES - invitation.guesses)
 
     def _end(self, invitation: _Invitation, cause: Cause, line: str = "") -> None:
         del self._open[invitation.number]
@@ -243,3 +296,8 @@ class PairingDesk:
         with suppress(IndexError):  # another thread has told the rest
             while self._lines:
                 self._on_event(self._lines.popleft())
+
+
+def _judged(invitation: _Invitation, attempt: bytes) -> _Refusal | None:
+    """What was said to the same try already: it is one guess, by however many ways it comes."""
+    return _Refusal("wrong", GUESSES - invitation.guesses) if attempt in invitation.tries else None

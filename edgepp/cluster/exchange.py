@@ -1,16 +1,20 @@
 """The few bytes that make a member of a stranger who knows an invitation's code: SPAKE2, then two sealed boxes.
 
-    joiner ──► desk   [version, "join", number, A]     A, B: SPAKE2 with the code as its password
-           ◄──        [version, "desk", B]
-           ──►        [version, "prove", box]          the joiner's name and public key
-           ◄──        [version, "admit", box]          cluster id, coordinator's name, key and control port
-           ◄──        [version, "refuse", cause, left] in place of any answer
+    joiner ──► desk   [version, "join", number, A, try]  A, B: SPAKE2 with the code as its password
+           ◄──        [version, "desk", B, cluster]      the cluster's id
+           ──►        [version, "prove", box]            the joiner's name and public key
+           ◄──        [version, "admit", box]            cluster id, coordinator's name, key and control port
+           ◄──        [version, "refuse", cause, left]   in place of any answer
 
 Each box is sealed with ChaCha20-Poly1305 under a key that is used once, made from SPAKE2's key and bound to every byte
 that went before, so a recording is of no use. Who does not know the code can test one guess by a whole exchange, and
 must send a box to do so: nothing that depends on the key leaves the desk before that box has opened. So the desk counts
 boxes that do not open, not connections that end. The other way round a false desk can test one guess by the joiner's
 box, so the joiner sends few of them.
+
+``try`` are 16 bytes that a joiner draws once for what its user typed. It may come by several of the coordinator's
+addresses; after one wrong box the desk opens no other of the same try, and repeats its answer. ``try`` and ``cluster``
+may be left out.
 """
 
 from __future__ import annotations
@@ -37,9 +41,10 @@ from edgepp.wire.transport import Address
 
 VERSION = 1
 MESSAGE_BYTES = 1024
+TRY_BYTES = 16
 EXCHANGE_S = 10.0
 """The longest that a connection may take in all."""
-Cause: TypeAlias = Literal["wrong", "void", "expired", "used", "unknown"]
+Cause: TypeAlias = Literal["wrong", "void", "expired", "used", "failed", "unknown"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 _LOG = logging.getLogger(__name__)
 _ELEMENT_BYTES = 33
@@ -55,8 +60,12 @@ class Channel:
 
     def __init__(self, connection: socket.socket, seconds: float = EXCHANGE_S) -> None:
         self._connection = connection
-        self._deadline_s = time.monotonic() + seconds
         self.transcript = sha256()
+        self.allow(seconds)
+
+    def allow(self, seconds: float) -> None:
+        """End so many seconds from now."""
+        self._deadline_s = time.monotonic() + seconds
 
     def send(self, *fields: object) -> None:
         """Send one message.
@@ -64,10 +73,23 @@ class Channel:
         Raises:
             OSError: the other side is gone, or time is up.
         """
-        raw: bytes = msgpack.packb((VERSION, *fields))
+        self.flush(self.prepare(*fields))
+
+    def prepare(self, *fields: object) -> bytes:
+        """One message, noted in the transcript, for ``flush``."""
+        packed: bytes = msgpack.packb((VERSION, *fields))
+        raw = len(packed).to_bytes(2, "big") + packed
+        self.transcript.update(raw)
+        return raw
+
+    def flush(self, raw: bytes) -> None:
+        """Send what was prepared.
+
+        Raises:
+            OSError: the other side is gone, or time is up.
+        """
         self._hurry()
-        self._connection.sendall(len(raw).to_bytes(2, "big") + raw)
-        self.transcript.update(len(raw).to_bytes(2, "big") + raw)
+        self._connection.sendall(raw)
 
     def receive(self) -> tuple[Any, ...] | None:
         """The fields of the next message, kind first, unchecked; None where the connection has ended.
@@ -176,15 +198,16 @@ class Spake:
         return Seal.of(key, transcript)
 
 
-def expect(message: tuple[Any, ...], kind: str, *types: type) -> tuple[Any, ...]:
-    """The fields of a message of this kind, each of its type.
+def expect(message: tuple[Any, ...], kind: str, *types: type, last: Any = None) -> tuple[Any, ...]:
+    """The fields of a message of this kind, each of its type; ``last`` stands in where the last one is left out.
 
     Raises:
         RemoteProtocolError: it is not one.
     """
-    if message[0] != kind or tuple(map(type, message[1:])) != types:
+    fields = message[1:] if last is None or len(message) > len(types) else (*message[1:], last)
+    if message[0] != kind or tuple(map(type, fields)) != types:
         raise RemoteProtocolError(f"not a '{kind}' message")
-    return message[1:]
+    return fields
 
 
 def listen(address: Address) -> socket.socket:

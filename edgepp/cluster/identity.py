@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import platform
 import secrets
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from platformdirs import user_config_path
-
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.cluster.files import changing, config_dir, load, save
+from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address
 from edgepp.wire.values import is_key
@@ -25,7 +20,10 @@ from edgepp.wire.values import is_key
 NAME_CHARACTERS = 40
 ADDRESSES = 8
 """Addresses of a coordinator that are remembered."""
-_MOST_MEMBERS = 4096
+MOST_MEMBERS = 1024
+"""Nodes that are paired with one cluster, and keys of which it is remembered that they are revoked."""
+MOST_TOKENS = 64
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,13 @@ class Member:
     node: str
     name: str
     key: str
+    token: str = ""
+    """The ``node`` of the token by which it came; empty where a code let it in."""
 
     @classmethod
-    def of(cls, name: str, key: str) -> Member:
+    def of(cls, name: str, key: str, token: str = "") -> Member:
         """The member with this public key; ``name`` may come from anywhere."""
-        return cls(node_id(key), clean_name(name), key)
+        return cls(node_id(key), clean_name(name), key, token)
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,24 @@ class Cluster:
     tokens: tuple[Member, ...] = ()
     addresses: tuple[str, ...] = ()
     """``HOST:PORT`` of the coordinator, newest first."""
+    revoked: tuple[Member, ...] = ()
+    """Nodes that only a new code lets in again."""
+    withdrawn: tuple[Member, ...] = ()
+    """Tokens that let nobody in any more."""
 
     def reached(self, address: str) -> Cluster:
         """The same cluster, its coordinator last seen at ``address``."""
         older = [known for known in self.addresses if known != address]
         return replace(self, addresses=(address, *older)[:ADDRESSES])
+
+
+_MOST: Mapping[str, int] = {
+    "members": MOST_MEMBERS,
+    "tokens": MOST_TOKENS,
+    "revoked": MOST_MEMBERS,
+    "withdrawn": MOST_MEMBERS,
+}
+"""The longest lists of a cluster that are kept."""
 
 
 def node_id(key: str) -> str:
@@ -80,21 +93,6 @@ def clean_name(text: str) -> str:
     return kept[:NAME_CHARACTERS].rstrip() or "unnamed"
 
 
-def config_dir() -> Path:
-    """The folder of identity and cluster: ``EDGEPP_HOME``, or where the platform keeps configuration.
-
-    Raises:
-        UsageError: it cannot be made.
-    """
-    home = os.environ.get("EDGEPP_HOME")
-    path = Path(home).expanduser() if home else user_config_path("edgepp", appauthor=False)
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make {path}: {error.strerror}", "set EDGEPP_HOME to a folder of yours") from error
-    return path
-
-
 def load_identity() -> Identity:
     """This node's identity, made at first use. ``EDGEPP_NAME`` overrides its name, the machine's short host name.
 
@@ -102,13 +100,13 @@ def load_identity() -> Identity:
         EdgeppError: the file is damaged, or others may read it.
     """
     path = config_dir() / "identity.json"
-    with _locked(path):
-        stored = _load(path)
-        if stored is None:
-            keys = KeyPair.generate()
-            _write_private(path, {"version": 1, "public": keys.public, "secret": keys.secret})
-        else:
-            keys = _key_pair(path, stored)
+    keys = load(path, _key_pair)
+    if keys is None:
+        with changing(path):
+            keys = load(path, _key_pair)  # another process may have been first
+            if keys is None:
+                keys = KeyPair.generate()
+                save(path, {"public": keys.public, "secret": keys.secret}, _key_pair)
     name = clean_name(os.environ.get("EDGEPP_NAME") or platform.node().split(".")[0])
     return Identity(node_id(keys.public), name, keys)
 
@@ -124,132 +122,136 @@ def load_cluster() -> Cluster | None:
     Raises:
         EdgeppError: the file is damaged, or others may read it.
     """
-    path = config_dir() / "cluster.json"
-    stored = _load(path)
-    if stored is None:
-        return None
-    cluster = _cluster(stored)
-    if cluster is None:
-        raise _damaged(path)
-    return cluster
+    return load(config_dir() / "cluster.json", _cluster)
 
 
 def save_cluster(cluster: Cluster) -> None:
-    """Remember the cluster that this node belongs to, in place of any other."""
+    """Remember the cluster that this node belongs to, in place of any other.
+
+    Raises:
+        EdgeppError: it is out of bounds, or cannot be written.
+    """
     path = config_dir() / "cluster.json"
-    with _locked(path):
-        _write_private(path, {"version": 1, **asdict(cluster)})
+    with changing(path):
+        save(path, asdict(cluster), _cluster_within_bounds)
 
 
-def forget_cluster() -> Cluster | None:
-    """Belong to no cluster any more; the one that was left, or None."""
+def change_cluster(identifier: str, change: Callable[[Cluster], Cluster]) -> Cluster:
+    """Change what is remembered of the cluster with this id, unless this node has left it meanwhile; the new state.
+
+    Raises:
+        PairingError: this node does not belong to it any more.
+        EdgeppError: it is out of bounds, or cannot be written.
+    """
     path = config_dir() / "cluster.json"
-    with _locked(path):
-        cluster = load_cluster()
-        path.unlink(missing_ok=True)
-    return cluster
+    with changing(path):
+        stored = load(path, _cluster)
+        if stored is None or stored.id != identifier:
+            raise PairingError("this machine has left the cluster", "join or serve again")
+        changed = change(stored)
+        if changed != stored:
+            save(path, asdict(changed), _cluster_within_bounds)
+    return changed
+
+
+def remember_address(identifier: str, address: Address) -> None:
+    """Note where the coordinator of the cluster with this id was reached, if it can be noted: a hint for next time."""
+    try:
+        change_cluster(identifier, lambda cluster: cluster.reached(str(address)))
+    except EdgeppError as error:
+        _LOG.info("%s is not remembered: %s", address, error)
+
+
+def has_left() -> bool:
+    """Whether this node belongs to no cluster any more; cheap enough to ask five times a second."""
+    try:
+        return not (config_dir() / "cluster.json").exists()
+    except OSError:
+        return False  # a folder that cannot be read for the moment
+
+
+def forget_cluster() -> None:
+    """Belong to no cluster any more, also where the file is damaged.
+
+    Raises:
+        EdgeppError: the file cannot be removed.
+    """
+    path = config_dir() / "cluster.json"
+    with changing(path):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise EdgeppError(f"cannot remove {path}: {error.strerror}", "remove it by hand") from error
 
 
 def load_view() -> dict[str, Any] | None:
-    """The cluster as this node last heard of it, or None."""
-    stored = _load(config_dir() / "view.json")
-    view = None if stored is None else stored.get("view")
-    return view if isinstance(view, dict) else None
+    """The cluster as this node last heard of it; None where nothing, or nothing that can be read, is kept of it."""
+    try:
+        return load(config_dir() / "view.json", _view)
+    except EdgeppError as error:
+        _LOG.info("%s", error)
+        return None
 
 
 def save_view(view: Mapping[str, Any]) -> None:
-    """Remember the cluster as the coordinator describes it."""
+    """Remember the cluster as the coordinator describes it, if it can be written: it is only shown to people."""
     path = config_dir() / "view.json"
-    with _locked(path):
-        _write_private(path, {"version": 1, "view": view})
-
-
-def read_private(path: Path) -> str | None:
-    """The text of a file that only its owner may read; None where there is none.
-
-    Raises:
-        EdgeppError: others may read it, or it cannot be read.
-    """
     try:
-        with path.open(encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise EdgeppError(f"others may read {path}, which holds secrets", f"run: chmod 600 {path}")
-            return file.read(1 << 24)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise EdgeppError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise _damaged(path) from error
+        with changing(path):
+            save(path, {"view": view}, _view)
+    except EdgeppError as error:
+        _LOG.info("%s", error)
 
 
-def _locked(path: Path) -> FileLock:
-    return FileLock(path.with_suffix(".lock"), timeout=10, mode=0o600)
-
-
-def _write_private(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace ``path`` at once: whoever reads sees the old one or the new one, also after a loss of power."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor has no Path
-                json.dump(value, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        raise EdgeppError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _load(path: Path) -> dict[str, Any] | None:
-    text = read_private(path)
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path) from error
-    if type(value) is not dict or value.get("version") != 1:
-        raise _damaged(path)
-    return value
-
-
-def _damaged(path: Path) -> EdgeppError:
-    return EdgeppError(f"{path} is damaged or of another version", "move it away, and invite or join again")
-
-
-def _key_pair(path: Path, stored: Mapping[str, Any]) -> KeyPair:
+def _key_pair(stored: Mapping[str, Any]) -> KeyPair | None:
     secret = stored.get("secret")
     if type(secret) is not str or not is_key(secret):
-        raise _damaged(path)
+        return None
     keys = KeyPair.of_secret(secret)
-    if keys.public != stored.get("public"):
-        raise _damaged(path)
-    return keys
+    return keys if keys.public == stored.get("public") else None
+
+
+def _view(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the coordinator says of the cluster, with what is shown of it; None where any of that is missing."""
+    view = stored.get("view")
+    if type(view) is not dict or not all(type(view.get(name)) is int for name in ("version", "epoch")):
+        return None
+    members = view.get("members")
+    if type(view.get("heard")) is not str or type(members) is not list:
+        return None
+    shown = ("name", "state", "address")
+    whole = all(type(one) is dict and all(type(one.get(name)) is str for name in shown) for one in members)
+    return view if whole else None
+
+
+def _cluster_within_bounds(stored: Mapping[str, Any]) -> Cluster | None:
+    """What is written: nothing that reading would cut."""
+    fits = all(len(stored[name]) <= most for name, most in _MOST.items())
+    return _cluster(stored) if fits and len(stored["addresses"]) <= ADDRESSES else None
 
 
 def _cluster(stored: Mapping[str, Any]) -> Cluster | None:
-    """What the file holds, or None where it cannot be that."""
-    identifier, lists = stored.get("id"), [stored.get(name) for name in ("members", "tokens", "addresses")]
-    if not is_cluster_id(identifier) or not all(type(part) is list and len(part) <= _MOST_MEMBERS for part in lists):
+    """What the file holds, or None where it cannot be that.
+
+    Lists that are too long, as an earlier version could write them, lose their end.
+    """
+    identifier, coordinator = stored.get("id"), _member(stored.get("coordinator"))
+    addresses = stored.get("addresses")
+    if not is_cluster_id(identifier) or coordinator is None or type(addresses) is not list:
         return None
-    coordinator = _member(stored.get("coordinator"))
-    members, tokens = ([_member(one) for one in part or ()] for part in lists[:2])
-    addresses = [_address(one) for one in lists[2] or ()]
-    if coordinator is None or None in members or None in tokens or None in addresses:
+    known = [_address(one) for one in addresses[:ADDRESSES]]
+    lists: dict[str, tuple[Member, ...]] = {}
+    for name, most in _MOST.items():
+        listed = stored.get(name, [] if name in ("revoked", "withdrawn") else None)
+        members = [_member(one) for one in listed[:most]] if type(listed) is list else [None]
+        if None in members:
+            return None
+        if len(listed) > most:
+            _LOG.warning("of the cluster's %d %s only the first %d are kept", len(listed), name, most)
+        lists[name] = tuple(member for member in members if member is not None)
+    if None in known:
         return None
-    return Cluster(
-        str(identifier),
-        coordinator,
-        tuple(member for member in members if member is not None),
-        tuple(member for member in tokens if member is not None),
-        tuple(address for address in addresses if address is not None)[:ADDRESSES],
-    )
+    return Cluster(str(identifier), coordinator, addresses=tuple(one for one in known if one is not None), **lists)
 
 
 def is_cluster_id(value: object) -> bool:
@@ -260,10 +262,10 @@ def is_cluster_id(value: object) -> bool:
 def _member(value: object) -> Member | None:
     if type(value) is not dict:
         return None
-    name, key = value.get("name"), value.get("key")
+    name, key, token = value.get("name"), value.get("key"), value.get("token", "")
     if type(name) is not str or type(key) is not str or not is_key(key) or value.get("node") != node_id(key):
         return None
-    return Member.of(name, key)
+    return Member.of(name, key, token) if token == "" or is_cluster_id(token) else None
 
 
 def _address(value: object) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,6 +13,7 @@ from edgepp.cluster.codes import GUESSES, read_code
 from edgepp.cluster.exchange import (
     CAUSES,
     EXCHANGE_S,
+    TRY_BYTES,
     Cause,
     Channel,
     OtherVersionError,
@@ -24,39 +27,44 @@ from edgepp.errors import PairingError, RemoteProtocolError, UsageError
 from edgepp.wire.transport import Address
 from edgepp.wire.values import is_key
 
+_AGAIN_S = 0.05
 
-def redeem(code: str, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0) -> Cluster:
+
+def redeem(
+    code: str, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0, known: str | None = None
+) -> Cluster:
     """Join the cluster that invited this node, at whichever of its coordinator's cluster addresses answers.
 
-    Returns what to save: the cluster with its coordinator's key, and the address that worked.
+    It is one guess at most, by however many addresses the coordinator is tried. With ``known``, the id of a cluster,
+    the code of any other one is left unused. Returns what to save: the cluster with its coordinator's key, and the
+    address that worked.
 
     Raises:
         UsageError: ``code`` is no code, or there is no address.
-        PairingError: nobody takes it, or it is wrong, void, expired or used.
+        PairingError: nobody takes it, it is wrong, void, expired or used, or of another cluster than ``known``.
     """
     number, code = read_code(code)
     if not addresses:
         raise UsageError("no coordinator is known to take the code to", "give its address: --peer HOST:PORT")
-    end_s = time.monotonic() + wait_s
-    failures: list[PairingError] = []
-    proofs = 0
-    with closing(connected(addresses, end_s)) as connections:
-        for address, connection in connections:
-            channel = Channel(connection, min(EXCHANGE_S, max(0.1, end_s - time.monotonic())))
-            try:
-                seal = _agree(channel, code, number)
-                proofs += 1
-                return _prove(channel, seal, identity, address, number)
-            except PairingError as error:
-                failures.append(error)
-            except OtherVersionError as error:
-                failures.append(PairingError(f"{address}: {error}", "install the same version of edgepp on both"))
-            except (RemoteProtocolError, OSError) as error:
-                failures.append(PairingError(f"{address} broke off the pairing: {error}"))
-            if proofs >= GUESSES:  # each may have been a false desk's guess
-                break
-    if failures:
-        raise max(failures, key=_weight)
+    joiner = _Joiner(number, code, identity, known, time.monotonic() + wait_s)
+    left = list(dict.fromkeys(addresses))
+    while left and joiner.may_prove():
+        again: list[Address] = []
+        joiner.failures = [failure for failure in joiner.failures if not isinstance(failure, _BrokenOffError)]
+        with closing(connected(left, joiner.end_s)) as connections:
+            for address, connection in connections:
+                cluster = joiner.attempt(address, connection)
+                if cluster is not None:
+                    return cluster
+                if joiner.broken_off:
+                    again.append(address)
+                if not joiner.may_prove():
+                    break
+        left = again if time.monotonic() + _AGAIN_S < joiner.end_s and not joiner.was_judged else []
+        if left:
+            time.sleep(_AGAIN_S)  # so many strangers wait at the desk that it had no place
+    if joiner.failures:
+        raise max(joiner.failures, key=_weight)
     tried = ", ".join(str(address) for address in dict.fromkeys(addresses))
     raise PairingError(
         f"nobody takes invitation {number} at {tried}: it has expired or was used, or the machine is not there",
@@ -64,11 +72,56 @@ def redeem(code: str, addresses: Sequence[Address], identity: Identity, wait_s: 
     )
 
 
-def _agree(channel: Channel, code: str, number: int) -> Seal:
-    spake = Spake("joiner", code)
-    channel.send("join", number, spake.element)
-    (element,) = expect(_answer(channel, number), "desk", bytes)
-    return spake.seal(element, channel.transcript.digest())
+class _Joiner:
+    """One try with a code, at one address after another."""
+
+    def __init__(self, number: int, code: str, identity: Identity, known: str | None, end_s: float) -> None:
+        self._number, self._code, self._identity, self._known = number, code, identity, known
+        self._try = secrets.token_bytes(TRY_BYTES)
+        self._proofs = 0
+        self._spake = Spake("joiner", code)  # made before a connection is: a desk waits for nobody who is silent
+        self.end_s = end_s
+        self.broken_off = False
+        """Whether the last address ended the exchange without a word."""
+        self.failures: list[PairingError] = []
+
+    def may_prove(self) -> bool:
+        """Whether another box may be sent: each may have been a false desk's guess."""
+        return self._proofs < GUESSES
+
+    @property
+    def was_judged(self) -> bool:
+        """Whether a desk knew the invitation."""
+        return any(isinstance(failure, _RefusedError) for failure in self.failures)
+
+    def attempt(self, address: Address, connection: socket.socket) -> Cluster | None:
+        """Become a member over this connection; None where that failed."""
+        self.broken_off = False
+        channel = Channel(connection, min(EXCHANGE_S, max(0.1, self.end_s - time.monotonic())))
+        try:
+            seal = self._agree(channel, address)
+            self._proofs += 1
+            return _prove(channel, seal, self._identity, address, self._number)
+        except PairingError as error:
+            self.failures.append(error)
+        except OtherVersionError as error:
+            self.failures.append(PairingError(f"{address}: {error}", "install the same version of edgepp on both"))
+        except (RemoteProtocolError, OSError) as error:
+            self.broken_off = True
+            self.failures.append(_BrokenOffError(f"{address} broke off the pairing: {error}", "try it again"))
+        finally:
+            self._spake = Spake("joiner", self._code)
+        return None
+
+    def _agree(self, channel: Channel, address: Address) -> Seal:
+        channel.send("join", self._number, self._spake.element, self._try)
+        element, cluster = expect(_answer(channel, self._number), "desk", bytes, str, last="")
+        if self._known is not None and cluster not in ("", self._known):
+            raise PairingError(
+                f"invitation {self._number} at {address} is of another cluster than this machine's",
+                "add --replace to belong to that one instead, or run `edgepp leave` first; the code is still good",
+            )
+        return self._spake.seal(element, channel.transcript.digest())
 
 
 def _prove(channel: Channel, seal: Seal, identity: Identity, address: Address, number: int) -> Cluster:
@@ -101,6 +154,8 @@ def _answer(channel: Channel, number: int) -> tuple[Any, ...]:
             raise _RefusedError(cause, f"invitation {number} is void after too many wrong guesses", again)
         case "expired":
             raise _RefusedError(cause, f"invitation {number} has expired", again)
+        case "failed":
+            raise _RefusedError(cause, "the coordinator could not let this machine in: its own messages say why", again)
         case "used":
             raise _RefusedError(cause, f"invitation {number} was used already", again)
         case _:
@@ -117,6 +172,12 @@ class _RefusedError(PairingError):
         self.cause = cause
 
 
+class _BrokenOffError(PairingError):
+    """A desk, or what seemed one, ended the exchange without a word."""
+
+
 def _weight(error: PairingError) -> int:
     """How much an error says; of several addresses, the one that knew the invitation says most."""
-    return len(CAUSES) - CAUSES.index(error.cause) if isinstance(error, _RefusedError) else 0
+    if isinstance(error, _RefusedError):
+        return len(CAUSES) - CAUSES.index(error.cause)
+    return -1 if isinstance(error, _BrokenOffError) else 0

@@ -1,7 +1,7 @@
 """Tokens: how a machine joins that nobody sits at. A token holds what ``join`` needs, a secret key among it.
 
 Its holder connects by CURVE with the token's key and asks that its own be admitted; the coordinator knows the token by
-its public key alone, and can revoke it like a member.
+its public key alone, keeps which nodes came by it, and can revoke it like a member.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from zmq.utils import z85
 
-from edgepp.cluster.identity import Cluster, Member, config_dir, read_private
+from edgepp.cluster.files import config_dir, read_private
+from edgepp.cluster.identity import Cluster, Member
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.wire.security import KeyPair
 
@@ -41,7 +42,8 @@ def make_token(cluster: Cluster) -> tuple[str, Member]:
     keys = KeyPair.generate()
     raw = bytes.fromhex(cluster.id) + z85.decode(cluster.coordinator.key) + z85.decode(keys.secret)
     text = _PREFIX + base64.urlsafe_b64encode(raw + _check(raw)).decode().rstrip("=")
-    taken = (re.fullmatch(r"token-(\d{1,9})", token.name) for token in cluster.tokens)
+    known = (*cluster.tokens, *cluster.withdrawn)
+    taken = (re.fullmatch(r"token-(\d{1,9})", token.name) for token in known)
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
     return text, Member.of(f"token-{number}", keys.public)
 

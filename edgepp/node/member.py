@@ -258,7 +258,10 @@ class NodeAgent(threading.Thread):
             case Unload() if message.slot < len(self._slots):
                 self._slots[message.slot].want(None)
             case Expelled():
-                raise PairingError(f"{self._cluster.coordinator.name}: {message.reason}", "ask for a new invitation")
+                raise PairingError(
+                    f"{self._cluster.coordinator.name}: {message.reason}",
+                    "a new code of `edgepp invite` lets it in again",
+                )
             case Refused():
                 raise PairingError(f"{self._cluster.coordinator.name} refused this node: {message.reason}")
             case Enrolled():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -25,6 +26,7 @@ from edgepp.errors import EdgeppError, UsageError
 from edgepp.model.cache import cache_dir, locked, write_atomically
 from edgepp.node.probe import ProbeConfig
 
+_LOG = logging.getLogger(__name__)
 _RESERVE_BYTES = 512_000_000
 _RESERVE_PART = 20
 """What stays free for everything else: 512 MB, or a twentieth of what is available where that is more."""
@@ -145,7 +147,7 @@ def measure(
     ``on_measure`` is called before it is measured, which takes some seconds.
 
     Raises:
-        EdgeppError: the probe failed, or the cache takes no bytes.
+        EdgeppError: the probe failed, or the cache cannot be locked.
     """
     key = {"edgepp": __version__, "backend": backend, "threads": threads, "exact": exact, "cpu": _cpu()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -155,7 +157,10 @@ def measure(
         if found is None:
             on_measure()
             found = _measured(run_probe(backend, threads, exact))
-            write_atomically(file, json.dumps({**key, **asdict(found)}, indent=1).encode())
+            try:
+                write_atomically(file, json.dumps({**key, **asdict(found)}, indent=1).encode())
+            except OSError as error:
+                _LOG.info("the measurement is not remembered: %s", error)
     return Resources(memory=usable_memory(), threads=threads, **asdict(found))
 
 
@@ -188,8 +193,8 @@ def _measured(values: Any) -> _Speed:
 def _remembered(file: Path) -> _Speed | None:
     """What an earlier run measured; None where there is nothing, or nothing that can be read."""
     try:
-        return _measured(json.loads(file.read_bytes()))
-    except (FileNotFoundError, ValueError, RecursionError):
+        return _measured(json.loads(file.read_bytes())) if file.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
 
 

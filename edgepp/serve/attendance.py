@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgepp import __version__
-from edgepp.cluster.identity import Identity
+from edgepp.cluster.identity import Identity, clean_name
 from edgepp.cluster.membership import Membership, Phase
 from edgepp.errors import UsageError
+from edgepp.printable import one_line
 from edgepp.serve.director import Director
 from edgepp.serve.registry import Registry
+from edgepp.serve.standing import standings
 from edgepp.wire.messages import Beat, Beaten, Enrol, Enrolled, Leave, View, encode, encode_payload
 from edgepp.wire.security import Rarely
 from edgepp.wire.transport import Sender
@@ -41,7 +43,7 @@ class Attendance:
         self._send = send
         self._on_event = on_event
         self._rarely = Rarely()
-        self._viewed = -1
+        self._viewed: tuple[object, ...] | None = None
         self._ticked_s = 0.0
 
     def enrol(self, node: str, sender: Sender, facts: Enrol) -> None:
@@ -51,6 +53,7 @@ class Attendance:
             UsageError: it runs another version, or its id is taken by a member that is well.
         """
         now_s = time.monotonic()
+        facts = _printable(facts)
         if facts.version.split(".")[:2] != __version__.split(".")[:2]:
             raise UsageError(f"it runs edgepp {facts.version}, and this cluster {__version__}", "install the same one")
         new = (old := self._members.get(node)) is None or old.phase is Phase.GONE
@@ -60,7 +63,7 @@ class Attendance:
             raise UsageError(reason)
         self._director.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
         self._send(sender.route, [encode(Enrolled(self._registry.cluster.id, self._identity.name))])
-        self._viewed = -1
+        self._viewed = None
         if new:
             self._on_event(f"{facts.name} joined from {sender.host} with {facts.memory / 1e9:.1f} GB ({facts.backend})")
         elif old is not None and old.host != sender.host:
@@ -78,7 +81,7 @@ class Attendance:
         member = self._members.get(node)
         if member is not None and member.facts.incarnation == message.incarnation:
             self._members.left(node)
-            self._on_event(f"{member.facts.name} left")
+            self._on_event(f"{member.facts.name} stopped")
 
     def tick(self, now_s: float) -> None:
         """Let silence count, but not that of the time in which this machine itself slept."""
@@ -91,17 +94,21 @@ class Attendance:
 
     def publish(self) -> None:
         """Send the members a new view whenever there is one."""
-        members = self._members
-        if members.version == self._viewed:
+        members, director = self._members, self._director
+        newest = (members.version, director.number, director.reason, director.settled)
+        if newest == self._viewed:
             return
-        self._viewed = members.version
+        self._viewed = newest
+        parts = standings(director, members)
         view = {
             "version": members.version,
-            "epoch": self._director.count,
+            "epoch": director.count,
             "cluster": self._registry.cluster.id,
+            "model": director.model,
             "keys": sorted(self._registry.keys),
             "members": [
-                {"node": m.node, "name": m.facts.name, "state": m.phase.value, "address": m.host} for m in members
+                {"node": m.node, "name": m.facts.name, "state": m.phase.value, "address": m.host, **parts[m.node]}
+                for m in members
             ],
         }
         frames = [encode(View(members.version)), encode_payload(view)]
@@ -118,3 +125,13 @@ class Attendance:
                 alive = self._send(member.route, [encode(Beaten(True, time.time_ns() // 1000))])
                 if not alive:
                     self._members.closed(member.node)
+
+
+def _printable(facts: Enrol) -> Enrol:
+    """What a node says of itself, safe to show to people."""
+    return facts._replace(
+        name=clean_name(facts.name),
+        version=one_line(facts.version, 40),
+        backend=one_line(facts.backend, 40),
+        device=one_line(facts.device, 100),
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import zmq
 
 from edgepp.cluster.discovery import Record, discover
-from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster
+from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
 from edgepp.engine.live import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
@@ -82,7 +82,7 @@ class Served:
         self._cancelled: Mailbox[int] = Mailbox()
         self._poller = Poller[int](self._link, self._cancelled)
         self.stages: tuple[StageInfo, ...] = tuple(_stage_info(stage) for stage in self.status["stages"])
-        save_cluster(cluster.reached(str(self._link.address)))
+        remember_address(cluster.id, self._link.address)
 
     @property
     def model(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from edgepp.cluster.identity import Cluster, Identity
+from edgepp.cluster.identity import Cluster, Identity, clean_name
 from edgepp.cluster.identity import Member as Paired
 from edgepp.cluster.membership import Membership
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
@@ -103,10 +103,10 @@ class Coordinator(threading.Thread):
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._refused)
-        self.registry = Registry(identity, cluster, self._gate)
         try:
+            self.registry = Registry(identity, cluster, self._gate)
             self._listener = Listener(self._context, listen, PAYLOAD_BYTES, identity.keys)
-        except UsageError:
+        except EdgeppError:
             self._gate.close()
             self._outbox.close()
             self._context.term()
@@ -135,6 +135,12 @@ class Coordinator(threading.Thread):
             self._outbox.put(None)
         self.join()
 
+    def dissolve(self) -> None:
+        """Tell every member that the cluster ends. Safe from any thread."""
+        for member in self.members.present:
+            if member.node != self._identity.node:
+                self._outbox.put(((member.route, 0), [encode(Expelled(f"{self._identity.name} ended the cluster"))]))
+
     def run(self) -> None:
         """Serve until closed."""
         poller = Poller[Outgoing](self._listener, self._outbox)
@@ -146,7 +152,9 @@ class Coordinator(threading.Thread):
             self.error = error
         finally:
             self.answers.cancel_all()
-            for part in (self._entrance, self._listener, self._gate, self._outbox):
+            with self._surviving("closing"):
+                self._listener.close(linger_s=0.2)  # the last word to members and askers
+            for part in (self._entrance, self._gate, self._outbox):
                 with self._surviving("closing"):
                     part.close()
             self._context.term()
@@ -296,9 +304,16 @@ class Coordinator(threading.Thread):
                 self.answers.cancel((sender.route, message.request))
 
     def _adopt(self, sender: Sender, message: Adopt) -> None:
-        if news := self.registry.adopt(sender.key, sender.host, message):
+        adoption = self.registry.adopt(sender.key, sender.host, message)
+        if adoption.refusal:
+            if self._rarely.tells(sender.host, "adopt"):
+                name = clean_name(message.name)
+                self._on_event(f"refused {name} at {sender.host}, which came by a token: {adoption.refusal}")
+            self._send(sender.route, [encode(Refused(sentence(adoption.refusal)))])
+            return
+        if adoption.news:
             self.members.version += 1
-            self._on_event(news)
+            self._on_event(adoption.news)
         self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
 
     def _call(self, sender: Sender, message: Call, form: dict[str, Any]) -> None:
@@ -310,23 +325,40 @@ class Coordinator(threading.Thread):
             case "peers":
                 answer = self.registry.peers({member.node: member.phase.value for member in self.members})
             case "invite":
+                self.registry.check_room()
                 answer = self._entrance.invite()
             case "token":
                 answer = self.registry.token()
             case "revoke":
                 answer = self._revoke(str(form.get("node", "")))
+            case "leave":
+                answer = self._dismiss(sender.key)
         self._send(sender.route, [encode(Reply(message.request)), encode_payload(answer)])
 
     def _revoke(self, name: str) -> dict[str, Any]:
         """Admit a node or token no longer, and drop it at once."""
-        gone = self.registry.revoke(name)
+        gone = self.registry.revoke(name, {member.node: member.facts.name for member in self.members})
+        why = f"{self._identity.name} revoked this node"
         for asker in self.answers.cancel_of(gone.key):
-            self._send(asker[0], declined(asker[1], EdgeppError(f"{self._identity.name} revoked this node")))
+            self._send(asker[0], declined(asker[1], EdgeppError(why)))
             self._revoked.add(asker)
         member = self.members.get(gone.node)
         if member is not None:
-            self._send(member.route, [encode(Expelled(f"{self._identity.name} revoked this node"))])
+            self._send(member.route, [encode(Expelled(why))])
             self.members.left(member.node, "was revoked")
         self.members.version += 1
         self._on_event(f"revoked {gone.name}")
-        return {"revoked": gone.name, "node": gone.node}
+        kind = "token" if gone in self.registry.cluster.withdrawn else "node"
+        return {"revoked": gone.name, "node": gone.node, "kind": kind, "came_by": self.registry.token_of(gone)}
+
+    def _dismiss(self, key: str) -> dict[str, Any]:
+        """Take out the node with this key, which leaves for good."""
+        if key == self._identity.keys.public:
+            raise UsageError("the coordinator leaves by ending", "press Ctrl-C where `edgepp serve` runs")
+        gone = next(member for member in self.registry.cluster.members if member.key == key)
+        self.registry.forget(gone.node)
+        if self.members.get(gone.node) is not None:
+            self.members.left(gone.node, "left for good")
+        self.members.version += 1
+        self._on_event(f"{gone.name} left the cluster for good")
+        return {"left": gone.name}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.placement import place, replace
+from edgepp.cluster.shortage import check_pins
 from edgepp.cluster.sizes import Host, LinkSpeed, Plan, Want
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
@@ -82,6 +83,10 @@ class Director:
     """Since when members have changed without a plan being made."""
     _loads: dict[str, _Load] = field(default_factory=dict)
     """By host of the plan."""
+    _barred: tuple[str, ...] = ()
+    """Hosts that are left out for now, since they failed."""
+    _unfit: dict[str, str] = field(default_factory=dict)
+    """Why a node's pinned range cannot be, by node id: it is left out, and the others go on."""
 
     @property
     def number(self) -> int:
@@ -91,15 +96,28 @@ class Director:
     @property
     def reason(self) -> str:
         """Why there is no plan, or no better one; empty where there is nothing to say."""
+        unfit = "; ".join(self._unfit.values())
         if self.shortage is None:
-            return "" if self.plan is not None else "no node has joined yet"
+            return unfit or ("" if self.plan is not None else "no node has joined yet")
         text = f"{self.shortage}; {self.shortage.hint}" if self.shortage.hint else str(self.shortage)
-        return f"{self.left_out}; without it, {text}" if self.left_out else text
+        out = "; ".join(filter(None, (unfit, self.left_out)))
+        return f"{out}; without it, {text}" if out else text
 
     def lacking(self, members: Membership) -> PlanError | None:
         """What is missing to hold the model, if that is certain: everyone who belongs to the cluster is here."""
-        settled = self.plan is None and self._planned == self._seen
-        return self.shortage if settled and self._gathered(members) else None
+        return self.shortage if self.plan is None and self.settled and self._gathered(members) else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the members of now have been planned for."""
+        return self._planned is not None and self._planned == self._seen
+
+    def why_out(self, node: str) -> str:
+        """Why a node is left out of plans; empty where it is not."""
+        if node in self._unfit:
+            return self._unfit[node]
+        reasons = [self.trouble.reason(host) for host in self._barred if _split(host)[0] == node]
+        return f"it failed to run its layers: {reasons[-1]}" if reasons else ""
 
     def decide(self, members: Membership, now_s: float, *, idle: bool) -> list[Order]:
         """What to order now; ``idle`` says that no answer is under way."""
@@ -107,8 +125,8 @@ class Director:
             self._began_s = self._changed_s = now_s
         self._expire(members, now_s)
         hosts = self._hosts(members.present)
-        barred = tuple(host.id for host in hosts if self.trouble.bars(host.id, now_s))
-        self._notice((*hosts, *barred), now_s)
+        self._barred = barred = tuple(host.id for host in hosts if self.trouble.bars(host.id, now_s))
+        self._notice((*hosts, *barred, *self._unfit.items()), now_s)
         planned = {host for host, _ in self.plan.stages} if self.plan else set()
         broken = not planned <= {host.id for host in hosts}
         urgent = broken or not planned.isdisjoint(barred)
@@ -267,6 +285,7 @@ class Director:
 
     def _hosts(self, present: Sequence[Member]) -> list[Host]:
         hosts: list[Host] = []
+        self._unfit.clear()
         for member in present:
             facts = member.facts
             whole = Host(
@@ -279,7 +298,13 @@ class Director:
                 coordinator=member.node == self.coordinator,
                 name=facts.name,
             )
-            hosts += whole.divided(facts.slots)
+            divided = whole.divided(facts.slots)
+            try:
+                check_pins(self.want, divided[:1] or [whole])
+            except PlanError as error:
+                self._unfit[member.node] = f"{error}; {error.hint}"
+                continue
+            hosts += divided
         return hosts
 
 

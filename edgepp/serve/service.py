@@ -131,6 +131,10 @@ class Service:
         if self.node is not None and self.node.ended.is_set():
             raise self.node.error or EdgeppError("this machine's own node ended by itself", "start it again")
 
+    def dissolve(self) -> None:
+        """Tell the members that the cluster ends, before ``close``."""
+        self.coordinator.dissolve()
+
     def close(self) -> None:
         """End answers, stages and threads."""
         self._owned.close()

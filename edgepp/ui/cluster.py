@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgepp import __version__
 from edgepp.cluster.identity import load_cluster
@@ -54,18 +55,34 @@ def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo("On the other machine put it into the environment, or the file that EDGEPP_TOKEN_FILE names (mode 600)")
 
 
+def show_revoked(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    """Who was revoked, and by what it might come back under a new key."""
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    if answer["kind"] == "token":
+        click.echo(f"{answer['revoked']} lets nobody in any more; the machines that came by it stay: `edgepp peers`")
+        return
+    click.echo(f"{answer['revoked']} is no member any more; only a new code of `edgepp invite` lets it in again")
+    if answer["came_by"]:
+        click.echo(f"It came by {answer['came_by']}, with which it can come under a new key: `edgepp revoke` that too")
+
+
 def show_peers(answer: Mapping[str, Any], *, as_json: bool) -> None:
-    """Who is paired."""
+    """Who is paired, by which token, and who or what was revoked."""
     if as_json:
         click.echo(json.dumps(answer))
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("NAME", "ID", "STATE", "KEY"):
-        table.add_column(heading)
-    for peer in answer["peers"]:
-        table.add_row(peer["name"], peer["node"], peer["state"], f"{peer['key'][:8]}…")
-    for name in answer["tokens"]:
-        table.add_row(name, "", "token", "")
+    for heading in ("NAME", "ID", "STATE", "KEY", "CAME BY"):
+        table.add_column(heading, overflow="fold")
+    revoked = [{**peer, "state": "revoked"} for peer in answer["revoked"]]
+    for peer in [*answer["peers"], *revoked]:
+        row = (peer["name"], peer["node"], peer["state"], f"{peer['key'][:8]}…", peer["came_by"] or "code")
+        table.add_row(*map(Text, row))
+    for state, tokens in (("token", answer["tokens"]), ("withdrawn", answer["withdrawn"])):
+        for token in tokens:
+            table.add_row(*map(Text, (token["name"], token["node"], state, "", f"{token['nodes']} came by it")))
     Console(width=None if Console().is_terminal else 200).print(table)
 
 

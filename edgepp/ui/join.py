@@ -14,8 +14,18 @@ import click
 
 from edgepp.cluster.adopt import adopt
 from edgepp.cluster.discovery import Browser, Record
-from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, save_cluster, save_view
+from edgepp.cluster.identity import (
+    Cluster,
+    Identity,
+    has_left,
+    load_cluster,
+    load_identity,
+    remember_address,
+    save_cluster,
+    save_view,
+)
 from edgepp.cluster.redeem import redeem
+from edgepp.cluster.running import running
 from edgepp.cluster.tokens import parse_token, read_token
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.layers import LayerRange
@@ -26,8 +36,10 @@ from edgepp.node.member import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage import StageConfig
+from edgepp.printable import one_line
 from edgepp.serve.client import may_move, whereabouts
 from edgepp.ui.progress import ByteProgress, megabytes
+from edgepp.ui.standing import Standing, read_standing
 from edgepp.wire.transport import Address
 
 FIND_S = 10.0
@@ -47,15 +59,23 @@ class Membership:
     threads: int | None
     exact: bool
     listen: Address
+    replace: bool = False
+    """Belong to another cluster than before."""
 
 
 def run_member(wanted: Membership, *, as_json: bool) -> None:
-    """Be a node of a cluster until Ctrl-C.
+    """Be a node of a cluster until Ctrl-C, or until this machine leaves it.
 
     Raises:
+        UsageError: this machine's node runs already.
         PairingError: this machine is not, or no longer, admitted.
         EdgeppError: what else keeps it from being one.
     """
+    with running("edgepp join"):
+        _run_member(wanted, as_json=as_json)
+
+
+def _run_member(wanted: Membership, *, as_json: bool) -> None:
     identity = load_identity()
     browser = Browser() if may_move(wanted.peers) else None
     try:
@@ -73,9 +93,15 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
             pinned=wanted.pinned,
             listen=wanted.listen,
         )
-        notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        notes: queue.SimpleQueue[str | Standing] = queue.SimpleQueue()
         where = _where(cluster, wanted.peers, browser)
-        agent = NodeAgent(identity, cluster, offer, where, notes.put, browser.refresh if browser else _stay, _remember)
+
+        def heard(view: Mapping[str, Any]) -> None:
+            save_view({**view, "heard": time.strftime("%Y-%m-%d %H:%M:%S")})  # for `edgepp status` without coordinator
+            if (standing := read_standing(view, identity.node)) is not None:
+                notes.put(standing)
+
+        agent = NodeAgent(identity, cluster, offer, where, notes.put, browser.refresh if browser else _stay, heard)
         agent.start()
         try:
             _follow(agent, cluster, identity, notes, as_json=as_json)
@@ -86,29 +112,39 @@ def run_member(wanted: Membership, *, as_json: bool) -> None:
             browser.close()
 
 
-def _remember(view: Mapping[str, Any]) -> None:
-    """Keep the view for `edgepp status` while the coordinator is away."""
-    save_view({**view, "heard": time.strftime("%Y-%m-%d %H:%M:%S")})
-
-
 def _stay() -> None:
     """Nothing is to be looked for anew."""
 
 
 def _where(cluster: Cluster, peers: tuple[Address, ...], browser: Browser | None) -> Callable[[], list[Address]]:
-    return lambda: whereabouts(load_cluster() or cluster, peers, browser.records() if browser else ())
+    def where() -> list[Address]:
+        try:
+            known = load_cluster() or cluster
+        except EdgeppError:  # what it was when it could be read still serves
+            known = cluster
+        return whereabouts(known, peers, browser.records() if browser else ())
+
+    return where
 
 
 def _paired(wanted: Membership, identity: Identity, browser: Browser | None) -> Cluster:
     """The cluster to join; pairs with it first where that was asked for."""
+    known = load_cluster()
+    if known is not None and wanted.replace:
+        _check_replaceable(known, identity)
+    kept = None if wanted.replace or known is None else known.id
     if wanted.code is not None:
-        cluster = redeem(wanted.code, _inviting(wanted, browser), identity)
+        cluster = redeem(wanted.code, _inviting(wanted, browser), identity, known=kept)
         save_cluster(cluster)
         return cluster
-    known = load_cluster()
     text = read_token()
     if text is not None:
         token = parse_token(text)
+        if kept not in (None, token.cluster):
+            raise PairingError(
+                "the token is of another cluster than the one that this machine belongs to",
+                "add --replace to belong to that one instead, or run `edgepp leave` first",
+            )
         if known is None or known.id != token.cluster:
             addresses = wanted.peers or _seen(browser, lambda record: record.cluster == token.cluster)
             known = adopt(token, addresses, identity)
@@ -118,7 +154,20 @@ def _paired(wanted: Membership, identity: Identity, browser: Browser | None) -> 
             "this machine belongs to no cluster yet",
             "run `edgepp invite` where `edgepp serve` runs, and here `edgepp join CODE`",
         )
+    if known.coordinator.node == identity.node:
+        raise PairingError(
+            "this machine coordinates a cluster of its own",
+            "run `edgepp serve` here; or join another one with a code and --replace",
+        )
     return known
+
+
+def _check_replaceable(known: Cluster, identity: Identity) -> None:
+    if known.coordinator.node == identity.node and known.members:
+        raise PairingError(
+            f"this machine coordinates a cluster of its own, which would end for {len(known.members)} others",
+            "run `edgepp leave` first",
+        )
 
 
 def _inviting(wanted: Membership, browser: Browser | None) -> tuple[Address, ...]:
@@ -143,23 +192,42 @@ def _seen(browser: Browser | None, accept: Callable[[Record], bool]) -> tuple[Ad
 
 
 def _follow(
-    agent: NodeAgent, cluster: Cluster, identity: Identity, notes: queue.SimpleQueue[str], *, as_json: bool
+    agent: NodeAgent, cluster: Cluster, identity: Identity, notes: queue.SimpleQueue[str | Standing], *, as_json: bool
 ) -> None:
     known = None
+    standing: Standing | None = None
     try:
         while not agent.ended.is_set() or not notes.empty():
             with contextlib.suppress(queue.Empty):
-                _say(notes.get(timeout=_TURN_S), as_json=as_json)
+                note = notes.get(timeout=_TURN_S)
+                if isinstance(note, str):
+                    _say(note, as_json=as_json)
+                elif note != standing:
+                    standing = note
+                    _tell_standing(note, as_json=as_json)
+            if has_left():
+                _say(
+                    f"this machine has left the cluster of {cluster.coordinator.name}: `edgepp leave`", as_json=as_json
+                )
+                return
             if agent.address is not None and agent.address != known:
                 if known is None:
                     _greet(agent.address, cluster, identity, as_json=as_json)
                 known = agent.address
-                save_cluster((load_cluster() or cluster).reached(str(known)))
+                remember_address(cluster.id, known)
     except KeyboardInterrupt:
-        _say("leaving", as_json=as_json)
+        _say("stopping; `edgepp join` makes this machine a node again", as_json=as_json)
         return
     if agent.error is not None:
         raise agent.error
+
+
+def _tell_standing(standing: Standing, *, as_json: bool) -> None:
+    if as_json:
+        ranges = [[layers.start, layers.stop] for layers in standing.layers]
+        click.echo(json.dumps({"event": "standing", "layers": ranges, "reason": standing.reason}))
+        return
+    _say(str(standing), as_json=False)
 
 
 def _greet(address: Address, cluster: Cluster, identity: Identity, *, as_json: bool) -> None:
@@ -167,14 +235,15 @@ def _greet(address: Address, cluster: Cluster, identity: Identity, *, as_json: b
         facts = {"node": identity.node, "name": identity.name, "cluster": cluster.id, "address": str(address)}
         click.echo(json.dumps({"event": "joined", "coordinator": cluster.coordinator.name, **facts}))
     else:
-        click.echo(f"{identity.name} is a node of {cluster.coordinator.name}'s cluster; Ctrl-C leaves it")
+        click.echo(f"{identity.name} is a node of {cluster.coordinator.name}'s cluster")
+        click.echo("Ctrl-C stops it, and `edgepp join` starts it again; `edgepp leave` leaves the cluster for good")
 
 
 def _say(text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"event": "note", "text": text}))
     else:
-        click.echo(f"{time.strftime('%H:%M:%S')}  {text}")
+        click.echo(f"{time.strftime('%H:%M:%S')}  {one_line(text)}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from typing import Any
 import click
 from rich.console import Console
 
+from edgepp.cluster.identity import has_left
+from edgepp.cluster.running import running
+from edgepp.printable import one_line
 from edgepp.serve.service import ServeOptions, Service
 from edgepp.ui.progress import ByteProgress
 
@@ -18,11 +21,17 @@ _TURN_S = 0.2
 
 
 def run(options: ServeOptions, *, as_json: bool) -> None:
-    """Serve until Ctrl-C.
+    """Serve until Ctrl-C, or until this machine leaves its cluster.
 
     Raises:
+        UsageError: this machine's node runs already.
         EdgeppError: it cannot start, or a part of it ended by itself.
     """
+    with running("edgepp serve"):
+        _run(options, as_json=as_json)
+
+
+def _run(options: ServeOptions, *, as_json: bool) -> None:
     notes: queue.SimpleQueue[str] = queue.SimpleQueue()
     with ByteProgress(quiet=as_json) as progress:
         service = Service(options, notes.put, progress)
@@ -45,7 +54,7 @@ def _greet(service: Service, *, as_json: bool) -> None:
     click.echo(f"serving {state['model']} from {state['coordinator']}, port {service.coordinator.address.port}")
     click.echo("  edgepp invite    lets another machine join: run it here, and what it prints there")
     click.echo("  edgepp chat      talks to it, here and on every node; edgepp status shows it")
-    click.echo("Ctrl-C ends it")
+    click.echo("Ctrl-C stops it; the cluster stays until `edgepp leave`")
 
 
 def _follow(service: Service, notes: queue.SimpleQueue[str], *, as_json: bool) -> None:
@@ -57,6 +66,10 @@ def _follow(service: Service, notes: queue.SimpleQueue[str], *, as_json: bool) -
             with suppress(queue.Empty):
                 _note(console, notes.get(timeout=_TURN_S), as_json=as_json)
             service.check()
+            if has_left():
+                _note(console, "this machine has left its cluster, which ends: `edgepp leave`", as_json=as_json)
+                service.dissolve()
+                return
             now_ready = service.serving.pipeline is not None
             if now_ready and not ready and as_json:
                 state = service.report()
@@ -74,7 +87,7 @@ def _note(console: Console, text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"event": "note", "text": text}))
     else:
-        console.print(f"{time.strftime('%H:%M:%S')}  {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{time.strftime('%H:%M:%S')}  {one_line(text)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _loading(service: Service) -> str:

@@ -157,4 +157,4 @@ def _table(*headings: str) -> Table:
 
 
 def _console() -> Console:
-    return Console(width=None if Console().is_terminal else 200)
+    return Console(width=None if Console().is_terminal else 200, markup=False, emoji=False)  # names are not ours

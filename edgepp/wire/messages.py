@@ -40,7 +40,7 @@ A coordinator that serves a cluster binds one ROUTER, by CURVE, for its members 
         Adopt        ► Enrolled|Refused  from the holder of a token: admit my own key
 
               chat ──► coordinator      one DEALER a chat or command
-        Call         ► Reply             status, peers; where the coordinator runs also invite, token, revoke
+        Call         ► Reply             status, peers, leave; where the coordinator runs also invite, token, revoke
         Ask          ► Piece…, Answered  a conversation or raw text and its options; text as it comes; times and stages
                      ► Waiting           every second until the first piece, with the reason
                      ► Declined          in place of any of these: what is wrong, and what to do
@@ -112,7 +112,7 @@ Port: TypeAlias = Annotated[int, 1, 65535]
 Layer: TypeAlias = Annotated[int, 0, 1 << 16]
 Stage: TypeAlias = Annotated[int, 0, 1023]
 Slot: TypeAlias = Annotated[int, 0, 63]
-Verb: TypeAlias = Literal["status", "peers", "invite", "token", "revoke"]
+Verb: TypeAlias = Literal["status", "peers", "leave", "invite", "token", "revoke"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
 LinkCodec: TypeAlias = Literal["auto", "none", "lz4", "zstd", "int8"]

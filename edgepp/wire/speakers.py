@@ -100,7 +100,7 @@ SPEAKERS: Mapping[type, Speech] = {
 }
 """Every kind of message, with the sockets on which and the roles from which it is taken."""
 
-VERBS_OF_ALL: frozenset[Verb] = frozenset({"status", "peers"})
+VERBS_OF_ALL: frozenset[Verb] = frozenset({"status", "peers", "leave"})
 """What any member may ask with ``Call``."""
 VERBS_OF_OWNER: frozenset[Verb] = frozenset(get_args(Verb)) - VERBS_OF_ALL
 """What only the coordinator's own machine may ask."""

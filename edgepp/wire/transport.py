@@ -165,12 +165,13 @@ class Listener:
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         _configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._secure = keys is not None
+        self._gate = gate if keys is not None else None
+        """Who checks keys; None where nothing is encrypted."""
         self._guard = Guard(2 * max_frame_bytes)
         if keys is not None:
             _serve_curve(self.socket, keys)
         if gate is not None:
-            gate.watch(self.socket, self._guard, encrypted=self._secure)
+            gate.watch(self.socket, self._guard, encrypted=keys is not None)
         try:
             _bind(self.socket, address)
         except zmq.ZMQError as error:
@@ -186,10 +187,14 @@ class Listener:
         """The next waiting message as (route of its sender, frames), or None.
 
         Raises:
-            RemoteProtocolError: it has too many frames or none; it is gone.
+            RemoteProtocolError: it has too many frames or none, or its key is no longer admitted; it is gone.
         """
         parts = self._parts()
-        return None if parts is None else (parts[0].bytes, [part.buffer for part in parts[1:]])
+        if parts is None:
+            return None
+        if self._gate is not None and not self._gate.admits(str(parts[0].get("User-Id"))):
+            raise RemoteProtocolError("a message of a key that was revoked")  # its connection may be older than that
+        return parts[0].bytes, [part.buffer for part in parts[1:]]
 
     def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
         """The next waiting message as (its sender, frames), or None.
@@ -202,7 +207,7 @@ class Listener:
             return None
         route = parts[0]
         # Where no gate sets it, a stranger could set User-Id itself.
-        key = str(route.get("User-Id")) if self._secure else ""
+        key = str(route.get("User-Id")) if self._gate is not None else ""
         sender = Sender(route.bytes, key, bare_host(str(route.get("Peer-Address"))))
         return sender, [part.buffer for part in parts[1:]]
 
@@ -217,9 +222,9 @@ class Listener:
         """Send to one peer; False when it is gone or its queue is full."""
         return _send(self.socket, [route, *parts])
 
-    def close(self) -> None:
-        """Stop listening; waiting messages are dropped."""
-        self.socket.close()
+    def close(self, linger_s: float = 0.0) -> None:
+        """Stop listening; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
+        self.socket.close(int(linger_s * 1000))
 
 
 class Link:

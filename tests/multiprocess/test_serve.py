@@ -177,6 +177,89 @@ def test_a_token_lets_a_machine_in_that_nobody_sits_at(one: Machine, two: Machin
         assert "does not admit this token" in refused.stderr
 
 
+def test_a_revoked_machine_comes_back_by_a_code_and_not_by_its_token(one: Machine, two: Machine, tiny: Path) -> None:
+    with serving(one, tiny, "--no-stage") as (_, address):
+        token = one.json("token", "--json")
+        with two.running("join", "--peer", address, EDGEPP_TOKEN=token["token"]) as joined:
+            joined.until("joined")
+            answer = one.json("revoke", "two", "--json")
+            assert (answer["kind"], answer["came_by"]) == ("node", token["name"])
+            assert joined.process.wait(10) == 1
+        assert two.run("leave").returncode == 0
+        refused = two.run("join", "--peer", address, EDGEPP_TOKEN=token["token"])
+        assert refused.returncode == 1
+        assert "one revoked this machine's key" in refused.stderr
+        told = one.json("peers", "--json")
+        assert ([peer["name"] for peer in told["revoked"]], told["peers"]) == (["two"], [])
+        code = one.json("invite", "--json")["code"]
+        with two.running("join", code, "--peer", address) as joined:
+            joined.until("joined")
+            assert one.json("peers", "--json")["revoked"] == []
+        assert one.json("revoke", token["name"], "--json")["kind"] == "token"
+        assert [one["name"] for one in one.json("peers", "--json")["withdrawn"]] == [token["name"]]
+
+
+def test_one_machine_is_one_node_until_it_leaves(one: Machine, two: Machine, tiny: Path) -> None:
+    with serving(one, tiny, "--memory", "1GB") as (_, address):
+        code = one.json("invite", "--json")["code"]
+        with two.running("join", code, "--peer", address, "--memory", "3GB") as joined:
+            joined.until("joined")
+            assert joined.until("standing")["layers"] == [[1, 4]]
+            for command in (("join", "--peer", address), ("serve", "-m", str(tiny), "--no-stage")):
+                second = two.run(*command)
+                assert second.returncode == 2
+                assert f"`edgepp join` (process {joined.process.pid})" in second.stderr
+            left = two.run("leave")
+            assert left.returncode == 0, left.stderr
+            assert f"(process {joined.process.pid}) has ended" in left.stdout
+            assert joined.process.wait(10) == 0
+            assert "has left the cluster of one" in joined.process.stdout.read()  # type: ignore[union-attr]
+        wait_for(one, 1)
+        assert one.json("peers", "--json")["peers"] == []
+        assert "belongs to no cluster" in two.run("leave").stdout
+
+
+def test_a_cluster_ends_only_when_that_was_wanted(one: Machine, two: Machine, tiny: Path) -> None:
+    with serving(one, tiny, "--no-stage") as (served, address):
+        code = one.json("invite", "--json")["code"]
+        with two.running("join", code, "--peer", address) as joined:
+            joined.until("joined")
+            asked = one.run("leave")
+            assert asked.returncode == 2
+            assert "1 other machine" in asked.stderr
+            assert "--yes" in asked.stderr
+            assert one.json("status", "--json")["nodes"]
+            assert one.run("leave", "--yes").returncode == 0
+            assert served.process.wait(10) == 0
+            assert joined.process.wait(20) == 1
+            assert "one ended the cluster" in joined.process.stderr.read()  # type: ignore[union-attr]
+
+
+def test_another_cluster_is_joined_only_when_that_was_wanted(one: Machine, two: Machine, tiny: Path) -> None:
+    three = Machine(one.home, "three")
+    with serving(one, tiny, "--no-stage") as (_, address), serving(three, tiny, "--no-stage") as (_, other):
+        code = one.json("invite", "--json")["code"]
+        with two.running("join", code, "--peer", address) as joined:
+            joined.until("joined")
+        code, token = three.json("invite", "--json")["code"], three.json("token", "--json")["token"]
+        for refused in (two.run("join", code, "--peer", other), two.run("join", "--peer", other, EDGEPP_TOKEN=token)):
+            assert refused.returncode == 1
+            assert "of another cluster" in refused.stderr
+            assert "--replace" in refused.stderr
+        assert [peer["name"] for peer in one.json("peers", "--json")["peers"]] == ["two"]
+        with two.running("join", code, "--replace", "--peer", other) as joined:
+            assert joined.until("joined")["coordinator"] == "three"
+
+
+def test_a_node_hears_why_it_runs_nothing(one: Machine, two: Machine, tiny: Path) -> None:
+    with serving(one, tiny) as (_, address):
+        code = one.json("invite", "--json")["code"]
+        with two.running("join", code, "--peer", address, "--layers", "2-7") as joined:
+            standing = joined.until("standing")
+            assert standing["layers"] == []
+            assert "the model has only layers 0-3" in standing["reason"]
+
+
 def test_a_coordinator_without_layers_waits_for_a_node_that_has_room(one: Machine, two: Machine, tiny: Path) -> None:
     with serving(one, tiny, "--no-stage") as (_, address):
         state = one.json("status", "--json")

@@ -7,6 +7,7 @@ from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.cluster.sizes import ModelSize, Want
 from edgepp.layers import LayerRange
 from edgepp.serve.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
+from edgepp.serve.standing import standings
 from edgepp.serve.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 from tests.unit.test_membership import beat, facts
@@ -130,6 +131,45 @@ def test_what_does_not_fit_is_said_and_a_running_plan_stays() -> None:
     cluster.after(2.0)
     assert cluster.director.complete(cluster.members)
     assert cluster.director.reason
+
+
+def test_a_pin_that_cannot_be_leaves_out_its_node_alone() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    cluster.join(MINI)
+    cluster.join(AIR, start=25, stop=31)
+    cluster.after(2.0)
+    assert cluster.ranges == {HERE: "0-14", MINI: "15-29"}
+    cluster.members.left(MINI)
+    cluster.after(2.0)
+    assert cluster.ranges == {HERE: "0-29"}
+    assert "the model has only layers 0-29" in cluster.director.reason
+    assert "only layers 0-29" in cluster.director.why_out(AIR)
+    assert not cluster.director.why_out(HERE)
+
+
+def test_each_node_is_told_its_layers_or_why_it_has_none() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    assert standings(cluster.director, cluster.members) == {HERE: {"layers": [], "reason": ""}}
+    cluster.join(MINI, memory=50_000_000)
+    cluster.join(AIR, start=25, stop=31)
+    cluster.join("d" * 16, slots=0)
+    cluster.after(2.0)
+    told = standings(cluster.director, cluster.members)
+    assert told[HERE] == {"layers": [[0, 30]], "reason": ""}
+    assert "one layer needs" in told[MINI]["reason"]
+    assert "offers 50 MB" in told[MINI]["reason"]
+    assert "only layers 0-29" in told[AIR]["reason"]
+    assert told["d" * 16]["reason"] == "it offers no stage process"
+
+
+def test_a_node_that_is_not_needed_stands_by() -> None:
+    cluster = Cluster()
+    cluster.join(HERE, start=0, stop=30)
+    cluster.join(MINI)
+    cluster.after(2.0)
+    assert standings(cluster.director, cluster.members)[MINI]["reason"].startswith("the others hold all layers")
 
 
 def test_a_load_that_got_lost_is_ordered_again() -> None:

@@ -11,18 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from edgepp.cluster import files
+from edgepp.cluster.files import config_dir
 from edgepp.cluster.identity import (
     ADDRESSES,
     Cluster,
     Member,
     clean_name,
-    config_dir,
     load_cluster,
     load_identity,
+    load_view,
     new_cluster,
     node_id,
     save_cluster,
+    save_view,
 )
+from edgepp.cluster.running import running, wait_until_ended, who_runs
 from edgepp.cluster.tokens import make_token, parse_token, read_token
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.wire.security import KeyPair
@@ -199,3 +203,60 @@ def test_where_a_token_is_read_from(home: Path, monkeypatch: pytest.MonkeyPatch,
     assert read_token() == "named"
     monkeypatch.setenv("EDGEPP_TOKEN", "given")
     assert read_token() == "given"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize("file", ["identity.json", "cluster.json", "token"])
+def test_what_is_no_file_is_named_and_never_waited_for(home: Path, file: str, kind: str) -> None:
+    path = config_dir() / file
+    path.mkdir() if kind == "folder" else os.mkfifo(path, 0o600)
+    with pytest.raises(EdgeppError, match=f"{file} is no regular file") as raised:
+        {"identity.json": load_identity, "cluster.json": load_cluster, "token": read_token}[file]()
+    assert raised.value.hint
+
+
+def test_a_file_that_is_too_long_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = _cluster()
+    save_cluster(cluster)
+    monkeypatch.setattr(files, "MOST_CHARACTERS", 100)
+    with pytest.raises(EdgeppError, match="longer than anything"):
+        load_cluster()
+    with pytest.raises(EdgeppError, match="stays as it is"):
+        save_cluster(cluster)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        {},
+        {"version": 1, "epoch": 1, "heard": "now"},
+        {"version": 1, "epoch": 1, "heard": "now", "members": [{"name": "a", "state": 1, "address": "x"}]},
+        {"version": "1", "epoch": 1, "heard": "now", "members": []},
+    ],
+)
+def test_a_view_that_cannot_be_shown_is_neither_kept_nor_read(home: Path, view: dict[str, object]) -> None:
+    whole = {"version": 1, "epoch": 2, "heard": "now", "members": [{"name": "a", "state": "ready", "address": "x"}]}
+    save_view(whole)
+    save_view(view)
+    assert load_view() == whole
+    (home / "view.json").write_text(json.dumps({"version": 1, "view": view}))
+    assert load_view() is None
+
+
+def test_one_node_runs_for_a_configuration(home: Path) -> None:
+    assert who_runs() == ""
+    with running("edgepp join"):
+        assert who_runs() == f"`edgepp join` (process {os.getpid()})"
+        assert not wait_until_ended(0)
+        with pytest.raises(UsageError, match="is a node already: `edgepp join`") as raised, running("edgepp serve"):
+            pass
+        assert "edgepp leave" in raised.value.hint
+    assert wait_until_ended(0)
+    with running("edgepp serve"):
+        assert "edgepp serve" in who_runs()
+
+
+def test_a_home_of_nobody_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPP_HOME", "~no-such-user-here/edgepp")
+    with pytest.raises(UsageError, match="cannot make"):
+        config_dir()

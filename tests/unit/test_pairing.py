@@ -13,6 +13,7 @@ import pytest
 from edgepp.cluster import desk as desks
 from edgepp.cluster import exchange
 from edgepp.cluster.codes import GUESSES, words
+from edgepp.cluster.crowd import PLACES, PLACES_OF_ONE_HOST, Caller, Crowd
 from edgepp.cluster.desk import INVITE_S, OPEN_AT_ONCE, PairingDesk
 from edgepp.cluster.exchange import Channel, Spake
 from edgepp.cluster.identity import Cluster, Identity, Member, node_id
@@ -160,14 +161,64 @@ def test_an_exchange_that_ends_early_tells_nothing_and_costs_no_guess(desk: Desk
     assert desk.redeem().id == CLUSTER.id
 
 
-def test_exchanges_without_end_void_an_invitation(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desks, "_EXCHANGES", 2)
-    desk.desk.invite()
-    for _ in range(2):
-        with pytest.raises(PairingError, match="wrong"):
+def test_greetings_without_a_guess_void_nothing(desk: Desk) -> None:
+    for _ in range(40):
+        with desk.connect() as connection:
+            Channel(connection).send("join", desk.number, Spake("joiner", desk.wrong).element)
+    assert desk.redeem().id == CLUSTER.id
+
+
+def test_one_try_is_one_guess_by_however_many_addresses(desk: Desk) -> None:
+    addresses = [Address(host, desk.address.port) for host in ("127.0.0.1", "localhost", "127.0.0.1.")]
+    with pytest.raises(PairingError, match=f"the code is wrong .2 of {GUESSES} guesses left"):
+        redeem(desk.wrong, addresses, JOINER)
+    desk.heard(f"127.0.0.1 guessed wrong (1 of 3) for invitation {desk.number}")
+    assert not [event for event in desk.events if "2 of 3" in event]
+    assert redeem(desk.code, addresses, JOINER).id == CLUSTER.id
+
+
+def test_a_try_is_judged_once_so_that_its_number_buys_no_other_guess(desk: Desk) -> None:
+    def answer(code: str) -> object:
+        with desk.connect() as connection:
+            channel = Channel(connection)
+            spake = Spake("joiner", code)
+            channel.send("join", desk.number, spake.element, b"t" * 16)
+            met = channel.receive()
+            assert met is not None
+            if met[0] != "desk":
+                return met
+            seal = spake.seal(met[1], channel.transcript.digest())
+            channel.send("prove", seal.close("joiner", ("x", JOINER.keys.public)))
+            return channel.receive()
+
+    assert answer(desk.wrong) == ("refuse", "wrong", 2)
+    assert answer(desk.code) == ("refuse", "wrong", 2)
+    assert desk.paired == []
+    assert desk.redeem().id == CLUSTER.id
+
+
+def test_the_inviter_hears_who_made_an_invitation_void(desk: Desk) -> None:
+    for _ in range(GUESSES):
+        with pytest.raises(PairingError):
             desk.redeem(desk.wrong)
-    with pytest.raises(PairingError, match="void"):
+    desk.heard(f"invitation {desk.number} is void after 3 wrong guesses, made at 127.0.0.1")
+
+
+def test_the_code_of_another_cluster_is_left_unused(desk: Desk) -> None:
+    with pytest.raises(PairingError, match="of another cluster") as raised:
+        redeem(desk.code, [desk.address], JOINER, known="f" * 16)
+    assert "--replace" in raised.value.hint
+    assert redeem(desk.code, [desk.address], JOINER, known=CLUSTER.id).id == CLUSTER.id
+
+
+def test_a_member_that_cannot_be_written_down_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Member) -> None:
+        raise EdgeppError("cannot write cluster.json: no space left")
+
+    monkeypatch.setattr(desk.desk, "_on_paired", full)
+    with pytest.raises(PairingError, match="could not let this machine in"):
         desk.redeem()
+    desk.heard("cannot be let in: cannot write cluster.json: no space left")
 
 
 def test_an_expired_code_says_so(desk: Desk) -> None:
@@ -355,15 +406,51 @@ def test_garbage_leaves_the_desk_alive(desk: Desk) -> None:
     assert desk.redeem().id == CLUSTER.id
 
 
-def test_more_connections_than_a_few_are_closed_at_once(desk: Desk) -> None:
-    idle = [desk.connect() for _ in range(4)]
-    eventually("four are connected", lambda: len(desk.desk._connections) == 4)
-    with desk.connect() as fifth:
-        assert fifth.recv(1) == b""
-    for connection in idle:
-        connection.close()
-    eventually("no connection is left", lambda: not desk.desk._connections)
+def test_silent_strangers_give_way_to_a_joiner(desk: Desk) -> None:
+    silent = [desk.connect() for _ in range(PLACES_OF_ONE_HOST)]
+    eventually("the desk is as wanted", lambda: len(desk.desk._connections) == PLACES_OF_ONE_HOST)
     assert desk.redeem().id == CLUSTER.id
+    assert silent[0].recv(1) == b""  # the oldest went
+    for connection in silent:
+        connection.close()
+    eventually("the desk is as wanted", lambda: not desk.desk._connections)
+
+
+def test_strangers_who_greet_and_wait_give_way_to_a_joiner(desk: Desk) -> None:
+    greeters = [desk.connect() for _ in range(PLACES_OF_ONE_HOST)]
+    for connection in greeters:
+        channel = Channel(connection)
+        channel.send("join", desk.number, Spake("joiner", desk.wrong).element)
+    assert desk.redeem().id == CLUSTER.id
+    for connection in greeters:
+        connection.close()
+
+
+def test_who_gives_way() -> None:
+    """Of its own host where that has its part, else of the largest; never one that waits for the desk."""
+    crowd = Crowd()
+    pairs = []
+
+    def caller(host: str) -> Caller:
+        pairs.append(socket.socketpair())
+        return Caller(pairs[-1][0], host)
+
+    honest = caller("10.0.0.9")
+    assert crowd.add(honest)
+    strangers = [caller("10.0.0.7") for _ in range(PLACES_OF_ONE_HOST + 1)]
+    assert all(crowd.add(stranger) for stranger in strangers)
+    assert strangers[0] not in crowd
+    assert honest in crowd
+    network = [caller(f"2001:db8::{i:x}") for i in range(PLACES_OF_ONE_HOST + 5)]
+    assert all(crowd.add(one) for one in network)
+    assert len(crowd) == PLACES
+    assert honest in crowd
+    for one in crowd:
+        one.is_served()
+    assert not crowd.add(caller("10.0.0.8"))
+    for one, other in pairs:
+        one.close()
+        other.close()
 
 
 def test_a_silent_connection_ends_in_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

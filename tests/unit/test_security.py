@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import zmq
 
-from edgepp.errors import LocalProtocolError
+from edgepp.errors import LocalProtocolError, RemoteProtocolError
 from edgepp.wire import security
 from edgepp.wire.security import BROKEN_OFF, OTHER_SERVER_KEY, PLAIN, Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Sender
@@ -117,6 +117,22 @@ def test_a_key_that_is_no_longer_admitted_stays_out(place: Place) -> None:
     with closing(place.link()) as link:
         wait(link.refusal)
         assert not place.gate.admits(MEMBER.public)
+
+
+def test_a_connection_from_before_a_revocation_is_of_no_use(place: Place) -> None:
+    with closing(place.link()) as link:
+        assert link.send([b"one"], PATIENCE_S)
+        assert place.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
+        received = place.listener.receive()
+        assert received is not None
+        place.gate.admit([])
+        assert link.send([b"two"], PATIENCE_S)
+        assert place.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
+        with pytest.raises(RemoteProtocolError, match="a key that was revoked"):
+            place.listener.receive()
+        place.gate.admit([MEMBER.public])
+        assert link.send([b"three"], PATIENCE_S)
+        assert place.receive()[1] == [b"three"]
 
 
 def test_another_server_key_is_noticed_on_both_sides(place: Place) -> None:
