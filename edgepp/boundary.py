@@ -58,6 +58,8 @@ def explained(error: BaseException) -> EdgeppError:
         return EdgeppError("a file or a message is nested too deeply to be read", "use one that is nested less deeply")
     if isinstance(error, UnicodeError):
         return _no_text(error)
+    if isinstance(error, EOFError):
+        return EdgeppError("the input ended too early", "check what is piped in, or run it in a terminal")
     if isinstance(error, ImportError):
         return EdgeppError(
             f"a library that edgepp needs cannot be loaded: {one_line(str(error), 200)}",

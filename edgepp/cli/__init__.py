@@ -20,6 +20,7 @@ from edgepp.child import trusted_path
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+    from edgepp.cli.options import Group
     from edgepp.errors import EdgeppError
 
 INTERRUPTED = 130
@@ -42,16 +43,25 @@ def main() -> None:
 
         _on_signals(_unwind)
         threading.excepthook = _thread_failed
-        status = _finished(lambda: cli(standalone_mode=False))
+        status = _run(cli)
     except BaseException as error:  # noqa: BLE001 - the process's boundary
         status = _status_of(error)
     _on_signals(_leave_at_once)
     _leave(_flushed(status))
 
 
-def _finished(command: Callable[[], object]) -> int:
-    returned = command()
-    return returned if isinstance(returned, int) else 0
+def _run(cli: Group) -> int:
+    """Run what the arguments ask for; nothing that it raises is taken for granted, as click's own ``main`` does."""
+    from click import exceptions, shell_completion
+
+    if asked := os.environ.get("_EDGEPP_COMPLETE"):
+        return shell_completion.shell_complete(cli, {}, "edgepp", "_EDGEPP_COMPLETE", asked)
+    try:
+        with cli.make_context("edgepp", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except exceptions.Exit as done:
+        return done.exit_code
+    return 0
 
 
 def _open_streams() -> None:
@@ -112,16 +122,15 @@ def _status_of(error: BaseException) -> int:
             _as_json(type(error).__name__, error.format_message(), "")
             return error.exit_code
         if isinstance(error, (KeyboardInterrupt, click.Abort)):
-            sys.stderr.write("interrupted\n")
+            sys.stderr.write("\ninterrupted\n" if sys.stderr.isatty() else "interrupted\n")
             return INTERRUPTED
-        cause = error.__context__ if isinstance(error, SystemExit) else error
-        if isinstance(cause, OSError) and (lost := _output_lost()) is not None:
-            return lost
-        if isinstance(error, SystemExit) and not isinstance(cause, OSError):
+        if isinstance(error, (OSError, SystemExit)) and (lost := _output_lost()) is not None:
+            return lost  # also where rich has turned a broken pipe into an exit
+        if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         from edgepp.boundary import exit_status, explained
 
-        known = explained(cause or error)
+        known = explained(error)
         _show(known)
         return exit_status(known)
     except OSError:  # standard error takes nothing either
