@@ -37,7 +37,6 @@ from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
 
-
 log = logging.getLogger("edgepp.stage")
 _serving = threading.Event()
 
