@@ -34,7 +34,7 @@ def trusted_path() -> list[str]:
 
 
 def installed_folders() -> list[str]:
-    """The folders of this package, of the standard library and of installed packages."""
+    """The folder that holds this package first, then those of the standard library and of installed packages."""
     library = os.path.dirname(os.__file__)
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     return [_ROOT, library, os.path.join(library, "lib-dynload"), *site.getsitepackages(), *user]

@@ -105,7 +105,10 @@ def _cleaned(message: str) -> str:
 
 def _place(file: str) -> str:
     """A file by its package, without the folders that lead there; nothing is told of a user's own script."""
-    for folder in sorted(map(os.path.realpath, installed_folders()), key=len, reverse=True):
+    package = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
+    if file.startswith(package + os.sep):
+        return "edgepp" + file[len(package) :]
+    for folder in sorted(set(map(os.path.realpath, installed_folders()[1:])), key=len, reverse=True):
         if file.startswith(folder + os.sep):
             return file[len(folder) + 1 :]
     return file if file.startswith("<frozen ") else ""
