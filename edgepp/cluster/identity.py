@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import secrets
+import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -170,14 +171,20 @@ def read_private(path: Path) -> str | None:
         EdgeppError: others may read it, or it cannot be read.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not be waited for
+        with open(handle, encoding="utf-8") as file:  # noqa: PTH123 - a descriptor has no Path
+            mode = os.fstat(handle).st_mode
+            if not stat.S_ISREG(mode):
+                raise EdgeppError(f"{path} is no regular file", "move it away, and invite or join again")
+            if mode & 0o077:
                 raise EdgeppError(f"others may read {path}, which holds secrets", f"run: chmod 600 {path}")
             return file.read(1 << 24)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise EdgeppError(f"cannot read {path}: {error.strerror}") from error
+        raise EdgeppError(
+            f"cannot read {path}: {error.strerror}", "move it away, or set EDGEPP_HOME to another folder"
+        ) from error
     except UnicodeDecodeError as error:
         raise _damaged(path) from error
 
