@@ -5,6 +5,7 @@ Nothing else is imported until both are in order, so that also a Ctrl-C during t
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -201,6 +202,9 @@ def _leave(status: int) -> None:
 
         for child in psutil.Process().children(recursive=True):
             child.kill()
+        os._exit(status)
+    if status == INTERRUPTED:  # where a Ctrl-C met code that a library evaluates, Python would die of the signal yet
+        atexit._run_exitfuncs()
         os._exit(status)
     if status:
         sys.exit(status)

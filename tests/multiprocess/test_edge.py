@@ -309,22 +309,8 @@ def test_a_signal_ends_it_in_a_line(number: int, model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_chat_and_its_stages(number: int, model: Path, tmp_path: Path) -> None:
     """In the midst of an answer; the fixture of every test sees that no stage process stays."""
-    endless = (
-        "chat",
-        "-m",
-        str(model),
-        "--stages",
-        "2",
-        "--threads",
-        "1",
-        "--raw",
-        "-p",
-        "x",
-        "-n",
-        "8000",
-        "--ignore-eos",
-    )
-    with started(endless, home=tmp_path / "home", cwd=tmp_path) as process:
+    endless = ("--raw", "-p", "x", "-n", "8000", "--ignore-eos", "--threads", "1", "--stages", "2")
+    with started(["chat", "-m", str(model), *endless], home=tmp_path / "home", cwd=tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
         process.send_signal(number)
