@@ -130,7 +130,7 @@ class Converter:
         writer.add_context_length(arch.context)
         writer.add_embedding_length(arch.hidden_size)
         writer.add_block_count(checkpoint.num_layers)
-        writer.add_feed_forward_length(int(checkpoint.text_config["intermediate_size"]))
+        writer.add_feed_forward_length(checkpoint.settings.ffn)
         writer.add_head_count(arch.heads)
         writer.add_head_count_kv(arch.kv_heads)
         writer.add_key_length(arch.head_dim)

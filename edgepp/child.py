@@ -1,13 +1,16 @@
-"""Command lines of Python child processes, which import nothing from the current folder.
+"""Python child processes: command lines that import nothing from the current folder, and limits of what one may use.
 
 ``python -m`` puts the current folder first on the import path: a ``psutil.py`` beside a downloaded model would run.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 import site
 import sys
+import time
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
@@ -38,3 +41,22 @@ def installed_folders() -> list[str]:
     library = os.path.dirname(os.__file__)
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     return [_ROOT, library, os.path.join(library, "lib-dynload"), *site.getsitepackages(), *user]
+
+
+def limit_memory(most_bytes: int) -> None:
+    """Hold this process to so much memory, and have it leave no core file. macOS has no such limit."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        most_bytes = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
+
+
+def limit_cpu(seconds: int) -> None:
+    """End this process by SIGXCPU when it has used a processor for ``seconds`` more, or up to one more than that.
+
+    A busy machine may take longer for them. The limit may be set anew for each piece of work.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = math.ceil(time.process_time()) + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from tests.waiting import PATIENCE_S
+
 EDGEPP = [sys.executable, "-m", "edgepp"]
 
 
@@ -48,7 +50,7 @@ def node(model: str | Path, layers: str, *options: str) -> Iterator[Node]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line, f"the node for layers {layers} ended with status {process.wait(10)}"
+        assert line, f"the node for layers {layers} ended with status {process.wait(PATIENCE_S)}"
         yield Node(process, json.loads(line))
     finally:
         for child in psutil.Process(process.pid).children() if process.poll() is None else []:
@@ -70,7 +72,9 @@ def nodes(model: str | Path, ranges: Sequence[str], *options: str) -> Iterator[l
         yield [stack.enter_context(node(model, layers, *options)) for layers in ranges]
 
 
-def edgepp(*arguments: str, stdin: str | None = None, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def edgepp(
+    *arguments: str, stdin: str | None = None, timeout_s: float = PATIENCE_S
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [*EDGEPP, *arguments],
@@ -83,7 +87,7 @@ def edgepp(*arguments: str, stdin: str | None = None, timeout_s: float = 120) ->
     )
 
 
-def chat(*arguments: str, timeout_s: float = 120) -> dict[str, Any]:
+def chat(*arguments: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
     """What `edgepp chat --json` answers."""
     done = edgepp("chat", *arguments, "--json", timeout_s=timeout_s)
     assert done.returncode == 0, done.stderr

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
+
+import pytest
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
@@ -15,7 +18,9 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import LocalRing, StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.checkpoint import Array, Checkpoint
+from edgepp.node.worker import Frame, Outcome, Worker
+from tests.waiting import PATIENCE_S
 
 
 def every_split(num_layers: int) -> Iterator[tuple[LayerRange, ...]]:
@@ -64,11 +69,43 @@ def local_engine(
     return Engine(open_parts, eos=frozenset(), budget=budget)
 
 
+class Brake:
+    """Holds the engines of this process after a number of steps, until it is released or a request is cancelled."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._steps: int | None = None
+        self._released = threading.Event()
+        run, cancel = Worker.run, Engine.cancel
+
+        def held_run(worker: Worker, frame: Frame, hidden: Array) -> Outcome:
+            if self._steps is not None:
+                self._steps -= 1
+                assert self._steps >= 0 or self._released.wait(PATIENCE_S), "nobody released it"
+            return run(worker, frame, hidden)
+
+        def releasing_cancel(engine: Engine, request: Request) -> None:
+            cancel(engine, request)
+            self.release()
+
+        monkeypatch.setattr(Worker, "run", held_run)
+        monkeypatch.setattr(Engine, "cancel", releasing_cancel)
+
+    def after(self, steps: int) -> None:
+        """Let so many steps pass from now on."""
+        self._released.clear()
+        self._steps = steps
+
+    def release(self) -> None:
+        """Let all steps pass."""
+        self._steps = None
+        self._released.set()
+
+
 def collect(request: Request) -> list[int]:
     """A request's tokens, once it has ended; its error is raised."""
     tokens: list[int] = []
     while True:
-        match request.events.get(timeout=120):
+        match request.events.get(timeout=PATIENCE_S):
             case int() as token:
                 tokens.append(token)
             case EdgeppError() as error:

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,6 +43,9 @@ class FakeHub:
     """Instead of breaking a connection, wait for this: a server that hangs."""
     redirect_to: str | None = None
     """Another origin that files are redirected to, as to a CDN."""
+
+    hostile: Callable[[BaseHTTPRequestHandler, str], bool] | None = None
+    """Answers a request for the file called so, or for the ``listing``, in its own way, or returns False."""
 
     url: str = ""
     sent: Counter[str] = field(default_factory=Counter)
@@ -95,6 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         with self.state.lock:
             self.state.requests.append((path, dict(self.headers)))
+        if self.state.hostile is not None and self.state.hostile(
+            self, path.rsplit("/", 1)[1] if "/resolve/" in path else "listing"
+        ):
+            return
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._list(match[1], match[2])
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from typing import Any
 
+from edgepp.boundary import explained
 from edgepp.engine.answer import Answer as PipelineAnswer
 from edgepp.engine.live import FinishReason
 from edgepp.engine.request import Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import EdgeppError, StageLost, UsageError
 from edgepp.serve.client import ServedAnswer
+
+log = logging.getLogger("edgepp.api")
 
 
 class Answer:
@@ -24,8 +29,14 @@ class Answer:
     with the end). Why it ended is known at the end.
     """
 
-    def __init__(self, begin: Callable[[], AbstractContextManager[Begun]]) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], AbstractContextManager[Begun]],
+        reopen: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        """After ``reopen``, an answer that lost a stage before anything of it was read begins once more."""
         self._begin = begin
+        self._reopen = reopen
         self._stop: Callable[[], None] | None = None
         self._read_before = self._cancelled = False
         self._pieces: list[str] = []
@@ -78,7 +89,7 @@ class Answer:
                 loop.call_soon_threadsafe(call, *about)
 
         def read() -> None:
-            for piece in self._read():
+            for piece in self._read(loop):
                 tell(heard.put_nowait, piece)
             tell(ended.set)
 
@@ -96,25 +107,47 @@ class Answer:
                 self.cancel()
             await ended.wait()
 
-    def _read(self) -> Iterator[_Piece | EdgeppError]:
+    def _read(self, loop: asyncio.AbstractEventLoop) -> Iterator[_Piece | EdgeppError]:
         """All of it, in a thread of its own; the last one has a reason or is an error."""
+        shown = False
         try:
-            with self._begin() as begun:
-                answer, self._stop = begun.answer, begun.cancel
-                if self._cancelled:
-                    begun.cancel()
-                for text in answer:
-                    yield _Piece(text, len(answer.token_ids), answer)
-                self._stop = None
-            if answer.finish_reason is None:
-                raise EdgeppError("the answer ended without a reason", "please report this")
-            yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
+            try:
+                for piece in self._attempt():
+                    shown = True
+                    yield piece
+            except StageLost:
+                if shown or self._cancelled or self._reopen is None or not self._reopened(self._reopen, loop):
+                    raise
+                yield from self._attempt()
         except EdgeppError as error:
             yield error
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: no reader may be left waiting
-            yield EdgeppError(f"the answer failed: {type(error).__name__}: {error}", "please report this")
+        except GeneratorExit:  # nobody hears it any more
+            raise
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: a panic in Rust is no Exception
+            yield explained(error)
         finally:
             self._stop = None
+
+    def _attempt(self) -> Iterator[_Piece]:
+        with self._begin() as begun:
+            answer, self._stop = begun.answer, begun.cancel
+            if self._cancelled:
+                begun.cancel()
+            for text in answer:
+                yield _Piece(text, len(answer.token_ids), answer)
+            self._stop = None
+        if answer.finish_reason is None:
+            raise EdgeppError("the answer ended without a reason", "please report this")
+        yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
+
+    @staticmethod
+    def _reopened(reopen: Callable[[], Coroutine[Any, Any, None]], loop: asyncio.AbstractEventLoop) -> bool:
+        try:
+            asyncio.run_coroutine_threadsafe(reopen(), loop).result()
+        except EdgeppError as error:  # the loss itself says more: it names the stage
+            log.info("what was lost cannot be opened again: %s", error)
+            return False
+        return True
 
     def _take(self, piece: _Piece) -> None:
         answer = piece.answer

@@ -73,6 +73,8 @@ class Engine:
         )
         self._opening = asyncio.Lock()
         self._pipeline: Pipeline | None = None
+        self._gone: EdgeppError | None = None
+        """Why the last pipeline was lost, until there is another."""
 
     @property
     def model(self) -> str:
@@ -92,7 +94,7 @@ class Engine:
     @property
     def lost(self) -> EdgeppError | None:
         """Why it does not answer: it was never opened, or was lost since; None while it does."""
-        return _not_open() if self._pipeline is None else self._pipeline.lost
+        return self._gone or _not_open() if self._pipeline is None else self._pipeline.lost
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
         """Fetch and load the model; anew, if it was lost. ``on_progress`` is called from another thread.
@@ -102,12 +104,15 @@ class Engine:
         """
         async with self._opening:
             if self.lost is not None:
+                gone = self._gone if self._pipeline is None else self._pipeline.lost
                 await self.close()
+                self._gone = gone
                 self._pipeline = await _open(self._options, on_progress)
+                self._gone = None
 
     async def close(self) -> None:
         """End what is under way and stop the stages that were started here."""
-        pipeline, self._pipeline = self._pipeline, None
+        pipeline, self._pipeline, self._gone = self._pipeline, None, None
         if pipeline is not None:
             await asyncio.to_thread(pipeline.close)
 
@@ -123,7 +128,7 @@ class Engine:
     def ask(
         self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
     ) -> Answer:
-        """An answer, which begins when it is read.
+        """An answer, which begins when it is read; once more, on an engine opened anew, if a stage was lost before.
 
         A ``raw`` text goes to the model as it stands. What the same ``owner`` asked before need not be computed again;
         nobody else can tell that it was asked.
@@ -137,7 +142,7 @@ class Engine:
             answer = self._running.ask(asked, options or GenerateOptions(), owner)
             return nullcontext(Begun(answer, answer.cancel))
 
-        return Answer(begin)
+        return Answer(begin, self.open)
 
     def choices(
         self, prompt: Prompt, n: int, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
@@ -154,7 +159,7 @@ class Engine:
     @property
     def _running(self) -> Pipeline:
         if self._pipeline is None:
-            raise _not_open()
+            raise self._gone or _not_open()
         return self._pipeline
 
 

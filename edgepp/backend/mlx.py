@@ -17,6 +17,8 @@ from edgepp.backend.mlx_taps import dissect
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint, layer_of
+from edgepp.model.shapes import check_used
+from edgepp.printable import one_line
 
 _GIB = 1 << 30
 
@@ -35,6 +37,7 @@ class MlxBackend:
     ) -> MlxStage:
         """See ``Backend.load_stage``."""
         checkpoint.require(layers)
+        check_used(checkpoint, layers)
         _prepare()
         dtype = _dtype(checkpoint, options, checkpoint.layer_names(layers))
         model = load_part(checkpoint, layers, wide=dtype == "float32")
@@ -93,4 +96,4 @@ def _evaluate(parameters: Any, what: str, checkpoint: Checkpoint) -> None:
     try:
         mx.eval(parameters)
     except (RuntimeError, MemoryError) as error:
-        raise ModelError(f"{what} of {checkpoint.path.name} cannot be loaded: {error}") from error
+        raise ModelError(f"{what} of {checkpoint.path.name} cannot be loaded: {one_line(str(error), 200)}") from error

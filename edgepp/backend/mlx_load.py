@@ -7,7 +7,9 @@ mistake shows as NaN, never as plausible text from random weights.
 
 from __future__ import annotations
 
+import inspect
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from edgepp.backend.mlx_float import is_half, stays_stored, widen
 from edgepp.backend.mlx_taps import FORWARD_ERRORS, find_layers
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint, layer_of, read_header
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.config import ModelConfig
+from edgepp.printable import one_line
 
 
 def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, wide: bool) -> Any:
@@ -33,27 +37,55 @@ def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, wide: bool) 
         ModelError: mlx-lm does not know the family, or a tensor is absent or has the wrong shape.
     """
     if layers is None:
-        _require_ends(checkpoint)
+        checkpoint.require_ends()
 
     def classes(config: dict[str, Any]) -> tuple[Any, Any]:
         model_class, arguments = _get_classes(config)
+        check_honoured(checkpoint.settings, frozenset(inspect.signature(arguments).parameters))
         return _partial(model_class, checkpoint, layers, wide), arguments
 
     try:
-        model, _ = load_model(checkpoint.path, lazy=True, strict=False, get_model_classes=classes)
-    except (*FORWARD_ERRORS, AssertionError, ImportError) as error:
+        with tempfile.TemporaryDirectory(prefix="edgepp-") as folder:  # so mlx-lm sees no other file of the model's
+            (Path(folder) / "config.json").write_text(json.dumps(checkpoint.settings.values), encoding="utf-8")
+            model, _ = load_model(Path(folder), lazy=True, strict=False, get_model_classes=classes)
+    except (*FORWARD_ERRORS, AssertionError, ImportError, ArithmeticError) as error:
         raise ModelError(
-            f"mlx-lm cannot build {checkpoint.path.name} (family '{checkpoint.family}'): {error}",
+            f"mlx-lm cannot build {checkpoint.path.name} (family '{checkpoint.family}'): {one_line(str(error), 200)}",
             "see `edgepp models list` for models that work",
         ) from error
     return widen(model) if wide else model
 
 
-def _partial(model_class: Any, checkpoint: Checkpoint, layers: LayerRange | None, wide: bool) -> Any:
-    """The family's class, but that it sees and takes only the tensors of the part."""
+def check_honoured(model: ModelConfig, read: frozenset[str]) -> None:
+    """Refuse settings that mlx-lm would drop in silence, ``read`` being the keys that it reads for the family.
 
-    def sanitize(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
-        held = {name: array for name, array in weights.items() if name in checkpoint.tensors}
+    Raises:
+        ModelError: names the family and the key.
+    """
+    values, ignored = model.values, ""
+    if "text_config" in read:
+        return  # the language model inside has keys of its own
+    several = [part for part in (values.get("rope_parameters") or {}).values() if isinstance(part, dict)]
+    if model.family == "qwen2" and model.head_dim * model.heads != model.hidden_size:
+        ignored = "head_dim"
+    elif values.get("rope_scaling") and not read & {"rope_scaling", "rope_parameters"}:
+        ignored = "rope_scaling"
+    elif any(part != several[0] for part in several) and not read & {"rope_parameters", "rope_local_base_freq"}:
+        ignored = "rope_parameters"
+    elif values.get("partial_rotary_factor") not in (None, 1) and not any("rotary" in key for key in read):
+        ignored = "" if "rope_parameters" in read else "partial_rotary_factor"
+    if ignored:
+        raise ModelError(
+            f"mlx-lm does not read {ignored} of {model.name} (family '{model.family}'), so its answers would be wrong",
+            "choose another model, or convert this one with a newer mlx-lm",
+        )
+
+
+def _partial(model_class: Any, checkpoint: Checkpoint, layers: LayerRange | None, wide: bool) -> Any:
+    """The family's class, but that it takes its weights from ``checkpoint``, and only those of the part."""
+
+    def sanitize(model: Any, _weights: dict[str, Any]) -> dict[str, Any]:
+        held = _lazy_weights(checkpoint)
         return model_class.sanitize(model, held) if hasattr(model_class, "sanitize") else held
 
     def load_weights(model: Any, weights: list[tuple[str, Any]], **_: Any) -> Any:
@@ -61,6 +93,20 @@ def _partial(model_class: Any, checkpoint: Checkpoint, layers: LayerRange | None
         return model_class.load_weights(model, chosen, strict=False)
 
     return type(model_class.__name__, (model_class,), {"sanitize": sanitize, "load_weights": load_weights})
+
+
+def _lazy_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's tensors, each from the file that the index gives it; nothing is read yet."""
+    weights: dict[str, Any] = {}
+    for file in {place.file for place in checkpoint.tensors.values()}:
+        loaded: Any = mx.load(str(file))
+        weights |= {name: array for name, array in loaded.items() if _is_from(checkpoint, name, file)}
+    return weights
+
+
+def _is_from(checkpoint: Checkpoint, name: str, file: Path) -> bool:
+    place = checkpoint.tensors.get(name)
+    return place is not None and place.file == file
 
 
 def _choose(
@@ -105,19 +151,3 @@ def _checked(name: str, array: Any, parameter: Any, folder: Path) -> Any:
     if array.shape != parameter.shape:
         raise ModelError(f"{name} of {folder.name} has shape {array.shape}; the model needs {parameter.shape}")
     return array
-
-
-def _require_ends(checkpoint: Checkpoint) -> None:
-    """Some families tie the head to the embedding where the head is absent: that must not be by accident."""
-    if checkpoint.text_config.get("tie_word_embeddings"):
-        return
-    index = checkpoint.path / "model.safetensors.index.json"
-    known = set(json.loads(index.read_bytes()).get("weight_map", ())) if index.is_file() else set()
-    for file in checkpoint.path.glob("*.safetensors"):
-        known.update(place.name for place in read_header(file, whole=True))
-    absent = sorted(name for name in known if layer_of(name) is None and name not in checkpoint.tensors)
-    if absent:
-        raise ModelError(
-            f"{checkpoint.path} lacks {len(absent)} tensors outside the layers, among them {absent[0]}",
-            "fetch them with `edgepp models pull`",
-        )

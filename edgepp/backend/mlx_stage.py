@@ -18,6 +18,7 @@ from edgepp.backend.mlx_taps import FORWARD_ERRORS, Anatomy, unfit
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array, Checkpoint
+from edgepp.printable import one_line
 
 _MIB = 1 << 20
 
@@ -65,7 +66,9 @@ class MlxStage:
         except (*FORWARD_ERRORS, MemoryError) as error:
             kept, hint = self._part.quantised, "leave the KV cache as it is"
             how, hint = ("here", "") if kept is None else (f"with keys and values in {kept.bits} bits", hint)
-            raise ModelError(f"layers {self.layers} of family '{family}' do not run {how}: {error}", hint) from error
+            raise ModelError(
+                f"layers {self.layers} of family '{family}' do not run {how}: {one_line(str(error), 200)}", hint
+            ) from error
         if not finite:
             raise unfit(family, f"layers {self.layers} need weights from outside the range")
         return cache

@@ -15,7 +15,7 @@ from edgepp.backend.onnx_arena import Arena, CacheShape
 from edgepp.backend.onnx_bound import BoundSession
 from edgepp.backend.onnx_cache import Caches, Place
 from edgepp.backend.onnx_decoder import DecoderGraph, build_head
-from edgepp.backend.onnx_family import Architecture, read_architecture
+from edgepp.backend.onnx_family import Architecture, check_tensors, read_architecture
 from edgepp.backend.onnx_graph import ORT_ERRORS, GraphBuilder
 from edgepp.backend.onnx_weights import rows_of
 from edgepp.errors import ModelError, StageFault
@@ -67,7 +67,6 @@ class OnnxStage:
     """Decoder layers in one session, which appends to the caches in place."""
 
     dtype = "float32"
-    chunk = CHUNK
     device = "cpu"
     rewinds = True
 
@@ -85,10 +84,13 @@ class OnnxStage:
                 "choose 8 bits, or the mlx backend",
             )
         checkpoint.require(layers)
+        check_tensors(checkpoint, layers)
         graph = GraphBuilder(checkpoint, exact=options.exact)
         DecoderGraph(graph, architecture, options.kv_bits).build(layers, _reporter(checkpoint, layers, progress))
         self.layers = layers
         self.hidden_size = architecture.hidden_size
+        # Attention takes this many rows at a time, and one that is left over for itself would be rounded differently.
+        self.chunk = min(CHUNK, 2 * architecture.head_dim)
         self._architecture: Architecture = architecture
         self._session = BoundSession(graph.session(options), architecture.rope)
         self._caches = Caches(CacheShape.of(architecture, layers, options.kv_bits))
@@ -249,6 +251,7 @@ class OnnxEnds:
 
     def __init__(self, checkpoint: Checkpoint, options: BackendOptions) -> None:
         architecture = read_architecture(checkpoint)
+        check_tensors(checkpoint, None)
         graph = GraphBuilder(checkpoint, exact=options.exact)
         build_head(graph, architecture)
         self._session = graph.session(options)

@@ -20,6 +20,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.backend.onnx_weights import CONVERTED_GROUP, NBits, converted, dense, quantised
 from edgepp.errors import ModelError
 from edgepp.model.checkpoint import Array, Checkpoint
+from edgepp.printable import one_line
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.EPFail,
@@ -216,7 +217,9 @@ class GraphBuilder:
         try:
             return ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         except ORT_ERRORS as error:
-            raise ModelError(f"ONNX Runtime cannot load {self.checkpoint.path.name}: {error}") from error
+            raise ModelError(
+                f"ONNX Runtime cannot load {self.checkpoint.path.name}: {one_line(str(error), 200)}"
+            ) from error
         finally:
             self._in_memory.clear()
             self._initialisers.clear()

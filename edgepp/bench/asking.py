@@ -27,6 +27,9 @@ class Asked(Protocol):
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
         """See ``Engine.ask``."""
 
+    async def open(self) -> None:
+        """See ``Engine.open``: what was lost is opened again."""
+
 
 class Strangers:
     """An engine of which each question has another owner, so that nothing asked before helps."""
@@ -38,6 +41,10 @@ class Strangers:
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
         """See ``Engine.ask``."""
         return self._engine.ask(prompt, options, raw=raw, owner=str(next(self._owners)))
+
+    async def open(self) -> None:
+        """See ``Engine.open``."""
+        await self._engine.open()
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ def _head(report: Report) -> Iterator[str]:
     commit = f", commit {report.commit}" if report.commit else ""
     yield f"{report.began}, edgepp {report.version}{commit}, {where}; measured in {report.took_s:.0f} s."
     yield ""
+    yield origin.SOURCES
+    yield ""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     yield (
         f"Measured from: {machine['cpu']}, {machine['cores']} cores, {machine['cpus']} CPUs,"

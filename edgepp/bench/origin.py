@@ -1,4 +1,7 @@
-"""The figures that edgepp answers to, as their sources print them. A report shows them beside what was measured."""
+"""The origin: figures of two public sources that edgepp answers to, as the sources print them.
+
+A report shows them beside what was measured.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,12 @@ from dataclasses import dataclass
 TOGETHER = "Together-LLM, 2024"
 """A pipeline of two machines over gRPC: a 4-core 2 GHz Intel i5 and an M3 Pro, bfloat16 on CPU."""
 OLLAMA = "ollama, Llama 3.1 70B 4-bit, one A100 80G"
+"""Stories and titles, asked for by 1, 2 and 4 users at once."""
+SOURCES = (
+    f"The origin is two public measurements from before edgepp: {TOGETHER} (a pipeline of two machines over gRPC,"
+    f" bfloat16 on CPU) and {OLLAMA} (several users at once). Their hardware and models are not these, so compare"
+    " shapes and ratios, not rates."
+)
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from edgepp.bench import links
 from edgepp.bench.asking import Asked, Run, Setting, Wait, ask_alone, ask_at_once, ratio, single, together
 from edgepp.bench.origin import RATES_MBIT_S
 from edgepp.bench.report import ALONE, Report
 from edgepp.bench.text import numbers
-from edgepp.errors import ModelError, StageFault, UsageError
+from edgepp.errors import ModelError, StageFault, StageLost, UsageError
 
 CODEC_ROUNDS = 5
+
+T = TypeVar("T")
 
 Tell = Callable[[int, int, str], None]
 """Called with what is done of how many steps, and what comes now."""
@@ -82,7 +85,8 @@ class Bench:
             number = next(self._numbers)
             for name, side in sides.items():
                 self._step(f"{name}, round {turn} of {chosen.rounds}" if turn else f"{name}, warm-up")
-                run = await ask_alone(side, number, chosen.prompt_words, chosen.answer)
+                ask = partial(ask_alone, side, number, chosen.prompt_words, chosen.answer)
+                run = await self._twice(side, name, ask)
                 if turn:
                     runs[name].append(run)
             if turn:
@@ -99,7 +103,7 @@ class Bench:
                 what = "a title" if row.text else f"{row.words} words"
                 self._step(f"{row.requests} at once, {what}, {turn}")
                 try:
-                    waits = await ask_at_once(asked, row, self._numbers)
+                    waits = await self._twice(asked, what, partial(ask_at_once, asked, row, self._numbers))
                 except (UsageError, StageFault) as error:
                     del rows[row]
                     self._report.left_out.append(f"{row.requests} at once, {what}: {error}")
@@ -107,6 +111,15 @@ class Bench:
                 if turn != "warm-up":
                     rows[row].append(waits)
                 self._report.requests = [together(row, rounds) for row, rounds in rows.items() if rounds]
+
+    async def _twice(self, asked: Asked, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask, and once more if a stage was lost: on a busy machine one may be silent for longer than is believed."""
+        try:
+            return await ask()
+        except StageLost as error:
+            self._report.left_out.append(f"a first try of {what}: {error}")
+            await asked.open()
+            return await ask()
 
     def _turns(self) -> Iterator[str]:
         if self._settings.warm:

@@ -178,7 +178,7 @@ def _cluster(
         raise UsageError("--link goes with --node", "a file has its own [links]; a live cluster measures them")
     if nodes:
         return describe.described(
-            [describe.parse_node(text, number) for number, text in enumerate(nodes, 1)],
+            describe.read_nodes([describe.parse_node(text) for text in nodes]),
             [describe.parse_named_link(text) for text in links],
         )
     if file is not None:

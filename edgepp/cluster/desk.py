@@ -20,8 +20,9 @@ from edgepp.cluster.codes import GUESSES, make_code
 from edgepp.cluster.exchange import Cause, Channel, OtherVersionError, Seal, Spake, expect, listen
 from edgepp.cluster.identity import Cluster, Member
 from edgepp.errors import RemoteProtocolError, UsageError
-from edgepp.wire.security import Rarely, bare_host, is_key
+from edgepp.wire.security import Rarely, bare_host
 from edgepp.wire.transport import Address
+from edgepp.wire.values import is_key
 
 INVITE_S = 600.0
 OPEN_AT_ONCE = 8

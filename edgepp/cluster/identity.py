@@ -19,8 +19,9 @@ from filelock import FileLock
 from platformdirs import user_config_path
 
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.wire.security import KeyPair, is_key
+from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address
+from edgepp.wire.values import is_key
 
 NAME_CHARACTERS = 40
 ADDRESSES = 8

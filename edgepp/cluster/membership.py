@@ -89,6 +89,8 @@ class Member:
     """Whether its connection was closed from its side since it was last heard."""
     clock_off_us: int = 0
     """How far its wall clock is ahead of the coordinator's."""
+    went: str = ""
+    """Why it is gone: it "left", or what else became of it."""
     loaded: tuple[tuple[int, Loaded], ...] = ()
     """The newest ``Loaded`` of each slot."""
 
@@ -130,7 +132,7 @@ class Membership:
         if old is None or old.facts.incarnation != facts.incarnation:
             member = Member(node, key, facts, route, host, now_s)
         else:
-            member = replace(old, facts=facts, route=route, host=host, heard_s=now_s, closed=False)
+            member = replace(old, facts=facts, route=route, host=host, heard_s=now_s, closed=False, went="")
         if old is None or member != replace(old, heard_s=now_s, closed=False):
             self.version += 1
         self._members[node] = member
@@ -173,8 +175,9 @@ class Membership:
         """Note that a member's connection was closed from its side."""
         self._members[node] = replace(self._members[node], closed=True)
 
-    def left(self, node: str) -> None:
+    def left(self, node: str, how: str = "left") -> None:
         """Note that a member went, or was sent away."""
+        self._members[node] = replace(self._members[node], went=how)
         self._move(node, Event.LEFT)
 
     def tick(self, now_s: float) -> list[Member]:
@@ -185,6 +188,8 @@ class Membership:
             if silent_s > SUSPECT_S and self._move(node, Event.SILENT):
                 changed.append(self._members[node])
             if silent_s > (CLOSED_S if member.closed else GONE_S) and self._move(node, Event.LOST):
+                how = "closed its connection" if member.closed else f"has been silent for {silent_s:.0f} s"
+                self._members[node] = replace(self._members[node], went=how)
                 changed.append(self._members[node])
         return changed
 

@@ -21,8 +21,8 @@ from edgepp.cluster.exchange import (
 )
 from edgepp.cluster.identity import Cluster, Identity, Member, is_cluster_id
 from edgepp.errors import PairingError, RemoteProtocolError, UsageError
-from edgepp.wire.security import is_key
 from edgepp.wire.transport import Address
+from edgepp.wire.values import is_key
 
 
 def redeem(code: str, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0) -> Cluster:

@@ -80,7 +80,7 @@ class Host:
     stream_bps: float
     """Measured bytes/s of weight streaming while decoding."""
     flops: float
-    """Measured FLOP/s in prefill; no policy reads it yet."""
+    """Measured FLOP/s in prefill."""
     pinned: LayerRange | None = None
     coordinator: bool = False
     """The model's ends come out of its memory: set it for one host of the coordinator's machine."""
@@ -97,6 +97,10 @@ class Host:
 
     def __str__(self) -> str:
         return self.name or self.id
+
+    def decode_bps(self, size: ModelSize) -> float:
+        """Bytes/s of weights in a decode step of one row: ``stream_bps``, or less where its arithmetic takes longer."""
+        return min(self.stream_bps, self.flops * size.layer_bytes / max(1, size.layer_flops))
 
     def divided(self, slots: int) -> tuple[Host, ...]:
         """So many stage processes in place of one, which share its memory and rates evenly.
@@ -184,9 +188,11 @@ def hop_s(want: Want, links: Links, start: str, end: str) -> float:
 
 
 def token_s(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordinator: str) -> float:
-    """Predicted seconds of a decode step: each stage streams its weights, and N stages make N + 1 hops."""
+    """Predicted seconds of a decode step: each stage passes its weights, and N stages make N + 1 hops."""
     by_id = {host.id: host for host in hosts}
-    weights = sum(len(layers) * want.size.layer_bytes / by_id[host].stream_bps for host, layers in plan.stages)
+    weights = sum(
+        len(layers) * want.size.layer_bytes / by_id[host].decode_bps(want.size) for host, layers in plan.stages
+    )
     way = [coordinator, *(by_id[host].node for host, _ in plan.stages), coordinator]
     return weights + sum(hop_s(want, links, a, b) for a, b in pairwise(way))
 
@@ -194,7 +200,7 @@ def token_s(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordin
 def slowest_s(want: Want, plan: Plan, hosts: Sequence[Host]) -> float:
     """Predicted decode seconds of the slowest stage, which bounds the tokens/s of many sequences together."""
     by_id = {host.id: host for host in hosts}
-    return max(len(layers) * want.size.layer_bytes / by_id[host].stream_bps for host, layers in plan.stages)
+    return max(len(layers) * want.size.layer_bytes / by_id[host].decode_bps(want.size) for host, layers in plan.stages)
 
 
 def cost(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordinator: str) -> float:

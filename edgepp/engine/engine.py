@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 
 from edgepp.backend.base import Ends
 from edgepp.backend.device import release_thread
+from edgepp.boundary import explained
 from edgepp.engine.constraint import Matcher
 from edgepp.engine.draft import Costs, Draft
 from edgepp.engine.ledger import Ledger, Reuse
@@ -206,7 +207,7 @@ class Engine:
                 for event in self._ring.poll(0.0 if sent else _IDLE_S):
                     self._take(event)
         except Exception as error:  # noqa: BLE001 - the thread's boundary: no request may be left waiting
-            self._lose(EdgeppError(f"the engine failed: {type(error).__name__}: {error}", "please report this"))
+            self._lose(explained(error))
         finally:
             self._lose(self._lost or self._closing)
             self._publish()
@@ -245,15 +246,19 @@ class Engine:
 
     def _balance(self) -> None:
         """Begin with those who fit, and let those give way who do not fit any more."""
+        self._give_way(self._ledger.make_room())
         for request, held in self._ledger.begin():
             if request.draft is None and self._new_draft is not None:
                 request.draft = self._new_draft()
             self._scheduler.add(request.sequence, len(request.ids), held)
-        for request in self._ledger.squeeze():
-            self._preempted += 1
-            self._scheduler.remove(request.sequence)
+        self._give_way(self._ledger.squeeze())
         for sequence in self._ledger.freed():
             self._ring.free(sequence)
+
+    def _give_way(self, requests: Iterator[Request]) -> None:
+        for request in requests:
+            self._preempted += 1
+            self._scheduler.remove(request.sequence)
 
     def _publish(self) -> None:
         """Tell the readers what happened, after the next step has left: a reader that wakes takes the interpreter."""

@@ -1,8 +1,9 @@
 """Who may begin, who waits, who must give way, and what is kept: the engine's KV positions. Pure.
 
 All sequences together, live ones and those kept for their prefixes, hold at most ``budget`` positions. Kept ones give
-way first, then the live request that came last: it loses its keys and values, not its tokens, and begins again when
-there is room. The first to come never gives way, so every request ends.
+way first, then the newest live request of the owner who holds most: it loses its keys and values, not its tokens, and
+begins again when there is room. Owners take turns, and one with less than an equal share of the budget is made room
+for. The live request that began first never gives way, so every request ends.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 
 from edgepp.engine.live import Request
 from edgepp.engine.prefix import LEAST, PrefixCache, common
+from edgepp.engine.scheduler import LEAST_ROWS
 from edgepp.errors import EdgeppError
 
 MOST_WAITING = 256
 """Requests that wait for room; more are refused."""
 HEADROOM = 64
 """Positions that must be free beside its own for a request to begin, lest it give way at once."""
+_MOST_OWNERS = 4096
+"""Owners whose turns are remembered."""
 
 
 @dataclass
@@ -55,6 +59,11 @@ class Ledger:
         self._prefixes = PrefixCache()
         self._draining: dict[int, tuple[Request, int, int]] = {}
         self._freed: list[int] = []
+        self._turns = itertools.count(1)
+        self._turn: dict[str, int] = {}
+        """When each owner had its last turn; who has waited longest comes first."""
+        self._began: dict[int, int] = {}
+        """The turn in which each live request began, by sequence."""
         self.live: dict[int, Request] = {}
         """By sequence."""
         self.reuse = Reuse()
@@ -104,7 +113,7 @@ class Ledger:
 
     def leave(self, request: Request, held: int, in_ring: int) -> None:
         """A live request has ended: the stages hold ``held`` positions, and ``in_ring`` steps of it are in the ring."""
-        del self.live[request.sequence]
+        del self.live[request.sequence], self._began[request.sequence]
         if request.source and not in_ring:
             held = 0  # it was never copied
         if in_ring and self._shares:
@@ -125,6 +134,7 @@ class Ledger:
         """The stages have no use for a sequence any more; its request if it was live."""
         self._draining.pop(sequence, None)
         self._freed.append(sequence)
+        self._began.pop(sequence, None)
         return self.live.pop(sequence, None)
 
     def again(self, request: Request) -> None:
@@ -134,6 +144,17 @@ class Ledger:
         later = [at for at, other in enumerate(self._waiting) if other.id > request.id]
         self._waiting.insert(later[0] if later else len(self._waiting), request)
 
+    def make_room(self) -> Iterator[Request]:
+        """Let those give way, each yielded before it waits again, who keep an owner from its share of the budget."""
+        request = self._next(set())
+        while request is not None and not self._fits(request):
+            last = self._debtor(request)
+            if last is None:
+                return
+            yield last
+            self.again(last)
+            self._take_turn(last.owner)
+
     def squeeze(self) -> Iterator[Request]:
         """Bring what is held within the budget; yields each who must give way for it, before it waits again."""
         while self._excess() > 0:
@@ -142,7 +163,7 @@ class Ledger:
             elif self._draining:
                 self.lost(next(iter(self._draining)))
             elif len(self.live) > 1:
-                last = max(self.live.values(), key=lambda request: request.id)
+                last = self._greediest()
                 yield last
                 self.again(last)
             else:
@@ -163,21 +184,60 @@ class Ledger:
         return freed
 
     def _next(self, passed: set[int]) -> Request | None:
-        """The oldest that waits of the owner who has least under way; who had begun already goes before all others."""
+        """The oldest that waits of the owner who has least under way, and among equals has waited longest for a turn.
+
+        Of one owner, who had begun already goes before all others.
+        """
+        held = self._by_owner()
+        candidates = (request for request in self._waiting if request.id not in passed)
+
+        def order(request: Request) -> tuple[int, int, bool, int]:
+            return held.get(request.owner, 0), self._turn.get(request.owner, 0), not request.tokens, request.id
+
+        return min(candidates, key=order, default=None)
+
+    def _by_owner(self) -> dict[str, int]:
+        """Positions that the live requests of each owner hold."""
         held: dict[str, int] = {}
         for request in self.live.values():
             held[request.owner] = held.get(request.owner, 0) + len(request.ids)
-        candidates = (request for request in self._waiting if request.id not in passed)
-        return min(
-            candidates, key=lambda request: (not request.tokens, held.get(request.owner, 0), request.id), default=None
-        )
+        return held
+
+    def _greediest(self) -> Request:
+        """The newest request of the owner who holds most, but never the one that began first."""
+        first = min(self._began, key=self._began.__getitem__)
+        held = self._by_owner()
+        others = (request for request in self.live.values() if request.sequence != first)
+        return max(others, key=lambda request: (held[request.owner], request.id))
+
+    def _debtor(self, request: Request) -> Request | None:
+        """Who is to give way so that ``request`` may begin: only for an owner within its share, and of one beyond it.
+
+        The other one must not have less than that owner then, or it would be made room for in its turn.
+        """
+        if self._budget is None or len(self.live) < 2:
+            return None
+        held = self._by_owner()
+        share = self._budget // len({*held, *(waiting.owner for waiting in self._waiting)})
+        last, own = self._greediest(), held.get(request.owner, 0)
+        if own + self._needed(request) > share or held[last.owner] <= share:
+            return None
+        return last if held[last.owner] - len(last.ids) >= own else None
+
+    def _take_turn(self, owner: str) -> int:
+        """Put ``owner`` behind all others."""
+        self._turn.pop(owner, None)
+        self._turn[owner] = next(self._turns)
+        if len(self._turn) > _MOST_OWNERS:
+            del self._turn[next(iter(self._turn))]
+        return self._turn[owner]
 
     def _match(self, request: Request) -> _Match | None:
         """What a request may begin with; None where more of it will be there soon."""
         best = _Match()
         if not self._shares or request.alone:
             return best
-        ids = request.known(len(request.ids) - 1)  # the last one is computed, since its hidden state is wanted
+        ids = request.known(max(0, len(request.ids) - LEAST_ROWS))  # the last is wanted, and goes with one more
         found = self._prefixes.find(request.owner, ids)
         if found is not None:
             kept, length = found
@@ -209,7 +269,12 @@ class Ledger:
     def _fits(self, request: Request) -> bool:
         if self._budget is None or not self.live:
             return True
-        return self._held + min(len(request.ids) + HEADROOM, request.capacity) <= self._budget
+        return self._held + self._needed(request) <= self._budget
+
+    @staticmethod
+    def _needed(request: Request) -> int:
+        """Positions that must be free for a request to begin."""
+        return min(len(request.ids) + HEADROOM, request.capacity)
 
     def _start(self, request: Request, match: _Match) -> tuple[Request, int]:
         if match.moves:
@@ -218,6 +283,7 @@ class Ledger:
         else:
             request.sequence = next(self._numbers)
         self.live[request.sequence] = request
+        self._began[request.sequence] = self._take_turn(request.owner)
         if not request.tokens:
             self.reuse.asked += request.prompt
             self.reuse.reused += match.length

@@ -39,6 +39,7 @@ from edgepp.wire.messages import (
     encode,
 )
 from edgepp.wire.security import KeyPair, pinned
+from edgepp.wire.speakers import check_speaker
 from edgepp.wire.transport import Link
 
 ATTACH_S = 10.0
@@ -51,6 +52,9 @@ GONE_PINGS = 2
 """A stage to which so many pings in a row find no connection is gone."""
 STEP_S = 8.0
 """How long a step may take, or four times what the measured speeds say, before its stage counts as wedged."""
+
+_MOST_A_TURN = 100
+"""Messages of one link that are taken before others, and deadlines, have their turn."""
 
 
 @dataclass(frozen=True)
@@ -258,8 +262,11 @@ class NetworkRing:
     def _receive(self, link: Link) -> None:
         index = next((i for i, peer in enumerate(self._peers) if peer.control is link), None)
         try:
-            while (frames := link.receive()) is not None:
+            for _ in range(_MOST_A_TURN):
+                if (frames := link.receive()) is None:
+                    return
                 message = decode(frames[0])
+                check_speaker(message, "control" if index is not None else "data", "stage")
                 if index is None and isinstance(message, Hidden | Batch):
                     self._returned(message, frames[1:])
                 elif index is not None:

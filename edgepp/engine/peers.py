@@ -125,8 +125,6 @@ def _introduced(link: Link, frames: Sequence[memoryview], endpoint: Endpoint) ->
     if not isinstance(answer, Welcome):
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
         raise PlanError(f"the node at {address} cannot be used: {reason}", "run the same edgepp everywhere")
-    if not answer.start < answer.stop <= answer.num_layers or not 0 < answer.data_port < 65536:
-        raise PlanError(f"the node at {address} describes itself in a way that makes no sense")
     return Peer(address, link, answer, endpoint)
 
 

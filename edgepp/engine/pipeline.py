@@ -87,7 +87,9 @@ class Pipeline:
         self._owned = ExitStack()
         front = front or Front.open(options.model, whole=not options.endpoints, on_progress=on_progress)
         self._front, self._checkpoint, self.tokenizer = front, front.checkpoint, front.tokenizer
+        self._owned.callback(self.tokenizer.close)
         try:
+            self.tokenizer.start()
             endpoints = options.endpoints or self._start_stages(on_progress)
 
             guide = self._open_guide(on_progress)

@@ -19,6 +19,12 @@ _SPARE_CHUNKS = 2
 """Chunks in the ring beyond one a stage: stage 0 keeps busy while the coordinator is late."""
 MOST_ROWS = 128
 """Sequences of one micro-batch."""
+LEAST_ROWS = 2
+"""Positions of a prompt that one step computes at the least.
+
+Kernels for one row round differently from those for several, whose rows do not depend on how many they are. So with two
+rows or more in each chunk, a prompt's numbers depend neither on where it is cut nor on how much of it was held already.
+"""
 
 
 class Lengths(Protocol):
@@ -119,7 +125,10 @@ class Scheduler:
         return len(self._tracks)
 
     def add(self, request: int, prompt: int, held: int = 0) -> None:
-        """Admit a request whose prompt has ``prompt`` tokens, of which the stages hold the first ``held`` already."""
+        """Admit a request whose prompt has ``prompt`` tokens, of which the stages hold the first ``held`` already.
+
+        At least ``LEAST_ROWS`` are left to compute, unless the prompt itself is shorter.
+        """
         self._tracks[request] = _Track(Phase.PREFILL, prompt, held)
         self._prefilling.append(request)
 
@@ -191,7 +200,9 @@ class Scheduler:
         track, decoding = self._tracks[request], self._decoding
         start = track.sent
         length = self._lengths.beside((1 + len(self._prefilling)) / decoding) if decoding else self._lengths.chunk
-        stop = min(start + length, track.prompt)
+        stop = min(start + max(length, LEAST_ROWS), track.prompt)
+        if 0 < track.prompt - stop < LEAST_ROWS:
+            stop = track.prompt - LEAST_ROWS if track.prompt - start >= 2 * LEAST_ROWS else track.prompt
         last = stop == track.prompt
         self._move(track, Event.LAST_CHUNK_SENT if last else Event.CHUNK_SENT)
         track.sent = stop

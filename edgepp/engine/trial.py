@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from edgepp.child import limit_cpu, limit_memory
 
 CPU_S = 5
 """Seconds of a processor that a constraint may take; a busy machine may take longer for them."""
@@ -100,10 +101,8 @@ def _report(form: dict[str, Any], definition: str) -> None:
 
 
 def _main() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    limit_cpu(CPU_S)
+    limit_memory(_MEMORY_BYTES)
     form = json.loads(sys.stdin.buffer.readline())
     definition = sys.stdin.buffer.read().decode()
     threading.stack_size(_STACK_BYTES)

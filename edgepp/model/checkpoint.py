@@ -1,73 +1,40 @@
 """A folder in mlx-lm format: its configuration, and every tensor's place in its safetensors files.
 
-Nothing here reads weights until ``array`` is called, and that maps the file instead of copying it. The headers come
-from the network, so each length is checked against the file, the shape and the dtype before it is used.
+Nothing here reads weights until ``array`` is called, and that maps the file instead of copying it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
+from edgepp.model.config import ModelConfig
+from edgepp.model.files import open_regular, read_object
+from edgepp.model.foreign import canonical, has_head
+from edgepp.model.header import DTYPES, PARTIAL_SUFFIX, TensorPlace, parse_header, read_header
+from edgepp.model.quantisation import Quantisation
+from edgepp.model.weights import INDEX, SINGLE, absent_of_set, files_here, read_tensors
+
+__all__ = [
+    "DTYPES", "PARTIAL_SUFFIX", "Array", "Checkpoint", "Quantisation", "TensorPlace", "layer_of", "parse_header",
+    "read_header",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 
-DTYPES: Mapping[str, npt.DTypeLike] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-"""Safetensors dtype names that a checkpoint may use."""
-
-PARTIAL_SUFFIX = ".partial.json"
-"""``model.safetensors.partial.json`` lists the tensors that a partly fetched file really holds."""
-
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class TensorPlace:
-    """Where one tensor lies: ``nbytes`` bytes from ``start`` in ``file``."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Quantisation:
-    """MLX affine quantisation of one linear: ``bits`` a weight, one scale and bias a group along the input."""
-
-    bits: int
-    group_size: int
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 
 
 @dataclass(frozen=True)
@@ -76,64 +43,70 @@ class Checkpoint:
 
     path: Path
     config: Mapping[str, Any]
+    """config.json as it is written; ``settings`` says what it means."""
     tensors: Mapping[str, TensorPlace] = field(repr=False)
+    known: frozenset[str] = field(default=frozenset(), repr=False)
+    """Names of all tensors that the index or the files' headers list, whether they are on this disk or not."""
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Read the configuration and the safetensors headers of ``path``.
 
         Raises:
-            ModelError: the folder is not a model, is damaged, or wants to run code of its own.
+            ModelError: the folder is not a model, is damaged, asks for what edgepp does not compute, or wants to run
+                code of its own.
         """
-        config = _read_json(path / "config.json")
-        for key in ("auto_map", "model_file"):
-            if key in config:
-                raise ModelError(
-                    f"{path.name} wants to run code of its own ({key} in config.json), which edgepp never does",
-                    "use a model of a family that mlx-lm knows",
-                )
-        tensors: dict[str, TensorPlace] = {}
-        for file in sorted(path.glob("*.safetensors")):
-            tensors.update((place.name, place) for place in read_header(file))
-        return cls(path, config, tensors)
+        config = read_config(path)
+        checkpoint = cls(path, config, *read_tensors(path))
+        checkpoint._check_layers()
+        return checkpoint
 
-    @property
-    def text_config(self) -> Mapping[str, Any]:
-        """The language model's configuration; multimodal families keep it one level down."""
-        inner = self.config.get("text_config")
-        return inner if isinstance(inner, dict) and "num_hidden_layers" in inner else self.config
+    def _check_layers(self) -> None:
+        """Hold the number of layers to the weights, where all of these are known."""
+        if not any((self.path / name).is_file() for name in (INDEX, SINGLE)):
+            self.settings  # noqa: B018 - reading is the check
+            return
+        numbers = [n for name in self.known if (n := layer_of(name)) is not None]
+        if numbers and self.num_layers > max(numbers) + 1:
+            raise ModelError(
+                f"config.json of {self.path.name} gives {self.num_layers} layers (num_hidden_layers), and there are"
+                f" weights of {max(numbers) + 1}",
+                "take the file from where the model was published",
+            )
+
+    @cached_property
+    def settings(self) -> ModelConfig:
+        """What the configuration means.
+
+        Raises:
+            ModelError: it has an unusable value, or asks for what edgepp does not compute.
+        """
+        return ModelConfig.read(self.path.name, self.config, self.known)
 
     @property
     def family(self) -> str:
         """mlx-lm's name of the architecture, such as ``llama``."""
-        return str(self.config.get("model_type", "unknown"))
+        return self.settings.family
 
     @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
-        return self._size("num_hidden_layers")
+        return self.settings.num_layers
 
     @property
     def hidden_size(self) -> int:
         """Width D of a hidden state."""
-        return self._size("hidden_size")
+        return self.settings.hidden_size
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids V."""
-        return self._size("vocab_size")
+        return self.settings.vocab_size
 
     @property
     def context(self) -> int:
         """The most positions a sequence may have."""
-        value = self.text_config.get("max_position_embeddings")
-        return int(value) if isinstance(value, int) and value > 0 else 4096
-
-    def _size(self, key: str) -> int:
-        value = self.text_config.get(key)
-        if not isinstance(value, int) or not 0 < value < 2**31:
-            raise ModelError(f"config.json of {self.path.name} has no usable {key}")
-        return value
+        return self.settings.context
 
     def layer_names(self, layers: LayerRange) -> list[str]:
         """Names of the tensors on this disk that belong to decoder layers ``layers``."""
@@ -162,24 +135,44 @@ class Checkpoint:
                 "fetch them with `edgepp models pull`",
             )
 
-    def quantisation(self, module: str) -> Quantisation | None:
-        """How the linear or embedding ``module`` is quantised; None where it is not.
+    def require_ends(self) -> None:
+        """Check that every tensor outside the layers is on this disk.
+
+        A head that is absent must not be taken for one that is tied to the embedding.
 
         Raises:
-            ModelError: it is quantised in a mode other than MLX's affine one.
+            ModelError: which tensors or files are absent.
+        """
+        outside = {name for name in self.known if layer_of(name) is None}
+        absent = sorted(n for n in outside - self.tensors.keys() if not (self.settings.tied and has_head([n])))
+        if not absent and not (self.path / INDEX).is_file() and self.config.get("tie_word_embeddings") is None:
+            absent = absent_of_set(files_here(self.path))
+        if absent:
+            raise ModelError(
+                f"{self.path} lacks {len(absent)} tensors outside the layers, among them {absent[0]}",
+                "fetch them with `edgepp models pull`",
+            )
+        if not self.settings.tied and not has_head(self.known) and self.settings.plain:
+            raise ModelError(
+                f"config.json of {self.path.name} gives an output head of its own (tie_word_embeddings is false), and"
+                " there is no lm_head.weight",
+                "take the model from where it was published",
+            )
+
+    def quantisation(self, module: str) -> Quantisation | None:
+        """The affine quantisation of the linear or embedding ``module``; None where it is not quantised.
+
+        Raises:
+            ModelError: it is quantised in another mode, or the configuration does not say how.
         """
         if f"{module}.scales" not in self.tensors:
             return None
-        settings = self.config.get("quantization") or self.config.get("quantization_config") or {}
-        own = settings.get(module)
-        merged = {**settings, **own} if isinstance(own, dict) else settings
-        mode = merged.get("mode", "affine")
-        if mode != "affine":
-            raise ModelError(f"{module} is quantised in mode '{mode}'; this backend reads only affine weights")
-        try:
-            return Quantisation(int(merged["bits"]), int(merged["group_size"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"config.json of {self.path.name} does not say how {module} is quantised") from error
+        found = self.settings.quantisations.of(module)
+        if found is None:
+            raise ModelError(f"config.json of {self.path.name} does not say how {module} is quantised")
+        if found.mode != "affine":
+            raise ModelError(f"{module} is quantised in mode '{found.mode}'; this backend reads only affine weights")
+        return found
 
     def array(self, name: str) -> Array:
         """The tensor as a read-only view of the mapped file: no bytes are read until they are used.
@@ -196,7 +189,11 @@ class Checkpoint:
 
     def _mapped(self, file: Path) -> Array:
         if file not in self._maps:
-            self._maps[file] = np.memmap(file, np.uint8, "r")
+            try:
+                with open_regular(file) as stream:
+                    self._maps[file] = np.memmap(stream, np.uint8, "r")
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{file} cannot be read: {error}", "pull the model again") from error
         return self._maps[file]
 
     @cached_property
@@ -212,84 +209,34 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Sixteen hex digits that two copies of one model share, also where each holds other layers.
 
-        Made of the configuration and the names in the weight index (or in the only file's header). It does not tell
-        apart two trainings of one architecture; ``commit`` does.
+        Made of what is computed, however the configuration spells it, and of the names of the tensors that take part.
+        It does not tell apart two trainings of one architecture; ``commit`` does.
         """
-        digest = hashlib.sha256()
-        digest.update(json.dumps(self.config, sort_keys=True).encode())
-        index = self.path / "model.safetensors.index.json"
-        names = sorted(_read_json(index).get("weight_map", {})) if index.is_file() else sorted(self._all_names())
-        digest.update("\n".join(names).encode())
+        settings = self.settings
+        idle = [name for name in self.known if name.endswith(".rotary_emb.inv_freq")]
+        idle += [name for name in self.known if settings.tied and has_head([name])]
+        values = {**canonical(settings.values), "dtype": settings.dtype}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        digest.update("\n".join(sorted(self.known.difference(idle))).encode())
         return digest.hexdigest()[:16]
 
-    def _all_names(self) -> Iterator[str]:
-        for file in self.path.glob("*.safetensors"):
-            yield from (place.name for place in read_header(file, whole=True))
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object of config.json in the folder ``path``.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    try:
+        return read_object(path / "config.json")
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} is not a model in mlx-lm format: it has no config.json",
+            "see `edgepp models list` for names that work",
+        ) from error
 
 
 def layer_of(tensor: str) -> int | None:
     """The decoder layer that a tensor name belongs to; None for embedding, norm and head."""
     match = _LAYER.search(tensor)
     return int(match[1]) if match else None
-
-
-def parse_header(raw: bytes, file: Path, file_bytes: int) -> list[TensorPlace]:
-    """Read a safetensors header, ``raw`` being the JSON behind the eight length bytes.
-
-    Raises:
-        ModelError: an entry is malformed or points outside the file.
-    """
-    try:
-        entries = json.loads(raw)
-        base = 8 + len(raw)
-        places = []
-        for name, entry in entries.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            place = TensorPlace(name, entry["dtype"], shape, file, base + begin, end - begin)
-            if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
-                raise ValueError(f"{name} has a negative size")
-            if math.prod(shape) * np.dtype(DTYPES[place.dtype]).itemsize != place.nbytes:
-                raise ValueError(f"{name}'s bytes do not match its shape")
-            if base + end > file_bytes:
-                raise ValueError(f"{name} lies outside the file")
-            places.append(place)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{file.name} is damaged: {error}", "delete it and pull the model again") from error
-    return places
-
-
-def read_header(file: Path, *, whole: bool = False) -> list[TensorPlace]:
-    """The places of the tensors that ``file`` holds; ``whole`` lists also those not yet fetched.
-
-    Raises:
-        ModelError: the file is no safetensors file.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise ModelError(f"{file.name} is not a safetensors file", "delete it and pull the model again")
-        places = parse_header(stream.read(length), file, size)
-    partial = file.with_name(file.name + PARTIAL_SUFFIX)
-    if whole or not partial.is_file():
-        return places
-    held = set(_read_json(partial).get("tensors", ()))
-    return [place for place in places if place.name in held]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{path.parent} is not a model in mlx-lm format: it has no {path.name}",
-            "see `edgepp models list` for names that work",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return value

@@ -10,8 +10,12 @@ from pathlib import Path
 
 from edgepp.errors import ModelError
 from edgepp.model.cache import Progress, cannot_write, check_space, locked, write_atomically
+from edgepp.model.cards import Card
 from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.hub import Hub, HubUnreachable
+from edgepp.model.files import most_bytes
+from edgepp.model.header import header_bytes
+from edgepp.model.hub import Hub
+from edgepp.model.hub_http import HubUnreachable
 from edgepp.model.partial import PartialFile
 from edgepp.model.parts import Parts, summary, weight_files
 from edgepp.model.ranges import Range, cut, total
@@ -22,9 +26,9 @@ _CONNECTIONS = 4
 _PIECE_BYTES = 32 << 20
 _SAVE_BYTES = 256 << 20
 _HEAD_BYTES = 256 << 10  # more than the header of most files, and little beside their weights
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-_SMALL_FILE_BYTES = 256 << 20
+
 _SPARE_BYTES = 64 << 20
+_SMALL_FILES_BYTES = 512 << 20
 
 Piece = tuple[PartialFile, Range]
 
@@ -80,12 +84,14 @@ class _Counter:
 def _fill(hub: Hub, snapshot: Snapshot, parts: Parts, counter: _Counter) -> None:
     folder, listed = snapshot.folder, snapshot.listed()
     small = sorted(name for name in listed if parts.wants_file(name) and not (folder / name).is_file())
-    counter.expect(sum(listed[name] for name in small))
+    counter.expect(_checked_total(snapshot, sum(listed[name] for name in small)))
+    fetched = 0
     for name in small:
-        data = hub.read(snapshot.commit, name, _SMALL_FILE_BYTES)
+        data = hub.read(snapshot.commit, name, most_bytes(name), listed[name])
+        fetched = _checked_total(snapshot, fetched + len(data))
         write_atomically(folder / name, data)
         counter.add(len(data), name)
-    _check_config(folder, parts)
+    _check_config(folder, parts, snapshot.source.card)
     files = weight_files(folder, listed, parts)
     if not files:
         raise ModelError(
@@ -94,38 +100,66 @@ def _fill(hub: Hub, snapshot: Snapshot, parts: Parts, counter: _Counter) -> None
         )
     if unlisted := sorted(files.keys() - listed.keys()):
         raise ModelError(f"the index of {snapshot.source.name} names {unlisted[0]}, which is not there")
-    plan = [piece for name in files for piece in _plan(hub, snapshot, name, parts)]
-    size = total(piece for _, piece in plan)
+    plan = [piece for name in files for piece in _plan(hub, snapshot, name, listed[name], parts)]
+    size = sum(total(ranges) for _, ranges, _ in plan)
     check_space(folder, size + _SPARE_BYTES)
     counter.expect(size)
-    _fetch_pieces(hub, snapshot.commit, plan, counter)
+    pieces = [
+        (file, piece) for file, ranges, ranged in plan for piece in (cut(ranges, _PIECE_BYTES) if ranged else ranges)
+    ]
+    _fetch_pieces(hub, snapshot.commit, pieces, counter)
     if absent := snapshot.absent(parts):
         raise ModelError(f"{snapshot.source.name} does not hold {summary(absent)}")
 
 
-def _check_config(folder: Path, parts: Parts) -> None:
-    """Refuse before gigabytes are fetched: a model that runs code of its own, or has no such layers."""
-    count = Checkpoint.open(folder).num_layers
+def _checked_total(snapshot: Snapshot, count: int) -> int:
+    """The bytes of the files that hold no weights, which a repository may not pile up."""
+    if count > _SMALL_FILES_BYTES:
+        raise ModelError(
+            f"{snapshot.source.name} has over {_SMALL_FILES_BYTES >> 20} MiB beside its weights, which no model needs",
+            "take the model from another repository",
+        )
+    return count
+
+
+def _check_config(folder: Path, parts: Parts, card: Card | None) -> None:
+    """Refuse before gigabytes are fetched: a model that runs code of its own, has no such layers or is another one."""
+    settings = Checkpoint.open(folder).settings
+    count = settings.num_layers
     if parts.layers is not None and parts.layers.stop > count:
         raise ModelError(f"layers {parts.layers} lie outside {folder.name}, which has layers 0-{count - 1}")
+    if card is None:
+        return
+    for key, found, expected in (
+        ("num_hidden_layers", count, card.layers),
+        ("hidden_size", settings.hidden_size, card.hidden),
+        ("vocab_size", settings.vocab_size, card.vocabulary),
+    ):
+        if found != expected:
+            raise ModelError(
+                f"config.json of {card.repository} gives {found} as {key}, and the card of {card.name} {expected}",
+                "check HF_ENDPOINT: another model was sent",
+            )
 
 
-def _plan(hub: Hub, snapshot: Snapshot, name: str, parts: Parts) -> list[Piece]:
-    """The pieces to fetch of one file; a hub that sends no ranges sends the file in one piece."""
+def _plan(
+    hub: Hub, snapshot: Snapshot, name: str, listed: int, parts: Parts
+) -> list[tuple[PartialFile, list[Range], bool]]:
+    """What to fetch of one file, and whether the hub sends ranges; else it sends the whole file."""
     path = snapshot.folder / name
     file = PartialFile.open(path)
     if file is None:
-        head, size, ranged = _head(hub, snapshot.commit, name)
+        head, size, ranged = _head(hub, snapshot.commit, name, listed)
         file = PartialFile.create(path, size, head)
     elif file.absent(parts.wants):
         with closing(hub.stream(snapshot.commit, name, 0, 8)) as chunks:
             ranged = next(chunks).ranged
     if not file.absent(parts.wants):
         return []
-    return [(file, piece) for piece in (cut(file.missing(parts.wants), _PIECE_BYTES) if ranged else [(0, file.size)])]
+    return [(file, file.missing(parts.wants) if ranged else [(0, file.size)], ranged)]
 
 
-def _head(hub: Hub, commit: str, name: str) -> tuple[bytes, int, bool]:
+def _head(hub: Hub, commit: str, name: str, listed: int) -> tuple[bytes, int, bool]:
     """The first bytes of a safetensors file with all of its header, the file's size, and whether ranges are sent."""
     head = bytearray()
     size, ranged = 0, False
@@ -133,14 +167,12 @@ def _head(hub: Hub, commit: str, name: str) -> tuple[bytes, int, bool]:
     while len(head) < stop:
         with closing(hub.stream(commit, name, len(head), stop)) as chunks:
             for chunk in chunks:
+                hub.check_size(name, chunk.size, listed)
                 head[chunk.offset :] = chunk.data
                 size, ranged = chunk.size, chunk.ranged
                 if len(head) >= stop:
                     break
-        length = int.from_bytes(head[:8], "little")
-        if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise ModelError(f"{name} of {hub.repository} is not a safetensors file")
-        stop = 8 + length
+        stop = 8 + header_bytes(head, Path(name), size)
     return bytes(head), size, ranged
 
 
@@ -150,6 +182,7 @@ def _fetch_pieces(hub: Hub, commit: str, plan: Sequence[Piece], counter: _Counte
     def fetch_piece(file: PartialFile, piece: Range) -> int:
         with closing(hub.stream(commit, file.path.name, *piece)) as chunks:
             for chunk in chunks:
+                hub.check_size(file.path.name, chunk.size, file.size)
                 file.write(chunk.offset, chunk.data)
                 counter.add(len(chunk.data), file.path.name)
         return piece[1] - piece[0]

@@ -13,6 +13,7 @@ from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.parts import WHOLE, Parts, missing, summary
 from edgepp.model.snapshot import on_disk
 from edgepp.model.source import HubRepository, LocalFolder, Source, Wheel, resolve
+from edgepp.model.weights import files_here
 
 __all__ = ["WHOLE", "Parts", "Source", "describe", "fetch", "is_cached", "located", "resolve"]
 
@@ -106,4 +107,4 @@ def _checked(source: LocalFolder, parts: Parts) -> Path:
 
 
 def _lacking(source: LocalFolder, parts: Parts) -> list[str]:
-    return missing(source.path, [path.name for path in source.path.iterdir() if path.is_file()], parts)
+    return missing(source.path, files_here(source.path), parts)

@@ -1,7 +1,6 @@
 """HTTP to a model hub: what a repository holds, and any range of any file's bytes.
 
-Requests go through huggingface_hub's session, so its proxies, certificates and offline switch hold here too. The
-environment gives ``HF_ENDPOINT`` and ``HF_TOKEN``. A body that breaks off is taken up where it ended.
+The environment gives ``HF_ENDPOINT`` and ``HF_TOKEN``. A body that breaks off is taken up where it ended.
 """
 
 from __future__ import annotations
@@ -9,36 +8,35 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, hf_raise_for_status
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import get_token, hf_hub_url
 
 from edgepp.errors import ModelError
-from edgepp.model.parts import is_plain
+from edgepp.model.files import parse_object
+from edgepp.model.hub_http import (
+    CHECK_ENDPOINT,
+    STALL_BYTES,
+    TRY_AGAIN,
+    HubUnreachable,
+    answer,
+    bounded,
+    explained,
+    pieces,
+)
 from edgepp.model.source import is_commit
+from edgepp.model.weights import is_plain
 
-_TIMEOUT = httpx2.Timeout(20.0, connect=10.0)
-_CHUNK_BYTES = 256 << 10
 _ATTEMPTS = 5
 _WAIT_S = 1.0
-_TRY_AGAIN = "try again in a while"
-_BUSY = {408, 429, 500, 502, 503, 504}
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
-
-
-class HubUnreachable(ModelError):  # noqa: N818 - like StageLost: what happened, not whose fault
-    """No answer from the hub: no network, offline by choice, or it is down."""
+_ELSEWHERE = "take the model from another repository"
+_LISTING_BYTES = 8 << 20
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,21 @@ class Chunk:
     ranged: bool
 
 
+def _files(siblings: Iterable[Any]) -> Iterator[tuple[str, int]]:
+    """Names and sizes of listed files that could be plain ones.
+
+    Raises:
+        ValueError: an entry is no file.
+    """
+    for each in siblings:
+        name, size = (each.get("rfilename"), each.get("size")) if isinstance(each, dict) else (None, None)
+        size = 0 if size is None else size
+        if not isinstance(name, str) or type(size) is not int or size < 0:
+            raise ValueError("it lists what is no file")
+        if is_plain(name):
+            yield name, size
+
+
 class Hub:
     """One repository on the hub."""
 
@@ -77,36 +90,57 @@ class Hub:
         """What the repository holds at ``revision``, names that could not be plain files left out.
 
         Raises:
-            ModelError: there is no such repository or revision, or it may not be read.
+            ModelError: there is no such repository or revision, it may not be read, or the answer is no listing.
             HubUnreachable: the hub does not answer.
         """
-        with self._explained():
-            api = HfApi(endpoint=self.endpoint, library_name="edgepp")
-            info = api.model_info(self.repository, revision=revision, files_metadata=True, timeout=20.0)
-        if info.sha is None or not is_commit(info.sha):
-            raise ModelError(f"{self.endpoint} names no commit for {self.repository}")
-        names = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        return Listing(info.sha, {name: size for name, size in names.items() if is_plain(name)})
+        url = f"{self.endpoint}/api/models/{self.repository}/revision/{quote(revision, safe='')}?blobs=true"
+        with explained(self.repository, self.endpoint), answer(url, self._headers) as response:
+            facts = parse_object(bounded(response, _LISTING_BYTES))
+            commit, siblings = facts.get("sha"), facts.get("siblings")
+            if not isinstance(commit, str) or not is_commit(commit):
+                raise ModelError(f"{self.endpoint} names no commit for {self.repository}", CHECK_ENDPOINT)
+            if not isinstance(siblings, list):
+                raise ValueError("it lists no files")
+            return Listing(commit, dict(_files(siblings)))
 
-    def read(self, commit: str, name: str, limit: int) -> bytes:
-        """The whole of a small file.
+    def read(self, commit: str, name: str, limit: int, listed: int = 0) -> bytes:
+        """The whole of a small file; ``listed`` is its size where the listing gave one.
 
         Raises:
-            ModelError: it is larger than ``limit`` bytes.
+            ModelError: it is larger than ``limit`` bytes, or of another size than listed.
         """
         body = bytearray()
+        size = 0
         for chunk in self.stream(commit, name):
+            self.check_size(name, chunk.size, listed)
             if chunk.size > limit:
-                raise ModelError(f"{name} of {self.repository} has {chunk.size} bytes, which it cannot need")
+                raise ModelError(
+                    f"{name} of {self.repository} has {chunk.size} bytes, which it cannot need", _ELSEWHERE
+                )
+            size = chunk.size
             body[chunk.offset :] = chunk.data
+        if len(body) != size:
+            raise HubUnreachable(f"{self.endpoint} sends only a part of {name}", TRY_AGAIN)
         return bytes(body)
+
+    def check_size(self, name: str, size: int, expected: int) -> None:
+        """Hold a file's announced size to the ``expected`` one; 0 is not known.
+
+        Raises:
+            ModelError: they differ.
+        """
+        if expected and size != expected:
+            raise ModelError(
+                f"{self.endpoint} lists {expected} bytes of {name} in {self.repository} and sends a file of {size}",
+                TRY_AGAIN,
+            )
 
     def stream(self, commit: str, name: str, start: int = 0, stop: int | None = None) -> Generator[Chunk]:
         """Bytes ``[start, stop)`` of a file; a server that knows no ranges sends all of it, from 0.
 
         Raises:
-            ModelError: there is no such file, or it may not be read.
-            HubUnreachable: the hub stopped answering, and several new attempts brought no byte.
+            ModelError: there is no such file, it may not be read, or the server sends other bytes than it announced.
+            HubUnreachable: the hub stopped answering, and several new attempts brought next to nothing.
         """
         position = furthest = start
         end = stop
@@ -124,73 +158,37 @@ class Hub:
                         return
             except HubUnreachable as error:
                 broken = error
-            failures = 0 if furthest > before else failures + 1
-            if failures >= _ATTEMPTS:
-                raise broken or HubUnreachable(f"{self.endpoint} sends only a part of {name}", _TRY_AGAIN)
+            failures = 0 if furthest - before >= STALL_BYTES else failures + 1
+            if failures >= _ATTEMPTS and (end is None or position < end):
+                raise broken or HubUnreachable(f"{self.endpoint} sends only a part of {name}", TRY_AGAIN)
             if broken is not None:
                 self._closed.wait(_WAIT_S * 2**failures)
 
     def _request(self, commit: str, name: str, start: int, stop: int | None) -> Iterator[Chunk]:
         url = hf_hub_url(self.repository, name, revision=commit, endpoint=self.endpoint)
-        headers = {**self._headers, "Accept-Encoding": "identity"}
-        if start or stop is not None:
-            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-        request = get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT)
-        with self._explained(), request as response:
-            if response.status_code >= 400:
-                response.read()
-                hf_raise_for_status(response)
-            offset, size = self._placed(response, start)
+        asked = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        with explained(self.repository, self.endpoint), answer(url, {**self._headers, **asked}) as response:
+            offset, end, size = self._placed(response, start)
             ranged = response.status_code == 206
             yield Chunk(offset, b"", size, ranged)  # tells the size, also of an empty file
-            for data in response.iter_bytes(_CHUNK_BYTES):
+            for data in pieces(response):
+                if offset + len(data) > end:
+                    raise ModelError(
+                        f"{response.url.host} sends more bytes of {name} than it announced", CHECK_ENDPOINT
+                    )
                 yield Chunk(offset, data, size, ranged)
                 offset += len(data)
 
-    def _placed(self, response: httpx2.Response, start: int) -> tuple[int, int]:
-        """Where the body begins in the file, and the file's size."""
+    def _placed(self, response: httpx2.Response, start: int) -> tuple[int, int, int]:
+        """Where in the file the body begins and ends, and the file's size."""
         plain = response.headers.get("Content-Encoding", "identity") == "identity"
         if plain and response.status_code == 206:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if match is not None and int(match[1]) == start:
-                return start, int(match[2])
+            if match is not None and int(match[1]) == start <= int(match[2]) < int(match[3]):
+                return start, int(match[2]) + 1, int(match[3])
         length = response.headers.get("Content-Length", "")
-        if plain and response.status_code == 200 and length.isdecimal():
-            return 0, int(length)
-        raise ModelError(f"{response.url.host} answered a request for bytes of {self.repository} with others")
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what huggingface_hub and its HTTP library raise into one sentence and what to do."""
-        name = self.repository
-        try:
-            yield
-        except OfflineModeIsEnabled as error:
-            raise HubUnreachable("HF_HUB_OFFLINE forbids asking the hub", "unset HF_HUB_OFFLINE") from error
-        except GatedRepoError as error:
-            raise ModelError(
-                f"{name} is gated: its owner asks you to accept terms first",
-                f"accept them at {self.endpoint}/{name}, then set HF_TOKEN or run `hf auth login`",
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ModelError(
-                f"the hub has no repository {name} that you may read",
-                "check the name; for a private one set HF_TOKEN or run `hf auth login`",
-            ) from error
-        except RevisionNotFoundError as error:
-            raise ModelError(f"{name} has no such revision", "check what follows the @ in the name") from error
-        except EntryNotFoundError as error:
-            raise ModelError(f"{name} lacks a file that it lists", _TRY_AGAIN) from error
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            kind = HubUnreachable if status in _BUSY else ModelError
-            raise kind(f"{self.endpoint} answered {status} for {name}", _TRY_AGAIN) from error
-        except (httpx2.TransportError, ConnectionError) as error:
-            raise HubUnreachable(
-                f"{self.endpoint} cannot be reached: {error or type(error).__name__}",
-                "check the network and HF_ENDPOINT; smollm2-135m needs no hub",
-            ) from error
-        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-            raise ModelError(
-                f"{self.endpoint} does not answer like a model hub: {error}", "check HF_ENDPOINT"
-            ) from error
+        if plain and response.status_code == 200 and _LENGTH.fullmatch(length):
+            return 0, int(length), int(length)
+        raise ModelError(
+            f"{response.url.host} answered a request for bytes of {self.repository} with others", CHECK_ENDPOINT
+        )

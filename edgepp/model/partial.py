@@ -15,7 +15,8 @@ from pathlib import Path
 
 from edgepp.errors import ModelError
 from edgepp.model.cache import write_atomically
-from edgepp.model.checkpoint import PARTIAL_SUFFIX, TensorPlace, parse_header, read_header
+from edgepp.model.files import INDEX_BYTES, read_object
+from edgepp.model.header import PARTIAL_SUFFIX, TensorPlace, header_bytes, parse_header, read_header
 from edgepp.model.ranges import Range, covers, minus, union
 
 _BRIDGE_BYTES = 1 << 20  # a request costs about as much as this many bytes
@@ -45,10 +46,9 @@ class PartialFile:
         record = _record(path)
         if not record.is_file():
             return cls(path, size, places, [(0, size)])
-        try:
-            held = [(int(a), int(b)) for a, b in json.loads(record.read_bytes())["ranges"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{record} is damaged: {error}", f"delete {path.name} and its record") from error
+        held = read_object(record, INDEX_BYTES).get("ranges")
+        if not isinstance(held, list) or not all(_is_range(each) for each in held):
+            raise ModelError(f"{record} is damaged: it does not list ranges", f"delete {path.name} and its record")
         return cls(path, size, places, [(max(a, 0), min(b, size)) for a, b in held])
 
     @classmethod
@@ -58,8 +58,7 @@ class PartialFile:
         Raises:
             ModelError: the header is malformed or points outside the file.
         """
-        length = int.from_bytes(head[:8], "little")
-        places = parse_header(head[8 : 8 + length], path, size)
+        places = parse_header(head[8 : 8 + header_bytes(head, path, size)], path, size)
         file = cls(path, size, places, [(0, len(head))])
         temporary = path.with_name(f".{path.name}.new")
         with temporary.open("wb") as stream:
@@ -112,6 +111,10 @@ class PartialFile:
 
 def _holds(held: Iterable[Range], place: TensorPlace) -> bool:
     return covers(held, (place.start, place.start + place.nbytes))
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(position) is int for position in value)
 
 
 def _record(path: Path) -> Path:

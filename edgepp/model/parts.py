@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-import json
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import layer_of
 from edgepp.model.partial import PartialFile
-
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model*.safetensors"
+from edgepp.model.weights import INDEX, read_index, unindexed
 
 _SETTINGS = ("config.json", "generation_config.json", INDEX)
 _ENDS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 @dataclass(frozen=True)
@@ -46,32 +40,21 @@ class Parts:
 WHOLE = Parts(everything=True)
 
 
-def is_plain(name: str) -> bool:
-    """Whether a name from the network may become a file in a folder: no separator, no ``..``, not hidden."""
-    return _PLAIN_NAME.fullmatch(name) is not None and ".." not in name
-
-
 def weight_files(folder: Path, listed: Iterable[str], parts: Parts) -> dict[str, list[str]]:
     """The safetensors files that hold wanted tensors, and the wanted tensors that the index puts in each.
 
-    Without an index every listed ``model*.safetensors`` may hold some; their headers tell.
+    Without an index the headers of ``model.safetensors``, or of the numbered set that is listed, tell.
 
     Raises:
-        ModelError: the index is damaged, or names a file by anything but a plain name.
+        ModelError: the index is damaged, or two sets of files are listed.
     """
-    index = folder / INDEX
-    if not index.is_file():
-        return {name: [] for name in sorted(listed) if fnmatch.fnmatchcase(name, WEIGHTS)}
+    weight_map = read_index(folder)
+    if weight_map is None:
+        return {name: [] for name in unindexed(listed, folder)}
     files: dict[str, list[str]] = {}
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        for tensor, name in weight_map.items():
-            if not is_plain(name) or not name.endswith(".safetensors"):
-                raise ValueError(f"it names the file '{name}'")
-            if parts.wants(tensor):
-                files.setdefault(name, []).append(tensor)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{index} is damaged: {error}", "delete its folder and pull the model again") from error
+    for tensor, name in weight_map.items():
+        if parts.wants(tensor):
+            files.setdefault(name, []).append(tensor)
     return files
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgepp.errors import ModelError
+from edgepp.layers import LayerRange
 from edgepp.model.cards import DTYPE_BYTES, Shape
 from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.config import ModelConfig
+from edgepp.model.files import shown
 from edgepp.model.source import LocalFolder, resolve
 
 
@@ -20,30 +21,57 @@ def shape_of(model: str, checkpoint: Checkpoint) -> Shape:
     card = None if isinstance(source, LocalFolder) else source.card
     if card is not None:
         return card
-    config = checkpoint.text_config
+    return shape_in(checkpoint.settings)
 
-    def size(key: str, default: int | None = None) -> int:
-        value = config.get(key, default)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise ModelError(f"config.json of {checkpoint.path.name} has no usable {key}", "placement needs it")
-        return value
 
-    settings: Any = checkpoint.config.get("quantization") or {}
-    bits, group_size = settings.get("bits"), settings.get("group_size")
-    heads, hidden = size("num_attention_heads"), checkpoint.hidden_size
-    dtype = config.get("torch_dtype") or config.get("dtype")
+def shape_in(settings: ModelConfig) -> Shape:
+    """The shape that a configuration gives.
+
+    Raises:
+        ModelError: it lacks a size.
+    """
+    for key, size in (("num_attention_heads", settings.heads), ("intermediate_size", settings.ffn)):
+        if not size:
+            raise ModelError(f"config.json of {settings.name} has no usable {key}", "placement needs it")
+    usual = settings.quantisations.usual
+    embedding = settings.quantisations.of("model.embed_tokens")
     return Shape(
-        family=checkpoint.family,
-        layers=checkpoint.num_layers,
-        heads=heads,
-        kv_heads=size("num_key_value_heads", heads),
-        head_size=size("head_dim", hidden // heads),
-        hidden=hidden,
-        ffn=size("intermediate_size"),
-        vocabulary=checkpoint.vocab_size,
-        tied=config.get("tie_word_embeddings") is True,
-        context=checkpoint.context,
-        dtype=str(dtype) if dtype in DTYPE_BYTES else "float16",
-        bits=bits if type(bits) is int else None,
-        group_size=group_size if type(group_size) is int else None,
+        family=settings.family,
+        layers=settings.num_layers,
+        heads=settings.heads,
+        kv_heads=settings.kv_heads,
+        head_size=settings.head_dim,
+        hidden=settings.hidden_size,
+        ffn=settings.ffn,
+        vocabulary=settings.vocab_size,
+        tied=settings.tied,
+        context=settings.context,
+        dtype=settings.dtype if settings.dtype in DTYPE_BYTES else "float16",
+        bits=usual.bits if usual else None,
+        group_size=usual.group_size if usual else None,
+        embedding_bits=embedding.bits if usual and embedding and embedding != usual else None,
     )
+
+
+def check_used(checkpoint: Checkpoint, layers: LayerRange) -> None:
+    """Refuse tensors in ``layers`` of a plain family that its configuration has no use for, such as biases.
+
+    Raises:
+        ModelError: without them the answers would be another model's.
+    """
+    settings = checkpoint.settings
+    if not settings.plain:
+        return
+    shape = shape_in(settings)
+    used = {*shape.layer_vectors(), "self_attn.rotary_emb.inv_freq"}
+    for module in shape.layer_matrices():
+        parts = ("weight", "scales", "biases", *(["bias"] if module.rpartition(".")[2] in settings.biased else []))
+        used.update(f"{module}.{part}" for part in parts)
+    for name in checkpoint.layer_names(layers):
+        inner = name.partition("layers.")[2].partition(".")[2]
+        if inner not in used:
+            raise ModelError(
+                f"{settings.name} has a tensor {shown(name)}, which models of family {settings.family} with its"
+                " config.json do not use",
+                "take the model from where it was published",
+            )

@@ -14,8 +14,12 @@ from urllib.parse import quote
 
 from edgepp.errors import ModelError
 from edgepp.model.cache import cache_dir, write_atomically
+from edgepp.model.files import INDEX_BYTES, read_bounded, read_object
 from edgepp.model.parts import Parts, missing
 from edgepp.model.source import HubRepository, is_commit
+from edgepp.model.weights import files_here, is_plain
+
+_COMMIT_BYTES = 40
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ class Snapshot:
         """
         record = self._root / "files.json"
         try:
-            return {str(name): int(size) for name, size in json.loads(record.read_bytes()).items()}
+            files = read_object(record, INDEX_BYTES)
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ModelError(f"{record} is damaged: {error}", "delete it") from error
+        if not all(is_plain(name) and type(size) is int and size >= 0 for name, size in files.items()):
+            raise ModelError(f"{record} is damaged: it does not list files", "delete it")
+        return files
 
     def record(self, files: Mapping[str, int]) -> None:
         """Note what the repository holds, and that this commit is what the source's revision means."""
@@ -87,8 +92,8 @@ def _reference(source: HubRepository) -> Path:
 def _commit_in(reference: Path) -> str | None:
     """The commit that a file names; None where there is no such file, or no commit in it."""
     try:
-        commit = reference.read_bytes().decode("ascii", "replace")
-    except OSError:
+        commit = read_bounded(reference, _COMMIT_BYTES).decode("ascii", "replace")
+    except (OSError, ModelError):
         return None
     return commit if is_commit(commit) else None
 
@@ -102,7 +107,7 @@ def _in_shared_cache(source: HubRepository, parts: Parts) -> Path | None:
     folder = shared / "snapshots" / commit
     if not folder.is_dir():
         return None
-    names = [path.name for path in folder.iterdir() if path.is_file()]
+    names = files_here(folder)
     if (parts.ends or parts.everything) and not any(name.startswith("tokenizer") for name in names):
         return None
     return None if missing(folder, names, parts) else folder

@@ -5,50 +5,36 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import zmq
-
-from edgepp.errors import EdgeppError, RemoteProtocolError
+from edgepp.errors import RemoteProtocolError
 from edgepp.model.checkpoint import Array
+from edgepp.node.joining import Joined, Reply
 from edgepp.node.worker import Answer, Frame, Worker, answer_to, sequences_of
 from edgepp.wire import codec
 from edgepp.wire.choice import CodecChoice
-from edgepp.wire.echo import PROBE_BYTES, link_rate, measure_echo
+from edgepp.wire.echo import PROBE_BYTES
 from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages import (
-    Attach,
-    Attached,
-    Batch,
-    Detach,
-    Echo,
-    Fault,
-    Forward,
-    Free,
-    Message,
-    Pong,
-    Refused,
-    data_frame_bytes,
-    decode,
-    encode,
-)
-from edgepp.wire.reach import reach
-from edgepp.wire.security import KeyPair, pinned
-from edgepp.wire.transport import Address, Link, Listener
+from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong, decode, encode
+from edgepp.wire.security import Rarely
+from edgepp.wire.speakers import check_speaker
+from edgepp.wire.transport import Link, Listener
+from edgepp.wire.values import sentence
 
 log = logging.getLogger("edgepp.stage")
 
 AWAKE_S = 0.05
 """How long a stage waits for the next frame without sleeping, where that was asked for."""
-_ECHO_WAIT_S = 3.0
 _SEND_WAIT_S = 1.0
-_LINK_FRAME_BYTES = 1 << 20  # only echoes come back on a link to the next stage
+"""How long a frame waits for a next stage that takes no more, while other rings go on."""
+_SEND_TURN_S = 0.005
+_MOST_WAITING = 64
+"""Frames of one ring that may wait so."""
 
-Command = tuple[bytes, Attach | Detach | Free] | None
-"""What the control thread hands over, with the route of whoever asked; None means stop."""
-Reply = tuple[bytes, Message]
-"""What the control thread is to send, and to whom."""
+Command = Joined | Detach | Free | None
+"""What the control thread hands over; None means stop."""
 
 
 _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -63,6 +49,15 @@ class Ring:
     next: Link | None
     route: bytes
     codec: CodecChoice
+    waiting: deque[_Waiting] = field(default_factory=deque)
+    """Frames that the next stage has not taken yet, oldest first."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    frame: Frame
+    parts: list[bytes | memoryview]
+    until_s: float
 
 
 class Status:
@@ -97,24 +92,17 @@ class Status:
 class Compute:
     """The compute thread: takes frames off the data socket, runs them, sends them on."""
 
-    def __init__(
-        self,
-        worker: Worker,
-        data: Listener,
-        context: zmq.Context[zmq.Socket[bytes]],
-        *,
-        awake: bool = False,
-        keys: KeyPair | None = None,
-    ) -> None:
+    def __init__(self, worker: Worker, data: Listener, *, awake: bool = False) -> None:
         self.worker = worker
-        self._keys = keys
         self._awake = awake
         self.data = data
-        self.context = context
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
         self.status = Status(worker)
         self._rings: dict[int, Ring] = {}
+        self._behind: dict[int, Ring] = {}
+        """Rings with frames that wait for the next stage, by epoch."""
+        self._rarely = Rarely()
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -122,18 +110,22 @@ class Compute:
         while True:
             for reader in self._wait(poller):
                 if reader is self.data:
-                    self._receive()
+                    self.receive()
                 else:
                     for command in self.inbox.drain():
                         if command is None:
                             return
-                        self._obey(*command)
+                        self.obey(command)
+            if self._behind:
+                self._send_on()
 
     def _wait(self, poller: Poller[Command]) -> list[Listener | Link | Mailbox[Command]]:
         """Wait for the next frame or command, awake for a moment where sequences are open.
 
         A processor that slept through the other stages' part of a token takes up to a millisecond to be fast again.
         """
+        if self._behind:
+            return poller.wait(_SEND_TURN_S)
         until_s = time.perf_counter() + (AWAKE_S if self._awake and self.worker.sequences else 0.0)
         while time.perf_counter() < until_s:
             if ready := poller.wait(0.0):
@@ -143,90 +135,89 @@ class Compute:
 
     def close(self) -> None:
         """Release sockets and caches."""
+        for command in self.inbox.drain():
+            if isinstance(command, Joined):
+                self.obey(command)
         for epoch in list(self._rings):
             self._detach(epoch)
         self.data.close()
 
-    def _obey(self, route: bytes, message: Attach | Detach | Free) -> None:
-        match message:
-            case Attach():
-                self.outbox.put((route, self._attach(route, message)))
-            case Free():
-                self.worker.free(message.epoch, message.sequence)
-            case Detach():
-                self._detach(message.epoch)
+    def obey(self, command: Joined | Detach | Free) -> None:
+        """Do what the control thread wants done; an unexpected error costs that command."""
+        try:
+            match command:
+                case Joined():
+                    self._attach(command)
+                case Free():
+                    self.worker.free(command.epoch, command.sequence)
+                case Detach():
+                    self._detach(command.epoch)
+        except Exception as error:
+            if self._rarely.tells("command", type(error).__name__):
+                log.exception("a command failed")
 
-    def _attach(self, route: bytes, message: Attach) -> Attached | Refused:
-        self._detach(message.epoch)
-        link, echo_s, bytes_s = None, 0.0, 0.0
-        if message.next_addresses:
-            try:
-                link = self._reach(message)
-            except EdgeppError as error:
-                return Refused(f"it cannot reach the next stage: {error}"[:500])
-            measured = measure_echo(link, self._hidden_bytes(1), _ECHO_WAIT_S)
-            probe = min(PROBE_BYTES, data_frame_bytes(self.worker.model.hidden_size))
-            large = measure_echo(link, probe, _ECHO_WAIT_S, rounds=2)
-            if measured is None or large is None:
+    def _attach(self, joined: Joined) -> None:
+        attempt, link = joined.attempt, joined.link
+        message = attempt.message
+        if attempt.given_up:
+            if link is not None:
                 link.close()
-                return Refused(f"it cannot reach the next stage at {link.address}")
-            echo_s, bytes_s = measured, link_rate(measured, large, probe)
-        choice = CodecChoice(message.codec, bytes_s if link is not None else message.return_bytes_s)
-        self._rings[message.epoch] = Ring(message.stage, route, link, bytes.fromhex(message.route), choice)
-        return Attached(message.epoch, int(echo_s * 1e6), int(bytes_s))
-
-    def _reach(self, message: Attach) -> Link:
-        addresses = [Address.parse(address) for address in message.next_addresses.split(",")]
-        protection = pinned(self._keys, message.next_key)
-        hello = Echo(0, reply=False)
-        link, _ = reach(self.context, addresses, hello, _ECHO_WAIT_S, _LINK_FRAME_BYTES, protection)
-        return link
-
-    def _hidden_bytes(self, tokens: int) -> int:
-        return tokens * self.worker.model.hidden_size * codec.DTYPES[self.worker.model.dtype].itemsize
+            return
+        self._detach(message.epoch)
+        choice = CodecChoice(message.codec, joined.bytes_s if link is not None else message.return_bytes_s)
+        self._rings[message.epoch] = Ring(message.stage, attempt.control, link, bytes.fromhex(message.route), choice)
+        self.outbox.put((attempt.control, Attached(message.epoch, int(joined.echo_s * 1e6), joined.bytes_s)))
 
     def _detach(self, epoch: int) -> None:
         ring = self._rings.pop(epoch, None)
+        self._behind.pop(epoch, None)
         if ring is not None and ring.next is not None:
             ring.next.close()
         self.worker.forget(epoch)
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Take one message of the data socket; an unexpected error costs that message."""
         try:
             received = self.data.receive()
-            if received is None:
-                return
-            route, (header, *tensor) = received
-            message = decode(header)
-            if isinstance(message, Forward | Batch):
-                self._run(message, tensor)
-            elif isinstance(message, Echo) and not message.reply:
-                self.data.send(route, [encode(message._replace(reply=True)), *tensor])
-            else:
-                raise RemoteProtocolError(f"a {type(message).__name__} message on a data socket")
+            if received is not None:
+                route, (header, *tensor) = received
+                self._take(route, header, tensor)
         except RemoteProtocolError as error:
             self.status.drop(error)
+        except Exception as error:
+            self.status.drop(error)
+            if self._rarely.tells("message", type(error).__name__):
+                log.exception("a message failed")
+
+    def _take(self, route: bytes, header: memoryview, tensor: list[memoryview]) -> None:
+        message = decode(header)
+        check_speaker(message, "data", "guest")
+        if isinstance(message, Forward | Batch):
+            self._run(message, tensor)
+        elif not isinstance(message, Echo) or message.reply or sum(map(len, tensor)) > PROBE_BYTES:
+            raise RemoteProtocolError("an echo that nobody asked for, or of too many bytes")
+        else:
+            self.data.send(route, [encode(message._replace(reply=True)), *tensor])
 
     def _run(self, frame: Frame, tensor: list[memoryview]) -> None:
         ring = self._rings.get(frame.epoch)
         if ring is None:
             raise RemoteProtocolError(f"a frame of the unknown epoch {frame.epoch}")
-        if frame.width != self.worker.model.hidden_size or not frame.rows:
+        if frame.width != self.worker.model.hidden_size:
             raise RemoteProtocolError(f"a frame of shape ({frame.rows}, {frame.width})")
-        if isinstance(frame, Forward) and frame.want > frame.rows:
-            raise RemoteProtocolError(f"a frame of {frame.rows} rows of which {frame.want} are wanted")
-        if isinstance(frame, Batch) and not len(frame.sequences) == len(frame.positions) == len(set(frame.sequences)):
-            raise RemoteProtocolError("a batch whose sequences and positions do not match")
-        hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
         self.status.busy_since = time.perf_counter()
         try:
+            hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
             outcome = self.worker.run(frame, hidden)
             for sequence, reason in outcome.faults:
                 self._fault(ring, frame.epoch, sequence, reason)
             if outcome.frame is not None:
                 self._send(ring, outcome.frame, outcome.hidden)
+        except RemoteProtocolError:
+            raise
         except Exception as error:  # the stage loop is a boundary: the node lives on, the requests end
-            log.exception("step failed")
+            if self._rarely.tells("step", type(error).__name__):
+                log.exception("a step failed")
             for sequence in sequences_of(frame):
                 self._fault(ring, frame.epoch, sequence, f"{type(error).__name__}: {error}")
         finally:
@@ -241,12 +232,34 @@ class Compute:
         if ring.next is None:
             if not self.data.send(ring.route, parts):
                 self.status.drop("the coordinator is gone")
-        elif not ring.next.send(parts, _SEND_WAIT_S):
-            for sequence in sequences_of(frame):
-                reason = "the stage before it cannot reach it any more"
-                self._fault(ring, frame.epoch, sequence, reason, ring.stage + 1)
+        elif ring.waiting or not ring.next.send(parts):
+            if len(ring.waiting) >= _MOST_WAITING:
+                self._unreachable(ring, frame)
+                return
+            ring.waiting.append(_Waiting(frame, parts, time.monotonic() + _SEND_WAIT_S))
+            self._behind[frame.epoch] = ring
+
+    def _send_on(self) -> None:
+        """Send what next stages would not take before, without waiting for them."""
+        now_s = time.monotonic()
+        for epoch, ring in list(self._behind.items()):
+            while ring.waiting:
+                first = ring.waiting[0]
+                if ring.next is None or ring.next.send(first.parts):
+                    ring.waiting.popleft()
+                elif now_s > first.until_s:
+                    self._unreachable(ring, ring.waiting.popleft().frame)
+                else:
+                    break
+            if not ring.waiting:
+                del self._behind[epoch]
+
+    def _unreachable(self, ring: Ring, frame: Frame) -> None:
+        for sequence in sequences_of(frame):
+            reason = "the stage before it cannot reach it any more"
+            self._fault(ring, frame.epoch, sequence, reason, ring.stage + 1)
 
     def _fault(self, ring: Ring, epoch: int, sequence: int, reason: str, stage: int | None = None) -> None:
         culprit = ring.stage if stage is None else stage
         self.worker.free(epoch, sequence)
-        self.outbox.put((ring.control, Fault(epoch, sequence, culprit, reason[:500])))
+        self.outbox.put((ring.control, Fault(epoch, sequence, culprit, sentence(reason))))

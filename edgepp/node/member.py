@@ -15,6 +15,7 @@ from typing import Any
 
 import zmq
 
+from edgepp.boundary import explained
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.cluster.interfaces import Watch
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
@@ -39,8 +40,10 @@ from edgepp.wire.messages import (
     encode,
 )
 from edgepp.wire.reach import reach
-from edgepp.wire.security import Pinned, is_key
+from edgepp.wire.security import Pinned, Rarely
+from edgepp.wire.speakers import check_speaker
 from edgepp.wire.transport import Address, Link
+from edgepp.wire.values import is_key
 
 log = logging.getLogger("edgepp.node")
 
@@ -48,6 +51,8 @@ BEAT_S = 0.5
 SILENT_S = 2.0
 """A coordinator that does not answer for so long is looked for anew."""
 _SEEK_S = 2.0
+_MOST_A_TURN = 100
+"""Messages that are taken before a beat has its turn."""
 _DUPLICATE_S = 6.0
 """How long a refusal for a double id is not taken as final: the other process may be the one that just ended here."""
 
@@ -81,6 +86,7 @@ class NodeAgent(threading.Thread):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox: Mailbox[Report | None] = Mailbox()
         self._watch = Watch()
+        self._rarely = Rarely()
         self._beat_sent_s = self._beat_s = self._heard_s = 0.0
         self._rtt_us = 0
         self.address: Address | None = None
@@ -89,7 +95,9 @@ class NodeAgent(threading.Thread):
         """Why the node is no member any more; None while it is, and after ``close``."""
         self.ended = threading.Event()
         self._closing = False
-        self._slots = [Slot(i, offer.slot(i, identity), self._outbox.put) for i in range(offer.slots)]
+        self._slots = [
+            Slot(i, offer.slot(i, identity, cluster.coordinator.key), self._outbox.put) for i in range(offer.slots)
+        ]
 
     def close(self) -> None:
         """Leave the cluster, end the stages."""
@@ -112,9 +120,8 @@ class NodeAgent(threading.Thread):
                         link.close(linger_s=0.2)
         except EdgeppError as error:
             self.error = error
-        except Exception as error:
-            log.exception("the node failed")
-            self.error = EdgeppError(f"the node failed: {type(error).__name__}: {error}", "please report this")
+        except Exception as error:  # noqa: BLE001 - the thread's boundary
+            self.error = explained(error)
         finally:
             for slot in self._slots:
                 slot.close()
@@ -129,6 +136,7 @@ class NodeAgent(threading.Thread):
             try:
                 link = self._reach()
             except (PeerLost, RemoteProtocolError) as error:
+                refused_s = 0.0
                 if not told:
                     told = True
                     self._on_event(f"looking for {self._cluster.coordinator.name}: {error}")
@@ -139,7 +147,7 @@ class NodeAgent(threading.Thread):
                 self._found(link)
                 return link
             link.close()
-            refused_s = refused_s or time.monotonic()
+            refused_s = (refused_s or time.monotonic()) if reason else 0.0
             if reason and time.monotonic() - refused_s > _DUPLICATE_S:
                 raise PairingError(
                     f"{self._cluster.coordinator.name} refused this node: {reason}",
@@ -218,14 +226,22 @@ class NodeAgent(threading.Thread):
                 self._on_event(f"slot {report.slot}: {report.reason}")
 
     def _receive(self, link: Link) -> None:
-        while True:
+        for _ in range(_MOST_A_TURN):
             try:
                 frames = link.receive()
                 if frames is None:
                     return
-                self._obey(link, decode(frames[0]), frames)
+                message = decode(frames[0])
+                check_speaker(message, "cluster", "coordinator")
+                self._obey(link, message, frames)
             except RemoteProtocolError as error:
-                log.warning("dropped a frame of the coordinator: %s", error)
+                if self._rarely.tells("frame", type(error).__name__):
+                    log.warning("dropped a frame of the coordinator: %s", error)
+            except EdgeppError:
+                raise
+            except Exception as error:
+                if self._rarely.tells("message", type(error).__name__):
+                    log.exception("a message of the coordinator failed")
 
     def _obey(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:
         self._heard_s = time.monotonic()

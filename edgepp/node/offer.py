@@ -28,8 +28,8 @@ class Offer:
     listen: Address = field(default_factory=lambda: Address("*", 0))
     """Where its stages listen; with a port, each slot takes two from there on."""
 
-    def slot(self, index: int, identity: Identity) -> SlotOptions:
-        """How slot ``index`` of the node with this ``identity`` runs its stages."""
+    def slot(self, index: int, identity: Identity, driver: str) -> SlotOptions:
+        """How slot ``index`` of the node with this ``identity`` runs stages for the owner of the key ``driver``."""
         threads = max(1, self.resources.threads // max(1, self.slots))
         return SlotOptions(
             node=identity.name,
@@ -39,6 +39,7 @@ class Offer:
             threads=threads,
             spin=self.slots == 1 and threads == physical_cores(),
             awake=threads * self.slots <= physical_cores(),
+            driver=driver,
         )
 
     def enrolment(self, name: str, incarnation: int) -> Enrol:

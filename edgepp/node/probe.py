@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -100,11 +99,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
 def _end_with_parent(folder: str) -> None:
     sys.stdin.buffer.read()
-    for _ in range(100):  # nobody else is left to do it, and the other thread may be writing there
-        shutil.rmtree(folder, ignore_errors=True)
-        if not Path(folder).exists():
-            break
-    os._exit(1)
+    # Nobody else is left to remove the folder, in which the other thread may be writing: a new image has no threads.
+    remove = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True); sys.exit(1)"
+    os.execv(sys.executable, [sys.executable, "-I", "-c", remove, folder])  # noqa: S606 - the command is ours
 
 
 def main() -> None:

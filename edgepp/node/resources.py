@@ -52,13 +52,17 @@ class Resources:
 
 
 def parse_bytes(text: str) -> int:
-    """Read a size such as ``8GB``, ``500 MB``, ``1.5GiB``, ``8G`` or plain bytes; GB is 10⁹, GiB is 2³⁰.
+    """Read a size such as ``8GB``, ``500 MB``, ``1.5GiB``, ``8G`` or ``65536B``; GB is 10⁹, GiB is 2³⁰.
 
     Raises:
-        UsageError: the text is no such size, or less than a byte.
+        UsageError: the text is no such size, has no unit, or is less than a byte.
     """
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kmgt])(i?))?b?\s*", text, re.IGNORECASE | re.ASCII)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kmgt])(i?))?(b?)\s*", text, re.IGNORECASE | re.ASCII)
     size = 0
+    if match is not None and not (match[2] or match[4]):
+        raise UsageError(
+            f"'{text}' is not a size of memory: it has no unit", f"write {match[1]}GB, {match[1]}MB or {match[1]}B"
+        )
     if match is not None:
         units = _BINARY_UNITS if match[3] else _UNITS
         size = int(Fraction(match[1]) * units[(match[2] or "").lower()])

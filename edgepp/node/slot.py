@@ -17,6 +17,7 @@ from edgepp.node.agent import Ready, StageProcess
 from edgepp.node.stage import StageConfig
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded
 from edgepp.wire.security import KeyPair
+from edgepp.wire.values import sentence
 
 log = logging.getLogger("edgepp.node")
 
@@ -37,6 +38,8 @@ class SlotOptions:
     threads: int
     spin: bool
     awake: bool
+    driver: str
+    """The coordinator's key."""
 
 
 class _SupersededError(EdgeppError):
@@ -87,15 +90,25 @@ class Slot(threading.Thread):
         try:
             while not self._closing.is_set():
                 try:
-                    load = self._wanted.get(timeout=_WATCH_S)
-                except queue.Empty:
-                    self._watch()
-                    continue
-                while not self._wanted.empty():
-                    load = self._wanted.get()
-                self._change(load)
+                    self._turn()
+                except Exception as error:
+                    log.exception("slot %d failed", self._index)
+                    load = self._running[0] if self._running else None
+                    if load is not None:
+                        self._running = None
+                        self._report(NotLoaded(load.plan, self._index, _said(error), "see that node's own messages"))
         finally:
             self._stop()
+
+    def _turn(self) -> None:
+        try:
+            load = self._wanted.get(timeout=_WATCH_S)
+        except queue.Empty:
+            self._watch()
+            return
+        while not self._wanted.empty():
+            load = self._wanted.get()
+        self._change(load)
 
     def _change(self, load: Load | None) -> None:
         if load is None or self._closing.is_set():
@@ -106,20 +119,19 @@ class Slot(threading.Thread):
             self._running = (load, running[1])
             self._tell_loaded()
             return
-        self._stop()
         self._loading = load
         try:
+            self._stop()
             self._start(load)
         except _SupersededError:
             self._stop()
         except EdgeppError as error:
             self._stop()
-            self._report(NotLoaded(load.plan, self._index, str(error)[:500], error.hint[:500]))
+            self._report(NotLoaded(load.plan, self._index, sentence(error), sentence(error.hint)))
         except Exception as error:
             log.exception("slot %d failed", self._index)
             self._stop()
-            reason = f"{type(error).__name__}: {error}"[:500]
-            self._report(NotLoaded(load.plan, self._index, reason, "see that node's own messages"))
+            self._report(NotLoaded(load.plan, self._index, _said(error), "see that node's own messages"))
         finally:
             self._loading = None
 
@@ -143,6 +155,7 @@ class Slot(threading.Thread):
             public=options.keys.public,
             secret=options.keys.secret,
             admit=self._admitted,
+            driver=options.driver,
         )
         self._child = StageProcess(config)
         tell = self._progress(load, "loading")
@@ -196,9 +209,13 @@ class Slot(threading.Thread):
 
     def _stop(self) -> None:
         self._running = None
-        if self._child is not None:
-            self._child.stop()
-            self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop()
+
+
+def _said(error: Exception) -> str:
+    return sentence(f"{type(error).__name__}: {error}")
 
 
 def _same(one: Load, other: Load) -> bool:

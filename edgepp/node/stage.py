@@ -29,6 +29,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.node.compute import Command, Compute
 from edgepp.node.control import Control
+from edgepp.node.joining import Joiner
 from edgepp.node.probe import measure_speed
 from edgepp.node.worker import Worker
 from edgepp.wire import codec
@@ -62,6 +63,8 @@ class StageConfig:
     secret: str = field(default="", repr=False)
     admit: tuple[str, ...] = ()
     """Keys that may connect; the parent sends a new list when members come and go."""
+    driver: str = ""
+    """The only key that may order the stage; empty where everyone who may connect may."""
 
     @property
     def layers(self) -> LayerRange:
@@ -137,8 +140,11 @@ def serve(config: StageConfig) -> None:
     )
     worker = Worker(model, checkpoint.context)
     del checkpoint  # and with it the mapping of its files
-    compute = Compute(worker, data, context, awake=config.awake, keys=config.keys)
-    answering = Control(control, gate, compute, welcome)
+    compute = Compute(worker, data, awake=config.awake)
+    row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
+    frame_bytes = data_frame_bytes(model.hidden_size)
+    joiner = Joiner(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
+    answering = Control(control, gate, compute, joiner, welcome, config.driver)
     answering.start()
     threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
     _report(
@@ -159,11 +165,13 @@ def serve(config: StageConfig) -> None:
 
 
 def _obey_parent(inbox: Mailbox[Command], gate: Gate) -> None:
-    for line in sys.stdin:
-        gate.admit(json.loads(line)["admit"])
-    inbox.put(None)
-    time.sleep(2.0)
-    os._exit(1)  # the compute thread is wedged
+    try:
+        for line in sys.stdin:
+            gate.admit(json.loads(line)["admit"])
+    finally:
+        inbox.put(None)
+        time.sleep(2.0)
+        os._exit(1)  # the compute thread is wedged
 
 
 def main() -> None:

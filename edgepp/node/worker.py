@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -102,7 +103,10 @@ class Worker:
                 opened = self._begin(key, frame)
             opened.capacity = frame.capacity
             self._prepare(opened, frame.position, frame.rows)
-            return Outcome(frame, self.model.extend(opened.slot, hidden))
+            out = self.model.extend(opened.slot, hidden)
+            if not all_finite(out):
+                raise StageFault(_not_finite(hidden))
+            return Outcome(frame, out)
         except StageFault as fault:
             self.free(*key)
             return Outcome(None, _NOTHING, [(frame.sequence, str(fault))])
@@ -136,8 +140,23 @@ class Worker:
                     self._fail(frame, frame.sequences[row], fault, faults)
                 break
             else:
+                if not all_finite(out):
+                    out = self._only_finite(frame, rows, hidden, out, faults)
+                if not rows:
+                    break
                 return Outcome(_of_rows(frame, rows), out, faults)
         return Outcome(None, _NOTHING, faults)
+
+    def _only_finite(
+        self, frame: Batch, rows: list[int], hidden: Array, out: Array, faults: list[tuple[int, str]]
+    ) -> Array:
+        """``out`` and ``rows`` without those that are no numbers; their sequences fail."""
+        good = [all_finite(out[i : i + 1]) for i in range(len(rows))]
+        for row, fine in zip(rows, good, strict=True):
+            if not fine:
+                self._fail(frame, frame.sequences[row], StageFault(_not_finite(hidden[row : row + 1])), faults)
+        rows[:] = [row for row, fine in zip(rows, good, strict=True) if fine]
+        return out[good]
 
     def _fail(self, frame: Batch, sequence: int, fault: StageFault, faults: list[tuple[int, str]]) -> None:
         self.free(frame.epoch, sequence)
@@ -183,6 +202,24 @@ class Worker:
         """Release every slot of an epoch."""
         for key in [key for key in self._open if key[0] == epoch]:
             self.free(*key)
+
+
+_EXPONENTS: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
+
+
+def all_finite(hidden: Array) -> bool:
+    """Whether ``hidden`` holds numbers only, and no infinity. Cheap: it is asked at every step."""
+    exponent = _EXPONENTS.get(hidden.dtype.name)
+    if exponent is None:
+        return bool(np.isfinite(hidden).all())
+    return not bool(((hidden.view(np.uint16) & exponent) == exponent).any())
+
+
+def _not_finite(given: Array) -> str:
+    """Why a step's hidden states are no numbers, from what it was given."""
+    if not all_finite(given):
+        return "the hidden states that it was sent are not finite numbers"
+    return "its layers' hidden states are not finite numbers: its weights are damaged, or overflow their dtype"
 
 
 def _of_rows(frame: Batch, rows: list[int]) -> Batch:

@@ -23,6 +23,8 @@ class Node:
     said: str = ""
     """Where its figures come from."""
     pinned: LayerRange | None = None
+    assumed: bool = False
+    """Whether its memory was not given, and is the smallest that is sold."""
 
     @property
     def name(self) -> str:

@@ -136,20 +136,22 @@ class Costs:
 def _rows_s(rows: int, weights_s: float, row_s: float, machine: Machine) -> float:
     """Seconds in which ``rows`` pass weights that take ``weights_s`` to stream and ``row_s`` of arithmetic a row.
 
-    One row and a chunk are always measured. Where nothing between them is, arithmetic hides behind streaming, as on a
-    GPU, or adds up row by row, as on a CPU; ``overlap`` says how much of the first.
+    No row takes less than its own arithmetic. One row and a chunk are always measured. Where nothing between them is,
+    arithmetic hides behind streaming, as on a GPU, or adds up row by row, as on a CPU; ``overlap`` says how much of the
+    first.
     """
     batches, chunk = machine.efficiency.batches, machine.chunk
+    first_s = max(weights_s, row_s)
     if batches:
         points = [
-            (1, weights_s),
-            *((n, times * weights_s) for n, times in batches if 1 < n < chunk),
+            (1, first_s),
+            *((n, max(times * weights_s, first_s)) for n, times in batches if 1 < n < chunk),
             (chunk, chunk * row_s),
         ]
         return _between(points, rows) if rows <= chunk else rows * row_s
     hidden, overlap = max(weights_s, rows * row_s), machine.efficiency.overlap
-    added = max(0.0, chunk * row_s - weights_s) / (chunk - 1)
-    return overlap * hidden + (1 - overlap) * (weights_s + (rows - 1) * added)
+    added = max(0.0, chunk * row_s - first_s) / (chunk - 1)
+    return overlap * hidden + (1 - overlap) * (first_s + (rows - 1) * added)
 
 
 def _between(points: Sequence[tuple[int, float]], at: int) -> float:

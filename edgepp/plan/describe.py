@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,33 @@ def read_node(fields: Mapping[str, str], number: int) -> Node:
         name, bandwidth, flops, DATASHEET if gpu else DATASHEET_CPU, chunk=GPU_CHUNK if gpu else CPU_CHUNK
     )
     pinned = LayerRange.parse(fields["layers"]) if "layers" in fields else None
-    return Node(machine, usable, named.title if named else "described", pinned)
+    assumed = "mem" not in fields
+    said = f"{named.title}, {memory / 1e9:g} GB{' assumed' if assumed else ''}" if named else "described"
+    return Node(machine, usable, said, pinned, assumed)
 
 
-def parse_node(text: str, number: int) -> Node:
-    """A node as ``--node`` gives it: ``name=mini,mem=16GB,bw=100GB/s,flops=3.6T`` or ``hw=m4-pro,mem=48GB``.
+def read_nodes(tables: Sequence[Mapping[str, str]]) -> list[Node]:
+    """Nodes from their keys; those without a name that are of one kind of hardware are numbered: ``m2-1``, ``m2-2``.
 
     Raises:
-        UsageError: as for ``read_node``, or a part is no ``key=value``.
+        UsageError: as for ``read_node``.
+    """
+    nodes = [read_node(fields, number) for number, fields in enumerate(tables, 1)]
+    names = [node.name for node in nodes]
+    taken = set(names)
+    for at, fields in enumerate(tables):
+        if not fields.get("name") and names.count(names[at]) > 1:
+            name = next(name for n in count(1) if (name := f"{names[at]}-{n}") not in taken)
+            taken.add(name)
+            nodes[at] = replace(nodes[at], machine=replace(nodes[at].machine, node=name))
+    return nodes
+
+
+def parse_node(text: str) -> dict[str, str]:
+    """The keys of a node as ``--node`` gives it: ``name=mini,mem=16GB,bw=100GB/s`` or ``hw=m4-pro,mem=48GB``.
+
+    Raises:
+        UsageError: a part is no ``key=value``, or is given twice.
     """
     fields: dict[str, str] = {}
     for part in text.split(","):
@@ -70,7 +90,7 @@ def parse_node(text: str, number: int) -> Node:
             fault = "is said twice" if key in fields else "is not key=value"
             raise UsageError(f"'{part.strip()}' in node '{text}' {fault}", "write it like name=mini,mem=16GB")
         fields[key] = value
-    return read_node(fields, number)
+    return fields
 
 
 def parse_named_link(text: str) -> tuple[tuple[str, str] | None, LinkSpeed]:
@@ -131,7 +151,7 @@ def read_file(path: Path) -> Cluster:
         raise UsageError(f"{path} describes no cluster", "it holds [[nodes]] tables and one [links] table")
     texts = ((f"{pair}={speed}" if pair != "default" else str(speed)) for pair, speed in links.items())
     return described(
-        [read_node({key: str(value) for key, value in node.items()}, n) for n, node in enumerate(nodes, 1)],
+        read_nodes([{key: str(value) for key, value in node.items()} for node in nodes]),
         [parse_named_link(text) for text in texts],
     )
 
@@ -184,7 +204,8 @@ def _live_node(node: Mapping[str, Any], name: str) -> Node:
 def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize) -> Node:
     """The node with what its loaded stages took for their own layers, where they have been timed.
 
-    A decode step's seconds beyond streaming at the probe's rate are the layers' overhead, not the output head's.
+    A decode step's seconds beyond streaming at the probe's rate, or beyond one row's arithmetic where that is longer,
+    are the layers' overhead, not the output head's.
     """
     stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
     if not stages or not all(stage["decode_s"] and stage["prefill_tok_s"] for stage in stages):
@@ -194,12 +215,16 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
     token_s = sum(1 / stage["prefill_tok_s"] for stage in stages)
     machine = node.machine
     stream_bps = max(machine.stream_bps, layers * size.layer_bytes / decode_s)
-    overhead_s = decode_s - layers * size.layer_bytes / stream_bps
-    chunk_s = max(machine.chunk * token_s - overhead_s, decode_s)
+    weights_s, chunk = layers * size.layer_bytes / stream_bps, machine.chunk
+    row_s = (chunk * token_s - (decode_s - weights_s)) / chunk
+    if row_s > weights_s:
+        row_s = (chunk * token_s - decode_s) / (chunk - 1)
+    row_s = min(max(row_s, decode_s / chunk), decode_s)
+    overhead_s = decode_s - max(weights_s, row_s)
     machine = replace(
         machine,
         stream_bps=stream_bps,
-        flops=layers * size.layer_flops * machine.chunk / chunk_s,
+        flops=layers * size.layer_flops / row_s,
         efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
         crowded=1.0,  # each was timed with the cores that it has
     )

@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from edgepp.cluster.placement import LinkSpeed, Plan, Policy, Want
 from edgepp.errors import PlanError, UsageError
+from edgepp.model.cards import Card, catalogue
 from edgepp.plan.cluster import Cluster, Node
 from edgepp.plan.machines import Machine, Model, Stage, Workload
 from edgepp.plan.predict import Prediction, predict
@@ -85,7 +86,7 @@ class Single:
     name: str
     prediction: Prediction
     speed: float
-    """The cluster's decode rate of one request, as a multiple of its own."""
+    """How many times as fast the cluster gives a whole answer to one request: prompt, then all its tokens."""
     crowd: int
     """A number of requests at once,"""
     throughput: float
@@ -110,7 +111,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Change:
-    """One change to the cluster, and how many times as fast an answer would be."""
+    """One change to the cluster, and how many times as fast a whole answer to one request would be."""
 
     what: str
     answer_s: float
@@ -136,9 +137,12 @@ def outlook(question: Question, cluster: Cluster) -> Outlook:
     """All that can be said before anything is downloaded.
 
     Raises:
-        PlanError: the cluster cannot hold the model; with what would help.
+        PlanError: the cluster cannot hold the model; with what would help, smaller models among it.
     """
-    laid = lay(question, cluster)
+    try:
+        laid = lay(question, cluster)
+    except PlanError as error:
+        raise PlanError(str(error), "; ".join(_ways_out(question, cluster, error.hint))) from error
     return Outlook(
         question=question,
         laid=laid,
@@ -147,6 +151,35 @@ def outlook(question: Question, cluster: Cluster) -> Outlook:
         needs=tuple(_needs(question, laid)),
         changes=tuple(sorted(_changes(question, laid), key=lambda change: -change.gain)),
     )
+
+
+def _ways_out(question: Question, cluster: Cluster, hint: str) -> Iterator[str]:
+    """What helps where a model does not fit: the hint of placement, models that fit, and memory that was assumed."""
+    if hint:
+        yield hint
+    if names := smaller_models(question, cluster):
+        yield f"what fits: {', '.join(names)}"
+    if assumed := [node for node in cluster.nodes if node.assumed]:
+        sizes = ", ".join(f"{node.name}: {node.said}" for node in assumed)
+        yield f"memory was assumed ({sizes}): say mem= where it is more"
+
+
+def smaller_models(question: Question, cluster: Cluster, most: int = 3) -> list[str]:
+    """Cards that fit in place of the model: the same one in fewer bits first, then the largest of others."""
+
+    def fits(card: Card) -> bool:
+        size = Model.of(card.name, card).size
+        try:
+            cluster.place(dataclasses.replace(question.want, size=size, context=min(question.context, card.context)))
+        except PlanError:
+            return False
+        return True
+
+    size = question.model.size
+    total = size.layers * size.layer_bytes + size.ends_bytes
+    smaller = [card for card in catalogue().values() if card.bytes_total < total]
+    smaller.sort(key=lambda card: ((card.layers, card.hidden) != (size.layers, size.hidden), -card.bytes_total))
+    return [card.name for card in islice(filter(fits, smaller), most)]
 
 
 def lay(question: Question, cluster: Cluster) -> Laid:
@@ -178,7 +211,7 @@ def best_single(question: Question, laid: Laid) -> Single | None:
     return Single(
         name=name,
         prediction=prediction,
-        speed=prediction.one.tpot_s / together.one.tpot_s,
+        speed=prediction.answer_s(question.workload) / together.answer_s(question.workload),
         crowd=_CROWD,
         throughput=together.decode[-1].tokens_s / prediction.decode[-1].tokens_s,
     )

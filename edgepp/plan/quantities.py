@@ -28,8 +28,10 @@ def parse_flops(text: str) -> float:
     """Read a rate of arithmetic such as ``3.6T``, ``500 GFLOP/s`` or ``2e12``, in FLOP/s.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or a small number without a unit.
     """
+    if re.fullmatch(r"\s*\d{1,6}(\.\d{1,9})?\s*", text):
+        raise UsageError(f"'{text}' has no unit", f"write {text.strip()}T or {text.strip()}G")
     return _scaled(text, r"([kmgtp]?)(?:flops?(?:/s)?)?", f"'{text}' is not a rate of FLOP/s", "write it like 3.6T")
 
 

@@ -66,7 +66,7 @@ def outlook_form(outlook: Outlook) -> dict[str, Any]:
         },
         "single": _single_form(outlook.single) if outlook.single else None,
         "needs": [asdict(need) for need in outlook.needs],
-        "changes": [asdict(change) for change in outlook.changes],
+        "changes": [{"what": one.what, "answer_s": one.answer_s, "times_as_fast": one.gain} for one in outlook.changes],
     }
 
 
@@ -124,7 +124,7 @@ def _single_form(single: Single) -> dict[str, Any]:
         "node": single.name,
         "ttft_s": single.prediction.prefill.ttft_s,
         "tpot_s": single.prediction.one.tpot_s,
-        "cluster_speed": single.speed,
+        "times_as_fast": single.speed,
         "crowd": single.crowd,
-        "cluster_throughput": single.throughput,
+        "times_the_tokens_s": single.throughput,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
+from collections.abc import Iterator
 
 from edgepp.engine.ledger import Ledger
 from edgepp.engine.live import Request
@@ -283,21 +284,25 @@ class SimPipeline:
                 ledger.wait(job.request)
             except EdgeppError:
                 self._finish(job, "refused")
+        self._give_way(ledger.make_room())
         for request, held in ledger.begin():
             job = self._jobs[request.id]
             job.begun_s = now_s if job.begun_s is None else job.begun_s
             scheduler.add(request.sequence, len(request.ids), held)
             if not self._active:
                 self._active, self._active_since_s = True, now_s
-        for request in ledger.squeeze():
-            self._preempted += 1
-            scheduler.remove(request.sequence)
-            self._changed = True
+        self._give_way(ledger.squeeze())
         ledger.freed()
         budget = self._replica.budget
         held = 0 if budget is None else sum(len(request.ids) + 1 for request in ledger.live.values())
         self._awaited = bool(ledger.waiting)
         self._room = 1 << 62 if budget is None else budget - held - ledger.kept
+
+    def _give_way(self, requests: Iterator[Request]) -> None:
+        for request in requests:
+            self._preempted += 1
+            self._scheduler.remove(request.sequence)
+            self._changed = True
 
     def _finish(self, job: Job, fate: Fate) -> None:
         job.fate = fate

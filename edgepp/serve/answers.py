@@ -8,19 +8,25 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from edgepp.boundary import explained
 from edgepp.engine.answer import Answer
-from edgepp.engine.request import Timing
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import EdgeppError
-from edgepp.serve.forms import Outcome, answered, read_question
+from edgepp.serve.forms import Outcome, Prompt, answered, read_question
+from edgepp.serve.places import Places
 from edgepp.serve.serving import Serving
-from edgepp.wire.messages import Answered, Declined, Message, Piece, encode, encode_payload
+from edgepp.wire.messages import Answered, Declined, Piece, encode, encode_payload
+from edgepp.wire.values import sentence
 
 log = logging.getLogger("edgepp.serve")
 
-MOST = 64
-"""Answers at a time; more are declined."""
+MOST = 128
+"""Answers at a time beside one of each owner (``Places``); more are declined."""
 WAIT_S = 120.0
-"""How long a question waits for a cluster that is loading."""
+"""How long a question waits for a cluster that is loading, and for one that lost a stage before the first token."""
+TRIES = 3
+"""How often an answer is begun: a question that costs a stage each time must not do so for ever."""
 
 Send = Callable[[list[bytes]], None]
 """Sends a message to the asker. Safe from any thread."""
@@ -35,6 +41,7 @@ class Answers:
         self._serving = serving
         self._lock = threading.Lock()
         self._live: dict[Asker, _Live] = {}
+        self._places = Places(MOST)
         self.done = 0
         self.last: Timing | None = None
         """The times of the newest whole answer."""
@@ -55,53 +62,90 @@ class Answers:
             EdgeppError: the question makes no sense, or there are too many.
         """
         prompt, options = read_question(form)
+        live = _Live(key, asker[1], send)
         with self._lock:
-            if len(self._live) >= MOST:
-                raise EdgeppError(f"{MOST} answers are under way already", "ask again when one of them has ended")
             if asker in self._live:
                 raise EdgeppError("a question with this number is being answered")
-            live = self._live[asker] = _Live(key)
-        target = self._answer
-        threading.Thread(target=target, args=(asker, live, prompt, options, send), name="answer", daemon=True).start()
+            if not self._places.take(key):
+                raise EdgeppError(
+                    f"{len(self._live)} answers are under way already, and your share of them is taken",
+                    "ask again when one of yours has ended",
+                )
+            self._live[asker] = live
+        try:
+            target, name = self._answer, "answer"
+            threading.Thread(target=target, args=(asker, live, prompt, options), name=name, daemon=True).start()
+        except RuntimeError as error:
+            self._end(asker)
+            raise EdgeppError(f"this machine cannot answer more at once: {error}", "ask again later") from error
 
     def cancel(self, asker: Asker) -> None:
         """Stop an answer; what was computed of it has been sent."""
         with self._lock:
             live = self._live.get(asker)
-        if live is not None:
-            live.cancel()
+        self._cancel([] if live is None else [live])
 
     def cancel_of(self, key: str) -> list[Asker]:
         """Stop the answers of a node that is no member any more; whom they were for."""
         with self._lock:
             gone = [(asker, live) for asker, live in self._live.items() if live.key == key]
-        for _, live in gone:
-            live.cancel()
+        self._cancel([live for _, live in gone])
         return [asker for asker, _ in gone]
 
     def cancel_all(self, route: bytes | None = None) -> None:
         """Stop the answers of one asker who is gone, or all."""
         with self._lock:
             gone = [live for asker, live in self._live.items() if route is None or asker[0] == route]
+        self._cancel(gone)
+
+    def _cancel(self, gone: list[_Live]) -> None:
         for live in gone:
             live.cancel()
+        if gone:
+            self._serving.wake()
 
-    def _answer(self, asker: Asker, live: _Live, prompt: Any, options: Any, send: Send) -> None:
-        number = asker[1]
+    def _end(self, asker: Asker) -> None:
+        with self._lock:
+            self._places.give_back(self._live.pop(asker).key)
+
+    def _answer(self, asker: Asker, live: _Live, prompt: Prompt, options: GenerateOptions) -> None:
+        """The thread of one answer. Whatever happens in it, the asker hears how it ended and its place is free."""
         try:
-            self._stream(number, live, prompt, options, send)
-        except EdgeppError as error:
-            send([encode(Declined(number, str(error)[:500], error.hint[:500]))])
-        except Exception as error:
-            log.exception("an answer failed")
-            send([encode(Declined(number, f"{type(error).__name__}: {error}"[:500], "please report this"))])
+            try:
+                self._stream(live, prompt, options)
+            except EdgeppError as error:
+                live.tell(declined(live.number, error))
+            except BaseException as error:  # noqa: BLE001 - a library written in Rust panics with one that is no Exception
+                failure = explained(error)
+                log.error("an answer failed: %s; %s", failure, failure.hint)
+                live.tell(declined(live.number, failure))
+        except OSError:
+            log.debug("an answer ended when nobody could be told any more")
         finally:
-            with self._lock:
-                del self._live[asker]
+            self._end(asker)
 
-    def _stream(self, number: int, live: _Live, prompt: Any, options: Any, send: Send) -> None:
+    def _stream(self, live: _Live, prompt: Prompt, options: GenerateOptions) -> None:
+        """Answer, and begin again where a stage is lost before anything of the answer was shown."""
         asked_s = time.perf_counter()
-        pipeline = self._serving.acquire(WAIT_S, lambda: live.cancelled)
+        until_s = time.monotonic() + WAIT_S
+        failed: EdgeppError | None = None
+        for left in reversed(range(TRIES)):
+            try:
+                pipeline = self._serving.acquire(until_s - time.monotonic(), lambda: live.cancelled)
+            except EdgeppError as error:
+                raise failed or error from error
+            try:
+                self._pass_on(live, pipeline, prompt, options, asked_s)
+                return
+            except EdgeppError as error:
+                if not left or live.told or live.cancelled or pipeline.lost is None:
+                    raise
+                failed = error
+                log.info("an answer is begun again: %s", error)
+
+    def _pass_on(
+        self, live: _Live, pipeline: Pipeline, prompt: Prompt, options: GenerateOptions, asked_s: float
+    ) -> None:
         answer = pipeline.ask(prompt, options, live.key)
         answer.timing.submitted_s = asked_s
         live.bind(answer)
@@ -109,42 +153,59 @@ class Answers:
         for text in answer:
             tokens = answer.token_ids[sent:]
             sent = len(answer.token_ids)
-            for message, piece in _pieces(number, tokens, text):
-                send([encode(message), piece])
-        for message, piece in _pieces(number, answer.token_ids[sent:], ""):
-            send([encode(message), piece])
+            live.pass_on(tokens, text)
+            if live.cancelled:
+                break  # what the engine has computed beyond it is not worth anybody's time
+        live.pass_on(answer.token_ids[sent:], "")
+        reason = answer.finish_reason or "cancelled"
         if answer.finish_reason is not None:
             self.last, self.done = answer.timing, self.done + 1
-            sampled = tuple(answer.sampled[: len(answer.token_ids)])
-            outcome = Outcome(answer.finish_reason, answer.prompt_tokens, answer.timing, answer.stages, sampled)
-            send([encode(Answered(number)), encode_payload(answered(outcome))])
+        sampled = tuple(answer.sampled[: len(answer.token_ids)])
+        outcome = Outcome(reason, answer.prompt_tokens, answer.timing, answer.stages, sampled)
+        live.tell([encode(Answered(live.number)), encode_payload(answered(outcome))])
 
 
 class _Live:
     """One answer, cancelled before or after it has begun."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, number: int, send: Send) -> None:
         self.key = key
+        self.number = number
+        self._send = send
         self._lock = threading.Lock()
         self._answer: Answer | None = None
+        self.told = False
+        """Whether the asker has seen anything of it."""
         self.cancelled = False
 
+    def tell(self, frames: list[bytes]) -> None:
+        """Send the asker something of it."""
+        self.told = True
+        self._send(frames)
+
+    def pass_on(self, tokens: list[int], text: str) -> None:
+        """Send tokens in messages of at most 200, the text with the first of them."""
+        if not tokens and not text:
+            return
+        parts = [tuple(tokens[i : i + 200]) for i in range(0, len(tokens), 200)] or [()]
+        for index, part in enumerate(parts):
+            self.tell([encode(Piece(self.number, part)), b"" if index else text.encode(errors="replace")])
+
     def bind(self, answer: Answer) -> None:
+        """Let ``cancel`` stop this answer."""
         with self._lock:
             self._answer = answer
             if self.cancelled:
                 answer.cancel()
 
     def cancel(self) -> None:
+        """Stop it, or the answer that it is bound to next."""
         with self._lock:
             self.cancelled = True
             if self._answer is not None:
                 self._answer.cancel()
 
 
-def _pieces(number: int, tokens: list[int], text: str) -> list[tuple[Message, bytes]]:
-    """Tokens in messages of at most 200, the text with the first of them."""
-    if not tokens and not text:
-        return []
-    parts = [tuple(tokens[i : i + 200]) for i in range(0, len(tokens), 200)] or [()]
-    return [(Piece(number, part), text.encode() if i == 0 else b"") for i, part in enumerate(parts)]
+def declined(number: int, error: EdgeppError) -> list[bytes]:
+    """Tells an asker why its question, or a call, comes to nothing."""
+    return [encode(Declined(number, sentence(error), sentence(error.hint)))]

@@ -58,7 +58,7 @@ class Attendance:
             if self._rarely.tells(sender.host, "double"):
                 self._on_event(f"refused {facts.name} at {sender.host}: {reason}")
             raise UsageError(reason)
-        self._director.remind(node)
+        self._director.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
         self._send(sender.route, [encode(Enrolled(self._registry.cluster.id, self._identity.name))])
         self._viewed = -1
         if new:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import zmq
@@ -19,10 +20,11 @@ from edgepp.cluster.identity import Cluster, Identity
 from edgepp.cluster.identity import Member as Paired
 from edgepp.cluster.membership import Membership
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
-from edgepp.serve.answers import Answers
+from edgepp.serve.answers import Answers, Asker, declined
 from edgepp.serve.attendance import Attendance
 from edgepp.serve.director import Director, Order
 from edgepp.serve.entrance import Entrance
+from edgepp.serve.places import Turns
 from edgepp.serve.registry import Registry
 from edgepp.serve.report import report
 from edgepp.serve.rollout import Rollout
@@ -35,7 +37,6 @@ from edgepp.wire.messages import (
     Beat,
     Call,
     Cancel,
-    Declined,
     Enrol,
     Enrolled,
     Expelled,
@@ -52,15 +53,23 @@ from edgepp.wire.messages import (
     encode,
     encode_payload,
 )
-from edgepp.wire.security import Gate, is_key
+from edgepp.wire.security import Gate, Rarely
+from edgepp.wire.speakers import VERBS_OF_OWNER, check_speaker
 from edgepp.wire.transport import Address, Listener, Sender
+from edgepp.wire.values import is_key, sentence
 
 log = logging.getLogger("edgepp.serve")
 
 TICK_S = 0.1
 _WAITING_S = 1.0
+_MOST_WAITING = 256
+"""Messages of one owner that wait for their turn; more are declined."""
+_MOST_BYTES = 4 * PAYLOAD_BYTES
+_RECEIVED_A_TURN = 512
+_HANDLED_A_TURN_S = 0.05
 
-Outgoing = tuple[bytes, list[bytes]] | None
+Outgoing = tuple[Asker, list[bytes]] | None
+Received = tuple[Sender, Message, Sequence[memoryview]]
 
 
 class Coordinator(threading.Thread):
@@ -85,6 +94,8 @@ class Coordinator(threading.Thread):
         self.director = director
         self.serving = serving
         self._on_event = on_event
+        self._own = director.known
+        """Nodes that are expected although the book does not name them: this machine's own."""
         self.members = Membership()
         self.answers = Answers(serving)
         self.rollout = Rollout(director, self.members, serving, self.answers, on_event)
@@ -105,8 +116,12 @@ class Coordinator(threading.Thread):
         self._entrance = Entrance(identity, self.address, lambda: self.registry.cluster, self._paired, on_event)
         self._attendance = Attendance(self.members, identity, self.registry, director, self._send, on_event)
         self._waited_s = self._ticked_s = 0.0
-        self._revoked: set[bytes] = set()
-        """Routes of askers who were revoked in the middle of an answer."""
+        self._turns: Turns[Received] = Turns(_MOST_WAITING, _MOST_BYTES)
+        self._rarely = Rarely()
+        self._revoked: set[Asker] = set()
+        """Those who were revoked in the middle of an answer, until its thread has ended."""
+        self.error: BaseException | None = None
+        """What ended the thread by itself."""
 
     @property
     def here(self) -> Address:
@@ -116,7 +131,8 @@ class Coordinator(threading.Thread):
 
     def close(self) -> None:
         """End answers and the thread; members look for a new coordinator."""
-        self._outbox.put(None)
+        with suppress(OSError):  # it has ended by itself
+            self._outbox.put(None)
         self.join()
 
     def run(self) -> None:
@@ -125,39 +141,68 @@ class Coordinator(threading.Thread):
         try:
             while self._turn(poller):
                 continue
+        except BaseException as error:
+            log.exception("the coordinator ended")
+            self.error = error
         finally:
             self.answers.cancel_all()
-            self._entrance.close()
-            self._listener.close()
-            self._gate.close()
-            self._outbox.close()
+            for part in (self._entrance, self._listener, self._gate, self._outbox):
+                with self._surviving("closing"):
+                    part.close()
             self._context.term()
 
     def _turn(self, poller: Poller[Outgoing]) -> bool:
-        for reader in poller.wait(TICK_S):
+        for reader in poller.wait(0.0 if self._turns else TICK_S):
             if reader is self._listener:
                 self._receive()
-            else:
-                for outgoing in self._outbox.drain():
-                    if outgoing is None:
-                        return False
-                    if outgoing[0] not in self._revoked:
-                        self._send(*outgoing)
+                continue
+            for outgoing in self._outbox.drain():
+                if outgoing is None:
+                    return False
+                asker, frames = outgoing
+                if asker not in self._revoked:
+                    with self._surviving("sending"):
+                        self._send(asker[0], frames)
+        self._handle()
         now_s = time.monotonic()
         if now_s - self._ticked_s >= TICK_S:
             self._tick(now_s)
         return True
 
     def _tick(self, now_s: float) -> None:
+        """What is due now and then; each part by itself, so that one that fails keeps no other from its turn."""
         self._ticked_s = now_s
-        self._entrance.announce()
-        self._attendance.tick(now_s)
-        self._order(self.rollout.step(now_s))
-        self._attendance.publish()
+        with self._surviving("announcing"):
+            self._entrance.announce()
+        with self._surviving("attendance"):
+            self._attendance.tick(now_s)
+        with self._surviving("planning"):
+            self.director.known = frozenset({*self.registry.nodes, *self._own})
+            self._order(self.rollout.step(now_s))
+        with self._surviving("telling the members"):
+            self._attendance.publish()
         if now_s - self._waited_s >= _WAITING_S:
             self._waited_s = now_s
-            for route, request in self.answers.askers:
-                self._send(route, [encode(Waiting(request, self.rollout.waiting()[:500]))])
+            with self._surviving("telling askers"):
+                self._tell_askers()
+
+    def _tell_askers(self) -> None:
+        askers = self.answers.askers
+        self._revoked.intersection_update(askers)
+        waiting = sentence(self.rollout.waiting())
+        for asker in askers:
+            if asker not in self._revoked:
+                self._send(asker[0], [encode(Waiting(asker[1], waiting))])
+
+    @contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """Let an unexpected error cost this one step, not the coordinator."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("%s failed", what)
+            if self._rarely.tells(type(error).__name__, what):
+                self._on_event(f"{what} failed this time: {type(error).__name__}: {error}")
 
     def _order(self, orders: Sequence[Order]) -> None:
         for node, message in orders:
@@ -181,7 +226,8 @@ class Coordinator(threading.Thread):
         return sent
 
     def _receive(self) -> None:
-        while True:
+        """Let what has come wait for its turn: whoever sends much delays itself, not the others."""
+        for _ in range(_RECEIVED_A_TURN):
             try:
                 received = self._listener.receive_from()
                 if received is None:
@@ -189,23 +235,48 @@ class Coordinator(threading.Thread):
                 sender, frames = received
                 message = decode(frames[0])
             except RemoteProtocolError as error:
-                log.warning("dropped a frame: %s", error)
+                if self._rarely.tells("frame", type(error).__name__):
+                    log.warning("dropped a frame: %s", error)
                 continue
-            try:
-                self._take(sender, message, frames)
-            except EdgeppError as error:
-                log.info("refused %s of %s: %s", type(message).__name__, sender.host, error)
+            except Exception as error:  # such as no memory for it, or no descriptor
+                log.exception("a message could not be received")
+                if self._rarely.tells(type(error).__name__, "receiving"):
+                    self._on_event(f"a message could not be received: {type(error).__name__}: {error}")
+                return
+            item = (sender, message, frames)
+            if not self._turns.add(sender.key, item, sum(frame.nbytes for frame in frames)):
                 request = getattr(message, "request", None)
-                refusal: Message = Refused(str(error)[:500])
                 if request is not None:
-                    refusal = Declined(request, str(error)[:500], error.hint[:500])
-                self._send(sender.route, [encode(refusal)])
+                    busy = EdgeppError(f"{_MOST_WAITING} messages of yours are waiting already", "send them slower")
+                    with self._surviving("declining"):
+                        self._send(sender.route, declined(request, busy))
+
+    def _handle(self) -> None:
+        """Handle what waits, one owner after the other, for no longer than other duties can wait."""
+        until_s = time.monotonic() + _HANDLED_A_TURN_S
+        while self._turns and time.monotonic() < until_s:
+            sender, message, frames = self._turns.take()
+            request = getattr(message, "request", None)
+            with self._surviving(f"a {type(message).__name__} message"):
+                try:
+                    self._take(sender, message, frames)
+                except EdgeppError as error:
+                    if self._rarely.tells(sender.host, type(message).__name__):
+                        log.info("refused %s of %s: %s", type(message).__name__, sender.host, error)
+                    refusal = [encode(Refused(sentence(error)))] if request is None else declined(request, error)
+                    self._send(sender.route, refusal)
+                except Exception as error:
+                    if request is not None:
+                        failure = EdgeppError(f"the coordinator failed: {type(error).__name__}: {error}")
+                        self._send(sender.route, declined(request, failure))
+                    raise
 
     def _take(self, sender: Sender, message: Message, frames: Sequence[memoryview]) -> None:
         if isinstance(message, Adopt):
             self._adopt(sender, message)
             return
         node = self.registry.node_of(sender.key)
+        check_speaker(message, "cluster", "member")
         match message:
             case Enrol():
                 self._attendance.enrol(node, sender, message)
@@ -218,13 +289,11 @@ class Coordinator(threading.Thread):
             case Call():
                 self._call(sender, message, decode_payload(frames))
             case Ask():
-                route, request = sender.route, message.request
+                asker = (sender.route, message.request)
                 form = decode_payload(frames)
-                self.answers.begin((route, request), sender.key, form, lambda out: self._outbox.put((route, out)))
+                self.answers.begin(asker, sender.key, form, lambda out: self._outbox.put((asker, out)))
             case Cancel():
                 self.answers.cancel((sender.route, message.request))
-            case _:
-                raise RemoteProtocolError(f"a {type(message).__name__} message on a cluster socket")
 
     def _adopt(self, sender: Sender, message: Adopt) -> None:
         if news := self.registry.adopt(sender.key, sender.host, message):
@@ -233,7 +302,7 @@ class Coordinator(threading.Thread):
         self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
 
     def _call(self, sender: Sender, message: Call, form: dict[str, Any]) -> None:
-        if message.verb not in ("status", "peers") and sender.key != self._identity.keys.public:
+        if message.verb in VERBS_OF_OWNER and sender.key != self._identity.keys.public:
             raise UsageError(f"only the coordinator's own machine may do that: run it on {self._identity.name}")
         match message.verb:
             case "status":
@@ -251,13 +320,13 @@ class Coordinator(threading.Thread):
     def _revoke(self, name: str) -> dict[str, Any]:
         """Admit a node or token no longer, and drop it at once."""
         gone = self.registry.revoke(name)
-        for route, request in self.answers.cancel_of(gone.key):
-            self._send(route, [encode(Declined(request, f"{self._identity.name} revoked this node", ""))])
-            self._revoked.add(route)
+        for asker in self.answers.cancel_of(gone.key):
+            self._send(asker[0], declined(asker[1], EdgeppError(f"{self._identity.name} revoked this node")))
+            self._revoked.add(asker)
         member = self.members.get(gone.node)
         if member is not None:
             self._send(member.route, [encode(Expelled(f"{self._identity.name} revoked this node"))])
-            self.members.left(member.node)
+            self.members.left(member.node, "was revoked")
         self.members.version += 1
         self._on_event(f"revoked {gone.name}")
         return {"revoked": gone.name, "node": gone.node}

@@ -11,8 +11,9 @@ from edgepp.cluster.identity import Cluster, Identity, Member, save_cluster
 from edgepp.cluster.tokens import make_token
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.wire.messages import Adopt
-from edgepp.wire.security import Gate, is_key
+from edgepp.wire.security import Gate
 from edgepp.wire.transport import Address
+from edgepp.wire.values import is_key
 
 
 class Registry:
@@ -34,6 +35,11 @@ class Registry:
     def keys(self) -> set[str]:
         """The keys of this node and of everyone who is paired."""
         return {self._identity.keys.public, *(member.key for member in self.cluster.members)}
+
+    @property
+    def nodes(self) -> set[str]:
+        """The ids of everyone who is paired."""
+        return {member.node for member in self.cluster.members}
 
     def node_of(self, key: str) -> str:
         """The id of the node with this key.

@@ -85,7 +85,7 @@ class Service:
             kv_bits=options.kv_bits or 0,
             coordinator=identity.node,
             base=int(time.time()) << 16,
-            known=frozenset(member.node for member in cluster.members),
+            known=frozenset({identity.node} if offer is not None else ()),
         )
         pipeline = PipelineOptions(
             options.model,
@@ -123,9 +123,13 @@ class Service:
             EdgeppError: the coordinator or this machine's node failed.
         """
         if not self.coordinator.is_alive():
-            raise EdgeppError("the coordinator ended by itself", "its own message stands above; please report this")
-        if self.node is not None and self.node.error is not None:
-            raise self.node.error
+            error = self.coordinator.error
+            why = f": {type(error).__name__}: {error}" if error is not None else ""
+            raise EdgeppError(f"the coordinator ended by itself{why}", "please report this, and start it again")
+        if not self.serving.alive:
+            raise EdgeppError("the part that opens pipelines ended by itself", "please report this, and start it again")
+        if self.node is not None and self.node.ended.is_set():
+            raise self.node.error or EdgeppError("this machine's own node ended by itself", "start it again")
 
     def close(self) -> None:
         """End answers, stages and threads."""

@@ -13,12 +13,13 @@ from edgepp.backend.device import release_thread
 from edgepp.engine.front import Front
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.errors import EdgeppError
+from edgepp.errors import EdgeppError, StageLost
 
 log = logging.getLogger("edgepp.serve")
 
 AGAIN_S = 0.5
-"""How long after a failure a pipeline is tried again."""
+"""How long after a failure a pipeline is tried again; each further failure of the same one doubles it."""
+LONGEST_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,16 @@ class Serving:
         self._front = front
         self._options = options
         self._on_event = on_event
-        self._commands: queue.SimpleQueue[Wanted | str | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Wanted | EdgeppError | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._pipeline: Pipeline | None = None
         self._wanted: Wanted | None = None
         self._ordered = self._done = 0
         """Commands so far, and those that were carried out: one thread counts each."""
         self._failed_s = 0.0
+        self._failures = 0
+        """Failures in a row to open what is wanted."""
+        self._lacks: EdgeppError | None = None
         self.reason = "no plan yet"
         """Why there is no pipeline now."""
         self._thread = threading.Thread(target=self._run, name="serving", daemon=True)
@@ -59,35 +63,56 @@ class Serving:
         pipeline = self._pipeline
         return None if pipeline is None or pipeline.lost is not None else pipeline
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
     def keep(self, wanted: Wanted) -> None:
         """See to it that ``wanted`` is open: called again and again, it does something only when that is not so."""
-        if wanted == self._wanted and (self._busy or time.monotonic() - self._failed_s < AGAIN_S):
+        if wanted == self._wanted and (self._busy or time.monotonic() - self._failed_s < self._again_s):
             return
         if wanted == self._wanted and self.pipeline is not None:
             return
+        if wanted != self._wanted:
+            self._failures = 0
         self._wanted = wanted
         self._order(wanted)
 
-    def shut(self, reason: str) -> None:
-        """Close the pipeline; whoever is being answered is told that the plan changed."""
+    def shut(self, reason: str, error: EdgeppError) -> None:
+        """Close the pipeline: ``reason`` is told to who waits for the next one, ``error`` to who is being answered."""
         self.reason = reason
         if self._wanted is not None:
             self._wanted = None
-            self._order(reason)
+            self._order(error)
+
+    def lacks(self, error: EdgeppError | None) -> None:
+        """Note what is missing for there to be a pipeline at all: nobody needs to wait for one then."""
+        if error is not self._lacks:
+            with self._changed:
+                self._lacks = error
+                self._changed.notify_all()
 
     def acquire(self, wait_s: float, given_up: Callable[[], bool]) -> Pipeline:
         """The pipeline, once there is one.
 
         Raises:
-            EdgeppError: there is none for ``wait_s`` seconds, or until ``given_up``.
+            EdgeppError: there is none for ``wait_s`` seconds, or until ``given_up`` (see ``wake``), or there cannot be.
         """
         until_s = time.monotonic() + wait_s
         with self._changed:
             while (pipeline := self.pipeline) is None:
+                if self._lacks is not None:
+                    raise EdgeppError(f"the cluster cannot answer: {self._lacks}", self._lacks.hint)
                 if time.monotonic() >= until_s or given_up():
                     raise EdgeppError(f"the cluster cannot answer yet: {self.reason}", "see `edgepp status`")
                 self._changed.wait(1.0)
             return pipeline
+
+    def wake(self) -> None:
+        """Let those who wait see whether they have given up."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Close the pipeline and end the thread."""
@@ -98,7 +123,11 @@ class Serving:
     def _busy(self) -> bool:
         return self._done != self._ordered
 
-    def _order(self, command: Wanted | str) -> None:
+    @property
+    def _again_s(self) -> float:
+        return min(LONGEST_S, AGAIN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
+
+    def _order(self, command: Wanted | EdgeppError) -> None:
         self._ordered += 1
         self._commands.put(command)
 
@@ -111,46 +140,63 @@ class Serving:
     def _obey(self) -> None:
         taken = 0
         while True:
-            command = self._commands.get()
-            taken += 1
+            commands = [self._commands.get()]
             while not self._commands.empty():
-                command = self._commands.get()
-                taken += 1
-            self._drop()
-            if command is None:
-                return
-            if isinstance(command, Wanted):
-                self._open(command)
+                commands.append(self._commands.get())
+            taken += len(commands)
+            try:
+                self._drop(commands[0])
+                if commands[-1] is None:
+                    return
+                if isinstance(commands[-1], Wanted):
+                    self._open(commands[-1])
+            except Exception as error:
+                log.exception("the pipeline could not be closed or opened")
+                self._note_failure(f"{type(error).__name__}: {error}")
             self._done = taken
 
-    def _drop(self) -> None:
-        if self._pipeline is not None:
-            if self._pipeline.lost is not None:
-                self._on_event(f"interrupted: {self._pipeline.lost}")
-            self._pipeline.engine.close(EdgeppError("the cluster changed while this was answered", "ask again"))
-            self._pipeline.close()
-            self._pipeline = None
+    def _drop(self, because: Wanted | EdgeppError | None) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is None:
+            return
+        if pipeline.lost is not None:
+            self._on_event(f"interrupted: {pipeline.lost}")
+        pipeline.engine.close(_reason(pipeline, because))
+        pipeline.close()
 
     def _open(self, wanted: Wanted) -> None:
         began_s = time.monotonic()
         try:
             pipeline = Pipeline(replace(self._options, endpoints=wanted.endpoints), front=self._front)
-        except EdgeppError as error:
-            if wanted != self._wanted:
-                return
-            self.reason = str(error)
-            self._failed_s = time.monotonic()
-            self._on_event(f"plan {wanted.plan} cannot be opened: {error}")
-            return
         except Exception as error:
-            log.exception("plan %d cannot be opened", wanted.plan)
-            self.reason = f"{type(error).__name__}: {error}"
-            self._failed_s = time.monotonic()
+            if not isinstance(error, EdgeppError):
+                log.exception("plan %d cannot be opened", wanted.plan)
+            if wanted == self._wanted:
+                self._note_failure(str(error) if isinstance(error, EdgeppError) else f"{type(error).__name__}: {error}")
+                if self._failures == 1:
+                    self._on_event(f"plan {wanted.plan} cannot be opened: {self.reason}")
             return
         if wanted != self._wanted:  # another plan came meanwhile
             pipeline.close()
             return
         with self._changed:
-            self._pipeline, self.reason = pipeline, ""
+            self._pipeline, self._failures, self.reason = pipeline, 0, ""
             self._changed.notify_all()
         self._on_event(f"plan {wanted.plan} is open after {time.monotonic() - began_s:.1f} s: ready to answer")
+
+    def _note_failure(self, reason: str) -> None:
+        self.reason = reason
+        self._failures += 1
+        self._failed_s = time.monotonic()
+
+
+def _reason(pipeline: Pipeline, because: Wanted | EdgeppError | None) -> EdgeppError:
+    """What those are told whose answers end when ``pipeline`` is closed."""
+    if isinstance(because, EdgeppError):
+        return because
+    if because is None:
+        return EdgeppError("the coordinator was closed while this was answered", "start `edgepp serve` again")
+    for stage, old, new in zip(pipeline.stages, pipeline.options.endpoints, because.endpoints, strict=False):
+        if old != new:
+            return StageLost(f"{stage} is gone: it is at {new.addresses[0]} now", "ask again")
+    return EdgeppError("the pipeline was opened anew while this was answered", "ask again")

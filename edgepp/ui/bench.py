@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -27,6 +29,7 @@ from edgepp.bench.report import NAMES, Report, Subject
 from edgepp.bench.run import FULL, QUICK, Bench, Settings, Tell
 from edgepp.bench.subject import cluster, local
 from edgepp.errors import EdgeppError, PairingError, UsageError
+from edgepp.node.agent import physical_cores
 from edgepp.ui import bench_plot
 from edgepp.ui.progress import ByteProgress
 
@@ -74,7 +77,10 @@ async def _measure(wanted: Wanted, settings: Settings, found: list[Report], tell
         model, subject, asked = await _open(wanted, stack)
         alone: Asked | None = None
         if wanted.single:
-            one = Engine(model, stages=1, threads=wanted.threads, backend=wanted.backend, speculate="off")
+            threads = wanted.threads
+            if wanted.model is not None:  # as many as each stage has, so that the ratio is that of the stages alone
+                threads = threads or max(1, physical_cores() // (wanted.stages or 1))
+            one = Engine(model, stages=1, threads=threads, backend=wanted.backend, speculate="off")
             alone = await _opened(one, stack)
         report = Report(
             began=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
@@ -203,12 +209,12 @@ def show_comparison(a: str, b: str, *, as_json: bool) -> None:
         click.echo(json.dumps(found.form()))
         return
     console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    for line in _remarks(found):
+        console.print(line)
     table = _table("FIGURE", ">A", ">B", ">B / A", "B IS")
     for difference in found.differences:
         table.add_row(*_difference(difference))
-    console.print(table)
-    for line in _remarks(found):
-        console.print(line)
+    console.print("", table)
 
 
 def _difference(one: Difference) -> tuple[str | Text, ...]:
@@ -218,9 +224,15 @@ def _difference(one: Difference) -> tuple[str | Text, ...]:
 
 def _remarks(found: Comparison) -> Iterator[str]:
     verdicts = [difference.verdict for difference in found.differences]
+    better, worse = verdicts.count("better"), verdicts.count("worse")
+    ratios = [
+        one.ratio if one.a.better == "more" else 1 / one.ratio for one in found.differences if 0 < one.ratio < math.inf
+    ]
+    verdict = "better" if better > worse else "worse" if worse > better else "neither better nor worse"
+    typical = f"; the median figure is {statistics.median(ratios):.2f} times as good" if ratios else ""
     yield (
-        f"{len(verdicts)} figures in both: {verdicts.count('better')} better and {verdicts.count('worse')} worse beyond"
-        " both spreads."
+        f"B is {verdict} than A: of {len(verdicts)} figures in both, {better} are better and {worse} worse beyond both"
+        f" spreads{typical}."
     )
     if found.unlike:
         yield f"Not alike: {'; '.join(found.unlike)}."

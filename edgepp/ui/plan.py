@@ -24,6 +24,15 @@ from edgepp.ui.progress import megabytes
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _MOST_CHANGES = 3
+_PARTS = {
+    "weights": "reading weights",
+    "KV": "reading the KV cache",
+    "FLOPs": "arithmetic",
+    "wire": "network",
+    "overhead": "software",
+    "ends": "embedding and head",
+}
+"""The parts of a step, in words."""
 _ALIKE = 0.05
 _MINUTES_S = 180.0
 
@@ -99,8 +108,8 @@ def _head(found: Outlook) -> Text:
 def _stages(found: Outlook) -> Table:
     laid, prediction = found.laid, found.laid.prediction
     table = _table(
-        "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV", ">FLOPS", ">WIRE", ">OVERHEAD", ">A STEP",
-        "LIMITED BY", "IN PREFILL BY",
+        "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SOFTWARE",
+        ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
     )  # fmt: skip
     memory = laid.cluster.memory(found.question.want, laid.plan)
     stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
@@ -110,16 +119,16 @@ def _stages(found: Outlook) -> Table:
         )  # fmt: skip
         table.add_row(
             str(index), str(time.layers), time.node, megabytes(takes), megabytes(has),
-            *map(_ms, seconds), time.limit, prefill.limit,
+            *map(_ms, seconds), _PARTS[time.limit], _PARTS[prefill.limit],
         )  # fmt: skip
     one, coordinator = prediction.one, laid.cluster.coordinator.name
     back = _ms(one.ends_s + one.return_s)
-    table.add_row("", "ends", coordinator, "", "", "", "", "", _ms(one.return_s), "", back)
+    table.add_row("", "embedding, head", coordinator, "", "", "", "", "", _ms(one.return_s), "", back)
     return table
 
 
 def _requests(found: Outlook) -> Table:
-    table = _table(">REQUESTS", ">TOKEN/S EACH", ">TOGETHER", ">TPOT", "LIMITED BY", "")
+    table = _table(">REQUESTS", ">TOKEN/S EACH", ">TOGETHER", ">PER TOKEN", "LIMITED BY", "")
     for decode in found.laid.prediction.decode:
         slots, room = slots_needed(decode, found.question), ""
         if not requests_fit(decode, found):
@@ -134,12 +143,12 @@ def _requests(found: Outlook) -> Table:
 def _limit(decode: Decode) -> str:
     """What holds so many requests up, for people."""
     if decode.limit == "way":
-        return f"one round: {max(decode.parts, key=lambda part: decode.parts[part])}"
+        return _PARTS[max(decode.parts, key=lambda part: decode.parts[part])]
     if decode.limit.startswith("link "):
         return "the link's bandwidth"
     stages = [stage for stage in decode.stages if stage.node == decode.limit]
     busiest = max(stages, key=lambda stage: stage.busy_s, default=None)
-    return f"{decode.limit}: {busiest.limit if busiest else 'ends'}"
+    return f"{decode.limit}: {_PARTS[busiest.limit if busiest else 'ends']}"
 
 
 def _answer(found: Outlook) -> str:
@@ -164,11 +173,9 @@ def _against_one(found: Outlook) -> str:
     if laid.machines == 1:
         return f"All of it runs on {single.name}: no other node takes part."
     count = _WORDS[laid.machines] if laid.machines < len(_WORDS) else str(laid.machines)
-    crowd = f"{_times(single.throughput)} as fast with {single.crowd} requests at once"
-    if abs(single.speed - 1) < _ALIKE:
-        text = f"{count.capitalize()} nodes are about as fast as {single.name} alone for one request, and {crowd}"
-    else:
-        text = f"{count.capitalize()} nodes are {_times(single.speed)} as fast as {single.name} alone, and {crowd}"
+    crowd = f"have {_times(single.throughput)} its token/s with {single.crowd} requests at once"
+    speed = "about as fast" if abs(single.speed - 1) < _ALIKE else f"{_times(single.speed)} as fast"
+    text = f"{count.capitalize()} nodes give one answer {speed} as {single.name} alone, and {crowd}"
     if max(single.speed, single.throughput) < 1 + _ALIKE:
         return f"{text}: use them for size, not speed."
     return f"{text}: use them for many requests, not for one." if single.speed < 1 - _ALIKE else f"{text}."
@@ -200,7 +207,7 @@ def _help(found: Outlook) -> str:
     if not found.changes:
         return "No single change would make an answer more than 5 % faster."
     best, *others = (f"{change.what} ({change.gain:.2f} times as fast)" for change in found.changes[:_MOST_CHANGES])
-    return f"What would help most: {best}" + (f"; then {'; '.join(others)}." if others else ".")
+    return f"What would help one answer most: {best}" + (f"; then {'; '.join(others)}." if others else ".")
 
 
 def _basis(found: Outlook) -> str:
@@ -214,7 +221,7 @@ def _basis(found: Outlook) -> str:
         f"{stream:g} of the bandwidth and {flops:g} of the FLOP/s of {', '.join(of)}"
         for (stream, flops), of in groups.items()
     )
-    return f"Reckoned with {'; '.join(texts)}."
+    return f'Computed with {"; ".join(texts)}. "As fast" compares the time of a whole answer, prompt and tokens.'
 
 
 def _times(ratio: float) -> str:

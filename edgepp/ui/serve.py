@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import time
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -53,10 +54,9 @@ def _follow(service: Service, notes: queue.SimpleQueue[str], *, as_json: bool) -
     ready = False
     try:
         while True:
-            try:
+            with suppress(queue.Empty):
                 _note(console, notes.get(timeout=_TURN_S), as_json=as_json)
-            except queue.Empty:
-                service.check()
+            service.check()
             now_ready = service.serving.pipeline is not None
             if now_ready and not ready and as_json:
                 state = service.report()

@@ -1,8 +1,9 @@
-"""The whole protocol of edgepp, version 3.
+"""The whole protocol of edgepp, version 4.
 
 A message is a ZeroMQ multipart message: one msgpack header, then, for ``Forward`` and ``Hidden``, the raw tensor frames
 of the codec that the header names. The header is an array ``[version, kind, field, …]`` with the fields in the order in
-which the classes below declare them. Nothing else is ever decoded: no pickle, no nested objects, no code.
+which the classes below declare them. Nothing else is ever decoded: no pickle, no nested objects, no code. What is
+decoded is valid, field by field and as a whole; ``speakers`` says who may say it.
 
 A stage binds two ROUTER sockets; a coordinator binds none. Every connection is made by a DEALER.
 
@@ -57,9 +58,19 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 import msgpack
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
-from edgepp.wire.layout import Layout
+from edgepp.wire.layout import Layout, Rule
+from edgepp.wire.values import (
+    are_addresses,
+    are_hosts,
+    is_key,
+    is_key_or_empty,
+    is_label,
+    is_name,
+    is_route,
+    is_text,
+)
 
-VERSION = 3
+VERSION = 4
 MAX_HEADER_BYTES = 4096
 CONTROL_FRAME_BYTES = 1 << 16
 """The longest frame that a control socket takes."""
@@ -82,9 +93,24 @@ Id: TypeAlias = Annotated[int, 0, (1 << 63) - 1]
 Count: TypeAlias = Annotated[int, 0, (1 << 48) - 1]
 Rows: TypeAlias = Annotated[int, 0, MAX_TOKENS]
 Width: TypeAlias = Annotated[int, 1, MAX_WIDTH]
-Text: TypeAlias = Annotated[str, 0, 512]
-Key: TypeAlias = Annotated[str, 0, 40]
-"""A node's public key in Z85; empty where a link is not encrypted."""
+Text: TypeAlias = Annotated[str, 0, 512, is_text]
+"""A sentence; whoever shows it makes it printable."""
+Label: TypeAlias = Annotated[str, 0, 512, is_label]
+Name: TypeAlias = Annotated[str, 1, 128, is_name]
+"""What people call a node or cluster."""
+Key: TypeAlias = Annotated[str, 40, 40, is_key]
+"""A node's public key in Z85."""
+NextKey: TypeAlias = Annotated[str, 0, 40, is_key_or_empty]
+"""The same; empty where a link is not encrypted."""
+Addresses: TypeAlias = Annotated[str, 0, 1024, are_addresses]
+"""``HOST:PORT`` and ``[IPV6]:PORT``, separated by commas."""
+Hosts: TypeAlias = Annotated[str, 0, 1024, are_hosts]
+"""IP addresses, separated by commas."""
+Route: TypeAlias = Annotated[str, 2, 510, is_route]
+"""The route of a connection, in hexadecimal."""
+Port: TypeAlias = Annotated[int, 1, 65535]
+Layer: TypeAlias = Annotated[int, 0, 1 << 16]
+Stage: TypeAlias = Annotated[int, 0, 1023]
 Slot: TypeAlias = Annotated[int, 0, 63]
 Verb: TypeAlias = Literal["status", "peers", "invite", "token", "revoke"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
@@ -100,26 +126,26 @@ Micros: TypeAlias = Annotated[tuple[int, ...], 0, 1024]
 class Hello(NamedTuple):
     """Coordinator to stage: tell me what you are."""
 
-    node: Text
+    node: Label
 
 
 class Welcome(NamedTuple):
     """A stage's answer to ``Hello``; enough to check a plan and to set deadlines."""
 
-    node: Text
+    node: Label
     pid: Count
-    data_port: Count
-    model: Text
-    fingerprint: Text
-    commit: Text
+    data_port: Port
+    model: Label
+    fingerprint: Label
+    commit: Label
     """The hub commit that its weights are of; empty where unknown."""
-    start: Count
-    stop: Count
-    num_layers: Count
+    start: Layer
+    stop: Layer
+    num_layers: Layer
     hidden_size: Width
     context: Count
-    backend: Text
-    device: Text
+    backend: Label
+    device: Label
     dtype: Dtype
     exact: bool
     chunk: Rows
@@ -139,10 +165,10 @@ class Attach(NamedTuple):
     """
 
     epoch: Id
-    stage: Count
-    next_addresses: Text
-    next_key: Key
-    route: Text
+    stage: Stage
+    next_addresses: Addresses
+    next_key: NextKey
+    route: Route
     codec: LinkCodec
     return_bytes_s: Count
     """Bytes a second on the way back to the coordinator, as it measured them; 0 where this stage has a next one."""
@@ -199,7 +225,7 @@ class Fault(NamedTuple):
 
     epoch: Id
     sequence: Id
-    stage: Count
+    stage: Stage
     reason: Text
 
 
@@ -251,19 +277,19 @@ class Enrol(NamedTuple):
 
     incarnation: Id
     """Drawn at random when the node's process starts; tells a restart from a second node with the same key."""
-    name: Text
-    version: Text
-    addresses: Text
+    name: Name
+    version: Label
+    addresses: Hosts
     """IP addresses under which others may reach it, separated by commas."""
     memory: Count
     """Bytes that the model may use."""
-    backend: Text
-    device: Text
-    threads: Count
+    backend: Label
+    device: Label
+    threads: Annotated[int, 0, 1 << 16]
     slots: Annotated[int, 0, 64]
     """Stage processes that it offers to run; memory and threads are for all together."""
-    start: Count
-    stop: Count
+    start: Layer
+    stop: Layer
     """The range that its first slot is pinned to; both 0 without."""
     stream_bps: Count
     """Measured bytes of weights a second in decode steps, with all threads."""
@@ -274,8 +300,8 @@ class Enrol(NamedTuple):
 class Enrolled(NamedTuple):
     """The node is a member of ``cluster``, whose coordinator is called ``name``."""
 
-    cluster: Text
-    name: Text
+    cluster: Label
+    name: Name
 
 
 class Beat(NamedTuple):
@@ -307,10 +333,10 @@ class Load(NamedTuple):
 
     plan: Id
     slot: Slot
-    model: Text
+    model: Label
     """With ``@commit`` where it comes from a hub, so that all stages are of one revision."""
-    start: Count
-    stop: Count
+    start: Layer
+    stop: Layer
     exact: bool
     kv_bits: Annotated[int, 0, 8]
     """Bits of a key or value in the KV cache; 0 for what the backend computes them in."""
@@ -330,7 +356,7 @@ class Loading(NamedTuple):
     slot: Slot
     done: Count
     total: Count
-    what: Text
+    what: Label
 
 
 class Loaded(NamedTuple):
@@ -338,10 +364,10 @@ class Loaded(NamedTuple):
 
     plan: Id
     slot: Slot
-    port: Annotated[int, 1, 65535]
+    port: Port
     pid: Count
-    backend: Text
-    device: Text
+    backend: Label
+    device: Label
     weight_bytes: Count
     resident_bytes: Count
     prefill_us: Count
@@ -372,7 +398,7 @@ class Expelled(NamedTuple):
 class Adopt(NamedTuple):
     """The holder of a token asks that its own key be admitted."""
 
-    name: Text
+    name: Name
     key: Key
 
 
@@ -486,8 +512,41 @@ Message: TypeAlias = (
 )
 
 
+def _welcome(m: Welcome) -> str:
+    return "" if m.start < m.stop <= m.num_layers else "has a range that is none"
+
+
+def _attach(m: Attach) -> str:
+    return "" if m.next_addresses or not m.next_key else "has the key of a next stage without its addresses"
+
+
+def _forward(m: Forward) -> str:
+    return "" if 0 < m.rows >= m.want else f"wants {m.want} rows of {m.rows}"
+
+
+def _batch(m: Batch) -> str:
+    matched = len(m.positions) == len(m.sequences) == len(set(m.sequences))
+    return "" if matched else "has sequences and positions that do not match"
+
+
+def _enrol(m: Enrol) -> str:
+    return "" if m.start < m.stop or m.start == m.stop == 0 else "has a range that is none"
+
+
+def _load(m: Load) -> str:
+    return "" if m.start < m.stop else "has a range that is none"
+
+
+_RULES: Mapping[type, Rule] = {
+    Welcome: _welcome,
+    Attach: _attach,
+    Forward: _forward,
+    Batch: _batch,
+    Enrol: _enrol,
+    Load: _load,
+}
 _NAMES: dict[type, str] = {kind: kind.__name__.lower() for kind in get_args(Message)}
-_LAYOUTS: dict[str, Layout] = {name: Layout.of(kind) for kind, name in _NAMES.items()}
+_LAYOUTS: dict[str, Layout] = {name: Layout.of(kind, _RULES.get(kind)) for kind, name in _NAMES.items()}
 
 
 def encode_payload(value: Mapping[str, Any]) -> bytes:
@@ -520,12 +579,15 @@ def decode_payload(frames: Sequence[bytes | memoryview]) -> dict[str, Any]:
 
 
 def encode(message: Message) -> bytes:
-    """The header frame of a message.
+    """The header frame of a message; whether it means anything is for whoever reads it to judge.
 
     Raises:
         LocalProtocolError: it does not fit into a header.
     """
-    raw: bytes = msgpack.packb((VERSION, _NAMES[type(message)], *message))
+    try:
+        raw: bytes = msgpack.packb((VERSION, _NAMES[type(message)], *message))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LocalProtocolError(f"a {type(message).__name__} header cannot be made: {error}") from error
     if len(raw) > MAX_HEADER_BYTES:
         raise LocalProtocolError(f"a {type(message).__name__} header of {len(raw)} bytes is too long")
     return raw
@@ -535,7 +597,7 @@ def decode(raw: bytes | memoryview) -> Message:
     """Read a header frame, trusting nothing in it.
 
     Raises:
-        RemoteProtocolError: it is too long, not msgpack, of another version, of an unknown kind, or out of bounds.
+        RemoteProtocolError: it is too long, not msgpack, of another version, of an unknown kind, or not valid.
     """
     if len(raw) > MAX_HEADER_BYTES:
         raise RemoteProtocolError(f"a header of {len(raw)} bytes is longer than {MAX_HEADER_BYTES}")
@@ -547,11 +609,13 @@ def decode(raw: bytes | memoryview) -> Message:
         raise RemoteProtocolError("a header is not an array")
     version, kind, *values = value
     if version != VERSION:
-        raise RemoteProtocolError(f"the other side speaks protocol version {version!r}, this one {VERSION}")
+        raise RemoteProtocolError(f"the other side speaks protocol version {version!a:.40}, this one {VERSION}")
     layout = _LAYOUTS.get(kind) if type(kind) is str else None
     if layout is None:
-        raise RemoteProtocolError(f"a message of unknown kind {kind!r:.40}")
+        raise RemoteProtocolError(f"a message of unknown kind {kind!a:.40}")
     if not layout.accepts(values):
         raise RemoteProtocolError(f"a {kind} message {layout.fault(values)}")
     message: Message = layout.kind(*values)
+    if layout.rule is not None and (fault := layout.rule(message)):
+        raise RemoteProtocolError(f"a {kind} message {fault}")
     return message

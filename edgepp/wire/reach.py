@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -31,6 +31,7 @@ def reach(
     max_frame_bytes: int,
     pinned: Pinned | None = None,
     payload: bytes | None = None,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[Link, list[memoryview]]:
     """Send ``message``, with its ``payload``, to all ``addresses``; the link whose answer came first, and that answer.
 
@@ -38,7 +39,7 @@ def reach(
 
     Raises:
         PairingError: none answers, and one refused the handshake: its reason.
-        PeerLost: none answers for ``wait_s`` seconds.
+        PeerLost: none answers for ``wait_s`` seconds, or until ``given_up``.
         RemoteProtocolError: the first answer has too many frames.
     """
     waiting = list(dict.fromkeys(addresses))
@@ -49,7 +50,7 @@ def reach(
         unsent: list[Link] = []
         poller = zmq.Poller()
         began_s = time.monotonic()
-        while (waiting or links) and (now_s := time.monotonic()) - began_s < wait_s:
+        while (waiting or links) and (now_s := time.monotonic()) - began_s < wait_s and not given_up():
             if waiting and now_s - began_s >= _STAGGER_S * len(links):
                 link = _begin(context, waiting.pop(0), max_frame_bytes, pinned)
                 if link is not None:

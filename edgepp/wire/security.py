@@ -1,7 +1,8 @@
 """Who may speak on an encrypted socket: CURVE key pairs, and the gate that checks them (ZAP 1.0, ZeroMQ's RFC 27).
 
 Keys are text in Z85, 40 characters. A context that has an encrypted ``Listener`` has one ``Gate``; it also watches the
-listeners' handshakes, since ZeroMQ itself says nothing when one fails.
+connections of all listeners: those whose handshake fails, since ZeroMQ itself says nothing of it, and those that take
+too much (``guard``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -24,7 +26,9 @@ from weakref import WeakValueDictionary
 import zmq
 from zmq.utils import z85
 
-from edgepp.errors import LocalProtocolError, PairingError
+from edgepp.errors import PairingError
+from edgepp.wire.guard import CHECK_S, Guard, raise_descriptor_limit
+from edgepp.wire.values import is_key
 
 PLAIN = "it does not encrypt"
 OTHER_SERVER_KEY = "it expects another key of this node"
@@ -43,6 +47,8 @@ _WATCHED = (
     | zmq.EVENT_MONITOR_STOPPED
 )
 _MOST_ADDRESSES = 1024
+_MOST_EVENTS = 200
+"""Events of one listener that are read before others, and handshakes, have their turn."""
 _UNKNOWN = "an unknown address"
 _NUMBERS = itertools.count()
 
@@ -85,16 +91,6 @@ def pinned(own: KeyPair | None, server: str) -> Pinned | None:
     if own is None:
         raise PairingError("this machine has not been paired with that node", "run `edgepp join CODE` first")
     return Pinned(own, server)
-
-
-def is_key(text: str) -> bool:
-    """Whether ``text`` is a well-formed key: 32 bytes in Z85."""
-    if not re.fullmatch(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", text):
-        return False
-    try:
-        return len(z85.decode(text)) == 32
-    except struct.error:  # five characters beyond 2**32 - 1
-        return False
 
 
 def bare_host(address: str) -> str:
@@ -162,6 +158,9 @@ class Gate:
         """Hosts of admitted keys: a member tries several addresses at once, and breaks off all but one."""
         self._commands: queue.SimpleQueue[zmq.Socket[bytes] | None] = queue.SimpleQueue()
         self._closing = False
+        self._raised_s = 0.0
+        self._guards: dict[zmq.Socket[bytes], tuple[Guard, bool]] = {}
+        """Of each listener's monitor: its connections, and whether those that fail are reported."""
         self._hosts: dict[tuple[zmq.Socket[bytes], int], str] = {}
         self._failed: dict[zmq.Socket[bytes], str] = {}
         self._zap: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
@@ -173,16 +172,9 @@ class Gate:
         threading.Thread(target=self._run, name="gate", daemon=True).start()
 
     @classmethod
-    def of(cls, context: zmq.Context[zmq.Socket[bytes]]) -> Gate:
-        """The gate of a context.
-
-        Raises:
-            LocalProtocolError: it has none.
-        """
-        gate = cls._of.get(context.underlying)
-        if gate is None:
-            raise LocalProtocolError("an encrypted listener needs a gate in its context")
-        return gate
+    def of(cls, context: zmq.Context[zmq.Socket[bytes]]) -> Gate | None:
+        """The gate of a context; None where it has none."""
+        return cls._of.get(context.underlying)
 
     def admit(self, keys: Iterable[str]) -> None:
         """Admit these keys and no others, from the next handshake on; connections that exist stay. Any thread."""
@@ -192,9 +184,14 @@ class Gate:
         """Whether ``key`` is on the list."""
         return key in self._admitted
 
-    def watch(self, sock: zmq.Socket[bytes]) -> None:
-        """Report the handshakes that fail on ``sock``, which is not bound yet; its thread calls this."""
-        self._order(monitor(sock, _WATCHED))
+    def watch(self, sock: zmq.Socket[bytes], guard: Guard, *, encrypted: bool) -> None:
+        """Keep ``guard`` informed of the connections of ``sock``, which is not bound yet; its thread calls this.
+
+        Of one that is ``encrypted``, handshakes that fail are reported.
+        """
+        pair = monitor(sock, _WATCHED)
+        self._guards[pair] = guard, encrypted
+        self._order(pair)
 
     def close(self) -> None:
         """End the thread, as soon as the last encrypted listener is closed. Before ``context.term()``."""
@@ -214,25 +211,47 @@ class Gate:
         watched: set[zmq.Socket[bytes]] = set()
         try:
             while not self._closing or watched:
-                for sock, _ in poller.poll():
-                    if sock is self._zap:
-                        self._decide(self._zap.recv_multipart())
-                    elif sock is self._wake:
+                busy = any(len(self._guards[pair][0]) for pair in watched)
+                for sock, _ in poller.poll(int(CHECK_S * 1000) if busy else None):
+                    if sock is self._wake:
                         self._wake.recv()
                         if (pair := self._commands.get()) is None:
                             self._closing = True
                         else:
                             watched.add(pair)
                             poller.register(pair, zmq.POLLIN)
-                    elif not self._observe(sock):
+                    elif not self._see_to(sock):
                         poller.unregister(sock)
                         watched.remove(sock)
+                        del self._guards[sock]
                         sock.close()
+                self._check(watched)
         except zmq.ContextTerminated:
             _LOG.debug("the context ended before its gate was closed")
         finally:
             for sock in (self._zap, self._wake, *watched):
                 sock.close()
+
+    def _see_to(self, sock: zmq.Socket[bytes]) -> bool:
+        """Read what ``sock`` has; False once its listener is closed. An unexpected error costs what was read."""
+        try:
+            if sock is not self._zap:
+                return self._observe(sock)
+            self._decide(self._zap.recv_multipart())
+        except zmq.ContextTerminated:
+            raise
+        except Exception as error:  # noqa: BLE001 - such as a stranger of whom nothing can be printed
+            if self._rarely.tells("gate", type(error).__name__):
+                _LOG.exception("the gate failed at one connection")
+        return True
+
+    def _check(self, watched: Iterable[zmq.Socket[bytes]]) -> None:
+        now_s = time.monotonic()
+        for pair in watched:
+            self._guards[pair][0].check(now_s)
+        if now_s - self._raised_s > 1.0:
+            self._raised_s = now_s
+            raise_descriptor_limit()
 
     def _decide(self, frames: list[bytes]) -> None:
         """Answer one ZAP request; it comes from libzmq, its address, mechanism and credentials from the stranger."""
@@ -250,18 +269,23 @@ class Gate:
 
     def _observe(self, pair: zmq.Socket[bytes]) -> bool:
         """Read what happened on a listener; False once it is closed."""
-        while (happened := next_event(pair)) is not None:
+        guard, encrypted = self._guards[pair]
+        for _ in range(_MOST_EVENTS):
+            if (happened := next_event(pair)) is None:
+                break
             event, value = happened
             if event == zmq.EVENT_ACCEPTED:
-                self._hosts[pair, value] = _peer(value)
+                host = self._hosts[pair, value] = _peer(value)
+                guard.accepted(value, host, time.monotonic())
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self._failed[pair] = _REASONS.get(value, MALFORMED)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 self._failed[pair] = BROKEN_OFF
             elif event == zmq.EVENT_DISCONNECTED:
                 # It follows the failure at once: the context has one thread for input and output.
+                guard.closed(value)
                 host, why = self._hosts.pop((pair, value), _UNKNOWN), self._failed.pop(pair, None)
-                if why is not None:
+                if why is not None and encrypted:
                     self._report(host, why)
             elif event == zmq.EVENT_MONITOR_STOPPED:
                 return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from typing import NamedTuple
 
 import zmq
 
-from edgepp.errors import RemoteProtocolError, UsageError
+from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
+from edgepp.wire.guard import Guard
 from edgepp.wire.handshake import Handshakes
 from edgepp.wire.messages import MAX_FRAMES
 from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
+from edgepp.wire.values import host_and_port
 
 HEARTBEAT_S = 0.5
 CONNECT_S = 3.0
@@ -46,11 +47,11 @@ class Address:
         Raises:
             UsageError: the text is neither.
         """
-        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+|\*)):(\d{1,5})", text.strip())
-        if match is None or int(match[3]) > 65535:
+        parsed = host_and_port(text.strip())
+        if parsed is None:
             raise UsageError(f"'{text}' is not an address", "write HOST:PORT, like 192.168.1.20:5720")
-        host = match[1] or match[2]
-        return cls("127.0.0.1" if host == "localhost" else host, int(match[3]))
+        host, port = parsed
+        return cls("127.0.0.1" if host == "localhost" else host, port)
 
     @property
     def is_loopback(self) -> bool:
@@ -94,14 +95,14 @@ def _bind(sock: zmq.Socket[bytes], address: Address) -> None:
         sock.bind(address.endpoint)
 
 
-def _receive(sock: zmq.Socket[bytes], frames: int) -> list[zmq.Frame] | None:
+def _receive(sock: zmq.Socket[bytes], frames: int, guard: Guard) -> list[zmq.Frame] | None:
     """One waiting message of at most ``frames`` frames; None when there is none.
 
     Raises:
         RemoteProtocolError: it has more frames; all of them are discarded.
     """
     parts: list[zmq.Frame] = []
-    count = 0
+    count = nbytes = 0
     more = True
     while more:
         try:
@@ -109,9 +110,12 @@ def _receive(sock: zmq.Socket[bytes], frames: int) -> list[zmq.Frame] | None:
         except zmq.Again:
             return None
         count += 1
+        nbytes += len(frame)
         more = frame.more
         if count <= frames:
             parts.append(frame)
+    with suppress(zmq.ZMQError):  # one without metadata
+        guard.taken(int(frame.get(zmq.SRCFD)), count, nbytes)
     if count > frames:
         raise RemoteProtocolError(f"a message of {count} frames where {frames} are allowed")
     return parts
@@ -155,14 +159,18 @@ class Listener:
             UsageError: it is taken, or not an address of this machine.
             LocalProtocolError: there are keys but no gate in the context.
         """
-        gate = Gate.of(context) if keys is not None else None
+        gate = Gate.of(context)
+        if keys is not None and gate is None:
+            raise LocalProtocolError("an encrypted listener needs a gate in its context")
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         _configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._secure = keys is not None
-        if keys is not None and gate is not None:
+        self._guard = Guard(2 * max_frame_bytes)
+        if keys is not None:
             _serve_curve(self.socket, keys)
-            gate.watch(self.socket)
+        if gate is not None:
+            gate.watch(self.socket, self._guard, encrypted=self._secure)
         try:
             _bind(self.socket, address)
         except zmq.ZMQError as error:
@@ -172,6 +180,7 @@ class Listener:
             ) from error
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.address = Address(address.host, int(endpoint.rpartition(":")[2]))
+        self._guard.port = self.address.port
 
     def receive(self) -> tuple[bytes, list[memoryview]] | None:
         """The next waiting message as (route of its sender, frames), or None.
@@ -199,7 +208,7 @@ class Listener:
 
     def _parts(self) -> list[zmq.Frame] | None:
         """Route and frames of the next waiting message."""
-        parts = _receive(self.socket, MAX_FRAMES + 1)
+        parts = _receive(self.socket, MAX_FRAMES + 1, self._guard)
         if parts is not None and len(parts) < 2:
             raise RemoteProtocolError("a message without a header")
         return parts
@@ -232,6 +241,7 @@ class Link:
             UsageError: nobody can connect to such an address.
         """
         self.address = address
+        self._guard = Guard(2 * max_frame_bytes)
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         _configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -266,7 +276,7 @@ class Link:
         """
         if wait_s > 0 and not self.socket.poll(int(wait_s * 1000), zmq.POLLIN):
             return None
-        parts = _receive(self.socket, MAX_FRAMES)
+        parts = _receive(self.socket, MAX_FRAMES, self._guard)
         return None if parts is None else [part.buffer for part in parts]
 
     def close(self, linger_s: float = 0.0) -> None:

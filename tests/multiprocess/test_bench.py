@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgepp.model.random import TINY, make_checkpoint
+from tests.waiting import PATIENCE_S
 
 BENCH = Path(__file__).parents[2] / "bench"
 RATES = {"prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s"}
@@ -171,7 +172,7 @@ def test_ctrl_c_leaves_no_process(tiny: Path) -> None:
         assert any("warm-up: pipeline" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         process.stderr.read()
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE_S) == 130
 
 
 def test_gguf_blocks_hold_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from edgepp.model.random import TINY, make_checkpoint
 from tests.cluster import EDGEPP, edgepp
 from tests.multiprocess.test_serve import Machine, serving
 from tests.netns.net import unavailable
+from tests.waiting import PATIENCE_S
 
 BENCH = Path(__file__).parents[2] / "bench"
 SHORT = ("--quick", "--rounds", "1", "--requests", "1,3", "--words", "10")
@@ -89,7 +90,7 @@ def test_ctrl_c_leaves_a_partial_report_and_no_process(tiny: Path, tmp_path: Pat
         assert process.stderr is not None
         assert any("one request, round 3 of" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 130
     report = json.loads((out / "report.json").read_text())
     assert report["partial"] == "it was stopped by Ctrl-C"

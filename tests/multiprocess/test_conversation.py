@@ -121,15 +121,12 @@ def test_ctrl_c_while_the_model_loads_leaves_at_once(tmp_path: Path) -> None:
         opened.close()
 
 
-def test_a_lost_stage_is_said_and_the_next_question_joins_again(terminal: Terminal) -> None:
+def test_stages_that_died_between_questions_cost_none_of_them(terminal: Terminal) -> None:
     terminal.type("hello\r")
     terminal.expect("12 tokens · first after")
     for child in psutil.Process(terminal.process.pid).children():
         child.kill()
-    time.sleep(0.5)
     terminal.type("are you there\r")
-    terminal.expect("error: lost a stage: stage")
-    terminal.type("hello again\r")
     terminal.expect("12 tokens · first after")
     terminal.type("/quit\r")
     assert terminal.process.wait(10) == 0

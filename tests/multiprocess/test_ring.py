@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from edgepp.model.checkpoint import Array, Checkpoint
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.wire.transport import Address
 from tests.cluster import nodes
+from tests.waiting import eventually
 
 
 def _local(checkpoint: Checkpoint) -> Ring:
@@ -53,10 +53,7 @@ def _hidden(tokens: int, seed: int = 0) -> Array:
 
 def _events(ring: Ring, count: int) -> list[RingEvent]:
     events: list[RingEvent] = []
-    for _ in range(200):
-        events += ring.poll(0.1)
-        if len(events) >= count:
-            break
+    eventually(f"{count} events", lambda: len(events) >= count or events.extend(ring.poll(0.1)))
     return events
 
 
@@ -136,11 +133,18 @@ def test_a_step_beyond_the_capacity_fails(ring: Ring) -> None:
     assert failed.sequence == 1
 
 
+def _held(ring: Ring) -> set[int]:
+    """How many sequences each stage holds, as last heard."""
+    assert ring.poll(0.05) == []
+    return {gauge.sequences for gauge in ring.gauges()}
+
+
 def test_a_freed_sequence_comes_to_nothing(ring: Ring) -> None:
     ring.send(Send(1, 0, 64, 1, _hidden(3)))
     _returned(ring)
+    eventually("both stages tell of it", lambda: _held(ring) == {1})
     ring.free(1)
-    time.sleep(0.3)  # it goes another way than the next step, which must not overtake it
+    eventually("both have freed it", lambda: _held(ring) == {0})  # the next step goes another way and might overtake
     ring.send(Send(1, 3, 64, 1, _hidden(1)))
     ring.send(Send(2, 0, 64, 1, _hidden(3)))
     assert [event.sequences for event in _returned(ring)] == [(2,)]

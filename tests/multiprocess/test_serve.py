@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def test_chats_share_a_cluster_and_get_the_tokens_of_one_machine(one: Machine, t
             assert [stage["layers"] for stage in answer["stages"]] == [[0, 2], [2, 4]]
         state = one.json("status", "--json")
         assert state["answers"]["done"] == 2
-        assert [stage["sequences"] for stage in state["stages"]] == [0, 0]
+        assert (state["engine"]["live"], state["engine"]["waiting"]) == (0, 0)
 
 
 def test_a_machine_joins_by_invitation_and_leaves_by_revocation(one: Machine, two: Machine, tiny: Path) -> None:
@@ -221,3 +221,43 @@ def test_a_stage_that_dies_is_loaded_again(one: Machine, tiny: Path) -> None:
             assert time.monotonic() < until_s, state
             time.sleep(0.2)
         assert len(one.json("chat", *ASK)["token_ids"]) == 12
+
+
+def test_a_stage_that_dies_between_questions_costs_none_of_them(one: Machine, tiny: Path) -> None:
+    with serving(one, tiny, "--stages", "2", "--exact"):
+        before = one.json("chat", *ASK)["token_ids"]
+        for _ in range(4):
+            pid = wait_for(one, 2)["stages"][1]["pid"]
+            os.kill(pid, signal.SIGKILL)
+            assert one.json("chat", *ASK)["token_ids"] == before
+
+
+def test_a_stage_that_dies_in_an_answer_is_named(one: Machine, tmp_path: Path) -> None:
+    long = make_checkpoint(tmp_path / "long", replace(TINY, context=1 << 15))
+    with serving(one, long, "--stages", "2", "--exact", "--context", "32000"):
+        talking = subprocess.Popen(
+            [*EDGEPP, "chat", "--raw", "-p", "hello", "-n", "30000", "--ignore-eos"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env=one.env(),
+        )
+        with talking:
+            assert talking.stdout is not None
+            assert talking.stdout.read(1)
+            os.kill(wait_for(one, 2)["stages"][1]["pid"], signal.SIGKILL)
+            _, error = talking.communicate(timeout=60)
+        assert talking.returncode == 1
+        assert "stage 1 (layers 2-3) on node one at 127.0.0.1:" in error.decode()
+
+
+def test_a_model_that_does_not_fit_is_said_at_once(one: Machine, tiny: Path) -> None:
+    with one.running("serve", "-m", str(tiny), "--listen", "127.0.0.1:0", "--memory", "1MB") as served:
+        served.until("listening")
+        while "does not fit" not in (said := served.until("note")["text"]):
+            continue
+        assert "what would help" in said or "choose a smaller model" in said
+        done = one.run("chat", *ASK, timeout_s=60)  # the two minutes of a cluster that is loading are longer
+        assert done.returncode == 1
+        assert "the cluster cannot answer: the model does not fit" in done.stderr
+        assert "try: " in done.stderr

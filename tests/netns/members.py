@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,11 @@ from typing import Any
 import psutil
 
 from tests.netns.net import Host
+from tests.waiting import PATIENCE_S, eventually
 
 MODEL = "smollm2-135m"
 ASKING = Path(__file__).with_name("asking.py")
-PATIENCE_S = 60.0
-"""How long anything may take on a slow machine before a test gives up on it."""
-
 Status = dict[str, Any]
-
-
-def eventually(what: str, look: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
-    """The first truth that ``look`` returns; fails where there is none in time."""
-    until_s = time.monotonic() + within_s
-    while not (found := look()):
-        assert time.monotonic() < until_s, f"after {within_s:.0f} s still not: {what}"
-        time.sleep(0.03)
-    return found
 
 
 class Daemon:
@@ -54,19 +42,17 @@ class Daemon:
 
     def expect(self, kind: str, within_s: float = PATIENCE_S) -> dict[str, Any]:
         """Wait for the first event of a kind."""
-        until_s = time.monotonic() + within_s
-        while not (found := self.events(kind)):
-            assert self.process.poll() is None, f"it ended:\n{self.said}"
-            assert time.monotonic() < until_s, f"no event '{kind}' in what it said:\n{self.said}"
-            time.sleep(0.03)
-        return found[0]
+
+        def look() -> list[dict[str, Any]]:
+            found = self.events(kind)
+            assert found or self.process.poll() is None, f"it ended:\n{self.said}"
+            return found
+
+        return eventually(f"event '{kind}'", look, within_s)[0]
 
     def says(self, text: str, within_s: float = PATIENCE_S) -> None:
         """Wait until it has printed ``text``."""
-        until_s = time.monotonic() + within_s
-        while text not in self.said:
-            assert time.monotonic() < until_s, f"'{text}' is not in what it said:\n{self.said}"
-            time.sleep(0.03)
+        eventually(f"'{text}' in what it said", lambda: text in self.said, within_s)
 
     def refused(self, within_s: float = PATIENCE_S) -> str:
         """Wait for its end, which is to be an error; what it said."""
@@ -90,7 +76,7 @@ class Daemon:
         started = self.processes
         self.process.send_signal(signal.SIGINT)
         self.process.wait(PATIENCE_S)
-        _, alive = psutil.wait_procs(started, timeout=5)
+        _, alive = psutil.wait_procs(started, timeout=PATIENCE_S)
         assert not alive, f"left behind: {alive}"
 
 

@@ -20,24 +20,21 @@ import pytest
 from tests.cluster import chat as chat_here
 from tests.netns.members import (
     MODEL,
-    PATIENCE_S,
     Asker,
     Daemon,
     Member,
     Status,
     answers_with,
     chat,
-    eventually,
     invite,
     join,
     members,
     serve,
 )
 from tests.netns.net import Capture, Host, Lan, unavailable
+from tests.waiting import PATIENCE_S, eventually
 
 PROMPT, TOKENS = "What is the capital of France?", 24
-BACK_S = 10.0  # it takes 1 to 2 s, and the aim is 3; a busy machine must not fail a test
-"""Within which a node that moved or slept is to be of use again."""
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +247,6 @@ def usable(home: Home, began_s: float, what: str, *, changed: str = "", pids: bo
     assert said.get("token_ids") == home.first[0]
     assert {name: one.pids for name, one in state.items()} == {name: one.pids for name, one in before.items()}
     assert {name: one.layers for name, one in state.items()} == {name: one.layers for name, one in before.items()}
-    assert took_s < BACK_S
 
 
 @pytest.mark.parametrize(("name", "number"), [("two", 40), ("three", 41), ("one", 42)])
@@ -305,7 +301,7 @@ def test_a_member_that_was_killed_is_planned_around_and_comes_back(home: Home) -
     family = two.processes
     two.process.kill()
     began_s = time.monotonic()
-    _, alive = psutil.wait_procs(family[1:], timeout=5)
+    _, alive = psutil.wait_procs(family[1:], timeout=PATIENCE_S)
     assert not alive, "the stage outlived its agent"
     state = home.asker.wait("a plan without it", answers_with(["one", "three"]))
     show(f"member killed: a new plan is open after {time.monotonic() - began_s:.2f} s")

@@ -23,7 +23,7 @@ from edgepp.bench.report import Chosen, Coded, Report, Spread, StageFacts, Subje
 from edgepp.bench.run import FULL, QUICK, Bench, Settings
 from edgepp.cli.commands import cli
 from edgepp.engine.request import GenerateOptions, StageTimes, Timing
-from edgepp.errors import EdgeppError, ModelError, PeerLost, UsageError
+from edgepp.errors import EdgeppError, ModelError, PeerLost, StageLost, UsageError
 from edgepp.ui import bench_plot
 
 MACHINE = {
@@ -295,17 +295,24 @@ class Given:
 
 
 class Model:
-    """Answers, until it has been asked so often."""
+    """Answers, until it has been asked so often; loses a stage at its question number ``loses``."""
 
-    def __init__(self, until: int = 1000, context: int = 1000) -> None:
+    def __init__(self, until: int = 1000, context: int = 1000, loses: int = 0) -> None:
         self.prompts: list[str] = []
+        self.opened = 0
         self._until = until
         self._context = context
+        self._loses = loses
+
+    async def open(self) -> None:
+        self.opened += 1
 
     def ask(self, prompt: Any, options: GenerateOptions | None = None, *, raw: bool = False) -> Any:
         self.prompts.append(prompt)
         if len(self.prompts) > self._until:
             raise PeerLost("the coordinator is gone")
+        if len(self.prompts) == self._loses:
+            raise StageLost("stage 1 stopped answering")
         assert options is not None
         assert options.ignore_eos
         short = len(str(prompt).split()) > self._context
@@ -358,6 +365,18 @@ def test_a_row_that_does_not_fit_the_context_is_left_out() -> None:
     assert [row.text for row in report.requests] == [False, False]
     assert len(report.left_out) == 2
     assert "do not fit the model's context" in report.left_out[0]
+
+
+@pytest.mark.parametrize("question", [2, 6])
+def test_a_stage_that_is_lost_on_a_busy_machine_costs_one_more_try(question: int) -> None:
+    model = Model(loses=question)
+    report, _ = measure(model)
+    assert not report.partial
+    assert model.opened == 1
+    assert "stage 1 stopped answering" in report.left_out[0]
+    assert len(report.requests) == 4
+    assert report.single is not None
+    assert report.single.decode_tok_s.n == 2
 
 
 def test_what_was_measured_before_a_loss_stands_in_the_report() -> None:
@@ -449,7 +468,10 @@ def test_reports_side_by_side(tmp_path: Path) -> None:
         (tmp_path / name / "report.json").write_text(json.dumps(report.form()))
     places = [str(tmp_path / "a"), str(tmp_path / "b")]
     shown = CliRunner().invoke(cli, ["bench", "--compare", *places])
-    assert "14 figures in both: 0 better and 0 worse beyond both spreads." in shown.output
+    assert (
+        "B is neither better nor worse than A: of 14 figures in both, 0 are better and 0 worse beyond both spreads"
+        in shown.output
+    )
     assert "Not alike: the second is partial." in shown.output
     rows = json.loads(CliRunner().invoke(cli, ["bench", "--compare", *places, "--json"]).output)["rows"]
     assert {row["ratio"] for row in rows} == {1.0}

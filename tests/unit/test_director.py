@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.cluster.sizes import ModelSize, Want
 from edgepp.layers import LayerRange
-from edgepp.serve.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, TRIES, Director
-from edgepp.wire.messages import Load, Loaded, NotLoaded, Unload
+from edgepp.serve.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
+from edgepp.serve.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
+from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 from tests.unit.test_membership import beat, facts
 
 HERE, MINI, AIR = "a" * 16, "b" * 16, "c" * 16
@@ -41,6 +45,22 @@ class Cluster:
                 loaded = Loaded(order.plan, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
                 assert loaded.plan == self.director.number
                 self.members.loaded(node, order.slot, loaded)
+                self.director.loaded(node, order.slot, self.now_s)
+
+    def fail(self, node: str, reason: str = "out of memory") -> None:
+        """A stage of this node dies, as its coordinator hears of it."""
+        report = NotLoaded(self.director.number, 0, reason, "")
+        assert self.director.believes(self.members, node, report)
+        self.members.loaded(node, 0, None)
+        self.director.failed(node, 0, reason, self.now_s)
+
+    def until_complete(self, within_s: float) -> float:
+        """Let every load that is ordered succeed; the seconds until the plan is complete."""
+        began_s = self.now_s
+        while not self.director.complete(self.members):
+            assert self.now_s - began_s < within_s, self.director
+            self.load(self.after(0.1))
+        return self.now_s - began_s
 
     @property
     def ranges(self) -> dict[str, str]:
@@ -118,7 +138,7 @@ def test_a_load_that_got_lost_is_ordered_again() -> None:
     first = cluster.after(2.0)
     assert cluster.after(AGAIN_S - 1.5) == []
     assert cluster.after(2.0) == first
-    cluster.director.progress(HERE, 0, cluster.now_s)
+    cluster.director.progress(HERE, Loading(cluster.director.number, 0, 1, 2, "loading"), cluster.now_s)
     assert cluster.after(AGAIN_S - 0.5) == []
 
 
@@ -128,11 +148,180 @@ def test_a_slot_that_fails_again_and_again_is_left_out() -> None:
     cluster.join(MINI)
     cluster.load(cluster.after(2.0))
     for _ in range(TRIES):
-        failure = NotLoaded(cluster.director.number, 0, "out of memory", "")
-        cluster.members.loaded(MINI, 0, None)
-        cluster.director.failed(MINI, failure, cluster.now_s)
-        cluster.after(1.2)
+        cluster.fail(MINI)
+        cluster.until_complete(LONGEST_S)
     assert set(cluster.ranges) == {HERE}
+    cluster.after(BARRED_S + QUIET_S)
+    assert set(cluster.ranges) == {HERE, MINI}
+
+
+def test_three_deaths_in_a_clusters_life_cost_seconds_each_and_no_more() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    cluster.load(cluster.after(2.0))
+    for _ in range(3 * TRIES):
+        cluster.fail(HERE)
+        assert cluster.until_complete(3.0) < 1.5
+        cluster.after(STEADY_S + 0.1)
+    for _ in range(3 * TRIES):
+        cluster.fail(HERE)
+        assert cluster.until_complete(3.0) < 1.5
+        cluster.director.answered()
+
+
+def test_the_only_one_that_can_hold_the_model_is_tried_for_ever_with_growing_waits() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    cluster.load(cluster.after(2.0))
+    waits = []
+    for _ in range(8):
+        cluster.fail(HERE)
+        waits.append(round(cluster.until_complete(LONGEST_S + 1)))
+    assert waits == [1, 2, 4, 8, 16, 16, 16, 16]
+    assert "out of memory" in cluster.director.reason
+    assert cluster.director.count == 1
+
+
+def test_a_process_that_was_started_again_has_not_failed_yet() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    cluster.load(cluster.after(2.0))
+    for _ in range(5):
+        cluster.fail(HERE)
+        cluster.until_complete(LONGEST_S + 1)
+    cluster.fail(HERE)
+    cluster.members.left(HERE)
+    cluster.after(0.1)
+    cluster.join(HERE, incarnation=2)
+    cluster.director.remind(HERE, restarted=True)
+    assert cluster.until_complete(QUIET_S + 0.5) < LONGEST_S
+
+
+HISTORY = st.lists(
+    st.tuples(
+        st.sampled_from(["fail", "work", "answer", "leave", "come", "quiet"]),
+        st.sampled_from([HERE, MINI, AIR]),
+        st.floats(0.1, 30.0),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(HISTORY)
+def test_after_the_last_failure_the_cluster_answers_again_in_bounded_time(
+    history: list[tuple[str, str, float]],
+) -> None:
+    cluster = Cluster()
+    for node in (HERE, MINI, AIR):
+        cluster.join(node)
+    cluster.load(cluster.after(2.0))
+    for incarnation, (what, node, seconds) in enumerate(history, 2):
+        member = cluster.members.get(node)
+        assert member is not None
+        if what == "fail" and cluster.director.believes(
+            cluster.members, node, NotLoaded(cluster.director.number, 0, "", "")
+        ):
+            cluster.fail(node)
+        elif what == "work":
+            cluster.load(cluster.after(seconds))
+        elif what == "answer" and cluster.director.complete(cluster.members):
+            cluster.director.answered()
+        elif what == "leave" and len(cluster.members.present) > 1:
+            cluster.members.left(node)
+        elif what == "come" and node not in {one.node for one in cluster.members.present}:
+            cluster.join(node, incarnation=incarnation)
+            cluster.director.remind(node, restarted=True)
+        else:
+            cluster.after(seconds)
+    cluster.until_complete(LONGEST_S + AGAIN_S + QUIET_S)
+
+
+def test_waiting_times_grow_from_the_last_failure_and_end() -> None:
+    trouble, now_s = Trouble(), 0.0
+    waits, bars = [], []
+    for _ in range(12):
+        waits.append(trouble.failed("a/0", "no memory", now_s) - now_s)
+        bars.append(sum(trouble.bars("a/0", now_s + second) for second in range(1000)))
+        now_s += 100.0
+    assert waits == [1, 2, 4, 8, *[16] * 8]
+    assert bars == [0, 0, 30, 60, 120, 240, 480, *[600] * 5]
+    trouble.works("a/0", now_s)
+    assert trouble.failed("a/0", "", now_s + STEADY_S) - now_s == STEADY_S + 1
+    assert trouble.failed("a/0", "", now_s) - now_s == 2
+    trouble.forget("a")
+    assert trouble.reason("a/0") == ""
+
+
+def test_a_report_counts_only_from_the_node_that_was_told_to_load_that_and_when_it_can_be_true() -> None:
+    cluster = Cluster()
+    cluster.join(HERE, 10_000_000_000)
+    cluster.join(MINI, slots=0, memory=0)
+    orders = cluster.after(2.0)
+    number = cluster.director.number
+
+    def believes(node: str, report: Loading | Loaded | NotLoaded) -> bool:
+        return cluster.director.believes(cluster.members, node, report)
+
+    loading = Loading(number, 0, 1, 2, "loading")
+    loaded = Loaded(number, 0, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
+    lost = NotLoaded(number, 0, "it feels like it", "")
+    for report in (loading, loaded, lost):
+        assert believes(HERE, report)
+        assert not believes(MINI, report)
+        assert not believes("nobody", report)
+        assert not believes(HERE, report._replace(slot=1))
+        assert not believes(HERE, report._replace(plan=number - 1))
+        assert not believes(HERE, report._replace(plan=number + 1))
+    cluster.load(orders)
+    assert believes(HERE, lost)
+    assert believes(HERE, loaded)
+    assert not believes(HERE, loading)
+    cluster.fail(HERE)
+    for report in (loading, loaded, lost):
+        assert not believes(HERE, report)
+
+
+def test_a_load_that_comes_no_further_is_given_to_others() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    cluster.join(MINI)
+    cluster.load([order for order in cluster.after(2.0) if order[0] == HERE])
+    for done in range(20):
+        cluster.director.progress(MINI, Loading(cluster.director.number, 0, done, 100, "fetching"), cluster.now_s)
+        cluster.after(STALLED_S / 4)
+    assert set(cluster.ranges) == {HERE, MINI}
+    cluster.load(cluster.after(STALLED_S * 3 / 4 + 2))
+    assert set(cluster.ranges) == {HERE}
+    assert cluster.director.complete(cluster.members)
+
+
+def test_a_member_that_never_stops_changing_keeps_nobody_from_a_plan() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    began_s = cluster.now_s
+    while cluster.director.plan is None:
+        cluster.join(MINI, 1_000_000_000 + int(cluster.now_s * 10) % 2)
+        cluster.after(QUIET_S / 4)
+        assert cluster.now_s - began_s < RESTLESS_S + 1
+
+
+def test_what_is_lacking_is_certain_once_everyone_is_here() -> None:
+    cluster = Cluster(known=frozenset({HERE, MINI}))
+    cluster.join(HERE, memory=100_000_000)
+    cluster.after(GATHER_S + 1)
+    assert cluster.director.shortage is not None
+    assert cluster.director.lacking(cluster.members) is None
+    cluster.join(MINI, memory=100_000_000)
+    cluster.after(QUIET_S / 2)
+    assert cluster.director.lacking(cluster.members) is None
+    cluster.after(QUIET_S)
+    lacking = cluster.director.lacking(cluster.members)
+    assert lacking is not None
+    assert "does not fit" in str(lacking)
+    cluster.join(AIR)
+    cluster.after(QUIET_S + 0.3)
+    assert cluster.director.lacking(cluster.members) is None
 
 
 def test_a_pinned_range_is_kept() -> None:

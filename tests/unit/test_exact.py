@@ -14,7 +14,8 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
 from edgepp.model.random import LLAMA3_ROPE, TINY, make_checkpoint
 from tests import reference
-from tests.engines import collect, every_split, greedy_tokens, local_engine
+from tests.engines import Brake, collect, every_split, greedy_tokens, local_engine
+from tests.waiting import PATIENCE_S
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -77,13 +78,14 @@ def test_requests_at_once_get_the_tokens_that_each_gets_alone(model: Callable[[s
         assert [collect(request) for request in requests] == expected
 
 
-def test_a_cancelled_request_disturbs_nobody(model: Callable[[str], Path]) -> None:
+def test_a_cancelled_request_disturbs_nobody(model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     path, prompt = model("tied"), _prompt(4)
     expected = reference.greedy(path, prompt, GENERATED)
     with local_engine(path, (LayerRange(0, 3), LayerRange(3, 5)), ["onnx"]) as engine:
+        Brake(monkeypatch).after(60)
         victim = engine.submit(_prompt(5), GenerateOptions(max_tokens=250))
         request = engine.submit(prompt, GenerateOptions(max_tokens=GENERATED))
-        victim.events.get(timeout=60)
+        victim.events.get(timeout=PATIENCE_S)
         engine.cancel(victim)
         assert collect(request) == expected
         assert len(collect(victim)) < 249

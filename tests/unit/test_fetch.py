@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgepp.model.remove import remove
 from edgepp.model.snapshot import root
 from edgepp.model.source import HubRepository, resolve
 from tests.hub import COMMIT, FakeHub, serving
+from tests.waiting import PATIENCE_S, eventually
 
 SHAPE = replace(
     TINY, layers=8, hidden=256, ffn=1024, heads=4, head_size=64, vocabulary=2048, bits=8, group_size=64, dtype="float16"
@@ -324,7 +324,7 @@ class TestHostileHubs:
             assert not any("authorization" in headers for _, headers in lowered(cdn))
 
     def test_a_small_file_may_not_be_huge(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(download, "_SMALL_FILE_BYTES", 1000)
+        monkeypatch.setattr(download, "most_bytes", lambda name: 1000)
         with pytest.raises(ModelError, match=r"tokenizer\.json of org/model has \d+ bytes"):
             fetch(NAME)
 
@@ -453,7 +453,7 @@ def test_processes_that_fetch_at_once_do_not_harm_each_other(hub: FakeHub, singl
         subprocess.Popen([sys.executable, "-c", script, layers], env=environment, stdout=subprocess.PIPE, text=True)
         for layers in ("0-3", "2-5", "4-7")
     ]
-    folders = {child.communicate(timeout=60)[0].strip() for child in children}
+    folders = {child.communicate(timeout=PATIENCE_S)[0].strip() for child in children}
     assert [child.returncode for child in children] == [0, 0, 0]
     (folder,) = folders
     assert layers_in(Path(folder)) == set(range(8))
@@ -468,9 +468,7 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_false(hub: FakeHub, si
     )
     hub.hold, hub.cut_after, hub.cuts = threading.Event(), 5_000_000, 2
     child = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "HF_HUB_OFFLINE": "0"})
-    deadline = time.monotonic() + 60
-    while hub.cuts and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually("the hub has cut twice", lambda: not hub.cuts)
     child.kill()
     child.wait()
     hub.hold.set()

@@ -76,9 +76,12 @@ def test_nothing_is_held_beyond_the_budget_and_everyone_ends(
     for _ in range(3000):
         if coming and random.random() < 0.3:  # type: ignore[attr-defined]
             stages.ledger.wait(coming.pop(0))
+        for request in stages.ledger.make_room():
+            check_who_gives_way(request, stages.ledger)
+        stages.free()
         stages.begin()
         for request in stages.ledger.squeeze():
-            assert request.id == max(live.id for live in stages.ledger.live.values())
+            check_who_gives_way(request, stages.ledger)
         stages.free()
         assert stages.held <= budget
         for request in list(stages.ledger.live.values()):
@@ -93,6 +96,57 @@ def test_nothing_is_held_beyond_the_budget_and_everyone_ends(
             break
     assert sorted(ended) == list(range(1, total + 1))
     assert stages.held == stages.ledger.kept
+
+
+def check_who_gives_way(request: Request, ledger: Ledger) -> None:
+    """The newest of the owner who holds most, but for the one request that began first."""
+    live = ledger.live.values()
+    first = min(live, key=lambda one: ledger._began[one.sequence])
+    held = {one.owner: sum(len(other.ids) for other in live if other.owner == one.owner) for one in live}
+    assert request is not first
+    others = [one for one in live if one is not first]
+    assert held[request.owner] == max(held[one.owner] for one in others)
+    assert all(one.id <= request.id for one in others if one.owner == request.owner)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(2, 12), st.integers(1, 60), st.integers(1, 3))
+def test_whoever_asks_for_much_keeps_nobody_else_waiting_for_long(
+    questions: int, slots: int, tokens: int, others: int
+) -> None:
+    context = 200
+    stages = Stages(budget=context * slots)
+    asking = {f"other{n}": 0 for n in range(others)}
+    number = 0
+    waited: dict[str, int] = {}
+    for step in range(700):
+        greedy = sum(request.owner == "greedy" for request in (*stages.ledger.live.values(), *stages.ledger.waiting))
+        for _ in range(questions - greedy):
+            number += 1
+            stages.ledger.wait(asked(number, [number % 97] * 20, tokens=180, owner="greedy"))
+        for owner in asking:
+            if step > 100 and owner not in {r.owner for r in (*stages.ledger.live.values(), *stages.ledger.waiting)}:
+                number += 1
+                asking[owner] += 1
+                waited[owner] = step
+                stages.ledger.wait(asked(number, [number % 97] * 10, tokens=min(tokens, 90), owner=owner))
+        for _ in stages.ledger.make_room():
+            pass
+        stages.free()
+        stages.begin()
+        for _ in stages.ledger.squeeze():
+            pass
+        stages.free()
+        for request in list(stages.ledger.live.values()):
+            stages.sent[request.sequence] = len(request.ids)
+            if request.tokens == request.options.max_tokens:
+                stages.ledger.leave(request, stages.sent[request.sequence], in_ring=0)
+            else:
+                request.ids.append(3)
+        stages.free()
+        for owner, since in waited.items():
+            assert step - since <= 2 * context, (owner, since, step)
+    assert all(asking.values())
 
 
 def test_the_owner_who_has_least_under_way_goes_next() -> None:

@@ -286,6 +286,33 @@ def test_stages_give_the_whole_models_logits(family: str, tmp_path: Path) -> Non
     check(make_family(tmp_path / "model", settings.get("model_type", family), settings))
 
 
+@pytest.mark.parametrize("family", FITTING)
+def test_the_spelling_of_transformers_5_gives_the_same_model(family: str, tmp_path: Path) -> None:
+    """Rotations inside ``rope_parameters``: families that read only the older keys would take a default in silence."""
+    settings = FITTING[family]
+    inner = settings.get("text_config")
+    older = {"text_config": {**inner, "rope_theta": 777.0}} if inner else {"rope_theta": 777.0}
+    folder = make_family(tmp_path / "model", settings.get("model_type", family), {**settings, **older})
+    hidden = np.random.default_rng(0).normal(size=(11, 32)).astype(np.float32)
+    expected, fingerprint = first_stage(folder, hidden)
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"] if inner else config
+    text["rope_parameters"] = {"rope_type": "default", **(text.get("rope_scaling") or {}), "rope_theta": 777.0}
+    text["rope_theta"] = text["rope_scaling"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    result, other = first_stage(folder, hidden)
+    np.testing.assert_array_equal(result, expected)
+    assert other == fingerprint
+
+
+def first_stage(folder: Path, hidden: Any) -> tuple[Any, str]:
+    checkpoint = Checkpoint.open(folder)
+    layers = split_evenly(checkpoint.num_layers, 1)[0]
+    stage = MlxBackend().load_stage(checkpoint, layers, BackendOptions())
+    stage.open(1, 32)
+    return stage.extend(1, hidden), checkpoint.fingerprint
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral", "deepseek_v3"])
 def test_half_precision_weights_give_float32_logits_on_a_cpu(family: str, tmp_path: Path) -> None:
     check(make_family(tmp_path / "model", family, FITTING[family], mx.bfloat16))

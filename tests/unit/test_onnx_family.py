@@ -59,22 +59,14 @@ def test_each_family_has_its_own_biases_and_norms() -> None:
 
 UNFIT: dict[str, dict[str, Any]] = {
     "gemma3": {"model_type": "gemma3"},
-    "gelu": {"hidden_act": "gelu"},
-    "sliding_attention": {"layer_types": ["full_attention", "sliding_attention"]},
+    "sliding_attention": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 1024},
     "window of 1024": {"model_type": "mistral", "sliding_window": 1024},
     "window of 512": {"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True},
     "type yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     "neighbouring pairs": {"rope_traditional": True},
-    "part of each head": {"partial_rotary_factor": 0.5},
     "mxfp4": {"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}},
     "nvfp4": {"quantization": {"bits": 4, "group_size": 32, "lm_head": {"mode": "nvfp4", "bits": 4}}},
-    "gptq": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-    "7 bits": {"quantization": {"bits": 7, "group_size": 64}},
     "heads of size 12": {"head_dim": 12},
-    "over 3 key-value heads": {"num_key_value_heads": 3},
-    "usable num_attention_heads": {"num_attention_heads": "four"},
-    "usable rope_theta": {"rope_theta": -1},
-    "usable factor": {"rope_scaling": {"type": "linear"}},
 }
 
 

@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -20,6 +20,7 @@ from edgepp.cluster.redeem import redeem
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, UsageError
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address
+from tests.waiting import PATIENCE_S, eventually
 
 
 def _identity(name: str) -> Identity:
@@ -65,14 +66,7 @@ class Desk:
         return socket.create_connection((self.address.host, self.address.port + 1), 10)
 
     def heard(self, line: str) -> None:
-        _wait(lambda: any(line in event for event in self.events))
-
-
-def _wait(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
+        eventually(line, lambda: any(line in event for event in self.events))
 
 
 @pytest.fixture
@@ -100,7 +94,7 @@ def test_a_code_pairs_once(desk: Desk) -> None:
 
 def test_the_desk_listens_only_while_an_invitation_is_open(desk: Desk) -> None:
     desk.redeem()
-    _wait(lambda: not desk.desk._threads)
+    eventually("no thread is left", lambda: not desk.desk._threads)
     with pytest.raises(PairingError, match=f"nobody takes invitation {desk.number}"):
         desk.redeem()
     desk.code = desk.desk.invite()
@@ -286,7 +280,7 @@ class _FalseDesk:
 
     def _run(self, connections: int) -> None:
         self._listener.settimeout(0.1)
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE_S
         while connections and time.monotonic() < end:
             try:
                 connection, _ = self._listener.accept()
@@ -357,18 +351,18 @@ def test_garbage_leaves_the_desk_alive(desk: Desk) -> None:
                         break
                 except (OSError, RemoteProtocolError):
                     break
-    _wait(lambda: not desk.desk._connections)
+    eventually("no connection is left", lambda: not desk.desk._connections)
     assert desk.redeem().id == CLUSTER.id
 
 
 def test_more_connections_than_a_few_are_closed_at_once(desk: Desk) -> None:
     idle = [desk.connect() for _ in range(4)]
-    _wait(lambda: len(desk.desk._connections) == 4)
+    eventually("four are connected", lambda: len(desk.desk._connections) == 4)
     with desk.connect() as fifth:
         assert fifth.recv(1) == b""
     for connection in idle:
         connection.close()
-    _wait(lambda: not desk.desk._connections)
+    eventually("no connection is left", lambda: not desk.desk._connections)
     assert desk.redeem().id == CLUSTER.id
 
 
@@ -382,7 +376,7 @@ def test_a_silent_connection_ends_in_time(desk: Desk, monkeypatch: pytest.Monkey
 
 def test_closing_the_desk_ends_what_is_under_way(desk: Desk) -> None:
     with desk.connect():
-        _wait(lambda: desk.desk._connections)
+        eventually("one is connected", lambda: desk.desk._connections)
         desk.desk.close()
     with pytest.raises(EdgeppError):
         desk.redeem()

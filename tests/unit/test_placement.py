@@ -293,6 +293,12 @@ def test_the_ends_count_on_the_coordinators_machine() -> None:
     assert counts(place(want(4), hosts, LINKS, "a")) == {"a": 1, "b": 3}
 
 
+def test_a_host_whose_arithmetic_is_slow_counts_as_slow_however_fast_its_memory() -> None:
+    slow = dataclasses.replace(host("slow", speed=1e12), flops=1e9)
+    quick = host("quick")
+    assert counts(place(want(12, "speed"), [slow, quick])) == {"quick": 12}
+
+
 def test_speed_leaves_slow_hosts_out_and_throughput_does_not() -> None:
     hosts = [host("fast", speed=5e10), host("slow", speed=1e10)]
     assert counts(place(want(12, "speed"), hosts)) == {"fast": 12}

@@ -77,22 +77,22 @@ def test_what_is_no_quantity_is_said_with_an_example(read: Callable[[str], objec
 
 
 def test_a_node_is_read_with_what_it_leaves_out() -> None:
-    node = describe.parse_node("name=mini, mem=16GB,bw=100GB/s,flops=3.6T", 1)
+    node = describe.read_node(describe.parse_node("name=mini, mem=16GB,bw=100GB/s,flops=3.6T"), 1)
     assert (node.name, node.memory, node.machine.stream_bps, node.machine.flops) == ("mini", 12e9, 100e9, 3.6e12)
     assert node.machine.efficiency is DATASHEET
-    bare = describe.parse_node("mem=8GB", 3)
+    bare = describe.read_node(describe.parse_node("mem=8GB"), 3)
     assert (bare.name, bare.memory) == ("node3", 6e9)
     assert (bare.machine.stream_bps, bare.machine.flops) == (describe.BANDWIDTH, describe.FLOPS)
     assert bare.machine.efficiency is DATASHEET_CPU
-    assert describe.parse_node("mem=8GB,usable=50%,layers=0-3", 1).memory == 4e9
-    assert describe.parse_node("mem=8GB,layers=0-3", 1).pinned == LayerRange(0, 4)
+    assert describe.read_node(describe.parse_node("mem=8GB,usable=50%,layers=0-3"), 1).memory == 4e9
+    assert describe.read_node(describe.parse_node("mem=8GB,layers=0-3"), 1).pinned == LayerRange(0, 4)
 
 
 def test_named_hardware_gives_what_is_not_said() -> None:
-    node = describe.parse_node("hw=M4 Pro", 1)
+    node = describe.read_node(describe.parse_node("hw=M4 Pro"), 1)
     assert (node.name, node.machine.stream_bps, node.memory) == ("m4-pro", 273e9, 16e9)
-    assert describe.parse_node("hw=m4-pro,mem=48GB,name=desk", 1).memory == 36e9
-    assert describe.parse_node("hw=raspberry-pi-5", 1).machine.efficiency is DATASHEET_CPU
+    assert describe.read_node(describe.parse_node("hw=m4-pro,mem=48GB,name=desk"), 1).memory == 36e9
+    assert describe.read_node(describe.parse_node("hw=raspberry-pi-5"), 1).machine.efficiency is DATASHEET_CPU
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,18 @@ def test_named_hardware_gives_what_is_not_said() -> None:
 )
 def test_a_node_that_cannot_be_read_is_said_with_a_hint(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        describe.parse_node(text, 1)
+        describe.read_node(describe.parse_node(text), 1)
     assert caught.value.hint
 
 
+def test_two_nodes_that_were_given_one_name_are_refused() -> None:
+    nodes = describe.read_nodes([{"name": "a", "mem": "8GB"}, {"name": "a", "mem": "8GB"}])
+    with pytest.raises(UsageError, match="two nodes are called a"):
+        describe.described(nodes, [])
+
+
 def test_links_are_for_all_or_for_a_pair() -> None:
-    nodes = [describe.parse_node(f"name={name},mem=8GB", 1) for name in "abc"]
+    nodes = [describe.read_node(describe.parse_node(f"name={name},mem=8GB"), 1) for name in "abc"]
     links = [describe.parse_named_link(text) for text in ("100MB/s:1ms", "c,a=10MB/s:2ms")]
     cluster = describe.described(nodes, links)
     assert cluster.links == {
@@ -147,7 +153,7 @@ def test_a_link_of_no_pair_is_refused(text: str) -> None:
 
 
 def test_names_are_checked() -> None:
-    a = describe.parse_node("name=a,mem=8GB", 1)
+    a = describe.read_node(describe.parse_node("name=a,mem=8GB"), 1)
     with pytest.raises(UsageError, match="two nodes are called a"):
         describe.described([a, a], [])
     with pytest.raises(UsageError, match="a link names z, which is no node"):
@@ -160,7 +166,7 @@ def test_names_are_checked() -> None:
     ("texts", "whose"), [(["1Gbit", "10Gbit"], "all"), (["a,b=1Gbit", "1Gbit", "b,a=10Gbit"], "b and a")]
 )
 def test_a_link_that_is_given_twice_is_refused(texts: list[str], whose: str) -> None:
-    nodes = [describe.parse_node(f"name={name},mem=8GB", 1) for name in "ab"]
+    nodes = [describe.read_node(describe.parse_node(f"name={name},mem=8GB"), 1) for name in "ab"]
     with pytest.raises(UsageError, match=f"the link of {whose} is given twice"):
         describe.described(nodes, [describe.parse_named_link(text) for text in texts])
 
@@ -171,7 +177,10 @@ def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
         '[[nodes]]\nname = "studio"\nhw = "m2-max"\n[[nodes]]\nname = "pi"\nmem = "8GB"\nusable = 0.5\n'
         '[links]\ndefault = "1Gbit:0.3ms"\n"studio,pi" = "100Mbit:1ms"\n'
     )
-    nodes = [describe.parse_node(text, 1) for text in ("name=studio,hw=m2-max", "name=pi,mem=8GB,usable=0.5")]
+    nodes = [
+        describe.read_node(describe.parse_node(text), 1)
+        for text in ("name=studio,hw=m2-max", "name=pi,mem=8GB,usable=0.5")
+    ]
     links = [describe.parse_named_link(text) for text in ("1Gbit:0.3ms", "studio,pi=100Mbit:1ms")]
     assert describe.read_file(file) == describe.described(nodes, links)
 
@@ -253,8 +262,9 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=1, layer_flops=10**7)
     a, b = describe.from_status(status, size).nodes
     assert (a.machine.stream_bps, a.machine.lanes) == (1e10, 2)
-    assert a.machine.efficiency.layer_s == near((0.02 - 30e6 / 1e10) / 30)
-    assert a.machine.flops == near(300e6 * 64 / (64 * 2 / 300 - 0.017))
+    row_s = (64 * 2 / 300 - 0.02) / 63  # longer than the 3 ms in which the weights are streamed
+    assert a.machine.efficiency.layer_s == near((0.02 - row_s) / 30)
+    assert a.machine.flops == near(300e6 / row_s)
     model = Model("m", size, head_bytes=0, head_flops=0, attention_flops=0, context=4096)
     stages = [Stage(a.machine, LayerRange(0, 15)), Stage(a.machine, LayerRange(15, 30))]
     found = predict(model, stages, {}, Workload(prompt=64, answer=1, requests=(1,), chunk=64))

@@ -12,7 +12,7 @@ from edgepp.errors import PlanError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.cards import find
 from edgepp.plan.cluster import Cluster
-from edgepp.plan.describe import described, parse_named_link, parse_node
+from edgepp.plan.describe import described, parse_named_link, parse_node, read_nodes
 from edgepp.plan.machines import MEASURED, Machine, Model, Workload
 from edgepp.plan.outlook import Outlook, Question, lay, outlook
 from edgepp.plan.report import outlook_form, requests_fit, slots_needed, unfit_form
@@ -22,7 +22,7 @@ EIGHT = Model.of("llama-3.1-8b-4bit", find("llama-3.1-8b-4bit"))
 
 
 def cluster(*nodes: str, link: str = "1Gbit:0.3ms") -> Cluster:
-    return described([parse_node(node, n) for n, node in enumerate(nodes, 1)], [parse_named_link(link)])
+    return described(read_nodes([parse_node(node) for node in nodes]), [parse_named_link(link)])
 
 
 STUDIO, MINI = "name=studio,hw=m2-max", "name=mini,mem=16GB,bw=100GB/s,flops=3.6T"
@@ -38,7 +38,8 @@ def test_the_best_single_node_is_the_one_that_answers_soonest() -> None:
     assert found.single.name == "studio"
     alone = lay(asked(), cluster(STUDIO)).prediction
     assert found.single.prediction.one == alone.one
-    assert found.single.speed == near(alone.one.tpot_s / found.laid.prediction.one.tpot_s)
+    work = found.question.workload
+    assert found.single.speed == near(alone.answer_s(work) / found.laid.prediction.answer_s(work))
     assert found.single.speed < 1
     assert found.laid.machines == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -16,6 +17,7 @@ from edgepp.engine.tempo import Tempo
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.cards import find
+from edgepp.plan.costs import Costs
 from edgepp.plan.machines import MEASURED, Efficiency, Machine, Model, Stage, Workload
 from edgepp.plan.predict import Decode, predict
 
@@ -320,3 +322,18 @@ def test_nothing_asked_is_refused(work: Workload) -> None:
 
 def test_a_measured_rate_is_what_is_reached() -> None:
     assert (MEASURED.stream, MEASURED.flops, MEASURED.overlap) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("batches", [(), ((2, 1.1), (4, 1.5))])
+@pytest.mark.parametrize("flops", [5e9, 30e9, 1e12])
+def test_no_number_of_rows_takes_less_than_its_own_arithmetic(
+    flops: float, batches: tuple[tuple[int, float], ...], overlap: float
+) -> None:
+    machine = Machine("a", 50e9, flops, Efficiency(overlap=overlap, batches=batches))
+    model = Model.of("llama-3.2-3b-4bit", find("llama-3.2-3b-4bit"))
+    costs = Costs(model, [Stage(machine, LayerRange(0, 28))], {}, machine)
+    times = [costs.stage_s(0, rows, 0, 0) for rows in (1, 2, 3, 8, 64)]
+    assert times[0].busy_s >= 28 * model.size.layer_flops / flops
+    assert all(a.busy_s <= b.busy_s for a, b in itertools.pairwise(times))
+    assert costs.ends_s(1) >= model.head_flops / flops

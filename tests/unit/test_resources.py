@@ -12,6 +12,7 @@ import pytest
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.node import resources
 from edgepp.node.resources import linux_memory, measure, parse_bytes, run_probe, usable_memory
+from tests.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from edgepp.node.resources import linux_memory, measure, parse_bytes, run_probe,
         ("8gi", 8 * 2**30),
         (" 64kB ", 64_000),
         ("2TB", 2 * 10**12),
-        ("123456789", 123456789),
+        ("123456789b", 123456789),
         ("100B", 100),
         ("0.1GB", 10**8),
     ],
@@ -33,11 +34,13 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-8GB", "8XB", "8 G B", "0", "0GB", "0.1B", "1e9", "1,5GB", "inf", "٣GB"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-8GB", "8XB", "8 G B", "0", "8", "0GB", "0.1B", "1e9", "1,5GB", "inf", "٣GB"]
+)
 def test_what_is_no_size_is_one_sentence(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size") as caught:
         parse_bytes(text)
-    assert "8GB" in caught.value.hint
+    assert "GB" in caught.value.hint
 
 
 GB = 10**9
@@ -157,7 +160,7 @@ def test_a_probe_ends_when_its_parent_does_and_takes_its_checkpoint_along(tmp_pa
         [sys.executable, "-m", "edgepp.node.probe"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     config = {"folder": str(folder), "backend": "onnx", "threads": 1, "exact": False}
-    child.communicate(json.dumps(config).encode() + b"\n", timeout=60)
+    child.communicate(json.dumps(config).encode() + b"\n", timeout=PATIENCE_S)
     assert child.returncode == 1
     assert not folder.exists()
 

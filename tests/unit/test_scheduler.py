@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.engine.ring import StageInfo
-from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler, Step
+from edgepp.engine.scheduler import LEAST_ROWS, Chunk, MicroBatch, Scheduler, Step
 from edgepp.engine.tempo import Tempo
 from edgepp.errors import LocalProtocolError
 from edgepp.layers import LayerRange
@@ -102,7 +102,8 @@ def test_every_request_is_sent_whole_in_order_and_ends(
             assert [start for start, _, _ in steps[1:]] == [stop for _, stop, _ in steps[:-1]]
             assert steps[-1][1] == prompt + wanted - 1
         prefill = [step for step in steps if step[0] < prompt]
-        assert all(stop - start <= chunk for start, stop, _ in prefill)
+        assert all(stop - start <= max(chunk, LEAST_ROWS + 1) for start, stop, _ in prefill)
+        assert all(stop - start >= min(LEAST_ROWS, prompt - steps[0][0]) for start, stop, _ in prefill)
         assert [last for _, _, last in prefill] == [False] * (len(prefill) - 1) + [True]
         assert all(stop - start == 1 for start, stop, _ in steps[len(prefill) :])
 

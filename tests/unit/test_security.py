@@ -6,7 +6,6 @@ import logging
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,12 +14,13 @@ import zmq
 
 from edgepp.errors import LocalProtocolError
 from edgepp.wire import security
-from edgepp.wire.security import BROKEN_OFF, OTHER_SERVER_KEY, PLAIN, Gate, KeyPair, Pinned, is_key
+from edgepp.wire.security import BROKEN_OFF, OTHER_SERVER_KEY, PLAIN, Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Sender
+from edgepp.wire.values import is_key
+from tests.waiting import PATIENCE_S, eventually
 
 HERE = Address("127.0.0.1", 0)
 FRAME_BYTES = 1 << 16
-PATIENCE_S = 10
 SERVER, MEMBER, STRANGER = (KeyPair.generate() for _ in range(3))
 
 
@@ -40,7 +40,7 @@ class Place:
         )
 
     def receive(self) -> tuple[Sender, list[bytes]]:
-        assert self.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
+        assert self.listener.socket.poll(int(PATIENCE_S * 1000), zmq.POLLIN)
         received = self.listener.receive_from()
         assert received is not None
         return received[0], [bytes(frame) for frame in received[1]]
@@ -72,10 +72,7 @@ def closing(link: Link) -> Iterator[Link]:
 
 
 def wait(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
+    eventually("it came", condition)
 
 
 def test_a_secret_is_never_shown() -> None:
@@ -203,7 +200,7 @@ def test_a_plain_stranger_cannot_lend_itself_a_key() -> None:
             for _ in range(len(greeting)):  # libzmq wants to have spoken before it reads on
                 assert raw.recv(1)
             raw.sendall(bytes([4, len(ready)]) + ready + b"\0\5hello")
-            assert listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
+            assert listener.socket.poll(int(PATIENCE_S * 1000), zmq.POLLIN)
             received = listener.receive_from()
         assert received is not None
         assert (received[0].key, received[0].host) == ("", "127.0.0.1")

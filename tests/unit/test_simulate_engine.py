@@ -25,6 +25,7 @@ from edgepp.plan import sim_pipeline
 from edgepp.plan.sim_job import Job
 from edgepp.plan.simulate import Arrival, CoordinatorCost, LinkCost, Replica, StageCost, simulate
 from edgepp.wire.mailbox import Mailbox
+from tests.waiting import PATIENCE_S
 
 COSTS = (StageCost(((1, 0.037), (8, 0.081)), 0.0031, 0.0007, 0.00001, 0.0), StageCost(((1, 0.029),), 0.0043))
 HOP_S = 0.0013
@@ -110,7 +111,7 @@ class ClockRing:
         self.events.append((at_s + HOP_S, Returned(sequences, step.positions_each, back, tuple(took), 0.0)))
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
-        self.began.wait(20)
+        self.began.wait(PATIENCE_S)
         if timeout_s:
             next_s = [times_s for times_s, _ in list(self.events)[:1]] + [arrival.at_s for arrival, _ in self.coming]
             self.now_s = max(self.now_s, min(next_s, default=self.now_s))
@@ -147,7 +148,7 @@ def by_engine(replica: Replica, arrivals: Sequence[Arrival]) -> tuple[list[Step]
                     break
                 threading.Event().wait(0.005)
             request = ring.requests[number]
-            while not isinstance(event := request.events.get(timeout=20), str):
+            while not isinstance(event := request.events.get(timeout=PATIENCE_S), str):
                 assert not isinstance(event, EdgeppError), event
             assert request.timing.tokens == arrival.answer
         steps = list(Recording.latest)

@@ -1,0 +1,128 @@
+"""Text to token ids where text of messages never becomes a control token."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+
+
+class Encoder:
+    """A tokenizer from its definition, the text of a ``tokenizer.json``.
+
+    Control tokens are the special ones and every other added token but words and white space, such as ``<tool_call>``.
+    """
+
+    def __init__(self, definition: str) -> None:
+        """Read it.
+
+        Raises:
+            Exception: what the tokenizers library raises for a damaged one.
+        """
+        self._definition = definition
+        self._plain = _open(definition)
+        added = self._plain.get_added_tokens_decoder()
+        self._control = {
+            token: one.content
+            for token, one in added.items()
+            if one.content and (one.special or not re.fullmatch(r"[\w\s]+", one.content))
+        }
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """Ids of ``text``, in which names of control tokens are these tokens; ``special`` adds a BOS and the like."""
+        return self._plain.encode(text, add_special_tokens=special).ids
+
+    def encode_chat(self, text: str, content: Sequence[tuple[int, int]]) -> list[int]:
+        """Ids of a rendered conversation, whose ranges ``content`` came from messages and are text whatever they say.
+
+        Where no message holds the name of a control token, these are the ids of ``encode(text, special=False)``.
+        """
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        ids = encoding.ids
+        told = _marks(len(text), content)
+        suspects = [place for place, token in enumerate(ids) if token in self._control]
+        if not suspects:
+            return ids
+        offsets = encoding.offsets
+        if not any(self._is_told(ids[place], text, told, *offsets[place]) for place in suspects):
+            return ids
+        return self._guarded.encode("".join(self._hidden(text, content)), add_special_tokens=False).ids
+
+    def _is_told(self, token: int, text: str, told: bytes, begin: int, end: int) -> bool:
+        """Whether a control token was made of a message's characters, and not only of white space around it."""
+        if not any(mark and not char.isspace() for mark, char in zip(told[begin:end], text[begin:end], strict=True)):
+            return False
+        unknown = getattr(self._plain.model, "unk_token", None) == self._control[token]
+        return not unknown or _folded(self._control[token]) in _folded(text[begin:end])
+
+    def _hidden(self, text: str, content: Sequence[tuple[int, int]]) -> list[str]:
+        """The text with a secret name for each control token that the template wrote."""
+        parts, place = [], 0
+        for begin, end in [*content, (len(text), len(text))]:
+            parts += [self._names.sub(lambda found: self._secrets[found[0]], text[place:begin]), text[begin:end]]
+            place = end
+        return parts
+
+    @cached_property
+    def _secrets(self) -> dict[str, str]:
+        key = secrets.token_hex(16)
+        return {name: f"<{key}.{token}>" for token, name in self._control.items()}
+
+    @cached_property
+    def _names(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self._secrets, key=len, reverse=True))))
+
+    @cached_property
+    def _guarded(self) -> Tokenizer:
+        """The same tokenizer, in which control tokens have secret names, so that no message can spell one."""
+        form = json.loads(self._definition)
+        ids = {one.content: token for token, one in self._plain.get_added_tokens_decoder().items()}
+        for one in form["added_tokens"]:
+            if one["content"] in self._secrets:
+                one |= {"content": self._secrets[one["content"]], "normalized": False, "single_word": False}
+        form["post_processor"] = None
+        _rename(form["model"], self._secrets, ids)
+        guarded = _open(json.dumps(form))
+        if any(guarded.token_to_id(self._secrets[name]) != token for token, name in self._control.items()):
+            raise ValueError("its control tokens cannot be told from text")
+        return guarded
+
+
+def _open(definition: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(definition)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = False
+    return tokenizer
+
+
+def _rename(model: dict[str, Any], names: Mapping[str, str], ids: Mapping[str, int]) -> None:
+    """Other names for some tokens of a model, each with the id it had."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary |= ids
+        model["vocab"] = {names.get(name, name): token for name, token in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(name, name), score] for name, score in vocabulary]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if "merges" in model:
+        merges = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in model["merges"]]
+        model["merges"] = [pair for pair in merges if not {*pair, "".join(pair)} & names.keys()]
+
+
+def _marks(length: int, content: Sequence[tuple[int, int]]) -> bytes:
+    marks = bytearray(length)
+    for begin, end in content:
+        marks[begin:end] = b"\1" * (end - begin)
+    return bytes(marks)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()

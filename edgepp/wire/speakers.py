@@ -1,0 +1,116 @@
+"""Who may say what, and on which socket: one table for every kind of message.
+
+A role is what the other end of a connection has proved to be. A stage admits the whole cluster, since stages send to
+each other, but only its ``driver`` may order it: the cluster's coordinator, or anyone where nothing is encrypted. A
+coordinator takes the holder of a token for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias, get_args
+
+from edgepp.errors import RemoteProtocolError
+from edgepp.wire.messages import (
+    Adopt,
+    Answered,
+    Ask,
+    Attach,
+    Attached,
+    Batch,
+    Beat,
+    Beaten,
+    Call,
+    Cancel,
+    Declined,
+    Detach,
+    Echo,
+    Enrol,
+    Enrolled,
+    Expelled,
+    Fault,
+    Forward,
+    Free,
+    Hello,
+    Hidden,
+    Leave,
+    Load,
+    Loaded,
+    Loading,
+    Message,
+    NotLoaded,
+    Piece,
+    Ping,
+    Pong,
+    Refused,
+    Reply,
+    Unload,
+    Verb,
+    View,
+    Waiting,
+    Welcome,
+)
+
+Socket: TypeAlias = Literal["control", "data", "cluster"]
+Role: TypeAlias = Literal["driver", "guest", "stage", "coordinator", "member", "token"]
+"""``driver``: holds the pipeline. ``guest``: another node that a stage admits. ``member``: a node, or a chat on one."""
+Speech: TypeAlias = frozenset[tuple[Socket, Role]]
+
+
+def _by(socket: Socket, *roles: Role) -> Speech:
+    return frozenset((socket, role) for role in roles)
+
+
+SPEAKERS: Mapping[type, Speech] = {
+    Hello: _by("control", "driver", "guest"),
+    Ping: _by("control", "driver", "guest"),
+    Attach: _by("control", "driver"),
+    Free: _by("control", "driver"),
+    Detach: _by("control", "driver"),
+    Welcome: _by("control", "stage"),
+    Pong: _by("control", "stage"),
+    Attached: _by("control", "stage"),
+    Fault: _by("control", "stage"),
+    Refused: _by("control", "stage") | _by("cluster", "coordinator"),
+    Echo: _by("data", "driver", "guest", "stage"),
+    Forward: _by("data", "driver", "guest"),
+    Batch: _by("data", "driver", "guest", "stage"),
+    Hidden: _by("data", "stage"),
+    Enrol: _by("cluster", "member"),
+    Beat: _by("cluster", "member"),
+    Loading: _by("cluster", "member"),
+    Loaded: _by("cluster", "member"),
+    NotLoaded: _by("cluster", "member"),
+    Leave: _by("cluster", "member"),
+    Call: _by("cluster", "member"),
+    Ask: _by("cluster", "member"),
+    Cancel: _by("cluster", "member"),
+    Adopt: _by("cluster", "token"),
+    Enrolled: _by("cluster", "coordinator"),
+    Beaten: _by("cluster", "coordinator"),
+    View: _by("cluster", "coordinator"),
+    Load: _by("cluster", "coordinator"),
+    Unload: _by("cluster", "coordinator"),
+    Expelled: _by("cluster", "coordinator"),
+    Reply: _by("cluster", "coordinator"),
+    Waiting: _by("cluster", "coordinator"),
+    Piece: _by("cluster", "coordinator"),
+    Answered: _by("cluster", "coordinator"),
+    Declined: _by("cluster", "coordinator"),
+}
+"""Every kind of message, with the sockets on which and the roles from which it is taken."""
+
+VERBS_OF_ALL: frozenset[Verb] = frozenset({"status", "peers"})
+"""What any member may ask with ``Call``."""
+VERBS_OF_OWNER: frozenset[Verb] = frozenset(get_args(Verb)) - VERBS_OF_ALL
+"""What only the coordinator's own machine may ask."""
+
+
+def check_speaker(message: Message, socket: Socket, role: Role) -> None:
+    """Check that ``message`` may come from a peer with this ``role``, on this ``socket``.
+
+    Raises:
+        RemoteProtocolError: it may not.
+    """
+    if (socket, role) not in SPEAKERS[type(message)]:
+        raise RemoteProtocolError(f"a {type(message).__name__} message of a {role} on a {socket} socket")

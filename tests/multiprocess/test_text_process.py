@@ -1,0 +1,214 @@
+"""What a model brings for text runs in a process with limits: whatever it does costs one call, and is a sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from edgepp.errors import EdgeppError, ModelError, UsageError
+from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.text_client import TextClient
+from edgepp.model.tokenizer import Tokenizer
+
+SAID = [{"role": "user", "content": "hi"}]
+
+LIMITED = pytest.mark.skipif(sys.platform != "linux", reason="no system but Linux limits a process's memory")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "tiny", TINY)
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[TextClient]:
+    client = TextClient("tiny", (folder / "tokenizer.json").read_text())
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes too long"),
+        ("{{ (10 ** (10 ** 8)) % 7 }}", "takes too long"),
+        ("{% for a in range(1000000000) %}x{% endfor %}", "Range too big"),
+        pytest.param("{{ 'a' * 20000000000 }}", "memory", marks=LIMITED),
+        pytest.param("{{ '%9999999999d' % 1 }}", "memory", marks=LIMITED),
+        ("{% for a in range(99999) %}{{ 'hello world ' * 2000 }}{% endfor %}", "more than"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ raise_exception('roles must alternate') }}", "these messages: roles must alternate"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[7].content.x }}", "has no element 7"),
+        ("{{ 'a' + 1 }}", "TypeError"),
+        ("{% if %}", "Expected an expression"),
+        ("{% include 'x' %}", "no loader"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% set x = namespace(__init__=1) %}", "no name"),
+    ],
+)
+def test_a_template_that_fails_is_one_sentence(client: TextClient, template: str, reason: str) -> None:
+    with pytest.raises(ModelError, match="chat template of tiny") as caught:
+        client.render(template, SAID, {})
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert client.render("{{ messages[0].content }}!", SAID, {}) == ("hi!", [[0, 2]])
+
+
+def change(folder: Path, **parts: Any) -> Path:
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | parts))
+    return folder
+
+
+def replaced(old: str, new: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [replaced("a", "a" * 1000)] * 5}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},  # a panic
+        {
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": "^(a|aa)+$"},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        },
+    ],
+)
+def test_a_tokenizer_that_fails_is_one_sentence(folder: Path, parts: dict[str, Any]) -> None:
+    tokenizer = Tokenizer.load(change(folder, **parts))
+    try:
+        with pytest.raises(ModelError, match="the tokenizer of tiny cannot encode this text"):
+            tokenizer.encode("a" * 60 + "!")
+        with pytest.raises(ModelError, match="the tokenizer of tiny cannot encode this text"):
+            tokenizer.chat([{"role": "user", "content": "a" * 60 + "!"}])
+    finally:
+        tokenizer.close()
+
+
+def test_a_definition_nested_too_deeply_is_one_sentence(folder: Path) -> None:
+    opened = '{"type":"Sequence","normalizers":['
+    (folder / "tokenizer.json").write_text('{"normalizer":' + opened * 100_000 + "]}" * 100_000 + "}")
+    with pytest.raises(ModelError, match="the tokenizer of tiny cannot be read"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
+def test_half_a_surrogate_pair_is_a_usage_error(folder: Path, text: str) -> None:
+    tokenizer = Tokenizer.load(folder)
+    try:
+        with pytest.raises(UsageError, match="surrogate"):
+            tokenizer.encode(text)
+        for message in ({"role": "user", "content": text}, {"role": text, "content": ""}):
+            with pytest.raises(UsageError, match="surrogate"):
+                tokenizer.chat([message])
+    finally:
+        tokenizer.close()
+
+
+def test_ids_with_gaps_work(folder: Path) -> None:
+    """In the vocabulary, and before an added token whose id the library would change."""
+    form = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = {text: token + 5 * (token >= 100) for text, token in form["model"]["vocab"].items()}
+    added = [*form["added_tokens"], {**form["added_tokens"][2], "content": "<x>", "id": 900}]
+    tokenizer = Tokenizer.load(change(folder, model=form["model"] | {"vocab": vocabulary}, added_tokens=added))
+    try:
+        assert tokenizer.vocabulary()["<x>"] == 900
+        assert tokenizer.encode("<x>") == [900]
+        assert 900 not in tokenizer.chat([{"role": "user", "content": "<x>"}])
+        ids = tokenizer.encode("wörld<x>")
+        assert max(ids[:-1]) > 105
+        detokenizer = tokenizer.detokenizer()
+        assert "".join([*map(detokenizer.add, ids), detokenizer.finish()]) == "wörld<x>"
+        assert [detokenizer.add(token) for token in (102, 899, 1 << 40)] == ["", "", ""]
+    finally:
+        tokenizer.close()
+
+
+def test_several_threads_get_their_own_ids(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.start()
+    texts = [chr(ord("a") + place) * 50 for place in range(12)]
+    found: dict[str, list[int]] = {}
+
+    def ask(text: str) -> None:
+        found[text] = tokenizer.encode(text)
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    try:
+        for text in texts:
+            assert len(set(found[text])) == 1
+            assert found[text] == tokenizer.encode(text)
+        assert len({found[text][0] for text in texts}) == len(texts)
+    finally:
+        tokenizer.close()
+
+
+def test_a_process_that_was_killed_is_started_again(client: TextClient) -> None:
+    before = client.encode("hi", special=False)
+    (child,) = psutil.Process().children()
+    child.kill()
+    child.wait()
+    assert client.encode("hi", special=False) == before
+
+
+def test_it_ends_when_its_parent_is_killed(folder: Path) -> None:
+    script = (
+        "import pathlib, psutil, sys, time\n"
+        "from edgepp.model.text_client import TextClient\n"
+        "client = TextClient('tiny', pathlib.Path(sys.argv[1]).read_text())\n"
+        "client.start(); client.encode('hi', False)\n"
+        "print(psutil.Process().children()[0].pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(folder / "tokenizer.json")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    psutil.wait_procs([child], timeout=60)
+    assert not child.is_running()
+
+
+def test_an_unused_process_ends_by_itself(folder: Path) -> None:
+    """Unless it was started to stay: nobody has to close a tokenizer that encodes a text."""
+    client = TextClient("tiny", (folder / "tokenizer.json").read_text())
+    client.encode("hi", special=False)
+    children = psutil.Process().children()
+    assert len(children) == 1
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+def test_errors_are_of_edgepp(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    try:
+        for messages in (
+            [],
+            [{"role": "user", "content": None}],
+            [{"content": "hi"}],
+            [{"role": "user", "content": 7}],
+        ):
+            with pytest.raises(EdgeppError):
+                tokenizer.chat(messages)
+    finally:
+        tokenizer.close()

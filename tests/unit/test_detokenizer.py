@@ -1,0 +1,152 @@
+"""Streamed text is what the tokenizers library decodes, for every kind of tokenizer, and nothing is trimmed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models
+
+from edgepp.errors import ModelError
+from edgepp.model.detokenizer import Detokenizer, decoding
+
+WORDS = [
+    *(
+        "a",
+        "b",
+        "h",
+        " ",
+        "▁",
+        "▁▁",
+        "▁Hi",
+        "lo",
+        "##x",
+        "w</w>",
+        "é",
+        " n't",
+        " '",
+        "s",
+        "日",
+        "!",
+        "[PAD]",
+        "|",
+        "<0xZZ>",
+    ),
+    *("Ġ", "Ġthe", "Ã", "©", "æĹ", "¥", "ð", "Ł", "ĺ", "Ģ", "ĉ"),
+]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+START = WORDS.index("h")
+SPM = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+KINDS = {
+    "byte level": decoders.ByteLevel(),
+    "byte level alone in a sequence": decoders.Sequence([decoders.ByteLevel()]),
+    "llama": decoders.Sequence([*SPM, decoders.Strip(" ", 1, 0)]),
+    "gemma": decoders.Sequence(SPM),
+    "strip from the end": decoders.Sequence([*SPM, decoders.Strip(" ", 1, 2)]),
+    "replace across tokens": decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁▁", "--"), decoders.Replace("lo", "L")]
+    ),
+    "metaspace": decoders.Metaspace(),
+    "metaspace without a prefix": decoders.Metaspace(prepend_scheme="never"),
+    "word pieces": decoders.WordPiece(),
+    "word pieces as they are": decoders.WordPiece(cleanup=False),
+    "none": None,
+}
+
+
+def build(decoder: decoders.Decoder | None) -> Tokenizer:
+    """A tokenizer with a gap in its ids, a special and an added token."""
+    tokens = {text: place + 7 * (place > 20) for place, text in enumerate([*WORDS, *BYTES])}
+    tokenizer = Tokenizer(models.BPE(tokens, []))
+    tokenizer.decoder = decoder  # type: ignore[assignment]
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
+    tokenizer.add_tokens(["<tool>"])
+    return tokenizer
+
+
+def detokenizer(tokenizer: Tokenizer) -> Detokenizer:
+    decoder = tokenizer.decoder
+    named = {token: tokenizer.id_to_token(token) for token in range(400)}
+    tokens = {token: text for token, text in named.items() if text is not None}
+    return decoding(None if decoder is None else json.loads(decoder.__getstate__()))(tokens)
+
+
+def stream(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    one = detokenizer(tokenizer)
+    return [*(one.add(token) for token in ids), one.finish()]
+
+
+IDS = st.lists(
+    st.one_of(st.integers(0, len(WORDS)), st.integers(0, len(WORDS) + len(BYTES) + 12), st.just(1 << 30)), max_size=24
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_text_is_the_decoded_text(kind: str) -> None:
+    tokenizer = build(KINDS[kind])
+    before = tokenizer.decode([START], skip_special_tokens=False)
+
+    @given(IDS)
+    @settings(deadline=None, max_examples=150)
+    def check(ids: list[int]) -> None:
+        """An answer goes on in mid-text: a word stands before it."""
+        assert before + "".join(stream(tokenizer, ids)) == tokenizer.decode([START, *ids], skip_special_tokens=False)
+
+    check()
+
+
+@given(IDS)
+@settings(deadline=None, max_examples=150)
+def test_a_suffix_is_a_space_unless_it_is_the_last(ids: list[int]) -> None:
+    tokenizer = build(decoders.BPEDecoder())
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "metaspace"])
+def test_a_first_space_is_kept(kind: str) -> None:
+    tokenizer = build(KINDS[kind])
+    assert "".join(stream(tokenizer, [WORDS.index("▁Hi")])) == " Hi"
+
+
+def test_no_part_of_a_character_is_given() -> None:
+    level, fallback = build(KINDS["byte level"]), build(KINDS["llama"])
+    ids = [level.token_to_id(text) for text in ("a", "æĹ", "¥", "a", "æĹ")]
+    assert stream(level, ids) == ["a", "", "日", "a", "", "\ufffd"]
+    ids = [fallback.token_to_id(text) for text in ("<0xE6>", "<0x97>", "<0xA5>", "a", "<0xE6>")]
+    assert stream(fallback, ids) == ["", "", "", "日a", "", "\ufffd"]
+
+
+def test_ids_that_are_no_tokens_have_no_text() -> None:
+    tokenizer = build(KINDS["byte level"])
+    assert stream(tokenizer, [22, 10**6, 1 << 40, -1]) == [""] * 5
+
+
+def test_what_the_library_panics_at_is_text() -> None:
+    """Strip takes an empty or blank token out of bounds there."""
+    tokenizer = build(decoders.Strip(" ", 1, 1))
+    assert "".join(stream(tokenizer, [WORDS.index(" "), WORDS.index("a")])) == "a"
+
+
+def test_a_long_answer_takes_no_longer_a_token() -> None:
+    tokenizer = build(KINDS["llama"])
+
+    def cpu_s(tokens: int) -> float:
+        one, begun_s = detokenizer(tokenizer), time.process_time()
+        for token in range(tokens):
+            one.add(token % 20)
+        return time.process_time() - begun_s
+
+    cpu_s(1000)
+    assert cpu_s(64_000) < 40 * max(cpu_s(8_000), 0.001), "8 times the tokens, not 64 times the time"
+
+
+@pytest.mark.parametrize(
+    "decoder", [decoders.Replace(Regex("a+"), "b"), decoders.Sequence([decoders.Fuse(), decoders.ByteLevel()])]
+)
+def test_an_unknown_way_to_decode_is_named(decoder: decoders.Decoder) -> None:
+    with pytest.raises(ModelError, match="not known"):
+        detokenizer(build(decoder))

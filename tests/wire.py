@@ -1,0 +1,73 @@
+"""Messages for tests: every valid one as a hypothesis strategy."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+from hypothesis import strategies as st
+
+from edgepp.wire import values
+from edgepp.wire.messages import Attach, Batch, Enrol, Forward, Load, Message, Welcome
+from edgepp.wire.security import KeyPair
+
+KEYS = tuple(KeyPair.generate().public for _ in range(3))
+_HOSTS = ("10.0.0.2", "fd00::1", "fe80::1%eth0")
+_ADDRESSES = ("10.0.0.2:5720", "[fe80::1%eth0]:5721", "mini.local:1")
+_WORDS = st.text(string.ascii_letters + "äö漢", min_size=1, max_size=20)
+_OF_FORM: dict[Callable[[str], bool], st.SearchStrategy[str]] = {
+    values.is_key: st.sampled_from(KEYS),
+    values.is_key_or_empty: st.sampled_from((*KEYS, "")),
+    values.are_addresses: st.lists(st.sampled_from(_ADDRESSES), max_size=3).map(",".join),
+    values.are_hosts: st.lists(st.sampled_from(_HOSTS), max_size=3).map(",".join),
+    values.is_route: st.binary(min_size=1, max_size=40).filter(lambda raw: raw[0] > 0).map(bytes.hex),
+    values.is_name: _WORDS,
+    values.is_label: _WORDS | st.just(""),
+    values.is_text: st.text(st.characters(exclude_categories=("Cs",)), max_size=60),
+}
+
+
+def field_values(hint: Any) -> st.SearchStrategy[Any]:
+    """Every value that a field's annotation allows."""
+    if hint is bool:
+        return st.booleans()
+    arguments = get_args(hint)
+    if isinstance(arguments[0], str):
+        return st.sampled_from(arguments)
+    kind, low, high, *form = arguments
+    if kind is int:
+        return st.integers(low, high)
+    if kind is str:
+        return _OF_FORM[form[0]]
+    return st.lists(st.integers(0, 1 << 40), min_size=low, max_size=8).map(tuple)
+
+
+def valid(message: Message) -> Message:
+    """The message with the fields that depend on each other brought together."""
+    match message:
+        case Welcome():
+            return message._replace(start=1, stop=2, num_layers=max(2, message.num_layers))
+        case Attach(next_addresses=""):
+            return message._replace(next_key="")
+        case Forward():
+            rows = max(1, message.rows)
+            return message._replace(rows=rows, want=min(message.want, rows))
+        case Batch():
+            ids = tuple(dict.fromkeys(message.sequences))
+            return message._replace(sequences=ids, positions=(message.positions * len(ids))[: len(ids)])
+        case Enrol():
+            return message._replace(start=0, stop=0) if message.start >= message.stop else message
+        case Load():
+            return message._replace(start=1, stop=2) if message.start >= message.stop else message
+    return message
+
+
+def messages(*kinds: type) -> st.SearchStrategy[Message]:
+    """Valid messages of these kinds, or of every kind."""
+    return st.one_of(
+        st.builds(
+            kind, **{name: field_values(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
+        )
+        for kind in kinds or get_args(Message)
+    ).map(valid)
