@@ -1,36 +1,93 @@
-"""edgepp: one language model on the machines you have."""
+"""edgepp: one language model on the machines you have.
 
-from __future__ import annotations
+    async with edgepp.Engine("smollm2-135m", stages=2) as engine:
+        async for text in engine.ask("Why is the sky blue?"):
+            print(text, end="")
+
+    async with edgepp.connect() as cluster:
+        answer = await cluster.ask("Why is the sky blue?").whole()
+        print(answer.text, answer.finish_reason, answer.timing.decode_tok_s)
+
+Whatever is wrong is an ``EdgeppError``: one sentence, and in its ``hint`` the next step.
+"""
 
 import os
-from typing import TYPE_CHECKING, Any
 
+from edgepp.errors import (
+    EdgeppError,
+    InternalError,
+    LocalProtocolError,
+    ModelError,
+    PairingError,
+    PeerLost,
+    PlanError,
+    ProtocolError,
+    RemoteProtocolError,
+    StageError,
+    StageFault,
+    StageLost,
+    UsageError,
+)
+
+TYPE_CHECKING = False  # as in `typing`, whose import `edgepp --help` need not wait for
 if TYPE_CHECKING:
     from edgepp.api import Answer, Connection, Engine, connect
-    from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
+    from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, Timing
+    from edgepp.engine.ring import StageInfo
+    from edgepp.engine.sampling import Sampled
+    from edgepp.layers import LayerRange
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "Connection",
     "Constraint",
+    "EdgeppError",
     "Engine",
     "GenerateOptions",
+    "InternalError",
+    "LayerRange",
+    "LocalProtocolError",
+    "ModelError",
+    "PairingError",
+    "PeerLost",
+    "PlanError",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "Sampled",
     "SamplingOptions",
+    "StageError",
+    "StageFault",
+    "StageInfo",
+    "StageLost",
+    "Timing",
+    "UsageError",
     "__version__",
     "connect",
 ]
+_LATER = {
+    "edgepp.api": ("Answer", "Connection", "Engine", "connect"),
+    "edgepp.engine.request": ("Constraint", "GenerateOptions", "SamplingOptions", "Timing"),
+    "edgepp.engine.ring": ("StageInfo",),
+    "edgepp.engine.sampling": ("Sampled",),
+    "edgepp.layers": ("LayerRange",),
+}
 
 # Libraries that would report home on a user's behalf, unless told before they are imported.
 for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_switch, "1")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The Python interface, imported when it is first asked for: `edgepp --help` needs none of it."""
-    if name not in __all__:
-        raise AttributeError(f"module 'edgepp' has no attribute '{name}'")
-    from edgepp import api
-    from edgepp.engine import request
+    for module, names in _LATER.items():
+        if name in names:
+            from importlib import import_module
 
-    return getattr(api, name, None) or getattr(request, name)
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'edgepp' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """Names that are imported later are there all the same."""
+    return sorted({*globals(), *__all__})

@@ -2,10 +2,9 @@
 
 import sys
 
-from edgepp.child import trusted_path
-
 if __name__ == "__main__":
-    sys.path[:] = trusted_path()  # `python -m` put the current folder first
+    if not sys.flags.safe_path:
+        del sys.path[0]  # `python -m` put the current folder there: nothing may be imported from it
     from edgepp.cli import main
 
     main()

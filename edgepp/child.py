@@ -8,15 +8,11 @@ from __future__ import annotations
 import math
 import os
 import resource
+import site
 import sys
 import time
-from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parent.parent
-_RUN = (
-    "import os, runpy, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep);"
-    " runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-)
+_ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -25,13 +21,26 @@ def python_command(module: str, *arguments: str) -> list[str]:
     The child imports from where this process imports, less the current folder; environment variables such as
     ``PYTHONPATH`` add nothing to that.
     """
-    return [sys.executable, "-I", "-c", _RUN, os.pathsep.join(trusted_path()), module, *arguments]
+    run = f"import runpy, sys; sys.path[:] = {trusted_path()!r}; runpy.run_module({module!r}, None, '__main__', True)"
+    return [sys.executable, "-I", "-c", run, *arguments]
 
 
 def trusted_path() -> list[str]:
-    """Entries of ``sys.path`` without the current folder, unless that is the folder that holds this package."""
-    here = Path.cwd()
-    return [entry for entry in sys.path if entry and (Path(entry) == _ROOT or Path(entry).resolve() != here)]
+    """Entries of ``sys.path`` without the current folder, unless that is where Python or this package is installed."""
+    try:
+        here = os.path.realpath(os.getcwd())
+    except FileNotFoundError:  # somebody removed it
+        here = ""
+    installed = {os.path.realpath(entry) for entry in installed_folders()}
+    kept = [entry for entry in sys.path if entry and (os.path.realpath(entry) != here or here in installed)]
+    return kept if _ROOT in map(os.path.realpath, kept) else [*kept, _ROOT]
+
+
+def installed_folders() -> list[str]:
+    """The folder that holds this package first, then those of the standard library and of installed packages."""
+    library = os.path.dirname(os.__file__)
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    return [_ROOT, library, os.path.join(library, "lib-dynload"), *site.getsitepackages(), *user]
 
 
 def limit_memory(most_bytes: int) -> None:

@@ -9,20 +9,31 @@ EdgeppError
 ├── ProtocolError         bytes that break the wire protocol
 │   ├── LocalProtocolError    we were about to send them
 │   └── RemoteProtocolError   they arrived; the frame is counted and dropped
-└── StageError            a stage ended an answer; names the stage and its node
-    ├── StageLost             it died or stopped answering
-    └── StageFault            it answered that it cannot do the step
+├── StageError            a stage ended an answer; names the stage and its node
+│   ├── StageLost             it died or stopped answering
+│   └── StageFault            it answered that it cannot do the step
+└── InternalError         a fault of edgepp itself, with a report that can be sent
 """
 
 from __future__ import annotations
 
 
 class EdgeppError(Exception):
-    """One sentence of what is wrong and, in ``hint``, what to do next."""
+    """One sentence of what is wrong and, in ``hint``, what to do next; a traceback ends with both."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def hint(self) -> str:
+        """What to do next; empty where nothing can be advised."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str) -> None:
+        self._hint = hint
+        self.__notes__ = [f"  try: {hint}"] if hint else []
 
 
 class UsageError(EdgeppError):
@@ -67,3 +78,7 @@ class StageLost(StageError):  # noqa: N818
 
 class StageFault(StageError):  # noqa: N818
     """A stage answered that it cannot do the step."""
+
+
+class InternalError(EdgeppError):
+    """A fault of edgepp itself: an exception that nothing expected."""

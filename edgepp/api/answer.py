@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from edgepp.boundary import explained
 from edgepp.engine.answer import Answer as PipelineAnswer
 from edgepp.engine.live import FinishReason
 from edgepp.engine.request import Timing
@@ -120,8 +121,10 @@ class Answer:
                 yield from self._attempt()
         except EdgeppError as error:
             yield error
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: no reader may be left waiting
-            yield EdgeppError(f"the answer failed: {type(error).__name__}: {error}", "please report this")
+        except GeneratorExit:  # nobody hears it any more
+            raise
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: a panic in Rust is no Exception
+            yield explained(error)
         finally:
             self._stop = None
 

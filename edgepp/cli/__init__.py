@@ -1,64 +1,210 @@
-"""The ``edgepp`` command: one function a command, nothing heavy imported until a command runs."""
+"""The edge of the ``edgepp`` command: its streams, its signals, and how it ends.
+
+Nothing else is imported until both are in order, so that also a Ctrl-C during the imports ends in one line.
+"""
 
 from __future__ import annotations
 
+import atexit
+import io
+import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import TYPE_CHECKING
 
-import click
+from edgepp.child import trusted_path
 
-from edgepp import __version__
-from edgepp.cli import bench, chat, cluster, models, nodes, plan
-from edgepp.cli.options import Group
-from edgepp.errors import EdgeppError, UsageError
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
+    from edgepp.cli.options import Group
+    from edgepp.errors import EdgeppError
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, "-V", "--version")
-def cli() -> None:
-    """One language model on the machines you have.
-
-    Each machine runs a range of the model's layers; hidden states pass from one to the next.
-
-    \b
-    Try it here, on two stage processes:
-        edgepp chat -m smollm2-135m --stages 2
-    On two machines:
-        one$  edgepp serve -m smollm2-135m      # runs what fits, waits for others
-        one$  edgepp invite                     # prints a code, such as 7-tango-lemon
-        two$  edgepp join 7-tango-lemon         # the layers are spread by memory
-        any$  edgepp chat
-    """
-
-
-for command in (
-    chat.chat,
-    nodes.serve,
-    cluster.invite,
-    nodes.join,
-    cluster.status,
-    cluster.doctor,
-    cluster.peers,
-    cluster.revoke,
-    cluster.token,
-    cluster.leave,
-    plan.plan,
-    bench.bench,
-    models.models,
-):
-    cli.add_command(command)
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+_said: list[bool] = []
 
 
 def main() -> None:
-    """Entry point: run a command, turn what went wrong into one sentence and an exit status."""
-    try:
-        cli(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except EdgeppError as error:
-        from edgepp.ui.chat import show_error
+    """Entry point: run a command; whatever goes wrong is one sentence, a next step and an exit status.
 
-        show_error(error)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
+    The status is 0, 1 for a failure, 2 for a command that makes no sense, 130 after Ctrl-C, 143 after SIGTERM, 129
+    after a terminal was closed, and 141 where nobody reads the output any more.
+    """
+    sys.path[:] = trusted_path()
+    _open_streams()
+    _on_signals(_leave_at_once)
+    status = 1
+    try:
+        from edgepp.cli.commands import cli
+
+        _on_signals(_unwind)
+        threading.excepthook = _thread_failed
+        status = _run(cli)
+    except BaseException as error:  # noqa: BLE001 - the process's boundary
+        status = _status_of(error)
+    _on_signals(_leave_at_once)
+    _leave(_flushed(status))
+
+
+def _run(cli: Group) -> int:
+    """Run what the arguments ask for; nothing that it raises is taken for granted, as click's own ``main`` does."""
+    from click import exceptions, shell_completion
+
+    if asked := os.environ.get("_EDGEPP_COMPLETE"):
+        return shell_completion.shell_complete(cli, {}, "edgepp", "_EDGEPP_COMPLETE", asked)
+    try:
+        with cli.make_context("edgepp", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except exceptions.Exit as done:
+        return done.exit_code
+    return 0
+
+
+def _open_streams() -> None:
+    """Give each closed standard stream something, so that no socket or file gets its number, and text a way out."""
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # what is written to 1 must fail
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for good
+    encoding = getattr(sys.stdout, "encoding", "utf-8")
+    output = io.BufferedWriter(_Output(1, "w", closefd=False))
+    sys.stdout = io.TextIOWrapper(output, encoding, "replace", line_buffering=os.isatty(1))
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="replace")
+
+
+class _Output(io.FileIO):
+    """Standard output, which remembers that it took no more."""
+
+    lost: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """As of any file; the first failure is kept."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            _Output.lost = _Output.lost or error
+            raise
+
+
+def _on_signals(act: Callable[[int, FrameType | None], None]) -> None:
+    """Let SIGINT, SIGTERM and SIGHUP call ``act``; what a parent had us ignore, such as `nohup`, stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            plain = number == signal.SIGINT and act is _unwind  # asyncio takes over only from this handler
+            signal.signal(number, signal.default_int_handler if plain else act)
+
+
+def _leave_at_once(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _unwind(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _status_of(error: BaseException) -> int:
+    """Say what went wrong; the exit status."""
+    import click
+
+    try:
+        if isinstance(error, click.ClickException):
+            error.show()
+            _as_json(type(error).__name__, error.format_message(), "")
+            return error.exit_code
+        if isinstance(error, (KeyboardInterrupt, click.Abort)):
+            sys.stderr.write("\ninterrupted\n" if sys.stderr.isatty() else "interrupted\n")
+            return INTERRUPTED
+        if isinstance(error, (OSError, SystemExit)) and (lost := _output_lost()) is not None:
+            return lost  # also where rich has turned a broken pipe into an exit
+        if isinstance(error, SystemExit):
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+        from edgepp.boundary import exit_status, explained
+
+        known = explained(error)
+        _show(known)
+        return exit_status(known)
+    except OSError:  # standard error takes nothing either
+        return 1
+
+
+def _show(error: EdgeppError) -> None:
+    from edgepp.ui.errors import show_error
+
+    show_error(error)
+    _as_json(type(error).__name__, str(error), error.hint)
+
+
+def _as_json(kind: str, message: str, hint: str) -> None:
+    """The same for a program, as the last line of standard output, where the command was given ``--json``."""
+    if "--json" in sys.argv[1:]:
+        import json
+
+        sys.stdout.write(json.dumps({"event": "error", "error": kind, "message": message, "hint": hint}) + "\n")
+
+
+def _output_lost() -> int | None:
+    """The status for a standard output that takes no more, said where somebody may want to know; None if it does."""
+    with suppress(OSError):
+        sys.stdout.flush()
+    if _Output.lost is None:
+        return None
+    _silence(1)
+    if isinstance(_Output.lost, BrokenPipeError):
+        return BROKEN_PIPE
+    if not _said:
+        _said.append(True)
+        sys.stderr.write(f"error: standard output takes no more: {_Output.lost.strerror}\n")
+        sys.stderr.write("  try: free some space there, or send the output somewhere else\n")
+    return 1
+
+
+def _silence(*descriptors: int) -> None:
+    """Send what is still buffered nowhere: Python would complain about it as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _flushed(status: int) -> int:
+    try:
+        lost = _output_lost()
+        sys.stderr.flush()
+    except OSError:
+        _silence(2)
+        return status or 1
+    return lost if lost is not None and not status else status
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """A thread that nobody waits for ended by an exception: said, since something of the command is missing now."""
+    from edgepp.boundary import explained
+
+    if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
+        _show(explained(failure.exc_value))
+
+
+def _leave(status: int) -> None:
+    """End the process; at once where a thread was given up, which may be inside a library that cannot be stopped."""
+    if status and threading.active_count() > 1:
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(status)
+    if status == INTERRUPTED:  # where a Ctrl-C met code that a library evaluates, Python would die of the signal yet
+        atexit._run_exitfuncs()
+        os._exit(status)
+    if status:
+        sys.exit(status)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TextIO, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from edgepp.cli.options import BACKENDS, KV_BITS, KV_BITS_HELP, MODEL_HELP, SPECULATE_HELP
+from edgepp.cli.options import BACKENDS, KV_BITS, KV_BITS_HELP, MODEL_HELP, SPECULATE_HELP, Text, TextFile, piped
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("-m", "--model", help=MODEL_HELP + " The cluster's, unless given.")
-@click.option("-p", "--prompt", help="Answer this and leave. Piped input does the same.")
+@click.option("-p", "--prompt", type=Text(), help="Answer this and leave. Piped input does the same.")
 @click.option(
     "--peer",
     "peers",
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--stages", type=int, metavar="K", help="Split over K stage processes on this machine.")
 @click.option("--alone", is_flag=True, help="Run the model on this machine, although it belongs to a cluster.")
-@click.option("--system", help="A system prompt.")
+@click.option("--system", type=Text(), help="A system prompt.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
 @click.option("--choices", type=int, metavar="N", help="Answer the prompt N times at once; numbered.")
 @click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="The longest answer.")
@@ -42,11 +42,13 @@ if TYPE_CHECKING:
 @click.option(
     "--logprobs", type=int, metavar="K", help="With --json: each token's log-probability, and K alternatives."
 )
-@click.option("--schema", type=click.File(), metavar="FILE", help="Answer in JSON that fits this JSON schema.")
-@click.option("--regex", metavar="PATTERN", help="Answer in text that matches this from end to end.")
-@click.option("--grammar", type=click.File(), metavar="FILE", help="Answer in text of this Lark grammar.")
+@click.option("--schema", type=TextFile(), metavar="FILE", help="Answer in JSON that fits this JSON schema.")
+@click.option("--regex", type=Text(), metavar="PATTERN", help="Answer in text that matches this from end to end.")
+@click.option("--grammar", type=TextFile(), metavar="FILE", help="Answer in text of this Lark grammar.")
 @click.option("--seed", type=int, help="Makes a drawn answer repeatable.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be given again.")
+@click.option(
+    "--stop", type=Text(), multiple=True, metavar="TEXT", help="End the answer before this text; may be given again."
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens; for measurements.")
 @click.option("--backend", type=BACKENDS, default="auto", help="What computes on this machine.")
 @click.option("--threads", type=int, metavar="N", help="Compute threads a stage on this machine.")
@@ -67,7 +69,7 @@ def chat(
     import asyncio
 
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().rstrip("\n")
+        prompt = piped().rstrip("\n")
     if prompt is None and (as_json or raw or choices is not None):
         raise UsageError("--json, --raw and --choices need a prompt", "give it with -p or pipe it in")
     if raw and system is not None:
@@ -194,9 +196,9 @@ def _generate_options(
     presence_penalty: float,
     logprobs: int | None,
     seed: int | None,
-    schema: TextIO | None,
+    schema: str | None,
     regex: str | None,
-    grammar: TextIO | None,
+    grammar: str | None,
     **_: Any,
 ) -> GenerateOptions:
     from edgepp.engine.request import GenerateOptions, SamplingOptions
@@ -215,13 +217,13 @@ def _generate_options(
     return GenerateOptions(max_tokens, stop, ignore_eos, sampling, _constraint(schema, regex, grammar))
 
 
-def _constraint(schema: TextIO | None, regex: str | None, grammar: TextIO | None) -> Constraint | None:
+def _constraint(schema: str | None, regex: str | None, grammar: str | None) -> Constraint | None:
     from edgepp.engine.request import Constraint
 
     given = [
-        *([Constraint("json_schema", schema.read())] if schema else []),
+        *([Constraint("json_schema", schema)] if schema is not None else []),
         *([Constraint("regex", regex)] if regex is not None else []),
-        *([Constraint("grammar", grammar.read())] if grammar else []),
+        *([Constraint("grammar", grammar)] if grammar is not None else []),
     ]
     if len(given) > 1:
         raise UsageError("--schema, --regex and --grammar exclude each other")

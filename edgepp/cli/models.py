@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
 from edgepp.cli.options import Group
+from edgepp.errors import UsageError
 
 
 @click.group(cls=Group)
@@ -27,7 +29,7 @@ def models_list(*, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def models_show(model: str, *, as_json: bool) -> None:
-    """Show a model's shape and sizes. Downloads nothing when it has a card."""
+    """Show a model's shape and sizes. Asks the hub only where it has no card and is not on this disk."""
     from edgepp.ui.models import show_model
 
     show_model(model, as_json=as_json)
@@ -48,3 +50,22 @@ def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
     with ByteProgress(quiet=as_json) as progress:
         path = fetch(model, parts, progress)
     click.echo(json.dumps({"path": str(path)}) if as_json else f"{model} is in {path}")
+
+
+@models.command("rm")
+@click.argument("model")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"model": ..., "path": ..., "freed_bytes": ...}.')
+def models_rm(model: str, *, yes: bool, as_json: bool) -> None:
+    """Remove a model from the cache, with whatever came of it in part."""
+    from edgepp.model.remove import bytes_on_disk, cached_folder, remove
+    from edgepp.ui.progress import megabytes
+
+    folder = cached_folder(model)
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise UsageError("nothing was removed: there is nobody to ask", "add --yes")
+        click.confirm(f"remove {megabytes(bytes_on_disk(folder))} in {folder}?", abort=True, err=True)
+    freed = remove(model)
+    facts = {"model": model, "path": str(folder), "freed_bytes": freed}
+    click.echo(json.dumps(facts) if as_json else f"{model} is removed: {megabytes(freed)} are free again")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
+from typing import IO
 
 import click
+
+from edgepp.errors import UsageError
 
 SPECULATE_HELP = (
     "Guess tokens ahead, so that one trip verifies several: from the text so far (lookup), by a small model (its name),"
@@ -16,6 +20,66 @@ KV_BITS_HELP = "Keep keys and values in so many bits: room for longer and more c
 BACKENDS = click.Choice(["auto", "mlx", "onnx"])
 
 
+MOST_TEXT_BYTES = 4 << 20
+"""Bytes of a prompt, schema or grammar: more than any model's context holds."""
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]  # generic in some versions only
+    """Text of a command line; a terminal that is not set to UTF-8 gives bytes that are none."""
+
+    name = "text"
+
+    def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> str:
+        """The text itself.
+
+        Raises:
+            UsageError: it holds bytes that are no UTF-8.
+        """
+        return decoded(value.encode("utf-8", "surrogateescape"), "an argument")
+
+
+class TextFile(click.File):
+    """A file of UTF-8 text, given to the command as its text; a byte order mark is passed over."""
+
+    def __init__(self) -> None:
+        super().__init__("rb")
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # type: ignore[override]
+        """The file's text.
+
+        Raises:
+            UsageError: it is too large, or no UTF-8.
+        """
+        file: IO[bytes] = super().convert(value, param, ctx)
+        return decoded(file.read(MOST_TEXT_BYTES + 1), value)
+
+
+def piped() -> str:
+    """All of standard input.
+
+    Raises:
+        UsageError: it is too large, or no UTF-8.
+    """
+    return decoded(sys.stdin.buffer.read(MOST_TEXT_BYTES + 1), "standard input")
+
+
+def decoded(data: bytes, what: str) -> str:
+    """``data`` as text.
+
+    Raises:
+        UsageError: it is too large, or no UTF-8.
+    """
+    if len(data) > MOST_TEXT_BYTES:
+        raise UsageError(f"{what} is larger than {MOST_TEXT_BYTES >> 20} MB", "give a smaller one")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{what} is no UTF-8 text: its byte {error.start} is {data[error.start]:#04x}",
+            "convert it, for instance with `iconv -f latin1 -t utf-8`, or set the terminal to UTF-8",
+        ) from error
+
+
 class Group(click.Group):
     """Shows commands in the order in which a newcomer needs them."""
 
@@ -25,9 +89,11 @@ class Group(click.Group):
 
 
 def stop_on_terminate() -> None:
-    """Let SIGTERM end a command as Ctrl-C does, so that it cleans up."""
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it cleans up and says so."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
+            signal.signal(number, stop)

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgepp.backend.base import Ends
 from edgepp.backend.device import release_thread
+from edgepp.boundary import explained
 from edgepp.engine.constraint import Matcher
 from edgepp.engine.draft import Costs, Draft
 from edgepp.engine.ledger import Ledger, Reuse
@@ -206,7 +207,7 @@ class Engine:
                 for event in self._ring.poll(0.0 if sent else _IDLE_S):
                     self._take(event)
         except Exception as error:  # noqa: BLE001 - the thread's boundary: no request may be left waiting
-            self._lose(EdgeppError(f"the engine failed: {type(error).__name__}: {error}", "please report this"))
+            self._lose(explained(error))
         finally:
             self._lose(self._lost or self._closing)
             self._publish()

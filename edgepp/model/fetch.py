@@ -59,10 +59,11 @@ def is_cached(model: str, parts: Parts = WHOLE) -> bool:
 
 
 def describe(model: str) -> dict[str, Any]:
-    """What is known of ``model`` without asking the hub: for people, and as JSON.
+    """What is known of ``model``: for people, and as JSON. The hub is asked where it has no card and is not here.
 
     Raises:
         ModelError: there is no such model, or what is here of it is damaged.
+        HubUnreachable: nothing is known of it here, and the hub does not answer.
     """
     source, path = resolve(model), located(model)
     facts: dict[str, Any] = {"model": model, "cached": path is not None, "path": str(path) if path else None}
@@ -71,7 +72,19 @@ def describe(model: str) -> dict[str, Any]:
         return facts | asdict(card) | {"bytes_total": card.bytes_total}
     if isinstance(source, HubRepository):
         facts |= {"repository": source.name, "revision": source.revision}
+        if path is None:
+            return facts | _listed(source)
     return facts | (_measured(path) if path else {})
+
+
+def _listed(source: HubRepository) -> dict[str, Any]:
+    from edgepp.model.hub import Hub  # its library is slow to import
+
+    listing = Hub(source.name).listing(source.revision)
+    weights = [size for name, size in listing.files.items() if name.endswith(".safetensors")]
+    if not weights:
+        raise ModelError(f"{source.name} holds no *.safetensors", "choose a repository in mlx-lm format")
+    return {"commit": listing.commit, "bytes_total": sum(weights)}
 
 
 def _measured(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgepp.errors import ModelError
 from edgepp.model.cards import Card, catalogue, suggestion
+from edgepp.model.names import candidates
 
 DEFAULT_REVISION = "main"
 
@@ -48,6 +49,8 @@ def is_commit(text: str) -> bool:
 def resolve(model: str) -> Source:
     """Say where ``model`` comes from: a card's name, ``org/name`` or ``org/name@revision``, or a folder.
 
+    A name as Ollama writes it, such as ``llama3.1:8b``, is that of the card which it means.
+
     A repository that a card names is that card's, with its pinned revision.
 
     Raises:
@@ -63,6 +66,11 @@ def resolve(model: str) -> Source:
     if match is None or ".." in model or "--" in match["name"]:
         if model.startswith(("/", ".", "~")):
             raise ModelError(f"there is no folder {model}", "give a folder that holds config.json and *.safetensors")
+        meant = candidates(model, catalogue())
+        if len(meant) == 1:
+            return _of_card(catalogue()[meant[0]])
+        if meant:
+            raise ModelError(f"'{model}' may mean several models", f"name one of {', '.join(meant)}")
         raise ModelError(f"there is no model called '{model}'", suggestion(model))
     if match["revision"] is not None:
         return HubRepository(match["name"], match["revision"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import zmq
 
+from edgepp.boundary import explained
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.cluster.interfaces import Watch
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
@@ -119,9 +120,8 @@ class NodeAgent(threading.Thread):
                         link.close(linger_s=0.2)
         except EdgeppError as error:
             self.error = error
-        except Exception as error:
-            log.exception("the node failed")
-            self.error = EdgeppError(f"the node failed: {type(error).__name__}: {error}", "please report this")
+        except Exception as error:  # noqa: BLE001 - the thread's boundary
+            self.error = explained(error)
         finally:
             for slot in self._slots:
                 slot.close()

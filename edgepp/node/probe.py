@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, StageModel
-from edgepp.errors import EdgeppError
+from edgepp.boundary import explained
 from edgepp.layers import LayerRange
 from edgepp.model.cards import Shape
 from edgepp.model.checkpoint import Checkpoint
@@ -105,15 +106,21 @@ def _end_with_parent(folder: str) -> None:
 
 def main() -> None:
     """Entry point of ``python -m edgepp.node.probe``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    config = ProbeConfig(**json.loads(sys.stdin.readline()))
+    for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole group; the parent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
+    told = sys.stdin.readline()
+    if not told:
+        return  # the parent is gone already
+    config = ProbeConfig(**json.loads(told))
     threading.Thread(target=_end_with_parent, args=(config.folder,), name="lifeline", daemon=True).start()
     try:
         answer = probe(config)
-    except EdgeppError as error:
-        answer = {"error": str(error), "hint": error.hint}
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001 - the process's boundary
+        known = explained(error)
+        answer = {"error": str(known), "hint": known.hint}
+    with suppress(BrokenPipeError):  # the parent is gone
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
     os._exit(0)  # at once: a backend's threads may not outlast the interpreter in peace
 
 

@@ -24,7 +24,7 @@ import zmq
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, StageModel
-from edgepp.errors import EdgeppError
+from edgepp.boundary import explained
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.node.compute import Command, Compute
@@ -37,6 +37,9 @@ from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
+
+log = logging.getLogger("edgepp.stage")
+_serving = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def serve(config: StageConfig) -> None:
         resident_bytes=psutil.Process().memory_info().rss,
         **{key: value for key, value in welcome._asdict().items() if key not in ("node", "model")},
     )
+    _serving.set()
     gc.collect()
     gc.freeze()  # what is loaded stays; the collector need not look through it between frames
     compute.run()
@@ -172,12 +176,23 @@ def _obey_parent(inbox: Mailbox[Command], gate: Gate) -> None:
 
 def main() -> None:
     """Entry point of ``python -m edgepp.node.stage``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole group; the parent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    told = sys.stdin.readline()
+    if not told:
+        return  # the parent is gone already
     try:
-        serve(StageConfig(**json.loads(sys.stdin.readline())))
-    except EdgeppError as error:
-        _report("error", message=str(error), hint=error.hint)
+        serve(StageConfig(**json.loads(told)))
+    except Exception as error:  # noqa: BLE001 - the process's boundary
+        known = explained(error)
+        if _serving.is_set():  # the parent reads no reports any more
+            log.error("%s; %s", known, known.hint)
+            sys.exit(1)
+        try:
+            _report("error", message=str(known), hint=known.hint)
+        except BrokenPipeError:
+            sys.stdout = None  # the parent is gone: nobody is left to tell
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from edgepp.boundary import explained
 from edgepp.engine.answer import Answer
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.request import GenerateOptions, Timing
@@ -114,9 +115,9 @@ class Answers:
                 self._stream(live, prompt, options)
             except EdgeppError as error:
                 live.tell(declined(live.number, error))
-            except BaseException as error:  # a library written in Rust panics with one that is no Exception
-                log.exception("an answer failed")
-                failure = EdgeppError(f"the answer failed: {type(error).__name__}: {error}", "please report this")
+            except BaseException as error:  # noqa: BLE001 - a library written in Rust panics with one that is no Exception
+                failure = explained(error)
+                log.error("an answer failed: %s; %s", failure, failure.hint)
                 live.tell(declined(live.number, failure))
         except OSError:
             log.debug("an answer ended when nobody could be told any more")

@@ -14,7 +14,8 @@ import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import InMemoryHistory
 
-from edgepp.errors import EdgeppError, StageLost
+from edgepp.errors import EdgeppError
+from edgepp.ui.errors import show_error
 from edgepp.ui.progress import ByteProgress
 
 if TYPE_CHECKING:
@@ -253,11 +254,3 @@ async def _read(session: PromptSession[str]) -> str:
     while True:
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C clears the line
             return await session.prompt_async("> ")
-
-
-def show_error(error: EdgeppError) -> None:
-    """One sentence and a next step, on standard error."""
-    lead = "lost a stage: " if isinstance(error, StageLost) else ""
-    click.secho(f"error: {lead}{error}", fg="red", err=True)
-    if error.hint:
-        click.echo(f"  try: {error.hint}", err=True)

@@ -21,7 +21,7 @@ from edgepp.bench.compare import compare, read
 from edgepp.bench.markdown import markdown
 from edgepp.bench.report import Chosen, Coded, Report, Spread, StageFacts, Subject
 from edgepp.bench.run import FULL, QUICK, Bench, Settings
-from edgepp.cli import cli
+from edgepp.cli.commands import cli
 from edgepp.engine.request import GenerateOptions, StageTimes, Timing
 from edgepp.errors import EdgeppError, ModelError, PeerLost, StageLost, UsageError
 from edgepp.ui import bench_plot

@@ -18,9 +18,14 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model import download
 from edgepp.model import hub as hub_client
+from edgepp.model.cache import locked
 from edgepp.model.checkpoint import Checkpoint, layer_of
 from edgepp.model.fetch import Parts, describe, fetch, is_cached, located
+from edgepp.model.hub import HubUnreachable
 from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.remove import remove
+from edgepp.model.snapshot import root
+from edgepp.model.source import HubRepository, resolve
 from tests.hub import COMMIT, FakeHub, serving
 from tests.waiting import PATIENCE_S, eventually
 
@@ -353,9 +358,40 @@ class TestWithoutNetwork:
         assert caught.value.hint == "unset HF_HUB_OFFLINE"
 
     def test_description(self) -> None:
-        assert describe(NAME) == {
-            "model": NAME, "cached": False, "path": None, "repository": NAME, "revision": "main",
-        }  # fmt: skip
+        with pytest.raises(HubUnreachable):
+            describe(NAME)
+
+
+def test_the_hub_describes_what_has_no_card(hub: FakeHub) -> None:
+    facts = describe(NAME)
+    size = (hub.repositories[NAME] / "model.safetensors").stat().st_size
+    assert (facts["cached"], facts["commit"], facts["bytes_total"]) == (False, hub.commit, size)
+
+
+def test_a_model_is_removed_from_the_cache_alone(hub: FakeHub, tmp_path: Path, single: Path) -> None:
+    """What came in part goes too; a folder of the user's own stays."""
+    folder = fetch(NAME, Parts(LayerRange(0, 1)))
+    assert remove(NAME) > 0
+    assert not folder.exists()
+    assert not list(cached_root().parent.glob(".*"))
+    with pytest.raises(ModelError, match="not in edgepp's cache"):
+        remove(NAME)
+    with pytest.raises(ModelError, match="a folder of yours"):
+        remove(str(single))
+    same(fetch(NAME), single)
+
+
+def test_a_model_that_is_being_fetched_is_not_removed(hub: FakeHub) -> None:
+    folder = fetch(NAME, Parts(LayerRange(0, 1)))
+    with locked(cached_root() / "lock"), pytest.raises(ModelError, match="another edgepp fetches"):
+        remove(NAME)
+    assert folder.is_dir()
+
+
+def cached_root() -> Path:
+    source = resolve(NAME)
+    assert isinstance(source, HubRepository)
+    return root(source)
 
 
 def test_one_commit_makes_one_model(hub: FakeHub, tmp_path: Path, single: Path) -> None:

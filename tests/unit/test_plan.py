@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from edgepp.cli import cli
+from edgepp.cli.commands import cli
 from edgepp.errors import EdgeppError, PairingError, PlanError, UsageError
 from edgepp.model.random import make_checkpoint
 from edgepp.plan.hardware import catalogue

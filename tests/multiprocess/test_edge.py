@@ -1,0 +1,330 @@
+"""The edge of every command: planted modules must not run, and trouble ends in a sentence and a status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import psutil
+import pytest
+from filelock import FileLock
+
+from edgepp.cli.commands import cli
+from edgepp.model.random import TINY, make_checkpoint
+from tests.cluster import EDGEPP
+
+SHAPE = replace(TINY, context=8192)
+PLANTED = (
+    *("asyncio", "click", "dotenv", "filelock", "huggingface_hub", "jinja2", "json", "llguidance", "mlx", "mlx_lm"),
+    *("msgpack", "numpy", "onnx", "onnxruntime", "pathlib", "pip", "platformdirs", "psutil", "random", "rich"),
+    *("sitecustomize", "ssl", "tempfile", "torch", "transformers", "typing", "usercustomize", "zeroconf", "zmq"),
+)
+ASK = ("--raw", "-p", "Once upon a time", "-n", "2", "--exact", "--threads", "1")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "chat": ("-m", "MODEL", "--alone", *ASK),
+    "serve": ("-m", "MODEL", "--listen", "127.0.0.1:0", "--threads", "1"),
+    "invite": (),
+    "join": ("--peer", "127.0.0.1:9"),
+    "status": ("--peer", "127.0.0.1:9"),
+    "doctor": (),
+    "peers": (),
+    "revoke": ("nobody",),
+    "token": (),
+    "leave": (),
+    "plan": ("MODEL", "--node", "mem=4GB"),
+    "bench": (
+        "-m",
+        "MODEL",
+        "--stages",
+        "1",
+        "--threads",
+        "1",
+        "--quick",
+        "--rounds",
+        "1",
+        "--words",
+        "5",
+        "--requests",
+        "1",
+    ),
+    "models list": (),
+    "models show": ("MODEL",),
+    "models pull": ("MODEL",),
+    "models rm": ("MODEL", "--yes"),
+}
+"""Arguments with which each command does something of its own, and reaches no machine."""
+UNTIL_STOPPED = ("serve",)
+
+
+def leaves(group: click.Group, before: str = "") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, f"{before}{name} ")
+        else:
+            yield before + name
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("edge") / "tiny", SHAPE)
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    home: Path,
+    cwd: Path | None = None,
+    stdout: int = subprocess.PIPE,
+    timeout_s: float = 120,
+    **env: str,
+) -> subprocess.CompletedProcess[str]:
+    home.mkdir(mode=0o700, exist_ok=True)
+    return subprocess.run(
+        [*EDGEPP, *arguments],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, "EDGEPP_HOME": str(home), **env},
+    )
+
+
+@contextmanager
+def started(arguments: Sequence[str], *, home: Path, cwd: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
+    home.mkdir(mode=0o700, exist_ok=True)
+    process = subprocess.Popen(
+        [*EDGEPP, *arguments],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "EDGEPP_HOME": str(home), **env},
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def words(command: str, model: Path) -> list[str]:
+    return [*command.split(), *(str(model) if word == "MODEL" else word for word in COMMANDS[command])]
+
+
+def plant(folder: Path, canary: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for name in PLANTED:
+        (folder / f"{name}.py").write_text(f"open({str(canary)!r}, 'a').write({name!r} + ' in {folder.name}\\n')\n")
+    (folder / "pip.conf").write_text("[global]\nindex-url = http://127.0.0.1:9/\n")
+    (folder / "matplotlibrc").write_text("backend: module://psutil\n")
+    (folder / ".env").write_text("EDGEPP_HOME=/nonexistent\n")
+
+
+def test_every_command_is_tried() -> None:
+    assert set(leaves(cli)) == set(COMMANDS)
+
+
+@pytest.fixture
+def canaries(tmp_path: Path) -> tuple[Path, Path]:
+    """A model's folder and a configuration with modules that say when they run; and where they say it."""
+    canary, folder, home = tmp_path / "canary", tmp_path / "tiny", tmp_path / "home"
+    make_checkpoint(folder, SHAPE)
+    plant(folder, canary)
+    plant(home, canary)
+    return folder, canary
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_in_the_current_folder_runs(command: str, canaries: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, canary = canaries
+    arguments = words(command, Path())
+    if command in UNTIL_STOPPED:
+        with started([*arguments, "--json"], home=tmp_path / "home", cwd=folder) as process:
+            assert process.stdout is not None
+            events = (json.loads(line)["event"] for line in process.stdout)
+            assert "ready" in events, process.communicate()
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+    else:
+        done = run(arguments, home=tmp_path / "home", cwd=folder)
+        assert "Traceback" not in done.stderr
+        assert "report this" not in done.stderr
+        if command in ("chat", "plan", "bench", "models list", "models show", "models pull", "leave"):
+            assert done.returncode == 0, done.stderr
+    assert not canary.exists(), canary.read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("chat", "-m", ".", "--stages", "2", *ASK),
+        ("chat", "-m", ".", "--stages", "1", *ASK, "--regex", "[a-z]+"),
+        ("join", "-m", ".", "--layers", "0-1", "--threads", "1", "--json"),
+    ],
+    ids=["stages", "grammar", "join by hand"],
+)
+@pytest.mark.parametrize("python_path", ["", ":"], ids=["plain", "with an empty PYTHONPATH entry"])
+def test_no_child_runs_the_current_folder(
+    arguments: tuple[str, ...], python_path: str, canaries: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, canary = canaries
+    if python_path:  # Python itself runs these then, before any of our code
+        for name in ("sitecustomize", "usercustomize", "typing", "pathlib", "random", "ssl", "tempfile"):
+            (folder / f"{name}.py").unlink()
+    with started(arguments, home=tmp_path / "home", cwd=folder, PYTHONPATH=python_path) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()  # join runs until it is stopped
+        process.send_signal(signal.SIGINT)
+        rest, error = process.communicate(timeout=60)
+    assert said + rest, error
+    assert not canary.exists(), canary.read_text()
+
+
+def one_sentence(done: subprocess.CompletedProcess[str], status: int) -> None:
+    assert done.returncode == status, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "report this" not in done.stderr
+    assert sum(line.startswith(("error: ", "Error: ")) for line in done.stderr.splitlines()) == 1, done.stderr
+
+
+SAYING = ("doctor", "plan", "models list", "models show", "models pull", "leave", "chat")
+"""Commands that say something on standard output, without a cluster."""
+
+
+@pytest.mark.parametrize("command", SAYING)
+def test_output_that_takes_no_more(command: str, model: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        one_sentence(run(words(command, model), home=tmp_path / "home", stdout=full.fileno()), 1)
+
+
+@pytest.mark.parametrize("command", SAYING)
+def test_output_that_nobody_reads(command: str, model: Path, tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = run(words(command, model), home=tmp_path / "home", stdout=writes)
+    os.close(writes)
+    assert done.returncode == 141, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("closing", "status", "says"),
+    [
+        ("<&-", 2, "the prompt is empty"),
+        (">&- </dev/null -p hi", 1, "standard output takes no more"),
+        ("2>&- -p hi", 0, ""),
+    ],
+)
+def test_a_closed_stream(closing: str, status: int, says: str, model: Path, tmp_path: Path) -> None:
+    line = f"exec {sys.executable} -m edgepp chat -m {model} --alone --raw -n 2 --threads 1 {closing}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], capture_output=True, text=True, env={**os.environ, "EDGEPP_HOME": str(tmp_path)}
+    )
+    assert done.returncode == status, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["invite", "join", "status", "leave"])
+def test_a_file_where_the_configuration_belongs(command: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = run(words(command, model), home=tmp_path / "home", EDGEPP_HOME=str(place))
+        one_sentence(done, 2)
+        assert "EDGEPP_HOME" in done.stderr
+
+
+def folder(place: Path) -> None:
+    place.mkdir()
+
+
+def fifo(place: Path) -> None:
+    os.mkfifo(place, 0o600)
+
+
+def link_to_itself(place: Path) -> None:
+    place.symlink_to(place.name)
+
+
+def binary(place: Path) -> None:
+    place.write_bytes(b"\xff\xfe\x00")
+    place.chmod(0o600)
+
+
+def device(place: Path) -> None:
+    place.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", [folder, fifo, link_to_itself, binary, device], ids=lambda kind: str(kind.__name__))
+@pytest.mark.parametrize("name", ["cluster.json", "identity.json", "identity.lock", "cluster.lock"])
+def test_a_state_file_of_the_wrong_kind(kind: object, name: str, model: Path, tmp_path: Path) -> None:
+    """Nothing hangs on it, and what needs it says which it is."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    assert callable(kind)
+    kind(home / name)
+    command = {"cluster.lock": "leave", "cluster.json": "status"}.get(name, "join")
+    done = run(words(command, model), home=home, timeout_s=60)
+    if name.endswith(".lock") and kind in (binary, device, fifo):
+        assert "Traceback" not in done.stderr  # one can lock them
+        return
+    one_sentence(done, 1)
+    assert name in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_in_a_line(number: int, model: Path, tmp_path: Path) -> None:
+    """While it waits for the lock of its configuration, which this test holds."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    with (
+        FileLock(home / "identity.lock"),
+        started(["serve", "-m", str(model), "--listen", "127.0.0.1:0"], home=home, cwd=tmp_path) as process,
+    ):
+        alive = psutil.Process(process.pid)
+        deadline = time.monotonic() + 60
+        while not any("zmq" in each.path for each in alive.memory_maps()):  # it is past its first imports
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert said in ("", "interrupted\n")
+    assert process.returncode in (128 + number, 130)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_chat_and_its_stages(number: int, model: Path, tmp_path: Path) -> None:
+    """In the midst of an answer; the fixture of every test sees that no stage process stays."""
+    endless = ("--raw", "-p", "x", "-n", "8000", "--ignore-eos", "--threads", "1", "--stages", "2")
+    with started(["chat", "-m", str(model), *endless], home=tmp_path / "home", cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said
+
+
+def test_json_has_errors_too(tmp_path: Path) -> None:
+    done = run(["models", "show", "no-such-model", "--json"], home=tmp_path / "home")
+    one_sentence(done, 1)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["event"], said["error"]) == ("error", "ModelError")
+    assert "no-such-model" in said["message"]
+    done = run(["chat", "--no-such-option", "--json"], home=tmp_path / "home")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"] == "NoSuchOption"
