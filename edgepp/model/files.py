@@ -28,8 +28,11 @@ TOKENIZER_BYTES = 128 * MIB
 TEMPLATE_BYTES = MIB
 """Largest chat template."""
 
-TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "*.model")
-"""Names that a tokenizer's files may have."""
+TOKENIZER_FILES = (
+    "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template*", "*.jinja", "*.tiktoken", "*.model",
+)  # fmt: skip
+"""Names of files that libraries open by themselves when they read a tokenizer."""
 
 _DEPTH = 64
 _PULL = "delete it and pull the model again"

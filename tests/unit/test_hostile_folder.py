@@ -423,3 +423,11 @@ def test_a_file_that_may_not_be_read_is_named(
     monkeypatch.setattr(os, "open", closed)
     with refused(f"{name} cannot be read: Permission denied"):
         Checkpoint.open(folder)
+
+
+def test_a_large_file_that_nobody_reads_does_not_matter(tmp_path: Path, single: Path) -> None:
+    folder = copied(single, tmp_path / "m")
+    with (folder / "results.json").open("wb") as stream:
+        stream.truncate(1 << 40)
+    os.mkfifo(folder / "notes.txt")
+    load_all(folder)
