@@ -22,6 +22,11 @@ from edgepp.model.text_client import TextClient
 from edgepp.printable import one_line
 
 _LARGEST_BYTES = 1 << 27
+_LARGEST_ID = 1 << 22
+_FILLER = "\U000f0000no token "
+"""Begins the name of a place without a token."""
+_READ = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Suffixes of the files that transformers may read."""
 _THINKING = (
     {"<think>", "</think>"},
     {"<longcat_think>", "</longcat_think>"},
@@ -54,6 +59,7 @@ class Tokenizer:
             raise ModelError(
                 f"{path} holds no tokenizer", "fetch it with `edgepp models pull`, or copy it into the folder"
             )
+        _check_files(path)
         ids = end_ids(path)
         inner = _read(path)
         if inner.eos_token_id is not None:
@@ -144,7 +150,8 @@ class Tokenizer:
     @cached_property
     def _tokens(self) -> dict[int, str]:
         backend = self._inner.backend_tokenizer
-        tokens = {token: text for text, token in backend.get_vocab(with_added_tokens=False).items()}
+        vocabulary = backend.get_vocab(with_added_tokens=False)
+        tokens = {token: text for text, token in vocabulary.items() if not text.startswith(_FILLER)}
         return tokens | {token: added.content for token, added in backend.get_added_tokens_decoder().items()}
 
 
@@ -178,15 +185,22 @@ def _read(path: Path) -> Any:
         raise ModelError(f"the tokenizer of {path.name} cannot be read: {reason}") from error
 
 
+def _check_files(path: Path) -> None:
+    """Refuse what would be read without an end: a pipe or a device, or a file of any size."""
+    for file in [*path.iterdir(), *path.glob("additional_chat_templates/*")]:
+        if file.suffix not in _READ or not file.exists():
+            continue
+        if not file.is_file():
+            raise ModelError(f"{file} is not a regular file", "take it out of the model's folder")
+        if file.stat().st_size > _LARGEST_BYTES:
+            raise ModelError(f"{file} is larger than {_LARGEST_BYTES >> 20} MB: it is no part of a tokenizer")
+
+
 def _trial(path: Path) -> TextClient | None:
     file = path / "tokenizer.json"
     if not file.is_file():
         return None
     try:
-        if file.stat().st_size > _LARGEST_BYTES:
-            raise ModelError(
-                f"the tokenizer of {path.name} cannot be read: it is larger than {_LARGEST_BYTES >> 20} MB"
-            )
         return TextClient(path.name, file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer of {path.name} cannot be read: {error}") from error
@@ -198,10 +212,17 @@ def _keep_ids(inner: Any, stated: str) -> None:
     backend = inner.backend_tokenizer
     if all(backend.token_to_id(text) == token for text, token in wanted.items()):
         return
+    if max(wanted.values()) > _LARGEST_ID:
+        raise ValueError(f"an added token has the id {max(wanted.values())}")
     form = json.loads(backend.to_str())
-    if not isinstance(form["model"]["vocab"], dict):
-        raise ValueError("ids of its added tokens are not as its file states")
-    form["model"]["vocab"] |= wanted
+    vocabulary = form["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary |= wanted
+    else:  # ids are places in a list
+        names = {token: text for text, token in wanted.items()}
+        lowest = min(score for _, score in vocabulary)
+        places = range(len(vocabulary), max(wanted.values()) + 1)
+        vocabulary += [[names.get(place, f"{_FILLER}{place}"), lowest] for place in places]
     for one in form["added_tokens"]:
         one["id"] = wanted.get(one["content"], one["id"])
     inner._tokenizer = type(backend).from_str(json.dumps(form))
