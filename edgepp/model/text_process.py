@@ -19,7 +19,7 @@ from edgepp.model.template import render
 from edgepp.printable import one_line
 
 MEMORY_BYTES = 2 << 30
-RENDER_S = 2
+RENDER_S = 1
 
 
 def encode_s(characters: int) -> int:
