@@ -27,12 +27,10 @@ class TextClient:
     long or too much memory. The process is then started anew for the next call.
     """
 
-    def __init__(self, name: str, definition: str, probes: Sequence[str] = ()) -> None:
-        """For the model ``name``, with the text of its ``tokenizer.json``; ``probes`` are encoded when it is read."""
+    def __init__(self, name: str, definition: str) -> None:
         self._name = name
         self.definition = definition
         """The text of its ``tokenizer.json``."""
-        self._probes = list(probes)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._loaded = self._kept = False
@@ -99,7 +97,7 @@ class TextClient:
         if self._loaded:
             return
         definition = self.definition.encode()
-        form = {"do": "load", "probes": self._probes, "bytes": len(definition)}
+        form = {"do": "load", "bytes": len(definition)}
         self._call(form, f"the tokenizer of {self._name} cannot be read", definition)
         self._loaded = True
 

@@ -19,7 +19,7 @@ from edgepp.model.template import render
 from edgepp.printable import one_line
 
 MEMORY_BYTES = 2 << 30
-RENDER_S = 2
+RENDER_S = 1
 
 
 def encode_s(characters: int) -> int:
@@ -45,7 +45,7 @@ class _Desk:
         if form["do"] == "load":
             limit_cpu(load_s(len(definition)))
             self._encoder = Encoder(definition.decode())
-            return [self._encoder.encode(text, special=True) for text in form["probes"]]
+            return None
         if self._encoder is None:
             raise ValueError("no tokenizer was loaded")
         text: str = form["text"]

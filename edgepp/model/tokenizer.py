@@ -22,6 +22,9 @@ from edgepp.model.generation import end_ids
 from edgepp.model.text_client import TextClient
 from edgepp.printable import one_line
 
+_LARGEST_ID = 1 << 22
+_FILLER = "\U000f0000no token "
+"""Begins the name of a place without a token."""
 _THINKING = (
     {"<think>", "</think>"},
     {"<longcat_think>", "</longcat_think>"},
@@ -55,6 +58,8 @@ class Tokenizer:
                 f"{path} holds no tokenizer", "fetch it with `edgepp models pull`, or copy it into the folder"
             )
         check_readable(path)
+        if (templates := path / "additional_chat_templates").is_dir():
+            check_readable(templates, ("*",))
         ids = end_ids(path)
         inner = _read(path)
         if inner.eos_token_id is not None:
@@ -145,7 +150,8 @@ class Tokenizer:
     @cached_property
     def _tokens(self) -> dict[int, str]:
         backend = self._inner.backend_tokenizer
-        tokens = {token: text for text, token in backend.get_vocab(with_added_tokens=False).items()}
+        vocabulary = backend.get_vocab(with_added_tokens=False)
+        tokens = {token: text for text, token in vocabulary.items() if not text.startswith(_FILLER)}
         return tokens | {token: added.content for token, added in backend.get_added_tokens_decoder().items()}
 
 
@@ -195,10 +201,17 @@ def _keep_ids(inner: Any, stated: str) -> None:
     backend = inner.backend_tokenizer
     if all(backend.token_to_id(text) == token for text, token in wanted.items()):
         return
+    if max(wanted.values()) > _LARGEST_ID:
+        raise ValueError(f"an added token has the id {max(wanted.values())}")
     form = json.loads(backend.to_str())
-    if not isinstance(form["model"]["vocab"], dict):
-        raise ValueError("ids of its added tokens are not as its file states")
-    form["model"]["vocab"] |= wanted
+    vocabulary = form["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary |= wanted
+    else:  # ids are places in a list
+        names = {token: text for text, token in wanted.items()}
+        lowest = min(score for _, score in vocabulary)
+        places = range(len(vocabulary), max(wanted.values()) + 1)
+        vocabulary += [[names.get(place, f"{_FILLER}{place}"), lowest] for place in places]
     for one in form["added_tokens"]:
         one["id"] = wanted.get(one["content"], one["id"])
     inner._tokenizer = type(backend).from_str(json.dumps(form))

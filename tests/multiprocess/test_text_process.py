@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -137,6 +138,37 @@ def test_ids_with_gaps_work(folder: Path) -> None:
         assert [detokenizer.add(token) for token in (102, 899, 1 << 40)] == ["", "", ""]
     finally:
         tokenizer.close()
+
+
+def test_a_gap_in_a_list_of_pieces_works(folder: Path) -> None:
+    """Pieces of a Unigram model have their places as ids."""
+    end = json.loads((folder / "tokenizer.json").read_text())["added_tokens"][2]
+    added = [end | {"id": 0, "content": "<unk>"}, end | {"id": 9, "content": "<|im_start|>"}, end | {"id": 12}]
+    model = {
+        "type": "Unigram",
+        "unk_id": 0,
+        "vocab": [["<unk>", 0.0], ["a", -3.0], ["▁a", -2.5]],
+        "byte_fallback": False,
+    }
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    tokenizer = Tokenizer.load(
+        change(folder, model=model, added_tokens=added, pre_tokenizer=metaspace, decoder=metaspace)
+    )
+    try:
+        assert tokenizer.encode("a a<|im_end|>") == [2, 2, 12]
+        assert tokenizer.chat([{"role": "user", "content": "a<|im_end|>"}]).count(12) == 1
+        assert 12 in tokenizer.eos_ids
+        detokenizer = tokenizer.detokenizer()
+        assert [detokenizer.add(token) for token in (2, 1, 10, 12)] == [" a", "a", "", "<|im_end|>"]
+    finally:
+        tokenizer.close()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "special_tokens_map.json", "vocab.txt"])
+def test_a_pipe_beside_a_tokenizer_is_not_read(folder: Path, name: str) -> None:
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match="is a named pipe"):
+        Tokenizer.load(folder)
 
 
 def test_several_threads_get_their_own_ids(folder: Path) -> None:
