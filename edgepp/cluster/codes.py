@@ -33,7 +33,7 @@ def read_code(text: str) -> tuple[int, str]:
     Raises:
         UsageError: it is no code.
     """
-    match = re.fullmatch(r"(\d{1,2})[- ]+([a-z]+)[- ]+([a-z]+)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,2})[- ]+([a-z]+)[- ]+([a-z]+)", text.strip().lower())
     if match is None:
         raise UsageError(f"'{text:.60}' is not a code", "a code looks like 7-tango-lemon")
     for word in match.groups()[1:]:

@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from edgepp.cluster.adopt import adopt
-from edgepp.cluster.discovery import Browser, Record
+from edgepp.cluster.discovery import Browser
 from edgepp.cluster.identity import (
     Cluster,
     Identity,
@@ -21,13 +20,10 @@ from edgepp.cluster.identity import (
     load_cluster,
     load_identity,
     remember_address,
-    save_cluster,
     save_view,
 )
-from edgepp.cluster.redeem import redeem
 from edgepp.cluster.running import running
-from edgepp.cluster.tokens import parse_token, read_token
-from edgepp.errors import EdgeppError, PairingError, UsageError
+from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.parts import Parts
@@ -38,12 +34,11 @@ from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage import StageConfig
 from edgepp.printable import one_line
 from edgepp.serve.client import may_move, whereabouts
+from edgepp.ui.pair import paired
 from edgepp.ui.progress import ByteProgress, megabytes
 from edgepp.ui.standing import Standing, read_standing
 from edgepp.wire.transport import Address
 
-FIND_S = 10.0
-"""How long the network is listened to for a coordinator."""
 _TURN_S = 0.2
 
 
@@ -79,7 +74,7 @@ def _run_member(wanted: Membership, *, as_json: bool) -> None:
     identity = load_identity()
     browser = Browser() if may_move(wanted.peers) else None
     try:
-        cluster = _paired(wanted, identity, browser)
+        cluster = paired(wanted.code, wanted.peers, identity, browser, replace=wanted.replace)
         threads = wanted.threads or physical_cores()
         offer = Offer(
             resources=measure(
@@ -125,70 +120,6 @@ def _where(cluster: Cluster, peers: tuple[Address, ...], browser: Browser | None
         return whereabouts(known, peers, browser.records() if browser else ())
 
     return where
-
-
-def _paired(wanted: Membership, identity: Identity, browser: Browser | None) -> Cluster:
-    """The cluster to join; pairs with it first where that was asked for."""
-    known = load_cluster()
-    if known is not None and wanted.replace:
-        _check_replaceable(known, identity)
-    kept = None if wanted.replace or known is None else known.id
-    if wanted.code is not None:
-        cluster = redeem(wanted.code, _inviting(wanted, browser), identity, known=kept)
-        save_cluster(cluster)
-        return cluster
-    text = read_token()
-    if text is not None:
-        token = parse_token(text)
-        if kept not in (None, token.cluster):
-            raise PairingError(
-                "the token is of another cluster than the one that this machine belongs to",
-                "add --replace to belong to that one instead, or run `edgepp leave` first",
-            )
-        if known is None or known.id != token.cluster:
-            addresses = wanted.peers or _seen(browser, lambda record: record.cluster == token.cluster)
-            known = adopt(token, addresses, identity)
-            save_cluster(known)
-    if known is None:
-        raise PairingError(
-            "this machine belongs to no cluster yet",
-            "run `edgepp invite` where `edgepp serve` runs, and here `edgepp join CODE`",
-        )
-    if known.coordinator.node == identity.node:
-        raise PairingError(
-            "this machine coordinates a cluster of its own",
-            "run `edgepp serve` here; or join another one with a code and --replace",
-        )
-    return known
-
-
-def _check_replaceable(known: Cluster, identity: Identity) -> None:
-    if known.coordinator.node == identity.node and known.members:
-        raise PairingError(
-            f"this machine coordinates a cluster of its own, which would end for {len(known.members)} others",
-            "run `edgepp leave` first",
-        )
-
-
-def _inviting(wanted: Membership, browser: Browser | None) -> tuple[Address, ...]:
-    if wanted.peers:
-        return wanted.peers
-    number, _, _ = str(wanted.code).partition("-")
-    if not number.isdigit():
-        raise UsageError(f"'{wanted.code}' is no invitation", "it looks like 7-tango-lemon")
-    found = _seen(browser, lambda record: int(number) in record.invitations)
-    if not found:
-        raise PairingError(
-            f"no machine on this network has an open invitation {number}: it expired, was used, or cannot be heard",
-            "ask for a new one with `edgepp invite`, or name the machine with --peer HOST:PORT",
-        )
-    return found
-
-
-def _seen(browser: Browser | None, accept: Callable[[Record], bool]) -> tuple[Address, ...]:
-    if browser is None:
-        return ()
-    return tuple(address for record in browser.find(accept, FIND_S) for address in record.addresses)
 
 
 def _follow(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import msgpack
 import pytest
 
 from edgepp.cluster import desk as desks
@@ -375,12 +376,11 @@ def test_many_false_desks_get_three_guesses_together() -> None:
     assert sum(one.boxes for one in false) == GUESSES
 
 
-def test_another_version_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_named(desk: Desk) -> None:
     with desk.connect() as connection:
         channel = Channel(connection)
-        monkeypatch.setattr(exchange, "VERSION", 2)
-        channel.send("join", desk.number, bytes(33))
-        monkeypatch.undo()
+        packed = msgpack.packb((exchange.VERSION + 1, "join", desk.number, bytes(33)))
+        connection.sendall(len(packed).to_bytes(2, "big") + packed)
         assert channel.receive() == ("refuse", "unknown", 0)
 
 

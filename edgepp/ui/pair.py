@@ -1,0 +1,87 @@
+"""How `edgepp join` comes to a cluster: by a code, by a token, or as a member of old."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgepp.cluster.adopt import adopt
+from edgepp.cluster.codes import read_code
+from edgepp.cluster.discovery import Browser, Record
+from edgepp.cluster.identity import Cluster, Identity, load_cluster, save_cluster
+from edgepp.cluster.redeem import redeem
+from edgepp.cluster.tokens import parse_token, read_token
+from edgepp.errors import PairingError
+from edgepp.wire.transport import Address
+
+FIND_S = 10.0
+"""How long the network is listened to for a coordinator."""
+
+
+def paired(
+    code: str | None, peers: tuple[Address, ...], identity: Identity, browser: Browser | None, *, replace: bool
+) -> Cluster:
+    """The cluster to join; pairs with it first, by ``code`` or this machine's token, where that was asked for.
+
+    Raises:
+        UsageError: the code is none.
+        PairingError: this machine is in no cluster, in another one that ``replace`` does not give up, or not let in.
+        PeerLost: nobody answers.
+    """
+    known = load_cluster()
+    if known is not None and replace:
+        _check_replaceable(known, identity)
+    kept = None if replace or known is None else known.id
+    if code is not None:
+        cluster = redeem(code, _inviting(code, peers, browser), identity, known=kept)
+        save_cluster(cluster)
+        return cluster
+    text = read_token()
+    if text is not None:
+        token = parse_token(text)
+        if kept not in (None, token.cluster):
+            raise PairingError(
+                "the token is of another cluster than the one that this machine belongs to",
+                "add --replace to belong to that one instead, or run `edgepp leave` first",
+            )
+        if known is None or known.id != token.cluster:
+            addresses = peers or _seen(browser, lambda record: record.cluster == token.cluster)
+            known = adopt(token, addresses, identity)
+            save_cluster(known)
+    if known is None:
+        raise PairingError(
+            "this machine belongs to no cluster yet",
+            "run `edgepp invite` where `edgepp serve` runs, and here `edgepp join CODE`",
+        )
+    if known.coordinator.node == identity.node:
+        raise PairingError(
+            "this machine coordinates a cluster of its own",
+            "run `edgepp serve` here; or join another one with a code and --replace",
+        )
+    return known
+
+
+def _check_replaceable(known: Cluster, identity: Identity) -> None:
+    if known.coordinator.node == identity.node and known.members:
+        raise PairingError(
+            f"this machine coordinates a cluster of its own, which would end for {len(known.members)} others",
+            "run `edgepp leave` first",
+        )
+
+
+def _inviting(code: str, peers: tuple[Address, ...], browser: Browser | None) -> tuple[Address, ...]:
+    if peers:
+        return peers
+    number, _ = read_code(code)  # a slip that can be seen is said before anything is looked for
+    found = _seen(browser, lambda record: number in record.invitations)
+    if not found:
+        raise PairingError(
+            f"no machine on this network has an open invitation {number}: it expired, was used, or cannot be heard",
+            "ask for a new one with `edgepp invite`, or name the machine with --peer HOST:PORT",
+        )
+    return found
+
+
+def _seen(browser: Browser | None, accept: Callable[[Record], bool]) -> tuple[Address, ...]:
+    if browser is None:
+        return ()
+    return tuple(address for record in browser.find(accept, FIND_S) for address in record.addresses)
