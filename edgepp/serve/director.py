@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.placement import place, replace
-from edgepp.cluster.sizes import Host, LinkSpeed, Plan, Want
+from edgepp.cluster.sizes import Host, LinkSpeed, Plan, Want, most_layers
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.serve.trouble import Trouble
@@ -192,10 +192,11 @@ class Director:
         """Whether another plan is in force now."""
         self.shortage, self.left_out = None, ""
         well = [host for host in hosts if host.id not in barred]
+        plan: Plan | None
         try:
             plan = self._place(well)
         except PlanError as error:
-            plan, self.shortage = None, error
+            plan, self.shortage = self._without_wrong_pins(well), error
         if plan is None and len(well) < len(hosts):  # rather one that has failed than none
             out = [host for host in hosts if host.id in barred]
             self.left_out = ", ".join(f"{host} cannot run its layers: {self.trouble.reason(host.id)}" for host in out)
@@ -209,6 +210,17 @@ class Director:
         self.plan = plan
         self.count += changed
         return changed
+
+    def _without_wrong_pins(self, hosts: Sequence[Host]) -> Plan | None:
+        """A plan of those whose pins can be kept at all: one node's mistake is not everybody's."""
+        right = [host for host in hosts if host.pinned is None or self._keeps(host, host.pinned)]
+        try:
+            return self._place(right) if right and len(right) < len(hosts) else None
+        except PlanError:
+            return None
+
+    def _keeps(self, host: Host, pinned: LayerRange) -> bool:
+        return pinned.stop <= self.want.size.layers and len(pinned) <= most_layers(self.want, host)
 
     def _place(self, hosts: Sequence[Host]) -> Plan:
         if self.plan is None:
