@@ -63,11 +63,14 @@ def keep(serving: Serving, wanted: Wanted, seconds: float) -> None:
 
 def until_open(serving: Serving, wanted: Wanted) -> FakePipeline:
     until_s = time.monotonic() + 10
-    while serving.pipeline is None or serving.pipeline.endpoints != wanted.endpoints:  # type: ignore[attr-defined]
+    while True:
+        found: Any = serving.pipeline  # once: the serving thread may take it away at any time
+        if found is not None and found.endpoints == wanted.endpoints:
+            opened: FakePipeline = found
+            return opened
         assert time.monotonic() < until_s
         serving.keep(wanted)
         time.sleep(0.01)
-    return serving.pipeline  # type: ignore[return-value]
 
 
 def until_next(serving: Serving, wanted: Wanted, before: FakePipeline) -> FakePipeline:
