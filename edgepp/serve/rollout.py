@@ -70,7 +70,8 @@ class Rollout:
         if director.number != number:
             self.progress.clear()
             self._answers.last = None
-            self._serving.shut(director.reason or "the layers are being loaded", self._replaced(stages))
+            why = "the layers are being loaded" if director.plan else director.reason
+            self._serving.shut(why, self._replaced(stages))
             self._tell_plan()
         elif director.reason != self._reason and director.reason:
             self._on_event(f"plan {director.count} stays: {director.reason}" if director.plan else director.reason)
@@ -144,7 +145,8 @@ class Rollout:
         if self._director.plan is None:
             self._on_event(f"no plan: {self._director.reason}")
         else:
-            self._on_event(f"plan {self._director.count}: {self._places()}")
+            reason = f"; {self._director.reason}" if self._director.reason else ""
+            self._on_event(f"plan {self._director.count}: {self._places()}{reason}")
 
     def _places(self) -> str:
         stages = self._director.stages(self._members)

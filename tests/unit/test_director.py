@@ -373,6 +373,17 @@ def test_a_pinned_range_is_kept() -> None:
     assert LayerRange(25, 30) == cluster.director.stages(cluster.members)[1][2]
 
 
+def test_a_pin_that_cannot_be_kept_is_said_and_keeps_nobody_from_a_plan() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    cluster.join(MINI, start=90, stop=99)
+    cluster.join(AIR, memory=70_000_000, start=0, stop=30)
+    cluster.load(cluster.after(2.0))
+    assert cluster.ranges == {HERE: "0-29"}
+    assert cluster.director.complete(cluster.members)
+    assert "layers 0-29 do not fit c" in cluster.director.reason
+
+
 def test_a_sleeper_is_given_nothing_new_and_then_replaced() -> None:
     cluster = Cluster()
     cluster.join(HERE)
