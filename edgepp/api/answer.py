@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from edgepp.engine.answer import Answer as PipelineAnswer
+from edgepp.engine.failure import failure
 from edgepp.engine.live import FinishReason
 from edgepp.engine.request import Timing
 from edgepp.engine.ring import StageInfo
@@ -78,9 +79,14 @@ class Answer:
                 loop.call_soon_threadsafe(call, *about)
 
         def read() -> None:
-            for piece in self._read():
-                tell(heard.put_nowait, piece)
-            tell(ended.set)
+            try:
+                for piece in self._read():
+                    tell(heard.put_nowait, piece)
+            except BaseException as error:  # noqa: BLE001 - the thread's boundary: no reader may be left waiting
+                tell(heard.put_nowait, failure(error, "the answer"))
+            finally:
+                self._stop = None
+                tell(ended.set)
 
         threading.Thread(target=read, name="answer", daemon=True).start()
         try:
@@ -96,25 +102,18 @@ class Answer:
                 self.cancel()
             await ended.wait()
 
-    def _read(self) -> Iterator[_Piece | EdgeppError]:
-        """All of it, in a thread of its own; the last one has a reason or is an error."""
-        try:
-            with self._begin() as begun:
-                answer, self._stop = begun.answer, begun.cancel
-                if self._cancelled:
-                    begun.cancel()
-                for text in answer:
-                    yield _Piece(text, len(answer.token_ids), answer)
-                self._stop = None
-            if answer.finish_reason is None:
-                raise EdgeppError("the answer ended without a reason", "please report this")
-            yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
-        except EdgeppError as error:
-            yield error
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: no reader may be left waiting
-            yield EdgeppError(f"the answer failed: {type(error).__name__}: {error}", "please report this")
-        finally:
+    def _read(self) -> Iterator[_Piece]:
+        """All of it, in a thread of its own; the last one has a reason."""
+        with self._begin() as begun:
+            answer, self._stop = begun.answer, begun.cancel
+            if self._cancelled:
+                begun.cancel()
+            for text in answer:
+                yield _Piece(text, len(answer.token_ids), answer)
             self._stop = None
+        if answer.finish_reason is None:
+            raise EdgeppError("the answer ended without a reason", "please report this")
+        yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
 
     def _take(self, piece: _Piece) -> None:
         answer = piece.answer

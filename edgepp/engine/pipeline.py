@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from edgepp.node.probe import measure_speed
 from edgepp.node.stage import StageConfig
 from edgepp.wire.messages import LinkCodec
 from edgepp.wire.security import KeyPair
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,11 @@ class Pipeline:
         computed again.
 
         Raises:
-            UsageError: the prompt is empty, or leaves no room for an answer.
+            UsageError: the prompt is empty or no Unicode text, or leaves no room for an answer.
         """
+        for text in [prompt] if isinstance(prompt, str) else [part for message in prompt for part in message.values()]:
+            if not text.isascii() and _SURROGATE.search(text):
+                raise UsageError("the prompt is not Unicode text: half a surrogate pair stands alone")
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
         room = self.context - len(tokens)
         if 0 < room < options.max_tokens:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgepp.engine.answer import Answer
+from edgepp.engine.failure import failure
 from edgepp.engine.request import Timing
 from edgepp.errors import EdgeppError
+from edgepp.printable import one_line
 from edgepp.serve.forms import Outcome, answered, read_question
 from edgepp.serve.serving import Serving
 from edgepp.wire.messages import Answered, Declined, Message, Piece, encode, encode_payload
-
-log = logging.getLogger("edgepp.serve")
 
 MOST = 64
 """Answers at a time; more are declined."""
@@ -90,11 +89,9 @@ class Answers:
         number = asker[1]
         try:
             self._stream(number, live, prompt, options, send)
-        except EdgeppError as error:
-            send([encode(Declined(number, str(error)[:500], error.hint[:500]))])
-        except Exception as error:
-            log.exception("an answer failed")
-            send([encode(Declined(number, f"{type(error).__name__}: {error}"[:500], "please report this"))])
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: no asker may be left waiting
+            found = failure(error, "the answer")
+            send([encode(Declined(number, one_line(str(found), 500), one_line(found.hint, 500)))])
         finally:
             with self._lock:
                 del self._live[asker]
