@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import edgepp
 from edgepp.api.answer import Answer as ApiAnswer
 from edgepp.api.answer import Begun
 from edgepp.api.apart import apart
@@ -28,6 +31,9 @@ from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import read_header
 from edgepp.model.random import TINY, make_checkpoint
+from edgepp.serve.answers import Answers
+from edgepp.serve.forms import question
+from edgepp.wire.messages import Declined, decode
 from tests.engines import collect, greedy_tokens, local_engine
 
 SPLIT = [LayerRange(0, 2), LayerRange(2, 4)]
@@ -350,3 +356,33 @@ def test_no_opener_is_left_waiting_whatever_opening_raises(error: BaseException)
 
     with pytest.raises(EdgeppError, match="opening failed"):
         asyncio.run(asyncio.wait_for(apart(work, lambda _: None), 60))
+
+
+def test_a_prompt_that_is_no_text_is_refused_and_the_engine_answers_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with edgepp.Engine(str(make_checkpoint(tmp_path / "m", TINY)), threads=1, backend="onnx") as engine:
+            for raw in (True, False):
+                with pytest.raises(EdgeppError, match="surrogate"):
+                    await engine.ask("half \ud83d of a pair", raw=raw).whole()
+            with pytest.raises(UsageError, match="are text"):
+                await engine.ask([{"role": "user", "content": 5}]).whole()  # type: ignore[dict-item]
+            answer = await engine.ask("Once upon", GenerateOptions(4, ignore_eos=True), raw=True).whole()
+            assert len(answer.token_ids) == 4
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [Panic("half \ud83d"), ValueError("odd"), EdgeppError("half \ud83d", "\ud83d")])
+def test_no_asker_of_a_cluster_is_left_waiting_whatever_an_answer_raises(error: BaseException) -> None:
+    class Serving:
+        def acquire(self, *_: object) -> None:
+            raise error
+
+    heard: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+    answers = Answers(Serving())  # type: ignore[arg-type]
+    form = question("hello", GenerateOptions(4))
+    form = json.loads(json.dumps(form))
+    answers.begin((b"route", 3), "key", form, heard.put)
+    message = decode(heard.get(timeout=60)[0])
+    assert isinstance(message, Declined)
+    assert message.request == 3
