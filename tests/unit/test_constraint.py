@@ -311,7 +311,7 @@ def test_a_machine_without_room_for_a_process_is_named(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(constraints.subprocess, "run", full)
-    with pytest.raises(EdgeppError, match="no process can be started .* Too many open files"):
+    with pytest.raises(EdgeppError, match=r"no process can be started .* Too many open files"):
         compiler.compile(Constraint("regex", "never seen before"))
 
 
