@@ -123,7 +123,7 @@ class RecordingEnds:
 
     def __init__(self, ends: Ends, record: Record) -> None:
         self._ends, self._record = ends, record
-        self.positional = ends.positional
+        self.positional, self.vocabulary = ends.positional, ends.vocabulary
         self.spent_s = 0.0
         self.sampled = 0
 

@@ -89,9 +89,11 @@ class Answer:
                 loop.call_soon_threadsafe(call, *about)
 
         def read() -> None:
-            for piece in self._read(loop):
-                tell(heard.put_nowait, piece)
-            tell(ended.set)
+            try:
+                for piece in self._read(loop):
+                    tell(heard.put_nowait, piece)
+            finally:
+                tell(ended.set)
 
         threading.Thread(target=read, name="answer", daemon=True).start()
         try:

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from edgepp.backend.device import release_thread
+from edgepp.engine.failure import failure
 
 T = TypeVar("T")
 
@@ -33,8 +34,9 @@ async def apart(work: Callable[[threading.Event], T], undo: Callable[[T], None])
     def run() -> None:
         try:
             done.set_result(released())
-        except BaseException as error:  # noqa: BLE001 - handed to the one who waits for it
-            done.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - handed to the one who waits for it, as what asyncio can hand on
+            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            done.set_exception(error if plain else failure(error, "opening"))
 
     thread = threading.Thread(target=run, name="opening", daemon=True)
     thread.start()

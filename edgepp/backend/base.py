@@ -167,6 +167,8 @@ class Ends(Protocol):
 
     positional: bool
     """Whether a token's hidden state depends on its position."""
+    vocabulary: int
+    """V: token ids are from 0 to V - 1."""
 
     def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
         """Hidden states (T, D) of T token ids, the first at ``position``, which only few families need."""

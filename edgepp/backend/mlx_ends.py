@@ -28,7 +28,7 @@ class MlxEnds:
         self._model = model
         self._dtype = dtype
         self._family = checkpoint.family
-        self._vocab_size = checkpoint.vocab_size
+        self.vocabulary = checkpoint.vocab_size
         self._hidden_size = checkpoint.hidden_size
         self._cache = make_prompt_cache(model)
         self._embedded: Any = None
@@ -58,8 +58,8 @@ class MlxEnds:
             StageFault: memory ran out.
         """
         ids = np.asarray(tokens, np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
-            raise UsageError(f"token ids must be from 0 to {self._vocab_size - 1}")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
+            raise UsageError(f"token ids must be from 0 to {self.vocabulary - 1}")
         if self.positional and position is None:
             raise unfit(self._family, "it embeds positions, which were not given")
         try:

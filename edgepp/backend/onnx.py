@@ -256,6 +256,7 @@ class OnnxEnds:
         build_head(graph, architecture)
         self._session = graph.session(options)
         self._checkpoint = checkpoint
+        self.vocabulary = checkpoint.vocab_size
 
     def embed(self, tokens: Sequence[int], _position: int | None = None) -> Array:
         """Hidden states (T, D) of T token ids, float32.
@@ -264,8 +265,8 @@ class OnnxEnds:
             StageFault: a token id lies outside the vocabulary.
         """
         ids = np.asarray(tokens, np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self._checkpoint.vocab_size:
-            raise StageFault(f"a token id lies outside the vocabulary of {self._checkpoint.vocab_size}")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
+            raise StageFault(f"a token id lies outside the vocabulary of {self.vocabulary}")
         return rows_of(self._checkpoint, "model.embed_tokens", ids)
 
     def logits(self, hidden: Array) -> Array:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from edgepp.engine.engine import Engine
+from edgepp.engine.failure import request_failure
 from edgepp.engine.live import FinishReason, Request
 from edgepp.errors import EdgeppError
 
@@ -24,22 +26,65 @@ class Detokenizer(Protocol):
 
 
 class StopFilter:
-    """Cuts a text at the first stop string, holding back what might become one."""
+    """Cuts a text where the first stop string is complete, holding back what might become one.
+
+    However the text is cut into pieces, the result is the same. It is an automaton (Aho and Corasick 1975): each
+    character takes the same time on average whatever the stop strings are, and less than the longest is held back.
+    """
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = [s for s in stop if s]
+        self._next: list[dict[str, int]] = [{}]
+        """By state, which stands for a beginning of some stop strings: the state that a character leads to."""
+        self._depth = [0]
+        """Characters of that beginning."""
+        self._fall = [0]
+        """The state of the longest other beginning with which it ends."""
+        self._found = [0]
+        """Characters of the longest stop string with which it ends; 0 where there is none."""
+        for one in stop:
+            self._insert(one)
+        self._link()
+        self._state = 0
         self._held = ""
+
+    def _insert(self, stop: str) -> None:
+        state = 0
+        for character in stop:
+            following = self._next[state].get(character)
+            if following is None:
+                following = self._next[state][character] = len(self._next)
+                self._next.append({})
+                self._depth.append(self._depth[state] + 1)
+                self._fall.append(0)
+                self._found.append(0)
+            state = following
+        self._found[state] = self._depth[state]
+
+    def _link(self) -> None:
+        states = deque(self._next[0].values())
+        while states:
+            state = states.popleft()
+            self._found[state] = self._found[state] or self._found[self._fall[state]]
+            for character, following in self._next[state].items():
+                self._fall[following] = self._step(self._fall[state], character)
+                states.append(following)
+
+    def _step(self, state: int, character: str) -> int:
+        while state and character not in self._next[state]:
+            state = self._fall[state]
+        return self._next[state].get(character, 0)
 
     def add(self, piece: str) -> tuple[str, bool]:
         """(text that is safe to show, whether a stop string was reached)."""
         text = self._held + piece
-        found = min((at for s in self._stop if (at := text.find(s)) >= 0), default=-1)
-        if found >= 0:
-            self._held = ""
-            return text[:found], True
-        keep = max((n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        for at, character in enumerate(piece, len(self._held) + 1):
+            self._state = self._step(self._state, character)
+            if self._found[self._state]:
+                self._held = ""
+                return text[: at - self._found[self._state]], True
+        safe = len(text) - self._depth[self._state]
+        self._held = text[safe:]
+        return text[:safe], False
 
     def finish(self) -> str:
         """What was held back and turned out to be no stop string."""
@@ -66,11 +111,20 @@ class Answer:
         self.stages = engine.stages
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of text as they come.
+        """Pieces of text as they come; leaving early cancels the rest.
 
         Raises:
             EdgeppError: the answer cannot be finished; what was yielded so far stands.
         """
+        try:
+            yield from self._pieces()
+        except BaseException as error:  # the boundary of one answer: nobody reads what else would be computed
+            self.cancel()
+            if isinstance(error, EdgeppError | KeyboardInterrupt | GeneratorExit):
+                raise
+            raise request_failure(error, self._request.id, "making text of its tokens") from error
+
+    def _pieces(self) -> Iterator[str]:
         while self.finish_reason is None:
             match self._next():
                 case int() as token:

@@ -21,7 +21,7 @@ from llguidance import LLMatcher
 from edgepp.child import python_command
 from edgepp.engine import trial
 from edgepp.engine.request import Constraint
-from edgepp.errors import ModelError, UsageError
+from edgepp.errors import EdgeppError, ModelError, UsageError
 
 _TRIAL_S = 20.0
 _MASK_S = 1.0
@@ -105,6 +105,7 @@ class ConstraintCompiler:
 
         Raises:
             UsageError: what is wrong with the constraint, or that it is too complex.
+            EdgeppError: this machine gives no process to try it in.
         """
         with self._lock:
             found = self._compiled.get(constraint)
@@ -135,6 +136,9 @@ class ConstraintCompiler:
             )
         except subprocess.TimeoutExpired as error:
             raise _refused(constraint, f"compiling it takes longer than {_TRIAL_S:g} s") from error
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise EdgeppError(f"no process can be started to try the constraint in: {reason}", "ask again") from error
         finally:
             self._trials.release()
         if child.returncode == -signal.SIGXCPU:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Sequence
 
 from edgepp.backend.base import Ends, StageModel
-from edgepp.errors import StageFault
 from edgepp.model.checkpoint import Array
-
-log = logging.getLogger("edgepp.engine")
 
 
 class DraftModel:
@@ -35,22 +31,12 @@ class ModelDraft:
         self._sequence = 0
         self._ids: list[int] = []
         """What its cache holds."""
-        self._broken = False
 
     def propose(self, ids: Sequence[int], most: int) -> Sequence[int]:
         """See ``Draft``. A long prompt is read a chunk a call, so that nobody waits for it; until then it has none."""
-        if self._broken or len(ids) + most > self._model.context:
-            return ()
-        try:
-            return self._guess(ids, most)
-        except StageFault as fault:
-            log.warning("the draft model guesses no more for one request: %s", fault)
-            self._broken = True
-            self.close()
-            return ()
-
-    def _guess(self, ids: Sequence[int], most: int) -> Sequence[int]:
         model = self._model
+        if len(ids) + most > model.context:
+            return ()
         self._rewind(ids)
         unread = ids[len(self._ids) :]
         behind = len(unread) > model.stage.chunk

@@ -18,9 +18,10 @@ import numpy as np
 
 from edgepp.backend.base import Ends
 from edgepp.backend.device import release_thread
-from edgepp.boundary import explained
 from edgepp.engine.constraint import Matcher
 from edgepp.engine.draft import Costs, Draft
+from edgepp.engine.failure import failure, request_failure
+from edgepp.engine.guarded import GuardedEnds, Rows, token_ids
 from edgepp.engine.ledger import Ledger, Reuse
 from edgepp.engine.live import Event, FinishReason, Request
 from edgepp.engine.request import Constraint, GenerateOptions, StageTimes, Timing
@@ -97,9 +98,10 @@ class Engine:
         self._thread.start()
         try:
             self.stages = opened.result()
-        except EdgeppError:
-            self._thread.join()
-            self._inbox.close()
+        except BaseException:
+            if opened.done():  # else the caller was interrupted
+                self._thread.join()
+                self._inbox.close()
             raise
 
     @property
@@ -127,10 +129,11 @@ class Engine:
         """Begin a request; read its ``events``. What the same ``owner`` asked before need not be computed again.
 
         Raises:
-            UsageError: the prompt is empty, or prompt and answer do not fit into the model's context.
+            UsageError: the prompt is empty or has ids that are none of the model's tokens, or prompt and answer do not
+                fit into the model's context.
             EdgeppError: the engine was closed.
         """
-        if not prompt:
+        if not len(prompt):
             raise UsageError("the prompt is empty", "say something")
         needed = len(prompt) + options.max_tokens
         if self._budget is not None and needed > self._budget:
@@ -145,10 +148,12 @@ class Engine:
                 f" the context of {self.context} tokens",
                 f"ask for at most {max(0, self.context - len(prompt))} tokens, or shorten the prompt",
             )
+        ids = token_ids(prompt, self._ends.vocabulary)
+        options.sampling.check_bias(self._ends.vocabulary)
         request = Request(
             id=next(self._ids),
             owner=owner,
-            ids=list(prompt),
+            ids=ids,
             prompt=len(prompt),
             options=options,
             eos=frozenset() if options.ignore_eos else self._eos,
@@ -206,15 +211,15 @@ class Engine:
                 self._publish()
                 for event in self._ring.poll(0.0 if sent else _IDLE_S):
                     self._take(event)
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: no request may be left waiting
-            self._lose(explained(error))
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: no request may be left waiting
+            self._lose(failure(error, "the engine"))
         finally:
             self._lose(self._lost or self._closing)
             self._publish()
             self._ring.close()
 
     def _set_up(self, parts: Parts) -> None:
-        self._ring, self._ends = parts.ring, parts.ends
+        self._ring, self._ends = parts.ring, GuardedEnds(parts.ends)
         self._ring.wake_on(self._inbox)
         stages = self._ring.stages
         rewinds = all(stage.rewinds for stage in stages)
@@ -280,27 +285,42 @@ class Engine:
 
     def _send_chunk(self, chunk: Chunk) -> None:
         request = self._ledger.live[chunk.request]
-        hidden = self._ends.embed(request.ids[chunk.start : chunk.stop], chunk.start)
-        want = int(chunk.last)
-        self._ring.send(Send(chunk.request, chunk.start, request.capacity, want, hidden, request.source))
+        try:
+            hidden = self._ends.embed(request.ids[chunk.start : chunk.stop], chunk.start)
+            step = Send(chunk.request, chunk.start, request.capacity, int(chunk.last), hidden, request.source)
+            self._ring.send(step)
+        except BaseException as error:  # noqa: BLE001 - the boundary of one request
+            self._abandon(request, error, "sending its prompt")
 
     def _send_guesses(self, request: Request, position: int) -> None:
         """Send the newest token with guesses of what follows it, which the same trip round the ring verifies."""
         request.sent_s = time.perf_counter()
-        request.guesses = request.guess(self._costs)
-        tokens = (request.ids[position], *request.guesses)
-        hidden = self._ends.embed(tokens, position)
-        self._ring.send(Send(request.sequence, position, request.capacity, len(tokens), hidden))
+        try:
+            guesses = request.guess(self._costs, self._ends.vocabulary)
+            tokens = (request.ids[position], *guesses)
+            hidden = self._ends.embed(tokens, position)
+            request.guesses = guesses
+            self._ring.send(Send(request.sequence, position, request.capacity, len(tokens), hidden))
+        except BaseException as error:  # noqa: BLE001 - the boundary of one request
+            self._abandon(request, error, "sending its newest token")
 
     def _send_batch(self, batch: MicroBatch) -> None:
         at = list(zip(batch.requests, batch.positions, strict=True))
         tokens = [self._ledger.live[sequence].ids[position] for sequence, position in at]
-        if self._ends.positional:
-            embedded = [self._ends.embed([token], here) for token, (_, here) in zip(tokens, at, strict=True)]
-            hidden = np.concatenate(embedded)
-        else:
-            hidden = self._ends.embed(tokens)
-        self._ring.send(SendBatch(batch.requests, batch.positions, hidden))
+        good: list[tuple[int, int, Array]] = []
+        for (sequence, position), row in zip(at, self._ends.embed_each(tokens, batch.positions), strict=True):
+            if isinstance(row, BaseException):
+                self._abandon(self._ledger.live[sequence], row, "sending its newest token")
+            else:
+                good.append((sequence, position, row))
+        if not good:
+            return
+        sequences, positions, rows = zip(*good, strict=True)
+        try:
+            self._ring.send(SendBatch(sequences, positions, np.concatenate(rows)))
+        except BaseException as error:  # noqa: BLE001 - the boundary of this batch's requests
+            for sequence in sequences:
+                self._abandon(self._ledger.live[sequence], error, "sending its newest token")
 
     def _take(self, event: RingEvent) -> None:
         match event:
@@ -333,16 +353,20 @@ class Engine:
             for request, _ in wanted:
                 self._failed(request.sequence, StageFault(f"{self._ring.stages[-1]} returned too few hidden states"))
             return
-        logits = self._ends.logits(event.hidden)
-        for request, part in wanted:
-            self._sample(request, logits[part])
+        parts = [part for _, part in wanted]
+        for (request, _), logits in zip(
+            wanted, self._ends.logits(event.hidden, parts, self._ring.stages[-1]), strict=True
+        ):
+            self._sample(request, logits)
 
-    def _sample(self, request: Request, logits: Array) -> None:
+    def _sample(self, request: Request, logits: Rows) -> None:
         """Draw a request's next token, and those that it guessed right."""
         try:
+            if isinstance(logits, BaseException):
+                raise logits
             tokens, reason = request.take(logits)
-        except EdgeppError as error:
-            self._end(request, error)
+        except BaseException as error:  # noqa: BLE001 - the boundary of one request
+            self._abandon(request, error, "drawing its next token")
             return
         self._news += [(request, token) for token in tokens]
         if request.decoding:
@@ -385,8 +409,17 @@ class Engine:
         if request.sequence:
             held = self._scheduler.sent(request.sequence)
             self._ledger.leave(request, held, self._scheduler.remove(request.sequence))
-        if request.draft is not None:
-            request.draft.close()
+        request.stop_guessing()
+
+    def _abandon(self, request: Request, error: BaseException, doing: str) -> None:
+        """End a request alone whose step cannot be done, and keep nothing of it: what the stages hold may be wrong."""
+        self._drop(request, request_failure(error, request.id, doing))
+
+    def _drop(self, request: Request, error: EdgeppError) -> None:
+        self._scheduler.remove(request.sequence)
+        self._ledger.lost(request.sequence)
+        request.sequence = 0
+        self._end(request, error)
 
     def _failed(self, sequence: int, error: EdgeppError) -> None:
         """The stages have dropped a sequence.
@@ -397,14 +430,12 @@ class Engine:
         if request is None:
             self._ledger.lost(sequence)
             return
-        self._scheduler.remove(sequence)
         if not request.alone and (self._ledger.clear() or request.source):
+            self._scheduler.remove(sequence)
             request.alone = True
             self._ledger.again(request)
             return
-        self._ledger.lost(sequence)
-        request.sequence = 0
-        self._end(request, error)
+        self._drop(request, error)
 
     def _lose(self, error: EdgeppError) -> None:
         """Fail what is under way with ``error``, and whatever is submitted from now on."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from edgepp.engine.draft import MOST_GUESSES, Costs, Draft, Pace
+from edgepp.engine.failure import failure
 from edgepp.engine.prefix import Ids
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
@@ -65,14 +68,31 @@ class Request:
         """The most positions that its caches may hold."""
         return self.prompt + self.options.max_tokens
 
-    def guess(self, costs: Costs) -> tuple[int, ...]:
-        """Tokens that may well come next, as many as pay."""
-        room = min(MOST_GUESSES, self.options.max_tokens - self.tokens - 1)
-        forced = self.sampler.forced()[: max(0, room)]
-        if forced or self.draft is None:
-            return tuple(forced)
-        most = min(room, self.pace.most(costs))
-        return tuple(self.draft.propose(self.ids, most)) if most > 0 else ()
+    def guess(self, costs: Costs, vocabulary: int) -> tuple[int, ...]:
+        """Tokens that may well come next, as many as pay; only ids below ``vocabulary``, which the model has."""
+        room = max(0, min(MOST_GUESSES, self.options.max_tokens - self.tokens - 1))
+        guesses: Sequence[int] = self.sampler.forced()
+        if not guesses and self.draft is not None:
+            guesses = self._drafted(self.draft, min(room, self.pace.most(costs)))
+        return tuple(itertools.takewhile(lambda token: 0 <= token < vocabulary, guesses[:room]))
+
+    def _drafted(self, draft: Draft, most: int) -> Sequence[int]:
+        """What ``draft`` guesses. It never changes an answer, so one that fails is given up and the answer goes on."""
+        try:
+            return draft.propose(self.ids, most) if most > 0 else ()
+        except BaseException as error:  # noqa: BLE001 - the boundary of one request's guesses
+            failure(error, f"guessing for request {self.id}")
+            self.stop_guessing()
+            return ()
+
+    def stop_guessing(self) -> None:
+        """Have no more guesses, and release what makes them."""
+        draft, self.draft = self.draft, None
+        if draft is not None:
+            try:
+                draft.close()
+            except BaseException as error:  # noqa: BLE001 - the answer is not to suffer from it
+                failure(error, f"releasing the draft of request {self.id}")
 
     def take(self, logits: Array) -> tuple[list[int], FinishReason | None]:
         """Draw tokens from ``logits`` (1 + G, V): behind the newest token, and behind each of the G guesses.
@@ -81,7 +101,7 @@ class Request:
         the tokens, and why the answer ends with them if it does.
 
         Raises:
-            EdgeppError: the options do not fit the model, or the constraint became too complex.
+            EdgeppError: the logits are no numbers, or the constraint became too complex or allows no token.
         """
         drawn: list[int] = []
         self.timing.guessed += len(self.guesses)

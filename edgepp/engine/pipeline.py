@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from edgepp.node.probe import measure_speed
 from edgepp.node.stage import StageConfig
 from edgepp.wire.messages import LinkCodec
 from edgepp.wire.security import KeyPair
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,9 @@ class Pipeline:
         computed again.
 
         Raises:
-            UsageError: the prompt is empty, or leaves no room for an answer.
+            UsageError: the prompt is empty or no Unicode text, or leaves no room for an answer.
         """
+        _check_text(prompt)
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
         room = self.context - len(tokens)
         if 0 < room < options.max_tokens:
@@ -245,6 +249,20 @@ class Pipeline:
 
     def _load_ends(self) -> Ends:
         return backend.choose(self.options.backend, self._checkpoint).load_ends(self._checkpoint, self.options.compute)
+
+
+def _check_text(prompt: str | Sequence[Mapping[str, str]]) -> None:
+    """Hold a prompt to text that a tokenizer can take.
+
+    Raises:
+        UsageError: a part of it is no text, or no Unicode text.
+    """
+    parts: list[object] = [prompt] if isinstance(prompt, str) else [part for one in prompt for part in one.values()]
+    for part in parts:
+        if not isinstance(part, str):
+            raise UsageError(f"a message's role and content are text, and {part!r:.40} is none")
+        if not part.isascii() and _SURROGATE.search(part):
+            raise UsageError("the prompt is not Unicode text: half a surrogate pair stands alone")
 
 
 def _named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from edgepp.errors import UsageError
 
 MAX_BIASES = 1024
 MAX_CONSTRAINT_BYTES = 1 << 16
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1024
+"""Of each stop string: as much text as may be held back because it could become one."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,40 @@ class SamplingOptions:
                 continue
             if isinstance(low, int) and type(value) is not int:
                 raise UsageError(f"{name} must be a whole number, not {value!r:.40}")
+            if not _is_number(value):
+                raise UsageError(f"{name} must be a number, not {value!r:.40}")
             if not low <= value <= high:
                 raise UsageError(f"{name} must lie between {low} and {high}, not {value}")
         self._check_bias()
 
+    def check_bias(self, vocabulary: int) -> None:
+        """Hold ``logit_bias`` to the ids of a model with ``vocabulary`` tokens.
+
+        Raises:
+            UsageError: it names a token that the model has not.
+        """
+        for token, _ in self.logit_bias:
+            if token >= vocabulary:
+                raise UsageError(f"logit_bias names token {token}, and the model's last is {vocabulary - 1}")
+
     def _check_bias(self) -> None:
+        if not isinstance(self.logit_bias, tuple) or any(
+            not isinstance(pair, tuple) or len(pair) != 2 for pair in self.logit_bias
+        ):
+            raise UsageError("logit_bias is a tuple of pairs of a token id and what is added to its logit")
         if len(self.logit_bias) > MAX_BIASES:
             raise UsageError(f"logit_bias may name {MAX_BIASES} tokens, not {len(self.logit_bias)}")
         for token, bias in self.logit_bias:
             if type(token) is not int or token < 0:
                 raise UsageError(f"logit_bias names tokens by their ids, and {token!r:.40} is none")
-            if not -100 <= bias <= 100:
-                raise UsageError(f"the logit_bias of token {token} must lie between -100 and 100, not {bias}")
+            if not _is_number(bias) or not -100 <= bias <= 100:
+                raise UsageError(f"the logit_bias of token {token} must lie between -100 and 100, not {bias!r:.40}")
         if len(dict(self.logit_bias)) != len(self.logit_bias):
             raise UsageError("logit_bias names a token twice")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 ConstraintKind = Literal["json_schema", "json", "regex", "grammar"]
@@ -108,10 +131,23 @@ class GenerateOptions:
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
+        if type(self.max_tokens) is not int:
+            raise UsageError(f"max_tokens must be a whole number, not {self.max_tokens!r:.40}")
         if self.max_tokens < 1:
             raise UsageError(f"an answer needs at least 1 token, not {self.max_tokens}")
+        self._check_stop()
         if self.ignore_eos and self.constraint is not None:
             raise UsageError("an answer held to a constraint ends where the constraint does", "leave out ignore_eos")
+
+    def _check_stop(self) -> None:
+        stop: object = self.stop
+        if not isinstance(stop, tuple) or not all(isinstance(one, str) for one in stop):
+            raise UsageError("stop is a tuple of strings", 'write stop=("one", "other")')
+        if len(self.stop) > MAX_STOPS:
+            raise UsageError(f"an answer may have {MAX_STOPS} stop strings, not {len(self.stop)}")
+        longest = max(map(len, self.stop), default=0)
+        if longest > MAX_STOP_CHARACTERS:
+            raise UsageError(f"a stop string may have {MAX_STOP_CHARACTERS} characters, and one has {longest}")
 
 
 @dataclass

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgepp.backend.base import StageModel
+from edgepp.engine.failure import failure
 from edgepp.errors import StageError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array
-from edgepp.node.worker import Worker, answer_to
+from edgepp.node.worker import Outcome, Worker, answer_to, sequences_of
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import Batch, Codec, Forward, Hidden
@@ -191,7 +192,13 @@ class LocalRing:
         start = time.perf_counter()
         frame, hidden = frame_of(step, 0, 0, "none"), step.hidden
         for info, worker in zip(self.stages, self._workers, strict=True):
-            outcome = worker.run(frame, hidden)
+            try:
+                outcome = worker.run(frame, hidden)
+            except BaseException as error:  # noqa: BLE001 - the stage's boundary, as in a process of its own
+                reason = str(failure(error, "a step"))
+                for sequence in sequences_of(frame):
+                    worker.free(0, sequence)
+                outcome = Outcome(None, hidden, [(sequence, reason) for sequence in sequences_of(frame)])
             for sequence, reason in outcome.faults:
                 self._events.append(Failed(sequence, StageFault(f"{info} failed: {reason}")))
             if outcome.frame is None:

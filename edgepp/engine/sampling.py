@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgepp.engine.constraint import Matcher
 from edgepp.engine.request import SamplingOptions
-from edgepp.errors import UsageError
+from edgepp.errors import StageFault, UsageError
 
 Logits = npt.NDArray[np.float32]
 
@@ -67,14 +67,19 @@ class Sampler:
         """The next token, from ``logits`` (V,) and the token ids so far, of which only the latest matter.
 
         Raises:
-            UsageError: the logit bias names a token that the model has not, or the constraint is too complex to follow.
+            StageFault: the logits are no distribution: NaN, plus infinity, or nothing but minus infinity.
+            UsageError: the logit bias names a token that the model has not, or the constraint is too complex to follow
+                or leaves no token that the model could give.
         """
         options = self._options
+        check_logits(logits)
         if options.repetition_penalty != 1.0:
             logits = penalise_repetition(logits, context[-REPETITION_CONTEXT:], options.repetition_penalty)
         if self._offsets:
             logits = logits + self._offset_of(len(logits))
         allowed = logits if self._matcher is None else self._matcher.mask(logits)
+        if self._matcher is not None and allowed.max() == -np.inf:
+            raise UsageError("the constraint leaves no token that this model could give", "make it less narrow")
         token = self._choose(allowed)
         if self._offset is not None:
             self._penalise(token, self._offset)
@@ -95,10 +100,9 @@ class Sampler:
 
     def _offset_of(self, vocabulary: int) -> Logits:
         if self._offset is None:
+            self._options.check_bias(vocabulary)
             offset = np.zeros(vocabulary, np.float32)
             for token, bias in self._options.logit_bias:
-                if token >= vocabulary:
-                    raise UsageError(f"logit_bias names token {token}, and the model's last is {vocabulary - 1}")
                 offset[token] = bias
             self._offset = offset
         return self._offset
@@ -110,16 +114,29 @@ class Sampler:
             offset[token] -= self._options.presence_penalty
 
 
+def check_logits(logits: Logits) -> None:
+    """Hold ``logits`` (V,) to a distribution; minus infinity is a token that the model rules out.
+
+    Raises:
+        StageFault: NaN or plus infinity is among them, or minus infinity is all there is.
+    """
+    if not np.isfinite(logits.max()):  # the largest is NaN where any is
+        raise StageFault(
+            "the model's logits are not numbers or infinite, so no token can be chosen",
+            "the model's file may be damaged, or its numbers too large for how it is computed: try --exact",
+        )
+
+
 def reported(logits: Logits, token: int, count: int) -> Sampled:
     """``token`` with its log-probability by ``logits`` (V,), and the ``count`` likeliest tokens with theirs."""
-    top = logits.max()
-    logprobs = logits - (top + np.log(np.exp(logits - top).sum()))
+    logprobs = _log_softmax(logits)
     count = min(count, len(logprobs))
     likeliest = (
         np.argpartition(logprobs, len(logprobs) - count)[len(logprobs) - count :] if count else np.array([], int)
     )
     ordered = likeliest[np.lexsort((likeliest, -logprobs[likeliest]))]
-    return Sampled(token, float(logprobs[token]), tuple((int(one), float(logprobs[one])) for one in ordered))
+    top_logprobs = tuple((int(one), float(logprobs[one])) for one in ordered if logprobs[one] > -np.inf)
+    return Sampled(token, float(logprobs[token]), top_logprobs)
 
 
 def penalise_repetition(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:
@@ -129,20 +146,27 @@ def penalise_repetition(logits: Logits, recent: Sequence[int], penalty: float) -
     logits = logits.copy()
     ids = np.unique(np.asarray(recent))
     seen = logits[ids]
-    logits[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
+    with np.errstate(over="ignore"):
+        logits[ids] = np.minimum(np.where(seen < 0, seen * penalty, seen / penalty), np.finfo(np.float32).max)
     return logits
 
 
 def filtered(logits: Logits, options: SamplingOptions) -> npt.NDArray[Any]:
     """Log-probabilities (V,) of ``logits``, minus infinity where top-p, min-p or top-k rule a token out."""
-    top = logits.max()
-    logprobs: npt.NDArray[Any] = logits - (top + np.log(np.exp(logits - top).sum()))
+    logprobs = _log_softmax(logits)
     if options.top_p < 1.0:
         logprobs = _keep_from(logprobs, _top_p_floor(logprobs, options.top_p))
     if options.min_p > 0.0:
         logprobs = _keep_from(logprobs, logprobs.max() + np.float32(np.log(options.min_p)))
     if 0 < options.top_k < len(logprobs):
         logprobs = _keep_from(logprobs, np.partition(logprobs, -options.top_k)[-options.top_k])
+    return logprobs
+
+
+def _log_softmax(logits: Logits) -> npt.NDArray[Any]:
+    top = logits.max()
+    with np.errstate(over="ignore"):  # the difference of two that are as far apart as floats can be
+        logprobs: npt.NDArray[Any] = logits - (top + np.log(np.exp(logits - top).sum()))
     return logprobs
 
 

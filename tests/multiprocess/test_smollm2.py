@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import edgepp
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
 from edgepp.layers import LayerRange, split_evenly
@@ -17,6 +19,7 @@ from tests import reference
 from tests.cluster import chat, nodes, peers
 
 QUESTION = "Name the four seasons, and say what each is like."
+SHORT = "Write a short sentence about the sea."
 TOKENS = 24
 TEXT_TOKENS = 512
 
@@ -64,3 +67,17 @@ def test_the_fast_onnx_default_keeps_the_perplexity_of_mlx(smollm2: Path) -> Non
     ids = Tokenizer.load(smollm2).encode(text)[:TEXT_TOKENS]
     fast, exact = _perplexity(smollm2, ids, "onnx"), _perplexity(smollm2, ids, "mlx")
     assert fast == pytest.approx(exact, rel=0.01)
+
+
+def test_a_question_asked_again_gets_the_same_answer(smollm2: Path) -> None:
+    """By the default arithmetic, where the last bit of a row of the prompt can decide between two words."""
+
+    async def answers() -> list[list[int]]:
+        async with edgepp.Engine("smollm2-135m", backend="onnx", threads=1, speculate="off") as engine:
+            asked = [engine.ask(question, options) for question in (QUESTION, SHORT) for _ in range(3)]
+            return [(await answer.whole()).token_ids for answer in asked]
+
+    options = edgepp.GenerateOptions(TOKENS)
+    came = asyncio.run(answers())
+    assert came[:3] == came[:1] * 3
+    assert came[3:] == came[3:4] * 3

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.engine.answer import StopFilter
+from edgepp.engine.request import MAX_STOP_CHARACTERS, MAX_STOPS
 
 
 def _through(pieces: list[str], stop: list[str]) -> tuple[str, bool]:
@@ -47,3 +51,38 @@ def test_text_is_not_held_back_without_need() -> None:
     held = StopFilter(["<|end|>"])
     assert held.add("Hello ") == ("Hello ", False)
     assert held.add("<b") == ("<b", False)
+
+
+@given(st.lists(st.text("ab", max_size=5), max_size=12), st.lists(st.text("ab", min_size=1, max_size=6), max_size=4))
+def test_the_text_ends_before_the_stop_string_that_is_complete_first(pieces: list[str], stop: list[str]) -> None:
+    """However it is cut into pieces; of several that end together, the longest counts."""
+    text = "".join(pieces)
+    ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(one) for one in stop)]
+    if ends:
+        longest = max(len(one) for one in stop if text[: ends[0]].endswith(one))
+        assert _through(pieces, stop) == (text[: ends[0] - longest], True)
+    else:
+        assert _through(pieces, stop) == (text, False)
+
+
+def test_stop_strings_of_any_kind_take_a_few_steps_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: as many, as long and as much alike as they may be, and a text that nearly matches always."""
+    stop = ["a" * (MAX_STOP_CHARACTERS - n) + "b" for n in range(1, MAX_STOPS + 1)]
+    held = StopFilter(stop)
+    falls = 0
+
+    class Counted(list[int]):
+        def __getitem__(self, at: Any) -> Any:
+            nonlocal falls
+            falls += 1
+            return super().__getitem__(at)
+
+    monkeypatch.setattr(held, "_fall", Counted(held._fall))
+    shown, characters = 0, 0
+    for _ in range(20):
+        for piece in ("a" * 700, "c", "a" * 300):
+            text, stopped = held.add(piece)
+            shown, characters = shown + len(text), characters + len(piece)
+            assert not stopped
+            assert characters - shown < MAX_STOP_CHARACTERS
+    assert falls <= characters

@@ -17,7 +17,7 @@ from edgepp.engine.constraint import ConstraintCompiler, Matcher
 from edgepp.engine.request import Constraint, ConstraintKind, GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.trial import complaint
-from edgepp.errors import ModelError, UsageError
+from edgepp.errors import EdgeppError, ModelError, UsageError
 from edgepp.model.fetch import fetch
 from edgepp.model.tokenizer import Tokenizer
 
@@ -302,6 +302,17 @@ def test_what_makes_no_sense_or_too_much_work_is_refused(name: str, compiler: Co
     assert str(raised.value).startswith(f"the {kind} cannot be used: ")
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 300
+
+
+def test_a_machine_without_room_for_a_process_is_named(
+    compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(constraints.subprocess, "run", full)
+    with pytest.raises(EdgeppError, match=r"no process can be started .* Too many open files"):
+        compiler.compile(Constraint("regex", "never seen before"))
 
 
 def test_what_compiles_for_ever_is_ended(compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_a_draft_model_that_is_the_model_itself_is_always_right(tiny: Path) -> N
     model = DraftModel(stage, chosen.load_ends(checkpoint, options), checkpoint.context, checkpoint.vocab_size)
     guesser = model.begin()
     ids = [*prompt, *expected[:10]]
-    for _ in range(4):
+    for _ in range(8):
         guesses = guesser.propose(ids, 5)
         if guesses:
             break

@@ -53,6 +53,7 @@ class Ends:
     """Hidden states are token ids, and the likeliest token is the one before."""
 
     positional = False
+    vocabulary = 256
 
     def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
         return np.asarray(tokens, np.float32).reshape(-1, 1)
