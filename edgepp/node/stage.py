@@ -38,6 +38,9 @@ from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
 
+_MOST_ANSWERS = 128
+"""Results and echoes that wait for a peer that does not take them; no ring has so many steps in it."""
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -96,7 +99,7 @@ def _listen(
     """Control on the port that was asked for, data on the next; both free ones for port 0."""
     control = Listener(context, listen, CONTROL_FRAME_BYTES, keys)
     data_port = listen.port + 1 if listen.port else 0
-    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys)
+    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys, _MOST_ANSWERS)
     return control, data
 
 

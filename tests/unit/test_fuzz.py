@@ -1,4 +1,4 @@
-"""Hostile messages at every handler: each costs itself, within a ceiling of time and memory, and leaves others alone."""
+"""Hostile messages at every handler: each costs itself, within a ceiling of time and memory, and no other."""
 
 from __future__ import annotations
 

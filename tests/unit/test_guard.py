@@ -125,6 +125,19 @@ def test_messages_that_are_read_may_be_any_number(ended: list[str], *, encrypted
         link.close()
 
 
+def test_what_a_listener_sends_unasked_is_bounded(ended: list[str]) -> None:
+    with opened(encrypted=True) as place:
+        link = place.link()
+        assert link.send([b"hello"], PATIENCE_S)
+        assert place.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
+        received = place.listener.receive()
+        assert received is not None
+        for _ in range(4 * LEAST_BACKLOG_BYTES // 60_000):
+            place.listener.send(received[0], [bytes(60_000)])
+        wait(lambda: link.look() or ended)  # nobody reads the link
+        link.close()
+
+
 def test_whole_messages_that_nobody_reads_are_bounded_too(ended: list[str]) -> None:
     with opened(encrypted=True) as place:
         link = place.link()
