@@ -42,7 +42,7 @@ def _started_processes() -> list[psutil.Process]:
 
 def _edgepp_threads() -> list[str]:
     ours = ("engine", "control", "lifeline", "compute", "node", "coordinator", "serving", "answer")
-    ours += ("discovery", "gate", "pairing")
+    ours += ("discovery", "gate", "pairing", "joining")
     return [t.name for t in threading.enumerate() if t.name in ours or t.name.startswith("slot-")]
 
 

@@ -313,6 +313,8 @@ class NetworkRing:
         now = time.monotonic()
         if now - self._pinged_s >= PING_S:
             self._pinged_s = now
+            for link in self._links:
+                link.look()
             for index, peer in enumerate(self._peers):
                 peer.unsent = 0 if peer.control.send([encode(Ping(self._epoch))]) else peer.unsent + 1
                 if peer.unsent >= GONE_PINGS:

@@ -40,6 +40,8 @@ from edgepp.wire.transport import Address, Listener
 
 log = logging.getLogger("edgepp.stage")
 _serving = threading.Event()
+_MOST_ANSWERS = 128
+"""Results and echoes that wait for a peer that does not take them; no ring has so many steps in it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _listen(
     """Control on the port that was asked for, data on the next; both free ones for port 0."""
     control = Listener(context, listen, CONTROL_FRAME_BYTES, keys)
     data_port = listen.port + 1 if listen.port else 0
-    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys)
+    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys, _MOST_ANSWERS)
     return control, data
 
 

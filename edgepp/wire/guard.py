@@ -50,15 +50,19 @@ class _Connection:
 class Guard:
     """The connections of a socket, by the descriptors that libzmq gave them."""
 
-    def __init__(self, backlog_bytes: int) -> None:
-        """``backlog_bytes`` may wait on one connection, in whole messages or parts of one."""
+    def __init__(self, backlog_bytes: int, *, dialled: bool = False) -> None:
+        """``backlog_bytes`` may wait on one connection, in whole messages or parts of one.
+
+        ``dialled`` connections were made by this side, others by the other side.
+        """
+        self._dialled = dialled
         self._backlog_bytes = max(LEAST_BACKLOG_BYTES, backlog_bytes)
         self._connections: dict[int, _Connection] = {}
         self._silent: dict[int, _Connection] = {}
         """Those that have not been heard, oldest first."""
         self._checked_s = 0.0
         self.port: int | None = None
-        """The port that all of them have at the listener; None while it is not known."""
+        """The port that all of them have at the listener's end; None while it is not known."""
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -128,7 +132,7 @@ class Guard:
         connection.ended = True
         self._silent.pop(descriptor, None)
         with suppress(OSError), _duplicate(descriptor) as one:
-            if one.getsockname()[1] == self.port:
+            if (one.getpeername() if self._dialled else one.getsockname())[1] == self.port:
                 one.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                 )  # the other side hears of it

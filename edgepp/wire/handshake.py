@@ -9,11 +9,13 @@ from collections.abc import Mapping
 
 import zmq
 
+from edgepp.wire.guard import Guard
 from edgepp.wire.security import monitor, next_event
 
 _RETRY_S = 1.0  # after a refusal
 _WATCHED = (
     zmq.EVENT_CONNECTED
+    | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -28,9 +30,15 @@ _FAULTS: Mapping[int, str] = {
 class Handshakes:
     """Those of one socket, in the thread that owns it; made before the socket connects."""
 
-    def __init__(self, sock: zmq.Socket[bytes], listener: str, patience_s: float, *, encrypts: bool) -> None:
-        """Watch ``sock``, which gives up a handshake with the ``listener`` at that address after ``patience_s``."""
+    def __init__(
+        self, sock: zmq.Socket[bytes], listener: str, patience_s: float, guard: Guard, *, encrypts: bool
+    ) -> None:
+        """Watch ``sock``, which gives up a handshake with the ``listener`` at that address after ``patience_s``.
+
+        ``guard`` hears of its connections.
+        """
         self._socket = sock
+        self._guard = guard
         self._listener = listener
         self._patience_s = patience_s
         self._encrypts = encrypts
@@ -61,6 +69,9 @@ class Handshakes:
     def _learn(self, event: int, value: int) -> None:
         if event == zmq.EVENT_CONNECTED:
             self._connected_s = time.monotonic()
+            self._guard.accepted(value, self._listener, self._connected_s)
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._guard.closed(value)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._refusal, self._broken_off, self._retry_s = None, 0, math.inf
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import zmq
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
-from edgepp.wire.guard import Guard
+from edgepp.wire.guard import CHECK_S, Guard
 from edgepp.wire.handshake import Handshakes
 from edgepp.wire.messages import MAX_FRAMES
 from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
@@ -152,8 +153,11 @@ class Listener:
         address: Address,
         max_frame_bytes: int,
         keys: KeyPair | None = None,
+        answers: int | None = None,
     ) -> None:
         """Bind ``address``; host ``*`` is every interface, IPv6 and IPv4. With ``keys`` only whom the gate admits.
+
+        ``answers`` messages at most wait for one peer that does not take them.
 
         Raises:
             UsageError: it is taken, or not an address of this machine.
@@ -167,6 +171,8 @@ class Listener:
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._gate = gate if keys is not None else None
         """Who checks keys; None where nothing is encrypted."""
+        if answers is not None:
+            self.socket.setsockopt(zmq.SNDHWM, answers)
         self._guard = Guard(2 * max_frame_bytes)
         if keys is not None:
             _serve_curve(self.socket, keys)
@@ -246,7 +252,9 @@ class Link:
             UsageError: nobody can connect to such an address.
         """
         self.address = address
-        self._guard = Guard(2 * max_frame_bytes)
+        self._guard = Guard(2 * max_frame_bytes, dialled=True)
+        self._guard.port = address.port
+        self._looked_s = 0.0
         self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         _configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -259,7 +267,7 @@ class Link:
             self.socket.setsockopt(zmq.CURVE_SERVERKEY, pinned.server.encode())
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, pinned.own.public.encode())
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, pinned.own.secret.encode())
-        self._handshakes = Handshakes(self.socket, str(address), CONNECT_S, encrypts=pinned is not None)
+        self._handshakes = Handshakes(self.socket, str(address), CONNECT_S, self._guard, encrypts=pinned is not None)
         try:
             self.socket.connect(address.endpoint)
         except zmq.ZMQError as error:
@@ -268,6 +276,7 @@ class Link:
 
     def send(self, parts: Sequence[bytes | memoryview], wait_s: float = 0.0) -> bool:
         """Send; False when the other side is not connected, or its queue is full, for ``wait_s``."""
+        self.look()
         if _send(self.socket, parts):
             return True
         self.refusal()
@@ -279,10 +288,19 @@ class Link:
         Raises:
             RemoteProtocolError: it has too many frames; it is gone.
         """
+        self.look()
         if wait_s > 0 and not self.socket.poll(int(wait_s * 1000), zmq.POLLIN):
             return None
         parts = _receive(self.socket, MAX_FRAMES, self._guard)
         return None if parts is None else [part.buffer for part in parts]
+
+    def look(self) -> None:
+        """Cut the connection where the other side sent more than it may; sending and receiving do it by the way."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= CHECK_S:
+            self._looked_s = now_s
+            self._handshakes.refusal()
+            self._guard.check(now_s)
 
     def close(self, linger_s: float = 0.0) -> None:
         """Disconnect; messages not yet sent get ``linger_s`` seconds, then they are dropped."""

@@ -1,0 +1,133 @@
+"""One stage without sockets or weights: its control and compute threads' work, driven by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from edgepp.node.compute import Compute
+from edgepp.node.control import Control
+from edgepp.node.joining import Joined
+from edgepp.node.worker import Worker
+from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome, decode, encode
+from edgepp.wire.transport import Sender
+from tests.wire import KEYS
+
+WIDTH = 8
+DRIVER, GUEST = Sender(b"driver", KEYS[0], "10.0.0.1"), Sender(b"guest", KEYS[1], "10.0.0.2")
+WELCOME = Welcome(
+    "n", 1, 5721, "m", "f" * 16, "", 0, 4, 4, WIDTH, 64, "onnx", "cpu", "float32", False, 8, 1, 1, 1, rewinds=True
+)
+ATTACH = Attach(1, 0, "", "", b"c1".hex(), "none", 0)
+
+
+def forward(sequence: int, position: int = 0, rows: int = 1) -> Forward:
+    return Forward(1, sequence, 0, position, 64, 0, 1, rows, WIDTH, "float32", "none", ())
+
+
+class FakeListener:
+    """A socket whose messages the test puts in and takes out."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Sender, list[memoryview]]] = []
+        self.sent: list[tuple[bytes, Message]] = []
+        self.socket = None
+
+    def put(self, sender: Sender, frames: Sequence[bytes]) -> None:
+        self.waiting.append((sender, [memoryview(frame) for frame in frames]))
+
+    def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
+        return self.waiting.pop(0) if self.waiting else None
+
+    def receive(self) -> tuple[bytes, list[memoryview]] | None:
+        received = self.receive_from()
+        return None if received is None else (received[0].route, received[1])
+
+    def send(self, route: bytes, frames: Sequence[bytes | memoryview]) -> bool:
+        self.sent.append((route, decode(frames[0])))
+        return True
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FakeModel:
+    """Layers that return what they are given; sequence lengths are kept as a real cache would."""
+
+    hidden_size, dtype, kv_bytes, chunk, rewinds = WIDTH, "float32", 0, 8, True
+
+    def __init__(self) -> None:
+        self.lengths: dict[int, int] = {}
+        self.broken = False
+
+    def open(self, sequence: int, capacity: int) -> None:
+        self.lengths[sequence] = 0
+
+    def fork(self, source: int, sequence: int, length: int, capacity: int) -> None:
+        self.lengths[sequence] = length
+
+    def resize(self, sequence: int, capacity: int) -> None:
+        """Room costs nothing here."""
+
+    def free(self, sequence: int) -> None:
+        del self.lengths[sequence]
+
+    def truncate(self, sequence: int, length: int) -> None:
+        self.lengths[sequence] = length
+
+    def length(self, sequence: int) -> int:
+        return self.lengths[sequence]
+
+    def extend(self, sequence: int, hidden: Any) -> Any:
+        if self.broken:
+            raise ZeroDivisionError("a bug of ours")
+        self.lengths[sequence] += len(hidden)
+        return hidden
+
+    def decode(self, sequences: Sequence[int], hidden: Any) -> Any:
+        for sequence in sequences:
+            self.lengths[sequence] += 1
+        return hidden
+
+
+class Stage:
+    """Control and compute of one stage, driven by hand."""
+
+    def __init__(self) -> None:
+        self.model = FakeModel()
+        self.data, self.listener = FakeListener(), FakeListener()
+        self.compute = Compute(Worker(self.model, 64), self.data)  # type: ignore[arg-type]
+        gate = SimpleNamespace(admits=lambda key: key in KEYS)
+        joiner = SimpleNamespace(begin=lambda attempt: self.compute.inbox.put(Joined(attempt)), close=lambda: None)
+        self.control = Control(self.listener, gate, self.compute, joiner, WELCOME, DRIVER.key)  # type: ignore[arg-type]
+
+    def order(self, sender: Sender, *frames: bytes) -> list[Message]:
+        """Everything that one control message brings about; what is answered to it."""
+        self.listener.put(sender, frames)
+        self.control.receive()
+        self.work()
+        answers = [message for route, message in self.listener.sent if route == sender.route]
+        self.listener.sent.clear()
+        return answers
+
+    def work(self) -> None:
+        for command in self.compute.inbox.drain():
+            if command is not None:
+                self.compute.obey(command)
+        for route, message in self.compute.outbox.drain():
+            self.listener.send(route, [encode(message)])
+
+    def feed(self, frame: Forward | Batch, hidden: Any) -> None:
+        self.data.put(GUEST, [encode(frame), np.asarray(hidden, np.float32).tobytes()])
+        self.compute.receive()
+
+    def faults(self) -> list[Fault]:
+        return [message for _, message in self.compute.outbox.drain() if isinstance(message, Fault)]
+
+    def close(self) -> None:
+        self.compute.close()
+        self.compute.inbox.close()
+        self.compute.outbox.close()
