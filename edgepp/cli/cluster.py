@@ -56,10 +56,11 @@ def peers(*, as_json: bool) -> None:
 def revoke(node: str, *, as_json: bool) -> None:
     """Drop a node or token at once, and never let it in again. NODE is a name or an id from `edgepp peers`."""
     from edgepp.ui.cluster import connect
+    from edgepp.ui.screen import say
 
     with connect() as served:
         answer = served.call("revoke", {"node": node})
-    click.echo(json.dumps(answer) if as_json else f"{answer['revoked']} is no member any more")
+    say(json.dumps(answer) if as_json else f"{answer['revoked']} is no member any more")
 
 
 @click.command()
@@ -76,6 +77,7 @@ def token(*, as_json: bool) -> None:
 def leave() -> None:
     """Forget this machine's cluster; its own key stays."""
     from edgepp.cluster.identity import forget_cluster
+    from edgepp.ui.screen import say
 
     gone = forget_cluster()
-    click.echo(f"left the cluster of {gone.coordinator.name}" if gone else "this machine belongs to no cluster")
+    say(f"left the cluster of {gone.coordinator.name}" if gone else "this machine belongs to no cluster")

@@ -43,8 +43,9 @@ def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
     from edgepp.model.fetch import fetch
     from edgepp.model.parts import WHOLE, Parts
     from edgepp.ui.progress import ByteProgress
+    from edgepp.ui.screen import say
 
     parts = WHOLE if layers is None else Parts(layers=LayerRange.parse(layers))
     with ByteProgress(quiet=as_json) as progress:
         path = fetch(model, parts, progress)
-    click.echo(json.dumps({"path": str(path)}) if as_json else f"{model} is in {path}")
+    say(json.dumps({"path": str(path)}) if as_json else f"{model} is in {path}")

@@ -31,6 +31,7 @@ from edgepp.node.compute import Command, Compute
 from edgepp.node.control import Control
 from edgepp.node.probe import measure_speed
 from edgepp.node.worker import Worker
+from edgepp.printable import PrintableFormatter
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
@@ -165,7 +166,9 @@ def _obey_parent(inbox: Mailbox[Command], gate: Gate) -> None:
 def main() -> None:
     """Entry point of ``python -m edgepp.node.stage``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         serve(StageConfig(**json.loads(sys.stdin.readline())))
     except EdgeppError as error:

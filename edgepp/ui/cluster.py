@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from edgepp import __version__
 from edgepp.cluster.identity import load_cluster
 from edgepp.errors import EdgeppError
 from edgepp.serve.client import Served, served
 from edgepp.ui.doctor import Finding
+from edgepp.ui.screen import Rows, Screen, say
 from edgepp.wire.transport import Address
 
 _CLOCK_S = 5.0
@@ -39,9 +38,9 @@ def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
         click.echo(json.dumps({"code": code, "peers": peers}))
         return
     click.echo("On the other machine, within ten minutes:\n")
-    click.secho(f"    edgepp join {code}\n", bold=True)
+    say(f"    edgepp join {code}\n", bold=True)
     if peers:
-        click.echo(f"If it does not find this one, add --peer {peers[0]}")
+        say(f"If it does not find this one, add --peer {peers[0]}")
 
 
 def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
@@ -49,8 +48,8 @@ def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"token": answer["token"], "name": answer["name"]}))
         return
-    click.echo(f"Whoever has this can join until `edgepp revoke {answer['name']}`; it is not shown again:\n")
-    click.echo(f"    EDGEPP_TOKEN={answer['token']}\n")
+    say(f"Whoever has this can join until `edgepp revoke {answer['name']}`; it is not shown again:\n")
+    say(f"    EDGEPP_TOKEN={answer['token']}\n")
     click.echo("On the other machine put it into the environment, or the file that EDGEPP_TOKEN_FILE names (mode 600)")
 
 
@@ -59,14 +58,12 @@ def show_peers(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("NAME", "ID", "STATE", "KEY"):
-        table.add_column(heading)
+    table = Rows("NAME", "ID", "STATE", "KEY")
     for peer in answer["peers"]:
         table.add_row(peer["name"], peer["node"], peer["state"], f"{peer['key'][:8]}…")
     for name in answer["tokens"]:
         table.add_row(name, "", "token", "")
-    Console(width=None if Console().is_terminal else 200).print(table)
+    Screen().show(table)
 
 
 def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from edgepp.ui.screen import Screen
 
 
 class ByteProgress:
     """One bar for each thing that is fetched or loaded; silent where standard error is no terminal, or if asked."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        console = Console(stderr=True, quiet=quiet)
+        console = Screen(stderr=True, quiet=quiet)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             DownloadColumn(),
             TransferSpeedColumn(),
