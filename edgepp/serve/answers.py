@@ -116,7 +116,9 @@ class Answers:
         if answer.finish_reason is not None:
             self.last, self.done = answer.timing, self.done + 1
             sampled = tuple(answer.sampled[: len(answer.token_ids)])
-            outcome = Outcome(answer.finish_reason, answer.prompt_tokens, answer.timing, answer.stages, sampled)
+            outcome = Outcome(
+                answer.finish_reason, answer.prompt_tokens, answer.timing, answer.stages, sampled, answer.spelled
+            )
             send([encode(Answered(number)), encode_payload(answered(outcome))])
 
 
