@@ -11,7 +11,7 @@ import click
 
 from edgepp import __version__
 from edgepp.cluster.identity import load_cluster
-from edgepp.errors import EdgeppError
+from edgepp.errors import EdgeppError, PeerLost
 from edgepp.serve.client import Served, served
 from edgepp.ui.doctor import Finding
 from edgepp.ui.screen import Rows, Screen, say
@@ -76,7 +76,7 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
         try:
             reached.append(connect(peer))
         except EdgeppError as error:
-            return Finding("coordinator", ok=False, found=str(error), do=error.hint)
+            return Finding("coordinator", ok=False, found=str(error), do=_next_step(error))
         return Finding("coordinator", ok=True, found=f"answers at {reached[0].address} and accepts this key", do="")
 
     def health() -> Finding:
@@ -86,6 +86,13 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
             return _health(connection.status)
 
     return (key, health)
+
+
+def _next_step(error: EdgeppError) -> str:
+    """What to do after an error, for someone who runs doctor already."""
+    if isinstance(error, PeerLost):
+        return "start `edgepp serve` there, or name its address with --peer HOST:PORT"
+    return error.hint
 
 
 def _health(status: Mapping[str, Any]) -> Finding:
@@ -100,6 +107,6 @@ def _health(status: Mapping[str, Any]) -> Finding:
     if status["state"] != "ready":
         faults.append(f"it is {status['state']}: {status['reason']}")
     if faults:
-        return Finding("cluster", ok=False, found="; ".join(faults), do="see `edgepp status`, and run doctor there too")
+        return Finding("cluster", ok=False, found="; ".join(faults), do="see `edgepp status`")
     names = ", ".join(node["name"] for node in status["nodes"])
     return Finding("cluster", ok=True, found=f"ready with {names} at {time.strftime('%H:%M:%S')}", do="")

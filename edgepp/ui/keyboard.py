@@ -26,6 +26,8 @@ _PASTED = 32
 """Characters that come at once and are taken for pasted text, not typed keys."""
 _MOST_KEYS = 1 << 20
 """Keys that are read before they are acted upon."""
+_PIECES_S = 0.03
+"""Between two pieces of one paste."""
 _MOST_LINES = 1000
 _MOST_BYTES = 1 << 20
 _LONGEST = 1 << 14
@@ -68,16 +70,21 @@ class PastingInput(Vt100Input):
     def read_keys(self) -> list[KeyPress]:
         """All keys that wait."""
         keys = super().read_keys()
-        while len(keys) < _MOST_KEYS and not self.closed and self._waiting():
+        while len(keys) < _MOST_KEYS and not self.closed and self._waiting(_pause_s(keys)):
             keys += super().read_keys()
         ahead, self._ahead = self._ahead, False
         return together(keys, typed_ahead=ahead)
 
-    def _waiting(self) -> bool:
+    def _waiting(self, patience_s: float = 0.0) -> bool:
         try:
-            return bool(select.select([self.fileno()], [], [], 0)[0])
+            return bool(select.select([self.fileno()], [], [], patience_s)[0])
         except (OSError, ValueError):  # closed
             return False
+
+
+def _pause_s(keys: Sequence[KeyPress]) -> float:
+    """How long to wait for more: a terminal hands over a long paste in pieces, which may end with a line."""
+    return _PIECES_S if len(keys) >= _PASTED and keys[-1].key in _ENTER else 0.0
 
 
 def together(keys: Sequence[KeyPress], *, typed_ahead: bool = False) -> list[KeyPress]:
