@@ -22,7 +22,7 @@ from edgepp.ui.chat import (
     unicode_text,
 )
 from edgepp.ui.keyboard import prompt_session, unechoed
-from edgepp.ui.screen import say
+from edgepp.ui.screen import Screen, say
 
 if TYPE_CHECKING:
     from edgepp.api import Answer, Prompt
@@ -34,8 +34,8 @@ HELP = """\
 /reset   forget the conversation
 /stats   where the time of the last answer went, stage by stage
 /quit    leave (so do /bye, /exit and Ctrl-D); Ctrl-C stops an answer
-Enter sends; Alt-Enter or Ctrl-J begins a new line; the arrow keys bring back earlier lines.
-A line that begins with a space is always a question."""
+Enter sends; Alt-Enter or Ctrl-J begins a new line; arrow keys recall earlier lines
+a line that begins with a space is always a question"""
 
 COMMANDS = ("/help", "/reset", "/stats", "/quit", "/bye", "/exit")
 _ASK_IT = "  to ask it as a question, begin the line with a space"
@@ -110,7 +110,7 @@ class Conversation:
                 self.reset()
                 say("forgotten")
             case "/stats":
-                say(stage_table(self.last) if self.last else "no answer yet")
+                Screen().show(stage_table(self.last) if self.last else "no answer yet")
             case "/quit":
                 raise EOFError
             case _:

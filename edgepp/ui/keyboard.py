@@ -26,7 +26,7 @@ _PASTED = 32
 """Characters that come at once and are taken for pasted text, not typed keys."""
 _MOST_KEYS = 1 << 20
 """Keys that are read before they are acted upon."""
-_PIECES_S = 0.03
+_PIECES_S = 0.1
 """Between two pieces of one paste."""
 _MOST_LINES = 1000
 _MOST_BYTES = 1 << 20

@@ -23,7 +23,8 @@ def say(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) -> 
 
     ``style`` is that of ``click.style``.
     """
-    click.secho(printable(text), nl=nl, err=err, **style)
+    text = printable(text)
+    click.echo(click.style(text, **style) if style else text, nl=nl, err=err)
 
 
 def say_json(value: object) -> None:
