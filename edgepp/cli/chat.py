@@ -95,6 +95,8 @@ def chat(
         raise UsageError("--json, --raw and --choices need a prompt", "give it with -p or pipe it in")
     if raw and system is not None:
         raise UsageError("--raw leaves no place for --system", "write it into the prompt")
+    if prompt is None and (sys.stdin is None or sys.stdin.closed):
+        raise UsageError("standard input is closed, so nothing can be typed", "give a prompt with -p")
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty", "say something")
     how, given = generate_options(**options)
