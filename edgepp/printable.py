@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 
 # C0 and C1 controls but for tab and newline, DEL, directional overrides and isolates, and lone surrogates.
@@ -21,3 +23,16 @@ def one_line(text: str, longest: int | None = None) -> str:
     """``text`` as one printable line of at most ``longest`` characters: for names, reasons and table cells."""
     line = printable(_LINE_ENDS.sub(" ", text)).strip()
     return line if longest is None or len(line) <= longest else line[: longest - 1] + "…"
+
+
+def json_line(value: object) -> str:
+    """``value`` as one line of JSON that is safe to show: each control character in a string is an escape."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records, whose arguments may come from anywhere, without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as printable text; a traceback keeps its lines."""
+        return printable(super().format(record))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +43,8 @@ class Answer:
         self.token_ids: list[int] = []
         self.sampled: list[Sampled] = []
         """One for each token, where log-probabilities were asked for."""
+        self.spelled: Mapping[int, str] = {}
+        """The text of each token that ``sampled`` names, by itself; known at the end."""
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
@@ -157,6 +159,8 @@ class Answer:
         self.token_ids += answer.token_ids[len(self.token_ids) : piece.tokens]
         self.sampled += answer.sampled[len(self.sampled) : piece.tokens]
         self.prompt_tokens, self.timing, self.stages = answer.prompt_tokens, answer.timing, answer.stages
+        if piece.reason is not None:
+            self.spelled = answer.spelled
         self.finish_reason = piece.reason
 
 

@@ -11,11 +11,12 @@ from edgepp.api.answer import Answer, Begun
 from edgepp.api.apart import apart
 from edgepp.api.question import Prompt, each, worded
 from edgepp.cluster.identity import load_cluster
-from edgepp.engine.request import GenerateOptions
+from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.model.source import resolve
 from edgepp.serve.client import Served, served
+from edgepp.serve.forms import read_drawing
 from edgepp.wire.transport import Address
 
 
@@ -48,6 +49,11 @@ class Connection:
     def model(self) -> str:
         """The name of the model that the cluster runs."""
         return self._known.model
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """See ``Engine.sampling``."""
+        return read_drawing(self.status.get("sampling"))
 
     @property
     def stages(self) -> tuple[StageInfo, ...]:

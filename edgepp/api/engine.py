@@ -14,7 +14,7 @@ from edgepp.api.question import Prompt, each, worded
 from edgepp.engine.front import OnProgress
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.engine.request import GenerateOptions
+from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.wire.messages import LinkCodec
@@ -85,6 +85,11 @@ class Engine:
     def stages(self) -> tuple[StageInfo, ...]:
         """What runs where; a stage in a process of its own has a ``pid``."""
         return self._running.stages
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """How the model's makers want tokens drawn, as `edgepp chat` does; an answer here is greedy unless asked."""
+        return self._running.sampling
 
     @property
     def context(self) -> int:

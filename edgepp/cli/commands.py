@@ -25,6 +25,12 @@ def cli() -> None:
         two$  edgepp join 7-tango-lemon         # the layers are spread by memory
         any$  edgepp chat
     """
+    import logging
+
+    from edgepp.printable import PrintableFormatter
+
+    if logging.lastResort is not None:  # what libraries and edgepp's own rooms log, where nobody set up more
+        logging.lastResort.setFormatter(PrintableFormatter("%(message)s"))
 
 
 for command in (

@@ -45,11 +45,12 @@ def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
     from edgepp.model.fetch import fetch
     from edgepp.model.parts import WHOLE, Parts
     from edgepp.ui.progress import ByteProgress
+    from edgepp.ui.screen import say
 
     parts = WHOLE if layers is None else Parts(layers=LayerRange.parse(layers))
     with ByteProgress(quiet=as_json) as progress:
         path = fetch(model, parts, progress)
-    click.echo(json.dumps({"path": str(path)}) if as_json else f"{model} is in {path}")
+    say(json.dumps({"path": str(path)}) if as_json else f"{model} is in {path}")
 
 
 @models.command("rm")
@@ -60,6 +61,7 @@ def models_rm(model: str, *, yes: bool, as_json: bool) -> None:
     """Remove a model from the cache, with whatever came of it in part."""
     from edgepp.model.remove import bytes_on_disk, cached_folder, remove
     from edgepp.ui.progress import megabytes
+    from edgepp.ui.screen import say
 
     folder = cached_folder(model)
     if not yes:
@@ -68,4 +70,4 @@ def models_rm(model: str, *, yes: bool, as_json: bool) -> None:
         click.confirm(f"remove {megabytes(bytes_on_disk(folder))} in {folder}?", abort=True, err=True)
     freed = remove(model)
     facts = {"model": model, "path": str(folder), "freed_bytes": freed}
-    click.echo(json.dumps(facts) if as_json else f"{model} is removed: {megabytes(freed)} are free again")
+    say(json.dumps(facts) if as_json else f"{model} is removed: {megabytes(freed)} are free again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from edgepp.engine.engine import Engine
@@ -97,10 +97,13 @@ class Answer:
     Stop strings are found here, so a token or two more may have been computed than ``token_ids`` shows.
     """
 
-    def __init__(self, engine: Engine, request: Request, detokenizer: Detokenizer) -> None:
+    def __init__(
+        self, engine: Engine, request: Request, detokenizer: Detokenizer, spell: Callable[[int], str] = lambda _: ""
+    ) -> None:
         self._engine = engine
         self._request = request
         self._detokenizer = detokenizer
+        self._spell = spell
         self._filter = StopFilter(request.options.stop)
         self.token_ids: list[int] = []
         self.sampled = request.sampled
@@ -141,6 +144,13 @@ class Answer:
                     text += self._filter.finish()
             if text:
                 yield text
+
+    @property
+    def spelled(self) -> dict[int, str]:
+        """The text of each token that ``sampled`` names, by itself; a part of a character is U+FFFD."""
+        named = self.sampled[: len(self.token_ids)]
+        tokens = {token for one in named for token in (one.token, *(rival for rival, _ in one.top))}
+        return {token: self._spell(token) for token in sorted(tokens)}
 
     def cancel(self) -> None:
         """Stop generating and free the slots; iterating on gives what came before."""

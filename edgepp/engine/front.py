@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
 from edgepp.engine.constraint import ConstraintCompiler, Matcher
-from edgepp.engine.request import Constraint
+from edgepp.engine.request import Constraint, SamplingOptions
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
+from edgepp.model.generation import generation_defaults
 from edgepp.model.parts import WHOLE, Parts
 from edgepp.model.tokenizer import Tokenizer
 
@@ -27,6 +28,8 @@ class Front:
     path: Path
     checkpoint: Checkpoint
     tokenizer: Tokenizer
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    """How the model's makers want its tokens drawn."""
 
     @classmethod
     def open(cls, model: str, *, whole: bool, on_progress: OnProgress | None = None) -> Front:
@@ -36,7 +39,9 @@ class Front:
             ModelError: there is no such model, or it cannot be fetched now.
         """
         path = fetch(model, WHOLE if whole else Parts(ends=True), on_progress)
-        return cls(model, path, Checkpoint.open(path), Tokenizer.load(path))
+        draw = generation_defaults(path)
+        sampling = SamplingOptions(draw.temperature, draw.repetition_penalty, draw.top_p, top_k=draw.top_k)
+        return cls(model, path, Checkpoint.open(path), Tokenizer.load(path), sampling)
 
     @cached_property
     def _compiler(self) -> ConstraintCompiler:

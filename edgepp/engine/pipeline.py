@@ -18,7 +18,7 @@ from edgepp.engine.engine import Engine, Parts
 from edgepp.engine.front import Front, OnProgress
 from edgepp.engine.network import NetworkRing
 from edgepp.engine.peers import Endpoint, Expectation
-from edgepp.engine.request import GenerateOptions
+from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
@@ -128,6 +128,11 @@ class Pipeline:
         return min(self.engine.context, self.options.context or self.engine.context)
 
     @property
+    def sampling(self) -> SamplingOptions:
+        """How the model's makers want its tokens drawn; an answer is greedy unless its options say so."""
+        return self._front.sampling
+
+    @property
     def stages(self) -> tuple[StageInfo, ...]:
         """The pipeline's stages in order."""
         return self.engine.stages
@@ -146,7 +151,8 @@ class Pipeline:
         room = self.context - len(tokens)
         if 0 < room < options.max_tokens:
             options = replace(options, max_tokens=room)
-        return Answer(self.engine, self.engine.submit(tokens, options, owner), self.tokenizer.detokenizer())
+        request = self.engine.submit(tokens, options, owner)
+        return Answer(self.engine, request, self.tokenizer.detokenizer(), self._spell)
 
     def close(self) -> None:
         """End requests, leave the ring, stop the stages that were started here."""
@@ -159,6 +165,11 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _spell(self, token: int) -> str:
+        """The text of one token by itself."""
+        alone = self.tokenizer.detokenizer()
+        return alone.add(token) + alone.finish()
 
     def _start_stages(self, on_progress: OnProgress | None) -> tuple[Endpoint, ...]:
         if self.options.stages is None:

@@ -12,6 +12,16 @@ from edgepp.model.names import candidates
 
 DEFAULT_REVISION = "main"
 
+_FOREIGN = {
+    ".gguf": "in GGUF, llama.cpp's format",
+    ".ggml": "in GGML, llama.cpp's old format",
+    ".bin": "a file of PyTorch weights",
+    ".pt": "a file of PyTorch weights",
+    ".pth": "a file of PyTorch weights",
+    ".onnx": "an ONNX graph",
+    ".safetensors": "a single file of weights",
+}
+"""What people name that is no model folder, by the end of its name."""
 _REPOSITORY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.A)
 
 
@@ -63,6 +73,13 @@ def resolve(model: str) -> Source:
     if model and path.is_dir():
         return LocalFolder(path)
     match = _REPOSITORY.fullmatch(model)
+    ending = ".gguf" if model.lower().endswith("-gguf") else path.suffix.lower()
+    if ending in _FOREIGN and (match is None or path.is_file() or ending == ".gguf"):
+        raise ModelError(
+            f"{model} is {_FOREIGN[ending]}, and edgepp reads folders in mlx-lm format",
+            "give a folder with config.json and *.safetensors, or a hub repository of mlx-community, which has most"
+            " models in that format, such as mlx-community/Llama-3.2-1B-Instruct-4bit; see `edgepp models list`",
+        )
     if match is None or ".." in model or "--" in match["name"]:
         if model.startswith(("/", ".", "~")):
             raise ModelError(f"there is no folder {model}", "give a folder that holds config.json and *.safetensors")

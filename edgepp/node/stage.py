@@ -32,6 +32,7 @@ from edgepp.node.control import Control
 from edgepp.node.joining import Joiner
 from edgepp.node.probe import measure_speed
 from edgepp.node.worker import Worker
+from edgepp.printable import PrintableFormatter
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
@@ -180,7 +181,9 @@ def main() -> None:
     """Entry point of ``python -m edgepp.node.stage``."""
     for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole group; the parent decides what they mean
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     told = sys.stdin.readline()
     if not told:
         return  # the parent is gone already

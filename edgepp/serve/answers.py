@@ -161,7 +161,7 @@ class Answers:
         if answer.finish_reason is not None:
             self.last, self.done = answer.timing, self.done + 1
         sampled = tuple(answer.sampled[: len(answer.token_ids)])
-        outcome = Outcome(reason, answer.prompt_tokens, answer.timing, answer.stages, sampled)
+        outcome = Outcome(reason, answer.prompt_tokens, answer.timing, answer.stages, sampled, answer.spelled)
         live.tell([encode(Answered(live.number)), encode_payload(answered(outcome))])
 
 

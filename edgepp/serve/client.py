@@ -239,6 +239,7 @@ class ServedAnswer:
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
         self.sampled: list[Sampled] = []
+        self.spelled: Mapping[int, str] = {}
         self.stages: tuple[StageInfo, ...] = served.stages
 
     def __iter__(self) -> Iterator[str]:
@@ -261,6 +262,7 @@ class ServedAnswer:
                     outcome = read_answered(decode_payload(frames))
                     self.finish_reason, self.prompt_tokens = outcome.finish_reason, outcome.prompt_tokens
                     self.timing, self.stages, self.sampled = outcome.timing, outcome.stages, list(outcome.sampled)
+                    self.spelled = outcome.spelled
                     return
 
     def cancel(self) -> None:

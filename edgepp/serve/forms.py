@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias, get_args
 
 from edgepp.engine.live import FinishReason
@@ -68,6 +68,28 @@ def _prompt(form: Mapping[str, Any]) -> str | list[dict[str, str]]:
     return [{"role": _text(message["role"]), "content": _text(message["content"])} for message in messages]
 
 
+_DRAWING = ("temperature", "top_p", "top_k", "repetition_penalty")
+
+
+def drawing(sampling: SamplingOptions) -> dict[str, float]:
+    """What a cluster's state says of how its model wants tokens drawn."""
+    return {name: getattr(sampling, name) for name in _DRAWING}
+
+
+def read_drawing(form: Any) -> SamplingOptions:
+    """How a cluster's model wants its tokens drawn.
+
+    Raises:
+        RemoteProtocolError: the form is not one.
+    """
+    if not isinstance(form, dict) or set(form) != set(_DRAWING):
+        raise RemoteProtocolError("a cluster that does not say how its model wants tokens drawn")
+    try:
+        return SamplingOptions(**_numbers(form))
+    except UsageError as error:
+        raise RemoteProtocolError(f"a cluster's model wants its tokens drawn in no possible way: {error}") from error
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How an answer ended, and what it took."""
@@ -78,6 +100,8 @@ class Outcome:
     stages: tuple[StageInfo, ...]
     sampled: tuple[Sampled, ...] = ()
     """One for each token, where log-probabilities were asked for."""
+    spelled: Mapping[int, str] = field(default_factory=dict)
+    """The text of each token that ``sampled`` names."""
 
 
 def answered(outcome: Outcome) -> dict[str, Any]:
@@ -89,6 +113,7 @@ def answered(outcome: Outcome) -> dict[str, Any]:
         "timing": asdict(outcome.timing),
         "stages": stages,
         "sampled": outcome.sampled,
+        "spelled": list(outcome.spelled.items()),
     }
 
 
@@ -107,9 +132,10 @@ def read_answered(form: Mapping[str, Any]) -> Outcome:
             raise RemoteProtocolError("an answer that ended in no known way")
         prompt_tokens = _whole(form["prompt_tokens"])
         sampled = tuple(_sampled(one) for one in _list(form["sampled"], 1 << 20))
+        spelled = {_whole(token): _text(text) for token, text in _list(form["spelled"], 1 << 20)}
         seconds: dict[str, Any] = {**_floats(taken), **counts}
         timing = Timing(**seconds, stages=times)
-        return Outcome(form["finish_reason"], prompt_tokens, timing, stages, sampled)
+        return Outcome(form["finish_reason"], prompt_tokens, timing, stages, sampled, spelled)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"an answer's outcome is malformed: {error}") from error
 
@@ -121,7 +147,7 @@ def _sampled(form: Any) -> Sampled:
 
 def _stage(form: Any) -> StageInfo:
     start, stop = form["layers"]
-    values = {field.name: form[field.name] for field in fields(StageInfo) if field.name != "layers"}
+    values = {one.name: form[one.name] for one in fields(StageInfo) if one.name != "layers"}
     for name in ("node", "address", "backend", "device"):
         values[name] = _text(values[name])[:200]
     for name in ("index", "pid", "chunk", "context"):

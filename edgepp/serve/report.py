@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from edgepp.serve.forms import drawing
+
 if TYPE_CHECKING:
     from edgepp.serve.coordinator import Coordinator
 
@@ -32,6 +34,7 @@ def report(coordinator: Coordinator) -> dict[str, Any]:
         "slots": director.want.slots,
         "exact": director.exact,
         "kv_bits": director.kv_bits or None,
+        "sampling": drawing(serving.sampling),
         "uptime_s": round(time.time() - coordinator.began_s, 1),
         "answers": {
             "under_way": len(coordinator.answers),

@@ -13,6 +13,7 @@ from edgepp.backend.device import release_thread
 from edgepp.engine.front import Front
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.request import SamplingOptions
 from edgepp.errors import EdgeppError, StageLost
 
 log = logging.getLogger("edgepp.serve")
@@ -56,6 +57,11 @@ class Serving:
     def model(self) -> str:
         """The name of the model, as it was asked for."""
         return self._options.model
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """How the model's makers want its tokens drawn."""
+        return self._front.sampling
 
     @property
     def pipeline(self) -> Pipeline | None:

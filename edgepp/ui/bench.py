@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import statistics
-import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -14,9 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from edgepp import __version__
@@ -32,6 +29,7 @@ from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.node.agent import physical_cores
 from edgepp.ui import bench_plot
 from edgepp.ui.progress import ByteProgress
+from edgepp.ui.screen import Rows, Screen, say
 
 __all__ = ["FULL", "QUICK", "Wanted", "bench", "show_comparison"]
 _COLOURS = {"better": "green", "worse": "red", "within the spread": "dim", "one round": "dim"}
@@ -123,9 +121,9 @@ async def _opened(engine: Engine, stack: AsyncExitStack) -> Asked:
 @contextmanager
 def _progress() -> Iterator[Tell]:
     """A bar on a terminal, else a line a step; on standard error."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     if not console.is_terminal:
-        yield lambda done, total, what: print(f"{done + 1}/{total} {what}", file=sys.stderr, flush=True)  # noqa: T201
+        yield lambda done, total, what: say(f"{done + 1}/{total} {what}", err=True)
         return
     columns = (
         BarColumn(bar_width=30),
@@ -169,33 +167,33 @@ def _deliver(report: Report, folder: Path | None, *, as_json: bool) -> None:
     try:
         said += [path.name for path in bench_plot.draw(report, folder)]
     except UsageError as error:
-        click.echo(f"no plots, since matplotlib is not installed: {error.hint}", err=True)
-    click.echo(f"{'partial report' if report.partial else 'report'}: {', '.join(said)}", err=True)
+        say(f"no plots, since matplotlib is not installed: {error.hint}", err=True)
+    say(f"{'partial report' if report.partial else 'report'}: {', '.join(said)}", err=True)
 
 
 def _show(report: Report) -> None:
     """The figures in short."""
-    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    console = Screen()
     if report.single is not None:
         sides = [report.single] + ([report.alone] if report.alone is not None else [])
         stages = len(report.subject.stages)
         sizes = [f">{stages} STAGE{'S' if stages != 1 else ''}", ">ONE PROCESS"][: len(sides)]
-        table = _table(f"{report.subject.model}, ONE REQUEST", *sizes)
+        table = Rows(f"{report.subject.model}, ONE REQUEST", *sizes)
         for name, words in NAMES.items():
             table.add_row(words, *(spread(getattr(side, name)) for side in sides))
-        console.print(table)
+        console.show(table)
     if report.requests:
-        table = _table(">REQUESTS", "ASKED FOR", ">TOKENS", ">TIME S", ">TOKEN/S EACH", ">TOGETHER", ">TTFT P50 S")
+        table = Rows(">REQUESTS", "ASKED FOR", ">TOKENS", ">TIME S", ">TOKEN/S EACH", ">TOGETHER", ">TTFT P50 S")
         for row in report.requests:
             table.add_row(
                 str(row.requests), "a title" if row.text else f"{row.words} words", f"{row.tokens:g}",
                 spread(row.time_s), spread(row.tok_s), spread(row.aggregate_tok_s), number(row.ttft_p50_s),
             )  # fmt: skip
-        console.print("", table)
+        console.show("", table)
     pays = [one for one in report.codecs if one.codec != "none" and one.rows == max(c.rows for c in report.codecs)]
     for one in pays:
         below = f"below {number(one.pays_below_mbit_s)} Mbit/s" if one.pays_below_mbit_s else "on no link"
-        console.print(f"{one.codec} pays {below} for {one.rows} rows ({one.data}).")
+        console.show(f"{one.codec} pays {below} for {one.rows} rows ({one.data}).")
 
 
 def show_comparison(a: str, b: str, *, as_json: bool) -> None:
@@ -208,13 +206,13 @@ def show_comparison(a: str, b: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.form()))
         return
-    console = Console(width=None if Console().is_terminal else 200, highlight=False)
+    console = Screen()
     for line in _remarks(found):
-        console.print(line)
-    table = _table("FIGURE", ">A", ">B", ">B / A", "B IS")
+        console.show(line)
+    table = Rows("FIGURE", ">A", ">B", ">B / A", "B IS")
     for difference in found.differences:
         table.add_row(*_difference(difference))
-    console.print("", table)
+    console.show("", table)
 
 
 def _difference(one: Difference) -> tuple[str | Text, ...]:
@@ -239,10 +237,3 @@ def _remarks(found: Comparison) -> Iterator[str]:
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             yield f"Only in {name}: {len(only)} figures, such as {only[0]!r}."
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
-    return table

@@ -1,34 +1,25 @@
-"""Chat in a terminal: answers for scripts, or a conversation."""
+"""Answers on a terminal and for scripts; `conversation` is the interactive chat."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import math
+import re
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import click
-from prompt_toolkit import PromptSession
-from prompt_toolkit.history import InMemoryHistory
-
 from edgepp.errors import EdgeppError
-from edgepp.ui.errors import show_error
 from edgepp.ui.progress import ByteProgress
+from edgepp.ui.screen import Rows, Screen, say, say_json
 
 if TYPE_CHECKING:
     from edgepp.api import Answer, Connection, Engine, Prompt
-    from edgepp.engine.request import GenerateOptions
+    from edgepp.engine.request import Constraint, GenerateOptions
 
 Model: TypeAlias = "Engine | Connection"
-
-HELP = """\
-/help    this list
-/reset   forget the conversation
-/stats   where the time of the last answer went, stage by stage
-/quit    leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
 async def open_here(engine: Engine, *, quiet: bool = False) -> None:
@@ -79,21 +70,78 @@ def _logprobs(answer: Answer) -> dict[str, Any]:
     """Each token's log-probability and its likeliest alternatives, where they were asked for."""
     if not answer.sampled:
         return {}
+
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
+        return {"token": token, "text": answer.spelled.get(token, ""), "logprob": logprob}
+
     return {
         "logprobs": [
-            {"token": sampled.token, "logprob": sampled.logprob, "top": [list(pair) for pair in sampled.top]}
+            entry(sampled.token, sampled.logprob) | {"top": [entry(*pair) for pair in sampled.top]}
             for sampled in answer.sampled
         ]
     }
 
 
+def show_logprobs(answer: Answer) -> None:
+    """A line a token with its probability and its alternatives, where they were asked for."""
+    if not answer.sampled:
+        return
+    table = Rows("TOKEN", ">PROBABILITY", "LIKELIEST")
+    for sampled in answer.sampled:
+        likeliest = " · ".join(f"{_quoted(answer, token)} {_percent(value)}" for token, value in sampled.top)
+        table.add_row(_quoted(answer, sampled.token), _percent(sampled.logprob), likeliest)
+    Screen().show(table)
+
+
+def _quoted(answer: Answer, token: int) -> str:
+    return json.dumps(answer.spelled.get(token, f"<{token}>"), ensure_ascii=False)
+
+
+def _percent(logprob: float | None) -> str:
+    return "" if logprob is None else f"{100 * math.exp(logprob):.1f} %"
+
+
 def summary(answer: Answer) -> str:
     """One line about an answer's speed."""
     timing = answer.timing
-    return (
-        f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s ·"
-        f" {timing.decode_tok_s:.1f} token/s without it, {timing.e2e_tok_s:.1f} with it"
-    )
+    then = f" · then {timing.decode_tok_s:.1f} token/s" if timing.decode_tok_s else ""
+    return f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s{then}"
+
+
+def cut_off(answer: Answer, options: GenerateOptions) -> str | None:
+    """What cut an answer off before its end; None where it was whole, or Ctrl-C ended it."""
+    if answer.finish_reason != "length" or options.ignore_eos:
+        return None
+    if len(answer.token_ids) < options.max_tokens:
+        return f"cut off after {len(answer.token_ids)} tokens, since the model's context is full"
+    return f"cut off after {len(answer.token_ids)} tokens"
+
+
+def require_complete(answer: Answer, options: GenerateOptions) -> None:
+    """Check that an answer that is held to a schema, expression or grammar came to its end.
+
+    Raises:
+        EdgeppError: it was cut off or stopped before.
+    """
+    held = options.constraint
+    if held is None or answer.finish_reason == "stop" or _is_complete(answer.text, held):
+        return
+    what = {"json_schema": "the JSON schema", "json": "JSON"}.get(held.kind, f"the {held.kind}")
+    how = cut_off(answer, options) or "stopped"
+    raise EdgeppError(f"the answer does not fit {what}: it was {how}", "give it more room with a larger -n")
+
+
+def _is_complete(text: str, held: Constraint) -> bool:
+    """Whether a text that was cut off fits nevertheless, as far as that can be told."""
+    try:
+        if held.kind == "regex":
+            return re.fullmatch(held.text, text) is not None
+        if held.kind in ("json_schema", "json"):
+            json.loads(text)
+            return True
+    except (ValueError, re.error, RecursionError):
+        pass
+    return False
 
 
 def banner(model: Model) -> str:
@@ -130,11 +178,14 @@ async def answer_once(
     """Answer one prompt: streamed text with a line about speed on standard error, or one JSON object."""
     answer = model.ask(prompt, options, raw=raw)
     if as_json:
-        _print({"model": model.model} | report(await answer.whole()))
-        return
-    click.secho(banner(model), dim=True, err=True)
-    await _stream(answer)
-    click.secho(summary(answer), dim=True, err=True)
+        say_json({"model": model.model} | report(await answer.whole()))
+    else:
+        say(banner(model), dim=True, err=True)
+        await stream(answer)
+        show_logprobs(answer)
+        say(summary(answer), dim=True, err=True)
+        _say_cut_off(answer, options)
+    require_complete(answer, options)
 
 
 async def answer_several(
@@ -144,29 +195,34 @@ async def answer_several(
     choices = model.choices(prompt, n, options, raw=raw)
     whole = asyncio.gather(*(choice.whole() for choice in choices))
     if as_json:
-        _print({"model": model.model, "choices": [report(choice) for choice in await whole]})
-        return
-    click.secho(banner(model), dim=True, err=True)
-    with _ctrl_c_stops(choices):
-        await whole
-    for number, choice in enumerate(choices, 1):
-        click.echo(f"{number}. {choice.text.strip()}")
-        click.secho(summary(choice), dim=True, err=True)
+        say_json({"model": model.model, "choices": [report(choice) for choice in await whole]})
+    else:
+        say(banner(model), dim=True, err=True)
+        with _ctrl_c_stops(choices):
+            await whole
+        for number, choice in enumerate(choices, 1):
+            say(f"{number}. {choice.text.strip()}")
+            show_logprobs(choice)
+            say(summary(choice), dim=True, err=True)
+            _say_cut_off(choice, options)
+    for choice in choices:
+        require_complete(choice, options)
 
 
-def _print(found: dict[str, Any]) -> None:
-    click.echo(json.dumps(found, ensure_ascii=False))
+def _say_cut_off(answer: Answer, options: GenerateOptions) -> None:
+    if reason := cut_off(answer, options):
+        say(f"{reason}: for all of it give a larger -n", dim=True, err=True)
 
 
-async def _stream(answer: Answer) -> None:
+async def stream(answer: Answer) -> None:
     """Show an answer as it comes; Ctrl-C stops it."""
     try:
         with _ctrl_c_stops([answer]):
             async for piece in answer:
-                click.echo(piece, nl=False)
+                say(piece, nl=False)
     finally:
         if answer.text:
-            click.echo()
+            say()
 
 
 @contextlib.contextmanager
@@ -185,72 +241,3 @@ def _ctrl_c_stops(answers: Sequence[Answer]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@dataclass
-class Conversation:
-    """An interactive chat; a model that was lost is opened anew for the next question."""
-
-    model: Model
-    options: GenerateOptions
-    system: str | None = None
-    messages: list[dict[str, str]] = field(default_factory=list)
-    last: Answer | None = None
-
-    async def run(self) -> None:
-        """Read, answer, repeat, until the user leaves."""
-        self.reset()
-        click.secho(f"{banner(self.model)}; /help lists commands", dim=True)
-        session: PromptSession[str] = PromptSession(history=InMemoryHistory())
-        try:
-            while True:
-                await self._handle((await _read(session)).strip())
-        except EOFError:
-            click.echo()
-
-    def reset(self) -> None:
-        """Forget everything but the system prompt."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
-
-    async def _handle(self, line: str) -> None:
-        match line:
-            case "":
-                pass
-            case "/help":
-                click.echo(HELP)
-            case "/reset":
-                self.reset()
-                click.echo("forgotten")
-            case "/stats":
-                click.echo(stage_table(self.last) if self.last else "no answer yet")
-            case "/quit":
-                raise EOFError
-            case _ if line.startswith("/"):
-                click.echo(f"there is no command {line.split()[0]}\n{HELP}")
-            case _:
-                await self._ask(line)
-
-    async def _ask(self, question: str) -> None:
-        asked = [*self.messages, {"role": "user", "content": question}]
-        try:
-            answer = await self._begin(asked)
-            await _stream(answer)
-        except EdgeppError as error:
-            show_error(error)
-            return
-        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
-        self.last = answer
-        click.secho(summary(answer), dim=True)
-
-    async def _begin(self, asked: Prompt) -> Answer:
-        from edgepp.api import Engine
-
-        if isinstance(self.model, Engine) and self.model.lost is not None:
-            await open_here(self.model)
-        return self.model.ask(asked, self.options)
-
-
-async def _read(session: PromptSession[str]) -> str:
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C clears the line
-            return await session.prompt_async("> ")

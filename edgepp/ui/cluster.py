@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from edgepp import __version__
 from edgepp.cluster.identity import load_cluster
-from edgepp.errors import EdgeppError
+from edgepp.errors import EdgeppError, PeerLost
 from edgepp.serve.client import Served, served
 from edgepp.ui.doctor import Finding
+from edgepp.ui.screen import Rows, Screen, say
 from edgepp.wire.transport import Address
 
 _CLOCK_S = 5.0
@@ -40,9 +38,9 @@ def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
         click.echo(json.dumps({"code": code, "peers": peers}))
         return
     click.echo("On the other machine, within ten minutes:\n")
-    click.secho(f"    edgepp join {code}\n", bold=True)
+    say(f"    edgepp join {code}\n", bold=True)
     if peers:
-        click.echo(f"If it does not find this one, add --peer {peers[0]}")
+        say(f"If it does not find this one, add --peer {peers[0]}")
 
 
 def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
@@ -50,8 +48,8 @@ def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"token": answer["token"], "name": answer["name"]}))
         return
-    click.echo(f"Whoever has this can join until `edgepp revoke {answer['name']}`; it is not shown again:\n")
-    click.echo(f"    EDGEPP_TOKEN={answer['token']}\n")
+    say(f"Whoever has this can join until `edgepp revoke {answer['name']}`; it is not shown again:\n")
+    say(f"    EDGEPP_TOKEN={answer['token']}\n")
     click.echo("On the other machine put it into the environment, or the file that EDGEPP_TOKEN_FILE names (mode 600)")
 
 
@@ -73,17 +71,14 @@ def show_peers(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("NAME", "ID", "STATE", "KEY", "CAME BY"):
-        table.add_column(heading, overflow="fold")
+    table = Rows("NAME", "ID", "STATE", "KEY", "CAME BY")
     revoked = [{**peer, "state": "revoked"} for peer in answer["revoked"]]
     for peer in [*answer["peers"], *revoked]:
-        row = (peer["name"], peer["node"], peer["state"], f"{peer['key'][:8]}…", peer["came_by"] or "code")
-        table.add_row(*map(Text, row))
+        table.add_row(peer["name"], peer["node"], peer["state"], f"{peer['key'][:8]}…", peer["came_by"] or "code")
     for state, tokens in (("token", answer["tokens"]), ("withdrawn", answer["withdrawn"])):
         for token in tokens:
-            table.add_row(*map(Text, (token["name"], token["node"], state, "", f"{token['nodes']} came by it")))
-    Console(width=None if Console().is_terminal else 200).print(table)
+            table.add_row(token["name"], token["node"], state, "", f"{token['nodes']} came by it")
+    Screen().show(table)
 
 
 def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
@@ -96,7 +91,7 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
         try:
             reached.append(connect(peer))
         except EdgeppError as error:
-            return Finding("coordinator", ok=False, found=str(error), do=error.hint)
+            return Finding("coordinator", ok=False, found=str(error), do=_next_step(error))
         return Finding("coordinator", ok=True, found=f"answers at {reached[0].address} and accepts this key", do="")
 
     def health() -> Finding:
@@ -106,6 +101,13 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
             return _health(connection.status)
 
     return (key, health)
+
+
+def _next_step(error: EdgeppError) -> str:
+    """What to do after an error, for someone who runs doctor already."""
+    if isinstance(error, PeerLost):
+        return "start `edgepp serve` there, or name its address with --peer HOST:PORT"
+    return error.hint
 
 
 def _health(status: Mapping[str, Any]) -> Finding:
@@ -120,6 +122,6 @@ def _health(status: Mapping[str, Any]) -> Finding:
     if status["state"] != "ready":
         faults.append(f"it is {status['state']}: {status['reason']}")
     if faults:
-        return Finding("cluster", ok=False, found="; ".join(faults), do="see `edgepp status`, and run doctor there too")
+        return Finding("cluster", ok=False, found="; ".join(faults), do="see `edgepp status`")
     names = ", ".join(node["name"] for node in status["nodes"])
     return Finding("cluster", ok=True, found=f"ready with {names} at {time.strftime('%H:%M:%S')}", do="")

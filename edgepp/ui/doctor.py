@@ -6,7 +6,6 @@ A check is a function that returns a `Finding` and raises nothing. Those of the 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 import sys
@@ -21,6 +20,8 @@ import click
 
 import edgepp
 from edgepp.errors import EdgeppError
+from edgepp.ui.progress import megabytes
+from edgepp.ui.screen import say, say_json
 
 Check = Callable[[], "Finding"]
 
@@ -64,7 +65,7 @@ def run_doctor(peer: str | None, *, as_json: bool, extra: Sequence[Check] = ()) 
             _show(finding)
     wrong = sum(finding.ok is False for finding in findings)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False))
+        say_json([asdict(finding) for finding in findings])
     else:
         click.secho(f"{wrong} of {len(findings)} checks found something wrong" if wrong else "all is well", bold=True)
     return wrong == 0
@@ -96,9 +97,9 @@ def _findings(peer: str | None, extra: Sequence[Check]) -> Iterator[Finding]:
 def _show(finding: Finding) -> None:
     sign, colour = {True: ("ok", "green"), False: ("!!", "red"), None: ("--", "yellow")}[finding.ok]
     click.secho(f"{sign}  ", fg=colour, nl=False)
-    click.echo(f"{finding.check}: {finding.found}")
+    say(f"{finding.check}: {finding.found}")
     if finding.do:
-        click.echo(f"      → {finding.do}")
+        say(f"      → {finding.do}")
 
 
 def versions() -> Finding:
@@ -142,7 +143,7 @@ def memory() -> Finding:
     from edgepp.node.resources import usable_memory
 
     usable = usable_memory()
-    found = f"{usable / (1 << 30):.1f} GiB for a model"
+    found = f"{megabytes(usable)} for a model"
     if usable >= _LOW_MEMORY_BYTES:
         return Finding("memory", True, found)
     return Finding("memory", False, f"only {found}", "close other programs; `edgepp serve --no-stage` needs little")

@@ -142,13 +142,11 @@ def explain(error: OSError, peer: Address) -> tuple[str, str]:
         do = f"start `edgepp serve` there, and see that it prints port {peer.port}"
         return "the machine is there, but no edgepp listens on this port", do
     if isinstance(error, TimeoutError):
-        do = (
-            f"check the address with `edgepp doctor` there, and let its firewall pass TCP port {peer.port} and the next"
-        )
+        do = f"check its address on that machine, and let its firewall pass TCP port {peer.port} and the next"
         return f"no answer for {_CONNECT_S:g} s: a firewall drops it, or the address is wrong or asleep", do
     if error.errno == errno.EHOSTUNREACH and sys.platform == "darwin":
         return "macOS does not let this program into the local network, or nobody has this address", _MAC_PERMISSION
     if error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        do = "check that both machines are on one network, and the address with `edgepp doctor` there"
+        do = "check that both machines are on one network, and the address on that machine"
         return f"there is no way to it, or nobody has this address ({error.strerror})", do
     return f"no connection: {error.strerror or error}", "check the address and the network"

@@ -36,6 +36,7 @@ from edgepp.printable import one_line
 from edgepp.serve.client import may_move, whereabouts
 from edgepp.ui.pair import paired
 from edgepp.ui.progress import ByteProgress, megabytes
+from edgepp.ui.screen import say
 from edgepp.ui.standing import Standing, read_standing
 from edgepp.wire.transport import Address
 
@@ -166,15 +167,15 @@ def _greet(address: Address, cluster: Cluster, identity: Identity, *, as_json: b
         facts = {"node": identity.node, "name": identity.name, "cluster": cluster.id, "address": str(address)}
         click.echo(json.dumps({"event": "joined", "coordinator": cluster.coordinator.name, **facts}))
     else:
-        click.echo(f"{identity.name} is a node of {cluster.coordinator.name}'s cluster")
-        click.echo("Ctrl-C stops it, and `edgepp join` starts it again; `edgepp leave` leaves the cluster for good")
+        say(f"{identity.name} is a node of {cluster.coordinator.name}'s cluster")
+        say("Ctrl-C stops it, and `edgepp join` starts it again; `edgepp leave` leaves the cluster for good")
 
 
 def _say(text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"event": "note", "text": text}))
     else:
-        click.echo(f"{time.strftime('%H:%M:%S')}  {one_line(text)}")
+        say(f"{time.strftime('%H:%M:%S')}  {one_line(text)}")
 
 
 @dataclass(frozen=True)
@@ -234,14 +235,14 @@ def announce(config: StageConfig, ready: Ready, *, as_json: bool) -> None:
         facts = asdict(ready) | {"address": str(ready.address), "layers": [config.start, config.stop]}
         click.echo(json.dumps(facts | {"model": config.model, "node": config.node}))
         return
-    click.echo(
+    say(
         f"layers {config.layers} of {config.model} on {ready.backend} ({ready.device}):"
         f" {megabytes(ready.weight_bytes)} loaded in {ready.seconds:.1f} s,"
         f" {megabytes(ready.resident_bytes)} in memory, {1e6 / ready.prefill_us:.0f} token/s in a prompt,"
         f" {ready.decode_us / 1000:.1f} ms a token after it"
     )
-    click.echo(f"listening on {ready.address}; chat with it by")
-    click.echo(f"  edgepp chat -m {config.model} --peer {ready.address} --peer <the other nodes>")
+    say(f"listening on {ready.address}; chat with it by")
+    say(f"  edgepp chat -m {config.model} --peer {ready.address} --peer <the other nodes>")
     if not ready.address.is_loopback:
         click.secho("INSECURE: anyone who can reach this address can use and read this node", fg="yellow", err=True)
     click.echo("Ctrl-C ends it")

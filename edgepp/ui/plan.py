@@ -8,8 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from edgepp.cluster.placement import memory_needed
@@ -21,6 +19,7 @@ from edgepp.plan.predict import Decode
 from edgepp.plan.quantities import link_rate
 from edgepp.plan.report import outlook_form, requests_fit, slots_needed, unfit_form
 from edgepp.ui.progress import megabytes
+from edgepp.ui.screen import Rows, Screen, say
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _MOST_CHANGES = 3
@@ -53,10 +52,7 @@ def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(outlook_form(found)))
         return
-    width = None if Console().is_terminal else 200
-    console = Console(width=width, highlight=False, markup=False, emoji=False)  # names are not ours
-    for part in picture(found):
-        console.print(part)
+    Screen().show(*picture(found))
 
 
 def list_hardware(*, as_json: bool) -> None:
@@ -64,16 +60,16 @@ def list_hardware(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"hardware": [asdict(one) for one in catalogue().values()]}))
         return
-    table = _table("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S")
+    table = Rows("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S")
     sources: dict[str, list[str]] = {}
     for one in catalogue().values():
         flops = f"{'~' if 'estimate' in one.note else ''}{one.flops / 1e12:.3g} T"
         table.add_row(one.name, one.title, ", ".join(map(str, one.memory_gb)), f"{one.bandwidth / 1e9:g} GB/s", flops)
         sources.setdefault(one.source, []).append(one.name)
-    Console(width=None if Console().is_terminal else 200).print(table)
+    Screen().show(table)
     click.echo("\n~ is an estimate; --json says of what. Sources:")
     for source, names in sources.items():
-        click.echo(f"  {', '.join(names)}: {source}")
+        say(f"  {', '.join(names)}: {source}")
 
 
 def picture(found: Outlook) -> Iterator[Any]:
@@ -105,9 +101,9 @@ def _head(found: Outlook) -> Text:
     )
 
 
-def _stages(found: Outlook) -> Table:
+def _stages(found: Outlook) -> Rows:
     laid, prediction = found.laid, found.laid.prediction
-    table = _table(
+    table = Rows(
         "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SOFTWARE",
         ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
     )  # fmt: skip
@@ -127,8 +123,8 @@ def _stages(found: Outlook) -> Table:
     return table
 
 
-def _requests(found: Outlook) -> Table:
-    table = _table(">REQUESTS", ">TOKEN/S EACH", ">TOGETHER", ">PER TOKEN", "LIMITED BY", "")
+def _requests(found: Outlook) -> Rows:
+    table = Rows(">REQUESTS", ">TOKEN/S EACH", ">TOGETHER", ">PER TOKEN", "LIMITED BY", "")
     for decode in found.laid.prediction.decode:
         slots, room = slots_needed(decode, found.question), ""
         if not requests_fit(decode, found):
@@ -240,10 +236,3 @@ def _ms(seconds: float) -> str:
     if not seconds:
         return ""
     return f"{seconds * 1e3:.1f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2f} ms"
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
-    return table

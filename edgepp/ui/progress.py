@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from edgepp.ui.screen import Screen
+
+_PATIENCE_S = 1.0
+"""Work that is done sooner shows no bar."""
 
 
 class ByteProgress:
-    """One bar for each thing that is fetched or loaded; silent where standard error is no terminal, or if asked."""
+    """One bar for each thing that is fetched or loaded, once that takes a while.
+
+    Silent where standard error is no terminal, or if asked.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        console = Console(stderr=True, quiet=quiet)
+        console = Screen(stderr=True, quiet=quiet)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             DownloadColumn(),
             TransferSpeedColumn(),
@@ -23,15 +31,20 @@ class ByteProgress:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._began_s: float | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that ``done`` of ``total`` bytes of ``what`` are there."""
+        now_s = time.monotonic()
+        if self._began_s is None:
+            self._began_s = now_s
+        elif now_s - self._began_s > _PATIENCE_S:
+            self._bars.start()
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
 
     def __enter__(self) -> ByteProgress:
-        self._bars.start()
         return self
 
     def __exit__(

@@ -9,13 +9,14 @@ from contextlib import suppress
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.text import Text
 
 from edgepp.cluster.identity import has_left
 from edgepp.cluster.running import running
 from edgepp.printable import one_line
 from edgepp.serve.service import ServeOptions, Service
 from edgepp.ui.progress import ByteProgress
+from edgepp.ui.screen import Screen, say
 
 _TURN_S = 0.2
 
@@ -51,14 +52,14 @@ def _greet(service: Service, *, as_json: bool) -> None:
         facts = {name: state[name] for name in ("address", "cluster", "coordinator", "model")}
         click.echo(json.dumps({"event": "listening", "port": service.coordinator.address.port, **facts}))
         return
-    click.echo(f"serving {state['model']} from {state['coordinator']}, port {service.coordinator.address.port}")
+    say(f"serving {state['model']} from {state['coordinator']}, port {service.coordinator.address.port}")
     click.echo("  edgepp invite    lets another machine join: run it here, and what it prints there")
     click.echo("  edgepp chat      talks to it, here and on every node; edgepp status shows it")
     click.echo("Ctrl-C stops it; the cluster stays until `edgepp leave`")
 
 
 def _follow(service: Service, notes: queue.SimpleQueue[str], *, as_json: bool) -> None:
-    console = Console()
+    console = Screen()
     spinner = console.status("")
     ready = False
     try:
@@ -77,17 +78,17 @@ def _follow(service: Service, notes: queue.SimpleQueue[str], *, as_json: bool) -
             ready = now_ready
             if console.is_terminal and not as_json:
                 text = _loading(service)
-                spinner.update(text)
+                spinner.update(Text(text))
                 spinner.start() if text else spinner.stop()
     finally:
         spinner.stop()
 
 
-def _note(console: Console, text: str, *, as_json: bool) -> None:
+def _note(console: Screen, text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"event": "note", "text": text}))
     else:
-        console.print(f"{time.strftime('%H:%M:%S')}  {one_line(text)}", markup=False, highlight=False, soft_wrap=True)
+        console.show(f"{time.strftime('%H:%M:%S')}  {one_line(text)}")
 
 
 def _loading(service: Service) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from edgepp.cluster.identity import load_view
@@ -19,6 +18,7 @@ from edgepp.layers import LayerRange
 from edgepp.serve.client import Served
 from edgepp.ui.cluster import connect
 from edgepp.ui.progress import megabytes
+from edgepp.ui.screen import Rows, Screen
 
 _AGAIN_S = 1.0
 _COLOURS = {
@@ -43,14 +43,14 @@ def show_status(peer: str | None, *, watch: bool, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(state))
         else:
-            _console().print(picture(state))
+            Screen().show(picture(state))
         return
     if as_json:
         _watch(
             peer, lambda state: click.echo(json.dumps(state)), lambda error: click.echo(json.dumps({"error": error}))
         )
         return
-    with Live(console=_console(), refresh_per_second=4) as live:
+    with Live(console=Screen(), refresh_per_second=4) as live:
         _watch(peer, lambda state: live.update(picture(state)), lambda error: live.update(Text(error, style="red")))
 
 
@@ -104,8 +104,8 @@ def picture(state: Mapping[str, Any]) -> Group:
     return Group(*lines, "", _nodes(state), "", _stages(state))
 
 
-def _nodes(state: Mapping[str, Any]) -> Table:
-    table = _table("NODE", "STATE", "ROLES", "ADDRESS", ">MEMORY", ">FREE", "BACKEND", ">STREAM", ">GFLOP/S", ">RTT")
+def _nodes(state: Mapping[str, Any]) -> Rows:
+    table = Rows("NODE", "STATE", "ROLES", "ADDRESS", ">MEMORY", ">FREE", "BACKEND", ">STREAM", ">GFLOP/S", ">RTT")
     for node in state["nodes"]:
         table.add_row(
             f"{node['name']} {node['node'][:6]}",
@@ -122,8 +122,8 @@ def _nodes(state: Mapping[str, Any]) -> Table:
     return table
 
 
-def _stages(state: Mapping[str, Any]) -> Table:
-    table = _table(
+def _stages(state: Mapping[str, Any]) -> Rows:
+    table = Rows(
         "STAGE", "LAYERS", "NODE", "ADDRESS", "STATE", "BACKEND", ">IN MEMORY", ">KV", ">SLOTS", ">STAGE", ">WIRE"
     )
     for stage in state["stages"]:
@@ -147,14 +147,3 @@ def _stages(state: Mapping[str, Any]) -> Table:
 
 def _ms(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.2f} ms"
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading.lstrip(">"), justify="right" if heading.startswith(">") else "left")
-    return table
-
-
-def _console() -> Console:
-    return Console(width=None if Console().is_terminal else 200, markup=False, emoji=False)  # names are not ours

@@ -32,7 +32,13 @@ class Terminal:
         self._seen = ""
 
     def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
+        for start in range(0, len(text), 512):  # what is shown must be read meanwhile, or both sides would wait
+            os.write(self._master, text[start : start + 512].encode())
+            while select.select([self._master], [], [], 0)[0]:
+                self._read()
+
+    def _read(self) -> None:
+        self._seen += os.read(self._master, 65536).decode(errors="replace")
 
     def expect(self, text: str, within_s: float = 30) -> str:
         """What was shown up to and with ``text``."""
@@ -40,7 +46,7 @@ class Terminal:
         while text not in self._seen:
             assert time.monotonic() < deadline, f"{text!r} never came; the screen shows: {self._seen[-800:]}"
             if select.select([self._master], [], [], 0.1)[0]:
-                self._seen += os.read(self._master, 65536).decode(errors="replace")
+                self._read()
         shown, self._seen = self._seen.split(text, 1)
         return shown + text
 
@@ -77,6 +83,44 @@ def test_a_conversation_with_commands(terminal: Terminal) -> None:
     terminal.expect("there is no command /nonsense")
     terminal.type("/quit\r")
     assert terminal.process.wait(10) == 0
+
+
+def test_lines_typed_ahead_are_asked_in_turn_and_a_slash_may_begin_a_question(terminal: Terminal) -> None:
+    terminal.type("hello\r/usr/bin is what?\r/stat\r")
+    terminal.expect("12 tokens · first after")
+    terminal.expect("12 tokens · first after")
+    terminal.expect("did you mean /stats?")
+    terminal.type("exit\r")
+    assert terminal.process.wait(10) == 0
+
+
+def test_a_long_text_that_comes_at_once_is_soon_asked(terminal: Terminal) -> None:
+    terminal.type("twelve bytes " * 5000 + "\r")
+    terminal.expect("do not fit into the context")
+    terminal.type("/bye\r")
+    assert terminal.process.wait(10) == 0
+
+
+def test_what_is_typed_during_an_answer_does_not_show_in_it(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "tiny", replace(TINY, context=1 << 17))
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    opened = Terminal("env", f"EDGEPP_HOME={home}", *EDGEPP, "chat", "-m", str(path), "--ignore-eos", "-n", "100000")
+    try:
+        opened.expect("/help lists commands")
+        opened.type("hello\r")
+        opened.expect("filler")  # a word of its vocabulary
+        opened.type("MEANWHILE")
+        time.sleep(0.2)  # the terminal would show it at once
+        opened.process.send_signal(signal.SIGINT)
+        assert "MEANWHILE" not in opened.expect("tokens · first after")
+        opened.expect("> ")
+        opened.type("\x15exit\r")  # Ctrl-U clears what waited
+        assert opened.process.wait(10) == 0
+    finally:
+        opened.close()
+    assert (home / "history.jsonl").read_text() == '"hello"\n"exit"\n'
+    assert (home / "history.jsonl").stat().st_mode & 0o777 == 0o600
 
 
 def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tmp_path: Path) -> None:

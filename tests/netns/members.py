@@ -170,6 +170,6 @@ def join(host: Host, *args: str) -> Daemon:
 
 def chat(host: Host, prompt: str, tokens: int, *args: str) -> dict[str, Any]:
     """What `edgepp chat --json` answers."""
-    done = host.edgepp("chat", "-p", prompt, "-n", str(tokens), "--json", *args)
+    done = host.edgepp("chat", "-p", prompt, "-n", str(tokens), "--temperature", "0", "--json", *args)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))

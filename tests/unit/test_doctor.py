@@ -219,7 +219,7 @@ def _resources(monkeypatch: pytest.MonkeyPatch, usable_bytes: int) -> None:
 
 def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     _resources(monkeypatch, 8 << 30)
-    assert doctor.memory() == Finding("memory", True, "8.0 GiB for a model")
+    assert doctor.memory() == Finding("memory", True, "8.59 GB for a model")
     _resources(monkeypatch, 100 << 20)
     assert doctor.memory().ok is False
 

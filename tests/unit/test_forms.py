@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
 from edgepp.engine.ring import StageInfo
+from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.serve.forms import Outcome, answered, question, read_answered, read_question
@@ -42,6 +44,11 @@ def test_an_outcome_survives_the_wire() -> None:
     assert read_answered(over_the_wire(answered(OUTCOME))) == OUTCOME
 
 
+def test_log_probabilities_and_their_texts_survive_the_wire() -> None:
+    outcome = replace(OUTCOME, sampled=(Sampled(3, -0.5, ((3, -0.5), (9, -1.5))),), spelled={3: " hé", 9: "\ufffd"})
+    assert read_answered(over_the_wire(answered(outcome))) == outcome
+
+
 @given(st.sampled_from(["prompt", "messages", "options"]), JSON)
 def test_a_question_with_anything_else_in_it_is_refused_by_name(field: str, junk: Any) -> None:
     form = over_the_wire(question("hi", OPTIONS))
@@ -53,7 +60,7 @@ def test_a_question_with_anything_else_in_it_is_refused_by_name(field: str, junk
     assert field == "messages" or isinstance(junk, str)
 
 
-@given(st.sampled_from(["finish_reason", "prompt_tokens", "timing", "stages"]), JSON)
+@given(st.sampled_from(["finish_reason", "prompt_tokens", "timing", "stages", "spelled"]), JSON)
 def test_an_outcome_with_anything_else_in_it_is_refused(field: str, junk: Any) -> None:
     form = over_the_wire(answered(OUTCOME))
     form[field] = junk
