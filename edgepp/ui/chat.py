@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgepp.errors import EdgeppError
+from edgepp.ui.errors import show_error
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Rows, Screen, say, say_json
 
@@ -117,18 +118,14 @@ def cut_off(answer: Answer, options: GenerateOptions) -> str | None:
     return f"cut off after {len(answer.token_ids)} tokens"
 
 
-def require_complete(answer: Answer, options: GenerateOptions) -> None:
-    """Check that an answer that is held to a schema, expression or grammar came to its end.
-
-    Raises:
-        EdgeppError: it was cut off or stopped before.
-    """
+def incomplete(answer: Answer, options: GenerateOptions) -> EdgeppError | None:
+    """Why an answer that is held to a schema, expression or grammar did not come to its end; None where it did."""
     held = options.constraint
     if held is None or answer.finish_reason == "stop" or _is_complete(answer.text, held):
-        return
+        return None
     what = {"json_schema": "the JSON schema", "json": "JSON"}.get(held.kind, f"the {held.kind}")
     how = cut_off(answer, options) or "stopped"
-    raise EdgeppError(f"the answer does not fit {what}: it was {how}", "give it more room with a larger -n")
+    return EdgeppError(f"the answer does not fit {what}: it was {how}", "give it more room with a larger -n")
 
 
 def _is_complete(text: str, held: Constraint) -> bool:
@@ -178,14 +175,15 @@ async def answer_once(
     """Answer one prompt: streamed text with a line about speed on standard error, or one JSON object."""
     answer = model.ask(prompt, options, raw=raw)
     if as_json:
-        say_json({"model": model.model} | report(await answer.whole()))
+        _say_whole({"model": model.model} | report(await answer.whole()), incomplete(answer, options))
     else:
         say(banner(model), dim=True, err=True)
         await stream(answer)
         show_logprobs(answer)
         say(summary(answer), dim=True, err=True)
         _say_cut_off(answer, options)
-    require_complete(answer, options)
+        if fault := incomplete(answer, options):
+            raise fault
 
 
 async def answer_several(
@@ -195,7 +193,9 @@ async def answer_several(
     choices = model.choices(prompt, n, options, raw=raw)
     whole = asyncio.gather(*(choice.whole() for choice in choices))
     if as_json:
-        say_json({"model": model.model, "choices": [report(choice) for choice in await whole]})
+        reports = [report(choice) for choice in await whole]
+        faults = [fault for choice in choices if (fault := incomplete(choice, options))]
+        _say_whole({"model": model.model, "choices": reports}, next(iter(faults), None))
     else:
         say(banner(model), dim=True, err=True)
         with _ctrl_c_stops(choices):
@@ -205,8 +205,17 @@ async def answer_several(
             show_logprobs(choice)
             say(summary(choice), dim=True, err=True)
             _say_cut_off(choice, options)
-    for choice in choices:
-        require_complete(choice, options)
+        for choice in choices:
+            if fault := incomplete(choice, options):
+                raise fault
+
+
+def _say_whole(form: dict[str, Any], fault: EdgeppError | None) -> None:
+    """One JSON object; where its answer is incomplete it says so itself, and the command ends with status 1."""
+    say_json(form | ({"error": str(fault)} if fault else {}))
+    if fault:
+        show_error(fault)
+        raise SystemExit(1)
 
 
 def _say_cut_off(answer: Answer, options: GenerateOptions) -> None:

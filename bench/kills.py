@@ -1,0 +1,282 @@
+"""A cluster on this machine under kills and cancellations: every answer right or ended by a named error, nothing kept.
+
+    python bench/kills.py --model smollm2-135m --minutes 10
+
+A coordinator and two joined nodes run with --exact. Askers put known questions, whose tokens one machine gave before,
+and cancel some; meanwhile stage processes, and now and then a whole node, are killed and nodes started again. It fails
+on a wrong token, an error that names no stage or node, memory that grows, or a node that has no layers at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from measure import Arguments, count, report, say, script
+
+from edgepp.child import python_command
+from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.request import GenerateOptions
+from edgepp.errors import EdgeppError
+from edgepp.serve.client import served
+
+_ASKERS = 3
+_TOKENS = 24
+_KILL_S = (4.0, 12.0)
+"""Shortest and longest pause between kills, in seconds."""
+_NODE_SHARE = 0.2
+"""Share of kills that take a node and not only a stage process."""
+_SETTLE_S = 60.0
+_NAMED = re.compile(
+    r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were divided anew"
+)
+_QUESTIONS = (
+    "Name three colours.",
+    "What is the capital of France?",
+    "Write a sentence about the sea and the wind.",
+    "Count from one to ten.",
+    "Why do birds sing in the morning? Answer in one sentence, and say which birds you mean by that.",
+)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Arguments(__doc__)
+    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long (%(default)s)")
+    parser.add_argument("--seed", type=count, default=1, help="of kills and cancellations (%(default)s)")
+    parser.add_argument("--tolerance", type=float, default=1.0, help="MB a minute of growth that is none (%(default)s)")
+    return parser.parse_args()
+
+
+class Machine:
+    """One `edgepp serve` or `edgepp join`, with a configuration of its own."""
+
+    def __init__(self, folder: Path, name: str, *command: str, **env: str) -> None:
+        self.name, self._command = name, command
+        self._env = {**os.environ, "EDGEPP_HOME": str(folder / name), "EDGEPP_NAME": name, **env}
+        self._log = (folder / f"{name}.log").open("ab")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        self.process = subprocess.Popen(
+            python_command("edgepp", *self._command, "--threads", "1"),
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+
+    @property
+    def stages(self) -> list[psutil.Process]:
+        """Its stage processes."""
+        with suppress(psutil.NoSuchProcess):
+            return [
+                child
+                for child in psutil.Process(self.process.pid).children()
+                if any("edgepp.node.stage" in part for part in child.cmdline())
+            ]
+        return []
+
+    def close(self) -> None:
+        """End it."""
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+
+class Trial:
+    """The cluster, who asks it, and who kills parts of it."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
+        self.options, self.folder = options, folder
+        self.expected = expected(options.model)
+        serve = ("serve", "-m", options.model, "--listen", "127.0.0.1:0", "--memory", "1GB", "--exact")
+        self.coordinator = Machine(folder, "one", *serve)
+        stack.callback(self.coordinator.close)
+        os.environ["EDGEPP_HOME"] = str(folder / "one")
+        self._wait("the coordinator", lambda: bool(self.status()))
+        address = f"127.0.0.1:{self.status()['address'].rpartition(':')[2]}"
+        with served() as line:
+            token = str(line.call("token", {})["token"])
+        self.nodes = []
+        for name in ("two", "three"):
+            self.nodes.append(Machine(folder, name, "join", "--peer", address, "--memory", "1GB", EDGEPP_TOKEN=token))
+            stack.callback(self.nodes[-1].close)
+        self.ended: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.killed: Counter[str] = Counter()
+        self.memory: list[tuple[float, float]] = []
+        """(seconds, MB) of the coordinator's process."""
+        self._over = threading.Event()
+
+    def status(self) -> dict[str, Any]:
+        """The cluster's state; empty where nobody answers."""
+        with suppress(EdgeppError), served() as line:
+            return dict(line.status)
+        return {}
+
+    def whole(self) -> bool:
+        """Whether all three nodes hold layers and the cluster is ready."""
+        state = self.status()
+        return (
+            bool(state)
+            and state["state"] == "ready"
+            and {s["node"] for s in state["stages"]} == {"one", "two", "three"}
+        )
+
+    def _wait(self, what: str, come: Any, within_s: float = 180.0) -> float:
+        began_s = time.monotonic()
+        while not come():
+            if time.monotonic() - began_s > within_s:
+                raise EdgeppError(f"{what} did not come about within {within_s:.0f} s", f"see {self.folder}/*.log")
+            time.sleep(0.3)
+        return time.monotonic() - began_s
+
+    def run(self) -> dict[str, Any]:
+        """Ask and kill for the given time; what came of it."""
+        self._wait("a plan with all nodes", self.whole)
+        threads = [threading.Thread(target=self._ask_on, args=(number,)) for number in range(_ASKERS)]
+        for thread in threads:
+            thread.start()
+        try:
+            self._kill_on(time.monotonic() + 60 * self.options.minutes)
+            whole_s = self._wait("a plan with all nodes at the end", self.whole)
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join(_SETTLE_S)
+        return {
+            "ended": dict(self.ended),
+            "killed": dict(self.killed),
+            "errors": dict(self.errors),
+            "unnamed": [text for text in self.errors if not _NAMED.search(text)],
+            "wrong": self.wrong,
+            "unanswered": sum(thread.is_alive() for thread in threads),
+            "whole_again_s": whole_s,
+            "memory_mb": [self.memory[0][1], self.memory[-1][1]],
+            "slope_mb_per_min": slope(self.memory[len(self.memory) // 4 :]),
+        }
+
+    def _kill_on(self, until_s: float) -> None:
+        draw = random.Random(self.options.seed)  # noqa: S311 - a mix, not a secret
+        process, began_s = psutil.Process(self.coordinator.process.pid), time.monotonic()
+        while time.monotonic() < until_s:
+            time.sleep(draw.uniform(*_KILL_S))
+            self.memory.append((time.monotonic() - began_s, process.memory_info().rss / 1e6))
+            if draw.random() < _NODE_SHARE:
+                node = draw.choice(self.nodes)
+                node.process.kill()
+                node.process.wait()
+                time.sleep(draw.uniform(0.0, 3.0))
+                node.start()
+                self.killed["node"] += 1
+            elif stages := draw.choice([self.coordinator, *self.nodes]).stages:
+                with suppress(psutil.NoSuchProcess):
+                    draw.choice(stages).kill()
+                self.killed["stage"] += 1
+            left_s = until_s - time.monotonic()
+            say(f"{left_s:.0f} s left: killed {dict(self.killed)}, {dict(self.ended)}, {len(self.errors)} errors")
+
+    def _ask_on(self, number: int) -> None:
+        draw = random.Random(1000 * self.options.seed + number)  # noqa: S311 - a mix, not a secret
+        while not self._over.is_set():
+            question = draw.choice(_QUESTIONS)
+            until = draw.randrange(1, 12) if draw.random() < 0.2 else None
+            try:
+                self.ended[self._ask(question, until)] += 1
+            except EdgeppError as error:
+                self.ended["error"] += 1
+                self.errors[re.sub(r"127\.0\.0\.1:\d+", "ADDRESS", str(error))] += 1
+                time.sleep(0.2)
+
+    def _ask(self, question: str, until: int | None) -> str:
+        with served() as line:
+            answer = line.ask([{"role": "user", "content": question}], GenerateOptions(_TOKENS, ignore_eos=True))
+            for pieces, _ in enumerate(answer, 1):
+                if pieces == until:
+                    answer.cancel()
+        right = self.expected[question]
+        if answer.token_ids != right[: len(answer.token_ids)]:
+            self.wrong.append(f"{question} {answer.token_ids}")
+        if answer.finish_reason == "length" and len(answer.token_ids) != len(right):
+            self.wrong.append(f"{question} has {len(answer.token_ids)} tokens")
+        return str(answer.finish_reason)
+
+
+def expected(model: str) -> dict[str, list[int]]:
+    """The tokens that one machine gives to each question."""
+    found = {}
+    with Pipeline(PipelineOptions(model, threads=1, exact=True)) as pipeline:
+        for question in _QUESTIONS:
+            answer = pipeline.ask([{"role": "user", "content": question}], GenerateOptions(_TOKENS, ignore_eos=True))
+            for _ in answer:
+                continue
+            found[question] = answer.token_ids
+    return found
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """The least-squares slope of (seconds, MB), in MB a minute."""
+    if len(points) < 2:
+        return 0.0
+    return 60 * statistics.linear_regression(*zip(*points, strict=True)).slope
+
+
+def faults(result: Mapping[str, Any], tolerance: float) -> list[str]:
+    """What should not be."""
+    found = [name for name in ("wrong", "unnamed", "unanswered") if result[name]]
+    return found + (["memory"] if result["slope_mb_per_min"] > tolerance else [])
+
+
+def table(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result for people."""
+    yield f"answers: {result['ended']}; killed: {result['killed']}"
+    yield f"wrong tokens: {len(result['wrong'])}; errors that name nothing: {len(result['unnamed'])}"
+    yield from (f"  {number} x {text}" for text, number in result["errors"].items())
+    before, after = result["memory_mb"]
+    yield f"coordinator: {before:.0f} MB -> {after:.0f} MB, {result['slope_mb_per_min']:+.2f} MB a minute"
+    yield f"all three nodes had layers {result['whole_again_s']:.1f} s after the last kill"
+
+
+def main() -> None:
+    """Run, report, and fail where something is not as it should be."""
+    options = parse()
+    with (
+        tempfile.TemporaryDirectory(prefix="edgepp-kills-", ignore_cleanup_errors=True) as folder,
+        ExitStack() as stack,
+    ):
+        result = {**vars(options), "bench": "kills", **Trial(options, Path(folder), stack).run()}
+        report(result, table(result), json_only=options.json)
+        if found := faults(result, options.tolerance):
+            logs = Path(folder) / "*.log"
+            sys.stderr.write(
+                "".join(f"{file.name}: {file.read_text()[-2000:]}\n" for file in sorted(Path(folder).glob("*.log")))
+            )
+            raise EdgeppError(
+                f"not as it should be: {', '.join(found)}", f"{logs} above; {json.dumps(result['wrong'])[:300]}"
+            )
+
+
+if __name__ == "__main__":
+    script(main)
