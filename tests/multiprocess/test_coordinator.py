@@ -14,6 +14,7 @@ import zmq
 from edgepp.cluster.identity import Member, load_identity, new_cluster
 from edgepp.cluster.sizes import ModelSize, Want
 from edgepp.engine.pipeline import PipelineOptions
+from edgepp.engine.request import SamplingOptions
 from edgepp.errors import EdgeppError
 from edgepp.serve.coordinator import Coordinator
 from edgepp.serve.director import Director
@@ -67,7 +68,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     identity, member = load_identity(), KeyPair.generate()
     cluster = replace(new_cluster(identity), members=(Member.of("mini", member.public),))
     events: list[str] = []
-    serving = Serving(None, PipelineOptions("m"), events.append)  # type: ignore[arg-type]
+    front = SimpleNamespace(sampling=SamplingOptions())  # all that a status reads of a model
+    serving = Serving(front, PipelineOptions("m"), events.append)  # type: ignore[arg-type]
     director = Director(Want(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base=1 << 16)
     coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, events.append)
     made = Desk(coordinator, serving, member, events)
