@@ -120,13 +120,14 @@ def locked(path: Path, wait_s: float = _WAIT_S) -> Iterator[None]:
         Timeout: another process holds it for ``wait_s`` seconds.
         EdgeppError: the folder takes no lock.
     """
-    lock = FileLock(path.with_suffix(".lock"), mode=0o600, thread_local=False)
+    name = path.with_suffix(".lock")
+    lock = FileLock(name, mode=0o600, thread_local=False)
     try:
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        raise _cannot_write(path, getattr(error, "strerror", None) or str(error)) from error
+        raise _cannot_write(name, getattr(error, "strerror", None) or str(error)) from error
     try:
         yield
     finally:
@@ -165,4 +166,6 @@ def _parse(text: str, read: Reader[T]) -> T | None:
 
 
 def _cannot_write(path: Path, reason: str) -> EdgeppError:
-    return EdgeppError(f"cannot write {path}: {reason}", "free some space, or set EDGEPP_HOME to a folder of yours")
+    return EdgeppError(
+        f"cannot write {path}: {reason}", "free some space, move it away, or set EDGEPP_HOME to a folder of yours"
+    )

@@ -226,7 +226,6 @@ class SimPipeline:
         """Sample for every sequence whose step brought its next token; when that is done."""
         coordinator = self._replica.coordinator
         now_s += coordinator.receive_s
-        chunk = isinstance(step, Chunk)
         sequences = (step.request,) if isinstance(step, Chunk) else step.requests
         if sequences[0] in self._ledger.live:
             if isinstance(step, Chunk):
@@ -242,7 +241,7 @@ class SimPipeline:
             request.source = 0
             if self._scheduler.returned(sequence):
                 wanted.append(request)
-        self._changed |= chunk and self._awaited
+        self._changed |= self._awaited
         if wanted:
             now_s += coordinator.head_s(len(sequences))
             for request in wanted:
@@ -273,8 +272,8 @@ class SimPipeline:
     def _balance(self, now_s: float) -> None:
         """Begin with those who fit, and let those give way who do not fit any more; see ``engine.Engine``.
 
-        It is looked at when something came, ended or gave way, when what others wait for may be prefilled, and when
-        tokens have taken all the room there was.
+        It is looked at when something came, ended or gave way, when a step comes back while others wait, since shares
+        and prefixes change by it, and when tokens have taken all the room there was.
         """
         ledger, scheduler = self._ledger, self._scheduler
         self._changed = False

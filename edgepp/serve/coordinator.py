@@ -171,7 +171,7 @@ class Coordinator(threading.Thread):
                 if asker not in self._revoked:
                     with self._surviving("sending"):
                         self._send(asker[0], frames)
-        self._handle()
+        self.handle()
         now_s = time.monotonic()
         if now_s - self._ticked_s >= TICK_S:
             self._tick(now_s)
@@ -240,8 +240,6 @@ class Coordinator(threading.Thread):
                 received = self._listener.receive_from()
                 if received is None:
                     return
-                sender, frames = received
-                message = decode(frames[0])
             except RemoteProtocolError as error:
                 if self._rarely.tells("frame", type(error).__name__):
                     log.warning("dropped a frame: %s", error)
@@ -251,15 +249,26 @@ class Coordinator(threading.Thread):
                 if self._rarely.tells(type(error).__name__, "receiving"):
                     self._on_event(f"a message could not be received: {type(error).__name__}: {error}")
                 return
-            item = (sender, message, frames)
-            if not self._turns.add(sender.key, item, sum(frame.nbytes for frame in frames)):
-                request = getattr(message, "request", None)
-                if request is not None:
-                    busy = EdgeppError(f"{_MOST_WAITING} messages of yours are waiting already", "send them slower")
-                    with self._surviving("declining"):
-                        self._send(sender.route, declined(request, busy))
+            with self._surviving("taking a message"):
+                self.take(*received)
 
-    def _handle(self) -> None:
+    def take(self, sender: Sender, frames: Sequence[memoryview]) -> None:
+        """Let a message wait for its sender's turn, or tell the sender why it is none or one too many."""
+        try:
+            message = decode(frames[0])
+        except RemoteProtocolError as error:
+            if self._rarely.tells(sender.host, "frame"):
+                log.warning("refused a frame of %s: %s", sender.host, error)
+            self._send(sender.route, [encode(Refused(sentence(error)))])
+            return
+        item = (sender, message, frames)
+        if not self._turns.add(sender.key, item, sum(frame.nbytes for frame in frames)):
+            request = getattr(message, "request", None)
+            if request is not None:
+                busy = EdgeppError(f"{_MOST_WAITING} messages of yours are waiting already", "send them slower")
+                self._send(sender.route, declined(request, busy))
+
+    def handle(self) -> None:
         """Handle what waits, one owner after the other, for no longer than other duties can wait."""
         until_s = time.monotonic() + _HANDLED_A_TURN_S
         while self._turns and time.monotonic() < until_s:

@@ -270,14 +270,14 @@ def device(place: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [folder, fifo, link_to_itself, binary, device], ids=lambda kind: str(kind.__name__))
-@pytest.mark.parametrize("name", ["cluster.json", "identity.json", "identity.lock", "cluster.lock"])
+@pytest.mark.parametrize("name", ["cluster.json", "identity.json", "identity.lock"])
 def test_a_state_file_of_the_wrong_kind(kind: object, name: str, model: Path, tmp_path: Path) -> None:
     """Nothing hangs on it, and what needs it says which it is."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     assert callable(kind)
     kind(home / name)
-    command = {"cluster.lock": "leave", "cluster.json": "status"}.get(name, "join")
+    command = {"cluster.json": "status"}.get(name, "join")
     done = run(words(command, model), home=home, timeout_s=60)
     if name.endswith(".lock") and kind in (binary, device, fifo):
         assert "Traceback" not in done.stderr  # one can lock them

@@ -35,6 +35,7 @@ class FakeAnswer:
         self._cancelled = False
         self.token_ids: list[int] = []
         self.sampled: list[Any] = []
+        self.spelled: dict[int, str] = {}
         self.finish_reason: str | None = None
         self.prompt_tokens = 1
         self.timing = Timing(0.0)

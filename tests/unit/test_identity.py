@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -260,3 +261,10 @@ def test_a_home_of_nobody_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("EDGEPP_HOME", "~no-such-user-here/edgepp")
     with pytest.raises(UsageError, match="cannot make"):
         config_dir()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda lock: lock.symlink_to(lock)], ids=["folder", "link to itself"])
+def test_a_lock_of_the_wrong_kind_is_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "cluster.lock")
+    with pytest.raises(EdgeppError, match=r"cluster\.lock"), files.changing(tmp_path / "cluster.json"):
+        raise AssertionError("there is no lock")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgepp.engine import engine as engine_module
@@ -167,6 +167,7 @@ asked = st.tuples(
 
 
 @settings(max_examples=40, deadline=None)
+@example(2, 160, [(0.0, 0, 51, 3, 0, 0), (0.5, 1, 20, 1, 0, 0), (0.5, 1, 2, 20, 0, 0), (0.125, 0, 64, 1, 0, 0)])
 @given(st.integers(1, 4), st.sampled_from([None, None, 160, 300]), st.lists(asked, min_size=1, max_size=12))
 def test_the_simulation_sends_the_steps_of_the_engine(
     stages: int, budget: int | None, asks: list[tuple[float, int, int, int, int, int]]
