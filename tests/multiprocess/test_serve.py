@@ -19,7 +19,7 @@ import pytest
 from edgepp.model.random import TINY, make_checkpoint
 from tests.cluster import EDGEPP
 
-ASK = ("--raw", "-p", "Once upon a time", "-n", "12", "--ignore-eos", "--json")
+ASK = ("--raw", "-p", "Once upon a time", "-n", "12", "--ignore-eos", "--temperature", "0", "--json")
 
 
 @dataclass
