@@ -21,7 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # on Linux it would call a C++ compiler for each kernel
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, as do their children
+# A shell's background jobs, and what runs under `nohup`, ignore these, as do their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _PATIENCE_S = 8.0
 
