@@ -57,7 +57,7 @@ def node(model: str | Path, layers: str, *options: str) -> Iterator[Node]:
             child.send_signal(signal.SIGCONT)  # a test may have stopped it
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(10)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

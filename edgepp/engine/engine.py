@@ -91,6 +91,7 @@ class Engine:
         self._budget = budget
         self._news: list[tuple[Request, Event]] = []
         self._preempted = 0
+        self._new_draft: Callable[[], Draft] | None = None
         self._lost: EdgeppError | None = None
         self._closing = EdgeppError("the engine was closed")
         opened: Future[tuple[StageInfo, ...]] = Future()
@@ -148,8 +149,8 @@ class Engine:
                 f" the context of {self.context} tokens",
                 f"ask for at most {max(0, self.context - len(prompt))} tokens, or shorten the prompt",
             )
-        ids = token_ids(prompt, self._ends.vocabulary)
-        options.sampling.check_bias(self._ends.vocabulary)
+        ids = token_ids(prompt, self._vocabulary)
+        options.sampling.check_bias(self._vocabulary)
         request = Request(
             id=next(self._ids),
             owner=owner,
@@ -217,9 +218,13 @@ class Engine:
             self._lose(self._lost or self._closing)
             self._publish()
             self._ring.close()
+            # Errors refer to the engine in cycles, which are collected late: what is large must not wait for that.
+            del self._ends
+            self._new_draft = None
 
     def _set_up(self, parts: Parts) -> None:
         self._ring, self._ends = parts.ring, GuardedEnds(parts.ends)
+        self._vocabulary = self._ends.vocabulary
         self._ring.wake_on(self._inbox)
         stages = self._ring.stages
         rewinds = all(stage.rewinds for stage in stages)
@@ -296,7 +301,7 @@ class Engine:
         """Send the newest token with guesses of what follows it, which the same trip round the ring verifies."""
         request.sent_s = time.perf_counter()
         try:
-            guesses = request.guess(self._costs, self._ends.vocabulary)
+            guesses = request.guess(self._costs, self._vocabulary)
             tokens = (request.ids[position], *guesses)
             hidden = self._ends.embed(tokens, position)
             request.guesses = guesses

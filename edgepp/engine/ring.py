@@ -228,3 +228,4 @@ class LocalRing:
         """See ``Ring``."""
         for worker in self._workers:
             worker.forget(0)
+        self._workers = []  # with the models; see ``Engine``

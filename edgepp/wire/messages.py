@@ -614,8 +614,8 @@ def decode(raw: bytes | memoryview) -> Message:
     if layout is None:
         raise RemoteProtocolError(f"a message of unknown kind {kind!a:.40}")
     if not layout.accepts(values):
-        raise RemoteProtocolError(f"a {kind} message {layout.fault(values)}")
+        raise RemoteProtocolError(f"the {kind} message {layout.fault(values)}")
     message: Message = layout.kind(*values)
     if layout.rule is not None and (fault := layout.rule(message)):
-        raise RemoteProtocolError(f"a {kind} message {fault}")
+        raise RemoteProtocolError(f"the {kind} message {fault}")
     return message

@@ -13,6 +13,7 @@ import pytest
 from edgepp.cluster.identity import load_identity, new_cluster, save_cluster
 from edgepp.model.random import TINY, make_checkpoint
 from tests.cluster import EDGEPP, chat, edgepp
+from tests.waiting import PATIENCE_S
 
 SCHEMA = '{"type": "object", "properties": {"name": {"type": "string", "minLength": 50}}, "required": ["name"]}'
 
@@ -37,7 +38,7 @@ def test_a_prompt_does_not_wait_for_an_input_that_is_no_pipe_and_no_file(tiny: P
     try:
         for stdin in (subprocess.DEVNULL, theirs, slave):
             command = [*EDGEPP, "chat", "-m", str(tiny), "-p", "hi", "-n", "2", "--json"]
-            done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=120, check=False)
+            done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
             assert done.returncode == 0, done.stderr
     finally:
         os.close(master)

@@ -7,6 +7,7 @@ import pty
 import select
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 
 from edgepp.model.random import TINY, make_checkpoint
 from tests.cluster import EDGEPP
+from tests.waiting import PATIENCE_S, eventually
 
 
 class Terminal:
@@ -40,9 +42,13 @@ class Terminal:
     def _read(self) -> None:
         self._seen += os.read(self._master, 65536).decode(errors="replace")
 
-    def expect(self, text: str, within_s: float = 30) -> str:
+    def listens(self) -> None:
+        """Wait until the prompt has taken the keyboard; until then Ctrl-C is the terminal's."""
+        eventually("the prompt listens", lambda: not termios.tcgetattr(self._master)[3] & termios.ISIG)
+
+    def expect(self, text: str) -> str:
         """What was shown up to and with ``text``."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + PATIENCE_S
         while text not in self._seen:
             assert time.monotonic() < deadline, f"{text!r} never came; the screen shows: {self._seen[-800:]}"
             if select.select([self._master], [], [], 0.1)[0]:
@@ -52,7 +58,7 @@ class Terminal:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
         os.close(self._master)
 
 
@@ -82,7 +88,7 @@ def test_a_conversation_with_commands(terminal: Terminal) -> None:
     terminal.type("/nonsense\r")
     terminal.expect("there is no command /nonsense")
     terminal.type("/quit\r")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
 
 
 def test_lines_typed_ahead_are_asked_in_turn_and_a_slash_may_begin_a_question(terminal: Terminal) -> None:
@@ -91,14 +97,14 @@ def test_lines_typed_ahead_are_asked_in_turn_and_a_slash_may_begin_a_question(te
     terminal.expect("12 tokens · first after")
     terminal.expect("did you mean /stats?")
     terminal.type("exit\r")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
 
 
 def test_a_long_text_that_comes_at_once_is_soon_asked(terminal: Terminal) -> None:
     terminal.type("twelve bytes " * 5000 + "\r")
     terminal.expect("do not fit into the context")
     terminal.type("/bye\r")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
 
 
 def test_what_is_typed_during_an_answer_does_not_show_in_it(tmp_path: Path) -> None:
@@ -116,7 +122,7 @@ def test_what_is_typed_during_an_answer_does_not_show_in_it(tmp_path: Path) -> N
         assert "MEANWHILE" not in opened.expect("tokens · first after")
         opened.expect("> ")
         opened.type("\x15exit\r")  # Ctrl-U clears what waited
-        assert opened.process.wait(10) == 0
+        assert opened.process.wait(PATIENCE_S) == 0
     finally:
         opened.close()
     assert (home / "history.jsonl").read_text() == '"hello"\n"exit"\n'
@@ -129,38 +135,39 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(tmp_path: Path) -> None:
     try:
         opened.expect("/help lists commands")
         opened.type("hello\r")
-        opened.expect("hello")
-        time.sleep(1.0)
+        opened.expect("filler")  # a word of its vocabulary
+        stage = psutil.Process(opened.process.pid).children()[-1]
+        stage.suspend()  # so that the answer cannot end by itself
         opened.process.send_signal(signal.SIGINT)
         stopped = opened.expect("tokens · first after")
+        stage.resume()
         assert "100000 tokens" not in stopped
         opened.type("/quit\r")
-        assert opened.process.wait(10) == 0
+        assert opened.process.wait(PATIENCE_S) == 0
     finally:
         opened.close()
 
 
 def test_ctrl_c_clears_the_line_and_ctrl_d_leaves(terminal: Terminal) -> None:
-    time.sleep(0.5)  # the prompt takes the keyboard after it is shown; until then Ctrl-C is the terminal's
+    terminal.listens()
     terminal.type("/stats\x03")
     terminal.expect("> ")
-    time.sleep(0.5)
+    terminal.listens()
     terminal.type("/reset\r")
     terminal.expect("forgotten")
-    time.sleep(0.5)
+    terminal.expect("> ")
+    terminal.listens()
     terminal.type("\x04")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
 
 
 def test_ctrl_c_while_the_model_loads_leaves_at_once(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "tiny", TINY)
     opened = Terminal(*EDGEPP, "chat", "-m", str(path), "--stages", "3")
     try:
-        until_s = time.monotonic() + 30
-        while not psutil.Process(opened.process.pid).children() and time.monotonic() < until_s:
-            time.sleep(0.02)
+        eventually("a stage process starts", lambda: psutil.Process(opened.process.pid).children())
         opened.process.send_signal(signal.SIGINT)
-        assert opened.process.wait(20) == 130
+        assert opened.process.wait(PATIENCE_S) == 130
     finally:
         opened.close()
 
@@ -173,4 +180,4 @@ def test_stages_that_died_between_questions_cost_none_of_them(terminal: Terminal
     terminal.type("are you there\r")
     terminal.expect("12 tokens · first after")
     terminal.type("/quit\r")
-    assert terminal.process.wait(10) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0

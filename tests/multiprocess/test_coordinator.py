@@ -34,8 +34,9 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link
+from tests.waiting import PATIENCE_S
 
-WAIT_S = 30.0
+WAIT_S = PATIENCE_S
 SIZE = ModelSize(layers=4, hidden=8, layer_bytes=1, ends_bytes=1, kv_bytes=1, layer_flops=1)
 
 

@@ -21,6 +21,7 @@ from filelock import FileLock
 from edgepp.cli.commands import cli
 from edgepp.model.random import TINY, make_checkpoint
 from tests.cluster import EDGEPP
+from tests.waiting import PATIENCE_S
 
 SHAPE = replace(TINY, context=8192)
 PLANTED = (
@@ -157,7 +158,7 @@ def test_nothing_in_the_current_folder_runs(command: str, canaries: tuple[Path, 
             events = (json.loads(line)["event"] for line in process.stdout)
             assert "ready" in events, process.communicate()
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(PATIENCE_S)
     else:
         done = run(arguments, home=tmp_path / "home", cwd=folder)
         assert "Traceback" not in done.stderr
@@ -188,7 +189,7 @@ def test_no_child_runs_the_current_folder(
         assert process.stdout is not None
         said = process.stdout.readline()  # join runs until it is stopped
         process.send_signal(signal.SIGINT)
-        rest, error = process.communicate(timeout=60)
+        rest, error = process.communicate(timeout=PATIENCE_S)
     assert said + rest, error
     assert not canary.exists(), canary.read_text()
 
@@ -278,7 +279,7 @@ def test_a_state_file_of_the_wrong_kind(kind: object, name: str, model: Path, tm
     assert callable(kind)
     kind(home / name)
     command = {"cluster.json": "status"}.get(name, "join")
-    done = run(words(command, model), home=home, timeout_s=60)
+    done = run(words(command, model), home=home, timeout_s=PATIENCE_S)
     if name.endswith(".lock") and kind in (binary, device, fifo):
         assert "Traceback" not in done.stderr  # one can lock them
         return
@@ -296,12 +297,12 @@ def test_a_signal_ends_it_in_a_line(number: int, model: Path, tmp_path: Path) ->
         started(["serve", "-m", str(model), "--listen", "127.0.0.1:0"], home=home, cwd=tmp_path) as process,
     ):
         alive = psutil.Process(process.pid)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not any("zmq" in each.path for each in alive.memory_maps()):  # it is past its first imports
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert said in ("", "interrupted\n")
     assert process.returncode in (128 + number, 130)
 
@@ -314,7 +315,7 @@ def test_a_signal_stops_a_chat_and_its_stages(number: int, model: Path, tmp_path
         assert process.stdout is not None
         assert process.stdout.read(1)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + number, said
     assert "Traceback" not in said
 

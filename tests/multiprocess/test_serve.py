@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import pytest
 
 from edgepp.model.random import TINY, make_checkpoint
 from tests.cluster import EDGEPP
+from tests.waiting import PATIENCE_S, eventually
 
 ASK = ("--raw", "-p", "Once upon a time", "-n", "12", "--ignore-eos", "--temperature", "0", "--json")
 
@@ -50,7 +50,7 @@ class Machine:
             os.environ | {"EDGEPP_HOME": str(self.home / self.name), "EDGEPP_NAME": self.name, "COLUMNS": "200"} | more
         )
 
-    def run(self, *arguments: str, timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout_s: float = PATIENCE_S, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*EDGEPP, *arguments], input="", capture_output=True, text=True, timeout=timeout_s, env=self.env(**env)
         )
@@ -76,7 +76,7 @@ class Machine:
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            process.communicate(timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +106,14 @@ def serving(machine: Machine, model: Path, *options: str) -> Iterator[tuple[Runn
 
 def wait_for(machine: Machine, stages: int) -> dict[str, Any]:
     """The cluster's state once it is ready with so many stages."""
-    until_s = time.monotonic() + 60
-    while True:
+
+    def look() -> dict[str, Any] | None:
         state = machine.json("status", "--json")
-        if state["state"] == "ready" and len(state["stages"]) == stages:
-            return state
-        assert time.monotonic() < until_s, state
-        time.sleep(0.2)
+        return state if state["state"] == "ready" and len(state["stages"]) == stages else None
+
+    found = eventually(f"ready with {stages} stages", look)
+    assert found is not None
+    return found
 
 
 def test_chats_share_a_cluster_and_get_the_tokens_of_one_machine(one: Machine, tiny: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_machine_joins_by_invitation_and_leaves_by_revocation(one: Machine, tw
             assert (peer["name"], peer["state"]) == ("two", "ready")
             assert two.run("revoke", "one").returncode == 1
             assert one.json("revoke", "two", "--json")["revoked"] == "two"
-            assert joined.process.wait(10) == 1
+            assert joined.process.wait(PATIENCE_S) == 1
             assert "one revoked this node" in joined.process.stderr.read()  # type: ignore[union-attr]
         wait_for(one, 1)
         again = two.run("join", "--peer", address, "--threads", "1")
@@ -184,7 +185,7 @@ def test_a_revoked_machine_comes_back_by_a_code_and_not_by_its_token(one: Machin
             joined.until("joined")
             answer = one.json("revoke", "two", "--json")
             assert (answer["kind"], answer["came_by"]) == ("node", token["name"])
-            assert joined.process.wait(10) == 1
+            assert joined.process.wait(PATIENCE_S) == 1
         assert two.run("leave").returncode == 0
         refused = two.run("join", "--peer", address, EDGEPP_TOKEN=token["token"])
         assert refused.returncode == 1
@@ -212,7 +213,7 @@ def test_one_machine_is_one_node_until_it_leaves(one: Machine, two: Machine, tin
             left = two.run("leave")
             assert left.returncode == 0, left.stderr
             assert f"(process {joined.process.pid}) has ended" in left.stdout
-            assert joined.process.wait(10) == 0
+            assert joined.process.wait(PATIENCE_S) == 0
             assert "has left the cluster of one" in joined.process.stdout.read()  # type: ignore[union-attr]
         wait_for(one, 1)
         assert one.json("peers", "--json")["peers"] == []
@@ -230,8 +231,8 @@ def test_a_cluster_ends_only_when_that_was_wanted(one: Machine, two: Machine, ti
             assert "--yes" in asked.stderr
             assert one.json("status", "--json")["nodes"]
             assert one.run("leave", "--yes").returncode == 0
-            assert served.process.wait(10) == 0
-            assert joined.process.wait(20) == 1
+            assert served.process.wait(PATIENCE_S) == 0
+            assert joined.process.wait(PATIENCE_S) == 1
             assert "one ended the cluster" in joined.process.stderr.read()  # type: ignore[union-attr]
 
 
@@ -274,7 +275,7 @@ def test_a_coordinator_without_layers_waits_for_a_node_that_has_room(one: Machin
 
 def test_what_cannot_be_is_one_sentence(one: Machine, two: Machine, tiny: Path) -> None:
     for arguments in (("invite",), ("status",), ("peers",), ("join",)):
-        done = two.run(*arguments, timeout_s=30)
+        done = two.run(*arguments)
         assert done.returncode == 1, done
         assert "belongs to no cluster" in done.stderr
         assert "Traceback" not in done.stderr
@@ -299,10 +300,7 @@ def test_a_stage_that_dies_is_loaded_again(one: Machine, tiny: Path) -> None:
     with serving(one, tiny) as (_, _):
         pid = one.json("status", "--json")["stages"][0]["pid"]
         os.kill(pid, signal.SIGKILL)
-        until_s = time.monotonic() + 60
-        while (state := one.json("status", "--json"))["state"] != "ready" or state["stages"][0]["pid"] == pid:
-            assert time.monotonic() < until_s, state
-            time.sleep(0.2)
+        eventually("another stage process is ready", lambda: wait_for(one, 1)["stages"][0]["pid"] != pid)
         assert len(one.json("chat", *ASK)["token_ids"]) == 12
 
 
@@ -329,7 +327,7 @@ def test_a_stage_that_dies_in_an_answer_is_named(one: Machine, tmp_path: Path) -
             assert talking.stdout is not None
             assert talking.stdout.read(1)
             os.kill(wait_for(one, 2)["stages"][1]["pid"], signal.SIGKILL)
-            _, error = talking.communicate(timeout=60)
+            _, error = talking.communicate(timeout=PATIENCE_S)
         assert talking.returncode == 1
         assert "stage 1 (layers 2-3) on node one at 127.0.0.1:" in error.decode()
 

@@ -18,6 +18,7 @@ from edgepp.errors import EdgeppError, ModelError, UsageError
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.model.text_client import TextClient
 from edgepp.model.tokenizer import Tokenizer
+from tests.waiting import PATIENCE_S
 
 SAID = [{"role": "user", "content": "hi"}]
 
@@ -217,7 +218,7 @@ def test_it_ends_when_its_parent_is_killed(folder: Path) -> None:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    psutil.wait_procs([child], timeout=60)
+    psutil.wait_procs([child], timeout=PATIENCE_S)
     assert not child.is_running()
 
 
@@ -227,7 +228,7 @@ def test_an_unused_process_ends_by_itself(folder: Path) -> None:
     client.encode("hi", special=False)
     children = psutil.Process().children()
     assert len(children) == 1
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert not alive
 
 

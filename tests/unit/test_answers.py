@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,10 +16,11 @@ from edgepp.serve import answers as module
 from edgepp.serve.answers import TRIES, Answers
 from edgepp.serve.forms import question, read_answered
 from edgepp.wire.messages import Answered, Declined, Message, Piece, decode, decode_payload
+from tests.waiting import PATIENCE_S, eventually
 
 FORM = json.loads(json.dumps(question("hi", GenerateOptions())))
 LOST = StageLost("stage 1 (layers 15-29) on node mini is gone", "ask again")
-WAIT_S = 30.0
+WAIT_S = PATIENCE_S
 
 
 class PanicException(BaseException):
@@ -118,10 +118,7 @@ class Asked:
                 return message, frames, text
 
     def quiet(self) -> None:
-        until_s = time.monotonic() + WAIT_S
-        while len(self.answers):
-            assert time.monotonic() < until_s
-            time.sleep(0.002)
+        eventually("all have ended", lambda: not len(self.answers))
 
 
 def test_an_answer_that_showed_nothing_yet_is_begun_again_on_the_next_pipeline() -> None:

@@ -129,7 +129,7 @@ def test_a_stage_that_describes_itself_absurdly_is_refused(changes: dict[str, in
     stage = WedgedStage(**changes)
     stage.start()
     try:
-        with pytest.raises(StageLost, match="a welcome message has a"):
+        with pytest.raises(StageLost, match="welcome message has a"):
             NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")
     finally:
         stage.stop()

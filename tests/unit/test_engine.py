@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,13 @@ def test_a_request_that_waits_can_be_cancelled(engine: Engine, monkeypatch: pyte
     engine.cancel(second)
     assert second.events.get(timeout=PATIENCE_S) == "cancelled"
     assert len(collect(first)) == 30
+
+
+def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
+    """Also while somebody still refers to it, as errors do."""
+    with local_engine(tiny, SPLITS[2], ["onnx"]) as engine:
+        held = [weakref.ref(engine._ends), *(weakref.ref(w.model) for w in engine._ring._workers)]  # type: ignore[attr-defined]
+    assert [one() for one in held] == [None] * 3
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)

@@ -35,6 +35,7 @@ from edgepp.serve.answers import Answers
 from edgepp.serve.forms import question
 from edgepp.wire.messages import Declined, decode
 from tests.engines import collect, greedy_tokens, local_engine
+from tests.waiting import PATIENCE_S
 
 SPLIT = [LayerRange(0, 2), LayerRange(2, 4)]
 POISON = 7
@@ -193,7 +194,7 @@ def test_hidden_states_that_are_no_numbers_fail_only_the_row_that_has_them(
 
         monkeypatch.setattr(engine._ring, "poll", damaged)
         requests = [engine.submit(text(seed), GenerateOptions(12), owner="new") for seed in range(3)]
-        first = requests[1].events.get(timeout=60)
+        first = requests[1].events.get(timeout=PATIENCE_S)
         victim.append(requests[1].sequence)
         with pytest.raises(StageFault, match=r"request \d+: stage 1 .* hidden states that are not numbers"):
             collect(requests[1])
@@ -384,6 +385,6 @@ def test_no_asker_of_a_cluster_is_left_waiting_whatever_an_answer_raises(error: 
     form = question("hello", GenerateOptions(4))
     form = json.loads(json.dumps(form))
     answers.begin((b"route", 3), "key", form, heard.put)
-    message = decode(heard.get(timeout=60)[0])
+    message = decode(heard.get(timeout=PATIENCE_S)[0])
     assert isinstance(message, Declined)
     assert message.request == 3

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
@@ -15,6 +14,7 @@ from edgepp.wire import guard as module
 from edgepp.wire.guard import LEAST_BACKLOG_BYTES, MOST_SILENT, Guard, raise_descriptor_limit
 from edgepp.wire.security import Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener
+from tests.waiting import eventually
 
 FRAME_BYTES = 1 << 16
 PATIENCE_S = 20
@@ -55,13 +55,6 @@ def opened(*, encrypted: bool) -> Iterator[Place]:
         made.context.term()
 
 
-def wait(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Why connections were shut down."""
@@ -90,7 +83,7 @@ def test_a_plain_message_of_endless_parts_is_cut_off(part_bytes: int, ended: lis
         with suppress(OSError):  # it is cut off
             for _ in range((1 << 30) // len(block)):
                 raw.sendall(block)
-        wait(lambda: not len(place.listener._guard))
+        eventually("it came", lambda: not len(place.listener._guard))
         assert len(ended) == 1
         link = place.link()
         assert place.hears(link)
@@ -103,7 +96,7 @@ def test_a_members_message_of_too_many_parts_is_cut_off(ended: list[str]) -> Non
         assert place.hears(link)
         assert place.hears(other)
         link.socket.send_multipart([bytes(60_000)] * 700)
-        wait(lambda: ended)
+        eventually("it came", lambda: ended)
         assert place.hears(other)
         assert place.listener.receive() is None
         link.close()
@@ -120,7 +113,7 @@ def test_messages_that_are_read_may_be_any_number(ended: list[str], *, encrypted
             assert place.listener.receive() is not None
         (connection,) = place.listener._guard._connections.values()
         assert connection.taken > 3 * LEAST_BACKLOG_BYTES * 0.9
-        wait(lambda: place.listener._guard._checked_s)
+        eventually("it came", lambda: place.listener._guard._checked_s)
         assert ended == []
         link.close()
 
@@ -134,7 +127,7 @@ def test_what_a_listener_sends_unasked_is_bounded(ended: list[str]) -> None:
         assert received is not None
         for _ in range(4 * LEAST_BACKLOG_BYTES // 60_000):
             place.listener.send(received[0], [bytes(60_000)])
-        wait(lambda: link.look() or ended)  # nobody reads the link
+        eventually("it came", lambda: link.look() or ended)  # nobody reads the link
         link.close()
 
 
@@ -143,7 +136,7 @@ def test_whole_messages_that_nobody_reads_are_bounded_too(ended: list[str]) -> N
         link = place.link()
         for _ in range(4 * LEAST_BACKLOG_BYTES // 60_000):
             link.send([b"header", bytes(60_000)], 0.05)
-        wait(lambda: ended)
+        eventually("it came", lambda: ended)
         link.close()
 
 
@@ -152,7 +145,7 @@ def test_half_handshakes_leave_room_for_others() -> None:
         for _ in range(3 * MOST_SILENT):
             raw = held.enter_context(socket.create_connection(("127.0.0.1", place.listener.address.port)))
             raw.sendall(GREETING[:10])
-        wait(lambda: 0 < len(place.listener._guard) <= MOST_SILENT + 1)
+        eventually("it came", lambda: 0 < len(place.listener._guard) <= MOST_SILENT + 1)
         link = place.link()
         assert place.hears(link)
         link.close()

@@ -23,6 +23,7 @@ from edgepp.model.fetch import Parts, fetch, is_cached
 from edgepp.model.partial import PartialFile
 from edgepp.model.random import TINY, make_checkpoint
 from tests.hub import COMMIT, FakeHub, serving
+from tests.waiting import PATIENCE_S
 
 NAME = "org/model"
 MOST_BYTES = 24 << 20  # what sockets buffer, and what is read before a lie shows; an endless body would pass it
@@ -178,7 +179,7 @@ def test_headers_that_never_end_count_as_no_answer(hub: FakeHub, monkeypatch: py
 
     def answer(handler: Handler, name: str) -> bool:
         handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
-        enough.wait(60)
+        enough.wait(PATIENCE_S)
         return True
 
     hub.hostile = answer

@@ -125,7 +125,7 @@ def test_an_asker_that_gave_up_is_let_go_at_once(serving: Serving) -> None:
         given_up.set()
         serving.wake()
         with pytest.raises(EdgeppError):
-            waiting.result(30)
+            waiting.result(PATIENCE_S)
 
 
 def test_what_is_missing_for_good_is_said_at_once(serving: Serving) -> None:
