@@ -6,7 +6,6 @@ import argparse
 import socket
 import statistics
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from measure import STOP_S, interleave, prompt, ratio, say, share_cpus, summary
 from sides import Result, arrivals, pin, rates
 
 from edgepp.bench.machine import busy
+from edgepp.child import python_command
 from edgepp.engine.front import Front
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
@@ -96,7 +96,7 @@ def _stage(
 ) -> Iterator[subprocess.Popen[str]]:
     how = ("--threads", str(options.threads), "--backend", options.backend, "--insecure", "--json")
     what = ("-m", options.model, "--layers", str(layers), "--listen", f"{listen}:{_STAGE_PORT}")
-    command = [*within, sys.executable, "-m", "edgepp", "join", *what, *how]
+    command = [*within, *python_command("edgepp", "join", *what, *how)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -141,7 +141,7 @@ class Answer:
                 yield _Piece(text, len(answer.token_ids), answer)
             self._stop = None
         if answer.finish_reason is None:
-            raise EdgeppError("the answer ended without a reason", "please report this")
+            raise RuntimeError("the answer ended without a reason")
         yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
 
     @staticmethod

@@ -95,7 +95,8 @@ def save(path: Path, value: Mapping[str, Any], read: Reader[T]) -> None:
     """
     text = json.dumps({"version": _VERSION, **value}, indent=1) + "\n"
     if len(text) > MOST_CHARACTERS or _parse(text, read) is None:
-        raise EdgeppError(f"{path} stays as it is: what was to be written could not be read again", "please report it")
+        hint = "there may be too many entries: drop some with `edgepp revoke`"
+        raise EdgeppError(f"{path} stays as it is: what was to be written could not be read again", hint)
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
         try:

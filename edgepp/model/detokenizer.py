@@ -186,7 +186,7 @@ def _steps(definition: Mapping[str, Any] | None) -> list[_Step]:
         if step is None:
             raise ModelError(
                 f"its tokenizer decodes in a way that is not known: {str(one)[:100]}",
-                "please report this with its name",
+                "use another model, or one of `edgepp models list`",
             )
         steps.append(step)
         whole = whole or one["type"] in ("Fuse", "ByteLevel")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from edgepp.boundary import explained
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, new_cluster, save_cluster
 from edgepp.cluster.sizes import ModelSize, Policy, Want
 from edgepp.engine.front import Front, OnProgress
@@ -123,11 +124,10 @@ class Service:
             EdgeppError: the coordinator or this machine's node failed.
         """
         if not self.coordinator.is_alive():
-            error = self.coordinator.error
-            why = f": {type(error).__name__}: {error}" if error is not None else ""
-            raise EdgeppError(f"the coordinator ended by itself{why}", "please report this, and start it again")
+            found = explained(self.coordinator.error or RuntimeError("its thread ended"))
+            raise EdgeppError(f"the coordinator ended by itself: {found}", f"start it again; {found.hint}")
         if not self.serving.alive:
-            raise EdgeppError("the part that opens pipelines ended by itself", "please report this, and start it again")
+            raise RuntimeError("the part that opens pipelines ended by itself")
         if self.node is not None and self.node.ended.is_set():
             raise self.node.error or EdgeppError("this machine's own node ended by itself", "start it again")
 

@@ -136,7 +136,7 @@ def test_a_coordinator_that_ended_by_itself_is_noticed_and_said(desk: Desk, monk
     desk.coordinator.join(WAIT_S)
     assert not desk.coordinator.is_alive()
     service = SimpleNamespace(coordinator=desk.coordinator, serving=desk.serving, node=None)
-    with pytest.raises(EdgeppError, match="the coordinator ended by itself: RuntimeError: its socket is gone"):
+    with pytest.raises(EdgeppError, match=r"the coordinator ended by itself: .*RuntimeError: its socket is gone"):
         Service.check(service)  # type: ignore[arg-type]
 
 
