@@ -43,8 +43,9 @@ def generation_defaults(path: Path) -> GenerationDefaults:
         value = section.get(name)
         if value is None:
             continue
-        whole = name != "top_k" or (type(value) is int or (type(value) is float and value.is_integer()))
-        if type(value) not in (int, float) or not whole or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:
+            section.refuse(name)
+        if name == "top_k" and value != int(value):
             section.refuse(name)
         said[name] = value
     drawn = section.get("do_sample")
