@@ -14,7 +14,6 @@ from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identi
 from edgepp.cluster.sizes import ModelSize, Policy, Want
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.director import Director
-from edgepp.coordinator.report import report
 from edgepp.coordinator.serving import Serving
 from edgepp.engine.front import Front, OnProgress
 from edgepp.engine.pipeline import PipelineOptions
@@ -114,8 +113,8 @@ class Service:
             raise
 
     def report(self) -> dict[str, Any]:
-        """See ``report.report``."""
-        return report(self.coordinator)
+        """The cluster's state: what `edgepp status --json` prints."""
+        return self.coordinator.status()
 
     def check(self) -> None:
         """Raise what ended a part of the service by itself.
