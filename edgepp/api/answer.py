@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepp.boundary import explained
+from edgepp.coordinator.client import ServedAnswer
 from edgepp.engine.answer import Answer as PipelineAnswer
 from edgepp.engine.live import FinishReason
 from edgepp.engine.request import Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, StageLost, UsageError
-from edgepp.serve.client import ServedAnswer
 
 log = logging.getLogger("edgepp.api")
 

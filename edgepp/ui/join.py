@@ -23,6 +23,7 @@ from edgepp.cluster.identity import (
     save_view,
 )
 from edgepp.cluster.running import running
+from edgepp.coordinator.client import may_move, whereabouts
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
@@ -33,7 +34,6 @@ from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage import StageConfig
 from edgepp.printable import one_line
-from edgepp.serve.client import may_move, whereabouts
 from edgepp.ui.pair import paired
 from edgepp.ui.progress import ByteProgress, megabytes
 from edgepp.ui.screen import say

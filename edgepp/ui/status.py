@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.text import Text
 
 from edgepp.cluster.identity import load_view
+from edgepp.coordinator.client import Served
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.layers import LayerRange
-from edgepp.serve.client import Served
 from edgepp.ui.cluster import connect
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.cluster.sizes import ModelSize, Want
+from edgepp.coordinator.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
+from edgepp.coordinator.standing import standings
+from edgepp.coordinator.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
 from edgepp.layers import LayerRange
-from edgepp.serve.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
-from edgepp.serve.standing import standings
-from edgepp.serve.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 from tests.unit.test_membership import beat, facts
 

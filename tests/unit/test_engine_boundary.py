@@ -20,6 +20,8 @@ import edgepp
 from edgepp.api.answer import Answer as ApiAnswer
 from edgepp.api.answer import Begun
 from edgepp.api.apart import apart
+from edgepp.coordinator.answers import Answers
+from edgepp.coordinator.forms import question
 from edgepp.engine.answer import Answer
 from edgepp.engine.engine import Engine
 from edgepp.engine.guarded import token_ids
@@ -31,8 +33,6 @@ from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import read_header
 from edgepp.model.random import TINY, make_checkpoint
-from edgepp.serve.answers import Answers
-from edgepp.serve.forms import question
 from edgepp.wire.messages import Declined, decode
 from tests.engines import collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S

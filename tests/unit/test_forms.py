@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepp.coordinator.forms import Outcome, answered, question, read_answered, read_question
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.serve.forms import Outcome, answered, question, read_answered, read_question
 
 OPTIONS = GenerateOptions(
     9, ("stop",), True, SamplingOptions(0.7, 1.1, 0.9, 0.05, 40, 7, 0.5, -0.5, ((3, 1.5), (7, -100)), 5)

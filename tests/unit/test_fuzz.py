@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp.cluster.identity import Member, load_identity, new_cluster
+from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.director import Director
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.node.control import MOST_EPOCHS_OF_ONE
 from edgepp.node.joining import Attempt, Joined
-from edgepp.serve.coordinator import Coordinator
-from edgepp.serve.director import Director
 from edgepp.wire.messages import (
     VERSION,
     Answered,

@@ -16,7 +16,7 @@ from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import EdgeppError, StageLost
 
-log = logging.getLogger("edgepp.serve")
+log = logging.getLogger("edgepp.coordinator")
 
 AGAIN_S = 0.5
 """How long after a failure a pipeline is tried again; each further failure of the same one doubles it."""

@@ -12,6 +12,10 @@ from typing import Any
 from edgepp.boundary import explained
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, new_cluster, save_cluster
 from edgepp.cluster.sizes import ModelSize, Policy, Want
+from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.director import Director
+from edgepp.coordinator.report import report
+from edgepp.coordinator.serving import Serving
 from edgepp.engine.front import Front, OnProgress
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.errors import EdgeppError, UsageError
@@ -22,10 +26,6 @@ from edgepp.node.agent import physical_cores
 from edgepp.node.member import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
-from edgepp.serve.coordinator import Coordinator
-from edgepp.serve.director import Director
-from edgepp.serve.report import report
-from edgepp.serve.serving import Serving
 from edgepp.wire.transport import Address
 
 PORT = 5700

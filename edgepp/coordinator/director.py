@@ -15,9 +15,9 @@ from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.placement import place, replace
 from edgepp.cluster.shortage import check_pins
 from edgepp.cluster.sizes import Host, LinkSpeed, Plan, Want
+from edgepp.coordinator.trouble import Trouble
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
-from edgepp.serve.trouble import Trouble
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 
 QUIET_S = 1.0

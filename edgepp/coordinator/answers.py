@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgepp.boundary import explained
+from edgepp.coordinator.forms import Outcome, Prompt, answered, read_question
+from edgepp.coordinator.places import Places
+from edgepp.coordinator.serving import Serving
 from edgepp.engine.answer import Answer
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import EdgeppError
-from edgepp.serve.forms import Outcome, Prompt, answered, read_question
-from edgepp.serve.places import Places
-from edgepp.serve.serving import Serving
 from edgepp.wire.messages import Answered, Declined, Piece, encode, encode_payload
 from edgepp.wire.values import sentence
 
-log = logging.getLogger("edgepp.serve")
+log = logging.getLogger("edgepp.coordinator")
 
 MOST = 128
 """Answers at a time beside one of each owner (``Places``); more are declined."""

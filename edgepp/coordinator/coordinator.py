@@ -19,16 +19,16 @@ import zmq
 from edgepp.cluster.identity import Cluster, Identity, clean_name
 from edgepp.cluster.identity import Member as Paired
 from edgepp.cluster.membership import Membership
+from edgepp.coordinator.answers import Answers, Asker, declined
+from edgepp.coordinator.attendance import Attendance
+from edgepp.coordinator.director import Director, Order
+from edgepp.coordinator.entrance import Entrance
+from edgepp.coordinator.places import Turns
+from edgepp.coordinator.registry import Registry
+from edgepp.coordinator.report import report
+from edgepp.coordinator.rollout import Rollout
+from edgepp.coordinator.serving import Serving
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
-from edgepp.serve.answers import Answers, Asker, declined
-from edgepp.serve.attendance import Attendance
-from edgepp.serve.director import Director, Order
-from edgepp.serve.entrance import Entrance
-from edgepp.serve.places import Turns
-from edgepp.serve.registry import Registry
-from edgepp.serve.report import report
-from edgepp.serve.rollout import Rollout
-from edgepp.serve.serving import Serving
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
@@ -58,7 +58,7 @@ from edgepp.wire.speakers import VERBS_OF_OWNER, check_speaker
 from edgepp.wire.transport import Address, Listener, Sender
 from edgepp.wire.values import is_key, sentence
 
-log = logging.getLogger("edgepp.serve")
+log = logging.getLogger("edgepp.coordinator")
 
 TICK_S = 0.1
 _WAITING_S = 1.0

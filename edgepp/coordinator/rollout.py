@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.sizes import LinkSpeed
+from edgepp.coordinator.answers import Answers
+from edgepp.coordinator.director import Director, Order
+from edgepp.coordinator.serving import Serving, Wanted
 from edgepp.engine.peers import Endpoint
 from edgepp.errors import EdgeppError, StageLost
 from edgepp.layers import LayerRange
-from edgepp.serve.answers import Answers
-from edgepp.serve.director import Director, Order
-from edgepp.serve.serving import Serving, Wanted
 from edgepp.wire.messages import Loaded, Loading, NotLoaded
 from edgepp.wire.transport import Address
 
-log = logging.getLogger("edgepp.serve")
+log = logging.getLogger("edgepp.coordinator")
 
 Stages = Sequence[tuple[Member, int, LayerRange, Loaded | None]]
 """A plan's stages as ``Director.stages`` gives them."""

@@ -13,13 +13,13 @@ import zmq
 
 from edgepp.cluster.discovery import Record, discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
+from edgepp.coordinator.forms import Prompt, question, read_answered
 from edgepp.engine.live import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.layers import LayerRange
-from edgepp.serve.forms import Prompt, question, read_answered
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from edgepp import __version__
 from edgepp.cluster.identity import Identity, clean_name
 from edgepp.cluster.membership import Membership, Phase
+from edgepp.coordinator.director import Director
+from edgepp.coordinator.registry import Registry
+from edgepp.coordinator.standing import standings
 from edgepp.errors import UsageError
 from edgepp.printable import one_line
-from edgepp.serve.director import Director
-from edgepp.serve.registry import Registry
-from edgepp.serve.standing import standings
 from edgepp.wire.messages import Beat, Beaten, Enrol, Enrolled, Leave, View, encode, encode_payload
 from edgepp.wire.security import Rarely
 from edgepp.wire.transport import Sender

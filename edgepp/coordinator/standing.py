@@ -6,7 +6,7 @@ from typing import Any
 
 from edgepp.cluster.membership import Member, Membership
 from edgepp.cluster.sizes import memory_needed
-from edgepp.serve.director import Director
+from edgepp.coordinator.director import Director
 
 
 def standings(director: Director, members: Membership) -> dict[str, dict[str, Any]]:

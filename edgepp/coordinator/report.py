@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from edgepp.serve.forms import drawing
+from edgepp.coordinator.forms import drawing
 
 if TYPE_CHECKING:
-    from edgepp.serve.coordinator import Coordinator
+    from edgepp.coordinator.coordinator import Coordinator
 
 SCHEMA = 1
 
