@@ -10,7 +10,7 @@ from edgepp.serve.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLE
 from edgepp.serve.standing import standings
 from edgepp.serve.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
-from tests.unit.test_membership import beat, facts
+from tests.unit.cluster.test_membership import beat, facts
 
 HERE, MINI, AIR = "a" * 16, "b" * 16, "c" * 16
 SIZE = ModelSize(
