@@ -18,7 +18,7 @@ from edgepp.errors import UsageError
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.wire.messages import Forward, Hidden, encode
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[3] / "bench"))
 import cable
 import shaped
 import shaped_decode
