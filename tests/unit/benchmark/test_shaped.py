@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepp.bench.links import ROWS
+from edgepp.benchmark.hidden_states import ROWS
 from edgepp.errors import UsageError
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.wire.messages import Forward, Hidden, encode
