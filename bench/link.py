@@ -25,7 +25,7 @@ import numpy as np
 import zmq
 from measure import Arguments, count, report, say, script
 
-from edgepp.bench.links import WIDTH, noise, real
+from edgepp.benchmark.hidden_states import WIDTH, noise, real
 from edgepp.errors import EdgeppError, ModelError
 from edgepp.model.fetch import located
 from edgepp.wire import codec

@@ -18,7 +18,7 @@ from cable import FAR, PORT, delayed, host, inside, shape
 from measure import STOP_S, interleave, prompt, ratio, say, share_cpus, summary
 from sides import Result, arrivals, pin, rates
 
-from edgepp.bench.machine import busy
+from edgepp.benchmark.machine import busy
 from edgepp.child import python_command
 from edgepp.engine.front import Front
 from edgepp.engine.peers import Endpoint

@@ -21,7 +21,7 @@ from measure import Arguments, count, prompt, report, say, script, share_cpus
 from sides import arrivals, pin
 
 from edgepp import backend
-from edgepp.bench.asking import percentile
+from edgepp.benchmark.workload import percentile
 from edgepp.engine.live import Request
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions

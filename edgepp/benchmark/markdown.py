@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgepp.bench import origin
-from edgepp.bench.machine import busy
-from edgepp.bench.report import ALONE, NAMES, Coded, Report, Single, Spread, Together
-
-_CODECS = ("none", "lz4", "zstd")
+from edgepp.benchmark import baselines
+from edgepp.benchmark.machine import busy
+from edgepp.benchmark.report import ALONE, NAMES, BenchmarkReport, Coded, ConcurrentResult, SingleResult, Spread
 
 
-def markdown(report: Report) -> str:
+def markdown(report: BenchmarkReport) -> str:
     """The whole report."""
     parts = [
         _head(report),
-        _subject(report),
+        _target(report),
         _one_request(report),
         _at_once(report, text=False),
         _at_once(report, text=True),
@@ -48,19 +46,19 @@ def spread(value: Spread) -> str:
     )
 
 
-def _head(report: Report) -> Iterator[str]:
-    subject, machine = report.subject, report.machine
-    stages = len(subject.stages)
-    yield f"# edgepp bench: {subject.model} on {stages} stage{'s' if stages != 1 else ''}"
+def _head(report: BenchmarkReport) -> Iterator[str]:
+    target, machine = report.target, report.machine
+    stages = len(target.stages)
+    yield f"# edgepp bench: {target.model} on {stages} stage{'s' if stages != 1 else ''}"
     yield ""
     if report.partial:
         yield f"**This report is partial: {report.partial}.**"
         yield ""
-    where = "the live cluster" if subject.kind == "cluster" else "a pipeline on one machine, over loopback"
+    where = "the live cluster" if target.kind == "cluster" else "a pipeline on one machine, over loopback"
     commit = f", commit {report.commit}" if report.commit else ""
     yield f"{report.began}, edgepp {report.version}{commit}, {where}; measured in {report.took_s:.0f} s."
     yield ""
-    yield origin.SOURCES
+    yield baselines.SOURCES
     yield ""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     yield (
@@ -75,15 +73,15 @@ def _head(report: Report) -> Iterator[str]:
         )
 
 
-def _subject(report: Report) -> Iterator[str]:
+def _target(report: BenchmarkReport) -> Iterator[str]:
     yield "## What was measured"
     yield ""
-    if report.subject.nodes:
+    if report.target.nodes:
         headings = (
             "node", "roles", "state", "backend", "device", ">threads", ">memory GB", ">GB/s", ">GFLOP/s", ">RTT ms",
             "edgepp",
         )  # fmt: skip
-        yield from table(headings, [_node(node) for node in report.subject.nodes])
+        yield from table(headings, [_node(node) for node in report.target.nodes])
         yield ""
     rows = [
         (
@@ -91,7 +89,7 @@ def _subject(report: Report) -> Iterator[str]:
             "" if stage.hop_s is None else f"{stage.hop_s * 1e3:.2f}",
             "" if not stage.bytes_s else number(stage.bytes_s / 125e3),
         )
-        for index, stage in enumerate(report.subject.stages)
+        for index, stage in enumerate(report.target.stages)
     ]  # fmt: skip
     yield from table((">stage", "layers", "node", "runs on", ">link into it: ms one way", ">Mbit/s"), rows)
 
@@ -104,7 +102,7 @@ def _node(node: Mapping[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _one_request(report: Report) -> Iterator[str]:
+def _one_request(report: BenchmarkReport) -> Iterator[str]:
     single, alone = report.single, report.alone
     if single is None:
         return
@@ -113,7 +111,7 @@ def _one_request(report: Report) -> Iterator[str]:
     rounds = f"median of {single.ttft_s.n} rounds (spread)"
     yield f"A prompt of {single.prompt_tokens} tokens, {single.tokens} generated; {rounds}."
     yield ""
-    ours = f"{len(report.subject.stages)} stages" if len(report.subject.stages) != 1 else "1 stage"
+    ours = f"{len(report.target.stages)} stages" if len(report.target.stages) != 1 else "1 stage"
     sides = [(ours, single)] + ([(ALONE, alone)] if alone is not None else [])
     headings = ["", *(f">{name}" for name, _ in sides), *([">ratio"] if alone is not None else [])]
     rows = []
@@ -132,9 +130,9 @@ def _one_request(report: Report) -> Iterator[str]:
         yield ""
     yield from _guesses(single)
     yield (
-        f"The origin's ({origin.TOGETHER}: bfloat16 on CPU, two machines over gRPC, token/s). Model, machines and link"
-        " differ, so only the ratio of its pipeline to its one machine"
-        f" ({origin.PIPELINE_KEPT:.2f}) can be held against a ratio here:"
+        f"The origin's ({baselines.TOGETHER}: bfloat16 on CPU, two machines over gRPC, token/s). Model, machines and"
+        " link differ, so only the ratio of its pipeline to its one machine"
+        f" ({baselines.PIPELINE_KEPT:.2f}) can be held against a ratio here:"
     )
     yield ""
     rows = [
@@ -142,12 +140,12 @@ def _one_request(report: Report) -> Iterator[str]:
             one.machines, "with" if one.first_token else "without", str(one.llama_1b),
             "-" if one.llama_3b is None else str(one.llama_3b),
         ]
-        for one in origin.GENERATION
+        for one in baselines.GENERATION
     ]  # fmt: skip
     yield from table(("", "first token", ">Llama-3.2-1B-Instruct", ">Llama-3.2-3B-Instruct"), rows)
 
 
-def _guesses(single: Single) -> Iterator[str]:
+def _guesses(single: SingleResult) -> Iterator[str]:
     if single.guessed:
         yield (
             f"{single.guessed} tokens were guessed ahead over all rounds, {single.right} of them right: the decode"
@@ -156,7 +154,7 @@ def _guesses(single: Single) -> Iterator[str]:
         yield ""
 
 
-def _at_once(report: Report, *, text: bool) -> Iterator[str]:
+def _at_once(report: BenchmarkReport, *, text: bool) -> Iterator[str]:
     rows = [row for row in report.requests if row.text is text]
     if not rows:
         return
@@ -172,11 +170,11 @@ def _at_once(report: Report, *, text: bool) -> Iterator[str]:
         yield gain
         yield ""
     yield (
-        f"Origin: {origin.OLLAMA}. Here it is {report.subject.model} on the hardware above, and every answer has"
+        f"Origin: {baselines.OLLAMA}. Here it is {report.target.model} on the hardware above, and every answer has"
         " exactly as many tokens as the words ask for at 1.15 a word (18 for a title), so times and rates show the"
         " shape and not which is faster. Rates count the first token. The medians' spread is over rounds."
     )
-    if report.subject.kind == "cluster":
+    if report.target.kind == "cluster":
         reused = max(row.reused / row.prompt_tokens for row in rows)
         yield (
             "Each prompt begins with a number of its own, since through a cluster one machine owns all questions and"
@@ -187,8 +185,8 @@ def _at_once(report: Report, *, text: bool) -> Iterator[str]:
         yield "Each request has an owner of its own, and its prompt begins with a number: nothing asked before helps."
 
 
-def _row(row: Together) -> list[str]:
-    known = origin.TITLES.get(row.requests) if row.text else origin.STORIES.get((row.requests, row.words))
+def _row(row: ConcurrentResult) -> list[str]:
+    known = baselines.TITLES.get(row.requests) if row.text else baselines.STORIES.get((row.requests, row.words))
     theirs = [f"{known.tokens:g}", f"{known.time_s:g}", f"{known.tok_s:g}"] if known else ["", "", ""]
     return [
         str(row.requests), *([] if row.text else [str(row.words)]), f"{row.tokens:g}", spread(row.time_s),
@@ -197,17 +195,18 @@ def _row(row: Together) -> list[str]:
     ]  # fmt: skip
 
 
-def _gain(rows: Sequence[Together]) -> str:
+def _gain(rows: Sequence[ConcurrentResult]) -> str:
     """Four requests together against one, as the origin puts it."""
     rates = {(row.requests, row.words): row.aggregate_tok_s.median for row in rows}
     gains = [rates[4, words] / rates[1, words] for requests, words in rates if requests == 4 and (1, words) in rates]
     if not gains:
         return ""
+    theirs = baselines.FOUR_TOGETHER
     span = f"{min(gains):.1f}" if len(gains) == 1 else f"{min(gains):.1f} to {max(gains):.1f}"
-    return f"Four requests at once get together {span} times one request's rate; the origin's {origin.FOUR_TOGETHER}."
+    return f"Four requests at once get together {span} times one request's rate; the origin's {theirs}."
 
 
-def _codecs(report: Report) -> Iterator[str]:
+def _codecs(report: BenchmarkReport) -> Iterator[str]:
     if not report.codecs:
         return
     first = report.codecs[0]
@@ -216,8 +215,8 @@ def _codecs(report: Report) -> Iterator[str]:
     yield (
         f"Matrices of (rows, {first.width}) in {first.dtype}, encoded and decoded on this machine; *pays below* is the"
         " rate of a link under which the bytes saved take longer to send than that takes. *One way at 64 Mbit/s* is"
-        f" reckoned: codec and bytes over the rate, no latency; the origin's ({origin.TOGETHER}, float16 noise) is its"
-        " measured way there and back over a link of about that rate, zlib where edgepp has zstd. `bench/shaped.py`"
+        f" computed: codec and bytes over the rate, no latency; the origin's ({baselines.TOGETHER}, float16 noise) is"
+        " its measured way there and back over a link of about that rate, zlib where edgepp has zstd. `bench/shaped.py`"
         " measures links."
     )
     yield ""
@@ -229,16 +228,16 @@ def _codecs(report: Report) -> Iterator[str]:
 
 
 def _coded(one: Coded) -> list[str]:
-    theirs = origin.SENDING.get(one.rows, {}).get({"zstd": "zlib"}.get(one.codec, one.codec))
+    theirs = baselines.SENDING.get(one.rows, {}).get({"zstd": "zlib"}.get(one.codec, one.codec))
     pays = "" if one.codec == "none" else number(one.pays_below_mbit_s) if one.pays_below_mbit_s else "never"
     return [
         str(one.rows), one.data, one.codec, f"{one.codec_ms.median:.3f}", f"{one.ratio:.2f}", pays,
-        number(one.total_ms(origin.SENDING_MBIT_S)),
+        number(one.total_ms(baselines.SENDING_MBIT_S)),
         *((f"{theirs.codec_ms:g}", f"{theirs.total_ms:g}") if theirs and one.data == "noise" else ("", "")),
     ]  # fmt: skip
 
 
-def _choices(report: Report) -> Iterator[str]:
+def _choices(report: BenchmarkReport) -> Iterator[str]:
     if not report.chosen:
         return
     rows = sorted({one.rows for one in report.chosen})
@@ -258,14 +257,14 @@ def _choices(report: Report) -> Iterator[str]:
     )
 
 
-def _left_out(report: Report) -> Iterator[str]:
+def _left_out(report: BenchmarkReport) -> Iterator[str]:
     if report.left_out:
         yield "## Left out"
         yield ""
         yield from (f"- {what}" for what in report.left_out)
 
 
-def _reading(report: Report) -> Iterator[str]:
+def _reading(report: BenchmarkReport) -> Iterator[str]:
     chosen = report.settings
     warm = "each row once" if chosen["warm"] else "one request"
     yield "## How to read this"
@@ -280,9 +279,3 @@ def _reading(report: Report) -> Iterator[str]:
             f"*{ALONE.capitalize()}* is one stage process with all layers on the machine named first, asked in turn"
             " with the other side, with the same prompts."
         )
-
-
-def _threads(count: int | None) -> str:
-    if count is None:
-        return "a thread for each of its cores"
-    return f"{count} thread{'s' if count > 1 else ''}, as each stage here has"

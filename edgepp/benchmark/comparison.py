@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgepp.bench.machine import busy
-from edgepp.bench.report import SCHEMA
+from edgepp.benchmark.machine import busy
+from edgepp.benchmark.report import SCHEMA
 from edgepp.errors import UsageError
 
 FILE = "report.json"
@@ -62,7 +62,7 @@ class Comparison:
     unlike: tuple[str, ...]
     """What else differs between them, so that figures may differ for it."""
 
-    def form(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         rows = [
             {"name": d.name, "a": d.a.median, "b": d.b.median, "ratio": d.ratio, "verdict": d.verdict}
@@ -123,8 +123,8 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """What would make figures differ, in words."""
     found = []
     for what, at in {
-        "the model": ("subject", "model"),
-        "the stages": ("subject", "stages"),
+        "the model": ("target", "model"),
+        "the stages": ("target", "stages"),
         "the machine's CPU": ("machine", "cpu"),
         "the libraries": ("machine", "libraries"),
         "edgepp": ("version",),

@@ -8,11 +8,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from edgepp.api import Answer, Engine, Prompt
-from edgepp.bench import text
-from edgepp.bench.report import NAMES, Single, Spread, Together
+from edgepp.benchmark import prompts
+from edgepp.benchmark.report import NAMES, ConcurrentResult, SingleResult, Spread
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import UsageError
 
@@ -20,9 +20,11 @@ TOKENS_A_WORD = 1.15
 """What the origin's model took for a word of a story."""
 TITLE_TOKENS = 18
 
+R = TypeVar("R")
 
-class Asked(Protocol):
-    """An open ``Connection``, or ``Strangers``."""
+
+class Askable(Protocol):
+    """An open ``Connection``, or ``FreshOwners``."""
 
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
         """See ``Engine.ask``."""
@@ -31,7 +33,7 @@ class Asked(Protocol):
         """See ``Engine.open``: what was lost is opened again."""
 
 
-class Strangers:
+class FreshOwners:
     """An engine of which each question has another owner, so that nothing asked before helps."""
 
     def __init__(self, engine: Engine) -> None:
@@ -48,7 +50,7 @@ class Strangers:
 
 
 @dataclass(frozen=True)
-class Setting:
+class RequestGroup:
     """So many requests at once, each of a story of so many words, or of a title of a text."""
 
     requests: int
@@ -62,11 +64,11 @@ class Setting:
 
     def prompt(self, number: int) -> str:
         """One that begins with ``number``."""
-        return text.title(number) if self.text else text.story(number, self.words)
+        return prompts.title(number) if self.text else prompts.story(number, self.words)
 
 
 @dataclass(frozen=True)
-class Run:
+class SingleRun:
     """One request alone, on the clock of the process that generates."""
 
     prompt_tokens: int
@@ -74,7 +76,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Wait:
+class ObservedAnswer:
     """One of several requests as its asker saw it, in seconds from the question."""
 
     prompt_tokens: int
@@ -94,7 +96,7 @@ class Wait:
         return [later - earlier for earlier, later in itertools.pairwise(self.arrivals_s)]
 
 
-async def ask_alone(asked: Asked, number: int, words: int, tokens: int) -> Run:
+async def ask_alone(asked: Askable, number: int, words: int, tokens: int) -> SingleRun:
     """Ask for ``tokens`` tokens after a passage of ``words`` words.
 
     Raises:
@@ -102,12 +104,12 @@ async def ask_alone(asked: Asked, number: int, words: int, tokens: int) -> Run:
         EdgeppError: there is no answer.
     """
     options = GenerateOptions(max_tokens=tokens, ignore_eos=True)
-    answer = await asked.ask(text.passage(number, words), options, raw=True).whole()
+    answer = await asked.ask(prompts.passage(number, words), options, raw=True).whole()
     _check(answer, tokens)
-    return Run(answer.prompt_tokens, answer.timing)
+    return SingleRun(answer.prompt_tokens, answer.timing)
 
 
-async def ask_at_once(asked: Asked, setting: Setting, numbers: Iterator[int]) -> list[Wait]:
+async def ask_at_once(asked: Askable, setting: RequestGroup, numbers: Iterator[int]) -> list[ObservedAnswer]:
     """Ask all requests of a setting at once and wait for the last token.
 
     Raises:
@@ -116,13 +118,13 @@ async def ask_at_once(asked: Asked, setting: Setting, numbers: Iterator[int]) ->
     """
     options = GenerateOptions(max_tokens=setting.tokens, ignore_eos=True)
 
-    async def ask(prompt: str) -> Wait:
+    async def ask(prompt: str) -> ObservedAnswer:
         asked_s = time.perf_counter()
         answer = asked.ask(prompt, options)
         arrivals = [time.perf_counter() - asked_s async for _ in answer]
         _check(answer, setting.tokens)
         arrivals = arrivals or [time.perf_counter() - asked_s]
-        return Wait(answer.prompt_tokens, answer.timing.reused, len(answer.token_ids), tuple(arrivals))
+        return ObservedAnswer(answer.prompt_tokens, answer.timing.reused, len(answer.token_ids), tuple(arrivals))
 
     return await asyncio.gather(*(ask(setting.prompt(next(numbers))) for _ in range(setting.requests)))
 
@@ -134,16 +136,15 @@ def _check(answer: Answer, tokens: int) -> None:
         )
 
 
-def single(runs: Sequence[Run]) -> Single:
+def single_result(runs: Sequence[SingleRun]) -> SingleResult:
     """The rates of one request, from all rounds."""
     times = [run.timing for run in runs]
+    step = decode_step(middle_decode(times, lambda timing: timing.decode_tok_s))
 
-    def spread(rate: Callable[[Run], float]) -> Spread:
+    def spread(rate: Callable[[SingleRun], float]) -> Spread:
         return Spread.of([rate(run) for run in runs])
 
-    middle = sorted(times, key=lambda timing: timing.decode_tok_s)[len(times) // 2]
-    stages_ms, wire_ms, coordinator_ms = _step_ms(middle)
-    return Single(
+    return SingleResult(
         prompt_tokens=round(statistics.median(run.prompt_tokens for run in runs)),
         tokens=times[0].tokens,
         reused=sum(timing.reused for timing in times),
@@ -153,38 +154,52 @@ def single(runs: Sequence[Run]) -> Single:
         e2e_tok_s=spread(lambda run: run.timing.e2e_tok_s),
         prefill_tok_s=spread(lambda run: (run.prompt_tokens - run.timing.reused) / run.timing.ttft_s),
         ttft_s=spread(lambda run: run.timing.ttft_s),
-        stages_ms=stages_ms,
-        wire_ms=wire_ms,
-        coordinator_ms=coordinator_ms,
+        stages_ms=step.stages_ms,
+        wire_ms=step.wire_ms,
+        coordinator_ms=step.coordinator_ms,
     )
 
 
-def ratio(over: Sequence[Run], under: Sequence[Run]) -> dict[str, Spread]:
+def ratio(over: Sequence[SingleRun], under: Sequence[SingleRun]) -> dict[str, Spread]:
     """Each of a single request's figures, one side's over the other's, formed within a round."""
-    pairs = [(single([one]), single([other])) for one, other in zip(over, under, strict=True)]
-    return {
-        name: Spread.of([getattr(one, name).median / getattr(other, name).median for one, other in pairs])
-        for name in NAMES
-    }
+    sides = [[single_result([run]) for run in runs] for runs in (over, under)]
+    return {name: Spread.of_ratios(*([getattr(one, name).median for one in side] for side in sides)) for name in NAMES}
 
 
-def _step_ms(timing: Timing) -> tuple[tuple[float, ...], float, float]:
-    """Where a decode step's time went: stages, wire, coordinator; nothing where guesses make steps uncountable."""
+@dataclass(frozen=True)
+class DecodeStep:
+    """Where the time of one decode step went, in milliseconds; nothing where guesses make steps uncountable."""
+
+    stages_ms: tuple[float, ...] = ()
+    """Each stage's own computing."""
+    wire_ms: float = 0.0
+    """The way round less that computing: codec, sockets, wake-ups and queues."""
+    coordinator_ms: float = 0.0
+    """The rest: embedding, norm, head, sampling."""
+
+
+def decode_step(timing: Timing) -> DecodeStep:
+    """The mean decode step of one answer."""
     steps = timing.tokens - 1
     if timing.guessed or steps < 1:
-        return (), 0.0, 0.0
-    total = (timing.last_token_s - timing.first_token_s) * 1e3 / steps
-    stages = tuple(times.decode_s * 1e3 / steps for times in timing.stages)
-    wire = sum(times.wire_s for times in timing.stages) * 1e3 / steps
-    return stages, wire, total - wire - sum(stages)
+        return DecodeStep()
+    total_ms = (timing.last_token_s - timing.first_token_s) * 1e3 / steps
+    stages_ms = tuple(times.decode_s * 1e3 / steps for times in timing.stages)
+    wire_ms = sum(times.wire_s for times in timing.stages) * 1e3 / steps
+    return DecodeStep(stages_ms, wire_ms, total_ms - wire_ms - sum(stages_ms))
 
 
-def together(setting: Setting, rounds: Sequence[Sequence[Wait]]) -> Together:
+def middle_decode(rounds: Sequence[R], decode_tok_s: Callable[[R], float]) -> R:
+    """The round of middle decode rate."""
+    return sorted(rounds, key=decode_tok_s)[len(rounds) // 2]
+
+
+def concurrent_result(setting: RequestGroup, rounds: Sequence[Sequence[ObservedAnswer]]) -> ConcurrentResult:
     """A table's row from all rounds of a setting."""
     waits = [wait for waits in rounds for wait in waits]
     firsts = [wait.arrivals_s[0] for wait in waits]
     gaps = [gap for wait in waits for gap in wait.gaps_s] or [0.0]
-    return Together(
+    return ConcurrentResult(
         requests=setting.requests,
         words=setting.words,
         text=setting.text,

@@ -31,9 +31,14 @@ class Spread:
         """Of at least one value."""
         return cls(statistics.median(values), min(values), max(values), len(values))
 
+    @classmethod
+    def of_ratios(cls, over: Sequence[float], under: Sequence[float]) -> Spread:
+        """Of each round's value of ``over`` divided by that of ``under``; both have one value per round."""
+        return cls.of([one / other for one, other in zip(over, under, strict=True)])
+
 
 @dataclass(frozen=True)
-class Single:
+class SingleResult:
     """One request alone; the rates are those of bench/METHODOLOGY.md."""
 
     prompt_tokens: int
@@ -54,7 +59,7 @@ class Single:
 
 
 @dataclass(frozen=True)
-class Together:
+class ConcurrentResult:
     """Requests asked at once: means over requests, as the origin's tables have them, with the spread of the rounds."""
 
     requests: int
@@ -135,7 +140,7 @@ class StageFacts:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Target:
     """What was measured."""
 
     kind: str
@@ -147,29 +152,29 @@ class Subject:
 
 
 @dataclass
-class Report:
+class BenchmarkReport:
     """All of it; filled in while it is measured."""
 
     began: str
     settings: Mapping[str, Any]
-    subject: Subject
+    target: Target
     version: str
     commit: str | None
     machine: Mapping[str, Any]
     took_s: float = 0.0
     partial: str = ""
     """Why it is not whole; empty where it is."""
-    single: Single | None = None
-    alone: Single | None = None
+    single: SingleResult | None = None
+    alone: SingleResult | None = None
     """The same model in one process of this machine, asked in turn with the other."""
     ratio: Mapping[str, Spread] = field(default_factory=dict)
     """Each of NAMES: of the one over the other, formed within a round."""
-    requests: list[Together] = field(default_factory=list)
+    requests: list[ConcurrentResult] = field(default_factory=list)
     codecs: list[Coded] = field(default_factory=list)
     chosen: list[Chosen] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
-    def form(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON; ``figures`` are all that were measured, one by one, for ``compare``."""
         codecs = [
             {**asdict(one), "ratio": one.ratio, "pays_below_mbit_s": one.pays_below_mbit_s} for one in self.codecs

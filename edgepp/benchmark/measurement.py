@@ -9,11 +9,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from edgepp.bench import links
-from edgepp.bench.asking import Asked, Run, Setting, Wait, ask_alone, ask_at_once, ratio, single, together
-from edgepp.bench.origin import RATES_MBIT_S
-from edgepp.bench.report import ALONE, Report
-from edgepp.bench.text import numbers
+from edgepp.benchmark import hidden_states
+from edgepp.benchmark.baselines import RATES_MBIT_S
+from edgepp.benchmark.prompts import numbers
+from edgepp.benchmark.report import ALONE, BenchmarkReport
+from edgepp.benchmark.workload import (
+    Askable,
+    ObservedAnswer,
+    RequestGroup,
+    SingleRun,
+    ask_alone,
+    ask_at_once,
+    concurrent_result,
+    ratio,
+    single_result,
+)
 from edgepp.errors import ModelError, StageFault, StageLost, UsageError
 
 CODEC_ROUNDS = 5
@@ -25,7 +35,7 @@ Tell = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchmarkSettings:
     """How much is measured."""
 
     rounds: int
@@ -37,24 +47,24 @@ class Settings:
     words: tuple[int, ...] = (25, 50, 100, 400, 800)
     title: bool = True
 
-    def changed(self, **values: Any) -> Settings:
+    def changed(self, **values: Any) -> BenchmarkSettings:
         """The same, but for these fields."""
         return replace(self, **values)
 
-    def rows(self) -> list[Setting]:
+    def rows(self) -> list[RequestGroup]:
         """The rows of both tables."""
-        stories = [Setting(requests, words) for requests in self.requests for words in self.words]
-        return stories + [Setting(requests, 10, text=True) for requests in self.requests if self.title]
+        stories = [RequestGroup(requests, words) for requests in self.requests for words in self.words]
+        return stories + [RequestGroup(requests, 10, text=True) for requests in self.requests if self.title]
 
 
-FULL = Settings(rounds=3, warm=True, prompt_words=400, answer=128)
-QUICK = Settings(rounds=2, warm=False, prompt_words=100, answer=48, words=(25, 100))
+FULL = BenchmarkSettings(rounds=3, warm=True, prompt_words=400, answer=128)
+QUICK = BenchmarkSettings(rounds=2, warm=False, prompt_words=100, answer=48, words=(25, 100))
 
 
-class Bench:
+class Measurement:
     """One measurement of a cluster or pipeline."""
 
-    def __init__(self, model: str, settings: Settings, report: Report, tell: Tell) -> None:
+    def __init__(self, model: str, settings: BenchmarkSettings, report: BenchmarkReport, tell: Tell) -> None:
         self._model = model
         self._settings = settings
         self._report = report
@@ -62,7 +72,7 @@ class Bench:
         self._numbers = numbers()
         self._done = 0
 
-    async def run(self, asked: Asked, alone: Asked | None) -> None:
+    async def run(self, asked: Askable, alone: Askable | None) -> None:
         """Measure everything; ``alone`` is the model in one process of this machine.
 
         Raises:
@@ -76,11 +86,11 @@ class Bench:
         finally:
             self._report.took_s = time.monotonic() - began_s
 
-    async def _singles(self, asked: Asked, alone: Asked | None) -> None:
+    async def _singles(self, asked: Askable, alone: Askable | None) -> None:
         """One request: a round to warm up, then the rounds, both sides in turn with the same prompt."""
         chosen = self._settings
         sides = {"one request": asked} | ({ALONE: alone} if alone is not None else {})
-        runs: dict[str, list[Run]] = {name: [] for name in sides}
+        runs: dict[str, list[SingleRun]] = {name: [] for name in sides}
         for turn in range(chosen.rounds + 1):
             number = next(self._numbers)
             for name, side in sides.items():
@@ -90,14 +100,14 @@ class Bench:
                 if turn:
                     runs[name].append(run)
             if turn:
-                self._report.single = single(runs["one request"])
+                self._report.single = single_result(runs["one request"])
                 if alone is not None:
-                    self._report.alone = single(runs[ALONE])
+                    self._report.alone = single_result(runs[ALONE])
                     self._report.ratio = ratio(runs["one request"], runs[ALONE])
 
-    async def _together(self, asked: Asked) -> None:
+    async def _together(self, asked: Askable) -> None:
         """All rows in turn, round after round; a row that the context cannot hold is left out."""
-        rows = {row: list[list[Wait]]() for row in self._settings.rows()}
+        rows = {row: list[list[ObservedAnswer]]() for row in self._settings.rows()}
         for turn in self._turns():
             for row in list(rows):
                 what = "a title" if row.text else f"{row.words} words"
@@ -110,9 +120,9 @@ class Bench:
                     continue
                 if turn != "warm-up":
                     rows[row].append(waits)
-                self._report.requests = [together(row, rounds) for row, rounds in rows.items() if rounds]
+                self._report.requests = [concurrent_result(row, rounds) for row, rounds in rows.items() if rounds]
 
-    async def _twice(self, asked: Asked, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _twice(self, asked: Askable, what: str, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask, and once more if a stage was lost: on a busy machine one may be silent for longer than is believed."""
         try:
             return await ask()
@@ -128,19 +138,19 @@ class Bench:
 
     def _links(self) -> None:
         """Codecs on this machine, and what ``auto`` makes of the origin's rates and of the links' own."""
-        subject = self._report.subject
-        measured = {round(stage.bytes_s / 125e3, 1) for stage in subject.stages if stage.bytes_s}
-        rates = sorted({*RATES_MBIT_S, *(measured if subject.kind == "cluster" else ())})
-        data = {"noise": links.noise()}
-        self._step(f"hidden states of {subject.model}")
+        target = self._report.target
+        measured = {round(stage.bytes_s / 125e3, 1) for stage in target.stages if stage.bytes_s}
+        rates = sorted({*RATES_MBIT_S, *(measured if target.kind == "cluster" else ())})
+        data = {"noise": hidden_states.noise()}
+        self._step(f"hidden states of {target.model}")
         try:
-            data["real"] = links.real(self._model)
+            data["real"] = hidden_states.real(self._model)
         except ModelError as error:
             self._report.left_out.append(f"real hidden states: {error}")
         for kind, states in data.items():
             self._step(f"codecs, {kind}")
-            self._report.codecs += links.coded(kind, states, CODEC_ROUNDS)
-            self._report.chosen += links.chosen(kind, states, rates)
+            self._report.codecs += hidden_states.coded(kind, states, CODEC_ROUNDS)
+            self._report.chosen += hidden_states.chosen(kind, states, rates)
 
     def _step(self, what: str) -> None:
         self._tell(self._done, self._steps, what)

@@ -42,7 +42,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.transport import Address, Sender
 from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward
-from tests.unit.test_director import SIZE, Want
+from tests.unit.coordinator.test_director import SIZE, Want
 from tests.wire import messages
 
 CPU_S = 2.0

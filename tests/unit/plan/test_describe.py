@@ -17,8 +17,8 @@ from edgepp.plan import describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
 from edgepp.plan.quantities import link_rate, parse_bytes_s, parse_flops, parse_link, parse_seconds
-from tests.unit.test_director import HERE, MINI
-from tests.unit.test_director import Cluster as Members
+from tests.unit.coordinator.test_director import HERE, MINI
+from tests.unit.coordinator.test_director import Cluster as Members
 
 near = pytest.approx
 

@@ -12,8 +12,8 @@ import numpy as np
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.device import release_thread
-from edgepp.bench.report import Chosen, Coded, Spread
-from edgepp.bench.text import words
+from edgepp.benchmark.prompts import words
+from edgepp.benchmark.report import Chosen, Coded, Spread
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint

@@ -85,7 +85,7 @@ PIPELINE_KEPT = 8.04 / 10.96
 
 
 @dataclass(frozen=True)
-class Answered:
+class PublishedAnswer:
     """Means over requests that were asked at once; the rate counts the first token."""
 
     tokens: float
@@ -93,28 +93,28 @@ class Answered:
     tok_s: float
 
 
-STORIES: Mapping[tuple[int, int], Answered] = {
-    (1, 25): Answered(28, 1.22, 22.9),
-    (1, 50): Answered(63, 2.50, 25.2),
-    (1, 100): Answered(119, 4.68, 25.4),
-    (1, 400): Answered(456, 18.04, 25.3),
-    (1, 800): Answered(821, 32.94, 24.9),
-    (2, 25): Answered(31, 1.48, 21.0),
-    (2, 50): Answered(60.5, 2.84, 21.3),
-    (2, 100): Answered(125, 5.60, 22.3),
-    (2, 400): Answered(460.5, 21.34, 21.6),
-    (2, 800): Answered(877, 42.00, 20.9),
-    (4, 25): Answered(30.5, 2.01, 15.2),
-    (4, 50): Answered(66.5, 4.21, 15.8),
-    (4, 100): Answered(122.75, 7.56, 16.2),
-    (4, 400): Answered(478.25, 31.10, 15.4),
-    (4, 800): Answered(1066.75, 76.19, 14.0),
+STORIES: Mapping[tuple[int, int], PublishedAnswer] = {
+    (1, 25): PublishedAnswer(28, 1.22, 22.9),
+    (1, 50): PublishedAnswer(63, 2.50, 25.2),
+    (1, 100): PublishedAnswer(119, 4.68, 25.4),
+    (1, 400): PublishedAnswer(456, 18.04, 25.3),
+    (1, 800): PublishedAnswer(821, 32.94, 24.9),
+    (2, 25): PublishedAnswer(31, 1.48, 21.0),
+    (2, 50): PublishedAnswer(60.5, 2.84, 21.3),
+    (2, 100): PublishedAnswer(125, 5.60, 22.3),
+    (2, 400): PublishedAnswer(460.5, 21.34, 21.6),
+    (2, 800): PublishedAnswer(877, 42.00, 20.9),
+    (4, 25): PublishedAnswer(30.5, 2.01, 15.2),
+    (4, 50): PublishedAnswer(66.5, 4.21, 15.8),
+    (4, 100): PublishedAnswer(122.75, 7.56, 16.2),
+    (4, 400): PublishedAnswer(478.25, 31.10, 15.4),
+    (4, 800): PublishedAnswer(1066.75, 76.19, 14.0),
 }
 """OLLAMA's answers to "tell a story in N words", by requests at once and N."""
-TITLES: Mapping[int, Answered] = {
-    1: Answered(16, 2.28, 7.0),
-    2: Answered(19, 2.64, 7.2),
-    4: Answered(16.75, 4.59, 3.7),
+TITLES: Mapping[int, PublishedAnswer] = {
+    1: PublishedAnswer(16, 2.28, 7.0),
+    2: PublishedAnswer(19, 2.64, 7.2),
+    4: PublishedAnswer(16.75, 4.59, 3.7),
 }
 """OLLAMA's answers to "give a title for below text in 10 words" with a text of 484 words, by requests at once."""
 FOUR_TOGETHER = 2.4

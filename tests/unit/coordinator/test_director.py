@@ -10,7 +10,7 @@ from edgepp.coordinator.standing import standings
 from edgepp.coordinator.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
 from edgepp.layers import LayerRange
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
-from tests.unit.test_membership import beat, facts
+from tests.unit.cluster.test_membership import beat, facts
 
 HERE, MINI, AIR = "a" * 16, "b" * 16, "c" * 16
 SIZE = ModelSize(

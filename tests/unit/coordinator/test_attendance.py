@@ -12,8 +12,8 @@ from edgepp.coordinator.attendance import Attendance
 from edgepp.wire.messages import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender
-from tests.unit.test_director import MINI, Cluster
-from tests.unit.test_membership import facts
+from tests.unit.cluster.test_membership import facts
+from tests.unit.coordinator.test_director import MINI, Cluster
 
 KEYS = KeyPair.generate()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepp.bench.report import StageFacts, Subject
+from edgepp.benchmark.report import StageFacts, Target
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
@@ -21,13 +21,13 @@ def shown(model: str) -> str:
     return Path(model).name if model.startswith(("/", ".", "~")) else model
 
 
-def local(model: str, stages: Sequence[StageInfo]) -> Subject:
+def local(model: str, stages: Sequence[StageInfo]) -> Target:
     """A pipeline on this machine."""
     facts = (StageFacts(str(s.layers), s.node, s.backend, s.device, s.hop_s or None, s.bytes_s or None) for s in stages)
-    return Subject("local", shown(model), tuple(facts))
+    return Target("local", shown(model), tuple(facts))
 
 
-def cluster(status: Mapping[str, Any]) -> Subject:
+def cluster(status: Mapping[str, Any]) -> Target:
     """A live cluster, by what `edgepp status --json` prints.
 
     Raises:
@@ -48,4 +48,4 @@ def cluster(status: Mapping[str, Any]) -> Subject:
         for stage in status["stages"]
     )
     nodes = ({name: node[name] for name in _OF_A_NODE} for node in status["nodes"])
-    return Subject("cluster", shown(str(status["model"])), tuple(stages), tuple(nodes))
+    return Target("cluster", shown(str(status["model"])), tuple(stages), tuple(nodes))

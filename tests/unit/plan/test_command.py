@@ -15,7 +15,7 @@ from edgepp.cli.commands import cli
 from edgepp.errors import EdgeppError, PairingError, PlanError, UsageError
 from edgepp.model.random import make_checkpoint
 from edgepp.plan.hardware import catalogue
-from tests.unit.test_plan_describe import live_node, live_stage
+from tests.unit.plan.test_describe import live_node, live_stage
 from tests.waiting import PATIENCE_S
 
 SEVENTY = "mlx-community/Llama-3.3-70B-Instruct-4bit"

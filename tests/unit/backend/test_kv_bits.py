@@ -21,7 +21,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.cards import Shape
 from edgepp.model.checkpoint import Array, Checkpoint
 from edgepp.model.random import TINY, make_checkpoint
-from tests.unit.test_mlx_families import FITTING, make_family
+from tests.unit.backend.test_mlx_families import FITTING, make_family
 
 BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}
 WIDE = replace(TINY, hidden=128, head_size=32)

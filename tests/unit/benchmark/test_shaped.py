@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepp.bench.links import ROWS
+from edgepp.benchmark.hidden_states import ROWS
 from edgepp.errors import UsageError
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.wire.messages import Forward, Hidden, encode
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
+sys.path.append(str(Path(__file__).parents[3] / "bench"))
 import cable
 import shaped
 import shaped_decode
