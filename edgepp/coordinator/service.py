@@ -21,7 +21,7 @@ from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.shapes import shape_of
 from edgepp.model.source import HubRepository, LocalFolder, resolve
-from edgepp.node.agent import physical_cores
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.node.member import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
@@ -153,7 +153,7 @@ def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> Offer | No
         return None
     resources = measure(
         options.backend,
-        options.threads or physical_cores(),
+        ComputePolicy.node(options.threads).threads,
         options.exact,
         lambda: on_event("measuring this machine once, which takes some seconds"),
     )
