@@ -25,7 +25,7 @@ from sides import RATES, Result
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.report import rounded
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.node.resources import stage_environment
+from edgepp.node.compute_policy import stage_environment
 
 STOP_S = 5.0
 _BENCH = Path(__file__).resolve().parent

@@ -29,8 +29,9 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.checkpoint import Checkpoint
-from edgepp.node.agent import StageProcess, physical_cores
-from edgepp.node.stage import StageConfig
+from edgepp.node.agent import StageProcess
+from edgepp.node.compute_policy import ComputePolicy
+from edgepp.node.stage_config import StageSettings
 from edgepp.wire.transport import Address
 
 HERE, FAR = "127.0.0.1", "127.0.0.2"
@@ -83,19 +84,9 @@ def started(
     with ExitStack() as owned:
         children = []
         for part in layers:
-            config = StageConfig(
-                path=str(folder),
-                model=model or str(folder),
-                node=platform.node(),
-                start=part.start,
-                stop=part.stop,
-                listen=f"{HERE}:{free_pair()}",
-                backend=backend_name,
-                threads=threads,
-                exact=exact,
-                awake=awake,
-            )
-            children.append(StageProcess(config))
+            policy = ComputePolicy(threads, awake=awake)
+            settings = StageSettings(policy, backend_name, Address(HERE, free_pair()))
+            children.append(StageProcess(settings.config(folder, model or str(folder), part, exact=exact)))
             owned.callback(children[-1].stop)
         ports = [child.wait_ready().address.port for child in children]
         if not kind.direct:
@@ -128,7 +119,7 @@ class Rig:
         self._recorder: Recorder | None = None
         try:
             layers = split_evenly(self.checkpoint.num_layers, stages)
-            awake = threads * stages <= physical_cores() if awake is None else awake
+            awake = ComputePolicy.shared(threads, stages).awake if awake is None else awake
             found = started(folder, layers, kind, threads=threads, backend_name=backend_name, awake=awake)
             self.addresses = self._owned.enter_context(found)
             self.engine = self._owned.enter_context(Engine(self._open, frozenset()))

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from edgepp import backend
-from edgepp.backend.base import BackendOptions
 from edgepp.backend.device import release_thread
 from edgepp.benchmark.prompts import words
 from edgepp.benchmark.report import Chosen, Coded, Spread
@@ -19,7 +18,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import located
 from edgepp.model.tokenizer import Tokenizer
-from edgepp.node.agent import physical_cores
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.node.resources import usable_memory
 from edgepp.wire import codec
 from edgepp.wire.choice import CodecChoice
@@ -75,7 +74,7 @@ def _computed(path: Path, checkpoint: Checkpoint, rows: int, text: Callable[[int
     needed = min(rows * each, _MOST_TOKENS)
     tokens = Tokenizer.load(path).encode(text(needed))[:needed]
     chosen = backend.choose("auto", checkpoint)
-    options = BackendOptions(threads=physical_cores())
+    options = ComputePolicy.shared().backend_options()
     ends = chosen.load_ends(checkpoint, options)
     stage = chosen.load_stage(checkpoint, LayerRange(0, -(-checkpoint.num_layers // 2)), options)
     states = []

@@ -13,13 +13,12 @@ import zmq
 
 from edgepp.cluster.discovery import Record, discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
-from edgepp.coordinator.forms import Prompt, question, read_answered
+from edgepp.coordinator.forms import Prompt, question, read_answered, read_stages
 from edgepp.engine.live import FinishReason
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
-from edgepp.layers import LayerRange
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
@@ -75,13 +74,12 @@ class Served:
         self._numbers = itertools.count(1)
         self._lost: EdgeppError | None = None
         try:
-            self._link, self.status = self._find(identity, cluster, peers)
+            self._link, self.status, self.stages = self._find(identity, cluster, peers)
         except EdgeppError:
             self._context.term()
             raise
         self._cancelled: Mailbox[int] = Mailbox()
         self._poller = Poller[int](self._link, self._cancelled)
-        self.stages: tuple[StageInfo, ...] = tuple(_stage_info(stage) for stage in self.status["stages"])
         remember_address(cluster.id, self._link.address)
 
     @property
@@ -177,7 +175,10 @@ class Served:
         )
         raise self._lost
 
-    def _find(self, identity: Identity, cluster: Cluster, peers: Sequence[Address]) -> tuple[Link, dict[str, Any]]:
+    def _find(
+        self, identity: Identity, cluster: Cluster, peers: Sequence[Address]
+    ) -> tuple[Link, dict[str, Any], tuple[StageInfo, ...]]:
+        """A link to the coordinator, the cluster's state, and the stages that the state names."""
         protection = Pinned(identity.keys, cluster.coordinator.key)
         known = whereabouts(cluster, peers, ())
         looks: list[Callable[[], list[Address]]] = [lambda: known]
@@ -201,7 +202,8 @@ class Served:
             try:
                 message = decode(frames[0])
                 if isinstance(message, Reply):
-                    return link, decode_payload(frames)
+                    status = decode_payload(frames)
+                    return link, status, read_stages(status)
                 raise RemoteProtocolError(getattr(message, "reason", f"it answered {type(message).__name__}"))
             except RemoteProtocolError as error:
                 link.close()
@@ -268,20 +270,3 @@ class ServedAnswer:
     def cancel(self) -> None:
         """Stop generating; iterating on gives what came before. Safe from any thread."""
         self._served.cancel(self._number)
-
-
-def _stage_info(form: Mapping[str, Any]) -> StageInfo:
-    start, stop = form["layers"]
-    return StageInfo(
-        index=int(form["index"]),
-        layers=LayerRange(int(start), int(stop)),
-        node=str(form["node"]),
-        address=str(form["address"]),
-        pid=int(form["pid"] or 0),
-        backend=str(form["backend"]),
-        device=str(form["device"]),
-        chunk=0,
-        context=0,
-        prefill_s=0.0,
-        decode_s=float(form["decode_s"] or 0.0),
-    )

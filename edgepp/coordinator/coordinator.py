@@ -25,7 +25,7 @@ from edgepp.coordinator.director import Director, Order
 from edgepp.coordinator.entrance import Entrance
 from edgepp.coordinator.places import Turns
 from edgepp.coordinator.registry import Registry
-from edgepp.coordinator.report import report
+from edgepp.coordinator.report import StatusSources, report
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.serving import Serving
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
@@ -99,7 +99,6 @@ class Coordinator(threading.Thread):
         self.members = Membership()
         self.answers = Answers(serving)
         self.rollout = Rollout(director, self.members, serving, self.answers, on_event)
-        self.began_s = time.time()
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._refused)
@@ -112,6 +111,9 @@ class Coordinator(threading.Thread):
             self._context.term()
             raise
         self.address = self._listener.address
+        self._sources = StatusSources(
+            self.registry, self.members, director, self.rollout, serving, self.answers, self.address, time.time()
+        )
         self.registry.reached_at(self.here)
         self._entrance = Entrance(identity, self.address, lambda: self.registry.cluster, self._paired, on_event)
         self._attendance = Attendance(self.members, identity, self.registry, director, self._send, on_event)
@@ -128,6 +130,10 @@ class Coordinator(threading.Thread):
         """Where this machine's own processes reach it."""
         everywhere = self.address.host in ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
         return Address("127.0.0.1", self.address.port) if everywhere else self.address
+
+    def status(self) -> dict[str, Any]:
+        """The cluster's state: what `edgepp status --json` prints."""
+        return report(self._sources)
 
     def close(self) -> None:
         """End answers and the thread; members look for a new coordinator."""
@@ -330,7 +336,7 @@ class Coordinator(threading.Thread):
             raise UsageError(f"only the coordinator's own machine may do that: run it on {self._identity.name}")
         match message.verb:
             case "status":
-                answer = report(self)
+                answer = self.status()
             case "peers":
                 answer = self.registry.peers({member.node: member.phase.value for member in self.members})
             case "invite":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, get_args
 
 from edgepp.engine.live import FinishReason
@@ -12,6 +12,9 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
+
+MAX_STAGES = 1024
+"""Stages of one pipeline, at most."""
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
 """A raw text, or a conversation of ``{"role", "content"}``."""
@@ -125,9 +128,9 @@ def read_answered(form: Mapping[str, Any]) -> Outcome:
     """
     try:
         taken = dict(form["timing"])
-        times = [StageTimes(**_floats(one)) for one in _list(taken.pop("stages"), 1024)]
+        times = [StageTimes(**_floats(one)) for one in _list(taken.pop("stages"), MAX_STAGES)]
         counts = {name: _whole(taken.pop(name)) for name in ("tokens", "reused", "guessed", "right")}
-        stages = tuple(_stage(one) for one in _list(form["stages"], 1024))
+        stages = read_stages(form)
         if form["finish_reason"] not in get_args(FinishReason) or len(times) != len(stages):
             raise RemoteProtocolError("an answer that ended in no known way")
         prompt_tokens = _whole(form["prompt_tokens"])
@@ -145,17 +148,36 @@ def _sampled(form: Any) -> Sampled:
     return Sampled(_whole(token), float(logprob), tuple((_whole(one), float(value)) for one, value in _list(top, 20)))
 
 
-def _stage(form: Any) -> StageInfo:
+def read_stages(form: Mapping[str, Any]) -> tuple[StageInfo, ...]:
+    """The stages that an answer's outcome or a cluster's state names; a number that is not known yet is 0.
+
+    Raises:
+        RemoteProtocolError: the form names none, or one of them is malformed.
+    """
+    try:
+        return tuple(_stage(stage) for stage in _list(form.get("stages"), MAX_STAGES))
+    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
+        raise RemoteProtocolError(f"a stage is malformed: {error}") from error
+
+
+def _stage(form: Mapping[str, Any]) -> StageInfo:
     start, stop = form["layers"]
-    values = {one.name: form[one.name] for one in fields(StageInfo) if one.name != "layers"}
-    for name in ("node", "address", "backend", "device"):
-        values[name] = _text(values[name])[:200]
-    for name in ("index", "pid", "chunk", "context"):
-        values[name] = _whole(values[name])
-    for name in ("prefill_s", "decode_s", "hop_s", "bytes_s"):
-        values[name] = float(values[name])
-    values["rewinds"] = bool(values["rewinds"])
-    return StageInfo(layers=LayerRange(_whole(start), _whole(stop)), **values)
+    return StageInfo(
+        index=_whole(form["index"]),
+        layers=LayerRange(_whole(start), _whole(stop)),
+        node=_text(form["node"])[:200],
+        address=_text(form["address"])[:200],
+        pid=_whole(form["pid"] or 0),
+        backend=_text(form["backend"])[:200],
+        device=_text(form["device"])[:200],
+        chunk=_whole(form.get("chunk", 0)),
+        context=_whole(form.get("context", 0)),
+        prefill_s=float(form.get("prefill_s", 0.0)),
+        decode_s=float(form["decode_s"] or 0.0),
+        hop_s=float(form.get("hop_s", 0.0)),
+        bytes_s=float(form.get("bytes_s", 0.0)),
+        rewinds=bool(form.get("rewinds", True)),
+    )
 
 
 def _text(value: Any) -> str:

@@ -3,54 +3,75 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+from edgepp.cluster.membership import Membership
+from edgepp.coordinator.answers import Answers
+from edgepp.coordinator.director import Director
 from edgepp.coordinator.forms import drawing
-
-if TYPE_CHECKING:
-    from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.registry import Registry
+from edgepp.coordinator.rollout import Rollout
+from edgepp.coordinator.serving import Serving
+from edgepp.wire.transport import Address
 
 SCHEMA = 1
 
 
-def report(coordinator: Coordinator) -> dict[str, Any]:
+@dataclass(frozen=True)
+class StatusSources:
+    """The parts of a coordinator that a cluster's state is read from."""
+
+    registry: Registry
+    members: Membership
+    director: Director
+    rollout: Rollout
+    serving: Serving
+    answers: Answers
+    address: Address
+    """Where the coordinator listens."""
+    began_s: float
+    """When the coordinator began, by ``time.time``."""
+
+
+def report(sources: StatusSources) -> dict[str, Any]:
     """Everything that people ask of a cluster. Layers are half-open, times in seconds, memory in bytes."""
-    director, serving = coordinator.director, coordinator.serving
-    stages = stage_reports(coordinator)
+    director, serving = sources.director, sources.serving
+    stages = stage_reports(sources)
     state = "ready" if serving.pipeline is not None else "loading" if stages else "waiting"
-    timing = coordinator.answers.last
+    timing = sources.answers.last
     return {
         "schema": SCHEMA,
-        "cluster": coordinator.registry.cluster.id,
-        "coordinator": coordinator.registry.cluster.coordinator.name,
-        "address": str(coordinator.address),
+        "cluster": sources.registry.cluster.id,
+        "coordinator": sources.registry.cluster.coordinator.name,
+        "address": str(sources.address),
         "model": serving.model,
         "state": state,
         "reason": "" if state == "ready" else director.reason or serving.reason,
         "epoch": director.count,
-        "view": coordinator.members.version,
+        "view": sources.members.version,
         "policy": director.want.policy,
         "context": director.want.context,
         "slots": director.want.slots,
         "exact": director.exact,
         "kv_bits": director.kv_bits or None,
         "sampling": drawing(serving.sampling),
-        "uptime_s": round(time.time() - coordinator.began_s, 1),
+        "uptime_s": round(time.time() - sources.began_s, 1),
         "answers": {
-            "under_way": len(coordinator.answers),
-            "done": coordinator.answers.done,
+            "under_way": len(sources.answers),
+            "done": sources.answers.done,
             "last_decode_tok_s": round(timing.decode_tok_s, 3) if timing else None,
             "last_ttft_s": round(timing.ttft_s, 4) if timing else None,
         },
-        "engine": _engine(coordinator),
-        "nodes": _nodes(coordinator),
+        "engine": _engine(sources),
+        "nodes": _nodes(sources),
         "stages": stages,
     }
 
 
-def _engine(coordinator: Coordinator) -> dict[str, Any]:
+def _engine(sources: StatusSources) -> dict[str, Any]:
     """What the engine has to do, and how much of the prompts it had computed before; counts begin with the pipeline."""
-    pipeline = coordinator.serving.pipeline
+    pipeline = sources.serving.pipeline
     if pipeline is None:
         return {}
     load = pipeline.engine.load
@@ -64,14 +85,14 @@ def _engine(coordinator: Coordinator) -> dict[str, Any]:
     }
 
 
-def _nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
+def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
     held: dict[str, list[list[int]]] = {}
-    for member, _, layers, _ in coordinator.director.stages(coordinator.members):
+    for member, _, layers, _ in sources.director.stages(sources.members):
         held.setdefault(member.node, []).append([layers.start, layers.stop])
     nodes = []
-    for member in coordinator.members:
+    for member in sources.members:
         facts = member.facts
-        here = member.node == coordinator.registry.cluster.coordinator.node
+        here = member.node == sources.registry.cluster.coordinator.node
         nodes.append(
             {
                 "node": member.node,
@@ -97,14 +118,14 @@ def _nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
     return nodes
 
 
-def stage_reports(coordinator: Coordinator) -> list[dict[str, Any]]:
+def stage_reports(sources: StatusSources) -> list[dict[str, Any]]:
     """One object a stage of the plan, in order."""
-    pipeline, timing = coordinator.serving.pipeline, coordinator.answers.last
+    pipeline, timing = sources.serving.pipeline, sources.answers.last
     gauges = pipeline.engine.gauges if pipeline else []
     infos = pipeline.stages if pipeline else ()
     reports = []
-    for index, (member, slot, layers, loaded) in enumerate(coordinator.director.stages(coordinator.members)):
-        progress = coordinator.rollout.progress.get((member.node, slot))
+    for index, (member, slot, layers, loaded) in enumerate(sources.director.stages(sources.members)):
+        progress = sources.rollout.progress.get((member.node, slot))
         stage: dict[str, Any] = {
             "index": index,
             "layers": [layers.start, layers.stop],

@@ -14,7 +14,6 @@ from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identi
 from edgepp.cluster.sizes import ModelSize, Policy, Want
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.director import Director
-from edgepp.coordinator.report import report
 from edgepp.coordinator.serving import Serving
 from edgepp.engine.front import Front, OnProgress
 from edgepp.engine.pipeline import PipelineOptions
@@ -22,7 +21,7 @@ from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.shapes import shape_of
 from edgepp.model.source import HubRepository, LocalFolder, resolve
-from edgepp.node.agent import physical_cores
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.node.member import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
@@ -114,8 +113,8 @@ class Service:
             raise
 
     def report(self) -> dict[str, Any]:
-        """See ``report.report``."""
-        return report(self.coordinator)
+        """The cluster's state: what `edgepp status --json` prints."""
+        return self.coordinator.status()
 
     def check(self) -> None:
         """Raise what ended a part of the service by itself.
@@ -154,7 +153,7 @@ def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> Offer | No
         return None
     resources = measure(
         options.backend,
-        options.threads or physical_cores(),
+        ComputePolicy.node(options.threads).threads,
         options.exact,
         lambda: on_event("measuring this machine once, which takes some seconds"),
     )

@@ -22,9 +22,10 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.node.agent import StageProcess, physical_cores
+from edgepp.node.agent import StageProcess
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.node.probe import measure_speed
-from edgepp.node.stage import StageConfig
+from edgepp.node.stage_config import StageSettings
 from edgepp.wire.messages import LinkCodec
 from edgepp.wire.security import KeyPair
 
@@ -60,19 +61,19 @@ class PipelineOptions:
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
             raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"a stage needs at least 1 thread, not {self.threads}")
+        _ = self.policy  # which checks the threads
 
     @property
-    def threads_each(self) -> int:
-        """Compute threads of each stage process on this machine."""
-        return self.threads or max(1, physical_cores() // (self.stages or 1))
+    def policy(self) -> ComputePolicy:
+        """How each process of this machine computes: this one alone, or the stages and the model's ends."""
+        if not self.endpoints and self.stages is None:
+            return ComputePolicy.alone(self.threads)
+        return ComputePolicy.shared(self.threads, self.stages or 1)
 
     @property
     def compute(self) -> BackendOptions:
         """How this process computes."""
-        alone = not self.endpoints and self.stages is None
-        return BackendOptions(threads=self.threads_each, exact=self.exact, spin=alone, kv_bits=self.kv_bits)
+        return self.policy.backend_options(exact=self.exact, kv_bits=self.kv_bits)
 
 
 class Pipeline:
@@ -180,19 +181,9 @@ class Pipeline:
         return tuple(Endpoint((ready.address,)) for ready in readies)
 
     def _start_stage(self, layers: LayerRange) -> StageProcess:
-        config = StageConfig(
-            path=str(self._front.path),
-            model=self.options.model,
-            node=platform.node(),
-            start=layers.start,
-            stop=layers.stop,
-            listen="127.0.0.1:0",
-            backend=self.options.backend,
-            threads=self.options.threads_each,
-            exact=self.options.exact,
-            kv_bits=self.options.kv_bits,
-            awake=self.options.threads_each * (self.options.stages or 1) <= physical_cores(),
-        )
+        options = self.options
+        settings = StageSettings(options.policy, options.backend)
+        config = settings.config(self._front.path, options.model, layers, exact=options.exact, kv_bits=options.kv_bits)
         child = StageProcess(config)
         self._owned.callback(child.stop)
         return child

@@ -26,7 +26,7 @@ from edgepp.benchmark.report import NAMES, BenchmarkReport, Target
 from edgepp.benchmark.target import cluster, local
 from edgepp.benchmark.workload import Askable, FreshOwners
 from edgepp.errors import EdgeppError, PairingError, UsageError
-from edgepp.node.agent import physical_cores
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.ui import bench_plot
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Rows, Screen, say
@@ -79,7 +79,7 @@ async def _measure(
         if wanted.single:
             threads = wanted.threads
             if wanted.model is not None:  # as many as each stage has, so that the ratio is that of the stages alone
-                threads = threads or max(1, physical_cores() // (wanted.stages or 1))
+                threads = ComputePolicy.shared(threads, wanted.stages or 1).threads
             one = Engine(model, stages=1, threads=threads, backend=wanted.backend, speculate="off")
             alone = await _opened(one, stack)
         report = BenchmarkReport(

@@ -13,7 +13,7 @@ from edgepp import __version__
 from edgepp.cluster.identity import load_cluster
 from edgepp.coordinator.client import Served, served
 from edgepp.errors import EdgeppError, PeerLost
-from edgepp.ui.doctor import Finding
+from edgepp.ui.finding import Finding
 from edgepp.ui.screen import Rows, Screen, say
 from edgepp.wire.transport import Address
 
