@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgepp.boundary import explained
-from edgepp.engine.answer import Answer
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError
 from edgepp.serve.forms import Outcome, Prompt, answered, read_question
 from edgepp.serve.places import Places
@@ -173,7 +173,7 @@ class _Live:
         self.number = number
         self._send = send
         self._lock = threading.Lock()
-        self._answer: Answer | None = None
+        self._answer: TextStream | None = None
         self.told = False
         """Whether the asker has seen anything of it."""
         self.cancelled = False
@@ -191,7 +191,7 @@ class _Live:
         for index, part in enumerate(parts):
             self.tell([encode(Piece(self.number, part)), b"" if index else text.encode(errors="replace")])
 
-    def bind(self, answer: Answer) -> None:
+    def bind(self, answer: TextStream) -> None:
         """Let ``cancel`` stop this answer."""
         with self._lock:
             self._answer = answer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.sizes import LinkSpeed
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, StageLost
 from edgepp.layers import LayerRange
 from edgepp.serve.answers import Answers

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, PlanError, StageLost
 from edgepp.serve import serving as module
 from edgepp.serve.serving import Serving, Wanted
