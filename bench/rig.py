@@ -21,11 +21,11 @@ from slow_link import Kind, slowed
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.engine import Engine, Parts
-from edgepp.engine.live import Request
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
+from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ class Rig:
             awake = ComputePolicy.shared(threads, stages).awake if awake is None else awake
             found = started(folder, layers, kind, threads=threads, backend_name=backend_name, awake=awake)
             self.addresses = self._owned.enter_context(found)
-            self.engine = self._owned.enter_context(Engine(self._open, frozenset()))
+            self.engine = self._owned.enter_context(EngineLoop(self._open, frozenset()))
         except BaseException:
             self._owned.close()
             raise
@@ -178,7 +178,7 @@ class Rig:
         positions = [at for trip in trips for at in trip.positions]
         return Steady(tuple(trips), rate, round(statistics.fmean(positions)))
 
-    def _together(self, asked: Sequence[Request], cycles: int) -> list[Trip]:
+    def _together(self, asked: Sequence[EngineRequest], cycles: int) -> list[Trip]:
         """The decode steps from the last one's second token on."""
         for request in asked:
             _await_token(request)
@@ -194,12 +194,12 @@ class Rig:
                 raise EdgeppError("a request ended before enough steps were measured", "give fewer --cycles")
             time.sleep(_POLL_S)
 
-    def _submit(self, tokens: int, generate: int) -> Request:
+    def _submit(self, tokens: int, generate: int) -> EngineRequest:
         turn = next(_turns)
         ids = prompt(self.checkpoint.vocab_size, tokens, turn)
         return self.engine.submit(ids, GenerateOptions(generate, ignore_eos=True), owner=str(turn))
 
-    def _open(self) -> Parts:
+    def _open(self) -> EngineParts:
         checkpoint = self.checkpoint
         expected = Expectation(
             str(self.folder), checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, exact=False
@@ -207,10 +207,10 @@ class Rig:
         endpoints = [Endpoint((address,)) for address in self.addresses]
         self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
         chosen = backend.choose(self.backend_name, checkpoint)
-        return Parts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
+        return EngineParts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
 
 
-def _await_token(request: Request) -> None:
+def _await_token(request: EngineRequest) -> None:
     event = request.events.get()
     if isinstance(event, EdgeppError):
         raise event

@@ -12,9 +12,9 @@ from edgepp.boundary import explained
 from edgepp.coordinator.forms import Outcome, Prompt, answered, read_question
 from edgepp.coordinator.places import Places
 from edgepp.coordinator.serving import Serving
-from edgepp.engine.answer import Answer
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError
 from edgepp.wire.messages import Answered, Declined, Piece, encode, encode_payload
 from edgepp.wire.values import sentence
@@ -173,7 +173,7 @@ class _Live:
         self.number = number
         self._send = send
         self._lock = threading.Lock()
-        self._answer: Answer | None = None
+        self._answer: TextStream | None = None
         self.told = False
         """Whether the asker has seen anything of it."""
         self.cancelled = False
@@ -191,7 +191,7 @@ class _Live:
         for index, part in enumerate(parts):
             self.tell([encode(Piece(self.number, part)), b"" if index else text.encode(errors="replace")])
 
-    def bind(self, answer: Answer) -> None:
+    def bind(self, answer: TextStream) -> None:
         """Let ``cancel`` stop this answer."""
         with self._lock:
             self._answer = answer

@@ -14,8 +14,7 @@ import zmq
 from edgepp.cluster.discovery import Record, discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
 from edgepp.coordinator.forms import Prompt, question, read_answered, read_stages
-from edgepp.engine.live import FinishReason
-from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault

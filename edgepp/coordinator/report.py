@@ -121,7 +121,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
 def stage_reports(sources: StatusSources) -> list[dict[str, Any]]:
     """One object a stage of the plan, in order."""
     pipeline, timing = sources.serving.pipeline, sources.answers.last
-    gauges = pipeline.engine.gauges if pipeline else []
+    stage_stats = pipeline.engine.stage_stats if pipeline else []
     infos = pipeline.stages if pipeline else ()
     reports = []
     for index, (member, slot, layers, loaded) in enumerate(sources.director.stages(sources.members)):
@@ -144,9 +144,9 @@ def stage_reports(sources: StatusSources) -> list[dict[str, Any]]:
         }
         if index < len(infos):
             stage |= {"hop_s": infos[index].hop_s, "link_bytes_s": infos[index].bytes_s or None}
-        if index < len(gauges):
-            gauge = gauges[index]
-            stage |= {"sequences": gauge.sequences, "kv_bytes": gauge.kv_bytes, "dropped": gauge.dropped}
+        if index < len(stage_stats):
+            stats = stage_stats[index]
+            stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes, "dropped": stats.dropped}
         if timing is not None and timing.tokens > 1 and index < len(timing.stages):
             steps = timing.tokens - 1
             stage |= {

@@ -14,7 +14,7 @@ from edgepp.cluster.sizes import LinkSpeed
 from edgepp.coordinator.answers import Answers
 from edgepp.coordinator.director import Director, Order
 from edgepp.coordinator.serving import Serving, Wanted
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, StageLost
 from edgepp.layers import LayerRange
 from edgepp.wire.messages import Loaded, Loading, NotLoaded

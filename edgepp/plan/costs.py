@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from edgepp.cluster.sizes import UNKNOWN_LINK, Links, LinkSpeed
-from edgepp.engine.tempo import longest_chunk
+from edgepp.engine.chunk_sizer import longest_chunk
 from edgepp.layers import LayerRange
 from edgepp.plan.machines import Machine, Model, Stage
 

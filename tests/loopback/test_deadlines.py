@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import zmq
 
-from edgepp.engine import network
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine import network_ring
+from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, Send
+from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.messages import Attach, Attached, Echo, Hello, Message, Ping, Pong, Welcome, decode, encode
@@ -86,7 +86,7 @@ def wedged() -> Iterator[WedgedStage]:
 
 
 def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "STEP_S", 1.5)
+    monkeypatch.setattr(network_ring, "STEP_S", 1.5)
     ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         ring.send(Send(1, 0, 16, 1, np.zeros((4, 8), np.float32)))
@@ -102,7 +102,7 @@ def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkey
 
 
 def test_an_idle_ring_misses_no_deadline(wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "STEP_S", 0.0)
+    monkeypatch.setattr(network_ring, "STEP_S", 0.0)
     ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         for _ in range(3):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import zmq
 
-from edgepp.engine.engine import Engine, Parts
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
+from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.random import TINY, make_checkpoint
@@ -40,7 +40,7 @@ def pair(tiny: Path) -> Iterator[list[Node]]:
         yield started
 
 
-def open_engine(path: Path, started: list[Node]) -> Engine:
+def open_engine(path: Path, started: list[Node]) -> EngineLoop:
     """A real engine over real nodes."""
     from edgepp.backend import choose
     from edgepp.backend.base import BackendOptions, Ends
@@ -51,7 +51,7 @@ def open_engine(path: Path, started: list[Node]) -> Engine:
         ring = NetworkRing([Endpoint((Address.parse(one.address),)) for one in started], expected, "test")
         return ring, choose("auto", checkpoint).load_ends(checkpoint, BackendOptions(exact=True))
 
-    return Engine(lambda: Parts(*open_ring()), eos=frozenset())
+    return EngineLoop(lambda: EngineParts(*open_ring()), eos=frozenset())
 
 
 class Knocker:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.cluster.sizes import LinkSpeed, ModelSize
+from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
-from edgepp.engine.tempo import Tempo
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.cards import find
@@ -212,7 +212,7 @@ def test_a_slow_link_holds_many_requests_up() -> None:
 @pytest.mark.parametrize("requests", [1, 2, 3, 5, 8, 13, 300])
 def test_micro_batches_are_those_of_the_scheduler(stages: int, requests: int) -> None:
     one = StageInfo(0, LayerRange(0, 1), "", "", 0, "", "", 1, 4096, 0.0, 0.0)
-    scheduler = Scheduler(stages, Tempo([one]))
+    scheduler = Scheduler(stages, ChunkSizer([one]))
     for request in range(requests):
         scheduler.add(request, prompt=1)
     for _ in range(requests):  # everyone's prompt first, so that all are ready at once
@@ -238,7 +238,7 @@ def test_chunks_are_those_of_the_engine(stages: int, flops: float) -> None:
         StageInfo(n, layers, "", "", 0, "", "", 64, 4096, len(layers) * SIZE.layer_flops / flops, 0.0)
         for n, layers in enumerate(split_evenly(10, stages))
     ]
-    assert found.chunk == near(Tempo(infos).chunk, abs=1)
+    assert found.chunk == near(ChunkSizer(infos).chunk, abs=1)
 
 
 # Prefill

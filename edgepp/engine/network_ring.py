@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 import zmq
 
-from edgepp.engine.peers import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet
-from edgepp.engine.ring import Failed, Gauge, RingEvent, Send, SendBatch, StageInfo, frame_of, returned
+from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, StageStats, frame_of, returned
+from edgepp.engine.stage_handshake import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
 from edgepp.wire.choice import CodecChoice
@@ -246,9 +246,9 @@ class NetworkRing:
         for peer in self._peers:
             peer.control.send([encode(Free(self._epoch, sequence))])
 
-    def gauges(self) -> list[Gauge]:
+    def stage_stats(self) -> list[StageStats]:
         """See ``Ring``."""
-        return [peer.gauge for peer in self._peers]
+        return [peer.stats for peer in self._peers]
 
     def close(self) -> None:
         """See ``Ring``."""
@@ -290,7 +290,7 @@ class NetworkRing:
         match message:
             case Pong(epoch=self._epoch):
                 peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
-                peer.gauge = Gauge(message.sequences, message.kv_bytes, message.frames, message.dropped)
+                peer.stats = StageStats(message.sequences, message.kv_bytes, message.frames, message.dropped)
                 if not message.known:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):
