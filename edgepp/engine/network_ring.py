@@ -151,15 +151,30 @@ class NetworkRing:
 
     def _attach(self, index: int, route: bytes, back_bytes_s: int) -> Attached:
         peer = self._peers[index]
-        addresses, key = "", ""
+        addresses, next_key = "", ""
         if index + 1 < len(self._peers):
-            addresses, key = self._way(peer, self._peers[index + 1]), self._peers[index + 1].endpoint.key
-        message = Attach(self._epoch, index, addresses, key, route.hex(), self._codecs[index + 1], back_bytes_s)
+            addresses, next_key = self._way(peer, self._peers[index + 1]), self._peers[index + 1].endpoint.key
+        message = Attach(
+            epoch=self._epoch,
+            stage=index,
+            previous_key=self._previous_key(index),
+            next_addresses=addresses,
+            next_key=next_key,
+            route=route.hex(),
+            codec=self._codecs[index + 1],
+            return_bytes_s=back_bytes_s,
+        )
         answer = ask(peer.control, message, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
             return answer
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
         raise StageLost(f"{peer} cannot join: {reason}", "check that address, and the firewall between the two")
+
+    def _previous_key(self, index: int) -> str:
+        """The key that the sender of a stage's frames proves to it; empty where the stage is not encrypted."""
+        if self._keys is None or not self._peers[index].endpoint.key:
+            return ""
+        return self._peers[index - 1].endpoint.key if index else self._keys.public
 
     @staticmethod
     def _way(peer: Peer, following: Peer) -> str:

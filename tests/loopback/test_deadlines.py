@@ -50,10 +50,10 @@ class WedgedStage(threading.Thread):
                 assert isinstance(reader, Listener)
                 received = reader.receive()
                 assert received is not None
-                route, frames = received
+                sender, frames = received
                 answer = self._answer(decode(frames[0]))
                 if answer is not None:
-                    reader.send(route, [encode(answer), *frames[1:]])
+                    reader.send(sender.route, [encode(answer), *frames[1:]])
 
     def _answer(self, message: Message) -> Message | None:
         match message:

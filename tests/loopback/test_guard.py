@@ -126,7 +126,7 @@ def test_what_a_listener_sends_unasked_is_bounded(ended: list[str]) -> None:
         received = place.listener.receive()
         assert received is not None
         for _ in range(4 * LEAST_BACKLOG_BYTES // 60_000):
-            place.listener.send(received[0], [bytes(60_000)])
+            place.listener.send(received[0].route, [bytes(60_000)])
         eventually("it came", lambda: link.look() or ended)  # nobody reads the link
         link.close()
 

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgepp
-from edgepp.api.answer import Begun
 from edgepp.api.answer import Answer as ApiAnswer
+from edgepp.api.answer import Begun
 from edgepp.api.apart import apart
 from edgepp.coordinator.answers import Answers
 from edgepp.coordinator.forms import question
