@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgepp.serve.forms import drawing
+from edgepp.serve.standing import standings
 
 if TYPE_CHECKING:
     from edgepp.serve.coordinator import Coordinator
@@ -65,9 +66,7 @@ def _engine(coordinator: Coordinator) -> dict[str, Any]:
 
 
 def _nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
-    held: dict[str, list[list[int]]] = {}
-    for member, _, layers, _ in coordinator.director.stages(coordinator.members):
-        held.setdefault(member.node, []).append([layers.start, layers.stop])
+    parts = standings(coordinator.director, coordinator.members)
     nodes = []
     for member in coordinator.members:
         facts = member.facts
@@ -76,7 +75,7 @@ def _nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
             {
                 "node": member.node,
                 "name": facts.name,
-                "roles": [*(["coordinator"] if here else []), *(["stage"] if member.node in held else [])],
+                "roles": [*(["coordinator"] if here else []), *(["stage"] if parts[member.node]["layers"] else [])],
                 "state": member.phase.value,
                 "address": member.host,
                 "memory": facts.memory,
@@ -91,7 +90,7 @@ def _nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
                 "clock_off_s": round(member.clock_off_us / 1e6, 3),
                 "version": facts.version,
                 "stage_slots": facts.slots,
-                "layers": held.get(member.node, []),
+                **parts[member.node],
             }
         )
     return nodes
