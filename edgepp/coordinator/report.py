@@ -13,6 +13,7 @@ from edgepp.coordinator.forms import drawing
 from edgepp.coordinator.registry import Registry
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.serving import Serving
+from edgepp.coordinator.standing import standings
 from edgepp.wire.transport import Address
 
 SCHEMA = 1
@@ -86,9 +87,7 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
 
 
 def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
-    held: dict[str, list[list[int]]] = {}
-    for member, _, layers, _ in sources.director.stages(sources.members):
-        held.setdefault(member.node, []).append([layers.start, layers.stop])
+    parts = standings(sources.director, sources.members)
     nodes = []
     for member in sources.members:
         facts = member.facts
@@ -97,7 +96,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
             {
                 "node": member.node,
                 "name": facts.name,
-                "roles": [*(["coordinator"] if here else []), *(["stage"] if member.node in held else [])],
+                "roles": [*(["coordinator"] if here else []), *(["stage"] if parts[member.node]["layers"] else [])],
                 "state": member.phase.value,
                 "address": member.host,
                 "memory": facts.memory,
@@ -112,7 +111,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                 "clock_off_s": round(member.clock_off_us / 1e6, 3),
                 "version": facts.version,
                 "stage_slots": facts.slots,
-                "layers": held.get(member.node, []),
+                **parts[member.node],
             }
         )
     return nodes
