@@ -129,6 +129,11 @@ class Coordinator(threading.Thread):
         everywhere = self.address.host in ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
         return Address("127.0.0.1", self.address.port) if everywhere else self.address
 
+    @property
+    def reason(self) -> str:
+        """What answers wait for, and for which machines; empty where there is a pipeline."""
+        return self.rollout.waiting(self.registry.away({member.node for member in self.members.present}))
+
     def close(self) -> None:
         """End answers and the thread; members look for a new coordinator."""
         with suppress(OSError):  # it has ended by itself
@@ -197,7 +202,7 @@ class Coordinator(threading.Thread):
     def _tell_askers(self) -> None:
         askers = self.answers.askers
         self._revoked.intersection_update(askers)
-        waiting = sentence(self.rollout.waiting())
+        waiting = sentence(self.reason) if askers else ""
         for asker in askers:
             if asker not in self._revoked:
                 self._send(asker[0], [encode(Waiting(asker[1], waiting))])

@@ -27,7 +27,7 @@ def report(coordinator: Coordinator) -> dict[str, Any]:
         "address": str(coordinator.address),
         "model": serving.model,
         "state": state,
-        "reason": "" if state == "ready" else director.reason or serving.reason,
+        "reason": coordinator.reason,
         "epoch": director.count,
         "view": coordinator.members.version,
         "policy": director.want.policy,
