@@ -12,8 +12,8 @@ from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepp.plan.cluster import Cluster
+    from edgepp.plan.layout import Question
     from edgepp.plan.machines import Model
-    from edgepp.plan.outlook import Question
 
 _MOST_REQUESTS = 10_000
 
@@ -148,8 +148,8 @@ def _question(
     work: tuple[int, int, tuple[int, ...]],
     wishes: tuple[str | None, str | None],
 ) -> Question:
+    from edgepp.plan.layout import Question
     from edgepp.plan.machines import Workload
-    from edgepp.plan.outlook import Question
     from edgepp.plan.quantities import parse_seconds
 
     prompt, answer, requests = work

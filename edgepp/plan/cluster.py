@@ -20,7 +20,7 @@ class Node:
     machine: Machine
     memory: int
     """Bytes, which the ``lanes`` of its machine share evenly: each is one stage process to placement."""
-    said: str = ""
+    source: str = ""
     """Where its figures come from."""
     pinned: LayerRange | None = None
     assumed: bool = False
@@ -62,8 +62,8 @@ class Cluster:
                 id=node.name,
                 node=node.name,
                 memory=node.memory,
-                stream_bps=node.machine.stream_bps * node.machine.efficiency.stream,
-                flops=node.machine.flops * node.machine.efficiency.flops,
+                stream_bytes_per_s=node.machine.stream_bytes_per_s * node.machine.efficiency.stream,
+                flops_per_s=node.machine.flops_per_s * node.machine.efficiency.flops,
                 pinned=node.pinned,
                 coordinator=node is self.coordinator,
                 name=node.name,

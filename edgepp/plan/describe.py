@@ -17,7 +17,7 @@ from edgepp.node.resources import parse_bytes
 from edgepp.plan import hardware
 from edgepp.plan.cluster import Cluster, Node
 from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine
-from edgepp.plan.quantities import parse_bytes_s, parse_flops, parse_link
+from edgepp.plan.quantities import parse_bytes_per_s, parse_flops_per_s, parse_link
 
 BANDWIDTH = 50e9
 """Of a node of which it is not said: two channels of DDR4."""
@@ -43,9 +43,11 @@ def read_node(fields: Mapping[str, str], number: int) -> Node:
     if named is None and "mem" not in fields:
         raise UsageError(f"node {number} does not say its memory", "add mem=16GB, or hw= (see --list-hardware)")
     name = fields.get("name") or (named.name if named else f"node{number}")
-    memory = parse_bytes(fields["mem"]) if "mem" in fields else (named.memory if named else 0)
-    bandwidth = parse_bytes_s(fields["bw"]) if "bw" in fields else (named.bandwidth if named else BANDWIDTH)
-    flops = parse_flops(fields["flops"]) if "flops" in fields else (named.flops if named else FLOPS)
+    memory = parse_bytes(fields["mem"]) if "mem" in fields else (named.memory_bytes if named else 0)
+    bandwidth = (
+        parse_bytes_per_s(fields["bw"]) if "bw" in fields else (named.memory_bytes_per_s if named else BANDWIDTH)
+    )
+    flops = parse_flops_per_s(fields["flops"]) if "flops" in fields else (named.flops_per_s if named else FLOPS)
     gpu = named.gpu if named else flops >= GPU_FLOPS
     if "usable" in fields:
         usable = int(memory * _share(fields["usable"]))
@@ -56,8 +58,8 @@ def read_node(fields: Mapping[str, str], number: int) -> Node:
     )
     pinned = LayerRange.parse(fields["layers"]) if "layers" in fields else None
     assumed = "mem" not in fields
-    said = f"{named.title}, {memory / 1e9:g} GB{' assumed' if assumed else ''}" if named else "described"
-    return Node(machine, usable, said, pinned, assumed)
+    source = f"{named.title}, {memory / 1e9:g} GB{' assumed' if assumed else ''}" if named else "described"
+    return Node(machine, usable, source, pinned, assumed)
 
 
 def read_nodes(tables: Sequence[Mapping[str, str]]) -> list[Node]:
@@ -214,8 +216,8 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
     decode_s = sum(min(stage["decode_s"], stage.get("stage_s") or math.inf) for stage in stages)
     token_s = sum(1 / stage["prefill_tok_s"] for stage in stages)
     machine = node.machine
-    stream_bps = max(machine.stream_bps, layers * size.layer_bytes / decode_s)
-    weights_s, chunk = layers * size.layer_bytes / stream_bps, machine.chunk
+    stream_bytes_per_s = max(machine.stream_bytes_per_s, layers * size.layer_bytes / decode_s)
+    weights_s, chunk = layers * size.layer_bytes / stream_bytes_per_s, machine.chunk
     row_s = (chunk * token_s - (decode_s - weights_s)) / chunk
     if row_s > weights_s:
         row_s = (chunk * token_s - decode_s) / (chunk - 1)
@@ -223,12 +225,12 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
     overhead_s = decode_s - max(weights_s, row_s)
     machine = replace(
         machine,
-        stream_bps=stream_bps,
-        flops=layers * size.layer_flops / row_s,
+        stream_bytes_per_s=stream_bytes_per_s,
+        flops_per_s=layers * size.layer_flops / row_s,
         efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
         crowded=1.0,  # each was timed with the cores that it has
     )
-    return replace(node, machine=machine, said=f"{node.said} with this model")
+    return replace(node, machine=machine, source=f"{node.source} with this model")
 
 
 def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[tuple[str, str] | None, LinkSpeed]]:
@@ -237,7 +239,9 @@ def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tup
     here = next((str(node["node"]) for node in status["nodes"] if "coordinator" in node["roles"]), "")
     for node in status["nodes"]:
         if here in names and node["node"] in names and node["node"] != here and node["rtt_s"] > 0:
-            found[_either_way(names[here], names[node["node"]])] = LinkSpeed(node["rtt_s"] / 2, UNKNOWN_LINK.bytes_s)
+            found[_either_way(names[here], names[node["node"]])] = LinkSpeed(
+                node["rtt_s"] / 2, UNKNOWN_LINK.bytes_per_s
+            )
     before, stages = here, status["stages"]
     for stage in stages:
         after, rate = str(stage["node_id"]), stage.get("link_bytes_s")

@@ -49,7 +49,7 @@ class Decode:
     """What sets the cycle: ``way`` for one micro-batch's whole way, else the machine most waited for, or a link."""
 
     @property
-    def tokens_s(self) -> float:
+    def tokens_per_s(self) -> float:
         """Tokens/s of all requests together."""
         return self.requests / self.tpot_s
 
@@ -59,7 +59,7 @@ class Decode:
         return {
             "weights": sum(stage.weights_s for stage in self.stages),
             "KV": sum(stage.kv_s for stage in self.stages),
-            "FLOPs": sum(stage.flops_s for stage in self.stages),
+            "FLOPs": sum(stage.arithmetic_s for stage in self.stages),
             "wire": sum(stage.wire_s for stage in self.stages) + self.return_s,
             "overhead": sum(stage.overhead_s for stage in self.stages),
             "ends": self.ends_s,
@@ -78,7 +78,7 @@ class Prefill:
     """Until the first token is sampled."""
 
     @property
-    def tokens_s(self) -> float:
+    def tokens_per_s(self) -> float:
         """Prompt tokens a second."""
         return self.tokens / self.ttft_s
 
@@ -227,7 +227,7 @@ def _together(times: Sequence[StageTime]) -> StageTime:
         layers=times[0].layers,
         weights_s=sum(time.weights_s for time in times),
         kv_s=sum(time.kv_s for time in times),
-        flops_s=sum(time.flops_s for time in times),
+        arithmetic_s=sum(time.arithmetic_s for time in times),
         wire_s=sum(time.wire_s for time in times),
         overhead_s=sum(time.overhead_s for time in times),
         busy_s=sum(time.busy_s for time in times),

@@ -8,8 +8,8 @@ from typing import Any
 
 from edgepp.errors import UsageError
 from edgepp.plan.cluster import Cluster
+from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Workload
-from edgepp.plan.outlook import Laid, Question, lay
 from edgepp.plan.predict import Decode, predict
 
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -32,14 +32,14 @@ def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int]
     """
     pyplot = load_pyplot()
     shown = tuple(lengths) or (question.workload.position,)
-    laid = lay(question, cluster)
+    layout = lay(question, cluster)
     figure, axes = pyplot.subplots(1, 1 + len(shown), figsize=(6 * (1 + len(shown)), 5), layout="constrained")
     for index, length in enumerate(shown):
-        decodes = decodes_at(question, laid, length)
-        _curve(axes[0], decodes, length, cluster.kv_room(question.want, laid.plan))
+        decodes = decodes_at(question, layout, length)
+        _curve(axes[0], decodes, length, cluster.kv_room(question.want, layout.plan))
         _parts(axes[1 + index], decodes, length)
     axes[0].set(
-        title=f"{question.model.name}, {len(laid.stages)} stages",
+        title=f"{question.model.name}, {len(layout.stages)} stages",
         xlabel="token/s of all requests together",
         ylabel="ms a token of one request",
     )
@@ -71,14 +71,14 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-def decodes_at(question: Question, laid: Laid, length: int) -> tuple[Decode, ...]:
+def decodes_at(question: Question, layout: Layout, length: int) -> tuple[Decode, ...]:
     """Decoding at ``length`` positions with 1 to 128 requests, whether their KV caches fit or not."""
     work = Workload(prompt=max(1, length - 1), answer=2, requests=_REQUESTS, chunk=max(1, length))
-    return predict(question.model, laid.stages, laid.cluster.links, work, laid.cluster.coordinator.machine).decode
+    return predict(question.model, layout.stages, layout.cluster.links, work, layout.cluster.coordinator.machine).decode
 
 
 def _curve(axes: Any, decodes: Sequence[Decode], length: int, room: int) -> None:
-    rates, times = [d.tokens_s for d in decodes], [1e3 * d.tpot_s for d in decodes]
+    rates, times = [d.tokens_per_s for d in decodes], [1e3 * d.tpot_s for d in decodes]
     (line,) = axes.plot(rates, times, label=f"{length:,}")
     for decode, rate, time in zip(decodes, rates, times, strict=True):
         face = line.get_color() if decode.requests * length <= room else "white"

@@ -120,7 +120,7 @@ def test_json_has_what_the_tables_have() -> None:
     assert (form["model"], form["fits"], form["single"]) == ("llama-3.3-70b-4bit", True, None)
     assert [decode["requests"] for decode in form["decode"]] == [1, 4]
     assert [stage["node"] for stage in form["stages"]] == ["studio", "mini"]
-    assert form["links"] == [{"nodes": ["studio", "mini"], "bytes_s": 117.5e6, "latency_s": 0.0003}]
+    assert form["links"] == [{"nodes": ["studio", "mini"], "bytes_per_s": 117.5e6, "latency_s": 0.0003}]
 
 
 def test_shares_reached_scale_the_prediction() -> None:
@@ -236,7 +236,7 @@ def test_a_live_cluster_is_asked(running: str, said: str, monkeypatch: pytest.Mo
     status = {"coordinator": "a", "model": running, "nodes": [node], "stages": [stage]}
     monkeypatch.setattr("edgepp.ui.cluster.connect", lambda peer: Connection(status))
     form = formed("smollm2-135m", "--context", "2048")
-    assert form["nodes"][0]["said"] == said
+    assert form["nodes"][0]["source"] == said
     assert form["nodes"][0]["reached"] == {"stream": 1.0, "flops": 1.0}
 
 
