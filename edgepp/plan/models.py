@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from edgepp.errors import ModelError
-from edgepp.model.cards import Shape, catalogue
+from edgepp.model.cards import Card, Shape
 from edgepp.model.source import LocalFolder, resolve
 from edgepp.plan.machines import Model
 
-_PRECISIONS = ("bf16", "8bit", "4bit")
-"""Last parts of card names, after which cards of one model differ."""
+_PRECISION = re.compile("-(bf16|[48]bit)$")
+"""End of a card's name that tells the precisions of one model apart."""
 
 
 def same_model(name: str, model: Model) -> bool:
@@ -37,18 +38,13 @@ def read_model(name: str, kv_bits: int | None = None) -> Model:
 
 
 def read_shape(name: str) -> tuple[str, Shape]:
-    """The shape of a model in any precision, with the name that people call it.
-
-    ``name`` is as for ``read_model``, or that of a card without its precision: ``llama-3.3-70b``.
+    """The shape of a model in any precision, with its name; that of a card loses the precision.
 
     Raises:
         ModelError: as for ``read_model``.
     """
-    for precision in _PRECISIONS:
-        card = catalogue().get(f"{name}-{precision}")
-        if card is not None:
-            return name, card
-    return _named_shape(name)
+    found, shape = _named_shape(name)
+    return (_PRECISION.sub("", found) if isinstance(shape, Card) else found), shape
 
 
 def _named_shape(name: str) -> tuple[str, Shape]:

@@ -1,4 +1,4 @@
-"""Quantities as people write them on a command line or in a file: rates, links, times. One reader for both."""
+"""Readers of quantities in text, for options and files: rates, links, times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parse_bytes_per_s(text: str) -> float:
     """Read a memory's rate such as ``100GB/s`` or ``51.2 GB/s``, in bytes/s.
 
     Raises:
-        UsageError: it is none.
+        UsageError: ``text`` is not one.
     """
     return _scaled(text, r"([kmgtp]?)b(?:/s|ps)?", f"'{text}' is not a bandwidth", "write it like 100GB/s")
 
@@ -28,7 +28,7 @@ def parse_flops_per_s(text: str) -> float:
     """Read a rate of arithmetic such as ``3.6T``, ``500 GFLOP/s`` or ``2e12``, in FLOP/s.
 
     Raises:
-        UsageError: it is none, or a small number without a unit.
+        UsageError: ``text`` is not one, or a small number without a unit.
     """
     if re.fullmatch(r"\s*\d{1,6}(\.\d{1,9})?\s*", text):
         raise UsageError(f"'{text}' has no unit", f"write {text.strip()}T or {text.strip()}G")
@@ -39,7 +39,7 @@ def parse_seconds(text: str) -> float:
     """Read a time such as ``50ms``, ``3s`` or ``300us``, in seconds.
 
     Raises:
-        UsageError: it is none.
+        UsageError: ``text`` is not one.
     """
     match = re.fullmatch(_NUMBER + r"(s|ms|us|µs)\s*", text, re.IGNORECASE)
     if match is None:
@@ -48,12 +48,12 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_link(text: str) -> LinkSpeed:
-    """Read a link such as ``1Gbit:0.3ms``, ``100Mbit`` or ``125MB/s:1ms``: its rate, and one way's latency.
+    """Read a link such as ``1Gbit:0.3ms``, ``100Mbit`` or ``125MB/s:1ms``: its rate and its one-way latency.
 
-    Of a rate in bits 0.94 are payload. Without a latency it is that of an ordinary wired network.
+    The payload is 0.94 of a rate in bits. The default latency is that of ``UNKNOWN_LINK``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: ``text`` is not one.
     """
     rate, colon, latency = text.partition(":")
     what, hint = f"'{text}' is not a link", "write its rate and one-way latency, like 1Gbit:0.3ms"
@@ -68,7 +68,7 @@ def parse_link(text: str) -> LinkSpeed:
 
 
 def link_rate(bytes_per_s: float) -> str:
-    """A rate of payload as ``parse_link`` reads it, in three digits, and rounded up so that what is said is enough."""
+    """A rate of payload in the form that ``parse_link`` reads, rounded up to three digits so that it suffices."""
     bits = 8 * bytes_per_s / _PAYLOAD
     step = 10.0 ** (math.floor(math.log10(bits)) - 2)
     scale, unit = (1e9, "Gbit/s") if bits >= 1e9 else (1e6, "Mbit/s")

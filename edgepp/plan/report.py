@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from edgepp.plan.costs import StageTime
 from edgepp.plan.forecast import BestNode, Forecast
 from edgepp.plan.layout import Question
 from edgepp.plan.predict import Decode, Prefill
+from edgepp.plan.slices import SliceCapacity, SliceQuestion, SliceStep, critical_batch, fastest_layouts
 
 
 def unfit_dict(question: Question, error: PlanError) -> dict[str, Any]:
@@ -83,6 +85,57 @@ def slots_needed(decode: Decode, question: Question) -> int:
     """Number of slots of the planned context for ``decode.requests`` prompts and answers to decode at the same time."""
     positions = question.workload.prompt + question.workload.answer
     return -(-decode.requests * positions // question.context)
+
+
+def slices_dict(question: SliceQuestion, found: Sequence[SliceCapacity]) -> dict[str, Any]:
+    """Everything that `edgepp plan --slices` prints."""
+    return {
+        "model": question.name,
+        "num_weights": question.shape.num_weights(),
+        "chip": asdict(question.chip),
+        "context": question.context,
+        "prompt": question.prompt,
+        "answer": question.answer,
+        "prefill_utilisation": question.utilisation,
+        "slices": [_capacity_dict(one, question) for one in found],
+        "fastest": [
+            {"dtype": model.precision.name, **_slice_step_dict(step)} for model, step in fastest_layouts(question)
+        ],
+    }
+
+
+def _capacity_dict(one: SliceCapacity, question: SliceQuestion) -> dict[str, Any]:
+    return {
+        "dtype": one.model.precision.name,
+        "slice": one.slice.name,
+        "chips": one.slice.chips,
+        "chips_needed": one.chips_needed,
+        "weight_bytes": one.model.weight_bytes,
+        "kv_token_bytes": one.model.kv_token_bytes,
+        "kv_room_bytes": one.kv_room_bytes,
+        "sequences": one.sequences,
+        "critical_batch": critical_batch(one.model.precision, question.chip),
+        "queries_per_chip_per_s": one.queries_per_chip_per_s,
+        "evicted_tokens_per_step": one.evicted_tokens_per_step,
+        "prefill_s": one.prefill_s,
+        "prefill_servers": one.prefill_servers,
+        "matmul": one.matmul and asdict(one.matmul),
+        "chips_bound_by_flops": one.chips_bound_by_flops,
+        "chips_bound_by_memory": one.chips_bound_by_memory,
+        "steps": [_slice_step_dict(step) for step in one.steps],
+    }
+
+
+def _slice_step_dict(step: SliceStep) -> dict[str, Any]:
+    return {
+        "chips": step.chips,
+        "batch": step.batch,
+        "step_s": step.step_s,
+        "tokens_per_s": step.tokens_per_s,
+        **asdict(step.parts),
+        "ici_s": step.ici_s,
+        "limit": step.limit,
+    }
 
 
 def _stage_dict(time: StageTime) -> dict[str, Any]:

@@ -39,10 +39,10 @@ _MINUTES_S = 180.0
 
 
 def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
-    """Print what a cluster will do with a model.
+    """Print the forecast of a model on a cluster.
 
     Raises:
-        PlanError: the cluster cannot hold it; with what would help.
+        PlanError: the cluster cannot hold the model; the hint says what would help.
     """
     try:
         found = forecast(question, cluster)
@@ -58,20 +58,26 @@ def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
 
 
 def list_hardware(*, as_json: bool) -> None:
-    """Print the hardware that has a name."""
+    """Print the hardware that --node and --slices know by name."""
     if as_json:
         click.echo(json.dumps({"hardware": [asdict(one) for one in catalogue().values()]}))
         return
-    table = Rows("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S")
+    table = Rows("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S", ">FLOP/$")
     sources: dict[str, list[str]] = {}
     for one in catalogue().values():
+        price = f"{one.flops_per_dollar:.2g}" if one.flops_per_dollar else ""
         flops = f"{'~' if 'estimate' in one.note else ''}{one.flops_per_s / 1e12:.3g} T"
         table.add_row(
-            one.name, one.title, ", ".join(map(str, one.memory_gb)), f"{one.memory_bytes_per_s / 1e9:g} GB/s", flops
+            one.name,
+            one.title,
+            ", ".join(map(str, one.memory_gb)),
+            f"{one.memory_bytes_per_s / 1e9:g} GB/s",
+            flops,
+            price,
         )
         sources.setdefault(one.source, []).append(one.name)
     Screen().show(table)
-    click.echo("\n~ is an estimate; --json says of what. Sources:")
+    click.echo("\n~ marks an estimate; --json has the note about it. Sources:")
     for source, names in sources.items():
         say(f"  {', '.join(names)}: {source}")
 
@@ -99,7 +105,7 @@ def _head(found: Forecast) -> Text:
         (question.model.name, "bold"),
         (" fits", "green"),
         f": {megabytes(size.weight_bytes)} of weights; KV caches take"
-        f" {kv / 1e3:,.0f} kB a position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
+        f" {kv / 1e3:,.0f} kB per position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
         f" slot{'s' if question.slots > 1 else ''} of {question.context:,}; there is room for {found.kv_room:,}"
         " positions",
     )
@@ -132,7 +138,7 @@ def _requests(found: Forecast) -> Rows:
     for decode in found.layout.prediction.decode:
         slots, room = slots_needed(decode, found.question), ""
         if not requests_fit(decode, found):
-            room = "if their KV caches fitted: as it is, they take turns"
+            room = "their KV caches do not fit at the same time: they take turns"
         elif slots > found.question.slots:
             room = f"with --slots {slots}, for which there is memory"
         rates = (f"{1 / decode.tpot_s:.1f}", f"{decode.tokens_per_s:.1f}", _ms(decode.tpot_s))
@@ -141,7 +147,7 @@ def _requests(found: Forecast) -> Rows:
 
 
 def _limit(decode: Decode) -> str:
-    """What holds so many requests up, for people."""
+    """What limits ``decode``, in words."""
     if decode.limit == "way":
         return _PARTS[max(decode.parts, key=lambda part: decode.parts[part])]
     if decode.limit.startswith("link "):
@@ -167,11 +173,11 @@ def _against_one(found: Forecast) -> str:
         needed = memory_needed(found.question.want, found.question.model.size.layers, True)
         parts = f" for {largest.machine.lanes} stages" if largest.machine.lanes > 1 else ""
         return (
-            f"No node holds it alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
+            f"No node holds the model alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
             f" {megabytes(largest.memory)}{parts}."
         )
     if layout.machines == 1:
-        return f"All of it runs on {single.name}: no other node takes part."
+        return f"All layers run on {single.name}: no other node takes part."
     count = _WORDS[layout.machines] if layout.machines < len(_WORDS) else str(layout.machines)
     crowd = f"have {_times(single.throughput)} its token/s with {single.requests} requests at once"
     speed = "about as fast" if abs(single.speed - 1) < _ALIKE else f"{_times(single.speed)} as fast"
@@ -182,7 +188,7 @@ def _against_one(found: Forecast) -> str:
 
 
 def _need(need: Need, found: Forecast) -> str:
-    wish = f"{_time(need.wanted_s)} {'a token' if need.what == 'tpot' else 'to the first token'}"
+    wish = f"{_time(need.wanted_s)} {'per token' if need.what == 'tpot' else 'to the first token'}"
     if need.without_links_s > need.wanted_s:
         times = need.without_links_s / need.wanted_s
         return (
@@ -190,8 +196,8 @@ def _need(need: Need, found: Forecast) -> str:
             f" have to be {times:.1f} times as fast."
         )
     if found.layout.machines == 1:
-        return f"For {wish} no link is needed: it takes {_time(need.predicted_s)}."
-    kept = "it does" if need.predicted_s <= need.wanted_s else "it does not"
+        return f"For {wish} no link is needed: {_time(need.predicted_s)} is predicted."
+    kept = "reached" if need.predicted_s <= need.wanted_s else "not reached"
     bandwidth = (
         f"{link_rate(need.bytes_per_s)} at this latency"
         if need.bytes_per_s
@@ -202,7 +208,7 @@ def _need(need: Need, found: Forecast) -> str:
         if need.latency_s
         else "no latency is low enough at this bandwidth"
     )
-    return f"For {wish} ({kept}: {_time(need.predicted_s)}) every link needs {bandwidth}, or {latency}."
+    return f"For {wish} ({kept}: {_time(need.predicted_s)} is predicted) every link needs {bandwidth}, or {latency}."
 
 
 def _help(found: Forecast) -> str:
@@ -213,7 +219,7 @@ def _help(found: Forecast) -> str:
 
 
 def _basis(found: Forecast) -> str:
-    """Where the figures come from: the shares reached, and of what."""
+    """Where the figures come from: the rates of each node, and the shares of them that are reached."""
     groups: dict[tuple[float, float], list[str]] = {}
     for node in found.layout.cluster.nodes:
         machine, reached = node.machine, node.machine.efficiency

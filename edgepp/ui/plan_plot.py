@@ -1,4 +1,4 @@
-"""`edgepp plan --plot`: latency against throughput over the number of requests, and what a step goes into."""
+"""`edgepp plan --plot`: latency against throughput over the number of requests, and the parts of a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOURS = {
 
 
 def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int] = ()) -> None:
-    """Write a picture to ``file``: a curve, and a panel of parts, for each length of a sequence.
+    """Write a plot to ``file``: for each length of a sequence a curve and a panel of the parts of a step.
 
     Raises:
         UsageError: matplotlib is not installed, or the file cannot be written.
@@ -41,7 +41,7 @@ def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int]
     axes[0].set(
         title=f"{question.model.name}, {len(layout.stages)} stages",
         xlabel="token/s of all requests together",
-        ylabel="ms a token of one request",
+        ylabel="ms per token of one request",
     )
     axes[0].set_yscale("log")
     axes[0].legend(title="positions (hollow: KV caches\ndo not fit at once)")
@@ -72,7 +72,7 @@ def load_pyplot() -> Any:
 
 
 def decodes_at(question: Question, layout: Layout, length: int) -> tuple[Decode, ...]:
-    """Decoding at ``length`` positions with 1 to 128 requests, whether their KV caches fit or not."""
+    """Decoding at ``length`` positions with 1 to 128 requests, whether or not their KV caches fit."""
     work = Workload(prompt=max(1, length - 1), answer=2, requests=_REQUESTS, chunk=max(1, length))
     return predict(question.model, layout.stages, layout.cluster.links, work, layout.cluster.coordinator.machine).decode
 
@@ -92,7 +92,7 @@ def _parts(axes: Any, decodes: Sequence[Decode], length: int) -> None:
         times = [1e3 * decode.parts[part] for decode in decodes]
         if any(times):
             axes.plot(requests, times, marker=".", color=colour, label=part)
-    axes.plot(requests, [1e3 * d.tpot_s for d in decodes], color="black", linestyle="--", label="a token")
+    axes.plot(requests, [1e3 * d.tpot_s for d in decodes], color="black", linestyle="--", label="per token")
     axes.set(title=f"one round at {length:,} positions", xlabel="requests at once", ylabel="ms")
     axes.set_xscale("log", base=2)
     axes.set_xticks(requests, [str(count) for count in requests])

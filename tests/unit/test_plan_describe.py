@@ -103,10 +103,10 @@ def test_named_hardware_gives_what_is_not_said() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name=mini", "does not say its memory"),
+        ("name=mini", "the memory of node 1 is missing"),
         ("mem", "is not key=value"),
         ("", "is not key=value"),
-        ("mem=16GB,mem=8GB", "is said twice"),
+        ("mem=16GB,mem=8GB", "is given twice"),
         ("mem=16GB,ram=8GB", "a node has no 'ram'"),
         ("mem=lots", "'lots' is not a size of memory"),
         ("mem=16GB,bw=fast", "'fast' is not a bandwidth"),
