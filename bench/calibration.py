@@ -199,7 +199,7 @@ class Calibrated:
             return {}
         speeds = [sample.links[kind.name] for sample in self.samples]
         latency_s = statistics.fmean(speed.latency_s for speed in speeds)
-        return {(NODE, NODE): LinkSpeed(latency_s, statistics.fmean(speed.bytes_s for speed in speeds))}
+        return {(NODE, NODE): LinkSpeed(latency_s, statistics.fmean(speed.bytes_per_s for speed in speeds))}
 
 
 def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterator[tuple[int, list[Trip]]]:

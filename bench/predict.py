@@ -174,8 +174,8 @@ def predicted(setting: Setting, machine: Calibrated, position: int) -> tuple[flo
     found = predict(machine.model, stages, machine.links(setting.kind), work, coordinator)
     if setting.what == "decode":
         one = found.one
-        return one.tokens_s, sum(stage.busy_s for stage in one.stages), one.parts["wire"]
-    return (found.prefill.ttft_s if setting.what == "ttft" else found.prefill.tokens_s), 0.0, 0.0
+        return one.tokens_per_s, sum(stage.busy_s for stage in one.stages), one.parts["wire"]
+    return (found.prefill.ttft_s if setting.what == "ttft" else found.prefill.tokens_per_s), 0.0, 0.0
 
 
 def row(setting: Setting, rounds: Sequence[Round]) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def about(machine: Calibrated) -> dict[str, Any]:
         "hop_ms": {"awake": machine.hop_s(awake=True) * 1e3, "asleep": machine.hop_s(awake=False) * 1e3},
         "crowded": machine.crowded,
         "links": {
-            name: {"latency_ms": speed.latency_s * 1e3, "mbit_s": speed.bytes_s * 8e-6}
+            name: {"latency_ms": speed.latency_s * 1e3, "mbit_s": speed.bytes_per_s * 8e-6}
             for name, speed in machine.samples[-1].links.items()
         },
     }

@@ -120,7 +120,7 @@ def _lacking_layers(want: Want, hosts: Sequence[Host], coordinator: str) -> int 
 
     def helps(layers: int) -> bool:
         memory = memory_needed(want, layers, False)
-        extra = Host(id="one more", node="one more", memory=memory, stream_bps=1.0, flops=1.0)
+        extra = Host(id="one more", node="one more", memory=memory, stream_bytes_per_s=1.0, flops_per_s=1.0)
         return fits(want, [*hosts, extra], coordinator)
 
     layers = 1 + bisect_left(range(1, want.size.layers + 1), True, key=helps)

@@ -110,14 +110,14 @@ class Calibration:
         if not {1, chunk} <= set(self.pass_s):
             raise PlanError(f"steps of 1 and of {chunk} rows have to be timed, not of {sorted(self.pass_s)}")
         size, pass_s = model.size, {rows: max(_LEAST_S, seconds) for rows, seconds in sorted(self.pass_s.items())}
-        stream_bps, flops = size.layer_bytes / pass_s[1], chunk * size.layer_flops / pass_s[chunk]
+        stream_bytes_per_s, flops_per_s = size.layer_bytes / pass_s[1], chunk * size.layer_flops / pass_s[chunk]
         return Machine(
             node=node,
-            stream_bps=stream_bps,
-            flops=flops,
+            stream_bytes_per_s=stream_bytes_per_s,
+            flops_per_s=flops_per_s,
             efficiency=Efficiency(
-                kv=_share(size.kv_bytes, self.position_s, stream_bps),
-                attention=_share(model.attention_flops, self.attend_s, flops),
+                kv=_share(size.kv_bytes, self.position_s, stream_bytes_per_s),
+                attention=_share(model.attention_flops, self.attend_s, flops_per_s),
                 batches=tuple((rows, seconds / pass_s[1]) for rows, seconds in pass_s.items() if 1 < rows < chunk),
                 hop_s=hop_s,
                 step_s=self.step_s,
@@ -138,8 +138,8 @@ def coordinator(node: str, model: Model, ends_s: Mapping[int, float], hop_s: flo
     row_s = max(most_s - less_s, most_s / 1000) / (more - fewer)
     return Machine(
         node=node,
-        stream_bps=model.head_bytes / ends_s[1],
-        flops=model.head_flops / row_s,
+        stream_bytes_per_s=model.head_bytes / ends_s[1],
+        flops_per_s=model.head_flops / row_s,
         efficiency=Efficiency(
             batches=tuple((n, s / ends_s[1]) for n, s in sorted(ends_s.items()) if n > 1), hop_s=hop_s, sample_s=0.0
         ),

@@ -15,6 +15,7 @@ from edgepp.cluster.identity import Member, load_identity, new_cluster
 from edgepp.cluster.sizes import ModelSize, Want
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.director import Director
+from edgepp.coordinator.forms import question
 from edgepp.coordinator.service import Service
 from edgepp.coordinator.serving import Serving
 from edgepp.engine.pipeline import PipelineOptions

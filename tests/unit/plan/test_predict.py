@@ -49,7 +49,7 @@ def test_one_machine_streams_its_weights_its_cache_and_its_head() -> None:
 
 
 def test_two_machines_add_three_hops_of_which_one_is_local() -> None:
-    link = LinkSpeed(latency_s=0.002, bytes_s=4e6)
+    link = LinkSpeed(latency_s=0.002, bytes_per_s=4e6)
     work = Workload(requests=(1,))
     apart = predict(MODEL, even([machine("a"), machine("b")]), {("b", "a"): link}, work).one
     together = predict(MODEL, even([machine("a"), machine("a")]), {}, work).one
@@ -72,7 +72,7 @@ def test_efficiency_scales_what_is_reached() -> None:
     )
     assert less.one.stages[0].weights_s == near(2 * whole.one.stages[0].weights_s)
     assert less.one.stages[0].kv_s == near(4 * whole.one.stages[0].kv_s)
-    assert less.one.stages[0].flops_s == near(10 * whole.one.stages[0].flops_s)
+    assert less.one.stages[0].arithmetic_s == near(10 * whole.one.stages[0].arithmetic_s)
 
 
 def test_rows_hide_behind_weights_on_a_gpu_and_add_up_on_a_cpu() -> None:
@@ -251,8 +251,8 @@ def test_chunks_overlap_across_stages() -> None:
     found = predict(MODEL, even(machines), {("a", "b"): FAST}, work).prefill
     chunk_s = 64 * 5 * 2e8 / 1e12
     assert found.ttft_s == near(9 * chunk_s, rel=0.01)
-    assert found.tokens_s == near(512 / found.ttft_s)
-    assert found.stages[0].flops_s == near(8 * chunk_s)
+    assert found.tokens_per_s == near(512 / found.ttft_s)
+    assert found.stages[0].arithmetic_s == near(8 * chunk_s)
 
 
 def test_a_long_way_round_starves_the_ring_of_chunks() -> None:
@@ -277,7 +277,7 @@ def test_chunks_on_one_core_overlap_nothing_and_on_two_no_more_than_two() -> Non
 def test_attention_grows_with_the_prompt() -> None:
     model = dataclasses.replace(MODEL, attention_flops=10**6)
     rates = [
-        predict(model, even([machine("a")]), {}, Workload(prompt=n, answer=1, requests=(1,))).prefill.tokens_s
+        predict(model, even([machine("a")]), {}, Workload(prompt=n, answer=1, requests=(1,))).prefill.tokens_per_s
         for n in (512, 1024, 4096)
     ]
     assert rates == sorted(rates, reverse=True)
