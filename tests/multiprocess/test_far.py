@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.proxy import Proxy, free_pair
+from bench.toolkit.slow_link import Proxy, free_pair
 from edgepp.engine.live import Request
 from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions

@@ -1,7 +1,7 @@
 """Hidden states between two processes of this machine through the real wire, by size and codec.
 
-    python bench/link.py
-    python bench/link.py --secure     also what encrypting a hop costs
+    python -m bench.hop
+    python -m bench.hop --secure     also what encrypting a hop costs
 
 The other process does what a stage does with a frame, without the model: receive, decode, encode, send on.
 METHODOLOGY.md defines the numbers; the tables have the shape of the origin's (transmission + codec = total).
@@ -15,17 +15,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pydoc_data.topics import topics
 from typing import Any
 
-import numpy as np
 import zmq
-from measure import Arguments, count, report, say, script
 
+from bench.toolkit.figures import interleave, table
+from bench.toolkit.script import Arguments, Result, program, report, say, settings
 from edgepp.benchmark.hidden_states import WIDTH, noise, real
+from edgepp.benchmark.report import Spread
+from edgepp.benchmark.workload import percentile
+from edgepp.child import python_command
 from edgepp.errors import EdgeppError, ModelError
 from edgepp.model.fetch import located
 from edgepp.wire import codec
@@ -43,7 +47,7 @@ _ANSWER_S = 30.0
 
 
 @dataclass(frozen=True)
-class Trip:
+class OneWayTrip:
     """One matrix there and back, halved: the seconds of one way, those of them in the codec, and bytes sent."""
 
     total_s: float
@@ -55,8 +59,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
-    parser.add_argument("--rounds", type=count, default=10, help="trips of each kind (%(default)s)")
-    parser.add_argument("--model", default="smollm2-135m", help="gives the real hidden states (%(default)s)")
+    parser.shared("model", rounds=10)
     parser.add_argument("--secure", action="store_true", help="measure the hop encrypted too, trip by trip in turn")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--host", default="127.0.0.1", help=argparse.SUPPRESS)
@@ -102,14 +105,14 @@ def _answer(listener: Listener, route: bytes, frames: Sequence[memoryview]) -> N
     listener.send(route, [encode(frame._replace(compute_us=(spent_us,))), *parts])
 
 
-class Coordinator:
-    """This end of the wire."""
+class RoundTrips:
+    """This end of a link, which sends matrices to the other process and takes them back."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._poller = Poller[None](link)
 
-    def trip(self, hidden: Array, name: Codec) -> Trip:
+    def trip(self, hidden: Array, name: Codec) -> OneWayTrip:
         """Send ``hidden`` (T, D) and wait until it is back.
 
         Raises:
@@ -143,15 +146,15 @@ class Coordinator:
         codec.decode(frames[1:], answer.rows, answer.width, answer.dtype, answer.codec)
         end = time.perf_counter()
         codec_s = encoded - start + end - arrived + answer.compute_us[0] / 1e6
-        return Trip((end - start) / 2, codec_s / 2, sum(map(len, parts)))
+        return OneWayTrip((end - start) / 2, codec_s / 2, sum(map(len, parts)))
 
 
 @contextmanager
-def coordinator(*, secure: bool = False) -> Iterator[Coordinator]:
+def peer_and_link(*, secure: bool = False) -> Iterator[RoundTrips]:
     """Both processes; the other one is gone when the block ends."""
     own = KeyPair.generate() if secure else None
-    with peer(own) as (port, server), connected(Address("127.0.0.1", port), own, server) as wire:
-        yield wire
+    with peer(own) as (port, server), connected(Address("127.0.0.1", port), own, server) as link:
+        yield link
 
 
 @contextmanager
@@ -161,7 +164,7 @@ def peer(own: KeyPair | None = None, host: str = "127.0.0.1", within: Sequence[s
     ``within`` is what its command stands behind, such as ``ip netns exec NAME``.
     """
     process = subprocess.Popen(
-        [*within, sys.executable, __file__, "--peer", "--host", host],
+        [*within, *python_command("bench.hop", "--peer", "--host", host)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -179,12 +182,12 @@ def peer(own: KeyPair | None = None, host: str = "127.0.0.1", within: Sequence[s
 
 
 @contextmanager
-def connected(address: Address, own: KeyPair | None = None, server: str = "") -> Iterator[Coordinator]:
-    """This end of a wire to ``address``; encrypted with keys."""
+def connected(address: Address, own: KeyPair | None = None, server: str = "") -> Iterator[RoundTrips]:
+    """This end of a link to ``address``; encrypted with keys."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     link = Link(context, address, _FRAME_BYTES, None, Pinned(own, server) if own is not None else None)
     try:
-        yield Coordinator(link)
+        yield RoundTrips(link)
     finally:
         link.close()
         context.term()
@@ -195,7 +198,7 @@ def manual(tokens: int) -> str:
     return "\n".join(topics.values())[: 4 * tokens]
 
 
-def measured(options: argparse.Namespace, wire: Coordinator) -> list[dict[str, Any]]:
+def measured(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, Any]]:
     """Every size, codec and kind of data in turn, round after round."""
     located(options.model)  # a name that means nothing is a mistake; a model that is not here is none
     data = {"random": noise(options.dtype, max(ROWS))}
@@ -205,14 +208,13 @@ def measured(options: argparse.Namespace, wire: Coordinator) -> list[dict[str, A
     except ModelError as error:
         say(f"no real hidden states: {error}{f'; {error.hint}' if error.hint else ''}")
     cases = [(rows, name, kind) for kind in data for rows in ROWS for name in codec.NAMES]
-    trips: dict[tuple[int, Codec, str], list[Trip]] = {case: [] for case in cases}
-    for turn in range(options.rounds + 1):
-        say(f"round {turn} of {options.rounds}" if turn else "warm-up")
-        for rows, name, kind in cases:
-            wire.trip(data[kind][:rows], name)  # whatever went before, of another size, is out of the caches
-            trip = wire.trip(data[kind][:rows], name)
-            if turn:
-                trips[rows, name, kind].append(trip)
+
+    def trip(case: tuple[int, Codec, str], _turn: int) -> OneWayTrip:
+        rows, name, kind = case
+        link.trip(data[kind][:rows], name)  # whatever went before, of another size, is out of the caches
+        return link.trip(data[kind][:rows], name)
+
+    trips = interleave({case: partial(trip, case) for case in cases}, options.rounds)
     return [
         {"rows": rows, "width": WIDTH, "dtype": options.dtype, "codec": name, "data": kind}
         | summary(trips[rows, name, kind], data[kind][:rows].nbytes)
@@ -220,28 +222,36 @@ def measured(options: argparse.Namespace, wire: Coordinator) -> list[dict[str, A
     ]
 
 
-def summary(trips: Sequence[Trip], nbytes: int) -> dict[str, Any]:
-    """One row of the result; ``nbytes`` is the size without a codec."""
-    total_s = statistics.median(trip.total_s for trip in trips)
+def one_way(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
+    """Medians of one way in milliseconds, and its rate; ``nbytes`` is the size without a codec."""
+    total = Spread.of([trip.total_s for trip in trips])
     codec_s = statistics.median(trip.codec_s for trip in trips)
     return {
         "codec_ms": codec_s * 1e3,
-        "transmission_ms": (total_s - codec_s) * 1e3,
-        "total_ms": total_s * 1e3,
-        "total_ms_spread": [min(trip.total_s for trip in trips) * 1e3, max(trip.total_s for trip in trips) * 1e3],
-        "mb_s": nbytes / total_s / 1e6,
+        "transmission_ms": (total.median - codec_s) * 1e3,
+        "total_ms": total.median * 1e3,
+        "total_ms_spread": [total.low * 1e3, total.high * 1e3],
+        "mb_s": nbytes / total.median / 1e6,
+    }
+
+
+def summary(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
+    """One row of the result; ``nbytes`` is the size without a codec."""
+    codec_s = statistics.median(trip.codec_s for trip in trips)
+    return {
+        **one_way(trips, nbytes),
         "ratio": nbytes / trips[0].sent_bytes,
         "pays_below_mbit_s": max(0.0, (nbytes - trips[0].sent_bytes) * 8e-6 / codec_s),
     }
 
 
-def hop(wire: Coordinator, secure: Coordinator | None) -> dict[str, Any]:
+def hop(link: RoundTrips, secure: RoundTrips | None) -> dict[str, Any]:
     """Microseconds of one way of one float16 row without a codec; also encrypted where there is ``secure``."""
     row = noise("float16", 1)
-    wires = [wire] if secure is None else [wire, secure]
-    ways_us: list[list[float]] = [[] for _ in wires]
+    links = [link] if secure is None else [link, secure]
+    ways_us: list[list[float]] = [[] for _ in links]
     for _ in range(HOPS + HOPS // 10):
-        for each, ways in zip(wires, ways_us, strict=True):
+        for each, ways in zip(links, ways_us, strict=True):
             ways.append(each.trip(row, "none").total_s * 1e6)
     plain, *encrypted = (_spread(ways[HOPS // 10 :]) for ways in ways_us)
     if not encrypted:
@@ -250,21 +260,18 @@ def hop(wire: Coordinator, secure: Coordinator | None) -> dict[str, Any]:
 
 
 def _spread(ways_us: Sequence[float]) -> dict[str, Any]:
-    return {"median": statistics.median(ways_us), "p95": float(np.percentile(ways_us, 95)), "min": min(ways_us)}
+    return {"median": statistics.median(ways_us), "p95": percentile(ways_us, 95), "min": min(ways_us)}
 
 
-def table(result: Mapping[str, Any]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """The result for people, one table for each kind of data."""
     for kind in dict.fromkeys(row["data"] for row in result["rows"]):
         yield f"{kind} {result['dtype']} hidden states, one way: transmission + codec = total ms (MB/s; ratio)"
-        yield f"{'rows':>6}" + "".join(f"{name:>38}" for name in codec.NAMES)
-        for rows in ROWS:
-            cells = (row for row in result["rows"] if (row["data"], row["rows"]) == (kind, rows))
-            yield f"{rows:>6}" + "".join(
-                f"{row['transmission_ms']:.3f} + {row['codec_ms']:.3f} = {row['total_ms']:.3f}"
-                f" ({row['mb_s']:.0f}; {row['ratio']:.2f})".rjust(38)
-                for row in cells
-            )
+        rows = []
+        for size in ROWS:
+            cells = (row for row in result["rows"] if (row["data"], row["rows"]) == (kind, size))
+            rows.append((str(size), *map(_cell, cells)))
+        yield from table(("rows", *codec.NAMES), rows)
     for name in codec.NAMES[1:]:
         limits = (row for row in result["rows"] if row["codec"] == name)
         yield f"{name} pays on links below (Mbit/s): " + ", ".join(
@@ -280,20 +287,29 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def main() -> None:
+def _cell(row: Result) -> str:
+    return (
+        f"{row['transmission_ms']:.3f} + {row['codec_ms']:.3f} = {row['total_ms']:.3f}"
+        f" ({row['mb_s']:.0f}; {row['ratio']:.2f})"
+    )
+
+
+def main() -> int:
     """Measure and report, or be the other process."""
     options = parse()
     if options.peer:
         serve(options.host)
-        return
+        return 0
     with ExitStack() as stack:
-        wire = stack.enter_context(coordinator())
-        rows = measured(options, wire)
-        secure = stack.enter_context(coordinator(secure=True)) if options.secure else None
-        hop_us = hop(wire, secure)
-    result = {"bench": "link", "dtype": options.dtype, "rounds": options.rounds, "rows": rows, "hop_us": hop_us}
-    report(result, table(result), json_only=options.json)
+        link = stack.enter_context(peer_and_link())
+        rows = measured(options, link)
+        secure = stack.enter_context(peer_and_link(secure=True)) if options.secure else None
+        hop_us = hop(link, secure)
+    chosen = {name: value for name, value in settings(options).items() if name not in ("peer", "host")}
+    result = {"bench": "hop", **chosen, "rows": rows, "hop_us": hop_us}
+    report(result, lines(result), json_only=options.json)
+    return 0
 
 
 if __name__ == "__main__":
-    script(main)
+    program(main)
