@@ -11,48 +11,25 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import partial
 from pydoc_data.topics import topics
 from typing import Any
 
-import zmq
-
 from bench.toolkit.figures import interleave, table
-from bench.toolkit.script import Arguments, Result, program, report, say, settings
+from bench.toolkit.round_trips import MAX_ROWS, OneWayTrip, RoundTrips, one_way, peer_and_link
+from bench.toolkit.script import Arguments, Result, say, script
 from edgepp.benchmark.hidden_states import WIDTH, noise, real
-from edgepp.benchmark.report import Spread
 from edgepp.benchmark.workload import percentile
-from edgepp.child import python_command
-from edgepp.errors import EdgeppError, ModelError
+from edgepp.errors import ModelError
 from edgepp.model.fetch import located
 from edgepp.wire import codec
-from edgepp.wire.codec import Array
-from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages import Codec, Forward, decode, encode
-from edgepp.wire.security import Gate, KeyPair, Pinned
-from edgepp.wire.transport import Address, Link, Listener
+from edgepp.wire.messages import Codec
 
-ROWS = (1, 4, 16, 32, 64, 512)
+ROWS = (1, 4, 16, 32, 64, MAX_ROWS)
 HOPS = 2000
 """Trips behind the one-row figure."""
-_FRAME_BYTES = max(ROWS) * WIDTH * 4
-_ANSWER_S = 30.0
-
-
-@dataclass(frozen=True)
-class OneWayTrip:
-    """One matrix there and back, halved: the seconds of one way, those of them in the codec, and bytes sent."""
-
-    total_s: float
-    codec_s: float
-    sent_bytes: int
 
 
 def parse() -> argparse.Namespace:
@@ -61,136 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
     parser.shared("model", rounds=10)
     parser.add_argument("--secure", action="store_true", help="measure the hop encrypted too, trip by trip in turn")
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--host", default="127.0.0.1", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def serve(host: str) -> None:
-    """Be the other process: print a port, answer every frame as a stage would, end with standard input.
-
-    The first line of standard input says whom to admit, by its public key, and is empty for a plain socket. With one,
-    this side's public key follows the port.
-    """
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    admitted = sys.stdin.readline().strip()
-    keys = KeyPair.generate() if admitted else None
-    gate = Gate(context)
-    gate.admit([admitted])
-    listener = Listener(context, Address(host, 0), _FRAME_BYTES, keys)
-    ended: Mailbox[None] = Mailbox()
-    threading.Thread(target=_watch_input, args=(ended,), daemon=True).start()
-    print(listener.address.port, keys.public if keys is not None else "", flush=True)
-    poller = Poller[None](ended, listener)
-    while ended not in (ready := poller.wait(60.0)):
-        if listener in ready and (received := listener.receive()) is not None:
-            _answer(listener, *received)
-    listener.close()
-    gate.close()
-    context.term()
-
-
-def _watch_input(ended: Mailbox[None]) -> None:
-    sys.stdin.read()
-    ended.put(None)
-
-
-def _answer(listener: Listener, route: bytes, frames: Sequence[memoryview]) -> None:
-    frame = decode(frames[0])
-    assert isinstance(frame, Forward)
-    start = time.perf_counter()
-    hidden = codec.decode(frames[1:], frame.rows, frame.width, frame.dtype, frame.codec)
-    parts = codec.encode(hidden, frame.codec)
-    spent_us = int((time.perf_counter() - start) * 1e6)
-    listener.send(route, [encode(frame._replace(compute_us=(spent_us,))), *parts])
-
-
-class RoundTrips:
-    """This end of a link, which sends matrices to the other process and takes them back."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._poller = Poller[None](link)
-
-    def trip(self, hidden: Array, name: Codec) -> OneWayTrip:
-        """Send ``hidden`` (T, D) and wait until it is back.
-
-        Raises:
-            EdgeppError: it did not come back.
-        """
-        rows, width = hidden.shape
-        start = time.perf_counter()
-        parts = codec.encode(hidden, name)
-        encoded = time.perf_counter()
-        header = Forward(
-            epoch=1,
-            sequence=1,
-            step=1,
-            position=0,
-            capacity=rows,
-            want=rows,
-            rows=rows,
-            width=width,
-            dtype=codec.dtype_name(hidden.dtype),
-            codec=name,
-            compute_us=(),
-            source=0,
-        )
-        sent = self._link.send([encode(header), *parts], _ANSWER_S)
-        frames = self._link.receive() if sent and self._poller.wait(_ANSWER_S) else None
-        if frames is None:
-            raise EdgeppError("the other process does not answer")
-        answer = decode(frames[0])
-        assert isinstance(answer, Forward)
-        arrived = time.perf_counter()
-        codec.decode(frames[1:], answer.rows, answer.width, answer.dtype, answer.codec)
-        end = time.perf_counter()
-        codec_s = encoded - start + end - arrived + answer.compute_us[0] / 1e6
-        return OneWayTrip((end - start) / 2, codec_s / 2, sum(map(len, parts)))
-
-
-@contextmanager
-def peer_and_link(*, secure: bool = False) -> Iterator[RoundTrips]:
-    """Both processes; the other one is gone when the block ends."""
-    own = KeyPair.generate() if secure else None
-    with peer(own) as (port, server), connected(Address("127.0.0.1", port), own, server) as link:
-        yield link
-
-
-@contextmanager
-def peer(own: KeyPair | None = None, host: str = "127.0.0.1", within: Sequence[str] = ()) -> Iterator[tuple[int, str]]:
-    """The other process, which listens on an address of its own: its port, and with keys its public key.
-
-    ``within`` is what its command stands behind, such as ``ip netns exec NAME``.
-    """
-    process = subprocess.Popen(
-        [*within, *python_command("bench.hop", "--peer", "--host", host)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{own.public if own is not None else ''}\n")
-        process.stdin.flush()
-        port, _, server = process.stdout.readline().strip().partition(" ")
-        yield int(port), server
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextmanager
-def connected(address: Address, own: KeyPair | None = None, server: str = "") -> Iterator[RoundTrips]:
-    """This end of a link to ``address``; encrypted with keys."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    link = Link(context, address, _FRAME_BYTES, None, Pinned(own, server) if own is not None else None)
-    try:
-        yield RoundTrips(link)
-    finally:
-        link.close()
-        context.term()
 
 
 def manual(tokens: int) -> str:
@@ -198,7 +46,7 @@ def manual(tokens: int) -> str:
     return "\n".join(topics.values())[: 4 * tokens]
 
 
-def measured(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, Any]]:
+def matrices(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, Any]]:
     """Every size, codec and kind of data in turn, round after round."""
     located(options.model)  # a name that means nothing is a mistake; a model that is not here is none
     data = {"random": noise(options.dtype, max(ROWS))}
@@ -220,19 +68,6 @@ def measured(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, An
         | summary(trips[rows, name, kind], data[kind][:rows].nbytes)
         for rows, name, kind in cases
     ]
-
-
-def one_way(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
-    """Medians of one way in milliseconds, and its rate; ``nbytes`` is the size without a codec."""
-    total = Spread.of([trip.total_s for trip in trips])
-    codec_s = statistics.median(trip.codec_s for trip in trips)
-    return {
-        "codec_ms": codec_s * 1e3,
-        "transmission_ms": (total.median - codec_s) * 1e3,
-        "total_ms": total.median * 1e3,
-        "total_ms_spread": [total.low * 1e3, total.high * 1e3],
-        "mb_s": nbytes / total.median / 1e6,
-    }
 
 
 def summary(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
@@ -294,22 +129,14 @@ def _cell(row: Result) -> str:
     )
 
 
-def main() -> int:
-    """Measure and report, or be the other process."""
-    options = parse()
-    if options.peer:
-        serve(options.host)
-        return 0
+def measured(options: argparse.Namespace) -> Result:
+    """All matrices, and the hop of one row."""
     with ExitStack() as stack:
         link = stack.enter_context(peer_and_link())
-        rows = measured(options, link)
+        rows = matrices(options, link)
         secure = stack.enter_context(peer_and_link(secure=True)) if options.secure else None
-        hop_us = hop(link, secure)
-    chosen = {name: value for name, value in settings(options).items() if name not in ("peer", "host")}
-    result = {"bench": "hop", **chosen, "rows": rows, "hop_us": hop_us}
-    report(result, lines(result), json_only=options.json)
-    return 0
+        return {"rows": rows, "hop_us": hop(link, secure)}
 
 
 if __name__ == "__main__":
-    program(main)
+    script("hop", parse, measured, lines)

@@ -5,8 +5,8 @@
     sudo python -m bench.shaped --decode --out DIR    a pipeline of two stages, the second behind the cable
 
 It makes the namespaces itself and nothing outside them is touched; they are gone when it ends. Needs Linux, root, and
-the ip and tc commands. Hidden states go to the other process of ``hop``, which does with a frame what a stage does,
-without the model. METHODOLOGY.md defines the numbers; the origin's table stands beside them where it has the same cell.
+the ip and tc commands. Hidden states go to another process, which does with a frame what a stage does, without the
+model. METHODOLOGY.md defines the numbers; where the origin has the same cell, its table has one more column.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import shaped_decode
-from bench.hop import OneWayTrip, RoundTrips, connected, one_way, peer
 from bench.shaped_decode import taken_on
 from bench.toolkit.cable import FAR, cable, delayed, end_once, host, inside, shape, unavailable
 from bench.toolkit.figures import interleave
+from bench.toolkit.round_trips import OneWayTrip, RoundTrips, connected, one_way, peer
 from bench.toolkit.script import Arguments, program, report, say
 from edgepp.benchmark import hidden_states
 from edgepp.benchmark.baselines import RATES_MBIT_S, SENDING, SENDING_MBIT_S, TOGETHER

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from bench import shaped, shaped_decode
-from bench.hop import OneWayTrip
 from bench.toolkit import cable
+from bench.toolkit.round_trips import OneWayTrip
 from edgepp.benchmark.hidden_states import ROWS
 from edgepp.errors import UsageError
 from edgepp.model.random import TINY, make_checkpoint
