@@ -30,6 +30,8 @@ ZAP_DOMAIN = b"edgepp"
 _QUEUE_FRAMES = 1000
 _ZERO_COPY_RECEIVE = 10
 """An option of contexts, ZMQ_ZERO_COPY_RECV, that pyzmq has no name for."""
+_CURVE_BYTES = 64
+"""More than what encryption adds to a frame."""
 _NO_COPY_BYTES = 1 << 20  # below a megabyte a copy is as fast as sharing the buffer
 
 
@@ -84,7 +86,7 @@ def _configure(sock: zmq.Socket[bytes], max_frame_bytes: int) -> None:
     # connection that has ended (its issues 3937 and 4364). The guard bounds their bytes instead.
     sock.setsockopt(zmq.RCVHWM, 0)
     sock.setsockopt(zmq.IPV6, 1)
-    sock.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+    sock.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes + _CURVE_BYTES)
     sock.setsockopt(zmq.HANDSHAKE_IVL, int(CONNECT_S * 1000))
     sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1000))
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(3 * HEARTBEAT_S * 1000))

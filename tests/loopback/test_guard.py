@@ -112,6 +112,19 @@ def test_a_plain_message_of_endless_parts_is_cut_off(part_bytes: int, ended: lis
         link.close()
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_longest_frame_passes(*, encrypted: bool) -> None:
+    with opened(encrypted=encrypted) as place:
+        link = place.link()
+        assert place.hears(link)
+        assert link.send([bytes(FRAME_BYTES)], PATIENCE_S)
+        assert place.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
+        received = place.listener.receive()
+        assert received is not None
+        assert len(received[1][0]) == FRAME_BYTES
+        link.close()
+
+
 def test_a_members_message_of_too_many_parts_is_cut_off(ended: list[str]) -> None:
     with opened(encrypted=True) as place:
         link, other = place.link(), place.link()
