@@ -32,7 +32,7 @@ from slow_link import Kind, slowed
 
 from edgepp.cluster.sizes import LinkSpeed
 from edgepp.errors import EdgeppError
-from edgepp.node.agent import physical_cores
+from edgepp.node.compute_policy import ComputePolicy, physical_cores
 from edgepp.plan.calibrate import Calibration, Timed, coordinator
 from edgepp.plan.machines import Machine, Model
 from edgepp.wire.echo import measure_echo
@@ -179,7 +179,7 @@ class Calibrated:
     def machines(self, stages: int) -> tuple[Machine, Machine]:
         """A stage's and the coordinator's where there are so many stages."""
         hop_s, count, parts = (
-            self.hop_s(awake=self.threads * stages <= physical_cores()),
+            self.hop_s(awake=ComputePolicy.shared(self.threads, stages).awake),
             lanes(self.threads),
             self.parts,
         )

@@ -30,10 +30,10 @@ import psutil
 from measure import Arguments, count, report, say, script
 
 from edgepp.child import python_command
+from edgepp.coordinator.client import served
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
-from edgepp.serve.client import served
 
 _ASKERS = 3
 _TOKENS = 24

@@ -25,7 +25,7 @@ import numpy as np
 import zmq
 from measure import Arguments, count, report, say, script
 
-from edgepp.bench.links import WIDTH, noise, real
+from edgepp.benchmark.hidden_states import WIDTH, noise, real
 from edgepp.errors import EdgeppError, ModelError
 from edgepp.model.fetch import located
 from edgepp.wire import codec
@@ -33,7 +33,7 @@ from edgepp.wire.codec import Array
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import Codec, Forward, decode, encode
 from edgepp.wire.security import Gate, KeyPair, Pinned
-from edgepp.wire.transport import Address, Link, Listener
+from edgepp.wire.transport import Address, Link, Listener, Sender
 
 ROWS = (1, 4, 16, 32, 64, 512)
 HOPS = 2000
@@ -92,14 +92,14 @@ def _watch_input(ended: Mailbox[None]) -> None:
     ended.put(None)
 
 
-def _answer(listener: Listener, route: bytes, frames: Sequence[memoryview]) -> None:
+def _answer(listener: Listener, sender: Sender, frames: Sequence[memoryview]) -> None:
     frame = decode(frames[0])
     assert isinstance(frame, Forward)
     start = time.perf_counter()
     hidden = codec.decode(frames[1:], frame.rows, frame.width, frame.dtype, frame.codec)
     parts = codec.encode(hidden, frame.codec)
     spent_us = int((time.perf_counter() - start) * 1e6)
-    listener.send(route, [encode(frame._replace(compute_us=(spent_us,))), *parts])
+    listener.send(sender.route, [encode(frame._replace(compute_us=(spent_us,))), *parts])
 
 
 class Coordinator:

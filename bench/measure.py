@@ -22,10 +22,10 @@ from typing import Any, NoReturn
 import psutil
 from sides import RATES, Result
 
-from edgepp.bench.machine import commit, machine
-from edgepp.bench.report import rounded
+from edgepp.benchmark.machine import commit, machine
+from edgepp.benchmark.report import rounded
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.node.resources import stage_environment
+from edgepp.node.compute_policy import stage_environment
 
 STOP_S = 5.0
 _BENCH = Path(__file__).resolve().parent

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgepp.backend.base import Ends
-from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
+from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.model.checkpoint import Array
 from edgepp.wire.mailbox import Mailbox
 
@@ -31,9 +31,9 @@ class Watched:
         """See ``Ring``."""
         self._ring.free(sequence)
 
-    def gauges(self) -> list[Gauge]:
+    def stage_stats(self) -> list[StageStats]:
         """See ``Ring``."""
-        return self._ring.gauges()
+        return self._ring.stage_stats()
 
     def close(self) -> None:
         """See ``Ring``."""

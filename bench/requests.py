@@ -17,8 +17,8 @@ from measure import Arguments, count, report, say, script, share_cpus
 from sides import pin
 
 from edgepp import Engine, backend
-from edgepp.bench.asking import Setting, Strangers, Wait, ask_at_once, together
-from edgepp.bench.text import numbers
+from edgepp.benchmark.prompts import numbers
+from edgepp.benchmark.workload import FreshOwners, ObservedAnswer, RequestGroup, ask_at_once, concurrent_result
 
 
 def parse() -> argparse.Namespace:
@@ -41,15 +41,15 @@ def counts(text: str) -> list[int]:
     return [count(part) for part in text.split(",")]
 
 
-def settings(options: argparse.Namespace) -> list[Setting]:
+def settings(options: argparse.Namespace) -> list[RequestGroup]:
     """The rows of both tables."""
-    stories = [Setting(requests, words) for words in options.words for requests in options.requests]
-    return stories + [Setting(requests, 10, text=True) for requests in options.requests if not options.no_text]
+    stories = [RequestGroup(requests, words) for words in options.words for requests in options.requests]
+    return stories + [RequestGroup(requests, 10, text=True) for requests in options.requests if not options.no_text]
 
 
-def row(setting: Setting, rounds: Sequence[Sequence[Wait]]) -> dict[str, Any]:
+def row(setting: RequestGroup, rounds: Sequence[Sequence[ObservedAnswer]]) -> dict[str, Any]:
     """A table's row from all rounds of a setting."""
-    one = together(setting, rounds)
+    one = concurrent_result(setting, rounds)
     return {
         "requests": one.requests,
         "words": one.words,
@@ -69,14 +69,14 @@ def row(setting: Setting, rounds: Sequence[Sequence[Wait]]) -> dict[str, Any]:
 async def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All settings, in turn."""
     rows = settings(options)
-    found: list[list[list[Wait]]] = [[] for _ in rows]
+    found: list[list[list[ObservedAnswer]]] = [[] for _ in rows]
     spread = share_cpus(options.stages, options.threads)
     first_words = numbers()
     where = {name: getattr(options, name) for name in ("stages", "threads", "backend", "speculate")}
     async with Engine(options.model, **where) as engine:
         for stage, cpus in zip(engine.stages, spread or (), strict=False):
             pin(stage.pid, cpus)
-        asked = Strangers(engine)
+        asked = FreshOwners(engine)
         for number in range(options.rounds + 1):
             for setting, waits in zip(rows, found, strict=True):
                 came = await ask_at_once(asked, setting, first_words)

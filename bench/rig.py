@@ -21,16 +21,17 @@ from slow_link import Kind, slowed
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.engine import Engine, Parts
-from edgepp.engine.live import Request
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
+from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.checkpoint import Checkpoint
-from edgepp.node.agent import StageProcess, physical_cores
-from edgepp.node.stage import StageConfig
+from edgepp.node.agent import StageProcess
+from edgepp.node.compute_policy import ComputePolicy
+from edgepp.node.stage_config import StageSettings
 from edgepp.wire.transport import Address
 
 HERE, FAR = "127.0.0.1", "127.0.0.2"
@@ -83,19 +84,9 @@ def started(
     with ExitStack() as owned:
         children = []
         for part in layers:
-            config = StageConfig(
-                path=str(folder),
-                model=model or str(folder),
-                node=platform.node(),
-                start=part.start,
-                stop=part.stop,
-                listen=f"{HERE}:{free_pair()}",
-                backend=backend_name,
-                threads=threads,
-                exact=exact,
-                awake=awake,
-            )
-            children.append(StageProcess(config))
+            policy = ComputePolicy(threads, awake=awake)
+            settings = StageSettings(policy, backend_name, Address(HERE, free_pair()))
+            children.append(StageProcess(settings.config(folder, model or str(folder), part, exact=exact)))
             owned.callback(children[-1].stop)
         ports = [child.wait_ready().address.port for child in children]
         if not kind.direct:
@@ -128,10 +119,10 @@ class Rig:
         self._recorder: Recorder | None = None
         try:
             layers = split_evenly(self.checkpoint.num_layers, stages)
-            awake = threads * stages <= physical_cores() if awake is None else awake
+            awake = ComputePolicy.shared(threads, stages).awake if awake is None else awake
             found = started(folder, layers, kind, threads=threads, backend_name=backend_name, awake=awake)
             self.addresses = self._owned.enter_context(found)
-            self.engine = self._owned.enter_context(Engine(self._open, frozenset()))
+            self.engine = self._owned.enter_context(EngineLoop(self._open, frozenset()))
         except BaseException:
             self._owned.close()
             raise
@@ -187,7 +178,7 @@ class Rig:
         positions = [at for trip in trips for at in trip.positions]
         return Steady(tuple(trips), rate, round(statistics.fmean(positions)))
 
-    def _together(self, asked: Sequence[Request], cycles: int) -> list[Trip]:
+    def _together(self, asked: Sequence[EngineRequest], cycles: int) -> list[Trip]:
         """The decode steps from the last one's second token on."""
         for request in asked:
             _await_token(request)
@@ -203,12 +194,12 @@ class Rig:
                 raise EdgeppError("a request ended before enough steps were measured", "give fewer --cycles")
             time.sleep(_POLL_S)
 
-    def _submit(self, tokens: int, generate: int) -> Request:
+    def _submit(self, tokens: int, generate: int) -> EngineRequest:
         turn = next(_turns)
         ids = prompt(self.checkpoint.vocab_size, tokens, turn)
         return self.engine.submit(ids, GenerateOptions(generate, ignore_eos=True), owner=str(turn))
 
-    def _open(self) -> Parts:
+    def _open(self) -> EngineParts:
         checkpoint = self.checkpoint
         expected = Expectation(
             str(self.folder), checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, exact=False
@@ -216,10 +207,10 @@ class Rig:
         endpoints = [Endpoint((address,)) for address in self.addresses]
         self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
         chosen = backend.choose(self.backend_name, checkpoint)
-        return Parts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
+        return EngineParts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
 
 
-def _await_token(request: Request) -> None:
+def _await_token(request: EngineRequest) -> None:
     event = request.events.get()
     if isinstance(event, EdgeppError):
         raise event

@@ -28,11 +28,11 @@ from measure import Arguments, count, report, say, script
 from shaped_decode import taken_on
 
 from edgepp import backend
-from edgepp.bench import links
-from edgepp.bench.links import CODECS, ROWS
-from edgepp.bench.machine import commit, machine
-from edgepp.bench.origin import RATES_MBIT_S, SENDING, SENDING_MBIT_S, TOGETHER
-from edgepp.bench.report import rounded
+from edgepp.benchmark import hidden_states
+from edgepp.benchmark.baselines import RATES_MBIT_S, SENDING, SENDING_MBIT_S, TOGETHER
+from edgepp.benchmark.hidden_states import CODECS, ROWS
+from edgepp.benchmark.machine import commit, machine
+from edgepp.benchmark.report import rounded
 from edgepp.errors import ModelError, UsageError
 from edgepp.wire.choice import CodecChoice
 from edgepp.wire.codec import Array
@@ -91,10 +91,10 @@ def wire(far: str, delay_ms: float) -> Iterator[Coordinator]:
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     """All rates one after the other; at each every size, kind of data and codec in turn, round after round."""
-    data = {"noise": links.noise()}
+    data = {"noise": hidden_states.noise()}
     if not options.noise_only:
         try:
-            data["real"] = links.real(options.model)
+            data["real"] = hidden_states.real(options.model)
         except ModelError as error:
             say(f"no real hidden states: {error}")
     found = []
@@ -139,7 +139,8 @@ def row(mbit_s: float, key: tuple[str, int, Codec], states: Array, trips: Sequen
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The result for people, as Markdown."""
     extra = f", {result['delay_ms']:g} ms later each way" if result["delay_ms"] else ""
-    yield f"Hidden states (rows, {links.WIDTH}) in {links.DTYPE} between two processes over a shaped cable{extra}."
+    shape_of_all = f"(rows, {hidden_states.WIDTH}) in {hidden_states.DTYPE}"
+    yield f"Hidden states {shape_of_all} between two processes over a shaped cable{extra}."
     yield f"One way in ms: transmission + codec = total (MB/s); **bold** is fastest; {result['rounds']} rounds, median."
     yield f"Origin: {TOGETHER}, there and back over about {SENDING_MBIT_S:g} Mbit/s, zlib in zstd's place."
     yield taken_on(result)

@@ -18,12 +18,12 @@ from cable import FAR, PORT, delayed, host, inside, shape
 from measure import STOP_S, interleave, prompt, ratio, say, share_cpus, summary
 from sides import Result, arrivals, pin, rates
 
-from edgepp.bench.machine import busy
+from edgepp.benchmark.machine import busy
 from edgepp.child import python_command
-from edgepp.engine.front import Front
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.checkpoint import Checkpoint
@@ -61,13 +61,13 @@ def checked(options: argparse.Namespace) -> None:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All rates in turn, round after round, beside the cable without a rate; this process is at its near end."""
-    front = Front.open(options.model, whole=False)
+    frontend = ModelFrontend.open(options.model, whole=False)
     cpus = share_cpus(_STAGES, options.threads)
     if cpus is None:
         say("the stages are not pinned: this system cannot, or has too few CPUs")
     links = {_UNSHAPED: None} | {f"{mbit_s:g} Mbit/s": mbit_s for mbit_s in options.rates}
-    with stages(options, front.checkpoint.num_layers):
-        work = {name: Joined(options, front, cpus, mbit_s).answer for name, mbit_s in links.items()}
+    with stages(options, frontend.checkpoint.num_layers):
+        work = {name: Joined(options, frontend, cpus, mbit_s).answer for name, mbit_s in links.items()}
         results = interleave(work, options.rounds)
     rows = [row(mbit_s, results[name], results[_UNSHAPED]) for name, mbit_s in links.items()]
     return {"rows": rows, "pinned": cpus}
@@ -130,7 +130,7 @@ class Joined:
     """The stages, joined anew for each round: the engine measures a link and chooses its codec when it joins."""
 
     options: argparse.Namespace
-    front: Front
+    frontend: ModelFrontend
     cpus: Sequence[Sequence[int]] | None
     mbit_s: float | None
 
@@ -142,7 +142,7 @@ class Joined:
         how = PipelineOptions(
             options.model, endpoints, backend=options.backend, threads=options.threads, speculate="off"
         )
-        with Pipeline(how, front=self.front) as pipeline:
+        with Pipeline(how, frontend=self.frontend) as pipeline:
             for stage, cpus in zip(pipeline.stages, self.cpus or (), strict=False):
                 pin(stage.pid, cpus)
             with tap() as packets:
@@ -163,7 +163,7 @@ class Joined:
 
     def _ask(self, pipeline: Pipeline, number: int, generate: int) -> tuple[Timing, Traffic]:
         before = Traffic.now()
-        tokens = prompt(self.front.checkpoint.vocab_size, self.options.prompt_tokens, number)
+        tokens = prompt(self.frontend.checkpoint.vocab_size, self.options.prompt_tokens, number)
         request = pipeline.engine.submit(tokens, GenerateOptions(generate, ignore_eos=True))
         arrivals(request)
         return request.timing, Traffic.now() - before

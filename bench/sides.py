@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from edgepp.engine.live import Request
+    from edgepp.engine.engine_request import EngineRequest
 
 Config = Mapping[str, Any]
 Result = dict[str, Any]
@@ -57,7 +57,7 @@ def pin(pid: int, cpus: Sequence[int] | None) -> None:
             os.sched_setaffinity(int(thread.name), cpus)
 
 
-def arrivals(request: Request, came: list[float] | None = None) -> list[float]:
+def arrivals(request: EngineRequest, came: list[float] | None = None) -> list[float]:
     """Wait for a request's last token: when each came, in ``came`` as soon as it has.
 
     Raises:

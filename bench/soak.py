@@ -125,7 +125,7 @@ class Soak:
         deadline = time.monotonic() + 10.0
         while self.pipeline.engine.load.live and time.monotonic() < deadline:
             time.sleep(0.1)
-        time.sleep(2.5)  # two pings, so that the gauges are new
+        time.sleep(2.5)  # two pings, so that the stages' figures are new
         load = self.pipeline.engine.load
         processes = [psutil.Process(os.getpid()), *(psutil.Process(stage.pid) for stage in self.pipeline.stages)]
         return {
@@ -133,9 +133,9 @@ class Soak:
             "waiting": load.waiting,
             "kept_positions": load.kept,
             "preempted": load.preempted,
-            "sequences": [gauge.sequences for gauge in self.pipeline.engine.gauges],
-            "kv_mb": [gauge.kv_bytes / 1e6 for gauge in self.pipeline.engine.gauges],
-            "dropped": [gauge.dropped for gauge in self.pipeline.engine.gauges],
+            "sequences": [stats.sequences for stats in self.pipeline.engine.stage_stats],
+            "kv_mb": [stats.kv_bytes / 1e6 for stats in self.pipeline.engine.stage_stats],
+            "dropped": [stats.dropped for stats in self.pipeline.engine.stage_stats],
             "rss_mb": [process.memory_info().rss / 1e6 for process in processes],
             "descriptors": [process.num_fds() for process in processes],
             "threads": [process.num_threads() for process in processes],

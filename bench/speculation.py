@@ -21,10 +21,10 @@ from rig import started
 from slow_link import Kind
 
 from edgepp import backend
-from edgepp.engine.answer import Answer
-from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
+from edgepp.engine.stage_handshake import Endpoint
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Checkpoint
@@ -78,7 +78,7 @@ class Bench:
         where = PipelineOptions(options.model, endpoints, threads=options.threads, exact=options.exact, speculate=how)
         return self._owned.enter_context(Pipeline(where))
 
-    def copy(self, pipeline: Pipeline, turn: int) -> Answer:
+    def copy(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Copy a text in which some words are misspelt, greedily, to where the model ends it."""
         words = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8").split()
         text = words[turn * 7 : turn * 7 + self._options.words]
@@ -87,18 +87,18 @@ class Bench:
         options = GenerateOptions(self._options.gen)
         return pipeline.ask([{"role": "user", "content": question}], options, owner=str(turn))
 
-    def story(self, pipeline: Pipeline, turn: int) -> Answer:
+    def story(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Draw a story at temperature 1, which repeats a phrase now and then."""
         sampling = SamplingOptions(temperature=1.0, seed=turn)
         options = GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling)
         return pipeline.ask([{"role": "user", "content": "Tell a story about a lighthouse."}], options, owner=str(turn))
 
-    def random(self, pipeline: Pipeline, turn: int) -> Answer:
+    def random(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Draw an answer to a random prompt, at a temperature at which the model rambles."""
         ids = prompt(self._vocabulary, 64, turn)
         sampling = SamplingOptions(temperature=1.5, seed=turn)
         request = pipeline.engine.submit(ids, GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling))
-        return Answer(pipeline.engine, request, pipeline.tokenizer.detokenizer())
+        return TextStream(pipeline.engine, request, pipeline.tokenizer.detokenizer())
 
     def close(self) -> None:
         """End everything."""

@@ -21,8 +21,8 @@ from measure import Arguments, count, prompt, report, say, script, share_cpus
 from sides import arrivals, pin
 
 from edgepp import backend
-from edgepp.bench.asking import percentile
-from edgepp.engine.live import Request
+from edgepp.benchmark.workload import percentile
+from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import UsageError
@@ -71,7 +71,7 @@ class Bench:
         self._asked += 1
         return prompt(self._vocabulary, tokens, self._asked)
 
-    def ask(self, ids: Sequence[int], tokens: int, owner: str = "") -> Request:
+    def ask(self, ids: Sequence[int], tokens: int, owner: str = "") -> EngineRequest:
         """Begin an answer of so many tokens."""
         return self.pipeline.engine.submit(ids, GenerateOptions(tokens, ignore_eos=True), owner)
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepp.boundary import explained
-from edgepp.engine.answer import Answer as PipelineAnswer
-from edgepp.engine.live import FinishReason
-from edgepp.engine.request import Timing
+from edgepp.coordinator.client import ServedAnswer
+from edgepp.engine.request import FinishReason, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, StageLost, UsageError
-from edgepp.serve.client import ServedAnswer
 
 log = logging.getLogger("edgepp.api")
 
@@ -168,7 +167,7 @@ class Answer:
 class Begun:
     """An answer under way; ``cancel`` may be called from any thread."""
 
-    answer: PipelineAnswer | ServedAnswer
+    answer: TextStream | ServedAnswer
     cancel: Callable[[], None]
 
 
@@ -178,5 +177,5 @@ class _Piece:
 
     text: str
     tokens: int
-    answer: PipelineAnswer | ServedAnswer
+    answer: TextStream | ServedAnswer
     reason: FinishReason | None = None

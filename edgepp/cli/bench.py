@@ -75,7 +75,7 @@ def bench(
     }
     stop_on_terminate()
     ui.bench(
-        ui.Wanted(model, stages, threads, backend or "auto", speculate or "off", peer, single),
+        ui.BenchmarkOptions(model, stages, threads, backend or "auto", speculate or "off", peer, single),
         settings.changed(**{name: value for name, value in chosen.items() if value is not None}),
         out,
         as_json=as_json,

@@ -21,14 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.sizes import Links
-from edgepp.engine.scheduler import MOST_ROWS
+from edgepp.engine.scheduler import MOST_ROWS, SPARE_CHUNKS
 from edgepp.errors import PlanError
 from edgepp.layers import check_tiling
 from edgepp.plan.costs import Costs, StageTime
 from edgepp.plan.machines import Machine, Model, Stage, Workload
-
-_SPARE_CHUNKS = 2
-"""The scheduler's chunks in the ring beyond one a stage."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
         link_free[stage] = max(at, link_free[stage]) + costs.transfer_s(stage, rows)
         heapq.heappush(heap, (link_free[stage] + costs.delay_s(stage), number, stage))
 
-    for number in range(min(len(starts), count + _SPARE_CHUNKS)):
+    for number in range(min(len(starts), count + SPARE_CHUNKS)):
         send(number, 0, 0.0)
     while heap:
         at, number, stage = heapq.heappop(heap)
@@ -213,8 +210,8 @@ def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
             send(number, stage + 1, end)
             continue
         last_s = end + costs.delay_s(count)
-        if number + count + _SPARE_CHUNKS < len(starts):
-            send(number + count + _SPARE_CHUNKS, 0, last_s)
+        if number + count + SPARE_CHUNKS < len(starts):
+            send(number + count + SPARE_CHUNKS, 0, last_s)
     totals = tuple(_together(some) for some in times)
     return Prefill(prompt, chunk, totals, last_s + costs.transfer_s(count, 1) + costs.ends_s(1))
 

@@ -10,8 +10,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,33 +20,14 @@ import click
 
 import edgepp
 from edgepp.errors import EdgeppError
+from edgepp.ui.finding import Check, Finding, Known
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import say, say_json
-
-Check = Callable[[], "Finding"]
 
 _GLIBC = (2, 35)
 _LOW_MEMORY_BYTES = 1 << 30
 _YEARS = range(2026, 2100)  # edgepp's first year: a clock before it was never set
 _STEP_S = 0.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: ``ok`` is None for what cannot be told, or is neither good nor bad. ``do`` is the next step, if any."""
-
-    check: str
-    ok: bool | None
-    found: str
-    do: str = ""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What this machine's configuration says: its node id and its cluster's, None where there is none yet."""
-
-    node: str | None
-    cluster: str | None
 
 
 def run_doctor(peer: str | None, *, as_json: bool, extra: Sequence[Check] = ()) -> bool:

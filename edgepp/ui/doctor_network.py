@@ -6,16 +6,12 @@ import errno
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from edgepp.cluster.discovery import Browser, Record
 from edgepp.cluster.interfaces import interfaces, usable_addresses
 from edgepp.cluster.multicast import PORT, Hearing, listen
-from edgepp.ui.doctor import Finding
+from edgepp.ui.finding import Finding, Known
 from edgepp.wire.transport import Address
-
-if TYPE_CHECKING:
-    from edgepp.ui.doctor import Known
 
 _LISTEN_S = 2.0
 _DISCOVER_S = 2.0

@@ -189,40 +189,33 @@ class Listener:
         self.address = Address(address.host, int(endpoint.rpartition(":")[2]))
         self._guard.port = self.address.port
 
-    def receive(self) -> tuple[bytes, list[memoryview]] | None:
-        """The next waiting message as (route of its sender, frames), or None.
+    def receive(self) -> tuple[Sender, list[memoryview]] | None:
+        """The next waiting message of an admitted peer as (its sender, frames), or None.
 
         Raises:
             RemoteProtocolError: it has too many frames or none, or its key is no longer admitted; it is gone.
         """
-        parts = self._parts()
-        if parts is None:
-            return None
-        if self._gate is not None and not self._gate.admits(str(parts[0].get("User-Id"))):
-            raise RemoteProtocolError("a message of a key that was revoked")  # its connection may be older than that
-        return parts[0].bytes, [part.buffer for part in parts[1:]]
+        received = self.receive_from()
+        if received is not None and self._gate is not None and not self._gate.admits(received[0].key):
+            raise RemoteProtocolError(f"a message of {received[0].host}, whose key was revoked")  # it was connected
+        return received
 
     def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
-        """The next waiting message as (its sender, frames), or None.
+        """The next waiting message as (its sender, frames), or None; also of a peer that was revoked meanwhile.
 
         Raises:
             RemoteProtocolError: it has too many frames or none; it is gone.
         """
-        parts = self._parts()
+        parts = _receive(self.socket, MAX_FRAMES + 1, self._guard)
         if parts is None:
             return None
+        if len(parts) < 2:
+            raise RemoteProtocolError("a message without a header")
         route = parts[0]
         # Where no gate sets it, a stranger could set User-Id itself.
         key = str(route.get("User-Id")) if self._gate is not None else ""
         sender = Sender(route.bytes, key, bare_host(str(route.get("Peer-Address"))))
         return sender, [part.buffer for part in parts[1:]]
-
-    def _parts(self) -> list[zmq.Frame] | None:
-        """Route and frames of the next waiting message."""
-        parts = _receive(self.socket, MAX_FRAMES + 1, self._guard)
-        if parts is not None and len(parts) < 2:
-            raise RemoteProtocolError("a message without a header")
-        return parts
 
     def send(self, route: bytes, parts: Sequence[bytes | memoryview]) -> bool:
         """Send to one peer; False when it is gone or its queue is full."""

@@ -30,8 +30,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(report: dict[str, Any], stages: int) -> None:
     assert report["partial"] == ""
-    assert report["subject"]["model"] == "tiny"
-    assert [stage["layers"] for stage in report["subject"]["stages"]] == ["0-1", "2-3"][:stages]
+    assert report["target"]["model"] == "tiny"
+    assert [stage["layers"] for stage in report["target"]["stages"]] == ["0-1", "2-3"][:stages]
     for rate in ("decode_tok_s", "e2e_tok_s", "prefill_tok_s", "ttft_s"):
         figure = report["single"][rate]
         assert 0 < figure["low"] <= figure["median"] <= figure["high"]
@@ -68,8 +68,8 @@ def test_a_live_cluster(tiny: Path, tmp_path: Path) -> None:
     with serving(one, tiny, "--stages", "2"):
         report = one.json("bench", *SHORT, "--json")
         check(report, 2)
-        (node,) = report["subject"]["nodes"]
-        assert (node["name"], node["backend"]) == ("one", report["subject"]["stages"][0]["backend"])
+        (node,) = report["target"]["nodes"]
+        assert (node["name"], node["backend"]) == ("one", report["target"]["stages"][0]["backend"])
         assert "address" not in node
         assert len(report["left_out"]) == 2
         again = one.json("bench", *SHORT, "--json")

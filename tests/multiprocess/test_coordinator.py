@@ -13,13 +13,13 @@ import zmq
 
 from edgepp.cluster.identity import Member, load_identity, new_cluster
 from edgepp.cluster.sizes import ModelSize, Want
+from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.director import Director
+from edgepp.coordinator.service import Service
+from edgepp.coordinator.serving import Serving
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import EdgeppError
-from edgepp.serve.coordinator import Coordinator
-from edgepp.serve.director import Director
-from edgepp.serve.service import Service
-from edgepp.serve.serving import Serving
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Call,
@@ -118,7 +118,7 @@ def test_an_error_over_a_message_costs_that_message(
 
     link = desk.own
     with monkeypatch.context() as patch:
-        patch.setattr("edgepp.serve.coordinator.report", fails)
+        patch.setattr("edgepp.coordinator.coordinator.report", fails)
         call(link)
         said = hear(link)
         assert isinstance(said, Declined)

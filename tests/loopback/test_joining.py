@@ -1,0 +1,162 @@
+"""What waits for the network waits beside the compute thread: joining a ring, and a next stage that takes nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from edgepp.errors import PeerLost
+from edgepp.node import compute, joining
+from edgepp.node.joining import MOST_AT_ONCE, Attempt, Joined, Joiner
+from edgepp.wire.messages import Attach, Attached, Message, Refused, decode, encode
+from edgepp.wire.transport import Address, Listener
+from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
+from tests.wire import KEYS
+
+ONWARD = Attach(2, 0, KEYS[1], "10.0.0.9:5720", KEYS[2], b"c1".hex(), "none", 0)
+ROW = np.ones((1, WIDTH))
+
+
+class Network:
+    """Stands in for the network between two stages: nothing is found until the test says so."""
+
+    def __init__(self) -> None:
+        self.may_end = threading.Event()
+        self.given_up: list[bool] = []
+
+    def reach(self, *_: Any, given_up: Callable[[], bool]) -> Any:
+        while not self.may_end.wait(0.01):
+            if given_up():
+                break
+        self.given_up.append(given_up())
+        raise PeerLost("nobody is there")
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+    made = Network()
+    monkeypatch.setattr(joining, "reach", made.reach)
+    monkeypatch.setattr(joining, "pinned", lambda *_: None)
+    return made
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    joiner = Joiner(context, None, 32, 1 << 16, made.compute.inbox.put, made.compute.outbox)
+    made.control._joiner = joiner
+    yield made
+    joiner.close()
+    made.close()
+    context.term()
+
+
+def answers(stage: Stage) -> list[Message]:
+    stage.work()
+    said = [message for _, message in stage.listener.sent]
+    stage.listener.sent.clear()
+    return said
+
+
+def test_frames_are_computed_while_an_attach_waits_for_a_dead_address(stage: Stage, network: Network) -> None:
+    assert isinstance(stage.order(DRIVER, encode(ATTACH))[0], Attached)
+    assert stage.order(DRIVER, encode(ONWARD)) == []
+    for position in range(3):
+        stage.feed(forward(1, position), ROW)
+    assert len(stage.data.sent) == 3
+    network.may_end.set()
+    for thread in stage.control._joiner._threads:
+        thread.join()
+    (refused,) = answers(stage)
+    assert isinstance(refused, Refused)
+    assert "nobody is there" in refused.reason
+
+
+def test_only_so_many_links_are_made_at_once_and_detach_gives_one_up(stage: Stage, network: Network) -> None:
+    for epoch in range(2, 2 + MOST_AT_ONCE):
+        assert stage.order(DRIVER, encode(ONWARD._replace(epoch=epoch))) == []
+    (refused,) = stage.order(DRIVER, encode(ONWARD._replace(epoch=99)))
+    assert isinstance(refused, Refused)
+    assert "already" in refused.reason
+    stage.control._joiner.close()
+    assert network.given_up == [True] * MOST_AT_ONCE
+
+
+def test_a_link_is_made_and_handed_over() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    following = Listener(context, Address("127.0.0.1", 0), 1 << 20)
+    stage, ended = Stage(), threading.Event()
+
+    def echo() -> None:
+        while not ended.is_set():
+            if following.socket.poll(10, zmq.POLLIN) and (received := following.receive()) is not None:
+                sender, (header, *tensor) = received
+                message: Any = decode(header)
+                following.send(sender.route, [encode(message._replace(reply=True)), *tensor])
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    try:
+        handed: list[Joined] = []
+        joiner = Joiner(context, None, 32, 1 << 16, handed.append, stage.compute.outbox)
+        joiner.begin(Attempt(b"driver", ONWARD._replace(next_addresses=str(following.address), next_key="")))
+        for one in joiner._threads:
+            one.join()
+        (joined,) = handed
+        assert joined.link is not None
+        assert joined.echo_s > 0
+        assert joined.bytes_s > 0
+        stage.compute.obey(joined)
+        assert [type(message) for message in answers(stage)] == [Attached]
+    finally:
+        ended.set()
+        thread.join()
+        stage.close()
+        following.close()
+        context.term()
+
+
+class FullLink:
+    """A link to a next stage that takes nothing until the test lets it."""
+
+    def __init__(self) -> None:
+        self.takes = False
+        self.sent: list[Any] = []
+
+    def send(self, parts: Any, _: float = 0.0) -> bool:
+        if self.takes:
+            self.sent.append(decode(parts[0]))
+        return self.takes
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_next_stage_that_takes_nothing_holds_up_no_other_ring(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = FullLink()
+    stage.order(DRIVER, encode(ATTACH))
+    stage.compute.obey(Joined(Attempt(b"driver", ONWARD), link))  # type: ignore[arg-type]
+    onward = [forward(1, position)._replace(epoch=2) for position in range(3)]
+    for frame in onward:
+        stage.feed(frame, ROW)
+        stage.feed(forward(7, frame.position), ROW)
+    assert len(stage.data.sent) == 3
+    stage.compute._send_on()
+    assert link.sent == []
+    link.takes = True
+    stage.compute._send_on()
+    assert [frame.position for frame in link.sent] == [0, 1, 2]
+    assert stage.compute._behind == {}
+    link.takes = False
+    monkeypatch.setattr(compute, "_SEND_WAIT_S", -1.0)
+    stage.feed(onward[0], ROW)
+    stage.compute._send_on()
+    (fault,) = stage.faults()
+    assert (fault.epoch, fault.stage) == (2, 1)
+    assert "cannot reach it" in fault.reason

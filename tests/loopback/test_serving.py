@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from edgepp.coordinator import serving as module
+from edgepp.coordinator.serving import Serving, Wanted
+from edgepp.engine.stage_handshake import Endpoint
+from edgepp.errors import EdgeppError, PlanError, StageLost
+from edgepp.wire.transport import Address
+from tests.waiting import PATIENCE_S, eventually
+
+ONE = Wanted(1, (Endpoint((Address("127.0.0.1", 1),)),))
+TWO = Wanted(2, (Endpoint((Address("127.0.0.1", 2),)),))
+
+
+class FakePipeline:
+    """Stands in for a pipeline of real stages: opening one is slow and has to be under the test's control."""
+
+    opened: list[FakePipeline]
+    opening: threading.Event
+    may_open: threading.Event
+
+    def __init__(self, options: Any, front: Any = None) -> None:
+        self.opening.set()
+        assert self.may_open.wait(PATIENCE_S)
+        self.options = options
+        self.endpoints = options.endpoints
+        self.stages = ("stage 0 (layers 0-3) on node mini",)
+        self.told: EdgeppError | None = None
+        self.lost: EdgeppError | None = None
+        self.closed = False
+        self.engine = self
+        self.opened.append(self)
+
+    def close(self, reason: EdgeppError | None = None) -> None:
+        self.closed = True
+        self.told = self.told or reason
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    from edgepp.engine.pipeline import PipelineOptions
+
+    FakePipeline.opened, FakePipeline.opening, FakePipeline.may_open = [], threading.Event(), threading.Event()
+    FakePipeline.may_open.set()
+    monkeypatch.setattr(module, "Pipeline", FakePipeline)
+    made = Serving(None, PipelineOptions("m"), lambda _: None)  # type: ignore[arg-type]
+    yield made
+    FakePipeline.may_open.set()
+    made.close()
+
+
+def keep(serving: Serving, wanted: Wanted) -> None:
+    """What the coordinator does: ask for the same again and again."""
+    for _ in range(30):
+        serving.keep(wanted)
+        time.sleep(0.001)
+
+
+def until_open(serving: Serving, wanted: Wanted) -> FakePipeline:
+    def look() -> Any:
+        serving.keep(wanted)
+        pipeline: Any = serving.pipeline
+        return pipeline is not None and pipeline.endpoints == wanted.endpoints and pipeline
+
+    found: FakePipeline = eventually("it is open", look)
+    return found
+
+
+def until_next(serving: Serving, wanted: Wanted, before: FakePipeline) -> FakePipeline:
+    def look() -> Any:
+        found = until_open(serving, wanted)
+        return found is not before and found
+
+    found: FakePipeline = eventually("another is open", look)
+    return found
+
+
+def test_what_is_wanted_is_opened_once(serving: Serving) -> None:
+    until_open(serving, ONE)
+    keep(serving, ONE)
+    assert len(FakePipeline.opened) == 1
+
+
+def test_a_plan_that_was_superseded_while_it_opened_is_closed_and_the_next_opened_once(serving: Serving) -> None:
+    FakePipeline.may_open.clear()
+    serving.keep(ONE)
+    assert FakePipeline.opening.wait(PATIENCE_S)
+    keep(serving, TWO)
+    FakePipeline.may_open.set()
+    until_open(serving, TWO)
+    keep(serving, TWO)
+    assert [pipeline.endpoints for pipeline in FakePipeline.opened] == [ONE.endpoints, TWO.endpoints]
+    assert [pipeline.closed for pipeline in FakePipeline.opened] == [True, False]
+
+
+def test_a_pipeline_that_is_lost_is_opened_again(serving: Serving) -> None:
+    first = until_open(serving, ONE)
+    first.lost = StageLost("gone")
+    assert serving.pipeline is None
+    assert until_open(serving, ONE) is not first
+    assert first.closed
+
+
+def test_an_asker_waits_for_the_pipeline_and_not_for_ever(serving: Serving) -> None:
+    serving.shut("the layers are being loaded", EdgeppError("divided anew"))
+    with pytest.raises(EdgeppError, match="the layers are being loaded"):
+        serving.acquire(0.05, lambda: False)
+    with pytest.raises(EdgeppError):
+        serving.acquire(PATIENCE_S, lambda: True)
+    threading.Timer(0.1, lambda: serving.keep(ONE)).start()
+    assert serving.acquire(PATIENCE_S, lambda: False) is serving.pipeline
+
+
+def test_an_asker_that_gave_up_is_let_go_at_once(serving: Serving) -> None:
+    given_up = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(serving.acquire, 60, given_up.is_set)
+        given_up.set()
+        serving.wake()
+        with pytest.raises(EdgeppError):
+            waiting.result(PATIENCE_S)
+
+
+def test_what_is_missing_for_good_is_said_at_once(serving: Serving) -> None:
+    serving.lacks(PlanError("the model does not fit", "add a machine"))
+    with pytest.raises(EdgeppError, match="the model does not fit") as caught:
+        serving.acquire(60, lambda: False)
+    assert caught.value.hint == "add a machine"
+    serving.lacks(None)
+    until_open(serving, ONE)
+    assert serving.acquire(0.0, lambda: False) is serving.pipeline
+
+
+def test_who_is_answered_is_told_why_the_pipeline_is_closed(serving: Serving) -> None:
+    first = until_open(serving, ONE)
+    lost = StageLost("stage 0 (layers 0-3) on node mini is gone: its stage process ended")
+    serving.shut("mini: its stage process ended", lost)
+    second = until_next(serving, ONE, first)
+    third = until_open(serving, TWO)
+    assert first.told is lost
+    assert isinstance(second.told, StageLost)
+    assert "stage 0 (layers 0-3) on node mini is gone: it is at 127.0.0.1:2 now" in str(second.told)
+    serving.close()
+    assert "the coordinator was closed" in str(third.told)
+
+
+def test_an_unexpected_error_costs_one_try_and_not_the_thread(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = until_open(serving, ONE)
+    monkeypatch.setattr(first, "close", raising(OSError(24, "Too many open files")))
+    first.lost = StageLost("gone")
+    until_next(serving, ONE, first)
+    assert serving.alive
+
+
+def raising(error: Exception) -> Any:
+    def call(*_: object) -> None:
+        raise error
+
+    return call

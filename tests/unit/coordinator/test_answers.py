@@ -1,0 +1,237 @@
+"""The coordinator's answers, over pipelines that the tests make up."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from edgepp.coordinator import answers as module
+from edgepp.coordinator.answers import TRIES, Answers
+from edgepp.coordinator.forms import question, read_answered
+from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
+from edgepp.wire.messages import Answered, Declined, Message, Piece, decode, decode_payload
+from tests.waiting import PATIENCE_S, eventually
+
+FORM = json.loads(json.dumps(question("hi", GenerateOptions())))
+LOST = StageLost("stage 1 (layers 15-29) on node mini is gone", "ask again")
+WAIT_S = PATIENCE_S
+
+
+class PanicException(BaseException):
+    """What a library written in Rust raises when it panics."""
+
+
+class FakeAnswer:
+    """Gives one token for each text, and ends with ``error`` or by itself."""
+
+    def __init__(self, texts: list[str], error: BaseException | None, release: threading.Event | None) -> None:
+        self._texts, self._error, self._release = texts, error, release
+        self._cancelled = False
+        self.token_ids: list[int] = []
+        self.sampled: list[Any] = []
+        self.spelled: dict[int, str] = {}
+        self.finish_reason: str | None = None
+        self.prompt_tokens = 1
+        self.timing = Timing(0.0)
+        self.stages = ()
+
+    def __iter__(self) -> Iterator[str]:
+        for number, text in enumerate(self._texts):
+            self.token_ids.append(number)
+            yield text
+        if self._release is not None:
+            assert self._release.wait(WAIT_S)
+        if self._error is not None:
+            raise self._error
+        self.finish_reason = "cancelled" if self._cancelled else "stop"
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._release is not None:
+            self._release.set()
+
+
+class FakePipeline:
+    def __init__(
+        self,
+        *texts: str,
+        error: BaseException | None = None,
+        lost: bool = False,
+        release: threading.Event | None = None,
+        refuses: BaseException | None = None,
+    ) -> None:
+        self._make: Callable[[], FakeAnswer] = lambda: FakeAnswer(list(texts), error, release)
+        self._refuses = refuses
+        self.lost = LOST if lost else None
+        self.asked = 0
+
+    def ask(self, *_: object) -> FakeAnswer:
+        self.asked += 1
+        if self._refuses is not None:
+            raise self._refuses
+        return self._make()
+
+
+class FakeServing:
+    """One pipeline after the other; the last one stays."""
+
+    def __init__(self, *pipelines: FakePipeline) -> None:
+        self.pipelines = list(pipelines)
+        self.woken = 0
+
+    def acquire(self, _wait_s: float, given_up: Callable[[], bool]) -> FakePipeline:
+        if not self.pipelines or given_up():
+            raise EdgeppError("the cluster cannot answer yet: no plan")
+        return self.pipelines.pop(0) if len(self.pipelines) > 1 else self.pipelines[0]
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
+class Asked:
+    """Answers over such pipelines, and what they send."""
+
+    def __init__(self, *pipelines: FakePipeline) -> None:
+        self.serving = FakeServing(*pipelines)
+        self.answers = Answers(self.serving)  # type: ignore[arg-type]
+        self.sent: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+
+    def ask(self, number: int = 1, key: str = "ann", route: bytes = b"r") -> None:
+        self.answers.begin((route, number), key, FORM, self.sent.put)
+
+    def ending(self, number: int = 1) -> tuple[Message, list[bytes], str]:
+        """The last message of an answer, its frames, and the text before it; its thread has ended then."""
+        text = ""
+        while True:
+            frames = self.sent.get(timeout=WAIT_S)
+            message = decode(frames[0])
+            if isinstance(message, Piece):
+                text += frames[1].decode()
+            elif message.request == number:  # type: ignore[union-attr]
+                self.quiet()
+                return message, frames, text
+
+    def quiet(self) -> None:
+        eventually("all have ended", lambda: not len(self.answers))
+
+
+def test_an_answer_that_showed_nothing_yet_is_begun_again_on_the_next_pipeline() -> None:
+    asked = Asked(FakePipeline(error=LOST, lost=True), FakePipeline(refuses=LOST, lost=True), FakePipeline("a", "b"))
+    asked.ask()
+    message, frames, text = asked.ending()
+    assert isinstance(message, Answered)
+    assert text == "ab"
+    assert read_answered(decode_payload(frames)).finish_reason == "stop"
+
+
+def test_it_is_begun_so_often_and_not_for_ever() -> None:
+    dying = FakePipeline(error=LOST, lost=True)
+    asked = Asked(dying)
+    asked.ask()
+    message, _, _ = asked.ending()
+    assert isinstance(message, Declined)
+    assert message.reason == str(LOST)
+    assert dying.asked == TRIES
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        FakePipeline("shown", error=LOST, lost=True),
+        FakePipeline(error=StageFault("stage 0 failed: no memory")),
+        FakePipeline(refuses=UsageError("the prompt is empty")),
+    ],
+    ids=["shown", "its own fault", "refused"],
+)
+def test_other_errors_end_an_answer_at_once(pipeline: FakePipeline) -> None:
+    asked = Asked(pipeline)
+    asked.ask()
+    message, _, _ = asked.ending()
+    assert isinstance(message, Declined)
+    assert pipeline.asked == 1
+
+
+def test_when_there_is_no_next_pipeline_the_error_names_the_stage_that_was_lost() -> None:
+    asked = Asked(FakePipeline(error=LOST, lost=True))
+    asked.serving.acquire = taking_all(asked.serving)  # type: ignore[method-assign]
+    asked.ask()
+    message, _, _ = asked.ending()
+    assert isinstance(message, Declined)
+    assert message.reason == str(LOST)
+
+
+def taking_all(serving: FakeServing) -> Callable[[float, Callable[[], bool]], FakePipeline]:
+    def acquire(_wait_s: float, _given_up: Callable[[], bool]) -> FakePipeline:
+        if not serving.pipelines:
+            raise EdgeppError("the cluster cannot answer yet: no plan")
+        return serving.pipelines.pop()
+
+    return acquire
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PanicException("a byte index is out of range"), MemoryError(), KeyError("x"), ValueError("\ud800\x1b]52;")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("when", ["refuses", "error"])
+def test_whatever_a_library_raises_ends_the_answer_and_frees_its_place(error: BaseException, when: str) -> None:
+    asked = Asked(FakePipeline(**{when: error}))  # type: ignore[arg-type]
+    asked.ask()
+    message, _, _ = asked.ending()
+    assert isinstance(message, Declined)
+    assert ("memory ran out" if isinstance(error, MemoryError) else type(error).__name__) in message.reason
+    assert message.reason.isprintable()
+
+
+def test_an_asker_that_cannot_be_told_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(FakePipeline("a"))
+
+    def send(_: list[bytes]) -> None:
+        raise OSError("the mailbox is closed")
+
+    asked.answers.begin((b"r", 1), "ann", FORM, send)
+    asked.quiet()
+    monkeypatch.setattr(module.threading.Thread, "start", no_thread)
+    with pytest.raises(EdgeppError, match="cannot answer more"):
+        asked.ask()
+    assert len(asked.answers) == 0
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_cancelled_answer_ends_with_what_was_shown() -> None:
+    release = threading.Event()
+    asked = Asked(FakePipeline("a", release=release))
+    asked.ask()
+    assert isinstance(decode(asked.sent.get(timeout=WAIT_S)[0]), Piece)
+    asked.answers.cancel((b"r", 1))
+    message, frames, _ = asked.ending()
+    assert isinstance(message, Answered)
+    assert read_answered(decode_payload(frames)).finish_reason == "cancelled"
+    assert asked.serving.woken == 1
+
+
+def test_a_member_that_asks_for_all_it_can_get_takes_no_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 8)
+    release = threading.Event()
+    asked = Asked(FakePipeline("a", release=release))
+    for number in range(5):
+        asked.ask(number, key="greedy")
+    with pytest.raises(EdgeppError, match="your share of them is taken"):
+        asked.ask(5, key="greedy")
+    for number, key in enumerate(["ann", "bob", "cay", "dee", "eve"]):
+        asked.ask(100 + number, key=key)
+    assert len(asked.answers) == 10
+    asked.answers.cancel_of("greedy")
+    asked.quiet()
+    asked.ask(200, key="greedy")
+    asked.quiet()

@@ -1,0 +1,68 @@
+"""Whatever one owner does, another gets its place and its turn."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgepp.coordinator.places import Places, Turns
+
+OWNERS = st.sampled_from("abcdef")
+
+
+@given(st.lists(st.tuples(OWNERS, st.booleans()), max_size=300), st.integers(0, 40))
+def test_an_owner_without_a_place_always_gets_one_and_all_together_are_bounded(
+    moves: list[tuple[str, bool]], most: int
+) -> None:
+    places, held = Places(most), Counter[str]()
+    for owner, takes in moves:
+        if takes:
+            others = sum(places_of - 1 for other, places_of in held.items() if other != owner and places_of)
+            taken = places.take(owner)
+            held[owner] += taken
+            assert taken or held[owner] > (most - others) // 2
+        elif held[owner]:
+            places.give_back(owner)
+            held[owner] -= 1
+        assert len(places) == held.total() <= most + len(held)
+        for one in held:
+            assert held[one] - 1 <= max(0, most // 2 + 1)
+    for newcomer in "xyz":
+        assert places.take(newcomer)
+
+
+def test_one_owner_alone_gets_half_and_leaves_half_to_the_next() -> None:
+    places = Places(128)
+    counts = [sum(places.take(owner) for _ in range(200)) for owner in "abc"]
+    assert counts == [65, 33, 17]
+
+
+@given(st.lists(st.tuples(OWNERS, st.integers(0, 40)), max_size=200))
+def test_turns_go_round_and_keep_each_owners_order(messages: list[tuple[str, int]]) -> None:
+    turns: Turns[tuple[str, int]] = Turns(most=20, most_bytes=400)
+    accepted: dict[str, list[int]] = {}
+    for number, (owner, size) in enumerate(messages):
+        if turns.add(owner, (owner, number), size):
+            accepted.setdefault(owner, []).append(number)
+        else:
+            assert len(accepted[owner]) == 20 or sum(messages[n][1] for n in accepted[owner]) + size > 400
+    taken: list[tuple[str, int]] = []
+    while turns:
+        taken.append(turns.take())
+    for owner, numbers in accepted.items():
+        assert [number for one, number in taken if one == owner] == numbers
+        last = max(index for index, (one, _) in enumerate(taken) if one == owner)
+        before = Counter(one for one, _ in taken[:last])
+        assert all(count <= len(numbers) for one, count in before.items() if one != owner)
+    assert sum(map(len, accepted.values())) == len(taken)
+
+
+def test_a_message_longer_than_an_owners_share_waits_alone() -> None:
+    turns: Turns[int] = Turns(most=5, most_bytes=100)
+    assert turns.add("a", 1, 1000)
+    assert not turns.add("a", 2, 1)
+    assert turns.add("b", 3, 1)
+    assert [turns.take(), turns.take()] == [1, 3]
+    assert turns.add("a", 2, 1)

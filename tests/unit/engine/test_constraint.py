@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgepp.engine import constraint as constraints
+from edgepp.engine.constraint import ConstraintCompiler, Matcher
+from edgepp.engine.grammar_sandbox import complaint
+from edgepp.engine.request import Constraint, ConstraintKind, GenerateOptions, SamplingOptions
+from edgepp.engine.sampling import Sampler
+from edgepp.errors import EdgeppError, ModelError, UsageError
+from edgepp.model.fetch import fetch
+from edgepp.model.tokenizer import Tokenizer
+
+VOCABULARY = 49_152
+EOS = 2
+SEEDS = range(20)
+
+
+@pytest.fixture(scope="module")
+def definition() -> str:
+    return (fetch("smollm2-135m") / "tokenizer.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def compiler(definition: str) -> ConstraintCompiler:
+    return ConstraintCompiler(definition, {EOS})
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(fetch("smollm2-135m"))
+
+
+def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: int = 400) -> str:
+    """What a model that knows nothing says when held to a constraint; past half of the limit it likes to close."""
+    draw = np.random.default_rng(seed)
+    closing = tokenizer.encode('"}]', special=False) + [tokenizer.encode(one, special=False)[0] for one in '"}]']
+    sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed), matcher)
+    tokens: list[int] = []
+    while not sampler.done:
+        assert len(tokens) < limit
+        logits = (draw.standard_normal(VOCABULARY) * 2).astype(np.float32)
+        if len(tokens) > limit // 2:
+            logits[[*closing, EOS]] += 30
+        token = sampler(logits, ()).token
+        if token == EOS:
+            break
+        tokens.append(token)
+    detokenizer = tokenizer.detokenizer()
+    return "".join([*map(detokenizer.add, tokens), detokenizer.finish()])
+
+
+def _fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether ``value`` is valid, by as much of JSON schema as the schemas below use."""
+    if "enum" in schema:
+        return value in schema["enum"]
+    if "anyOf" in schema:
+        return any(_fits(value, one) for one in schema["anyOf"])
+    match schema["type"]:
+        case "object":
+            known = schema["properties"]
+            return (
+                isinstance(value, dict)
+                and set(schema["required"]) <= set(value) <= set(known)
+                and all(_fits(item, known[name]) for name, item in value.items())
+            )
+        case "array":
+            inside = schema["minItems"] <= len(value) <= schema["maxItems"]
+            return isinstance(value, list) and inside and all(_fits(item, schema["items"]) for item in value)
+        case "string":
+            long_enough = isinstance(value, str) and schema.get("minLength", 0) <= len(value) <= schema["maxLength"]
+            return long_enough and re.search(schema.get("pattern", ""), value) is not None
+        case "integer":
+            return type(value) is int and schema["minimum"] <= value <= schema["maximum"]
+        case "boolean":
+            return isinstance(value, bool)
+        case "null":
+            return value is None
+    raise AssertionError(schema)
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+TEXT = {"type": "string", "maxLength": 30}
+SCHEMAS = {
+    "flat": _object(["name", "age"], name=TEXT, age={"type": "integer", "minimum": -5, "maximum": 120}),
+    "optional": _object([], a={"type": "boolean"}, b={"type": "null"}, c=TEXT),
+    "nested": _object(["list"], list={"type": "array", "minItems": 1, "maxItems": 3, "items": _object(["x"], x=TEXT)}),
+    "enum": {"enum": ["Zürich", "日本", '"quoted"', 3, None, "\n"]},
+    "either": {"anyOf": [{"type": "integer", "minimum": 10, "maximum": 99}, {"type": "string", "maxLength": 4}]},
+    "unicode": _object(["größe", "名"], größe={"type": "boolean"}, 名={"enum": ["🙂", "é"]}),
+    "pattern": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3,5}$", "maxLength": 8},
+}
+
+REGEXES = [
+    r"[a-z]{1,20}",
+    r"(yes|no|maybe)( indeed){0,3}\.",
+    r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
+    r"[αβγ]{2,6} → (日本|中国)🙂?",
+    r'say "(\\.|[^"\\]){0,40}"/[|]',
+    r"(a|b)*a(a|b){3}c",
+]
+
+SUMS = """
+start: sum
+sum: term (("+" | "-") term){0,5}
+term: NUMBER | "(" NUMBER ("*" NUMBER){1,3} ")"
+NUMBER: /[1-9][0-9]{0,3}/
+"""
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_whatever_a_model_says_validates(name: str, compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+    constraint = Constraint("json_schema", json.dumps(SCHEMAS[name]))
+    for seed in SEEDS:
+        text = _random_answer(compiler.compile(constraint), tokenizer, seed)
+        assert _fits(json.loads(text), SCHEMAS[name]), text
+
+
+def test_any_json_is_an_object(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+    for seed in SEEDS:
+        text = _random_answer(compiler.compile(Constraint("json")), tokenizer, seed, limit=120)
+        assert isinstance(json.loads(text), dict), text
+
+
+@pytest.mark.parametrize("regex", REGEXES)
+def test_whatever_a_model_says_matches(regex: str, compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+    for seed in SEEDS:
+        text = _random_answer(compiler.compile(Constraint("regex", regex)), tokenizer, seed)
+        assert re.fullmatch(regex, text, re.DOTALL), text
+
+
+def test_whatever_a_model_says_is_in_the_grammar(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+    number = r"[1-9][0-9]{0,3}"
+    term = rf"({number}|\({number}(\*{number}){{1,3}}\))"
+    for seed in SEEDS:
+        text = _random_answer(compiler.compile(Constraint("grammar", SUMS)), tokenizer, seed)
+        assert re.fullmatch(rf"{term}([+-]{term}){{0,5}}", text), text
+
+
+def _allowed(matcher: Matcher, vocabulary: int = VOCABULARY) -> list[int]:
+    masked = matcher.mask(np.zeros(vocabulary, np.float32))
+    return [int(one) for one in np.flatnonzero(masked > -np.inf)]
+
+
+def test_an_answer_ends_only_where_it_may(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+    matcher = compiler.compile(Constraint("regex", "(ab){2}c*"))
+    for token in tokenizer.encode("ab", special=False):
+        assert EOS not in _allowed(matcher)
+        matcher.advance(token)
+    assert EOS not in _allowed(matcher)
+    for token in tokenizer.encode("ab", special=False):
+        matcher.advance(token)
+    assert EOS in _allowed(matcher)
+    assert not matcher.done
+    matcher.advance(EOS)
+    assert matcher.done
+
+
+def test_what_is_complete_is_done_without_an_end_token(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+    matcher = compiler.compile(Constraint("regex", "hello world"))
+    forced = matcher.forced()
+    assert forced == tokenizer.encode("hello world", special=False)
+    for token in forced:
+        assert _allowed(matcher) == [token]
+        assert not matcher.done
+        matcher.advance(token)
+    assert matcher.done
+    assert _allowed(matcher) == [EOS]
+
+
+def test_no_special_token_but_the_end_is_ever_allowed(compiler: ConstraintCompiler) -> None:
+    allowed = _allowed(compiler.compile(Constraint("regex", r"(?s:.*)")))
+    assert [token for token in allowed if token < 17] == [EOS]
+
+
+def test_rows_beyond_the_tokenizer_are_never_allowed(compiler: ConstraintCompiler) -> None:
+    matcher = compiler.compile(Constraint("regex", "[a-z]+"))
+    assert _allowed(matcher, VOCABULARY + 500) == _allowed(matcher)
+    assert _allowed(matcher, 300) == [token for token in _allowed(matcher) if token < 300]
+
+
+def test_a_mask_leaves_its_logits_alone(compiler: ConstraintCompiler) -> None:
+    logits: npt.NDArray[np.float32] = np.random.default_rng(0).standard_normal(VOCABULARY).astype(np.float32)
+    logits.flags.writeable = False
+    matcher = compiler.compile(Constraint("regex", "[a-z]+"))
+    masked, allowed = matcher.mask(logits), _allowed(matcher)
+    np.testing.assert_array_equal(masked[allowed], logits[allowed])
+    assert 0 < len(allowed) < VOCABULARY
+
+
+def test_a_token_that_was_not_allowed_is_refused(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+    matcher = compiler.compile(Constraint("regex", "[a-z]+"))
+    with pytest.raises(UsageError, match="cannot be followed further"):
+        matcher.advance(tokenizer.encode("7", special=False)[0])
+
+
+def test_answers_to_one_constraint_do_not_touch_each_other(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+    constraint = Constraint("json_schema", json.dumps(SCHEMAS["nested"]))
+    alone = [_random_answer(compiler.compile(constraint), tokenizer, seed) for seed in range(4)]
+    beside: dict[int, str] = {}
+
+    def answer(seed: int) -> None:
+        beside[seed] = _random_answer(compiler.compile(constraint), tokenizer, seed)
+
+    threads = [threading.Thread(target=answer, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [beside[seed] for seed in range(4)] == alone
+
+
+def test_logprobs_are_the_models_own_also_where_the_constraint_decides(compiler: ConstraintCompiler) -> None:
+    logits = np.random.default_rng(1).standard_normal(VOCABULARY).astype(np.float32)
+    options = SamplingOptions(logprobs=3)
+    held = Sampler(options, compiler.compile(Constraint("regex", "x+")))(logits, ())
+    free = Sampler(options)(logits, ())
+    assert held.top == free.top
+    assert held.token != free.token
+    assert held.logprob is not None
+    assert free.logprob is not None
+    assert -np.inf < held.logprob < free.logprob
+
+
+def test_a_sampler_kept_over_a_preemption_goes_on(compiler: ConstraintCompiler) -> None:
+    constraint, options = Constraint("regex", "[a-z ]{200}"), SamplingOptions(0.9, frequency_penalty=1.0, seed=5)
+    logits = [np.random.default_rng(seed).standard_normal(VOCABULARY).astype(np.float32) for seed in range(12)]
+    through, kept = (Sampler(options, compiler.compile(constraint)) for _ in range(2))
+    straight = [through(row, ()).token for row in logits]
+    before = [kept(row, ()).token for row in logits[:5]]
+    Sampler(options, compiler.compile(constraint))(logits[0], ())
+    assert before + [kept(row, ()).token for row in logits[5:]] == straight
+
+
+def _nested(depth: int) -> str:
+    return '{"type":"array","items":' * depth + "{}" + "}" * depth
+
+
+def _chain(length: int, link: Callable[[int], str], name: str = "r") -> str:
+    return f"start: {name}0\n" + "\n".join(link(index) for index in range(length)) + f'\n{name}{length}: "y"'
+
+
+REFUSED: dict[str, tuple[ConstraintKind, str, str]] = {
+    "not JSON": ("json_schema", "{", "Expecting property name"),
+    "no object": ("json_schema", "[]", "must be a JSON object"),
+    "gets out": ("json_schema", '{}}],"x":[{"y":{}', "Extra data"),
+    "no such type": ("json_schema", '{"type":"strin"}', "Invalid type: strin"),
+    "not known": ("json_schema", '{"if":{}}', "Unimplemented keys"),
+    "unsatisfiable": ("json_schema", '{"type":"string","minLength":5,"maxLength":2}', "greater than maxLength"),
+    "itself": ("json_schema", '{"$ref":"#"}', "allows no text"),
+    "fetches": ("json_schema", '{"$ref":"http://127.0.0.1:9/x.json"}', "does not fetch"),
+    "deep": ("json_schema", _nested(2000), "nested too deeply"),
+    "product": (
+        "json_schema",
+        json.dumps({"allOf": [{"anyOf": [_object([], **{f"k{i}{j}": TEXT}) for j in range(6)]} for i in range(12)]}),
+        "too large",
+    ),
+    "chain of references": (
+        "json_schema",
+        json.dumps(
+            {
+                "$defs": {f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(1000)}
+                | {"d1000": {}}
+            }
+            | {"$ref": "#/$defs/d0"}
+        ),
+        "nested too deeply",
+    ),
+    "factors": ("json_schema", '{"type":"integer","multipleOf":982451653}', "fuel exhausted"),
+    "unclosed": ("regex", "(", "unclosed group"),
+    "look-ahead": ("regex", "(?=a)b", "look-around"),
+    "back-reference": ("regex", r"(a)\1", "backreferences are not supported"),
+    "deep groups": ("regex", "(" * 30_000 + "a" + ")" * 30_000, "nested parentheses"),
+    "no start": ("grammar", "stert: ", "no start rule"),
+    "left for ever": ("grammar", "start: start", "allows no text"),
+    "deep brackets": ("grammar", "start: " + "(" * 30_000 + '"a"' + ")" * 30_000, "too deeply nested"),
+    "chain of rules": ("grammar", _chain(4000, lambda i: f"r{i}: r{i + 1}"), "nested too deeply"),
+    "chain of terminals": ("grammar", _chain(4000, lambda i: f"R{i}: ~R{i + 1}", "R"), "nested too deeply"),
+    "ambiguous": ("grammar", "start: s\ns: " + " ".join(["t"] * 3000) + '\nt: s | "a" | ""', "Too many items"),
+    "doubling": ("grammar", _chain(60, lambda i: f"r{i}: r{i + 1} r{i + 1}"), "Too many items"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_makes_no_sense_or_too_much_work_is_refused(name: str, compiler: ConstraintCompiler) -> None:
+    kind, text, reason = REFUSED[name]
+    with pytest.raises(UsageError, match=reason) as raised:
+        compiler.compile(Constraint(kind, text))
+    assert str(raised.value).startswith(f"the {kind} cannot be used: ")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300
+
+
+def test_a_machine_without_room_for_a_process_is_named(
+    compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(constraints.subprocess, "run", full)
+    with pytest.raises(EdgeppError, match=r"no process can be started .* Too many open files"):
+        compiler.compile(Constraint("regex", "never seen before"))
+
+
+def test_what_compiles_for_ever_is_ended(compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "_TRIAL_S", 1.0)
+    grammar = "start: A\nA: /(?s:.*a.{15}.*)/ & /(.*b.{15})/ & ~/(.*c.{15}.*)/"
+    with pytest.raises(UsageError, match="longer than 1 s"):
+        compiler.compile(Constraint("grammar", grammar))
+
+
+def test_what_becomes_too_complex_on_the_way_ends_its_own_answer(compiler: ConstraintCompiler) -> None:
+    late = "start: /[a-z]{600}/ s\ns: " + " ".join(["t"] * 1500) + '\nt: s | "a" | ""'
+    matcher = compiler.compile(Constraint("grammar", late))
+
+    def follow() -> None:
+        for _ in range(601):
+            matcher.advance(_allowed(matcher)[-1])
+
+    with pytest.raises(UsageError, match=r"cannot be followed further: .*(items|Too many)"):
+        follow()
+
+
+def test_a_tokenizer_of_another_kind_is_a_model_error() -> None:
+    with pytest.raises(ModelError, match="cannot be held to a constraint"):
+        ConstraintCompiler("{}", {EOS})
+
+
+def test_compiled_constraints_are_kept_but_not_for_ever(
+    compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraints, "_KEPT", 2)
+    for text in ("a", "b", "c"):
+        compiler.compile(Constraint("regex", text))
+    monkeypatch.setattr(compiler, "_try", lambda constraint: pytest.fail(f"{constraint} was tried again"))
+    compiler.compile(Constraint("regex", "b"))
+    compiler.compile(Constraint("regex", "c"))
+    with pytest.raises(pytest.fail.Exception):
+        compiler.compile(Constraint("regex", "a"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        ("regex", "", "is empty"),
+        ("json", "{}", "takes no text"),
+        ("shell", "ls", "a constraint is one of"),
+        ("regex", "é" * 32_769, "65538"),
+        ("regex", "\ud800", "surrogate"),
+    ],
+)
+def test_a_constraint_is_bounded(kind: Any, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Constraint(kind, text)
+
+
+def test_an_answer_cannot_both_ignore_its_end_and_be_held() -> None:
+    with pytest.raises(UsageError, match="ends where the constraint does"):
+        GenerateOptions(ignore_eos=True, constraint=Constraint("json"))
+
+
+@given(st.text(max_size=40))
+def test_what_is_wrong_is_one_short_line(text: str) -> None:
+    said = complaint(text)
+    assert len(said.splitlines()) <= 1
+    assert len(said) <= 200

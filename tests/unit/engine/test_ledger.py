@@ -1,0 +1,264 @@
+"""Who begins, waits and gives way: by the ledger alone, without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.ledger import HEADROOM, MOST_WAITING, Ledger
+from edgepp.engine.prefix import LEAST, MOST_KEPT, PrefixCache
+from edgepp.engine.request import GenerateOptions, SamplingOptions, Timing
+from edgepp.engine.sampling import Sampler
+from edgepp.errors import EdgeppError
+
+TEXTS = [[n % 7 for n in range(100)], [n % 5 for n in range(80)], [n % 7 for n in range(60)] + [9] * 30]
+
+
+def asked(number: int, ids: Sequence[int], tokens: int = 10, owner: str = "ann") -> EngineRequest:
+    options = GenerateOptions(max_tokens=tokens)
+    sampler = Sampler(SamplingOptions())
+    return EngineRequest(number, owner, list(ids), len(ids), options, frozenset(), Timing(0.0), sampler)
+
+
+class Stages:
+    """What the stages hold, and an engine that does nothing but count."""
+
+    def __init__(self, budget: int | None, spare: int = 300) -> None:
+        self.sent: dict[int, int] = {}
+        self.ledger = Ledger(budget, spare, self.sent.__getitem__, shares=True)
+
+    def begin(self) -> list[EngineRequest]:
+        begun = []
+        for request, held in self.ledger.begin():
+            if request.source:
+                assert self.sent[request.source] >= held
+            elif held:
+                assert self.sent[request.sequence] >= held
+            assert held < len(request.ids)
+            self.sent[request.sequence] = len(request.ids)
+            request.decoding, request.source = True, 0
+            begun.append(request)
+        self.free()
+        return begun
+
+    def free(self) -> None:
+        for sequence in self.ledger.freed():
+            assert sequence not in self.ledger.live
+            del self.sent[sequence]
+
+    @property
+    def held(self) -> int:
+        return sum(self.sent.values())
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(LEAST, 80), st.integers(1, 40), st.sampled_from("ab")),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(130, 400),
+    st.randoms(use_true_random=False),
+)
+def test_nothing_is_held_beyond_the_budget_and_everyone_ends(
+    texts: list[tuple[int, int, int, str]], budget: int, random: object
+) -> None:
+    stages, ended = Stages(budget), []
+    coming = [
+        asked(n + 1, TEXTS[which][:length], tokens, owner) for n, (which, length, tokens, owner) in enumerate(texts)
+    ]
+    total = len(coming)
+    for _ in range(3000):
+        if coming and random.random() < 0.3:  # type: ignore[attr-defined]
+            stages.ledger.wait(coming.pop(0))
+        for request in stages.ledger.make_room():
+            check_who_gives_way(request, stages.ledger)
+        stages.free()
+        stages.begin()
+        for request in stages.ledger.squeeze():
+            check_who_gives_way(request, stages.ledger)
+        stages.free()
+        assert stages.held <= budget
+        for request in list(stages.ledger.live.values()):
+            stages.sent[request.sequence] = len(request.ids)
+            if request.tokens == request.options.max_tokens or random.random() < 0.02:  # type: ignore[attr-defined]
+                stages.ledger.leave(request, stages.sent[request.sequence], in_ring=0)
+                ended.append(request.id)
+            else:
+                request.ids.append(3)
+        stages.free()
+        if len(ended) == total:
+            break
+    assert sorted(ended) == list(range(1, total + 1))
+    assert stages.held == stages.ledger.kept
+
+
+def check_who_gives_way(request: EngineRequest, ledger: Ledger) -> None:
+    """The newest of the owner who holds most, but for the one request that began first."""
+    live = ledger.live.values()
+    first = min(live, key=lambda one: ledger._began[one.sequence])
+    held = {one.owner: sum(len(other.ids) for other in live if other.owner == one.owner) for one in live}
+    assert request is not first
+    others = [one for one in live if one is not first]
+    assert held[request.owner] == max(held[one.owner] for one in others)
+    assert all(one.id <= request.id for one in others if one.owner == request.owner)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(2, 12), st.integers(1, 60), st.integers(1, 3))
+def test_whoever_asks_for_much_keeps_nobody_else_waiting_for_long(
+    questions: int, slots: int, tokens: int, others: int
+) -> None:
+    context = 200
+    stages = Stages(budget=context * slots)
+    asking = {f"other{n}": 0 for n in range(others)}
+    number = 0
+    waited: dict[str, int] = {}
+    for step in range(700):
+        greedy = sum(request.owner == "greedy" for request in (*stages.ledger.live.values(), *stages.ledger.waiting))
+        for _ in range(questions - greedy):
+            number += 1
+            stages.ledger.wait(asked(number, [number % 97] * 20, tokens=180, owner="greedy"))
+        for owner in asking:
+            if step > 100 and owner not in {r.owner for r in (*stages.ledger.live.values(), *stages.ledger.waiting)}:
+                number += 1
+                asking[owner] += 1
+                waited[owner] = step
+                stages.ledger.wait(asked(number, [number % 97] * 10, tokens=min(tokens, 90), owner=owner))
+        for _ in stages.ledger.make_room():
+            pass
+        stages.free()
+        stages.begin()
+        for _ in stages.ledger.squeeze():
+            pass
+        stages.free()
+        for request in list(stages.ledger.live.values()):
+            stages.sent[request.sequence] = len(request.ids)
+            if request.tokens == request.options.max_tokens:
+                stages.ledger.leave(request, stages.sent[request.sequence], in_ring=0)
+            else:
+                request.ids.append(3)
+        stages.free()
+        for owner, since in waited.items():
+            assert step - since <= 2 * context, (owner, since, step)
+    assert all(asking.values())
+
+
+def test_the_owner_who_has_least_under_way_goes_next() -> None:
+    stages = Stages(budget=600)
+    for n in range(1, 8):
+        stages.ledger.wait(asked(n, [n] * 100, owner="ann"))
+    stages.ledger.wait(asked(8, [8] * 100, owner="bob"))
+    begun = [request.id for request in stages.begin()]
+    assert begun[:2] == [1, 8]
+    assert len(begun) < 8
+
+
+def test_a_turn_takes_its_conversation_over_and_a_branch_copies_it() -> None:
+    stages = Stages(budget=2000)
+    first = asked(1, TEXTS[0])
+    stages.ledger.wait(first)
+    stages.begin()
+    stages.ledger.leave(first, held=100, in_ring=0)
+    branch = asked(2, [*TEXTS[0][:50], *[8] * 50])
+    stages.ledger.wait(branch)
+    assert stages.begin() == [branch]
+    assert branch.sequence != first.sequence
+    assert branch.timing.reused == 50
+    turn = asked(3, [*TEXTS[0], *[8] * 20])
+    stages.ledger.wait(turn)
+    assert stages.begin() == [turn]
+    assert turn.sequence == first.sequence
+    assert turn.timing.reused == 100
+
+
+def test_steps_in_the_ring_come_home_before_a_sequence_serves_another() -> None:
+    stages = Stages(budget=2000)
+    first = asked(1, TEXTS[0])
+    stages.ledger.wait(first)
+    stages.begin()
+    stages.ledger.leave(first, held=100, in_ring=2)
+    stages.ledger.returned(first.sequence)
+    assert stages.ledger.kept == 0
+    stages.ledger.returned(first.sequence)
+    assert stages.ledger.kept == 100
+
+
+def test_a_copy_that_was_never_made_is_not_kept() -> None:
+    stages = Stages(budget=2000)
+    first = asked(1, TEXTS[0])
+    stages.ledger.wait(first)
+    stages.begin()
+    stages.ledger.leave(first, held=100, in_ring=0)
+    branch = asked(2, [*TEXTS[0][:50], *[8] * 50])
+    stages.ledger.wait(branch)
+    assert list(stages.ledger.begin()) == [(branch, 50)]
+    assert branch.source == first.sequence
+    stages.ledger.leave(branch, held=50, in_ring=0)
+    assert stages.ledger.freed() == [branch.sequence]
+    assert stages.ledger.kept == 100
+
+
+def test_nobody_is_served_with_what_another_asked() -> None:
+    stages = Stages(budget=2000)
+    first = asked(1, TEXTS[0], owner="ann")
+    stages.ledger.wait(first)
+    stages.begin()
+    stages.ledger.leave(first, held=100, in_ring=0)
+    other = asked(2, TEXTS[0], owner="bob")
+    stages.ledger.wait(other)
+    stages.begin()
+    assert other.timing.reused == 0
+
+
+def test_what_does_not_fit_waits_for_headroom() -> None:
+    stages = Stages(budget=100 + HEADROOM)
+    one, two = asked(1, [1] * 50, tokens=100), asked(2, [2] * 50, tokens=100)
+    stages.ledger.wait(one)
+    stages.ledger.wait(two)
+    assert stages.begin() == [one]
+    stages.ledger.leave(one, held=50, in_ring=0)
+    assert stages.begin() == [two]
+
+
+def test_the_queue_is_bounded() -> None:
+    ledger = Ledger(100, 100, {}.__getitem__, shares=True)
+    for n in range(MOST_WAITING):
+        ledger.wait(asked(n + 1, [1]))
+    with pytest.raises(EdgeppError, match="are waiting already"):
+        ledger.wait(asked(MOST_WAITING + 1, [1]))
+
+
+def test_without_a_budget_only_so_much_is_kept() -> None:
+    stages = Stages(budget=None, spare=150)
+    for n, text in enumerate(TEXTS[:2]):
+        request = asked(n + 1, text)
+        stages.ledger.wait(request)
+        stages.begin()
+        stages.ledger.leave(request, held=len(text), in_ring=0)
+    list(stages.ledger.squeeze())
+    stages.free()
+    assert stages.ledger.kept == 80
+
+
+def test_what_another_kept_sequence_covers_is_freed() -> None:
+    cache = PrefixCache()
+    assert cache.keep(1, "ann", TEXTS[0]) == []
+    assert cache.keep(2, "ann", TEXTS[0][:50]) == [2]
+    assert cache.keep(3, "ann", [*TEXTS[0], 8]) == [1]
+    assert cache.keep(4, "ann", TEXTS[0][: LEAST - 1]) == [4]
+    assert len(cache) == 1
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = PrefixCache()
+    for n in range(MOST_KEPT):
+        assert cache.keep(n + 1, "ann", [n] * 20) == []
+    ids = asked(1, [0] * 20).known(20)
+    assert cache.find("ann", ids) is not None
+    assert cache.keep(100, "ann", [100] * 20) == [2]

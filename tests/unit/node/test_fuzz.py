@@ -1,0 +1,274 @@
+"""Hostile messages at every handler: each costs itself, within a ceiling of time and memory, and no other."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgepp.cluster.identity import Member, load_identity, new_cluster
+from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.director import Director
+from edgepp.errors import EdgeppError, RemoteProtocolError
+from edgepp.node.control import MOST_EPOCHS_OF_ONE
+from edgepp.node.joining import Attempt, Joined
+from edgepp.wire.messages import (
+    VERSION,
+    Answered,
+    Attached,
+    Batch,
+    Detach,
+    Forward,
+    Free,
+    Hello,
+    Loaded,
+    Message,
+    Ping,
+    Pong,
+    Refused,
+    Welcome,
+    decode,
+    encode,
+)
+from edgepp.wire.transport import Address, Sender
+from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward
+from tests.unit.coordinator.test_director import SIZE, Want
+from tests.wire import KEYS, messages
+
+CPU_S = 2.0
+BYTES = 16 << 20
+_QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@contextmanager
+def ceiling() -> Iterator[None]:
+    """Fail where what is done takes more processor time or memory than any message may."""
+    tracemalloc.start()
+    began_s = time.thread_time()
+    try:
+        yield
+        spent_s, (_, peak) = time.thread_time() - began_s, tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert spent_s < CPU_S
+    assert peak < BYTES
+
+
+_JUNK: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats()
+    | st.binary(max_size=40)
+    | st.text(st.characters(exclude_categories=("Cs",)), max_size=40),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=8,
+)
+_KINDS = [kind.__name__.lower() for kind in get_args(Message)]
+HEADERS = (
+    messages().map(encode)
+    | st.binary(max_size=200)
+    | st.tuples(st.sampled_from(_KINDS), st.lists(_JUNK, max_size=14)).map(
+        lambda m: msgpack.packb([VERSION, m[0], *m[1]])
+    )
+)
+PAYLOADS = st.binary(max_size=64) | st.sampled_from([b"{}", b"[" * 60000, b'{"keys":1}', b'{"a":1e999}', b"9" * 5000])
+MESSAGES = st.tuples(HEADERS, st.lists(PAYLOADS, max_size=3)).map(lambda parts: [parts[0], *parts[1]])
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.close()
+
+
+@given(MESSAGES)
+@_QUICK
+def test_a_decoder_has_a_ceiling(frames: list[bytes]) -> None:
+    with ceiling():
+        try:
+            decode(frames[0])
+            said = ""
+        except RemoteProtocolError as error:
+            said = str(error)
+    assert len(said) < 500
+
+
+@given(st.lists(st.tuples(st.sampled_from([DRIVER, GUEST]), MESSAGES), max_size=5))
+@_QUICK
+def test_a_stages_control_survives_any_message(stage: Stage, said: list[tuple[Sender, list[bytes]]]) -> None:
+    for sender, frames in said:
+        with ceiling():
+            stage.order(sender, *frames)
+    (pong,) = stage.order(DRIVER, encode(Ping(1)))
+    assert isinstance(pong, Pong)
+
+
+def _ours(message: Message) -> bytes:
+    """A frame of the epoch and width that the stage knows."""
+    assert isinstance(message, Forward | Batch)
+    return encode(message._replace(epoch=1, width=WIDTH))
+
+
+_TENSORS = st.lists(PAYLOADS | st.binary(min_size=32, max_size=32), max_size=2)
+
+
+@given(st.lists(st.tuples(HEADERS | messages(Forward, Batch).map(_ours), _TENSORS), max_size=5))
+@_QUICK
+def test_a_stages_compute_survives_any_message(said: list[tuple[bytes, list[bytes]]]) -> None:
+    with closing(Stage()) as stage:
+        stage.order(DRIVER, encode(ATTACH))
+        for header, tensor in said:
+            with ceiling():
+                stage.data.put(GUEST, [header, *tensor])
+                stage.compute.receive()
+        stage.order(DRIVER, encode(Detach(1)))
+        assert not stage.model.lengths
+        stage.order(DRIVER, encode(ATTACH._replace(epoch=2)))
+        stage.data.sent.clear()
+        stage.feed(forward(1)._replace(epoch=2), np.ones((1, WIDTH)))
+        assert len(stage.data.sent) == 1
+
+
+def test_a_stage_of_a_cluster_takes_orders_from_its_coordinator_alone(stage: Stage) -> None:
+    (refused,) = stage.order(GUEST, encode(ATTACH))
+    assert isinstance(refused, Refused)
+    assert "of a guest" in refused.reason
+    assert isinstance(stage.order(DRIVER, encode(ATTACH))[0], Attached)
+    for message in (Detach(1), Free(1, 1)):
+        assert isinstance(stage.order(GUEST, encode(message))[0], Refused)
+    assert stage.order(DRIVER, encode(Ping(1)))[0].known  # type: ignore[union-attr]
+    assert not stage.order(GUEST, encode(Ping(1)))[0].known  # type: ignore[union-attr]
+    assert isinstance(stage.order(GUEST, encode(Hello("x")))[0], Welcome)
+
+
+def test_frames_come_from_the_previous_stage_alone(stage: Stage) -> None:
+    stage.order(DRIVER, encode(ATTACH._replace(previous_key=KEYS[2])))
+    previous = Sender(b"previous", KEYS[2], "10.0.0.3")
+    row = np.ones((1, WIDTH), np.float32)
+    stage.feed(forward(1), row, previous)
+    stage.data.sent.clear()
+    batch = Batch(1, 9, (1,), (1,), WIDTH, "float32", "none", ())
+    for sender in (DRIVER, GUEST, Sender(b"previous", "", "10.0.0.3")):
+        for frame in (forward(1, position=1), forward(2), batch):
+            stage.feed(frame, row, sender)
+    assert stage.data.sent == []
+    assert stage.faults() == []
+    assert stage.compute.worker.counters.dropped == 9
+    assert list(stage.model.lengths.values()) == [1]
+    stage.feed(batch, row, previous)
+    assert len(stage.data.sent) == 1
+
+
+@pytest.mark.parametrize(("key", "previous_key"), [(DRIVER.key, ""), ("", KEYS[1])])
+def test_a_previous_key_that_no_sender_could_prove_is_refused(stage: Stage, key: str, previous_key: str) -> None:
+    (refused,) = stage.order(DRIVER._replace(key=key), encode(ATTACH._replace(previous_key=previous_key)))
+    assert isinstance(refused, Refused)
+    assert "previous stage's key" in refused.reason
+
+
+def test_without_keys_an_epoch_belongs_to_the_host_that_attached_it(stage: Stage) -> None:
+    one, other = Sender(b"one", "", "10.0.0.1"), Sender(b"other", "", "10.0.0.2")
+    attach = ATTACH._replace(previous_key="")
+    assert isinstance(stage.order(one, encode(attach))[0], Attached)
+    for message in (attach, Detach(1), Free(1, 1)):
+        (refused,) = stage.order(other, encode(message))
+        assert isinstance(refused, Refused)
+        assert "another's" in refused.reason
+    assert stage.order(one, encode(Ping(1)))[0].known  # type: ignore[union-attr]
+
+
+def test_the_epochs_of_one_driver_are_bounded(stage: Stage) -> None:
+    answers = [stage.order(DRIVER, encode(ATTACH._replace(epoch=epoch)))[0] for epoch in range(MOST_EPOCHS_OF_ONE + 5)]
+    assert [type(answer) for answer in answers].count(Attached) == MOST_EPOCHS_OF_ONE
+    assert isinstance(answers[-1], Refused)
+    stage.order(DRIVER, encode(Detach(0)))
+    assert isinstance(stage.order(DRIVER, encode(ATTACH._replace(epoch=99)))[0], Attached)
+
+
+def test_an_attempt_that_was_given_up_leaves_no_ring(stage: Stage) -> None:
+    attempt = Attempt(b"driver", ATTACH, given_up=True)
+    stage.compute.obey(Joined(attempt))
+    assert stage.compute._rings == {}
+
+
+def test_an_error_of_ours_in_a_step_ends_that_sequence_alone(stage: Stage) -> None:
+    stage.order(DRIVER, encode(ATTACH))
+    stage.feed(forward(1), np.ones((1, WIDTH)))
+    stage.model.broken = True
+    stage.feed(forward(2), np.ones((1, WIDTH)))
+    stage.model.broken = False
+    assert [(fault.sequence, fault.reason) for fault in stage.faults()] == [(2, "ZeroDivisionError: a bug of ours")]
+    stage.feed(forward(1, position=1), np.ones((1, WIDTH)))
+    assert stage.faults() == []
+    assert len(stage.data.sent) == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_hidden_states_that_are_no_numbers_end_their_own_sequence(stage: Stage, bad: float) -> None:
+    stage.order(DRIVER, encode(ATTACH))
+    for sequence in (1, 2, 3):
+        stage.feed(forward(sequence), np.ones((1, WIDTH)))
+    rows = np.ones((3, WIDTH), np.float32)
+    rows[1, 3] = bad
+    stage.data.sent.clear()
+    stage.feed(Batch(1, 9, (1, 2, 3), (1, 1, 1), WIDTH, "float32", "none", ()), rows)
+    (fault,) = stage.faults()
+    assert (fault.sequence, fault.stage) == (2, 0)
+    assert "not finite" in fault.reason
+    ((_, answer),) = stage.data.sent
+    assert isinstance(answer, Batch)
+    assert answer.sequences == (1, 3)
+    stage.feed(forward(1, position=2), rows[1:2])
+    assert [fault.sequence for fault in stage.faults()] == [1]
+    assert stage.compute.worker.sequences == 1
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator]:
+    def no_pipeline(*_: Any) -> Any:
+        raise EdgeppError("there is no pipeline")
+
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
+    identity = load_identity()
+    cluster = new_cluster(identity)
+    cluster = cluster.__class__(cluster.id, cluster.coordinator, (Member.of("mini", GUEST.key),))
+    serving = SimpleNamespace(
+        pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
+    )
+    director = Director(Want(SIZE, context=1024, slots=1), "m", False, identity.node, kv_bits=0, base=1000)
+    made = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, lambda _: None)  # type: ignore[arg-type]
+    yield made
+    made._outbox.put(None)
+    made.run()
+
+
+@given(st.lists(st.tuples(st.sampled_from([DRIVER, GUEST]), MESSAGES), max_size=5))
+@_QUICK
+def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list[tuple[Sender, list[bytes]]]) -> None:
+    for sender, frames in said:
+        with ceiling():
+            coordinator.take(sender, [memoryview(frame) for frame in frames])
+            coordinator.handle()
+    coordinator._tick(time.monotonic())
+    assert coordinator.registry.node_of(GUEST.key)
+
+
+@pytest.mark.parametrize("message", [Answered(1), WELCOME, Loaded(1, 0, 1, 1, "", "", 1, 1, 1, 1), ATTACH])
+def test_a_stranger_and_a_wrong_role_change_nothing(coordinator: Coordinator, message: Message) -> None:
+    version = coordinator.members.version
+    for sender in (DRIVER, GUEST):
+        coordinator.take(sender, [memoryview(encode(message))])
+    coordinator.handle()
+    assert coordinator.members.version == version

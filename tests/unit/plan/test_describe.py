@@ -1,0 +1,340 @@
+"""Clusters on paper: what may be written, what is understood of it, and what is said of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize, memory_needed
+from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
+from edgepp.layers import LayerRange
+from edgepp.plan import describe
+from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
+from edgepp.plan.predict import predict
+from edgepp.plan.quantities import link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds
+from tests.unit.coordinator.test_director import HERE, MINI
+from tests.unit.coordinator.test_director import Cluster as Members
+
+near = pytest.approx
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (parse_bytes_per_s, "100GB/s", 100e9),
+        (parse_bytes_per_s, " 51.2 gb/s ", 51.2e9),
+        (parse_bytes_per_s, "3.35TB/s", 3.35e12),
+        (parse_bytes_per_s, "800MBps", 800e6),
+        (parse_bytes_per_s, "17GB", 17e9),
+        (parse_flops_per_s, "3.6T", 3.6e12),
+        (parse_flops_per_s, "500 GFLOP/s", 500e9),
+        (parse_flops_per_s, "10TFLOPS", 10e12),
+        (parse_flops_per_s, "2e12", 2e12),
+        (parse_seconds, "50ms", 0.05),
+        (parse_seconds, "3 s", 3.0),
+        (parse_seconds, "300us", 300e-6),
+        (parse_seconds, "300µs", 300e-6),
+    ],
+)
+def test_a_quantity_is_read(read: Callable[[str], float], text: str, value: float) -> None:
+    assert read(text) == near(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_s", "latency_s"),
+    [
+        ("1Gbit:0.3ms", 0.94 * 125e6, 0.3e-3),
+        ("2.5Gbit/s", 0.94 * 312.5e6, UNKNOWN_LINK.latency_s),
+        ("100Mbps:2ms", 0.94 * 12.5e6, 2e-3),
+        ("100mbit:1s", 0.94 * 12.5e6, 1.0),
+        ("125MB/s:1ms", 125e6, 1e-3),
+        ("125 MBps", 125e6, UNKNOWN_LINK.latency_s),
+    ],
+)
+def test_a_link_is_read(text: str, bytes_per_s: float, latency_s: float) -> None:
+    link = parse_link(text)
+    assert (link.bytes_per_s, link.latency_s) == near((bytes_per_s, latency_s))
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        *((parse_bytes_per_s, text) for text in ("", "fast", "-1GB/s", "0GB/s", "100Gbit", "1e999GB/s", "nan")),
+        *((parse_flops_per_s, text) for text in ("", "many", "3.6X", "0T", "-2T")),
+        *((parse_seconds, text) for text in ("", "50", "-5ms", "5 minutes")),
+        *((parse_link, text) for text in ("", "1Gbit:", "1Gbit:fast", "1 m", "0Gbit", "1Gbit:1ms:2ms", ":1ms")),
+    ],
+)
+def test_what_is_no_quantity_is_said_with_an_example(read: Callable[[str], object], text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(text)
+    assert caught.value.hint.startswith("write it")
+
+
+def test_a_node_is_read_with_what_it_leaves_out() -> None:
+    node = describe.read_node(describe.parse_node("name=mini, mem=16GB,bw=100GB/s,flops=3.6T"), 1)
+    assert (node.name, node.memory, node.machine.stream_bytes_per_s, node.machine.flops_per_s) == (
+        "mini",
+        12e9,
+        100e9,
+        3.6e12,
+    )
+    assert node.machine.efficiency is DATASHEET
+    bare = describe.read_node(describe.parse_node("mem=8GB"), 3)
+    assert (bare.name, bare.memory) == ("node3", 6e9)
+    assert (bare.machine.stream_bytes_per_s, bare.machine.flops_per_s) == (describe.BANDWIDTH, describe.FLOPS)
+    assert bare.machine.efficiency is DATASHEET_CPU
+    assert describe.read_node(describe.parse_node("mem=8GB,usable=50%,layers=0-3"), 1).memory == 4e9
+    assert describe.read_node(describe.parse_node("mem=8GB,layers=0-3"), 1).pinned == LayerRange(0, 4)
+
+
+def test_named_hardware_gives_what_is_not_said() -> None:
+    node = describe.read_node(describe.parse_node("hw=M4 Pro"), 1)
+    assert (node.name, node.machine.stream_bytes_per_s, node.memory) == ("m4-pro", 273e9, 16e9)
+    assert describe.read_node(describe.parse_node("hw=m4-pro,mem=48GB,name=desk"), 1).memory == 36e9
+    assert describe.read_node(describe.parse_node("hw=raspberry-pi-5"), 1).machine.efficiency is DATASHEET_CPU
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name=mini", "the memory of node 1 is missing"),
+        ("mem", "is not key=value"),
+        ("", "is not key=value"),
+        ("mem=16GB,mem=8GB", "is given twice"),
+        ("mem=16GB,ram=8GB", "a node has no 'ram'"),
+        ("mem=lots", "'lots' is not a size of memory"),
+        ("mem=16GB,bw=fast", "'fast' is not a bandwidth"),
+        ("mem=16GB,usable=2", "is not a share"),
+        ("mem=16GB,usable=-1%", "is not a share"),
+        ("hw=m9", "no hardware called 'm9'"),
+        ("mem=16GB,layers=5-2", "runs backwards"),
+    ],
+)
+def test_a_node_that_cannot_be_read_is_said_with_a_hint(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        describe.read_node(describe.parse_node(text), 1)
+    assert caught.value.hint
+
+
+def test_two_nodes_that_were_given_one_name_are_refused() -> None:
+    nodes = describe.read_nodes([{"name": "a", "mem": "8GB"}, {"name": "a", "mem": "8GB"}])
+    with pytest.raises(UsageError, match="two nodes are called a"):
+        describe.described(nodes, [])
+
+
+def test_links_are_for_all_or_for_a_pair() -> None:
+    nodes = [describe.read_node(describe.parse_node(f"name={name},mem=8GB"), 1) for name in "abc"]
+    links = [describe.parse_named_link(text) for text in ("100MB/s:1ms", "c,a=10MB/s:2ms")]
+    cluster = describe.described(nodes, links)
+    assert cluster.links == {
+        ("a", "b"): LinkSpeed(1e-3, 100e6),
+        ("a", "c"): LinkSpeed(2e-3, 10e6),
+        ("b", "c"): LinkSpeed(1e-3, 100e6),
+    }
+    assert cluster.coordinator.name == "a"
+    assert cluster.only("b", "c").coordinator.name == "b"
+
+
+@pytest.mark.parametrize("rate", ["13Mbit", "1Gbit", "2.5Gbit", "99.9Mbit"])
+def test_a_link_is_said_as_it_is_written(rate: str) -> None:
+    assert link_rate(parse_link(rate).bytes_per_s).replace(" ", "") == f"{rate}/s"
+
+
+@given(st.floats(1e3, 1e12))
+def test_a_link_that_is_said_is_fast_enough(bytes_per_s: float) -> None:
+    assert bytes_per_s * (1 - 1e-6) <= parse_link(link_rate(bytes_per_s)).bytes_per_s <= 1.01 * bytes_per_s
+
+
+@pytest.mark.parametrize("text", ["a=1Gbit", "a,b,c=1Gbit", ",=1Gbit", "a,a=1Gbit"])
+def test_a_link_of_no_pair_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a pair"):
+        describe.parse_named_link(text)
+
+
+def test_names_are_checked() -> None:
+    a = describe.read_node(describe.parse_node("name=a,mem=8GB"), 1)
+    with pytest.raises(UsageError, match="two nodes are called a"):
+        describe.described([a, a], [])
+    with pytest.raises(UsageError, match="a link names z, which is no node"):
+        describe.described([a], [(("a", "z"), UNKNOWN_LINK)])
+    with pytest.raises(UsageError, match="no node is described"):
+        describe.described([], [])
+
+
+@pytest.mark.parametrize(
+    ("texts", "whose"), [(["1Gbit", "10Gbit"], "all"), (["a,b=1Gbit", "1Gbit", "b,a=10Gbit"], "b and a")]
+)
+def test_a_link_that_is_given_twice_is_refused(texts: list[str], whose: str) -> None:
+    nodes = [describe.read_node(describe.parse_node(f"name={name},mem=8GB"), 1) for name in "ab"]
+    with pytest.raises(UsageError, match=f"the link of {whose} is given twice"):
+        describe.described(nodes, [describe.parse_named_link(text) for text in texts])
+
+
+def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
+    file = tmp_path / "home.toml"
+    file.write_text(
+        '[[nodes]]\nname = "studio"\nhw = "m2-max"\n[[nodes]]\nname = "pi"\nmem = "8GB"\nusable = 0.5\n'
+        '[links]\ndefault = "1Gbit:0.3ms"\n"studio,pi" = "100Mbit:1ms"\n'
+    )
+    nodes = [
+        describe.read_node(describe.parse_node(text), 1)
+        for text in ("name=studio,hw=m2-max", "name=pi,mem=8GB,usable=0.5")
+    ]
+    links = [describe.parse_named_link(text) for text in ("1Gbit:0.3ms", "studio,pi=100Mbit:1ms")]
+    assert describe.read_file(file) == describe.described(nodes, links)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nodes = 3",
+        "[nodes]\nname = 'a'",
+        "[[nodes]]\nram = '8GB'",
+        "[[node]]\nmem = '8GB'",
+        "= x",
+        "",
+        "links = 1",
+        pytest.param("a = " + "9" * 5000, id="a long number"),
+    ],
+)
+def test_a_file_that_describes_no_cluster_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        describe.read_file(file)
+    assert caught.value.hint
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        describe.read_file(tmp_path / "none.toml")
+
+
+# A live cluster
+
+
+def live_node(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory": 8 * 10**9, "backend": "onnx",
+        "device": "cpu", "pinned": None, "stream_bytes_s": 1e10, "flops": 1e11, "rtt_s": 0.004, "layers": [[0, 15]],
+        "stage_slots": 1,
+        **more,
+    }  # fmt: skip
+
+
+def live_stage(name: str, **more: Any) -> dict[str, Any]:
+    return {"node_id": name * 8, "layers": [0, 15], "hop_s": 0.001, "link_bytes_s": None, **more}
+
+
+def test_a_live_cluster_is_what_its_nodes_measured() -> None:
+    status = {
+        "coordinator": "a",
+        "nodes": [
+            live_node("b", device="metal", pinned=[0, 4]),
+            live_node("a", roles=["coordinator", "stage"]),
+            live_node("c", state="gone"),
+            live_node("d"),
+        ],
+        "stages": [live_stage("a"), live_stage("b", link_bytes_s=5e7), live_stage("d", hop_s=0.006, link_bytes_s=1e7)],
+    }
+    cluster = describe.from_status(status)
+    assert [node.name for node in cluster.nodes] == ["a", "b", "d"]
+    a, b, _ = cluster.nodes
+    assert (a.memory, a.machine.stream_bytes_per_s, a.machine.efficiency.stream) == (8e9, 1e10, 1.0)
+    assert (a.machine.efficiency.overlap, b.machine.efficiency.overlap) == (0.0, 1.0)
+    assert b.pinned == LayerRange(0, 4)
+    assert cluster.links == {
+        ("a", "b"): LinkSpeed(0.001, 5e7),
+        ("a", "d"): LinkSpeed(0.002, UNKNOWN_LINK.bytes_per_s),
+        ("b", "d"): LinkSpeed(0.003, 1e7),
+    }
+
+
+def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
+    """Two stages of 15 layers in 10 ms each, of which the probe explains 1.5 ms; at 300 token/s each in prefill."""
+    timed: dict[str, Any] = {"decode_s": 0.02, "stage_s": 0.01, "prefill_tok_s": 300.0}
+    status: dict[str, Any] = {
+        "coordinator": "a",
+        "nodes": [live_node("a", roles=["coordinator"], layers=[[0, 15], [15, 30]], stage_slots=2), live_node("b")],
+        "stages": [live_stage("a", layers=[0, 15], **timed), live_stage("a", layers=[15, 30], **timed)],
+    }
+    size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=1, layer_flops=10**7)
+    a, b = describe.from_status(status, size).nodes
+    assert (a.machine.stream_bytes_per_s, a.machine.lanes) == (1e10, 2)
+    row_s = (64 * 2 / 300 - 0.02) / 63  # longer than the 3 ms in which the weights are streamed
+    assert a.machine.efficiency.layer_s == near((0.02 - row_s) / 30)
+    assert a.machine.flops_per_s == near(300e6 / row_s)
+    model = Model("m", size, head_bytes=0, head_flops=0, attention_flops=0, context=4096)
+    stages = [Stage(a.machine, LayerRange(0, 15)), Stage(a.machine, LayerRange(15, 30))]
+    found = predict(model, stages, {}, Workload(prompt=64, answer=1, requests=(1,), chunk=64))
+    assert sum(stage.busy_s for stage in found.one.stages) == near(0.02, rel=1e-3)
+    assert sum(stage.busy_s for stage in found.prefill.stages) == near(64 * 2 / 300, rel=1e-3)
+    status["stages"][0]["decode_s"] = status["stages"][1]["decode_s"] = 0.001  # faster than its probe
+    assert describe.from_status(status, size).nodes[0].machine.efficiency.layer_s == near(0)
+    assert a.source.endswith("with this model")
+    assert b.machine.stream_bytes_per_s == 1e10
+    status["stages"][0]["prefill_tok_s"] = None
+    assert describe.from_status(status, size).nodes[0].machine.stream_bytes_per_s == 1e10
+
+
+@pytest.mark.parametrize(("memory", "slots"), [(2 * 10**9, 1), (2 * 10**9, 2), (10**9, 3)])
+def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: int, slots: int) -> None:
+    """The same stages on the same nodes, by the coordinator's own director and by a plan on what it says of them."""
+    real = Members()
+    real.join(HERE, memory, slots=slots)
+    real.join(MINI, 10**9)
+    real.after(2.0)
+    stages = real.director.stages(real.members)
+    nodes = [
+        live_node(
+            member.node[0], node=member.node, memory=member.facts.memory, stream_bytes_s=member.facts.stream_bps,
+            flops=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
+            stage_slots=member.facts.slots,
+        )
+        for member in real.members
+    ]  # fmt: skip
+    cluster = describe.from_status({"coordinator": "a", "nodes": nodes, "stages": []})
+    want = real.director.want
+    plan = cluster.place(want)
+    assert [layers for _, layers in plan.stages] == [layers for _, _, layers, _ in stages]
+    assert [stage.machine.node for stage in cluster.stages(plan)] == [member.node[0] for member, *_ in stages]
+    assert len(plan.stages) == slots + 1
+    takes = [memory_needed(want, len(layers), number == 0) for number, (_, _, layers, _) in enumerate(stages)]
+    assert cluster.memory(want, plan) == list(zip(takes, [memory // slots] * slots + [10**9], strict=True))
+    here = cluster.coordinator.machine
+    assert here.beside(slots).flops_per_s == near(1e11 / slots)
+
+
+def test_a_coordinator_without_layers_stands_first() -> None:
+    status = {"coordinator": "desk", "nodes": [live_node("a"), live_node("a", node="other123")], "stages": []}
+    cluster = describe.from_status(status)
+    assert [node.name for node in cluster.nodes] == ["desk (coordinator)", "a aaaaaa", "a other1"]
+    assert cluster.coordinator.memory == 0
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {},
+        {"nodes": 3, "stages": [], "coordinator": "a"},
+        {"nodes": [{"state": "ready"}], "stages": [], "coordinator": "a"},
+        {"nodes": [live_node("a", stream_bytes_s="fast")], "stages": [], "coordinator": "a"},
+        {"nodes": [live_node("a", pinned=[1])], "stages": [], "coordinator": "a"},
+    ],
+)
+def test_a_status_that_cannot_be_read_is_said(status: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError, match="status cannot be read"):
+        describe.from_status(status)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_no_machine_has_is_refused(rate: float) -> None:
+    status = {"nodes": [live_node("a", stream_bytes_s=rate)], "stages": [], "coordinator": "a"}
+    with pytest.raises(EdgeppError):
+        describe.from_status(status)
