@@ -133,9 +133,9 @@ def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Quest
     busiest = max(layout.prediction.prefill.stages, key=lambda time: time.busy_s).node
     yield f"twice the FLOP/s on {busiest}", question, cluster.with_machine(busiest, _twice_the_flops)
     for node in cluster.nodes:
-        if len(cluster.nodes) > 1 and node.name in way and node.memory:
+        if len(cluster.nodes) > 1 and node.name in way and node.memory_bytes:
             yield f"leaving {node.name} out", question, cluster.only(*({n.name for n in cluster.nodes} - {node.name}))
-    largest = max(cluster.nodes, key=lambda node: (node.memory, node.machine.stream_bytes_per_s))
+    largest = max(cluster.nodes, key=lambda node: (node.memory_bytes, node.machine.stream_bytes_per_s))
     yield f"one more node like {largest.name}", question, cluster.with_node(_another(largest, cluster))
     if question.policy != "speed":
         yield "layers placed with --policy speed", dataclasses.replace(question, policy="speed"), cluster

@@ -18,8 +18,8 @@ class Node:
     """A machine and its memory that a model may use."""
 
     machine: Machine
-    memory: int
-    """Bytes, shared evenly by the ``lanes`` of the machine, each of which is one stage process for placement."""
+    memory_bytes: int
+    """Memory, shared evenly by the ``lanes`` of the machine, each of which is one stage process for placement."""
     source: str = ""
     """Where the figures come from, in words."""
     pinned: LayerRange | None = None
@@ -57,11 +57,11 @@ class Cluster:
         return tuple(
             host
             for node in self.nodes
-            if node.memory
+            if node.memory_bytes
             for host in Host(
                 id=node.name,
                 node=node.name,
-                memory=node.memory,
+                memory=node.memory_bytes,
                 stream_bytes_per_s=node.machine.stream_bytes_per_s * node.machine.efficiency.stream,
                 flops_per_s=node.machine.flops_per_s * node.machine.efficiency.flops,
                 pinned=node.pinned,
@@ -84,7 +84,7 @@ class Cluster:
         nodes = {host.id: host.node for host in self.hosts}
         return tuple(Stage(machines[nodes[host]], layers) for host, layers in plan.stages)
 
-    def memory(self, want: Want, plan: Plan) -> list[tuple[int, int]]:
+    def stage_memory(self, want: Want, plan: Plan) -> list[tuple[int, int]]:
         """For each stage of a plan, the bytes that it takes and the bytes that it may take."""
         hosts = {host.id: host for host in self.hosts}
         return [
@@ -94,7 +94,7 @@ class Cluster:
 
     def kv_room(self, want: Want, plan: Plan) -> int:
         """Positions of all sequences together for which every stage has memory in addition to its weights."""
-        stages = zip(plan.stages, self.memory(dataclasses.replace(want, slots=0), plan), strict=True)
+        stages = zip(plan.stages, self.stage_memory(dataclasses.replace(want, slots=0), plan), strict=True)
         return min((has - takes) // (len(layers) * want.size.kv_bytes) for (_, layers), (takes, has) in stages)
 
     def only(self, *names: str) -> Cluster:

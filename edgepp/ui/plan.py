@@ -117,7 +117,7 @@ def _stages(found: Forecast) -> Rows:
         "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SOFTWARE",
         ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
     )  # fmt: skip
-    memory = layout.cluster.memory(found.question.want, layout.plan)
+    memory = layout.cluster.stage_memory(found.question.want, layout.plan)
     stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
     for index, (time, prefill, (takes, has)) in enumerate(stages):
         seconds = (
@@ -169,12 +169,12 @@ def _answer(found: Forecast) -> str:
 def _against_one(found: Forecast) -> str:
     layout, single = found.layout, found.best_node
     if single is None:
-        largest = max(layout.cluster.nodes, key=lambda node: node.memory)
+        largest = max(layout.cluster.nodes, key=lambda node: node.memory_bytes)
         needed = memory_needed(found.question.want, found.question.model.size.layers, True)
         parts = f" for {largest.machine.lanes} stages" if largest.machine.lanes > 1 else ""
         return (
             f"No node holds the model alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
-            f" {megabytes(largest.memory)}{parts}."
+            f" {megabytes(largest.memory_bytes)}{parts}."
         )
     if layout.machines == 1:
         return f"All layers run on {single.name}: no other node takes part."
