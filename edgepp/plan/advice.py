@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from edgepp.cluster.placement import LinkSpeed
 from edgepp.errors import PlanError
-from edgepp.plan.cluster import Cluster, Node
+from edgepp.plan.cluster import ClusterSpec, Node
 from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Machine
 from edgepp.plan.predict import Prediction, predict
@@ -120,7 +120,7 @@ def changes(question: Question, layout: Layout) -> Iterator[Change]:
             yield Change(what, then_s, now_s / then_s)
 
 
-def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Question, Cluster]]:
+def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Question, ClusterSpec]]:
     cluster = layout.cluster
     way = [cluster.coordinator.name, *(stage.machine.node for stage in layout.stages)]
     if any(a != b for a, b in pairwise(way)):
@@ -149,7 +149,7 @@ def _twice_the_flops(machine: Machine) -> Machine:
     return dataclasses.replace(machine, flops_per_s=2 * machine.flops_per_s)
 
 
-def _another(node: Node, cluster: Cluster) -> Node:
+def _another(node: Node, cluster: ClusterSpec) -> Node:
     names = {other.name for other in cluster.nodes}
     name = next(f"{node.name} {n}" for n in range(2, len(names) + 3) if f"{node.name} {n}" not in names)
     return dataclasses.replace(node, machine=dataclasses.replace(node.machine, node=name), pinned=None)

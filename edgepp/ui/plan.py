@@ -13,7 +13,7 @@ from rich.text import Text
 from edgepp.cluster.placement import memory_needed
 from edgepp.errors import PlanError
 from edgepp.plan.advice import Need
-from edgepp.plan.cluster import Cluster
+from edgepp.plan.cluster import ClusterSpec
 from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.hardware import catalogue
 from edgepp.plan.layout import Question
@@ -38,7 +38,7 @@ _ALIKE = 0.05
 _MINUTES_S = 180.0
 
 
-def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
+def show_plan(question: Question, cluster: ClusterSpec, *, as_json: bool) -> None:
     """Print the forecast of a model on a cluster.
 
     Raises:
