@@ -11,7 +11,7 @@ from edgepp.cli.options import KV_BITS, KV_BITS_HELP
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgepp.plan.cluster import Cluster
+    from edgepp.plan.cluster import ClusterSpec
     from edgepp.plan.layout import Question
     from edgepp.plan.machines import Model
     from edgepp.plan.slices import SliceQuestion
@@ -267,7 +267,7 @@ def _question(
 
 def _cluster(
     nodes: tuple[str, ...], links: tuple[str, ...], file: str | None, peer: str | None, question: Question
-) -> Cluster:
+) -> ClusterSpec:
     from pathlib import Path
 
     from edgepp.plan import describe
@@ -286,7 +286,7 @@ def _cluster(
     return _live(peer, question)
 
 
-def _live(peer: str | None, question: Question) -> Cluster:
+def _live(peer: str | None, question: Question) -> ClusterSpec:
     from edgepp.errors import PairingError
     from edgepp.plan.describe import from_status
     from edgepp.plan.models import same_model

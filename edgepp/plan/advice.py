@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from edgepp.cluster.placement import LinkSpeed
 from edgepp.errors import PlanError
-from edgepp.plan.cluster import Cluster, Node
+from edgepp.plan.cluster import ClusterSpec, Node
 from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Machine
 from edgepp.plan.predict import Prediction, predict
@@ -120,7 +120,7 @@ def changes(question: Question, layout: Layout) -> Iterator[Change]:
             yield Change(what, then_s, now_s / then_s)
 
 
-def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Question, Cluster]]:
+def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Question, ClusterSpec]]:
     cluster = layout.cluster
     way = [cluster.coordinator.name, *(stage.machine.node for stage in layout.stages)]
     if any(a != b for a, b in pairwise(way)):
@@ -133,9 +133,9 @@ def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Quest
     busiest = max(layout.prediction.prefill.stages, key=lambda time: time.busy_s).node
     yield f"twice the FLOP/s on {busiest}", question, cluster.with_machine(busiest, _twice_the_flops)
     for node in cluster.nodes:
-        if len(cluster.nodes) > 1 and node.name in way and node.memory:
+        if len(cluster.nodes) > 1 and node.name in way and node.memory_bytes:
             yield f"leaving {node.name} out", question, cluster.only(*({n.name for n in cluster.nodes} - {node.name}))
-    largest = max(cluster.nodes, key=lambda node: (node.memory, node.machine.stream_bytes_per_s))
+    largest = max(cluster.nodes, key=lambda node: (node.memory_bytes, node.machine.stream_bytes_per_s))
     yield f"one more node like {largest.name}", question, cluster.with_node(_another(largest, cluster))
     if question.policy != "speed":
         yield "layers placed with --policy speed", dataclasses.replace(question, policy="speed"), cluster
@@ -149,7 +149,7 @@ def _twice_the_flops(machine: Machine) -> Machine:
     return dataclasses.replace(machine, flops_per_s=2 * machine.flops_per_s)
 
 
-def _another(node: Node, cluster: Cluster) -> Node:
+def _another(node: Node, cluster: ClusterSpec) -> Node:
     names = {other.name for other in cluster.nodes}
     name = next(f"{node.name} {n}" for n in range(2, len(names) + 3) if f"{node.name} {n}" not in names)
     return dataclasses.replace(node, machine=dataclasses.replace(node.machine, node=name), pinned=None)

@@ -18,8 +18,8 @@ class Node:
     """A machine and its memory that a model may use."""
 
     machine: Machine
-    memory: int
-    """Bytes, shared evenly by the ``lanes`` of the machine, each of which is one stage process for placement."""
+    memory_bytes: int
+    """Memory, shared evenly by the ``lanes`` of the machine, each of which is one stage process for placement."""
     source: str = ""
     """Where the figures come from, in words."""
     pinned: LayerRange | None = None
@@ -33,7 +33,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterSpec:
     """Nodes, the first of which coordinates, and links by node names; ``default`` is every link that is not named."""
 
     nodes: tuple[Node, ...]
@@ -57,11 +57,11 @@ class Cluster:
         return tuple(
             host
             for node in self.nodes
-            if node.memory
+            if node.memory_bytes
             for host in Host(
                 id=node.name,
                 node=node.name,
-                memory=node.memory,
+                memory=node.memory_bytes,
                 stream_bytes_per_s=node.machine.stream_bytes_per_s * node.machine.efficiency.stream,
                 flops_per_s=node.machine.flops_per_s * node.machine.efficiency.flops,
                 pinned=node.pinned,
@@ -84,7 +84,7 @@ class Cluster:
         nodes = {host.id: host.node for host in self.hosts}
         return tuple(Stage(machines[nodes[host]], layers) for host, layers in plan.stages)
 
-    def memory(self, want: Want, plan: Plan) -> list[tuple[int, int]]:
+    def stage_memory(self, want: Want, plan: Plan) -> list[tuple[int, int]]:
         """For each stage of a plan, the bytes that it takes and the bytes that it may take."""
         hosts = {host.id: host for host in self.hosts}
         return [
@@ -94,28 +94,28 @@ class Cluster:
 
     def kv_room(self, want: Want, plan: Plan) -> int:
         """Positions of all sequences together for which every stage has memory in addition to its weights."""
-        stages = zip(plan.stages, self.memory(dataclasses.replace(want, slots=0), plan), strict=True)
+        stages = zip(plan.stages, self.stage_memory(dataclasses.replace(want, slots=0), plan), strict=True)
         return min((has - takes) // (len(layers) * want.size.kv_bytes) for (_, layers), (takes, has) in stages)
 
-    def only(self, *names: str) -> Cluster:
+    def only(self, *names: str) -> ClusterSpec:
         """The cluster of only these nodes; the first of them coordinates."""
         return dataclasses.replace(self, nodes=tuple(node for node in self.nodes if node.name in names))
 
-    def alone(self, name: str) -> Cluster:
+    def alone(self, name: str) -> ClusterSpec:
         """The cluster of one node, free to hold all layers."""
         nodes = (dataclasses.replace(node, pinned=None) for node in self.nodes if node.name == name)
         return dataclasses.replace(self, nodes=tuple(nodes))
 
-    def with_node(self, node: Node) -> Cluster:
+    def with_node(self, node: Node) -> ClusterSpec:
         """The cluster with one more node, on the default link."""
         return dataclasses.replace(self, nodes=(*self.nodes, node))
 
-    def with_links(self, change: Callable[[LinkSpeed], LinkSpeed]) -> Cluster:
+    def with_links(self, change: Callable[[LinkSpeed], LinkSpeed]) -> ClusterSpec:
         """The cluster with ``change`` applied to every link."""
         named = {pair: change(link) for pair, link in self.named.items()}
         return dataclasses.replace(self, named=named, default=change(self.default))
 
-    def reaching(self, stream: float, flops: float) -> Cluster:
+    def reaching(self, stream: float, flops: float) -> ClusterSpec:
         """The cluster whose machines reach these shares of memory bandwidth and of FLOP/s."""
 
         def changed(machine: Machine) -> Machine:
@@ -125,7 +125,7 @@ class Cluster:
         nodes = (dataclasses.replace(node, machine=changed(node.machine)) for node in self.nodes)
         return dataclasses.replace(self, nodes=tuple(nodes))
 
-    def with_machine(self, name: str, change: Callable[[Machine], Machine]) -> Cluster:
+    def with_machine(self, name: str, change: Callable[[Machine], Machine]) -> ClusterSpec:
         """The cluster with ``change`` applied to one machine."""
         nodes = (
             dataclasses.replace(node, machine=change(node.machine)) if node.name == name else node

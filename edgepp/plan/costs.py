@@ -127,7 +127,7 @@ class Costs:
         return _rows_s(rows, weights_s, row_s, machine) + rows * reached.sample_s
 
     def chunk(self) -> int:
-        """Tokens of a prefill chunk, by the engine's rule (``tempo.longest_chunk``)."""
+        """Tokens of a prefill chunk, by the engine's rule (``chunk_sizer.longest_chunk``)."""
         efficient = min(stage.machine.chunk for stage in self.stages)
         token_s = sum(self.stage_s(i, efficient, 0, 0).busy_s for i in range(len(self.stages))) / efficient
         return longest_chunk(efficient, len(self.stages), token_s)

@@ -15,7 +15,7 @@ from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
 from edgepp.plan import hardware
-from edgepp.plan.cluster import Cluster, Node
+from edgepp.plan.cluster import ClusterSpec, Node
 from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine
 from edgepp.plan.quantities import parse_bytes_per_s, parse_flops_per_s, parse_link
 
@@ -110,7 +110,7 @@ def parse_named_link(text: str) -> tuple[tuple[str, str] | None, LinkSpeed]:
     return (pair[0], pair[1]), parse_link(speed)
 
 
-def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | None, LinkSpeed]]) -> Cluster:
+def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | None, LinkSpeed]]) -> ClusterSpec:
     """The cluster of these nodes and links; the first node coordinates.
 
     Raises:
@@ -133,10 +133,10 @@ def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | Non
             raise UsageError(f"the link of {' and '.join(pair or ['all'])} is given twice", "give it once")
         speeds[ends] = link
     default = speeds.pop(None, UNKNOWN_LINK)
-    return Cluster(found, {ends: link for ends, link in speeds.items() if ends}, default)
+    return ClusterSpec(found, {ends: link for ends, link in speeds.items() if ends}, default)
 
 
-def read_file(path: Path) -> Cluster:
+def read_file(path: Path) -> ClusterSpec:
     """A cluster from a TOML file: ``[[nodes]]`` with the keys of ``--node``; ``[links]`` with ``default`` and pairs.
 
     Raises:
@@ -158,7 +158,7 @@ def read_file(path: Path) -> Cluster:
     )
 
 
-def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> Cluster:
+def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> ClusterSpec:
     """The live cluster by the status of its coordinator, with measured rates, and measured links where there are any.
 
     ``running`` are the sizes of the model that the cluster runs, if the plan is for this model: its stages' measured

@@ -11,7 +11,7 @@ from itertools import islice
 from edgepp.errors import PlanError
 from edgepp.model.cards import Card, catalogue
 from edgepp.plan.advice import Change, Need, changes, needs
-from edgepp.plan.cluster import Cluster
+from edgepp.plan.cluster import ClusterSpec
 from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Model
 from edgepp.plan.predict import Prediction, predict
@@ -49,7 +49,7 @@ class Forecast:
     """Changes that would help, the best first."""
 
 
-def forecast(question: Question, cluster: Cluster) -> Forecast:
+def forecast(question: Question, cluster: ClusterSpec) -> Forecast:
     """Everything that is known before anything is downloaded.
 
     Raises:
@@ -69,7 +69,7 @@ def forecast(question: Question, cluster: Cluster) -> Forecast:
     )
 
 
-def _ways_out(question: Question, cluster: Cluster, hint: str) -> Iterator[str]:
+def _ways_out(question: Question, cluster: ClusterSpec, hint: str) -> Iterator[str]:
     """Hints for a model that does not fit: the hint of placement, models that fit, memory that was assumed."""
     if hint:
         yield hint
@@ -80,7 +80,7 @@ def _ways_out(question: Question, cluster: Cluster, hint: str) -> Iterator[str]:
         yield f"memory was assumed ({sizes}): give mem= where there is more"
 
 
-def smaller_models(question: Question, cluster: Cluster, most: int = 3) -> list[str]:
+def smaller_models(question: Question, cluster: ClusterSpec, most: int = 3) -> list[str]:
     """Names of cards that fit: the same model in fewer bits first, then the largest others; at most ``most``."""
 
     def fits(card: Card) -> bool:

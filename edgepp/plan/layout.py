@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from edgepp.cluster.placement import Plan, Policy, Want
 from edgepp.errors import UsageError
-from edgepp.plan.cluster import Cluster
+from edgepp.plan.cluster import ClusterSpec
 from edgepp.plan.machines import Model, Stage, Workload
 from edgepp.plan.predict import Prediction, predict
 
@@ -53,7 +53,7 @@ class Question:
 class Layout:
     """The stages of a model on a cluster, and their predicted speed."""
 
-    cluster: Cluster
+    cluster: ClusterSpec
     plan: Plan
     stages: tuple[Stage, ...]
     prediction: Prediction
@@ -65,7 +65,7 @@ class Layout:
         return len({self.cluster.coordinator.name, *(stage.machine.node for stage in self.stages)})
 
 
-def lay(question: Question, cluster: Cluster) -> Layout:
+def lay(question: Question, cluster: ClusterSpec) -> Layout:
     """Place the model on a cluster and predict its speed.
 
     Raises:

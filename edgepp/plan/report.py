@@ -39,7 +39,7 @@ def forecast_dict(forecast: Forecast) -> dict[str, Any]:
             {
                 "name": node.name,
                 "coordinator": node is layout.cluster.coordinator,
-                "memory": node.memory,
+                "memory_bytes": node.memory_bytes,
                 "lanes": node.machine.lanes,
                 "stream_bytes_per_s": node.machine.stream_bytes_per_s,
                 "flops_per_s": node.machine.flops_per_s,
@@ -56,9 +56,11 @@ def forecast_dict(forecast: Forecast) -> dict[str, Any]:
             {
                 "node": stage.machine.node,
                 "layers": [stage.layers.start, stage.layers.stop],
-                "memory_needed": takes,
+                "memory_needed_bytes": takes,
             }
-            for stage, (takes, _) in zip(layout.stages, layout.cluster.memory(question.want, layout.plan), strict=True)
+            for stage, (takes, _) in zip(
+                layout.stages, layout.cluster.stage_memory(question.want, layout.plan), strict=True
+            )
         ],
         "prefill": _prefill_dict(layout.prediction.prefill),
         "decode": [_decode_dict(decode, forecast) for decode in layout.prediction.decode],

@@ -13,7 +13,7 @@ from rich.text import Text
 from edgepp.cluster.placement import memory_needed
 from edgepp.errors import PlanError
 from edgepp.plan.advice import Need
-from edgepp.plan.cluster import Cluster
+from edgepp.plan.cluster import ClusterSpec
 from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.hardware import catalogue
 from edgepp.plan.layout import Question
@@ -38,7 +38,7 @@ _ALIKE = 0.05
 _MINUTES_S = 180.0
 
 
-def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
+def show_plan(question: Question, cluster: ClusterSpec, *, as_json: bool) -> None:
     """Print the forecast of a model on a cluster.
 
     Raises:
@@ -117,7 +117,7 @@ def _stages(found: Forecast) -> Rows:
         "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SOFTWARE",
         ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
     )  # fmt: skip
-    memory = layout.cluster.memory(found.question.want, layout.plan)
+    memory = layout.cluster.stage_memory(found.question.want, layout.plan)
     stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
     for index, (time, prefill, (takes, has)) in enumerate(stages):
         seconds = (
@@ -169,12 +169,12 @@ def _answer(found: Forecast) -> str:
 def _against_one(found: Forecast) -> str:
     layout, single = found.layout, found.best_node
     if single is None:
-        largest = max(layout.cluster.nodes, key=lambda node: node.memory)
+        largest = max(layout.cluster.nodes, key=lambda node: node.memory_bytes)
         needed = memory_needed(found.question.want, found.question.model.size.layers, True)
         parts = f" for {largest.machine.lanes} stages" if largest.machine.lanes > 1 else ""
         return (
             f"No node holds the model alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
-            f" {megabytes(largest.memory)}{parts}."
+            f" {megabytes(largest.memory_bytes)}{parts}."
         )
     if layout.machines == 1:
         return f"All layers run on {single.name}: no other node takes part."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepp.errors import UsageError
-from edgepp.plan.cluster import Cluster
+from edgepp.plan.cluster import ClusterSpec
 from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Workload
 from edgepp.plan.predict import Decode, predict
@@ -23,7 +23,7 @@ _COLOURS = {
 }
 
 
-def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int] = ()) -> None:
+def draw(question: Question, cluster: ClusterSpec, file: str, lengths: Sequence[int] = ()) -> None:
     """Write a plot to ``file``: for each length of a sequence a curve and a panel of the parts of a step.
 
     Raises:

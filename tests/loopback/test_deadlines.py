@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zmq
 
-from edgepp.engine import network, network_ring
+from edgepp.engine import network_ring
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, Returned, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
@@ -193,7 +193,7 @@ def test_a_step_is_answered_once() -> None:
 
 
 def test_rows_that_never_come_back_lose_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "STEP_S", 1.0)
+    monkeypatch.setattr(network_ring, "STEP_S", 1.0)
     stage = LyingStage(
         lambda answer: answer if isinstance(answer, Hidden) else answer._replace(sequences=(2,), positions=(1,))
     )
@@ -212,8 +212,8 @@ def test_rows_that_never_come_back_lose_the_stage(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_stage_that_calls_itself_slow_still_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "STEP_S", 0.1)
-    monkeypatch.setattr(network, "MOST_STEP_S", 1.0)
+    monkeypatch.setattr(network_ring, "STEP_S", 0.1)
+    monkeypatch.setattr(network_ring, "MOST_STEP_S", 1.0)
     (failed,) = events_of(STEP, lambda answer: Free(0, 0))
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, StageLost)

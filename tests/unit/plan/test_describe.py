@@ -16,13 +16,7 @@ from edgepp.layers import LayerRange
 from edgepp.plan import describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
-from edgepp.plan.quantities import (
-    link_rate,
-    parse_bytes_per_s,
-    parse_flops_per_s,
-    parse_link,
-    parse_seconds,
-)
+from edgepp.plan.quantities import link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds
 from tests.unit.coordinator.test_director import HERE, MINI
 from tests.unit.coordinator.test_director import Cluster as Members
 
@@ -84,25 +78,21 @@ def test_what_is_no_quantity_is_said_with_an_example(read: Callable[[str], objec
 
 def test_a_node_is_read_with_what_it_leaves_out() -> None:
     node = describe.read_node(describe.parse_node("name=mini, mem=16GB,bw=100GB/s,flops=3.6T"), 1)
-    assert (node.name, node.memory, node.machine.stream_bytes_per_s, node.machine.flops_per_s) == (
-        "mini",
-        12e9,
-        100e9,
-        3.6e12,
-    )
+    assert (node.name, node.memory_bytes) == ("mini", 12e9)
+    assert (node.machine.stream_bytes_per_s, node.machine.flops_per_s) == (100e9, 3.6e12)
     assert node.machine.efficiency is DATASHEET
     bare = describe.read_node(describe.parse_node("mem=8GB"), 3)
-    assert (bare.name, bare.memory) == ("node3", 6e9)
+    assert (bare.name, bare.memory_bytes) == ("node3", 6e9)
     assert (bare.machine.stream_bytes_per_s, bare.machine.flops_per_s) == (describe.BANDWIDTH, describe.FLOPS)
     assert bare.machine.efficiency is DATASHEET_CPU
-    assert describe.read_node(describe.parse_node("mem=8GB,usable=50%,layers=0-3"), 1).memory == 4e9
+    assert describe.read_node(describe.parse_node("mem=8GB,usable=50%,layers=0-3"), 1).memory_bytes == 4e9
     assert describe.read_node(describe.parse_node("mem=8GB,layers=0-3"), 1).pinned == LayerRange(0, 4)
 
 
 def test_named_hardware_gives_what_is_not_said() -> None:
     node = describe.read_node(describe.parse_node("hw=M4 Pro"), 1)
-    assert (node.name, node.machine.stream_bytes_per_s, node.memory) == ("m4-pro", 273e9, 16e9)
-    assert describe.read_node(describe.parse_node("hw=m4-pro,mem=48GB,name=desk"), 1).memory == 36e9
+    assert (node.name, node.machine.stream_bytes_per_s, node.memory_bytes) == ("m4-pro", 273e9, 16e9)
+    assert describe.read_node(describe.parse_node("hw=m4-pro,mem=48GB,name=desk"), 1).memory_bytes == 36e9
     assert describe.read_node(describe.parse_node("hw=raspberry-pi-5"), 1).machine.efficiency is DATASHEET_CPU
 
 
@@ -252,7 +242,7 @@ def test_a_live_cluster_is_what_its_nodes_measured() -> None:
     cluster = describe.from_status(status)
     assert [node.name for node in cluster.nodes] == ["a", "b", "d"]
     a, b, _ = cluster.nodes
-    assert (a.memory, a.machine.stream_bytes_per_s, a.machine.efficiency.stream) == (8e9, 1e10, 1.0)
+    assert (a.memory_bytes, a.machine.stream_bytes_per_s, a.machine.efficiency.stream) == (8e9, 1e10, 1.0)
     assert (a.machine.efficiency.overlap, b.machine.efficiency.overlap) == (0.0, 1.0)
     assert b.pinned == LayerRange(0, 4)
     assert cluster.links == {
@@ -312,7 +302,7 @@ def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: 
     assert [stage.machine.node for stage in cluster.stages(plan)] == [member.node[0] for member, *_ in stages]
     assert len(plan.stages) == slots + 1
     takes = [memory_needed(want, len(layers), number == 0) for number, (_, _, layers, _) in enumerate(stages)]
-    assert cluster.memory(want, plan) == list(zip(takes, [memory // slots] * slots + [10**9], strict=True))
+    assert cluster.stage_memory(want, plan) == list(zip(takes, [memory // slots] * slots + [10**9], strict=True))
     here = cluster.coordinator.machine
     assert here.beside(slots).flops_per_s == near(1e11 / slots)
 
@@ -321,7 +311,7 @@ def test_a_coordinator_without_layers_stands_first() -> None:
     status = {"coordinator": "desk", "nodes": [live_node("a"), live_node("a", node="other123")], "stages": []}
     cluster = describe.from_status(status)
     assert [node.name for node in cluster.nodes] == ["desk (coordinator)", "a aaaaaa", "a other1"]
-    assert cluster.coordinator.memory == 0
+    assert cluster.coordinator.memory_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from edgepp.cluster.placement import LinkSpeed
 from edgepp.errors import PlanError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.cards import find
-from edgepp.plan.cluster import Cluster
+from edgepp.plan.cluster import ClusterSpec
 from edgepp.plan.describe import described, parse_named_link, parse_node, read_nodes
 from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.layout import Question, lay
@@ -22,7 +22,7 @@ near = pytest.approx
 EIGHT = Model.of("llama-3.1-8b-4bit", find("llama-3.1-8b-4bit"))
 
 
-def cluster(*nodes: str, link: str = "1Gbit:0.3ms") -> Cluster:
+def cluster(*nodes: str, link: str = "1Gbit:0.3ms") -> ClusterSpec:
     return described(read_nodes([parse_node(node) for node in nodes]), [parse_named_link(link)])
 
 
@@ -132,7 +132,7 @@ def test_room_for_kv_caches_is_what_placement_would_grant() -> None:
     found = forecast(asked(), two)
     for positions, fits in ((found.kv_room, True), (found.kv_room + 1, False)):
         want = dataclasses.replace(found.question.want, context=positions, slots=1)
-        assert all(takes <= has for takes, has in two.memory(want, found.layout.plan)) is fits
+        assert all(takes <= has for takes, has in two.stage_memory(want, found.layout.plan)) is fits
     each = 512 + 256
     for decode in found.layout.prediction.decode:
         assert requests_fit(decode, found) is (decode.requests * each <= found.kv_room)

@@ -20,7 +20,7 @@ from edgepp.layers import split_evenly
 from edgepp.model.cards import Shape, find, token_flops
 from edgepp.plan import hardware, roofline
 from edgepp.plan.advice import Need, needs
-from edgepp.plan.cluster import Cluster, Node
+from edgepp.plan.cluster import ClusterSpec, Node
 from edgepp.plan.layout import Layout, Question
 from edgepp.plan.machines import Efficiency, Machine, Model, Stage, Workload
 from edgepp.plan.predict import predict
@@ -73,8 +73,8 @@ def pipeline(item_bytes: int, bytes_per_s: float, flops_per_s: float, stages: in
     model = Model("70b", size, head_bytes=0, head_flops=0, attention_flops=0, context=4096, wire_item_bytes=item_bytes)
     names = [f"n{number}" for number in range(stages)]
     machines = {name: Machine(name, bytes_per_s, flops_per_s, FREE) for name in ("c", *names)}
-    nodes = tuple(Node(machines[name], memory=0) for name in (["c", *names] if apart else names))
-    cluster = Cluster(nodes, default=LinkSpeed(0.0, 1e9))
+    nodes = tuple(Node(machines[name], memory_bytes=0) for name in (["c", *names] if apart else names))
+    cluster = ClusterSpec(nodes, default=LinkSpeed(0.0, 1e9))
     placed = tuple(Stage(machines[name], part) for name, part in zip(names, split_evenly(80, stages), strict=True))
     found = predict(model, placed, cluster.links, Workload(1000, 1, (1,), chunk=1000), cluster.coordinator.machine)
     return model, Layout(cluster, Plan(()), placed, found)
