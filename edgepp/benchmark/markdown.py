@@ -216,7 +216,7 @@ def _codecs(report: BenchmarkReport) -> Iterator[str]:
         f"Matrices of (rows, {first.width}) in {first.dtype}, encoded and decoded on this machine; *pays below* is the"
         " rate of a link under which the bytes saved take longer to send than that takes. *One way at 64 Mbit/s* is"
         f" computed: codec and bytes over the rate, no latency; the origin's ({baselines.TOGETHER}, float16 noise) is"
-        " its measured way there and back over a link of about that rate, zlib where edgepp has zstd. `bench/shaped.py`"
+        " its measured way there and back over a link of about that rate, zlib where edgepp has zstd. `bench.shaped`"
         " measures links."
     )
     yield ""
