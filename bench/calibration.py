@@ -56,15 +56,15 @@ class CalibrationSample:
 
     timed: tuple[Timed, ...]
     ends_s: Mapping[int, float]
-    """By rows."""
+    """Seconds of the coordinator between two steps, by rows."""
     awake_s: float
-    """A hop's software where stages wait awake,"""
+    """Seconds of a hop's software where stages wait awake."""
     asleep_s: float
-    """and where they sleep."""
+    """Seconds of a hop's software where stages sleep."""
     crowded: float
-    """How many times as long a prompt takes while every core has one to compute."""
+    """Factor by which a prompt takes longer while every core computes one."""
     links: Mapping[str, LinkSpeed]
-    """By the kind's name."""
+    """Latency and rate, by the name of the link."""
 
 
 def lanes(threads: int) -> int:
@@ -102,7 +102,7 @@ class Calibrator:
         cycles: int,
         quiet: Quiet,
     ) -> None:
-        """Start them."""
+        """Start the stages."""
         few, many = parts(layers)
         self._kinds = [kind for kind in kinds if not kind.direct]
         self._cycles, self._threads = cycles, threads
@@ -145,7 +145,7 @@ class Calibrator:
         )
 
     def _crowded(self) -> float:
-        """All rigs at once, or as many as there are lanes, against each alone."""
+        """Factor by which prompts take longer where all rigs, or as many as there are lanes, compute at once."""
         rigs = [*self._rigs.values(), self._asleep][: lanes(self._threads)]
         if len(rigs) == 1:
             return 1.0
@@ -197,7 +197,7 @@ class CalibratedMachine:
 
     @property
     def crowded(self) -> float:
-        """How many times as long a step takes while every lane works."""
+        """Factor by which a step takes longer while every lane works."""
         return statistics.fmean(sample.crowded for sample in self.samples)
 
     def links(self, kind: SlowLink) -> dict[tuple[str, str], LinkSpeed]:

@@ -46,7 +46,7 @@ from edgepp.plan.predict import predict
 
 @dataclass(frozen=True)
 class PredictedFigure:
-    """What is predicted and measured: one number."""
+    """One number that is predicted and measured."""
 
     stages: int
     kind: SlowLink
@@ -64,11 +64,11 @@ class MeasuredFigure:
     others: float
     """Cores that other programs had meanwhile."""
     position: int = 0
-    """Positions before a decode step's rows, in the middle of the measurement,"""
+    """Positions before a decode step's rows, in the middle of the measurement; 0 for other figures."""
     compute_s: float = 0.0
-    """what all stages together computed in a step,"""
+    """Seconds that all stages together computed in a decode step."""
     wire_s: float = 0.0
-    """and the rest of its way round."""
+    """Seconds of the rest of that step's way round."""
 
 
 @dataclass(frozen=True)

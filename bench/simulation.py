@@ -49,9 +49,9 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
     add = parser.add_argument
-    add("--costs", type=Path, default=COSTS, help="a file of --save (the one beside this script)")
+    add("--costs", type=Path, default=COSTS, help="a file of --save (bench/simulation_costs.json)")
     add("--decode-ms", type=curve, help="the whole model's decode step by rows, as 1:20,8:45")
-    add("--prefill-ms", type=amount, help="the whole model's time for a token of a chunk")
+    add("--prefill-ms", type=amount, help="the whole model's time per token of a chunk")
     add("--head-ms", type=curve, help="the coordinator's norm, head and sampling by rows, as 1:3,8:9")
     add("--hop-ms", type=amount, help="one way of a hop, without its bytes")
     add("--mbit", type=amount, help="Mbit/s of every link; unlimited unless given here or in the costs")

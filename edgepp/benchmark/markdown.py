@@ -1,4 +1,4 @@
-"""A report for people: tables in Markdown, each beside the origin's own figures."""
+"""A report for people: tables in Markdown, each next to the origin's own figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
 
 
 def number(value: float) -> str:
-    """Three digits of it."""
+    """A number with three digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
