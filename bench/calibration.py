@@ -96,7 +96,7 @@ class Calibrator:
         self,
         folder: Path,
         layers: int,
-        kinds: Sequence[SlowLink],
+        links: Sequence[SlowLink],
         threads: int,
         backend: str,
         cycles: int,
@@ -104,7 +104,7 @@ class Calibrator:
     ) -> None:
         """Start the stages."""
         few, many = parts(layers)
-        self._kinds = [kind for kind in kinds if not kind.direct]
+        self._slow_links = [link for link in links if not link.direct]
         self._cycles, self._threads = cycles, threads
         with ExitStack() as stack:
 
@@ -141,7 +141,7 @@ class Calibrator:
             awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
             asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
             crowded=self._crowded(),
-            links={kind.name: _link(self._asleep, kind, hidden) for kind in self._kinds},
+            links={link.name: _link(self._asleep, link, hidden) for link in self._slow_links},
         )
 
     def _crowded(self) -> float:
@@ -200,11 +200,11 @@ class CalibratedMachine:
         """Factor by which a step takes longer while every lane works."""
         return statistics.fmean(sample.crowded for sample in self.samples)
 
-    def links(self, kind: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
-        """The links of a ring whose hops are all of one kind."""
-        if kind.direct:
+    def links(self, link: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
+        """The links of a ring whose hops are all alike."""
+        if link.direct:
             return {}
-        speeds = [sample.links[kind.name] for sample in self.samples]
+        speeds = [sample.links[link.name] for sample in self.samples]
         latency_s = statistics.fmean(speed.latency_s for speed in speeds)
         return {(NODE, NODE): LinkSpeed(latency_s, statistics.fmean(speed.bytes_s for speed in speeds))}
 
@@ -240,12 +240,12 @@ def _between(trips: Sequence[StepTrip]) -> list[float]:
     return [after.sent_s - before.back_s for before, after in pairwise(trips) if 0 < after.sent_s - before.back_s < 1.0]
 
 
-def _link(rig: Rig, kind: SlowLink, hidden: int) -> LinkSpeed:
-    """Latency and rate of a link of this kind to a stage, beyond loopback's."""
+def _link(rig: Rig, link: SlowLink, hidden: int) -> LinkSpeed:
+    """Latency and rate of such a link to a stage, less those of loopback."""
     port = rig.addresses[0].port + 1
     near = _echoes(HERE, port, hidden)
     with ExitStack() as stack:
-        stack.enter_context(slowed(kind, [((FAR, port), (HERE, port))]))
+        stack.enter_context(slowed(link, [((FAR, port), (HERE, port))]))
         far = _echoes(FAR, port, hidden)
     row = hidden * _FLOAT32
     bytes_s = 2 * (_PAYLOAD - row) / max(far[1] - far[0] - (near[1] - near[0]), 1e-6)
