@@ -6,7 +6,7 @@ The text is ``bench/text.txt`` followed by the repository's licence, cut into wi
 of their own. Of every position: ``perplexity``, exp of the mean loss; ``kl``, the mean of KL(mlx || onnx) in nats;
 ``top1``, how often both rank the same token first; ``mean_diff`` and ``max_diff`` of the logits. Of the greedy answers,
 in tokens: ``free``, the leading ones that are equal when each side continues its own answer; ``forced``, those that
-are equal when both are fed MLX's answer. Of the cache: ``kv_bytes``, what keys and values take a position; ``tps``,
+are equal when both are fed MLX's answer. Of the cache: ``kv_bytes``, bytes of keys and values per position; ``tps``,
 tokens/s of one sequence that decodes after 256 positions, on the device that the table names. ``--kv-bits 8,4`` adds
 rows with keys and values in so many bits. On a CPU, where MLX is slow at prompts, the default run takes some minutes.
 """
@@ -166,7 +166,7 @@ def over_text(mlx: WholeModel, others: Mapping[str, WholeModel], ids: Sequence[i
 def over_answers(
     mlx: WholeModel, others: Mapping[str, WholeModel], prompts: Sequence[Sequence[int]], length: int
 ) -> dict[str, dict[str, int]]:
-    """Each model's ``free`` and ``forced`` agreement with ``mlx``, in tokens of ``length`` a prompt."""
+    """Each model's ``free`` and ``forced`` agreement with ``mlx``, in tokens, of ``length`` per prompt."""
     totals = {name: {"free": 0, "forced": 0} for name in others}
     for turn, prompt in enumerate(prompts, 1):
         expected = mlx.answer(prompt, length=length)

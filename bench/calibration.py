@@ -56,15 +56,15 @@ class CalibrationSample:
 
     timed: tuple[Timed, ...]
     ends_s: Mapping[int, float]
-    """By rows."""
+    """Seconds of the coordinator between two steps, by rows."""
     awake_s: float
-    """A hop's software where stages wait awake,"""
+    """Seconds of a hop's software where stages wait awake."""
     asleep_s: float
-    """and where they sleep."""
+    """Seconds of a hop's software where stages sleep."""
     crowded: float
-    """How many times as long a prompt takes while every core has one to compute."""
+    """Factor by which a prompt takes longer while every core computes one."""
     links: Mapping[str, LinkSpeed]
-    """By the kind's name."""
+    """Latency and rate, by the name of the link."""
 
 
 def lanes(threads: int) -> int:
@@ -96,15 +96,15 @@ class Calibrator:
         self,
         folder: Path,
         layers: int,
-        kinds: Sequence[SlowLink],
+        links: Sequence[SlowLink],
         threads: int,
         backend: str,
         cycles: int,
         quiet: Quiet,
     ) -> None:
-        """Start them."""
+        """Start the stages."""
         few, many = parts(layers)
-        self._kinds = [kind for kind in kinds if not kind.direct]
+        self._slow_links = [link for link in links if not link.direct]
         self._cycles, self._threads = cycles, threads
         with ExitStack() as stack:
 
@@ -141,11 +141,11 @@ class Calibrator:
             awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
             asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
             crowded=self._crowded(),
-            links={kind.name: _link(self._asleep, kind, hidden) for kind in self._kinds},
+            links={link.name: _link(self._asleep, link, hidden) for link in self._slow_links},
         )
 
     def _crowded(self) -> float:
-        """All rigs at once, or as many as there are lanes, against each alone."""
+        """Factor by which prompts take longer where all rigs, or as many as there are lanes, compute at once."""
         rigs = [*self._rigs.values(), self._asleep][: lanes(self._threads)]
         if len(rigs) == 1:
             return 1.0
@@ -197,14 +197,14 @@ class CalibratedMachine:
 
     @property
     def crowded(self) -> float:
-        """How many times as long a step takes while every lane works."""
+        """Factor by which a step takes longer while every lane works."""
         return statistics.fmean(sample.crowded for sample in self.samples)
 
-    def links(self, kind: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
-        """The links of a ring whose hops are all of one kind."""
-        if kind.direct:
+    def links(self, link: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
+        """The links of a ring whose hops are all alike."""
+        if link.direct:
             return {}
-        speeds = [sample.links[kind.name] for sample in self.samples]
+        speeds = [sample.links[link.name] for sample in self.samples]
         latency_s = statistics.fmean(speed.latency_s for speed in speeds)
         return {(NODE, NODE): LinkSpeed(latency_s, statistics.fmean(speed.bytes_per_s for speed in speeds))}
 
@@ -240,12 +240,12 @@ def _between(trips: Sequence[StepTrip]) -> list[float]:
     return [after.sent_s - before.back_s for before, after in pairwise(trips) if 0 < after.sent_s - before.back_s < 1.0]
 
 
-def _link(rig: Rig, kind: SlowLink, hidden: int) -> LinkSpeed:
-    """Latency and rate of a link of this kind to a stage, beyond loopback's."""
+def _link(rig: Rig, link: SlowLink, hidden: int) -> LinkSpeed:
+    """Latency and rate of such a link to a stage, less those of loopback."""
     port = rig.addresses[0].port + 1
     near = _echoes(HERE, port, hidden)
     with ExitStack() as stack:
-        stack.enter_context(slowed(kind, [((FAR, port), (HERE, port))]))
+        stack.enter_context(slowed(link, [((FAR, port), (HERE, port))]))
         far = _echoes(FAR, port, hidden)
     row = hidden * _FLOAT32
     bytes_s = 2 * (_PAYLOAD - row) / max(far[1] - far[0] - (near[1] - near[0]), 1e-6)

@@ -41,9 +41,7 @@ _KILL_S = (4.0, 12.0)
 _NODE_SHARE = 0.2
 """Share of kills that take a node and not only a stage process."""
 _SETTLE_S = 60.0
-_NAMED = re.compile(
-    r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were divided anew"
-)
+_NAMED = re.compile(r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were divided")
 _QUESTIONS = (
     "Name three colours.",
     "What is the capital of France?",
@@ -240,7 +238,7 @@ def expected(model: str) -> dict[str, list[int]]:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The least-squares slope of (seconds, MB), in MB a minute."""
+    """The least-squares slope of (seconds, MB), in MB per minute."""
     if len(points) < 2:
         return 0.0
     return 60 * statistics.linear_regression(*zip(*points, strict=True)).slope

@@ -46,10 +46,10 @@ from edgepp.plan.predict import predict
 
 @dataclass(frozen=True)
 class PredictedFigure:
-    """What is predicted and measured: one number."""
+    """One number that is predicted and measured."""
 
     stages: int
-    kind: SlowLink
+    link: SlowLink
     what: str
     """``decode``: token/s of all requests; ``prefill``: prompt token/s; ``ttft``: seconds to the first token."""
     requests: int
@@ -64,11 +64,11 @@ class MeasuredFigure:
     others: float
     """Cores that other programs had meanwhile."""
     position: int = 0
-    """Positions before a decode step's rows, in the middle of the measurement,"""
+    """Positions before a decode step's rows, in the middle of the measurement; 0 for other figures."""
     compute_s: float = 0.0
-    """what all stages together computed in a step,"""
+    """Seconds that all stages together computed in a decode step."""
     wire_s: float = 0.0
-    """and the rest of its way round."""
+    """Seconds of the rest of that step's way round."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ def links(text: str) -> list[SlowLink]:
         raise argparse.ArgumentTypeError(f"'{text}' is not MS:MBIT,...") from None
 
 
-def settings(options: argparse.Namespace) -> dict[tuple[int, SlowLink], list[PredictedFigure]]:
+def figures(options: argparse.Namespace) -> dict[tuple[int, SlowLink], list[PredictedFigure]]:
     """All there is to predict, by pipeline."""
     short, long = options.prompts[0], options.prompts[-1]
     found = {}
-    for kind in options.links:
+    for link in options.links:
         for stages in options.stages:
-            decode = [PredictedFigure(stages, kind, "decode", requests, short) for requests in options.requests]
-            alone = [PredictedFigure(stages, kind, "ttft", 1, short), PredictedFigure(stages, kind, "prefill", 1, long)]
-            found[stages, kind] = [*decode, *alone]
+            decode = [PredictedFigure(stages, link, "decode", requests, short) for requests in options.requests]
+            alone = [PredictedFigure(stages, link, "ttft", 1, short), PredictedFigure(stages, link, "prefill", 1, long)]
+            found[stages, link] = [*decode, *alone]
     return found
 
 
@@ -127,7 +127,10 @@ def checked(options: argparse.Namespace) -> Checkpoint:
     checkpoint = Checkpoint.open(fetch(options.model))
     split_evenly(checkpoint.num_layers, max(options.stages))
     if checkpoint.num_layers < 3:
-        raise UsageError(f"a model of {checkpoint.num_layers} layers has no parts to calibrate on")
+        raise UsageError(
+            f"a model of {checkpoint.num_layers} layers has no parts to calibrate on",
+            "name a model with 3 layers or more",
+        )
     return checkpoint
 
 
@@ -146,22 +149,22 @@ def measure_all(
     """Every pipeline in turn, then all again the other way round, and a calibration before, between and after them."""
     model, quiet = Model.of(options.model, shape_of(options.model, checkpoint)), Quiet(options.patience)
     rounds: dict[PredictedFigure, list[PredictionRound]] = {}
-    pipelines = list(settings(options).items())
+    pipelines = list(figures(options).items())
     turns = [turn for number in range(options.rounds) for turn in pipelines[:: -1 if number % 2 else 1]]
     common = (options.threads, options.backend)
     with Calibrator(
         checkpoint.path, checkpoint.num_layers, options.links, *common, options.cycles, quiet
     ) as calibrator:
         samples = [calibrator.sample()]
-        for number, ((stages, kind), wanted) in enumerate(turns):
-            with Rig(checkpoint.path, stages, kind, *common, quiet) as rig:
+        for number, ((stages, link), wanted) in enumerate(turns):
+            with Rig(checkpoint.path, stages, link, *common, quiet) as rig:
                 rig.steady(1, options.prompts[0], 2)
                 found = {figure: measure(rig, figure, options.cycles) for figure in wanted}
             samples.append(calibrator.sample())
             machine = CalibratedMachine(model, tuple(samples[-2:]), options.threads)
             for figure, one in found.items():
                 rounds.setdefault(figure, []).append(PredictionRound(one, machine))
-            say(f"{number + 1} of {len(turns)}: {stages} stages, {kind.name}")
+            say(f"{number + 1} of {len(turns)}: {stages} stages, {link.name}")
     return rounds, samples
 
 
@@ -171,7 +174,7 @@ def predicted(figure: PredictedFigure, machine: CalibratedMachine, position: int
     stages = [Stage(stage, layers) for layers in split_evenly(machine.model.size.layers, figure.stages)]
     asked = position if figure.what == "decode" else figure.prompt
     work = Workload(prompt=asked, answer=1, requests=(figure.requests,))
-    found = predict(machine.model, stages, machine.links(figure.kind), work, coordinator)
+    found = predict(machine.model, stages, machine.links(figure.link), work, coordinator)
     if figure.what == "decode":
         one = found.one
         return one.tokens_per_s, sum(stage.busy_s for stage in one.stages), one.parts["wire"]
@@ -191,7 +194,7 @@ def row(figure: PredictedFigure, rounds: Sequence[PredictionRound]) -> dict[str,
     }
     return {
         "stages": figure.stages,
-        "link": figure.kind.name,
+        "link": figure.link.name,
         "what": figure.what,
         "requests": figure.requests,
         "prompt": figure.prompt,

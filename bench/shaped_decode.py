@@ -20,7 +20,7 @@ from bench.toolkit.figures import cell, interleave, medians, prompt, ratios
 from bench.toolkit.local import arrivals, checked_model
 from bench.toolkit.processors import pin_stages
 from bench.toolkit.script import say
-from bench.toolkit.side import RATES, Result, rates
+from bench.toolkit.side import RATES, RunRates, rates
 from bench.toolkit.sides import rates_text
 from bench.toolkit.slow_link import HERE
 from edgepp.benchmark.machine import busy
@@ -41,7 +41,7 @@ _STAGES = 2
 _STOP_S = 5.0
 _RATIOS = ("prefill", "decode")
 _FIGURES = ("link_mbit_s", "prompt_bytes", "there_bytes", "back_bytes", "wire_ms")
-"""What a round has besides rates."""
+"""Figures of a round that are no rates."""
 _UNSHAPED = "unshaped"
 _FORWARD = b"\xa7forward"
 """The kind of a chunk's header as it goes over the wire; before it stand the array's length and the version."""
@@ -60,7 +60,7 @@ def checked(options: argparse.Namespace) -> None:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """All rates in turn, round after round, beside the cable without a rate; this process is at its near end."""
+    """All rates in turn, round after round, and the cable without a rate too; this process is at its near end."""
     front = ModelFrontend.open(options.model, whole=False)
     links = {_UNSHAPED: None} | {f"{mbit_s:g} Mbit/s": mbit_s for mbit_s in options.rates}
     with stages(options, front.checkpoint.num_layers):
@@ -133,7 +133,7 @@ class JoinedPipeline:
     pinned: list[list[int]] | None = None
     """CPUs of each stage, once they are known."""
 
-    def answer(self, turn: int) -> Result:
+    def answer(self, turn: int) -> RunRates:
         """The work of one round: one short answer, watched, and one timed."""
         options = self.options
         shape(options.far, self.mbit_s)
@@ -202,7 +202,7 @@ def codecs_sent(packets: Iterable[bytes]) -> dict[str, int]:
     return dict(found)
 
 
-def row(mbit_s: float | None, results: Sequence[Result], unshaped: Sequence[Result]) -> dict[str, Any]:
+def row(mbit_s: float | None, results: Sequence[RunRates], unshaped: Sequence[RunRates]) -> dict[str, Any]:
     """One link of the table, over all rounds; None for the cable without a rate."""
     codecs: Counter[str] = Counter()
     for result in results:

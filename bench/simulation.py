@@ -49,9 +49,9 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
     add = parser.add_argument
-    add("--costs", type=Path, default=COSTS, help="a file of --save (the one beside this script)")
+    add("--costs", type=Path, default=COSTS, help="a file of --save (bench/simulation_costs.json)")
     add("--decode-ms", type=curve, help="the whole model's decode step by rows, as 1:20,8:45")
-    add("--prefill-ms", type=amount, help="the whole model's time for a token of a chunk")
+    add("--prefill-ms", type=amount, help="the whole model's time per token of a chunk")
     add("--head-ms", type=curve, help="the coordinator's norm, head and sampling by rows, as 1:3,8:9")
     add("--hop-ms", type=amount, help="one way of a hop, without its bytes")
     add("--mbit", type=amount, help="Mbit/s of every link; unlimited unless given here or in the costs")
@@ -80,7 +80,10 @@ def parse() -> argparse.Namespace:
     parser.shared("model", rounds=3)  # with --check
     add("--at-once", type=counts, default=[1, 4, 8], help="with --check: requests at once (1,4,8)")
     add("--save", type=Path, help="with --check: write the measured costs there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.save is not None and not (options.check and options.save.parent.is_dir()):
+        parser.error("--save goes with --check, and names a file in a folder that exists")
+    return options
 
 
 def amount(text: str) -> float:
@@ -123,7 +126,7 @@ def one_pipeline(options: argparse.Namespace, stages: int) -> Replica:
     """
     try:
         found = costs_of(json.loads(options.costs.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{options.costs} holds no costs: {error!r:.100}", "write one with --check --save") from error
     model, link, coordinator = model_of(found.stages), found.links[0], found.coordinator
     if options.decode_ms is not None:
@@ -144,14 +147,11 @@ def load(options: argparse.Namespace, requests: int) -> tuple[Arrival, ...]:
     """So many requests, or those of a trace.
 
     Raises:
-        UsageError: the trace cannot be read.
+        UsageError: the trace makes no sense.
     """
     if options.trace is not None:
-        try:
-            with options.trace.open(newline="", encoding="utf-8") as lines:
-                return read_trace(lines)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{options.trace} cannot be read: {error}") from error
+        with options.trace.open(newline="", encoding="utf-8") as trace:
+            return read_trace(trace)
     if options.rate is None:
         return at_once(requests, options.prompt[0], options.answer[0], options.owners, options.shared)
     return poisson(requests, options.rate, options.prompt, options.answer, options.owners, options.shared, options.seed)

@@ -27,9 +27,9 @@ CALIBRATE = ((1, 200, 60), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), 
 """Requests at once, prompt and answer, in tokens. Not 2: its steps have one row like a lone request's, and what stages
 and coordinator take from each other on one machine would be mixed into that."""
 LEAST = 12
-"""Steps of a size, for its mean to count."""
+"""Steps of one size, below which their mean does not count."""
 CHECK = (96, 80)
-"""Prompt and answer of what is compared."""
+"""Tokens of prompt and answer in the runs that are compared."""
 
 
 def run(pipeline: RecordedPipeline, requests: int, tokens: int, answer: int, turn: int) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def limit(replica: Replica, rows: int) -> float:
 
 
 def compared(replica: Replica, real: Mapping[str, Any]) -> dict[str, Any]:
-    """One real run beside its simulation."""
+    """One real run and its simulation."""
     arrivals = [Arrival(at_s, f"owner-{i}", *CHECK) for i, at_s in enumerate(real["arrivals_s"])]
     report = simulate([replica], arrivals)
     rates = [outcome.decode_tok_s for outcome in report.outcomes]
@@ -138,7 +138,7 @@ def fitted(pipeline: RecordedPipeline) -> Replica:
 
 
 def stage_cost(record: EngineRecord, index: int) -> StageCost:
-    """One stage's."""
+    """The costs of one stage."""
     numbers = often([rows for rows, *_ in record.decoded])
     steps = [step for step in record.decoded if step[0] in numbers]
     columns = [[float(rows == number) for number in numbers] + [positions] for rows, positions, _ in steps]
@@ -149,7 +149,7 @@ def stage_cost(record: EngineRecord, index: int) -> StageCost:
 
 
 def solve(columns: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Least squares with no weight below 0: what would be is left out."""
+    """Least squares with no weight below 0: columns whose weight would be are left out."""
     matrix, target = np.asarray(columns, np.float64), np.asarray(values, np.float64)
     use = list(range(matrix.shape[1]))
     while True:

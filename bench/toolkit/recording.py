@@ -42,7 +42,7 @@ class WatchedRing:
 
 @dataclass(frozen=True)
 class StepTrip:
-    """A step that came round."""
+    """A step that went through all stages and came back."""
 
     step: Send | SendBatch
     sent_s: float
@@ -51,12 +51,12 @@ class StepTrip:
 
     @property
     def wire_s(self) -> float:
-        """Its time less the stages' computing."""
+        """Seconds of the trip less the stages' computing."""
         return self.returned.ring_s - sum(self.returned.compute_s)
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Where its rows belong, in a decode step."""
+        """Position of each row of a decode step."""
         return self.step.positions if isinstance(self.step, SendBatch) else (self.step.position,)
 
 
@@ -187,7 +187,7 @@ class RecordingRing(WatchedRing):
         record = self._record
         rows, positions, decodes = record.sent.pop(0)
         if decodes and not all(other for *_, other in record.sent):
-            return  # a chunk is being computed beside it, on the same machine
+            return  # a chunk is being computed at the same time, on the same machine
         if decodes:
             record.decoded.append((rows, positions, event.compute_s))
             if record.alone and rows == 1:

@@ -41,9 +41,9 @@ class SteadyDecode:
 
     trips: tuple[StepTrip, ...]
     tokens_per_s: float
-    """Of all together."""
+    """Rate of all requests together."""
     position: int
-    """Positions before a row, in the middle of it all."""
+    """Positions before a row, in the middle of the measurement."""
 
     @property
     def compute_s(self) -> float:

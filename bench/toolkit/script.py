@@ -125,4 +125,5 @@ def report(result: Result, table: Iterable[str], *, json_only: bool) -> None:
     """Print the table and, last, the result with machine and commit as one JSON line."""
     for line in () if json_only else table:
         print(line)
-    print(json.dumps(rounded({"machine": machine(), "commit": commit(), **result})), flush=True)
+    taken_on = {"machine": result.get("machine") or machine(), "commit": commit()}
+    print(json.dumps(rounded({**result, **taken_on})), flush=True)

@@ -2,7 +2,7 @@
 
 It reads JSON lines on standard input, first its configuration and then one request per line, writes one JSON line for
 each on standard output, and ends with its input. It runs under whatever interpreter has the engine's library, so it
-imports nothing but the standard library until it knows which engine it is.
+imports only the standard library and ``processors`` until it knows which engine it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from bench.toolkit.processors import pin, pin_stages, share_cpus
 
 Config = Mapping[str, Any]
-Result = dict[str, Any]
+RunRates = dict[str, Any]
 """A run's rates, by the names in ``RATES``, and whatever else the engine can tell."""
 
 RATES = ("prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s")
@@ -33,14 +33,14 @@ class MeasuredEngine(Protocol):
     about: Mapping[str, Any]
     """What the engine says of itself, for the result."""
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
         """Answer ``prompt`` with exactly ``generate`` greedy tokens."""
 
     def close(self) -> None:
         """Release everything."""
 
 
-def rates(prompt: int, generated: int, start_s: float, first_s: float, last_s: float) -> Result:
+def rates(prompt: int, generated: int, start_s: float, first_s: float, last_s: float) -> RunRates:
     """The four rates of one run, from its token counts and three times; METHODOLOGY.md says why these."""
     return {
         "prefill_tok_s": prompt / (first_s - start_s),
@@ -75,8 +75,8 @@ class EdgeppEngine:
         ]
         self.about: Mapping[str, Any] = {"version": version("edgepp"), "stages": stages}
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
-        """See ``MeasuredEngine``."""
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
         from bench.toolkit.local import arrivals
         from edgepp.benchmark.workload import decode_step
         from edgepp.engine.request import GenerateOptions
@@ -89,7 +89,7 @@ class EdgeppEngine:
         return result | {"step_ms": parts}
 
     def close(self) -> None:
-        """See ``MeasuredEngine``."""
+        """As ``MeasuredEngine`` says."""
         self._pipeline.close()
 
 
@@ -106,8 +106,8 @@ class MlxLmEngine:
             self._model.set_dtype(mx.float32)
         self.about: Mapping[str, Any] = {"version": version("mlx-lm"), "device": str(mx.default_device())}
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
-        """See ``MeasuredEngine``."""
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
         import mlx.core as mx
         from mlx_lm.generate import generate_step
 
@@ -117,7 +117,7 @@ class MlxLmEngine:
         return rates(len(prompt), len(times_s) - 1, times_s[0], times_s[1], times_s[-1])
 
     def close(self) -> None:
-        """See ``MeasuredEngine``."""
+        """As ``MeasuredEngine`` says."""
 
 
 class LlamaCppEngine:
@@ -140,8 +140,8 @@ class LlamaCppEngine:
             "kernels": self._api.llama_print_system_info().decode(),
         }
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
-        """See ``MeasuredEngine``."""
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._llama.ctx), True)
         start_s = time.perf_counter()
         token = self._step(prompt)
@@ -160,7 +160,7 @@ class LlamaCppEngine:
         return int(np.ctypeslib.as_array(logits, shape=(self._llama.n_vocab(),)).argmax())
 
     def close(self) -> None:
-        """See ``MeasuredEngine``."""
+        """As ``MeasuredEngine`` says."""
         self._llama.close()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from bench.toolkit.figures import cell, prompt
-from bench.toolkit.side import RATES, Result
+from bench.toolkit.side import RATES, RunRates
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.node.compute_policy import stage_environment
 
@@ -57,7 +57,7 @@ class Side:
         """
         return self._answer()
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
         """Let it answer ``prompt`` with ``generate`` tokens.
 
         Raises:
@@ -66,7 +66,7 @@ class Side:
         self._ask({"prompt": list(prompt), "generate": generate})
         return self._answer()
 
-    def round(self, vocabulary: int, prompt_tokens: int, generate: int, turn: int) -> Result:
+    def round(self, vocabulary: int, prompt_tokens: int, generate: int, turn: int) -> RunRates:
         """Answer the prompt of one round."""
         return self.run(prompt(vocabulary, prompt_tokens, turn), generate)
 
@@ -121,7 +121,7 @@ def _import_path() -> str:
     return os.pathsep.join(filter(None, (str(_CLONE), os.environ.get("PYTHONPATH"))))
 
 
-def rates_text(result: Result) -> str:
+def rates_text(result: RunRates) -> str:
     """The two main rates of one run, to tell how it goes."""
     return f"prefill {result['prefill_tok_s']:.1f}, decode {result['decode_tok_s']:.1f} tok/s"
 

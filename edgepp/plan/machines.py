@@ -77,7 +77,7 @@ class Efficiency:
 
 MEASURED = Efficiency(kv=0.5, attention=0.3)
 """For rates that a node's probe measured, which weights reach. Keys and values are read at half that rate; attention
-over a prompt reaches a third of the FLOP/s: ONNX Runtime on a Xeon, bench/predict.py."""
+over a prompt reaches a third of the FLOP/s: ONNX Runtime on a Xeon, bench/prediction.py."""
 DATASHEET = Efficiency(stream=0.65, kv=0.65, flops=0.5, overlap=1.0)
 """For a GPU by its data sheet. llama.cpp's table of Apple chips (discussion 4167, a 7B model in 4 bits) has
 0.42 (M2 Ultra) to 0.78 (M2) of the bandwidth in decode, 0.6 to 0.7 of the FLOP/s in prefill; the scaling book plans

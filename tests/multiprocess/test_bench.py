@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -157,6 +158,8 @@ def test_compare_leaves_out_what_cannot_run(tiny: Path, tmp_path: Path) -> None:
         ("concurrency", ["--requests", "1,0"], "'0' is not a whole number of at least 1"),
         ("other_engines", ["--sides", "edgepp-1,vllm"], "'vllm' is none of edgepp-1"),
         ("other_engines", ["--gguf", "no-such-file"], "there is no file no-such-file"),
+        ("simulation", ["--costs", "/"], "/: Is a directory"),
+        ("random_checkpoint", ["/dev/null/x"], "/dev/null/x: Not a directory"),
     ],
 )
 def test_a_mistake_is_one_sentence(script: str, arguments: list[str], what: str) -> None:
@@ -166,6 +169,30 @@ def test_a_mistake_is_one_sentence(script: str, arguments: list[str], what: str)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert what in line
+
+
+def test_with_json_a_mistake_is_an_event_too() -> None:
+    done = run("simulation", "--costs", "/", "--json")
+    assert done.returncode == 1
+    event = json.loads(done.stdout)
+    assert (event["event"], event["message"]) == ("error", "/: Is a directory")
+
+
+SCRIPTS = sorted(file.stem for file in (CLONE / "bench").glob("*.py") if "__main__" in file.read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_has_help_and_a_line_in_the_methodology(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"bench.{script}").parse()
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m bench.{script} ")
+    assert said.count(f"python -m bench.{script}") > 1  # an example
+    assert f"| `{script}` |" in (CLONE / "bench" / "METHODOLOGY.md").read_text()
 
 
 def test_ctrl_c_leaves_no_process(tiny: Path) -> None:
