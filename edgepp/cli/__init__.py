@@ -139,10 +139,10 @@ def _status_of(error: BaseException) -> int:
 
 
 def _show(error: EdgeppError) -> None:
-    from edgepp.ui.errors import show_error
+    from edgepp.ui.errors import next_step, show_error
 
     show_error(error)
-    _as_json(type(error).__name__, str(error), error.hint)
+    _as_json(type(error).__name__, str(error), next_step(error))
 
 
 def _as_json(kind: str, message: str, hint: str) -> None:

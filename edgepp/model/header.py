@@ -91,8 +91,13 @@ def _place(name: str, entry: Any, file: Path, base: int, file_bytes: int) -> Ten
     if not name.isprintable():
         raise ValueError("a tensor has an unprintable name")
     label = shown(name)
-    if not isinstance(entry, dict) or entry["dtype"] not in DTYPES:
-        raise ValueError(f"{label} has an unknown dtype")
+    if not isinstance(entry, dict) or not isinstance(entry["dtype"], str):
+        raise ValueError(f"{label} has no dtype")
+    if entry["dtype"] not in DTYPES:
+        raise ModelError(
+            f"{label} of {file.name} is of the type {shown(entry['dtype'], 20)}, which edgepp does not read",
+            "use a copy of the model as mlx-lm quantises it, for example from mlx-community",
+        )
     shape, offsets = _sizes(label, entry["shape"]), _sizes(label, entry["data_offsets"])
     if len(offsets) != 2 or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"{label} has {len(shape)} dimensions and {len(offsets)} offsets")

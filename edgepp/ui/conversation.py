@@ -134,7 +134,9 @@ class Conversation:
         show_logprobs(answer)
         say(summary(answer), dim=True)
         if reason := cut_off(answer, self.options):
-            say(f"{reason}: ask it to go on, or start the chat with a larger -n", dim=True)
+            what, is_full = reason
+            step = "/reset makes room" if is_full else "ask it to go on, or start the chat with a larger -n"
+            say(f"{what}: {step}", dim=True)
         return answer
 
     async def _begin(self, asked: Prompt) -> Answer:
