@@ -142,10 +142,11 @@ def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         from edgepp.boundary import exit_status, explained
+        from edgepp.ui.errors import next_step
 
         known = explained(error)
         show(known)
-        error_as_json(type(known).__name__, str(known), known.hint)
+        error_as_json(type(known).__name__, str(known), next_step(known))
         return exit_status(known)
     except OSError:  # standard error takes nothing either
         return 1
@@ -202,11 +203,12 @@ def _flushed(status: int) -> int:
 def _thread_failed(show: Callable[[EdgeppError], None], failure: threading.ExceptHookArgs) -> None:
     """A thread that nobody waits for ended by an exception: said, since something of the command is missing now."""
     from edgepp.boundary import explained
+    from edgepp.ui.errors import next_step
 
     if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
         known = explained(failure.exc_value)
         show(known)
-        error_as_json(type(known).__name__, str(known), known.hint)
+        error_as_json(type(known).__name__, str(known), next_step(known))
 
 
 def _leave(status: int) -> None:

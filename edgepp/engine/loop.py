@@ -147,7 +147,9 @@ class EngineLoop:
             raise UsageError(
                 f"a prompt of {len(prompt)} tokens and an answer of up to {options.max_tokens} do not fit into"
                 f" the context of {self.context} tokens",
-                f"ask for at most {max(0, self.context - len(prompt))} tokens, or shorten the prompt",
+                f"ask for at most {self.context - len(prompt)} tokens, or shorten the prompt"
+                if len(prompt) < self.context
+                else "shorten the prompt",
             )
         ids = token_ids(prompt, self._vocabulary)
         options.sampling.check_bias(self._vocabulary)

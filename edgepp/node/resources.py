@@ -23,7 +23,8 @@ import psutil
 from edgepp import __version__
 from edgepp.child import python_command
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.model.cache import cache_dir, locked, write_atomically
+from edgepp.files import write_atomically
+from edgepp.model.cache import cache_dir, locked
 from edgepp.node.compute_policy import stage_environment
 from edgepp.node.probe import ProbeConfig
 

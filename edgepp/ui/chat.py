@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgepp.errors import EdgeppError
+from edgepp.printable import one_line
 from edgepp.ui.errors import show_error
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Rows, Screen, say, say_json
@@ -112,13 +113,19 @@ def summary(answer: Answer) -> str:
     return f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s{then}"
 
 
-def cut_off(answer: Answer, options: GenerateOptions) -> str | None:
-    """What cut an answer off before its end; None where it was whole, or Ctrl-C ended it."""
+def cut_off(answer: Answer, options: GenerateOptions) -> tuple[str, bool] | None:
+    """What cut an answer off before its end, and whether the context is full; None where nothing did but Ctrl-C."""
     if answer.finish_reason != "length" or options.ignore_eos:
         return None
+    what = f"cut off after {len(answer.token_ids)} tokens"
     if len(answer.token_ids) < options.max_tokens:
-        return f"cut off after {len(answer.token_ids)} tokens, since the model's context is full"
-    return f"cut off after {len(answer.token_ids)} tokens"
+        return f"{what}, since the model's context is full", True
+    return what, False
+
+
+def more_room(is_full: bool) -> str:
+    """What lets an answer come to its end."""
+    return "shorten the prompt" if is_full else "give a larger -n"
 
 
 def incomplete(answer: Answer, options: GenerateOptions) -> EdgeppError | None:
@@ -127,8 +134,8 @@ def incomplete(answer: Answer, options: GenerateOptions) -> EdgeppError | None:
     if held is None or answer.finish_reason == "stop" or _is_complete(answer.text, held):
         return None
     what = {"json_schema": "the JSON schema", "json": "JSON"}.get(held.kind, f"the {held.kind}")
-    how = cut_off(answer, options) or "stopped"
-    return EdgeppError(f"the answer does not fit {what}: it was {how}", "give it more room with a larger -n")
+    how, is_full = cut_off(answer, options) or ("stopped", False)
+    return EdgeppError(f"the answer does not fit {what}: it was {how}", more_room(is_full))
 
 
 def _is_complete(text: str, held: Constraint) -> bool:
@@ -146,14 +153,14 @@ def _is_complete(text: str, held: Constraint) -> bool:
 
 def banner(model: Model) -> str:
     """One line about what runs where."""
-    stages = model.stages
+    stages, name = model.stages, one_line(model.model)
     if not stages:
-        return f"{model.model} in a cluster that is still loading"
+        return f"{name} in a cluster that is still loading"
     if not stages[0].address:
-        return f"{model.model} on this machine alone ({stages[0].backend})"
+        return f"{name} on this machine alone ({stages[0].backend})"
     places = [f"layers {s.layers} at {s.address} ({s.backend})" for s in stages]
     count = f"{len(places)} stage{'s' if len(places) > 1 else ''}"
-    return f"{model.model} on {count}: {', '.join(places)}"
+    return f"{name} on {count}: {', '.join(places)}"
 
 
 def stage_table(answer: Answer) -> str:
@@ -232,7 +239,7 @@ def _say_whole(form: dict[str, Any], fault: EdgeppError | None) -> None:
 
 def _say_cut_off(answer: Answer, options: GenerateOptions) -> None:
     if reason := cut_off(answer, options):
-        say(f"{reason}: for all of it give a larger -n", dim=True, err=True)
+        say(f"{reason[0]}: for all of it {more_room(reason[1])}", dim=True, err=True)
 
 
 async def stream(answer: Answer) -> None:

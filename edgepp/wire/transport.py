@@ -197,8 +197,12 @@ class Listener:
             _bind(self.socket, address)
         except zmq.ZMQError as error:
             self.socket.close()
+            is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
             raise UsageError(
-                f"cannot listen on {address}: {error.strerror}", "choose another port, or 0 for any free one"
+                f"cannot listen on {address}: {error.strerror.partition(' (addr')[0]}",
+                "choose another port, or 0 for any free one"
+                if is_port
+                else "give an address of this machine, which `edgepp doctor` lists, or 0.0.0.0 for all of them",
             ) from error
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.address = Address(address.host, int(endpoint.rpartition(":")[2]))
