@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,12 +156,3 @@ def test_what_a_model_may_not_be(model: str, sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence) as caught:
         resolve(model)
     assert caught.value.hint
-
-
-def test_reading_the_catalogue_imports_no_tensor_library() -> None:
-    script = (
-        "import sys; from edgepp.model.cards import catalogue; catalogue(); "
-        "print([m for m in ('mlx', 'numpy', 'huggingface_hub', 'transformers') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
