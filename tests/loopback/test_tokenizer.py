@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from edgepp.errors import ModelError
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.model.tokenizer import Tokenizer
+from tests.builders.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("tokenizer") / "tiny", TINY)
+def folder(checkpoints: Checkpoints) -> Path:
+    return checkpoints(TINY)
 
 
 @pytest.fixture(scope="module")
