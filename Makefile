@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
+# One worker per processor; what shares a network or costly fixtures stays on one worker (see tests/conftest.py).
+PARALLEL := --numprocesses logical --dist loadgroup
+
 .PHONY: demo test check unit format bench clean
 .DEFAULT_GOAL := demo
 
@@ -15,10 +18,10 @@ demo: $(VENV)/.ready  ## one Llama over two stage processes on this machine
 test: $(VENV)/.ready-dev  ## every check and every test
 	$(MAKE) check
 	$(BIN)/edgepp models pull smollm2-135m
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
-unit: $(VENV)/.ready-dev  ## the tests that need no socket and no weights: seconds
-	$(BIN)/python -m pytest tests/unit
+unit: $(VENV)/.ready-dev  ## the tests without sockets and processes: within a minute on two cores
+	$(BIN)/python -m pytest $(PARALLEL) tests/unit
 
 check: $(VENV)/.ready-dev  ## format, lint, strict types, layer diagram
 	$(BIN)/ruff format --check .

@@ -9,9 +9,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.builders.checkpoints import Checkpoints
 
 RUN = f"run-{uuid.uuid4().hex}"
 os.environ["EDGEPP_TEST_RUN"] = RUN  # inherited by every process that a test starts, whoever its parent becomes
@@ -48,14 +51,38 @@ def _edgepp_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name in ours or t.name.startswith("slot-")]
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """Random checkpoints, each made once per run; a test that changes a folder makes one of its own."""
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoints: Checkpoints) -> Path:
+    """The smallest checkpoint, to be read only."""
+    return checkpoints()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a worker: those of one network, and those of one module with costly fixtures."""
+    for item in items:
+        shelf = item.nodeid.split("/")[1]
+        if shelf == "netns":
+            item.add_marker(pytest.mark.xdist_group("netns"))
+        elif shelf == "loopback":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaks; end what it leaked, so that the next test starts clean."""
     yield
+    # A unit test starts no process (its shelf refuses that), and a look at all processes takes 10 ms.
+    look = (list) if request.node.nodeid.startswith("tests/unit/") else _started_processes
     deadline = time.monotonic() + _PATIENCE_S
-    while (_started_processes() or _edgepp_threads()) and time.monotonic() < deadline:
+    while (look() or _edgepp_threads()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    threads, processes = _edgepp_threads(), _started_processes()
+    threads, processes = _edgepp_threads(), look()
     described = [f"{process.pid}: {' '.join(process.cmdline())[:200]}" for process in processes]
     for process in processes:
         process.kill()

@@ -15,11 +15,12 @@ from edgepp.engine.draft import Draft
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop, EngineParts
 from edgepp.engine.request import GenerateOptions
-from edgepp.engine.ring import LocalRing, StageInfo
+from edgepp.engine.ring import LocalRing
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Array, Checkpoint
 from edgepp.node.worker import Frame, Outcome, Worker
+from tests.builders.stages import stage_info
 from tests.waiting import PATIENCE_S
 
 
@@ -49,20 +50,10 @@ def local_engine(
         for index, layers in enumerate(split):
             chosen = backend.choose(backends[index % len(backends)], checkpoint)
             model = chosen.load_stage(checkpoint, layers, options)
-            info = StageInfo(
-                index,
-                layers,
-                "here",
-                "",
-                0,
-                chosen.name,
-                model.device,
-                model.chunk,
-                checkpoint.context,
-                0.0,
-                0.0,
-                rewinds=model.rewinds,
-            )
+            info = stage_info(
+                index=index, layers=layers, backend=chosen.name, device=model.device, chunk=model.chunk,
+                context=checkpoint.context, rewinds=model.rewinds,
+            )  # fmt: skip
             stages.append((info, model))
         return EngineParts(
             LocalRing(stages), backend.choose(backends[0], checkpoint).load_ends(checkpoint, options), draft

@@ -21,7 +21,8 @@ from edgepp.model import hub as hub_client
 from edgepp.model.cards import find
 from edgepp.model.fetch import Parts, fetch, is_cached
 from edgepp.model.partial import PartialFile
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
+from tests.builders.checkpoints import Checkpoints
 from tests.hub import COMMIT, FakeHub, serving
 from tests.waiting import PATIENCE_S
 
@@ -31,9 +32,9 @@ MOST_BYTES = 24 << 20  # what sockets buffer, and what is read before a lie show
 Handler = BaseHTTPRequestHandler
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("m") / "model", TINY)
+@pytest.fixture
+def model(checkpoints: Checkpoints) -> Path:
+    return checkpoints(TINY)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 
 import edgepp
 from edgepp.errors import EdgeppError, ModelError, PairingError, PeerLost, UsageError
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
+from tests.builders.checkpoints import Checkpoints
 from tests.engines import Brake
 from tests.multiprocess.test_serve import Machine, serving
 from tests.waiting import PATIENCE_S
@@ -31,9 +32,9 @@ def stopped(pid: int) -> Iterator[None]:
     process.resume()
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_checkpoint(tmp_path_factory.mktemp("model"), TINY))
+@pytest.fixture
+def tiny(checkpoints: Checkpoints) -> str:
+    return str(checkpoints(TINY))
 
 
 def options(tokens: int, seed: int | None = None, **more: bool) -> edgepp.GenerateOptions:

@@ -18,11 +18,6 @@ from tests.waiting import PATIENCE_S
 SCHEMA = '{"type": "object", "properties": {"name": {"type": "string", "minLength": 50}}, "required": ["name"]}'
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", TINY)
-
-
 def test_piped_text_and_a_prompt_are_one_prompt(tiny: Path) -> None:
     options = ["-m", str(tiny), "--raw", "-n", "3", "--ignore-eos", "--json"]
     both = edgepp("chat", *options, "-p", "Summarise", stdin="one\ntwo\n")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from bench import to_gguf
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
+from tests.builders.checkpoints import Checkpoints
 from tests.waiting import PATIENCE_S
 
 CLONE = Path(__file__).parents[2]
@@ -23,10 +24,10 @@ RATES = {"prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s"}
 SHORT = ["--prompt-tokens", "20", "--gen", "4", "--rounds", "1"]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def tiny(checkpoints: Checkpoints) -> Path:
     shape = replace(TINY, bits=4, group_size=32, dtype="float16")
-    return make_checkpoint(tmp_path_factory.mktemp("tiny"), shape)
+    return checkpoints(shape)
 
 
 def command(script: str, *arguments: str) -> list[str]:

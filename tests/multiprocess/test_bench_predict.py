@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
+from tests.builders.checkpoints import Checkpoints
 
 CLONE = Path(__file__).parents[2]
 SMALL = ["--requests", "1,2", "--cycles", "3", "--rounds", "1", "--patience", "0"]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def tiny(checkpoints: Checkpoints) -> Path:
     shape = replace(TINY, bits=4, group_size=32, dtype="float16", context=2048)
-    return make_checkpoint(tmp_path_factory.mktemp("tiny"), shape)
+    return checkpoints(shape)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
+from tests.builders.checkpoints import Checkpoints
 from tests.cluster import EDGEPP, edgepp
 from tests.multiprocess.test_serve import Machine, serving
 from tests.netns.net import unavailable
@@ -22,10 +23,10 @@ CLONE = Path(__file__).parents[2]
 SHORT = ("--quick", "--rounds", "1", "--requests", "1,3", "--words", "10")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def tiny(checkpoints: Checkpoints) -> Path:
     """Its tokens are bytes: it holds a hundred words of prompt, but no text of 484."""
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", replace(TINY, context=1024))
+    return checkpoints(replace(TINY, context=1024))
 
 
 def check(report: dict[str, Any], stages: int) -> None:

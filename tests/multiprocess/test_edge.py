@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from edgepp.cli.commands import cli
 from edgepp.model.random import TINY, make_checkpoint
+from tests.builders.checkpoints import Checkpoints
 from tests.cluster import EDGEPP
 from tests.waiting import PATIENCE_S
 
@@ -75,9 +76,9 @@ def leaves(group: click.Group, before: str = "") -> Iterator[str]:
             yield before + name
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("edge") / "tiny", SHAPE)
+@pytest.fixture
+def model(checkpoints: Checkpoints) -> Path:
+    return checkpoints(SHAPE)
 
 
 def run(

@@ -19,9 +19,10 @@ from edgepp.engine.ring import Ring
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
 from edgepp.wire.messages import Attach, Echo, Forward, Hello, Ping, Pong, Refused, Welcome, decode, encode
 from edgepp.wire.transport import Address, Link
+from tests.builders.checkpoints import Checkpoints
 from tests.cluster import EDGEPP, Node, chat, nodes, peers
 from tests.engines import collect, greedy_tokens
 from tests.waiting import PATIENCE_S, eventually
@@ -29,9 +30,9 @@ from tests.waiting import PATIENCE_S, eventually
 PROMPT = list(range(3, 203))
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("tiny"), replace(TINY, context=1 << 15))
+@pytest.fixture
+def tiny(checkpoints: Checkpoints) -> Path:
+    return checkpoints(replace(TINY, context=1 << 15))
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
 from edgepp.wire.transport import Address
+from tests.builders.checkpoints import Checkpoints
 from tests.cluster import node
 from tests.engines import collect
 
@@ -29,9 +30,9 @@ DELAY_S = 0.02
 FAR = "127.0.0.2"
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model"), replace(TINY, context=1024))
+@pytest.fixture
+def tiny(checkpoints: Checkpoints) -> Path:
+    return checkpoints(replace(TINY, context=1024))
 
 
 @pytest.fixture

@@ -14,11 +14,6 @@ from tests.cluster import chat, edgepp, node, nodes, peers
 PROMPT = "Say something long. " * 10
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("tiny"), TINY)
-
-
 def _greedy(path: Path, prompt: str, n: int) -> list[int]:
     from edgepp.model.tokenizer import Tokenizer
 

@@ -12,12 +12,13 @@ import pytest
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.network_ring import NetworkRing
-from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
+from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Array, Checkpoint
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.wire.transport import Address
+from tests.builders.stages import stage_info
 from tests.cluster import nodes
 from tests.waiting import eventually
 
@@ -27,7 +28,7 @@ def _local(checkpoint: Checkpoint) -> Ring:
     for index, layers in enumerate(split_evenly(checkpoint.num_layers, 2)):
         backend = choose("onnx", checkpoint)
         model = backend.load_stage(checkpoint, layers, BackendOptions(exact=True))
-        info = StageInfo(index, layers, "here", "", 0, "onnx", "cpu", model.chunk, checkpoint.context, 0.0, 0.0)
+        info = stage_info(index=index, layers=layers, chunk=model.chunk, context=checkpoint.context)
         stages.append((info, model))
     return LocalRing(stages)
 

@@ -79,11 +79,6 @@ class Machine:
             process.communicate(timeout=PATIENCE_S)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model"), TINY)
-
-
 @pytest.fixture
 def one(tmp_path: Path) -> Machine:
     return Machine(tmp_path, "one")

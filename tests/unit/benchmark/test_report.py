@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from edgepp.benchmark import baselines, hidden_states, machine, prompts, target
+from edgepp.benchmark import baselines, hidden_states, prompts, target
 from edgepp.benchmark.comparison import compare, read
 from edgepp.benchmark.markdown import markdown
 from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement
@@ -438,14 +437,6 @@ def test_a_cluster_that_loads_is_not_measured() -> None:
         target.cluster(status(state="waiting", reason="it needs 3 GB more"))
 
 
-def test_a_commit_is_told_of_a_clone_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    installed = tmp_path / "venv"
-    installed.mkdir()
-    monkeypatch.setattr(machine, "_CLONE", installed)
-    assert machine.commit() is None
-
-
 # The command
 
 
@@ -468,14 +459,6 @@ def test_a_mistake_is_one_sentence(
     assert isinstance(done.exception, EdgeppError)
     assert what in str(done.exception)
     assert list(tmp_path.iterdir()) == []  # no folder is left of what was not measured
-
-
-def test_help_teaches_and_loads_nothing_heavy() -> None:
-    done = CliRunner().invoke(cli, ["bench", "--help"])
-    assert done.exit_code == 0
-    assert "edgepp bench --compare before after" in done.output
-    code = "import sys, edgepp.cli; print(sorted({'numpy', 'zmq', 'rich', 'matplotlib'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_reports_side_by_side(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import socket
-import threading
 import time
 from types import SimpleNamespace
 
@@ -12,10 +10,8 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zeroconf import Zeroconf
 
-from edgepp.cluster import discovery, interfaces
-from edgepp.cluster.discovery import Announcer, Browser, discover
+from edgepp.cluster import interfaces
 from edgepp.cluster.record import MAX_ADDRESSES, instance_name, parse_record, plain_name, record_text
 from edgepp.wire.transport import Address
 
@@ -181,36 +177,3 @@ def test_addresses_that_lead_nowhere_are_left_out_and_their_number_is_bounded() 
 )
 def test_nothing_from_the_network_raises(instance: str, port: int | None, text: dict[bytes, bytes | None]) -> None:
     parse_record(instance, port, text, ["192.0.2.1"])
-
-
-def _broken(*_: object, **__: object) -> None:
-    raise OSError(98, "Address already in use")
-
-
-def test_without_multicast_one_line_says_so_and_the_program_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("zeroconf.Zeroconf", _broken)
-    with caplog.at_level(logging.WARNING):
-        announcer, browser = Announcer(CLUSTER, NODE, "mini", 5720), Browser()
-        announcer.update([7])
-        announcer.refresh()
-        assert browser.find(lambda _: True, 0.2) == ()
-        announcer.close()
-        browser.close()
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) <= 2  # one each; a thread that was closed first has not tried
-    assert any("Address already in use" in message and "--peer HOST:PORT" in message for message in messages)
-
-
-def test_a_coordinator_is_heard_over_loopback_and_no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
-    before = threading.active_count()
-    announcer = Announcer(CLUSTER, NODE, "mini", 5720)
-    try:
-        announcer.update([3, 4])
-        found = discover(lambda record: record.node == NODE and record.invitations == (3, 4), 20)
-    finally:
-        announcer.close()
-    assert [(record.cluster, record.name) for record in found] == [(CLUSTER, "mini")]
-    assert threading.active_count() == before

@@ -14,12 +14,22 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
+from tests.builders.stages import stage_info
 
 OPTIONS = GenerateOptions(
     9, ("stop",), True, SamplingOptions(0.7, 1.1, 0.9, 0.05, 40, 7, 0.5, -0.5, ((3, 1.5), (7, -100)), 5)
 )
 HELD = GenerateOptions(9, constraint=Constraint("regex", "[a-z]+é"))
-STAGE = StageInfo(0, LayerRange(0, 4), "mini", "10.0.0.2:4000", 7, "onnx", "cpu", 64, 4096, 0.001, 0.01, 0.0002, 1e8)
+STAGE = stage_info(
+    layers=LayerRange(0, 4),
+    node="mini",
+    address="10.0.0.2:4000",
+    pid=7,
+    prefill_s=0.001,
+    decode_s=0.01,
+    hop_s=0.0002,
+    bytes_s=1e8,
+)
 OUTCOME = Outcome("stop", 12, Timing(1.0, 1.5, 2.5, 9, stages=[StageTimes(0.1, 0.2, 0.3)]), (STAGE,))
 
 JSON = st.recursive(

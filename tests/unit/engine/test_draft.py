@@ -14,7 +14,6 @@ from edgepp.engine.draft import MOST_GUESSES, PromptLookup, SpeculationControl, 
 from edgepp.engine.draft_model import DraftModel
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
 from tests.engines import greedy_tokens, local_engine
 
 CHEAP = SpeculationCosts(plain_s=0.05, guess_s=0.001)
@@ -74,11 +73,6 @@ def test_costs_follow_what_is_measured() -> None:
         costs.note(4, 0.07)
     assert costs.plain_s == pytest.approx(0.05, rel=0.1)
     assert costs.guess_s == pytest.approx(0.005, rel=0.1)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model"), TINY)
 
 
 def test_a_draft_model_that_is_the_model_itself_is_always_right(tiny: Path) -> None:

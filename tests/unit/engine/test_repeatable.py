@@ -19,7 +19,7 @@ from edgepp.engine.sampling import Sampled
 from edgepp.engine.scheduler import LEAST_ROWS
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
 from tests.engines import collect, local_engine
 
 SPLIT = [LayerRange(0, 3), LayerRange(3, 4)]
@@ -28,11 +28,6 @@ LENGTH = 150
 
 def prompt(seed: int, tokens: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(3, TINY.vocabulary, tokens)]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model"), TINY)
 
 
 def asked(engine: EngineLoop, text: Sequence[int], tokens: int = 12) -> tuple[list[Sampled], int]:

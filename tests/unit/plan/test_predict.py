@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from edgepp.cluster.sizes import LinkSpeed, ModelSize
 from edgepp.engine.chunk_sizer import ChunkSizer
-from edgepp.engine.ring import StageInfo
 from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange, split_evenly
@@ -20,6 +19,7 @@ from edgepp.model.cards import find
 from edgepp.plan.costs import Costs
 from edgepp.plan.machines import MEASURED, Efficiency, Machine, Model, Stage, Workload
 from edgepp.plan.predict import Decode, predict
+from tests.builders.stages import stage_info
 
 near = pytest.approx
 FREE = Efficiency(hop_s=0.0, sample_s=0.0)
@@ -211,7 +211,7 @@ def test_a_slow_link_holds_many_requests_up() -> None:
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("requests", [1, 2, 3, 5, 8, 13, 300])
 def test_micro_batches_are_those_of_the_scheduler(stages: int, requests: int) -> None:
-    one = StageInfo(0, LayerRange(0, 1), "", "", 0, "", "", 1, 4096, 0.0, 0.0)
+    one = stage_info(chunk=1)
     scheduler = Scheduler(stages, ChunkSizer([one]))
     for request in range(requests):
         scheduler.add(request, prompt=1)
@@ -235,7 +235,7 @@ def test_chunks_are_those_of_the_engine(stages: int, flops: float) -> None:
     machines = [machine(f"m{n}", 1e12, flops) for n in range(stages)]
     found = predict(MODEL, even(machines), {}, Workload(requests=(1,))).prefill
     infos = [
-        StageInfo(n, layers, "", "", 0, "", "", 64, 4096, len(layers) * SIZE.layer_flops / flops, 0.0)
+        stage_info(index=n, layers=layers, prefill_s=len(layers) * SIZE.layer_flops / flops)
         for n, layers in enumerate(split_evenly(10, stages))
     ]
     assert found.chunk == near(ChunkSizer(infos).chunk, abs=1)

@@ -16,7 +16,7 @@ from edgepp.engine import loop as loop_module
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop, EngineParts
 from edgepp.engine.request import GenerateOptions
-from edgepp.engine.ring import Returned, RingEvent, Send, SendBatch, StageInfo, StageStats
+from edgepp.engine.ring import Returned, RingEvent, Send, SendBatch, StageStats
 from edgepp.engine.scheduler import MicroBatch, Scheduler, Step
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
@@ -25,6 +25,7 @@ from edgepp.plan import sim_pipeline
 from edgepp.plan.sim_job import Job
 from edgepp.plan.simulate import Arrival, CoordinatorCost, LinkCost, Replica, StageCost, simulate
 from edgepp.wire.mailbox import Mailbox
+from tests.builders.stages import stage_info
 from tests.waiting import PATIENCE_S
 
 COSTS = (StageCost(((1, 0.037), (8, 0.081)), 0.0031, 0.0007, 0.00001, 0.0), StageCost(((1, 0.029),), 0.0043))
@@ -67,14 +68,9 @@ class ClockRing:
 
     def __init__(self, replica: Replica, arrivals: Sequence[Arrival]) -> None:
         self.stages = tuple(
-            StageInfo(
+            stage_info(
                 index=i,
                 layers=LayerRange(i, i + 1),
-                node="",
-                address="",
-                pid=0,
-                backend="",
-                device="",
                 chunk=replica.chunk,
                 context=replica.context,
                 prefill_s=cost.prefill_s(replica.chunk, 0) / replica.chunk,

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,15 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.load(fetch("smollm2-135m"))
 
 
+@lru_cache(maxsize=1)
+def _closing(tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode('"}]', special=False) + [tokenizer.encode(one, special=False)[0] for one in '"}]']
+
+
 def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: int = 400) -> str:
     """What a model that knows nothing says when held to a constraint; past half of the limit it likes to close."""
     draw = np.random.default_rng(seed)
-    closing = tokenizer.encode('"}]', special=False) + [tokenizer.encode(one, special=False)[0] for one in '"}]']
+    closing = _closing(tokenizer)
     sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed), matcher)
     tokens: list[int] = []
     while not sampler.done:

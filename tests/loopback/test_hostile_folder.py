@@ -30,6 +30,7 @@ from edgepp.model.checkpoint import Checkpoint, parse_header
 from edgepp.model.fetch import fetch
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.model.tokenizer import Tokenizer
+from tests.builders.checkpoints import Checkpoints
 
 INDEX = "model.safetensors.index.json"
 MOST_BYTES = 512 << 20
@@ -71,14 +72,14 @@ def assert_sentence(error: ModelError) -> None:
     assert len(str(error)) < 600
 
 
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("single") / "m", TINY)
+@pytest.fixture
+def single(checkpoints: Checkpoints) -> Path:
+    return checkpoints(TINY)
 
 
-@pytest.fixture(scope="module")
-def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("indexed") / "m", TINY, files=2)
+@pytest.fixture
+def indexed(checkpoints: Checkpoints) -> Path:
+    return checkpoints(TINY, files=2)
 
 
 def copied(source: Path, target: Path) -> Path:

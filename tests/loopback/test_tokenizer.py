@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +15,12 @@ from hypothesis import strategies as st
 from edgepp.errors import ModelError
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.model.tokenizer import Tokenizer
+from tests.builders.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("tokenizer") / "tiny", TINY)
+def folder(checkpoints: Checkpoints) -> Path:
+    return checkpoints(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +170,3 @@ def test_raw_text_is_encoded_as_mlx_lm_encodes_it(folder: Path, tmp_path: Path) 
 def test_a_copied_tokenizer_is_the_same(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     copy = make_checkpoint(tmp_path / "copy", replace(TINY, layers=1), tokenizer=folder)
     assert Tokenizer.load(copy).encode("Hi 12") == tokenizer.encode("Hi 12")
-
-
-def test_nothing_heavy_is_imported_before_load() -> None:
-    script = (
-        "import sys; import edgepp.model.tokenizer, edgepp.model.fetch, edgepp.model.smollm2; "
-        "print([m for m in ('mlx', 'transformers', 'tokenizers', 'huggingface_hub') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"

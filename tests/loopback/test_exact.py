@@ -12,8 +12,9 @@ import pytest
 
 from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
-from edgepp.model.random import LLAMA3_ROPE, TINY, make_checkpoint
+from edgepp.model.random import LLAMA3_ROPE, TINY
 from tests import reference
+from tests.builders.checkpoints import Checkpoints
 from tests.engines import Brake, collect, every_split, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
 
@@ -30,17 +31,12 @@ PROMPT_TOKENS = 210  # several chunks
 GENERATED = 10
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
+@pytest.fixture
+def model(checkpoints: Checkpoints) -> Callable[[str], Path]:
     def make(name: str) -> Path:
-        if name not in made:
-            settings = dict(VARIANTS[name])
-            rope = settings.pop("rope_scaling", None)
-            shape = replace(TINY, layers=5, **settings)
-            made[name] = make_checkpoint(tmp_path_factory.mktemp(name), shape, rope_scaling=rope)
-        return made[name]
+        settings = dict(VARIANTS[name])
+        rope = settings.pop("rope_scaling", None)
+        return checkpoints(replace(TINY, layers=5, **settings), rope_scaling=rope)
 
     return make
 

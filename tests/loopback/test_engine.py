@@ -18,7 +18,7 @@ from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random import TINY
 from tests.engines import Brake, collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
 
@@ -30,11 +30,6 @@ SPLITS = {
 }
 TOLERANCE = 1e-4
 """Log-probabilities closer than this may come out either way: float32 sums depend on how a prompt is cut up."""
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("model"), TINY)
 
 
 @pytest.fixture

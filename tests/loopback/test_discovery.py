@@ -1,0 +1,47 @@
+"""Coordinators announced and found by multicast DNS on the loopback interface."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+from zeroconf import Zeroconf
+
+from edgepp.cluster import discovery
+from edgepp.cluster.discovery import Announcer, Browser, discover
+
+CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
+
+
+def test_a_coordinator_is_heard_over_loopback_and_no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "_open_zeroconf", lambda: Zeroconf(["127.0.0.1"]))
+    before = threading.active_count()
+    announcer = Announcer(CLUSTER, NODE, "mini", 5720)
+    try:
+        announcer.update([3, 4])
+        found = discover(lambda record: record.node == NODE and record.invitations == (3, 4), 20)
+    finally:
+        announcer.close()
+    assert [(record.cluster, record.name) for record in found] == [(CLUSTER, "mini")]
+    assert threading.active_count() == before
+
+
+def _broken(*_: object, **__: object) -> None:
+    raise OSError(98, "Address already in use")
+
+
+def test_without_multicast_one_line_says_so_and_the_program_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("zeroconf.Zeroconf", _broken)
+    with caplog.at_level(logging.WARNING):
+        announcer, browser = Announcer(CLUSTER, NODE, "mini", 5720), Browser()
+        announcer.update([7])
+        announcer.refresh()
+        assert browser.find(lambda _: True, 0.2) == ()
+        announcer.close()
+        browser.close()
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) <= 2  # one each; a thread that was closed first has not tried
+    assert any("Address already in use" in message and "--peer HOST:PORT" in message for message in messages)

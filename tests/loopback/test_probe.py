@@ -1,0 +1,73 @@
+"""The speed probe in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgepp.errors import EdgeppError
+from edgepp.node import resources
+from edgepp.node.resources import measure, run_probe
+from tests.waiting import PATIENCE_S
+
+
+def test_the_probe_measures_once_and_is_measured_again_when_its_record_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPP_CACHE", str(tmp_path))
+    first = measure("onnx", 2)
+    assert (first.backend, first.device, first.threads) == ("onnx", "cpu", 2)
+    assert 1e7 < first.stream_bps < 1e13
+    assert 1e8 < first.flops < 1e16
+
+    runs: list[tuple[str, int, bool]] = []
+
+    def fake(backend: str, threads: int, exact: bool) -> dict[str, object]:
+        runs.append((backend, threads, exact))
+        return {"backend": backend, "device": "cpu", "stream_bps": 5.0, "flops": 7.0}
+
+    monkeypatch.setattr(resources, "run_probe", fake)
+    again = measure("onnx", 2)
+    assert (again.stream_bps, again.flops, runs) == (first.stream_bps, first.flops, [])
+    (record,) = tmp_path.glob("speed/*.json")
+    whole = json.loads(record.read_text())
+    for damaged in (
+        "", "{", "[]", "null", "\udcff", json.dumps({**whole, "flops": -1.0}), json.dumps({**whole, "flops": math.nan}),
+        json.dumps({**whole, "device": 3}),
+    ):  # fmt: skip
+        record.write_bytes(damaged.encode("utf-8", "surrogateescape"))
+        runs.clear()
+        assert measure("onnx", 2).stream_bps == 5.0
+        assert len(runs) == 1
+    assert json.loads(record.read_text())["stream_bps"] == 5.0
+    assert measure("onnx", 1).threads == 1
+    measure("onnx", 2, exact=True)
+    assert runs[1:] == [("onnx", 1, False), ("onnx", 2, True)]
+
+
+def test_a_backend_that_does_not_exist_is_reported() -> None:
+    with pytest.raises(EdgeppError, match="there is no backend 'abacus'"):
+        run_probe("abacus", 1, False)
+
+
+def test_a_probe_ends_when_its_parent_does_and_takes_its_checkpoint_along(tmp_path: Path) -> None:
+    folder = tmp_path / "probe"
+    folder.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgepp.node.probe"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    config = {"folder": str(folder), "backend": "onnx", "threads": 1, "exact": False}
+    child.communicate(json.dumps(config).encode() + b"\n", timeout=PATIENCE_S)
+    assert child.returncode == 1
+    assert not folder.exists()
+
+
+def test_a_probe_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false" if Path("/bin/false").exists() else "/usr/bin/false")
+    with pytest.raises(EdgeppError, match="the speed probe ended without an answer"):
+        run_probe("onnx", 1, False)
