@@ -99,7 +99,7 @@ class Coordinator(threading.Thread):
         self.members = Membership()
         self.answers = Answers(serving)
         self.rollout = Rollout(director, self.members, serving, self.answers, on_event)
-        self.began_s = time.time()
+        self.began_s = time.monotonic()
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._refused)

@@ -36,7 +36,7 @@ def report(coordinator: Coordinator) -> dict[str, Any]:
         "exact": director.exact,
         "kv_bits": director.kv_bits or None,
         "sampling": drawing(serving.sampling),
-        "uptime_s": round(time.time() - coordinator.began_s, 1),
+        "uptime_s": round(time.monotonic() - coordinator.began_s, 1),
         "answers": {
             "under_way": len(coordinator.answers),
             "done": coordinator.answers.done,
