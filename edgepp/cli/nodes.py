@@ -74,8 +74,8 @@ def serve(
             model=model,
             listen=Address.parse(listen) if listen else Address("*", PORT),
             stages=0 if no_stage else stages or 1,
-            pinned=LayerRange.parse(layers) if layers else None,
-            memory=parse_bytes(memory) if memory else None,
+            pinned=LayerRange.parse(layers) if layers is not None else None,
+            memory=parse_bytes(memory) if memory is not None else None,
             policy=policy,  # type: ignore[arg-type]  # click has checked it
             context=context,
             slots=slots,
@@ -144,7 +144,7 @@ def join(
     from edgepp.wire.transport import Address
 
     stop_on_terminate()
-    wanted = LayerRange.parse(layers) if layers else None
+    wanted = LayerRange.parse(layers) if layers is not None else None
     if model is not None:
         if wanted is None or code is not None or peers or memory is not None or replace:
             raise UsageError(
@@ -172,7 +172,7 @@ def join(
             code=code,
             peers=tuple(Address.parse(peer) for peer in peers),
             pinned=wanted,
-            memory=parse_bytes(memory) if memory else None,
+            memory=parse_bytes(memory) if memory is not None else None,
             backend=backend,
             threads=threads,
             exact=exact,

@@ -15,11 +15,9 @@ from edgepp.wire.reach import reach
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address
 
-_WAIT_S = 10.0
 
-
-def adopt(token: Token, addresses: Sequence[Address], identity: Identity) -> Cluster:
-    """Become a member of the token's cluster, whose coordinator is at one of ``addresses``.
+def adopt(token: Token, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0) -> Cluster:
+    """Become a member of the token's cluster, whose coordinator is at one of ``addresses`` within ``wait_s``.
 
     Raises:
         PairingError: the token was revoked, or the coordinator refused.
@@ -29,7 +27,7 @@ def adopt(token: Token, addresses: Sequence[Address], identity: Identity) -> Clu
     try:
         hello = Adopt(identity.name, identity.keys.public)
         pinned = Pinned(token.keys, token.coordinator)
-        link, frames = reach(context, addresses, hello, _WAIT_S, PAYLOAD_BYTES, pinned)
+        link, frames = reach(context, addresses, hello, wait_s, PAYLOAD_BYTES, pinned)
         link.close()
         answer = decode(frames[0])
     except PairingError as error:

@@ -112,7 +112,7 @@ class Coordinator(threading.Thread):
             raise
         self.address = self._listener.address
         self._sources = StatusSources(
-            self.registry, self.members, director, self.rollout, serving, self.answers, self.address, time.time()
+            self.registry, self.members, director, self.rollout, serving, self.answers, self.address, time.monotonic()
         )
         self.registry.reached_at(self.here)
         self._entrance = Entrance(identity, self.address, lambda: self.registry.cluster, self._paired, on_event)

@@ -32,7 +32,7 @@ class StatusSources:
     address: Address
     """Where the coordinator listens."""
     began_s: float
-    """When the coordinator began, by ``time.time``."""
+    """When the coordinator began, by ``time.monotonic``."""
 
 
 def report(sources: StatusSources) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def report(sources: StatusSources) -> dict[str, Any]:
         "exact": director.exact,
         "kv_bits": director.kv_bits or None,
         "sampling": drawing(serving.sampling),
-        "uptime_s": round(time.time() - sources.began_s, 1),
+        "uptime_s": round(time.monotonic() - sources.began_s, 1),
         "answers": {
             "under_way": len(sources.answers),
             "done": sources.answers.done,

@@ -145,7 +145,9 @@ class Rollout:
             shown = f"{', '.join(away[:_SHOWN])}{', …' if len(away) > _SHOWN else ''}"
             are, them = ("is", "it") if len(away) == 1 else ("are", "them")
             return f"{shown} {are} away; without {them}, {self._director.reason}"
-        loading = [f"{p.what} {100 * p.done // max(1, p.total)} %" for p in self.progress.values() if p.done < p.total]
+        loading = [
+            f"{p.what} {100 * p.done // max(1, p.total)} %" for p in list(self.progress.values()) if p.done < p.total
+        ]
         return ", ".join([self._director.reason or self._serving.reason, *loading])
 
     def _tell_plan(self) -> None:

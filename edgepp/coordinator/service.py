@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class Service:
             exact=options.exact,
             kv_bits=options.kv_bits or 0,
             coordinator=identity.node,
-            base=int(time.time()) << 16,
+            base=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
             known=frozenset({identity.node} if offer is not None else ()),
         )
         pipeline = PipelineOptions(

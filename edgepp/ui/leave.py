@@ -45,7 +45,9 @@ def leave(*, sure: bool) -> None:
         with Served(identity, cluster) as served:
             served.call("leave")
     except PairingError:
-        click.echo(f"{cluster.coordinator.name} had revoked it before")
+        click.echo(
+            f"{cluster.coordinator.name} did not admit it any more: it was revoked there, or that cluster has ended"
+        )
     except EdgeppError:
         name = cluster.coordinator.name
         click.echo(f"{name} could not be told, and lists it until `edgepp revoke {identity.name}` there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from edgepp.cluster.adopt import adopt
@@ -9,12 +10,16 @@ from edgepp.cluster.codes import read_code
 from edgepp.cluster.discovery import Browser, Record
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, save_cluster
 from edgepp.cluster.redeem import redeem
-from edgepp.cluster.tokens import parse_token, read_token
-from edgepp.errors import PairingError
+from edgepp.cluster.tokens import Token, parse_token, read_token
+from edgepp.coordinator.client import whereabouts
+from edgepp.errors import EdgeppError, PairingError
 from edgepp.wire.transport import Address
 
 FIND_S = 10.0
 """How long the network is listened to for a coordinator."""
+_RENEW_S = 2.0
+"""How long the coordinator of old has to answer a machine that comes with its token again."""
+_LOG = logging.getLogger(__name__)
 
 
 def paired(
@@ -47,6 +52,8 @@ def paired(
             addresses = peers or _seen(browser, lambda record: record.cluster == token.cluster)
             known = adopt(token, addresses, identity)
             save_cluster(known)
+        else:
+            _renew(token, known, peers, identity)
     if known is None:
         raise PairingError(
             "this machine belongs to no cluster yet",
@@ -58,6 +65,17 @@ def paired(
             "run `edgepp serve` here; or join another one with a code and --replace",
         )
     return known
+
+
+def _renew(token: Token, known: Cluster, peers: tuple[Address, ...], identity: Identity) -> None:
+    """Be adopted by the cluster of old again, if its book lost this machine, as one from a backup has.
+
+    Where the token is withdrawn or nobody answers, what the node itself hears of the coordinator counts.
+    """
+    try:
+        adopt(token, whereabouts(known, peers, ()), identity, _RENEW_S)
+    except EdgeppError as error:
+        _LOG.info("the token lets this machine in no more, which may be a member all the same: %s", error)
 
 
 def _check_replaceable(known: Cluster, identity: Identity) -> None:

@@ -190,3 +190,19 @@ def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_end
         continue
     assert ended == Answered(7)
     eventually("its place is free", lambda: not len(desk.coordinator.answers))
+
+
+def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> None:
+    member, own = desk.link(desk.keys), desk.own
+    form = question([{"role": "user", "content": "hi"}], GenerateOptions())
+    assert member.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
+    assert isinstance(hear(member), Waiting)
+    assert own.send([encode(Call(1, "revoke")), encode_payload({"node": "mini"})], WAIT_S)
+    assert hear(own) == Reply(1)
+    while isinstance(ended := hear(member), Waiting):
+        continue
+    assert isinstance(ended, Declined)
+    assert (ended.request, "revoked this node" in ended.reason) == (7, True)
+    eventually("its place is free", lambda: not len(desk.coordinator.answers))
+    call(member)
+    assert "no longer, a member's" in getattr(hear(member), "reason", "")

@@ -195,6 +195,25 @@ def test_a_revoked_machine_comes_back_by_a_code_and_not_by_its_token(one: Machin
         assert [one["name"] for one in one.json("peers", "--json")["withdrawn"]] == [token["name"]]
 
 
+def test_a_machine_comes_back_by_its_token_to_a_coordinator_that_lost_its_book(
+    one: Machine, two: Machine, tiny: Path
+) -> None:
+    with serving(one, tiny, "--no-stage") as (_, address):
+        token = one.json("token", "--json")["token"]
+        book = one.home / "one" / "cluster.json"
+        before = book.read_bytes()
+        with two.running("join", "--peer", address, EDGEPP_TOKEN=token) as joined:
+            joined.until("joined")
+    book.write_bytes(before)  # from a backup, made before the machine joined
+    with serving(one, tiny, "--no-stage") as (_, address):
+        assert one.json("peers", "--json")["peers"] == []
+        with two.running("join", "--peer", address, EDGEPP_TOKEN=token) as joined:
+            assert joined.until("joined")["coordinator"] == "one"
+        assert one.json("revoke", "token-1", "--json")["kind"] == "token"
+        with two.running("join", "--peer", address, EDGEPP_TOKEN=token) as joined:  # a member needs no token
+            assert joined.until("joined")["coordinator"] == "one"
+
+
 def test_one_machine_is_one_node_until_it_leaves(one: Machine, two: Machine, tiny: Path) -> None:
     with serving(one, tiny, "--memory", "1GB") as (_, address):
         code = one.json("invite", "--json")["code"]

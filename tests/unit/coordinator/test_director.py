@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.cluster.membership import GONE_S, Membership
-from edgepp.cluster.sizes import ModelSize, Want
+from edgepp.cluster.sizes import ModelSize, Policy, Want
 from edgepp.coordinator.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
 from edgepp.coordinator.standing import standings
 from edgepp.coordinator.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
@@ -437,6 +440,27 @@ def test_whatever_is_pinned_one_free_node_that_can_hold_the_model_has_a_plan(pin
     cluster.until_complete(10.0)
     told = standings(cluster.director, cluster.members)
     assert all(bool(part["layers"]) != bool(part["reason"]) for part in told.values()), told
+
+
+@pytest.mark.parametrize("memory", [0, 1, (1 << 48) - 1])
+@pytest.mark.parametrize("rate", [0, (1 << 48) - 1])
+@pytest.mark.parametrize("policy", ["memory", "speed", "throughput"])
+def test_absurd_facts_of_a_node_cost_the_others_nothing_for_long(memory: int, rate: int, policy: Policy) -> None:
+    """A node without memory is spare; one that claims all there can be, and dies at every load, is taken over."""
+    cluster = Cluster()
+    cluster.director.want = replace(cluster.director.want, policy=policy)
+    cluster.join(HERE)
+    cluster.join(MINI, memory=memory, stream_bps=rate, flops=rate)
+    began_s = cluster.now_s
+    while not cluster.director.complete(cluster.members):
+        assert cluster.now_s - began_s < 60, cluster.director
+        for node, order in cluster.after(0.1):
+            if node == MINI and isinstance(order, Load):
+                cluster.fail(MINI)
+            else:
+                cluster.load([(node, order)])
+    assert cluster.ranges == {HERE: "0-29"}
+    assert standings(cluster.director, cluster.members)[MINI]["reason"]
 
 
 def test_a_sleeper_is_given_nothing_new_and_then_replaced() -> None:
