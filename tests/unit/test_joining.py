@@ -21,7 +21,7 @@ from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
 from tests.waiting import PATIENCE_S
 from tests.wire import KEYS
 
-ONWARD = Attach(2, 0, KEYS[1], "10.0.0.9:5720", KEYS[2], b"c1".hex(), "none", 0)
+ONWARD = Attach(2, 0, "10.0.0.9:5720", KEYS[2], b"c1".hex(), "none", 0, KEYS[1])
 ROW = np.ones((1, WIDTH))
 
 
