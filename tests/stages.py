@@ -21,7 +21,7 @@ DRIVER, GUEST = Sender(b"driver", KEYS[0], "10.0.0.1"), Sender(b"guest", KEYS[1]
 WELCOME = Welcome(
     "n", 1, 5721, "m", "f" * 16, "", 0, 4, 4, WIDTH, 64, "onnx", "cpu", "float32", False, 8, 1, 1, 1, rewinds=True
 )
-ATTACH = Attach(1, 0, KEYS[1], "", "", b"c1".hex(), "none", 0)
+ATTACH = Attach(1, 0, "", "", b"c1".hex(), "none", 0, KEYS[1])
 
 
 def forward(sequence: int, position: int = 0, rows: int = 1) -> Forward:

@@ -168,13 +168,13 @@ class Attach(NamedTuple):
 
     epoch: Id
     stage: Stage
-    previous_key: LinkKey
     next_addresses: Addresses
     next_key: LinkKey
     route: Route
     codec: LinkCodec
     return_bytes_s: Count
     """Bytes a second on the way back to the coordinator, as it measured them; 0 where this stage has a next one."""
+    previous_key: LinkKey = ""
 
 
 class Attached(NamedTuple):

@@ -7,6 +7,7 @@ all tried, each begun a moment after the one before, as RFC 8305 does for famili
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Sequence
 
@@ -52,7 +53,9 @@ def reach(
         began_s = time.monotonic()
         while (waiting or links) and (now_s := time.monotonic()) - began_s < wait_s and not given_up():
             if waiting and now_s - began_s >= _STAGGER_S * len(links):
-                link = _begin(context, waiting.pop(0), max_frame_bytes, pinned)
+                known = _numeric(waiting.pop(0))
+                waiting[:0] = known[1:]
+                link = _begin(context, known[0], max_frame_bytes, pinned) if known else None
                 if link is not None:
                     links.append(link)
                     unsent.append(link)
@@ -70,6 +73,19 @@ def reach(
         for link in links:
             if link is not chosen:
                 link.close()
+
+
+def _numeric(address: Address) -> list[Address]:
+    """The IP addresses of a host's name, none where it is unknown.
+
+    libzmq would ask for them in the one thread that serves every connection of the context: all would wait.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        log.debug("the name %s is unknown: %s", address.host, error)
+        return []
+    return [Address(str(host), address.port) for host in dict.fromkeys(one[4][0] for one in found)]
 
 
 def _begin(

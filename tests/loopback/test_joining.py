@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,12 +14,14 @@ import zmq
 from edgepp.errors import PeerLost
 from edgepp.node import compute, joining
 from edgepp.node.joining import MOST_AT_ONCE, Attempt, Joined, Joiner
-from edgepp.wire.messages import Attach, Attached, Message, Refused, decode, encode
+from edgepp.wire.messages import Attach, Attached, Echo, Message, Refused, decode, encode
+from edgepp.wire.reach import reach
 from edgepp.wire.transport import Address, Listener
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
+from tests.waiting import PATIENCE_S
 from tests.wire import KEYS
 
-ONWARD = Attach(2, 0, KEYS[1], "10.0.0.9:5720", KEYS[2], b"c1".hex(), "none", 0)
+ONWARD = Attach(2, 0, "10.0.0.9:5720", KEYS[2], b"c1".hex(), "none", 0, KEYS[1])
 ROW = np.ones((1, WIDTH))
 
 
@@ -118,6 +121,41 @@ def test_a_link_is_made_and_handed_over() -> None:
         ended.set()
         thread.join()
         stage.close()
+        following.close()
+        context.term()
+
+
+def test_names_are_looked_up_before_libzmq_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq would do it in the thread that serves every connection."""
+    lookup, asked = socket.getaddrinfo, []
+
+    def known(host: str, *rest: Any, **options: Any) -> Any:
+        if host == "mini.local":
+            asked.append(host)
+            return [*lookup("127.0.0.2", *rest, **options), *lookup("127.0.0.1", *rest, **options)]
+        if host == "gone.local":
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return lookup(host, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    following = Listener(context, Address("127.0.0.1", 0), 1 << 20)
+    port = following.address.port
+
+    def welcome() -> bool:
+        while (received := following.receive()) is not None:
+            following.send(received[0].route, [b"welcome"])
+        return False
+
+    try:
+        names = [Address("gone.local", port), Address("mini.local", port)]
+        link, frames = reach(context, names, Echo(1, reply=False), PATIENCE_S, 1 << 20, given_up=welcome)
+        assert (link.address, bytes(frames[0])) == (Address("127.0.0.1", port), b"welcome")
+        assert asked == ["mini.local"]
+        link.close()
+        with pytest.raises(PeerLost, match=r"gone\.local"):
+            reach(context, names[:1], Echo(1, reply=False), PATIENCE_S, 1 << 20)
+    finally:
         following.close()
         context.term()
 

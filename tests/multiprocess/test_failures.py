@@ -200,7 +200,7 @@ def test_hostile_bytes_are_counted_and_the_stage_lives_on(
     stranger = knock(pair[0])
     before = stranger.state().dropped
     good = Forward(1, 1, 0, 0, 16, 0, 1, 1, TINY.hidden, "float32", "none", ())
-    attach = Attach(1, 0, "", "", "", b"cstranger".hex(), "none", 0)
+    attach = Attach(1, 0, "", "", b"cstranger".hex(), "none", 0)
     stranger.send_control(encode(attach))
     hostile: list[list[bytes]] = [
         [b""],
@@ -236,7 +236,7 @@ def test_a_capacity_beyond_the_context_is_a_fault_not_a_crash(
     tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
 ) -> None:
     stranger = knock(pair[0])
-    stranger.send_control(encode(Attach(1, 0, "", "", "", b"cstranger".hex(), "none", 0)))
+    stranger.send_control(encode(Attach(1, 0, "", "", b"cstranger".hex(), "none", 0)))
     stranger.receive_control()
     frame = Forward(1, 1, 0, 0, 1 << 40, 0, 1, 1, TINY.hidden, "float32", "none", ())
     stranger.send_data(encode(frame), b"\0" * (TINY.hidden * 4))
