@@ -25,11 +25,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import zmq
-from quiet import Quiet
-from recording import Trip
-from rig import FAR, HERE, Rig
-from slow_link import Kind, slowed
 
+from bench.toolkit.quiet import Quiet
+from bench.toolkit.recording import StepTrip
+from bench.toolkit.rig import Rig
+from bench.toolkit.slow_link import FAR, HERE, SlowLink, slowed
 from edgepp.cluster.sizes import LinkSpeed
 from edgepp.errors import EdgeppError
 from edgepp.node.compute_policy import ComputePolicy, physical_cores
@@ -51,7 +51,7 @@ _FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class Sample:
+class CalibrationSample:
     """One calibration: the raw seconds of it."""
 
     timed: tuple[Timed, ...]
@@ -93,7 +93,14 @@ class Calibrator:
     """Stages on the first layers of a model, kept ready: a sample takes seconds. Use it in a ``with`` statement."""
 
     def __init__(
-        self, folder: Path, layers: int, kinds: Sequence[Kind], threads: int, backend: str, cycles: int, quiet: Quiet
+        self,
+        folder: Path,
+        layers: int,
+        kinds: Sequence[SlowLink],
+        threads: int,
+        backend: str,
+        cycles: int,
+        quiet: Quiet,
     ) -> None:
         """Start them."""
         few, many = parts(layers)
@@ -103,7 +110,7 @@ class Calibrator:
 
             def rig(count: int, awake: bool) -> Rig:
                 short = stack.enter_context(shortened(folder, count))
-                return stack.enter_context(Rig(short, 1, Kind(), threads, backend, quiet, awake=awake))
+                return stack.enter_context(Rig(short, 1, SlowLink(), threads, backend, quiet, awake=awake))
 
             self._rigs = {count: rig(count, awake=True) for count in (few, many)}
             self._asleep = rig(few, awake=False)
@@ -115,10 +122,10 @@ class Calibrator:
     def __exit__(self, *_: object) -> None:
         self._owned.close()
 
-    def sample(self) -> Sample:
+    def sample(self) -> CalibrationSample:
         """Measure everything once."""
         timed: list[Timed] = []
-        trips: dict[int, list[Trip]] = {}
+        trips: dict[int, list[StepTrip]] = {}
         for layers, rig in self._rigs.items():
             for rows, found in _decoded(rig, SHORT, ROWS, self._cycles):
                 timed.append(_step(layers, rows, found))
@@ -128,7 +135,7 @@ class Calibrator:
             timed += [_prompt(rig, layers, tokens) for tokens in (chunk // 2, chunk, 4 * chunk)]
         asleep = [trip for _, found in _decoded(self._asleep, SHORT, (1,), self._cycles) for trip in found]
         hidden = self._asleep.checkpoint.hidden_size
-        return Sample(
+        return CalibrationSample(
             timed=tuple(timed),
             ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
             awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
@@ -154,11 +161,11 @@ class Calibrator:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibratedMachine:
     """This machine, as predictions take it."""
 
     model: Model
-    samples: tuple[Sample, ...]
+    samples: tuple[CalibrationSample, ...]
     """Taken at different times; their mean counts."""
     threads: int
 
@@ -193,7 +200,7 @@ class Calibrated:
         """How many times as long a step takes while every lane works."""
         return statistics.fmean(sample.crowded for sample in self.samples)
 
-    def links(self, kind: Kind) -> dict[tuple[str, str], LinkSpeed]:
+    def links(self, kind: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
         """The links of a ring whose hops are all of one kind."""
         if kind.direct:
             return {}
@@ -202,7 +209,7 @@ class Calibrated:
         return {(NODE, NODE): LinkSpeed(latency_s, statistics.fmean(speed.bytes_per_s for speed in speeds))}
 
 
-def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterator[tuple[int, list[Trip]]]:
+def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterator[tuple[int, list[StepTrip]]]:
     """Decode steps of exactly so many rows."""
     rig.steady(1, SHORT, 2)
     for count in rows:
@@ -210,7 +217,7 @@ def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterato
         yield count, [trip for trip in trips if len(trip.returned.sequences) == count]
 
 
-def _step(layers: int, rows: int, trips: Sequence[Trip]) -> Timed:
+def _step(layers: int, rows: int, trips: Sequence[StepTrip]) -> Timed:
     """The stage's part of the median step, at the middle of their positions."""
     at = [position for trip in trips for position in trip.positions]
     seconds = statistics.median(trip.returned.compute_s[0] for trip in trips)
@@ -224,16 +231,16 @@ def _prompt(rig: Rig, layers: int, tokens: int) -> Timed:
     return Timed.prompt(layers, tokens, chunk, statistics.median(took))
 
 
-def _compute_s(trips: Sequence[Trip]) -> float:
+def _compute_s(trips: Sequence[StepTrip]) -> float:
     return sum(trip.returned.compute_s[0] for trip in trips)
 
 
-def _between(trips: Sequence[Trip]) -> list[float]:
+def _between(trips: Sequence[StepTrip]) -> list[float]:
     """What the coordinator takes from one step's return to the next one's leaving, where nothing else is under way."""
     return [after.sent_s - before.back_s for before, after in pairwise(trips) if 0 < after.sent_s - before.back_s < 1.0]
 
 
-def _link(rig: Rig, kind: Kind, hidden: int) -> LinkSpeed:
+def _link(rig: Rig, kind: SlowLink, hidden: int) -> LinkSpeed:
     """Latency and rate of a link of this kind to a stage, beyond loopback's."""
     port = rig.addresses[0].port + 1
     near = _echoes(HERE, port, hidden)

@@ -1,6 +1,6 @@
 """Thousands of mixed requests, after which everything must be where it was: memory, slots, sockets, file descriptors.
 
-    python bench/soak.py --model smollm2-135m --requests 2000
+    python -m bench.soak --model smollm2-135m --requests 2000
 
 Requests come and go at random: short and long, greedy and drawn, constrained, with stop strings, in conversations that
 go on, of several owners, some cancelled; more of them at a time than fit, so that some give way. The first tenth warms
@@ -17,13 +17,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
-from measure import Arguments, count, report, say, script
 
-from edgepp import backend
+from bench.toolkit.script import Arguments, Result, count, say, script
+from edgepp.benchmark.prompts import words
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
@@ -36,13 +35,10 @@ MOST_TOKENS = 40
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
-    parser.add_argument("--stages", type=count, default=2, help="stage processes (%(default)s)")
-    parser.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
+    parser.shared("model", "stages", "threads", "backend")
     parser.add_argument("--requests", type=count, default=2000, help="in all, warm-up included (%(default)s)")
     parser.add_argument("--budget", type=count, default=700, help="positions of KV cache (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=0.1, help="growth of memory that is none (%(default)s)")
-    parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
     return parser.parse_args()
 
 
@@ -59,7 +55,7 @@ class Soak:
                 budget=options.budget,
             )
         )
-        self._words = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8").split()
+        self._words = words()
         self.ended: Counter[str] = Counter()
         self.asked = self.tokens = self.reused = 0
 
@@ -143,8 +139,10 @@ class Soak:
         }
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
+def measured(options: argparse.Namespace) -> Result:
     """What was held after warming up and at the end, and what became of the requests."""
+    if options.requests < 10:
+        raise UsageError("fewer than 10 requests show nothing", "give more --requests")
     soak = Soak(options)
     began_s = time.perf_counter()
     try:
@@ -177,7 +175,7 @@ def grown(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float)
         yield "rss_mb"
 
 
-def table(result: Mapping[str, Any]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """The result for people."""
     ended = ", ".join(f"{number} {kind}" for kind, number in result["ended"].items())
     yield f"{result['requests']} requests in {result['seconds']:.0f} s: {ended}; {result['tokens']} tokens"
@@ -190,17 +188,12 @@ def _shown(value: Any) -> str:
     return ", ".join(f"{one:.0f}" for one in (value if isinstance(value, list) else [value]))
 
 
-def main() -> None:
-    """Soak, report, and fail where something has grown."""
-    options = parse()
-    if options.requests < 10:
-        raise UsageError("fewer than 10 requests show nothing")
-    settings = {name: value for name, value in vars(options).items() if name != "json"}
-    result = {"bench": "soak", **settings, **measured(options)}
-    report(result, table(result), json_only=options.json)
-    if result["grown"]:
-        raise EdgeppError(f"something has grown: {', '.join(result['grown'])}")
+def faults(_: argparse.Namespace, result: Result) -> EdgeppError | None:
+    """The error of a run after which something has grown."""
+    if not result["grown"]:
+        return None
+    return EdgeppError(f"something has grown: {', '.join(result['grown'])}", "run again with more --requests")
 
 
 if __name__ == "__main__":
-    script(main)
+    script("soak", parse, measured, lines, faults)

@@ -8,13 +8,14 @@ joiner that comes once is served before strangers who come again and again.
 
 from __future__ import annotations
 
-import ipaddress
 import select
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+
+from edgepp.wire.guard import network_of
 
 PLACES = 64
 PLACES_OF_ONE_HOST = 32
@@ -31,7 +32,7 @@ class Caller:
     def __init__(self, connection: socket.socket, host: str) -> None:
         self.connection = connection
         self.host = host
-        self.network = _network(host)
+        self.network = network_of(host)
         self._served = False
         self._awaited_s: float | None = None
 
@@ -126,14 +127,3 @@ class Crowd:
         if len(self._callers) < PLACES:
             return []
         return sorted(self._callers, key=lambda caller: -counts[caller.network])
-
-
-def _network(host: str) -> str:
-    """What one machine can have many addresses of: of IPv6 the first half counts, but for link-local ones."""
-    try:
-        ip = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if ip.version == 4 or ip.is_link_local:
-        return str(ip)
-    return str(ipaddress.ip_network((int(ip), 64), strict=False))

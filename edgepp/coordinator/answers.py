@@ -133,6 +133,9 @@ class Answers:
             try:
                 pipeline = self._serving.acquire(until_s - time.monotonic(), lambda: live.cancelled)
             except EdgeppError as error:
+                if live.cancelled:
+                    live.tell(_ended(live.number, Outcome("cancelled", 0, Timing(0.0), ())))
+                    return
                 raise failed or error from error
             try:
                 self._pass_on(live, pipeline, prompt, options, asked_s)
@@ -162,7 +165,7 @@ class Answers:
             self.last, self.done = answer.timing, self.done + 1
         sampled = tuple(answer.sampled[: len(answer.token_ids)])
         outcome = Outcome(reason, answer.prompt_tokens, answer.timing, answer.stages, sampled, answer.spelled)
-        live.tell([encode(Answered(live.number)), encode_payload(answered(outcome))])
+        live.tell(_ended(live.number, outcome))
 
 
 class _Live:
@@ -204,6 +207,11 @@ class _Live:
             self.cancelled = True
             if self._answer is not None:
                 self._answer.cancel()
+
+
+def _ended(number: int, outcome: Outcome) -> list[bytes]:
+    """Tells an asker how its answer ended."""
+    return [encode(Answered(number)), encode_payload(answered(outcome))]
 
 
 def declined(number: int, error: EdgeppError) -> list[bytes]:

@@ -30,6 +30,7 @@ from edgepp.wire.messages import (
     Piece,
     Reply,
     Verb,
+    Waiting,
     decode,
     decode_payload,
     encode,
@@ -235,6 +236,8 @@ class ServedAnswer:
     def __init__(self, served: Served, number: int) -> None:
         self._served = served
         self._number = number
+        self.waiting = ""
+        """What the answer waits for, as the coordinator said last; empty where nothing keeps it from beginning."""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = 0
@@ -253,7 +256,11 @@ class ServedAnswer:
             return
         for message, frames in self._served.listen():
             match message:
+                case Waiting(request=self._number):
+                    self.waiting = message.reason
+                    continue
                 case Piece(request=self._number):
+                    self.waiting = ""
                     self.token_ids += message.tokens
                     if len(frames) == 2 and (text := str(frames[1], "utf-8", "replace")):
                         yield text

@@ -48,7 +48,7 @@ def report(sources: StatusSources) -> dict[str, Any]:
         "address": str(sources.address),
         "model": serving.model,
         "state": state,
-        "reason": "" if state == "ready" else director.reason or serving.reason,
+        "reason": sources.rollout.waiting(sources.registry.away({member.node for member in sources.members.present})),
         "epoch": director.count,
         "view": sources.members.version,
         "policy": director.want.policy,

@@ -78,8 +78,8 @@ PAYLOAD_BYTES = 4 << 20
 """The longest frame that a cluster socket takes: a conversation of some million characters."""
 MAX_FRAMES = 4
 """Header and tensor frames of one message."""
-MAX_TOKENS = 4096
-"""Rows of one hidden-state tensor."""
+MAX_TOKENS = 1024
+"""Rows of one hidden-state tensor: no backend computes more than 512 at a time."""
 MAX_WIDTH = 1 << 16
 """Columns of one hidden-state tensor: the hidden size D."""
 

@@ -13,10 +13,12 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from measure import prompt, say, share_cpus
-from recording import Record, RecordedPipeline
-from sides import arrivals, pin
 
+from bench.toolkit.figures import prompt, spread_text, table
+from bench.toolkit.local import arrivals
+from bench.toolkit.processors import pin_stages
+from bench.toolkit.recording import EngineRecord, RecordedPipeline
+from bench.toolkit.script import say
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.plan.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
@@ -53,14 +55,12 @@ FIGURES = ("tok_s", "ttft_s", "decode_tok_s")
 def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dict[str, Any]:
     """Costs of a real pipeline, and for each number of requests at once what it and the simulation make of them.
 
-    Each round measures the costs anew, so that it is compared with a simulation of the machine as it is then.
+    Each round measures the costs again, so that it is compared with a simulation of the machine as it is then.
     """
-    spread = share_cpus(stages, 1)
     fits: list[Replica] = []
     found: dict[int, list[dict[str, Any]]] = {requests: [] for requests in at_once}
     with RecordedPipeline(PipelineOptions(model, stages=stages, threads=1, speculate="off")) as pipeline:
-        for stage, cpus in zip(pipeline.stages, spread or (), strict=False):
-            pin(stage.pid, cpus)
+        pin_stages(pipeline.stages, 1)
         run(pipeline, 2, 40, 10, 1)
         for turn in range(rounds):
             pipeline.record.forget()
@@ -137,7 +137,7 @@ def fitted(pipeline: RecordedPipeline) -> Replica:
     )
 
 
-def stage_cost(record: Record, index: int) -> StageCost:
+def stage_cost(record: EngineRecord, index: int) -> StageCost:
     """One stage's."""
     numbers = often([rows for rows, *_ in record.decoded])
     steps = [step for step in record.decoded if step[0] in numbers]
@@ -219,14 +219,19 @@ def model_of(stages: Sequence[Any]) -> StageCost:
 
 def table_of_check(result: Mapping[str, Any]) -> Iterator[str]:
     """Real and simulated, for people."""
-    yield f"{'requests':>8}  {'figure':12}{'real (spread)':>26}{'simulated':>11}{'error (spread)':>24}"
-    for one in result["rows"]:
-        for name in FIGURES:
-            low, high = one["spread"][name]
-            real = f"{one['real'][name]:.4g} ({low:.3g}-{high:.3g})"
-            low, high = one["error_spread"][name]
-            error = f"{one['error'][name]:+.1%} ({low:+.0%} to {high:+.0%})"
-            yield f"{one['requests']:8}  {name:12}{real:>26}{one['simulated'][name]:11.4g}{error:>24}"
+    headings = ("requests", "figure", "real (spread)", "simulated", "error (spread)")
+    yield from table(headings, [_cells(one, name) for one in result["rows"] for name in FIGURES])
     yield f"error: median {result['median_error']:.1%}, worst {result['worst_error']:.1%}"
     limits = ", ".join(f"{rows}: {tok_s:.0f}" for rows, tok_s in result["coordinator_limit_tok_s"].items())
-    yield f"the coordinator's limit in token/s by rows a micro-batch: {limits}"
+    yield f"the coordinator's limit in token/s by rows of a micro-batch: {limits}"
+
+
+def _cells(one: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    low, high = one["error_spread"][name]
+    return (
+        str(one["requests"]),
+        name,
+        spread_text(one["real"][name], one["spread"][name], ".4g"),
+        f"{one['simulated'][name]:.4g}",
+        f"{one['error'][name]:+.1%} ({low:+.0%} to {high:+.0%})",
+    )

@@ -16,7 +16,7 @@ from edgepp.model.checkpoint import Array
 from edgepp.wire.mailbox import Mailbox
 
 
-class Watched:
+class WatchedRing:
     """A ring behind which another one works. Subclasses send and poll, and note what passes."""
 
     def __init__(self, ring: Ring) -> None:
@@ -41,7 +41,7 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class Trip:
+class StepTrip:
     """A step that came round."""
 
     step: Send | SendBatch
@@ -60,12 +60,12 @@ class Trip:
         return self.step.positions if isinstance(self.step, SendBatch) else (self.step.position,)
 
 
-class Recorder(Watched):
+class Recorder(WatchedRing):
     """A ring that writes down what passes it."""
 
     def __init__(self, ring: Ring) -> None:
         super().__init__(ring)
-        self.trips: list[Trip] = []
+        self.trips: list[StepTrip] = []
         self._sent: deque[tuple[Send | SendBatch, float]] = deque()
 
     def send(self, step: Send | SendBatch) -> None:
@@ -83,7 +83,7 @@ class Recorder(Watched):
             step, sent_s = self._sent.popleft()
             while not set(_sequences(step)) & set(event.sequences):  # cancelled meanwhile
                 step, sent_s = self._sent.popleft()
-            self.trips.append(Trip(step, sent_s, now, event))
+            self.trips.append(StepTrip(step, sent_s, now, event))
         return events
 
 
@@ -92,7 +92,7 @@ def _sequences(step: Send | SendBatch) -> tuple[int, ...]:
 
 
 @dataclass
-class Record:
+class EngineRecord:
     """What the engine's thread did, in order; written by that thread only."""
 
     sent: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Record:
     row_bytes: int = 1
 
     def forget(self) -> None:
-        """Begin anew, while nothing is in the ring."""
+        """Forget everything noted, while nothing is in the ring."""
         for notes in (self.decoded, self.prefilled, self.lone_s, self.sending_s, self.embedding, self.heads, self.rest):
             notes.clear()
 
@@ -121,7 +121,7 @@ class Record:
 class RecordingEnds:
     """The model's ends, timed."""
 
-    def __init__(self, ends: Ends, record: Record) -> None:
+    def __init__(self, ends: Ends, record: EngineRecord) -> None:
         self._ends, self._record = ends, record
         self.positional, self.vocabulary = ends.positional, ends.vocabulary
         self.spent_s = 0.0
@@ -147,10 +147,10 @@ class RecordingEnds:
         return logits
 
 
-class RecordingRing(Watched):
+class RecordingRing(WatchedRing):
     """A ring, timed."""
 
-    def __init__(self, ring: Ring, ends: RecordingEnds, record: Record) -> None:
+    def __init__(self, ring: Ring, ends: RecordingEnds, record: EngineRecord) -> None:
         super().__init__(ring)
         self._ends, self._record = ends, record
         self._left_s: float | None = None
@@ -200,7 +200,7 @@ class RecordedPipeline(Pipeline):
     """A pipeline that notes what its engine's thread does."""
 
     def __init__(self, options: PipelineOptions) -> None:
-        self.record = Record()
+        self.record = EngineRecord()
         super().__init__(options)
 
     def __enter__(self) -> RecordedPipeline:
