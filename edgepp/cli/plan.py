@@ -141,6 +141,7 @@ def plan(
         edgepp plan llama-3.3-70b --slices v5e --dtype int8 --tpot 15ms
     """
     from edgepp.plan.models import read_model
+    from edgepp.plan.quantities import parse_shares
     from edgepp.ui import plan as ui
 
     if list_hardware:
@@ -151,14 +152,11 @@ def plan(
     if slices is not None:
         from edgepp.ui.plan_slices import show_slices
 
-        show_slices(
-            _slice_question(model, slices, dtypes, reached, context, (prompt, answer, requests), tpot), as_json=as_json
-        )
+        work = (prompt, answer, requests)
+        show_slices(_slice_question(model, slices, dtypes, reached, context, work, tpot), as_json=as_json)
         return
     if dtypes is not None:
-        raise UsageError(
-            "--dtype goes with --slices", "a cluster takes the precision of MODEL, like llama-3.3-70b-4bit"
-        )
+        raise UsageError("--dtype goes with --slices", "a cluster runs MODEL in the precision that it is stored in")
     if lengths and plot is None:
         raise UsageError("--length is for --plot", "add --plot FILE, like --plot plan.png")
     if lengths and min(lengths) < 1:
@@ -169,7 +167,7 @@ def plan(
     question = _question(sizes, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
     cluster = _cluster(nodes, links, file, peer, question)
     if reached is not None:
-        cluster = cluster.reaching(*_shares(reached))
+        cluster = cluster.reaching(*parse_shares(reached))
     if plot is not None:
         from edgepp.ui.plan_plot import draw, load_pyplot
 
@@ -192,7 +190,7 @@ def _slice_question(
 
     from edgepp.plan import hardware
     from edgepp.plan.models import read_shape
-    from edgepp.plan.quantities import parse_seconds
+    from edgepp.plan.quantities import parse_seconds, parse_shares
     from edgepp.plan.slices import ITEM_BYTES, SliceQuestion, read_precision, read_slices
 
     given = _given()
@@ -200,7 +198,7 @@ def _slice_question(
         raise UsageError(f"{given[wrong[0]]} does not go with --slices", "leave one of them out")
     name, _, one = slices.partition(":")
     chip = hardware.find(name)
-    shares = (1.0, _PREFILL_SHARE) if reached is None else _shares(reached)
+    shares = (1.0, _PREFILL_SHARE) if reached is None else parse_shares(reached)
     prompt, answer, batches = _workload_of(*work)
     shape_name, shape = read_shape(model)
     return SliceQuestion(
@@ -300,14 +298,3 @@ def _live(peer: str | None, question: Question) -> ClusterSpec:
     except PairingError as error:
         error.hint = f"describe the machines with --node mem=16GB, once a machine; or {error.hint}"
         raise
-
-
-def _shares(text: str) -> tuple[float, float]:
-    """Shares of bandwidth and of FLOP/s."""
-    try:
-        stream, flops = (float(part) for part in text.split(","))
-    except ValueError:
-        stream = flops = 0.0
-    if not (0 < stream <= 1 and 0 < flops <= 1):
-        raise UsageError(f"'{text}' is not a pair of shares", "write them like 0.65,0.5: of bandwidth and of FLOP/s")
-    return stream, flops

@@ -67,6 +67,21 @@ def parse_link(text: str) -> LinkSpeed:
     return LinkSpeed(parse_seconds(latency) if colon else UNKNOWN_LINK.latency_s, bytes_per_s)
 
 
+def parse_shares(text: str) -> tuple[float, float]:
+    """Read the shares of bandwidth and of FLOP/s that are reached, such as ``0.65,0.5``.
+
+    Raises:
+        UsageError: ``text`` is not a pair of shares.
+    """
+    try:
+        stream, flops = (float(part) for part in text.split(","))
+    except ValueError:
+        stream = flops = 0.0
+    if not (0 < stream <= 1 and 0 < flops <= 1):
+        raise UsageError(f"'{text}' is not a pair of shares", "write them like 0.65,0.5: of bandwidth and of FLOP/s")
+    return stream, flops
+
+
 def link_rate(bytes_per_s: float) -> str:
     """A rate of payload in the form that ``parse_link`` reads, rounded up to three digits so that it suffices."""
     bits = 8 * bytes_per_s / _PAYLOAD

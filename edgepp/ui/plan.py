@@ -225,11 +225,15 @@ def _basis(found: Forecast) -> str:
         machine, reached = node.machine, node.machine.efficiency
         rates = f"{machine.stream_bytes_per_s / 1e9:.4g} GB/s, {machine.flops_per_s / 1e12:.3g} TFLOP/s"
         groups.setdefault((reached.stream, reached.flops), []).append(f"{node.name} ({node.source}: {rates})")
-    texts = (
-        f"{stream:g} of the bandwidth and {flops:g} of the FLOP/s of {', '.join(of)}"
-        for (stream, flops), of in groups.items()
-    )
+    texts = (f"{_reached(*shares)} of {', '.join(of)}" for shares, of in groups.items())
     return f'Computed with {"; ".join(texts)}. "As fast" compares the time of a whole answer, prompt and tokens.'
+
+
+def _reached(stream: float, flops: float) -> str:
+    """The shares of bandwidth and of FLOP/s that are reached, in words."""
+    if stream == flops == 1:
+        return "all of the bandwidth and FLOP/s"
+    return f"{stream:g} of the bandwidth and {flops:g} of the FLOP/s"
 
 
 def _times(ratio: float) -> str:
