@@ -19,10 +19,12 @@ def python_command(module: str, *arguments: str) -> list[str]:
     """Command line that runs ``module`` as ``__main__`` in an isolated interpreter (``-I``).
 
     The child imports from where this process imports, less the current folder; environment variables such as
-    ``PYTHONPATH`` add nothing to that.
+    ``PYTHONPATH`` add nothing to that. A Ctrl-C during its imports ends it without a traceback; then the module
+    decides.
     """
+    quiet = "import signal; signal.getsignal(2) is signal.default_int_handler and signal.signal(2, signal.SIG_DFL)"
     run = f"import runpy, sys; sys.path[:] = {trusted_path()!r}; runpy.run_module({module!r}, None, '__main__', True)"
-    return [sys.executable, "-I", "-c", run, *arguments]
+    return [sys.executable, "-I", "-c", f"{quiet}; {run}", *arguments]
 
 
 def trusted_path() -> list[str]:

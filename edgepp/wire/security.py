@@ -229,7 +229,7 @@ class Gate:
         except zmq.ContextTerminated:
             _LOG.debug("the context ended before its gate was closed")
         finally:
-            for sock in (self._zap, self._wake, *watched):
+            for sock in (self._zap, self._wake, *self._guards):  # also one whose command nobody took yet
                 sock.close()
 
     def _see_to(self, sock: zmq.Socket[bytes]) -> bool:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import zmq
 
-from edgepp.errors import LocalProtocolError, RemoteProtocolError
+from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from edgepp.wire import security
 from edgepp.wire.security import BROKEN_OFF, OTHER_SERVER_KEY, PLAIN, Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Sender
@@ -255,3 +255,19 @@ def test_garbage_at_the_gate_is_survived(place: Place) -> None:
     with closing(place.link()) as link:
         assert link.send([b"still there?"], PATIENCE_S)
         assert place.receive()[1] == [b"still there?"]
+
+
+def test_a_context_ends_at_once_after_an_address_was_taken() -> None:
+    """Whether or not the gate's thread has heard of the listener by then."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = Address("127.0.0.1", taken.getsockname()[1])
+        for _ in range(30):
+            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            gate = Gate(context)
+            with pytest.raises(UsageError, match="cannot listen"):
+                Listener(context, address, 1 << 20, KeyPair.generate())
+            gate.close()
+            ending = threading.Thread(target=context.term, daemon=True)
+            ending.start()
+            ending.join(PATIENCE_S)
+            assert not ending.is_alive()
