@@ -145,6 +145,7 @@ def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]],
                 parts.append(kind(**{name: value for name, value in told.items() if value not in (None, ())}))
             command(*parts, **values)
 
+        vars(call)["kinds"] = kinds
         return call
 
     return decorate

@@ -9,6 +9,6 @@ from edgepp.ui.screen import say
 def show_error(error: EdgeppError) -> None:
     """One sentence and a next step, on standard error."""
     lead = "lost a stage: " if isinstance(error, StageLost) else ""
-    say(f"error: {lead}{error}", fg="red", err=True)
+    say(f"error: {lead}{error}", red=True, err=True)
     if error.hint:
         say(f"  try: {error.hint}", err=True)
