@@ -12,7 +12,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from edgepp.api.apart import apart
 from edgepp.boundary import explained
-from edgepp.engine.front import OnProgress
+from edgepp.engine.frontend import OnProgress
 from edgepp.errors import EdgeppError
 from edgepp.events import Event, OnEvent
 

@@ -123,7 +123,7 @@ class Connection:
     def _begin(self, prompt: Prompt, options: GenerateOptions) -> Iterator[Begun]:
         with self._connect() as line:
             answer = line.ask(prompt, options)
-            yield Begun(answer, answer.cancel)
+            yield Begun(answer, answer.cancel, lambda: answer.waiting)
 
 
 def connect(peer: str | None = None) -> Connection:

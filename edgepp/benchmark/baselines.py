@@ -1,6 +1,6 @@
-"""The origin: figures of two public sources that edgepp answers to, as the sources print them.
+"""Baselines: figures of two public sources, called the origin, as the sources print them.
 
-A report shows them beside what was measured.
+A report shows them next to what was measured.
 """
 
 from __future__ import annotations

@@ -39,12 +39,12 @@ class Difference:
 
     @property
     def ratio(self) -> float:
-        """The second over the first."""
+        """The second report's median divided by the first's."""
         return self.b.median / self.a.median if self.a.median else math.inf
 
     @property
     def verdict(self) -> Verdict:
-        """Of the second, against the first."""
+        """What the second figure is against the first."""
         if min(self.a.n, self.b.n) < 2:
             return "one round"
         if self.a.low <= self.b.high and self.b.low <= self.a.high:
@@ -63,7 +63,7 @@ class Comparison:
     """What else differs between them, so that figures may differ for it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The comparison as JSON."""
         rows = [
             {"name": d.name, "a": d.a.median, "b": d.b.median, "ratio": d.ratio, "verdict": d.verdict}
             for d in self.differences

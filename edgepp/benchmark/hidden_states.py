@@ -62,7 +62,7 @@ def real(model: str, dtype: str = DTYPE, rows: int = max(ROWS), text: Callable[[
         raise ModelError(f"{model} is not whole on this disk", f"`edgepp models pull {model}` fetches it")
     checkpoint = Checkpoint.open(path)
     if sum(place.nbytes for place in checkpoint.tensors.values()) / 2 > usable_memory() / _MEMORY_PART:
-        raise ModelError(f"{model} is too large to be loaded beside what runs")
+        raise ModelError(f"{model} is too large to be loaded with what runs already")
     try:
         return _computed(path, checkpoint, rows, text).astype(codec.DTYPES[dtype])
     finally:
@@ -108,7 +108,7 @@ def coded(kind: str, states: Array, rounds: int) -> list[Coded]:
 
 
 def _once(states: Array, name: Codec) -> tuple[float, int]:
-    """Milliseconds there and back, and bytes between."""
+    """Milliseconds of encoding and decoding, and encoded bytes."""
     began_s = time.perf_counter()
     frames = codec.encode(states, name)
     codec.decode(frames, len(states), states.shape[1], codec.dtype_name(states.dtype), name)

@@ -1,4 +1,4 @@
-"""A report for people: tables in Markdown, each beside the origin's own figures."""
+"""A report for people: tables in Markdown, each next to the origin's own figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
 
 
 def number(value: float) -> str:
-    """Three digits of it."""
+    """A number with three digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
@@ -216,7 +216,7 @@ def _codecs(report: BenchmarkReport) -> Iterator[str]:
         f"Matrices of (rows, {first.width}) in {first.dtype}, encoded and decoded on this machine; *pays below* is the"
         " rate of a link under which the bytes saved take longer to send than that takes. *One way at 64 Mbit/s* is"
         f" computed: codec and bytes over the rate, no latency; the origin's ({baselines.TOGETHER}, float16 noise) is"
-        " its measured way there and back over a link of about that rate, zlib where edgepp has zstd. `bench/shaped.py`"
+        " its measured way there and back over a link of about that rate, zlib where edgepp has zstd. `bench.shaped`"
         " measures links."
     )
     yield ""

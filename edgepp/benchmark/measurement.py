@@ -119,7 +119,7 @@ class Measurement:
                 self._report.requests = [concurrent_result(row, rounds) for row, rounds in rows.items() if rounds]
 
     async def _twice(self, asked: Askable, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask, and once more if a stage was lost: on a busy machine one may be silent for longer than is believed."""
+        """Ask, and ask again if a stage was lost: on a busy machine a stage may be silent for longer than allowed."""
         try:
             return await ask()
         except StageLost as error:

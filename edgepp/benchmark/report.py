@@ -28,12 +28,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """The spread of at least one value."""
         return cls(statistics.median(values), min(values), max(values), len(values))
 
     @classmethod
     def of_ratios(cls, over: Sequence[float], under: Sequence[float]) -> Spread:
-        """Of each round's value of ``over`` divided by that of ``under``; both have one value per round."""
+        """The spread of ratios, ``over`` divided by ``under``; both have one value per round."""
         return cls.of([one / other for one, other in zip(over, under, strict=True)])
 
 
@@ -96,7 +96,7 @@ class Coded:
     """``noise``, or ``real``: the model's own after half of its layers."""
     codec: str
     codec_ms: Spread
-    """Encoding and decoding."""
+    """Milliseconds of encoding and decoding."""
     nbytes: int
     sent_bytes: int
 
@@ -111,7 +111,7 @@ class Coded:
         return max(0.0, (self.nbytes - self.sent_bytes) * 8e-3 / self.codec_ms.median)
 
     def total_ms(self, mbit_s: float, latency_s: float = 0.0) -> float:
-        """One way over a link, reckoned."""
+        """Milliseconds of one way over a link, computed from its rate and latency."""
         return self.codec_ms.median + latency_s * 1e3 + self.sent_bytes * 8e-3 / mbit_s
 
 
@@ -153,7 +153,7 @@ class Target:
 
 @dataclass
 class BenchmarkReport:
-    """All of it; filled in while it is measured."""
+    """Everything that a run found; filled in while it measures."""
 
     began: str
     settings: Mapping[str, Any]
@@ -163,19 +163,19 @@ class BenchmarkReport:
     machine: Mapping[str, Any]
     took_s: float = 0.0
     partial: str = ""
-    """Why it is not whole; empty where it is."""
+    """Why the report is not whole; empty for a whole one."""
     single: SingleResult | None = None
     alone: SingleResult | None = None
     """The same model in one process of this machine, asked in turn with the other."""
     ratio: Mapping[str, Spread] = field(default_factory=dict)
-    """Each of NAMES: of the one over the other, formed within a round."""
+    """For each of NAMES: ``single`` divided by ``alone`` within a round."""
     requests: list[ConcurrentResult] = field(default_factory=list)
     codecs: list[Coded] = field(default_factory=list)
     chosen: list[Chosen] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; ``figures`` are all that were measured, one by one, for ``compare``."""
+        """The report as JSON; ``figures`` are all that were measured, one by one, for ``compare``."""
         codecs = [
             {**asdict(one), "ratio": one.ratio, "pays_below_mbit_s": one.pays_below_mbit_s} for one in self.codecs
         ]

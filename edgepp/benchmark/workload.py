@@ -17,7 +17,7 @@ from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import UsageError
 
 TOKENS_A_WORD = 1.15
-"""What the origin's model took for a word of a story."""
+"""Tokens per word of a story, as the origin's model took them."""
 TITLE_TOKENS = 18
 
 R = TypeVar("R")
@@ -59,11 +59,11 @@ class RequestGroup:
 
     @property
     def tokens(self) -> int:
-        """Of each answer."""
+        """Tokens of each answer."""
         return TITLE_TOKENS if self.text else round(self.words * TOKENS_A_WORD)
 
     def prompt(self, number: int) -> str:
-        """One that begins with ``number``."""
+        """A prompt that begins with ``number``."""
         return prompts.title(number) if self.text else prompts.story(number, self.words)
 
 
@@ -77,22 +77,22 @@ class SingleRun:
 
 @dataclass(frozen=True)
 class ObservedAnswer:
-    """One of several requests as its asker saw it, in seconds from the question."""
+    """The answer to one of several requests, as its asker saw it; times in seconds from the question."""
 
     prompt_tokens: int
     reused: int
     tokens: int
     arrivals_s: tuple[float, ...]
-    """Of each piece of text: a token, unless it takes several to make a character or they were guessed."""
+    """When each piece of text came: a token, unless it takes several to make a character or they were guessed."""
 
     @property
     def time_s(self) -> float:
-        """To the last token."""
+        """Seconds to the last token."""
         return self.arrivals_s[-1]
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between a piece and the next."""
+        """Seconds between a piece and the next."""
         return [later - earlier for earlier, later in itertools.pairwise(self.arrivals_s)]
 
 

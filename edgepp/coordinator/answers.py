@@ -12,9 +12,9 @@ from edgepp.boundary import explained
 from edgepp.coordinator.forms import Outcome, Prompt, answered, read_question
 from edgepp.coordinator.places import Places
 from edgepp.coordinator.serving import Serving
-from edgepp.engine.answer import Answer
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError
 from edgepp.wire.messages import Answered, Declined, Piece, encode, encode_payload
 from edgepp.wire.values import sentence
@@ -133,6 +133,9 @@ class Answers:
             try:
                 pipeline = self._serving.acquire(until_s - time.monotonic(), lambda: live.cancelled)
             except EdgeppError as error:
+                if live.cancelled:
+                    live.tell(_ended(live.number, Outcome("cancelled", 0, Timing(0.0), ())))
+                    return
                 raise failed or error from error
             try:
                 self._pass_on(live, pipeline, prompt, options, asked_s)
@@ -162,7 +165,7 @@ class Answers:
             self.last, self.done = answer.timing, self.done + 1
         sampled = tuple(answer.sampled[: len(answer.token_ids)])
         outcome = Outcome(reason, answer.prompt_tokens, answer.timing, answer.stages, sampled, answer.spelled)
-        live.tell([encode(Answered(live.number)), encode_payload(answered(outcome))])
+        live.tell(_ended(live.number, outcome))
 
 
 class _Live:
@@ -173,7 +176,7 @@ class _Live:
         self.number = number
         self._send = send
         self._lock = threading.Lock()
-        self._answer: Answer | None = None
+        self._answer: TextStream | None = None
         self.told = False
         """Whether the asker has seen anything of it."""
         self.cancelled = False
@@ -191,7 +194,7 @@ class _Live:
         for index, part in enumerate(parts):
             self.tell([encode(Piece(self.number, part)), b"" if index else text.encode(errors="replace")])
 
-    def bind(self, answer: Answer) -> None:
+    def bind(self, answer: TextStream) -> None:
         """Let ``cancel`` stop this answer."""
         with self._lock:
             self._answer = answer
@@ -204,6 +207,11 @@ class _Live:
             self.cancelled = True
             if self._answer is not None:
                 self._answer.cancel()
+
+
+def _ended(number: int, outcome: Outcome) -> list[bytes]:
+    """Tells an asker how its answer ended."""
+    return [encode(Answered(number)), encode_payload(answered(outcome))]
 
 
 def declined(number: int, error: EdgeppError) -> list[bytes]:

@@ -15,8 +15,7 @@ from edgepp.cluster.discovery import discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
 from edgepp.cluster.whereabouts import may_move, whereabouts
 from edgepp.coordinator.forms import Prompt, question, read_answered, read_stages
-from edgepp.engine.live import FinishReason
-from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
@@ -32,6 +31,7 @@ from edgepp.wire.messages import (
     Piece,
     Reply,
     Verb,
+    Waiting,
     decode,
     decode_payload,
     encode,
@@ -226,6 +226,8 @@ class ServedAnswer:
     def __init__(self, served: Served, number: int) -> None:
         self._served = served
         self._number = number
+        self.waiting = ""
+        """What the answer waits for, as the coordinator said last; empty where nothing keeps it from beginning."""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = 0
@@ -244,7 +246,11 @@ class ServedAnswer:
             return
         for message, frames in self._served.listen():
             match message:
+                case Waiting(request=self._number):
+                    self.waiting = message.reason
+                    continue
                 case Piece(request=self._number):
+                    self.waiting = ""
                     self.token_ids += message.tokens
                     if len(frames) == 2 and (text := str(frames[1], "utf-8", "replace")):
                         yield text

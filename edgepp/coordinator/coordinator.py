@@ -136,6 +136,11 @@ class Coordinator(threading.Thread):
         """The cluster's state: what `edgepp status --json` prints."""
         return report(self._sources)
 
+    @property
+    def reason(self) -> str:
+        """What answers wait for, and for which machines; empty where there is a pipeline."""
+        return self.rollout.waiting(self.registry.away({member.node for member in self.members.present}))
+
     def close(self) -> None:
         """End answers and the thread; members look for a new coordinator."""
         with suppress(OSError):  # it has ended by itself
@@ -204,7 +209,7 @@ class Coordinator(threading.Thread):
     def _tell_askers(self) -> None:
         askers = self.answers.askers
         self._revoked.intersection_update(askers)
-        waiting = sentence(self.rollout.waiting())
+        waiting = sentence(self.reason) if askers else ""
         for asker in askers:
             if asker not in self._revoked:
                 self._send(asker[0], [encode(Waiting(asker[1], waiting))])

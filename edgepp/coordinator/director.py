@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.placement import place, replace
-from edgepp.cluster.shortage import check_pins
 from edgepp.cluster.sizes import Host, LinkSpeed, Plan, Want
+from edgepp.coordinator.offers import Offers
 from edgepp.coordinator.trouble import Trouble
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
@@ -85,8 +85,10 @@ class Director:
     """By host of the plan."""
     _barred: tuple[str, ...] = ()
     """Hosts that are left out for now, since they failed."""
-    _unfit: dict[str, str] = field(default_factory=dict)
-    """Why a node's pinned range cannot be, by node id: it is left out, and the others go on."""
+    _offers: Offers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._offers = Offers(self.want, self.coordinator)
 
     @property
     def number(self) -> int:
@@ -96,7 +98,7 @@ class Director:
     @property
     def reason(self) -> str:
         """Why there is no plan, or no better one; empty where there is nothing to say."""
-        unfit = "; ".join(self._unfit.values())
+        unfit = "; ".join(self._offers.refused.values())
         if self.shortage is None:
             return unfit or ("" if self.plan is not None else "no node has joined yet")
         text = f"{self.shortage}; {self.shortage.hint}" if self.shortage.hint else str(self.shortage)
@@ -114,8 +116,8 @@ class Director:
 
     def why_out(self, node: str) -> str:
         """Why a node is left out of plans; empty where it is not."""
-        if node in self._unfit:
-            return self._unfit[node]
+        if refusal := self._offers.refused.get(node):
+            return refusal
         reasons = [self.trouble.reason(host) for host in self._barred if _split(host)[0] == node]
         return f"it failed to run its layers: {reasons[-1]}" if reasons else ""
 
@@ -124,9 +126,9 @@ class Director:
         if self._began_s is None:
             self._began_s = self._changed_s = now_s
         self._expire(members, now_s)
-        hosts = self._hosts(members.present)
+        hosts = self._offers.hosts(members.present)
         self._barred = barred = tuple(host.id for host in hosts if self.trouble.bars(host.id, now_s))
-        self._notice((*hosts, *barred, *self._unfit.items()), now_s)
+        self._notice((*hosts, *barred, *self._offers.unfit), now_s)
         planned = {host for host, _ in self.plan.stages} if self.plan else set()
         broken = not planned <= {host.id for host in hosts}
         urgent = broken or not planned.isdisjoint(barred)
@@ -209,6 +211,7 @@ class Director:
     def _replan(self, hosts: Sequence[Host], barred: Sequence[str], *, broken: bool) -> bool:
         """Whether another plan is in force now."""
         self.shortage, self.left_out = None, ""
+        self._offers.take_back()
         well = [host for host in hosts if host.id not in barred]
         try:
             plan = self._place(well)
@@ -229,6 +232,16 @@ class Director:
         return changed
 
     def _place(self, hosts: Sequence[Host]) -> Plan:
+        """A plan with as many of the pinned nodes as there can be."""
+        try:
+            return self._place_all(hosts)
+        except PlanError as error:
+            possible = self._offers.possible(hosts, error)
+            if possible is None:
+                raise
+            return self._place_all(possible)
+
+    def _place_all(self, hosts: Sequence[Host]) -> Plan:
         if self.plan is None:
             return place(self.want, hosts, self.links, self.coordinator)
         return replace(self.want, hosts, self.links, self.coordinator, self.plan)
@@ -282,30 +295,6 @@ class Director:
                 load.ordered_s = -AGAIN_S
         if restarted:
             self.trouble.forget(node)
-
-    def _hosts(self, present: Sequence[Member]) -> list[Host]:
-        hosts: list[Host] = []
-        self._unfit.clear()
-        for member in present:
-            facts = member.facts
-            whole = Host(
-                id=member.node,
-                node=member.node,
-                memory=facts.memory,
-                stream_bps=max(1.0, facts.stream_bps),
-                flops=max(1.0, facts.flops),
-                pinned=LayerRange(facts.start, facts.stop) if facts.stop > facts.start else None,
-                coordinator=member.node == self.coordinator,
-                name=facts.name,
-            )
-            divided = whole.divided(facts.slots)
-            try:
-                check_pins(self.want, divided[:1] or [whole])
-            except PlanError as error:
-                self._unfit[member.node] = f"{error}; {error.hint}"
-                continue
-            hosts += divided
-        return hosts
 
 
 def _host(node: str, slot: int) -> str:

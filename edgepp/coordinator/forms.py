@@ -6,8 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, get_args
 
-from edgepp.engine.live import FinishReason
-from edgepp.engine.request import MAX_BIASES, Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
+from edgepp.engine.request import (
+    MAX_BIASES,
+    Constraint,
+    FinishReason,
+    GenerateOptions,
+    SamplingOptions,
+    StageTimes,
+    Timing,
+)
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import RemoteProtocolError, UsageError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +71,10 @@ class Registry:
     def nodes(self) -> set[str]:
         """The ids of everyone who is paired."""
         return {member.node for member in self.cluster.members}
+
+    def away(self, present: Collection[str]) -> list[str]:
+        """The names of everyone who is paired and whose node id is not among ``present``."""
+        return [member.name for member in self.cluster.members if member.node not in present]
 
     def node_of(self, key: str) -> str:
         """The id of the node with this key.

@@ -13,6 +13,7 @@ from edgepp.coordinator.forms import drawing
 from edgepp.coordinator.registry import Registry
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.serving import Serving
+from edgepp.coordinator.standing import standings
 from edgepp.wire.transport import Address
 
 SCHEMA = 1
@@ -47,7 +48,7 @@ def report(sources: StatusSources) -> dict[str, Any]:
         "address": str(sources.address),
         "model": serving.model,
         "state": state,
-        "reason": "" if state == "ready" else director.reason or serving.reason,
+        "reason": sources.rollout.waiting(sources.registry.away({member.node for member in sources.members.present})),
         "epoch": director.count,
         "view": sources.members.version,
         "policy": director.want.policy,
@@ -86,9 +87,7 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
 
 
 def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
-    held: dict[str, list[list[int]]] = {}
-    for member, _, layers, _ in sources.director.stages(sources.members):
-        held.setdefault(member.node, []).append([layers.start, layers.stop])
+    parts = standings(sources.director, sources.members)
     nodes = []
     for member in sources.members:
         facts = member.facts
@@ -97,7 +96,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
             {
                 "node": member.node,
                 "name": facts.name,
-                "roles": [*(["coordinator"] if here else []), *(["stage"] if member.node in held else [])],
+                "roles": [*(["coordinator"] if here else []), *(["stage"] if parts[member.node]["layers"] else [])],
                 "state": member.phase.value,
                 "address": member.host,
                 "memory": facts.memory,
@@ -112,7 +111,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                 "clock_off_s": round(member.clock_off_us / 1e6, 3),
                 "version": facts.version,
                 "stage_slots": facts.slots,
-                "layers": held.get(member.node, []),
+                **parts[member.node],
             }
         )
     return nodes
@@ -121,7 +120,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
 def stage_reports(sources: StatusSources) -> list[dict[str, Any]]:
     """One object a stage of the plan, in order."""
     pipeline, timing = sources.serving.pipeline, sources.answers.last
-    gauges = pipeline.engine.gauges if pipeline else []
+    stage_stats = pipeline.engine.stage_stats if pipeline else []
     infos = pipeline.stages if pipeline else ()
     reports = []
     for index, (member, slot, layers, loaded) in enumerate(sources.director.stages(sources.members)):
@@ -144,9 +143,9 @@ def stage_reports(sources: StatusSources) -> list[dict[str, Any]]:
         }
         if index < len(infos):
             stage |= {"hop_s": infos[index].hop_s, "link_bytes_s": infos[index].bytes_s or None}
-        if index < len(gauges):
-            gauge = gauges[index]
-            stage |= {"sequences": gauge.sequences, "kv_bytes": gauge.kv_bytes, "dropped": gauge.dropped}
+        if index < len(stage_stats):
+            stats = stage_stats[index]
+            stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes, "dropped": stats.dropped}
         if timing is not None and timing.tokens > 1 and index < len(timing.stages):
             steps = timing.tokens - 1
             stage |= {

@@ -14,7 +14,7 @@ from edgepp.cluster.sizes import LinkSpeed
 from edgepp.coordinator.answers import Answers
 from edgepp.coordinator.director import Director, Order
 from edgepp.coordinator.serving import Serving, Wanted
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, StageLost
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
 from edgepp.layers import LayerRange
@@ -22,6 +22,9 @@ from edgepp.wire.messages import Loaded, Loading, NotLoaded
 from edgepp.wire.transport import Address
 
 log = logging.getLogger("edgepp.coordinator")
+
+_SHOWN = 4
+"""Names of machines that are away to show."""
 
 Stages = Sequence[tuple[Member, int, LayerRange, Loaded | None]]
 """A plan's stages as ``Director.stages`` gives them."""
@@ -135,10 +138,14 @@ class Rollout:
             return EdgeppError(f"the cluster cannot go on: {self._director.reason}", "see `edgepp status`")
         return EdgeppError(f"the layers were divided anew while this was answered: {self._places()}", "ask again")
 
-    def waiting(self) -> str:
-        """What answers wait for; empty where there is a pipeline."""
+    def waiting(self, away: Sequence[str]) -> str:
+        """What answers wait for; empty where there is a pipeline. ``away`` names the paired machines that are away."""
         if self._serving.pipeline is not None:
             return ""
+        if self._director.plan is None and away:
+            shown = f"{', '.join(away[:_SHOWN])}{', …' if len(away) > _SHOWN else ''}"
+            are, them = ("is", "it") if len(away) == 1 else ("are", "them")
+            return f"{shown} {are} away; without {them}, {self._director.reason}"
         loading = [f"{p.what} {100 * p.done // max(1, p.total)} %" for p in self.progress.values() if p.done < p.total]
         return ", ".join([self._director.reason or self._serving.reason, *loading])
 

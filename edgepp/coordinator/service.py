@@ -28,7 +28,7 @@ from edgepp.coordinator.client import Served
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.director import Director
 from edgepp.coordinator.serving import Serving
-from edgepp.engine.front import Front, OnProgress
+from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import ClusterLeft, Measuring, OnEvent
@@ -112,13 +112,13 @@ class Service:
     ) -> None:
         identity = self._identity = load_identity()
         cluster = _own_cluster(identity)
-        front = Front.open(options.model, whole=False, on_progress=on_progress)
-        size = ModelSize.of(shape_of(options.model, front.checkpoint), options.kv_bits)
+        frontend = ModelFrontend.open(options.model, whole=False, on_progress=on_progress)
+        size = ModelSize.of(shape_of(options.model, frontend.checkpoint), options.kv_bits)
         offer = _offer(options, on_event, given_up)
-        context = min(options.context, front.checkpoint.context)
+        context = min(options.context, frontend.checkpoint.context)
         director = Director(
             want=Want(size, context, options.slots, options.policy),
-            model=_pinned_name(front),
+            model=_pinned_name(frontend),
             exact=options.exact,
             kv_bits=options.kv_bits or 0,
             coordinator=identity.node,
@@ -135,7 +135,7 @@ class Service:
             budget=context * options.slots,
             speculate=options.speculate,
         )
-        self.serving = Serving(front, pipeline, on_event)
+        self.serving = Serving(frontend, pipeline, on_event)
         self._owned.callback(self.serving.close)
         self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
         self.coordinator.start()
@@ -215,9 +215,9 @@ def _own_cluster(identity: Identity) -> Cluster:
     return cluster
 
 
-def _pinned_name(front: Front) -> str:
+def _pinned_name(frontend: ModelFrontend) -> str:
     """The model's name as every node can resolve it: with the commit that this machine has, or a folder's full path."""
-    source = resolve(front.model)
-    if isinstance(source, HubRepository) and front.checkpoint.commit:
-        return f"{source.name}@{front.checkpoint.commit}"
-    return str(source.path.resolve()) if isinstance(source, LocalFolder) else front.model
+    source = resolve(frontend.model)
+    if isinstance(source, HubRepository) and frontend.checkpoint.commit:
+        return f"{source.name}@{frontend.checkpoint.commit}"
+    return str(source.path.resolve()) if isinstance(source, LocalFolder) else frontend.model

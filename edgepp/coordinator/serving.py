@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgepp.backend.device import release_thread
-from edgepp.engine.front import Front
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import SamplingOptions
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, StageLost
 from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
 
@@ -35,8 +35,8 @@ class Wanted:
 class Serving:
     """One pipeline at a time, of the newest plan."""
 
-    def __init__(self, front: Front, options: PipelineOptions, on_event: OnEvent) -> None:
-        self._front = front
+    def __init__(self, frontend: ModelFrontend, options: PipelineOptions, on_event: OnEvent) -> None:
+        self._frontend = frontend
         self._options = options
         self._on_event = on_event
         self._commands: queue.SimpleQueue[Wanted | EdgeppError | None] = queue.SimpleQueue()
@@ -62,7 +62,7 @@ class Serving:
     @property
     def sampling(self) -> SamplingOptions:
         """How the model's makers want its tokens drawn."""
-        return self._front.sampling
+        return self._frontend.sampling
 
     @property
     def pipeline(self) -> Pipeline | None:
@@ -174,7 +174,7 @@ class Serving:
     def _open(self, wanted: Wanted) -> None:
         began_s = time.monotonic()
         try:
-            pipeline = Pipeline(replace(self._options, endpoints=wanted.endpoints), front=self._front)
+            pipeline = Pipeline(replace(self._options, endpoints=wanted.endpoints), frontend=self._frontend)
         except Exception as error:
             if not isinstance(error, EdgeppError):
                 log.exception("plan %d cannot be opened", wanted.plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgepp.cluster.membership import Member, Membership
+from edgepp.cluster.membership import Member, Membership, Phase
 from edgepp.cluster.sizes import memory_needed
 from edgepp.coordinator.director import Director
 
@@ -26,6 +26,8 @@ def standings(director: Director, members: Membership) -> dict[str, dict[str, An
 def _spare(director: Director, member: Member) -> str:
     """Why a member has no layers."""
     want, facts = director.want, member.facts
+    if member.phase is Phase.GONE:
+        return f"it {member.went}"
     if not facts.slots:
         return "it offers no stage process"
     if why := director.why_out(member.node):

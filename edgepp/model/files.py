@@ -165,8 +165,8 @@ def shown(name: object, longest: int = 80) -> str:
     return one_line(str(name), longest)
 
 
-def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> None:
-    """Hold the small files of a model folder to regular files of a size that they can need.
+def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> int:
+    """Hold the small files of a model folder to regular files of a size that they can need; their bytes together.
 
     Libraries open such files by name and would wait for a pipe, or read a device without end.
 
@@ -177,6 +177,7 @@ def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> N
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:
         raise unreadable(folder, error) from error
+    total = 0
     for name in names:
         path = folder / name
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) or path.is_dir():
@@ -191,6 +192,8 @@ def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> N
         most = most_bytes(name)
         if facts.st_size > most:
             raise ModelError(f"{path} has more than {most // MIB} MiB, which such a file cannot need", _PULL)
+        total += facts.st_size
+    return total
 
 
 def most_bytes(name: str) -> int:

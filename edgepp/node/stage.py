@@ -110,7 +110,7 @@ def serve(config: StageConfig) -> None:
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
     frame_bytes = data_frame_bytes(model.hidden_size)
     joiner = Joiner(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
-    answering = Control(control, gate, compute, joiner, welcome, config.driver)
+    answering = Control(control, compute, joiner, welcome, config.driver)
     answering.start()
     threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
     _report(

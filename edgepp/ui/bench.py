@@ -122,7 +122,7 @@ async def _opened(engine: Engine, stack: AsyncExitStack) -> Askable:
 
 @contextmanager
 def _progress() -> Iterator[Tell]:
-    """A bar on a terminal, else a line a step; on standard error."""
+    """A bar on a terminal, else one line per step; on standard error."""
     console = Screen(stderr=True)
     if not console.is_terminal:
         yield lambda done, total, what: say(f"{done + 1}/{total} {what}", err=True)

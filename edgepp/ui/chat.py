@@ -15,6 +15,7 @@ from edgepp.errors import EdgeppError
 from edgepp.ui.errors import show_error
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Rows, Screen, say, say_json
+from edgepp.ui.waiting import shown_waiting
 
 if TYPE_CHECKING:
     from edgepp.api import Answer, Connection, Engine, Prompt
@@ -105,6 +106,8 @@ def _percent(logprob: float | None) -> str:
 def summary(answer: Answer) -> str:
     """One line about an answer's speed."""
     timing = answer.timing
+    if not answer.token_ids and answer.finish_reason == "cancelled":
+        return "stopped before the answer began"
     then = f" · then {timing.decode_tok_s:.1f} token/s" if timing.decode_tok_s else ""
     return f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s{then}"
 
@@ -175,10 +178,14 @@ async def answer_once(
     """Answer one prompt: streamed text with a line about speed on standard error, or one JSON object."""
     answer = model.ask(prompt, options, raw=raw)
     if as_json:
-        _say_whole({"model": model.model} | report(await answer.whole()), incomplete(answer, options))
+        async with shown_waiting([answer]):
+            await answer.whole()
+        _say_whole({"model": model.model} | report(answer), incomplete(answer, options))
     else:
         say(banner(model), dim=True, err=True)
         await stream(answer)
+        if not answer.token_ids and answer.finish_reason == "cancelled":
+            raise KeyboardInterrupt
         show_logprobs(answer)
         say(summary(answer), dim=True, err=True)
         _say_cut_off(answer, options)
@@ -191,15 +198,20 @@ async def answer_several(
 ) -> None:
     """Answer one prompt ``n`` times at once: numbered texts, or one JSON object with all of them."""
     choices = model.choices(prompt, n, options, raw=raw)
-    whole = asyncio.gather(*(choice.whole() for choice in choices))
+
+    async def whole() -> None:
+        async with shown_waiting(choices):
+            await asyncio.gather(*(choice.whole() for choice in choices))
+
     if as_json:
-        reports = [report(choice) for choice in await whole]
+        await whole()
+        reports = [report(choice) for choice in choices]
         faults = [fault for choice in choices if (fault := incomplete(choice, options))]
         _say_whole({"model": model.model, "choices": reports}, next(iter(faults), None))
     else:
         say(banner(model), dim=True, err=True)
         with _ctrl_c_stops(choices):
-            await whole
+            await whole()
         for number, choice in enumerate(choices, 1):
             say(f"{number}. {choice.text.strip()}")
             show_logprobs(choice)
@@ -226,9 +238,11 @@ def _say_cut_off(answer: Answer, options: GenerateOptions) -> None:
 async def stream(answer: Answer) -> None:
     """Show an answer as it comes; Ctrl-C stops it."""
     try:
-        with _ctrl_c_stops([answer]):
-            async for piece in answer:
-                say(piece, nl=False)
+        async with shown_waiting([answer]) as note:
+            with _ctrl_c_stops([answer]):
+                async for piece in answer:
+                    note.clear()
+                    say(piece, nl=False)
     finally:
         if answer.text:
             say()

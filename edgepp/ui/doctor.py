@@ -31,7 +31,9 @@ _STEP_S = 0.5
 
 
 def run_doctor(peer: str | None, *, as_json: bool, extra: Sequence[Check] = ()) -> bool:
-    """Check this machine, and the path to ``peer`` (``HOST:PORT``) when there is one; ``extra`` comes last.
+    """Check this machine, and the path to ``peer`` (``HOST:PORT``) when there is one; ``extra`` come in between.
+
+    One of ``extra`` that is called "coordinator" and is well says that this machine's coordinator answers.
 
     Prints a line a finding as it is made, or with ``as_json`` one list of ``{"check", "ok", "found", "do"}``.
     Returns whether nothing is wrong.
@@ -67,11 +69,14 @@ def _findings(peer: str | None, extra: Sequence[Check]) -> Iterator[Finding]:
     yield from about
     yield network.addresses()
     yield from network.multicast()
-    yield from network.coordinators(known)
+    answers = False
+    for check in extra:
+        finding = check()
+        answers = answers or (finding.check == "coordinator" and finding.ok is True)
+        yield finding
+    yield from network.coordinators(known, answers=answers)
     if address is not None:
         yield network.reach(address)
-    for check in extra:
-        yield check()
     yield clock(time.time() - time.monotonic() - offset)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edgepp.coordinator import serving as module
 from edgepp.coordinator.serving import Serving, Wanted
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, PlanError, StageLost
 from edgepp.wire.transport import Address
 from tests.waiting import PATIENCE_S, eventually

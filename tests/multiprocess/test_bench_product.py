@@ -18,7 +18,7 @@ from tests.multiprocess.test_serve import Machine, serving
 from tests.netns.net import unavailable
 from tests.waiting import PATIENCE_S
 
-BENCH = Path(__file__).parents[2] / "bench"
+CLONE = Path(__file__).parents[2]
 SHORT = ("--quick", "--rounds", "1", "--requests", "1,3", "--words", "10")
 
 
@@ -99,8 +99,8 @@ def test_ctrl_c_leaves_a_partial_report_and_no_process(tiny: Path, tmp_path: Pat
 
 
 def shaped(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCH / "shaped.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    command = [sys.executable, "-m", "bench.shaped", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=CLONE)
 
 
 def test_links_of_a_given_rate(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Are predictions right? Calibrate on short pieces, predict pipelines, measure them, and compare; all in one run.
 
-    python bench/predict.py --model smollm2-135m --stages 1,2,3,4 --requests 1,2,4,8 --links 0:0,5:0,1:20
+    python -m bench.prediction --model smollm2-135m --stages 1,2,3,4 --requests 1,2,4,8 --links 0:0,5:0,1:20
 
-A link is MS:MBIT, its delay each way and its rate, 0:0 being loopback. `calibration.py` says what calibration measures:
+A link is MS:MBIT, its delay each way and its rate, 0:0 being loopback. `calibration` says what calibration measures:
 nothing that is predicted, and no factor is fitted to what is. It is taken before every pipeline and after it, and the
 mean of the two counts, so that a machine that others slow down meanwhile is not taken for an error; `drift` says what
 the last one has over the first. Every pipeline is measured `--rounds` times, in turn up and down the list, and medians
@@ -25,18 +25,16 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibration import ROWS, Calibrated, Calibrator, Sample
-from measure import Arguments, count, report, say, script
-from quiet import Quiet
-from requests import counts
-from rig import Rig
-from slow_link import Kind
-
-from edgepp import backend
+from bench.calibration import ROWS, CalibratedMachine, CalibrationSample, Calibrator
+from bench.toolkit.figures import table
+from bench.toolkit.quiet import Quiet
+from bench.toolkit.rig import Rig
+from bench.toolkit.script import Arguments, Result, count, counts, say, script
+from bench.toolkit.slow_link import SlowLink
 from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Checkpoint
@@ -47,11 +45,11 @@ from edgepp.plan.predict import predict
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is predicted and measured: one number."""
+class PredictedFigure:
+    """One number that is predicted and measured."""
 
     stages: int
-    kind: Kind
+    link: SlowLink
     what: str
     """``decode``: token/s of all requests; ``prefill``: prompt token/s; ``ttft``: seconds to the first token."""
     requests: int
@@ -59,62 +57,62 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Found:
+class MeasuredFigure:
     """What was measured once."""
 
     value: float
     others: float
     """Cores that other programs had meanwhile."""
     position: int = 0
-    """Positions before a decode step's rows, in the middle of the measurement,"""
+    """Positions before a decode step's rows, in the middle of the measurement; 0 for other figures."""
     compute_s: float = 0.0
-    """what all stages together computed in a step,"""
+    """Seconds that all stages together computed in a decode step."""
     wire_s: float = 0.0
-    """and the rest of its way round."""
+    """Seconds of the rest of that step's way round."""
 
 
 @dataclass(frozen=True)
-class Round:
+class PredictionRound:
     """What was measured, and the calibrations right before and after it."""
 
-    found: Found
-    machine: Calibrated
+    found: MeasuredFigure
+    machine: CalibratedMachine
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
+    parser.shared("model", "threads", "backend")
     parser.add_argument("--stages", type=counts, default=[1, 2, 3, 4], help="stage processes (1,2,3,4)")
-    parser.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
     parser.add_argument("--requests", type=counts, default=[1, 2, 4, 8], help="requests that decode at once (1,2,4,8)")
     parser.add_argument("--links", type=links, default=links("0:0,5:0,1:20"), help="MS:MBIT,... (0:0,5:0,1:20)")
     parser.add_argument("--prompts", type=counts, default=[64, 256], help="tokens: for decode and ttft, for prefill")
     parser.add_argument("--cycles", type=count, default=16, help="steps of each request that are timed (%(default)s)")
     parser.add_argument("--rounds", type=count, default=2, help="measurements of everything (%(default)s)")
     parser.add_argument("--patience", type=float, default=1.0, help="s each that others may delay (%(default)s)")
-    parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
     return parser.parse_args()
 
 
-def links(text: str) -> list[Kind]:
+def links(text: str) -> list[SlowLink]:
     """Kinds of links such as ``0:0,5:0,1:20`` from a command line: milliseconds and Mbit/s."""
     try:
         pairs = [tuple(map(float, part.split(":"))) for part in text.split(",")]
-        return [Kind(f"{ms:g}ms:{mbit:g}Mbit", ms, mbit or math.inf) if ms or mbit else Kind() for ms, mbit in pairs]
+        return [
+            SlowLink(f"{ms:g}ms:{mbit:g}Mbit", ms, mbit or math.inf) if ms or mbit else SlowLink() for ms, mbit in pairs
+        ]
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not MS:MBIT,...") from None
 
 
-def settings(options: argparse.Namespace) -> dict[tuple[int, Kind], list[Setting]]:
+def figures(options: argparse.Namespace) -> dict[tuple[int, SlowLink], list[PredictedFigure]]:
     """All there is to predict, by pipeline."""
     short, long = options.prompts[0], options.prompts[-1]
     found = {}
-    for kind in options.links:
+    for link in options.links:
         for stages in options.stages:
-            decode = [Setting(stages, kind, "decode", requests, short) for requests in options.requests]
-            alone = [Setting(stages, kind, "ttft", 1, short), Setting(stages, kind, "prefill", 1, long)]
-            found[stages, kind] = [*decode, *alone]
+            decode = [PredictedFigure(stages, link, "decode", requests, short) for requests in options.requests]
+            alone = [PredictedFigure(stages, link, "ttft", 1, short), PredictedFigure(stages, link, "prefill", 1, long)]
+            found[stages, link] = [*decode, *alone]
     return found
 
 
@@ -129,78 +127,83 @@ def checked(options: argparse.Namespace) -> Checkpoint:
     checkpoint = Checkpoint.open(fetch(options.model))
     split_evenly(checkpoint.num_layers, max(options.stages))
     if checkpoint.num_layers < 3:
-        raise UsageError(f"a model of {checkpoint.num_layers} layers has no parts to calibrate on")
+        raise UsageError(
+            f"a model of {checkpoint.num_layers} layers has no parts to calibrate on",
+            "name a model with 3 layers or more",
+        )
     return checkpoint
 
 
-def measure(rig: Rig, setting: Setting, cycles: int) -> Found:
+def measure(rig: Rig, figure: PredictedFigure, cycles: int) -> MeasuredFigure:
     """Measure one number once."""
-    if setting.what == "decode":
-        steady = rig.steady(setting.requests, setting.prompt, cycles)
-        return Found(steady.tokens_s, rig.others, steady.position, steady.compute_s, steady.wire_s)
-    seconds, _ = rig.first_token_s(setting.prompt)
-    return Found(seconds if setting.what == "ttft" else setting.prompt / seconds, rig.others)
+    if figure.what == "decode":
+        steady = rig.steady(figure.requests, figure.prompt, cycles)
+        return MeasuredFigure(steady.tokens_per_s, rig.others, steady.position, steady.compute_s, steady.wire_s)
+    seconds, _ = rig.first_token_s(figure.prompt)
+    return MeasuredFigure(seconds if figure.what == "ttft" else figure.prompt / seconds, rig.others)
 
 
-def measured(options: argparse.Namespace, checkpoint: Checkpoint) -> tuple[dict[Setting, list[Round]], list[Sample]]:
+def measure_all(
+    options: argparse.Namespace, checkpoint: Checkpoint
+) -> tuple[dict[PredictedFigure, list[PredictionRound]], list[CalibrationSample]]:
     """Every pipeline in turn, then all again the other way round, and a calibration before, between and after them."""
     model, quiet = Model.of(options.model, shape_of(options.model, checkpoint)), Quiet(options.patience)
-    rounds: dict[Setting, list[Round]] = {}
-    pipelines = list(settings(options).items())
+    rounds: dict[PredictedFigure, list[PredictionRound]] = {}
+    pipelines = list(figures(options).items())
     turns = [turn for number in range(options.rounds) for turn in pipelines[:: -1 if number % 2 else 1]]
     common = (options.threads, options.backend)
     with Calibrator(
         checkpoint.path, checkpoint.num_layers, options.links, *common, options.cycles, quiet
     ) as calibrator:
         samples = [calibrator.sample()]
-        for number, ((stages, kind), wanted) in enumerate(turns):
-            with Rig(checkpoint.path, stages, kind, *common, quiet) as rig:
+        for number, ((stages, link), wanted) in enumerate(turns):
+            with Rig(checkpoint.path, stages, link, *common, quiet) as rig:
                 rig.steady(1, options.prompts[0], 2)
-                found = {setting: measure(rig, setting, options.cycles) for setting in wanted}
+                found = {figure: measure(rig, figure, options.cycles) for figure in wanted}
             samples.append(calibrator.sample())
-            machine = Calibrated(model, tuple(samples[-2:]), options.threads)
-            for setting, one in found.items():
-                rounds.setdefault(setting, []).append(Round(one, machine))
-            say(f"{number + 1} of {len(turns)}: {stages} stages, {kind.name}")
+            machine = CalibratedMachine(model, tuple(samples[-2:]), options.threads)
+            for figure, one in found.items():
+                rounds.setdefault(figure, []).append(PredictionRound(one, machine))
+            say(f"{number + 1} of {len(turns)}: {stages} stages, {link.name}")
     return rounds, samples
 
 
-def predicted(setting: Setting, machine: Calibrated, position: int) -> tuple[float, float, float]:
+def predicted(figure: PredictedFigure, machine: CalibratedMachine, position: int) -> tuple[float, float, float]:
     """The same number by the model alone; of a decode step also what stages compute, and the hops."""
-    stage, coordinator = machine.machines(setting.stages)
-    stages = [Stage(stage, layers) for layers in split_evenly(machine.model.size.layers, setting.stages)]
-    asked = position if setting.what == "decode" else setting.prompt
-    work = Workload(prompt=asked, answer=1, requests=(setting.requests,))
-    found = predict(machine.model, stages, machine.links(setting.kind), work, coordinator)
-    if setting.what == "decode":
+    stage, coordinator = machine.machines(figure.stages)
+    stages = [Stage(stage, layers) for layers in split_evenly(machine.model.size.layers, figure.stages)]
+    asked = position if figure.what == "decode" else figure.prompt
+    work = Workload(prompt=asked, answer=1, requests=(figure.requests,))
+    found = predict(machine.model, stages, machine.links(figure.link), work, coordinator)
+    if figure.what == "decode":
         one = found.one
-        return one.tokens_s, sum(stage.busy_s for stage in one.stages), one.parts["wire"]
-    return (found.prefill.ttft_s if setting.what == "ttft" else found.prefill.tokens_s), 0.0, 0.0
+        return one.tokens_per_s, sum(stage.busy_s for stage in one.stages), one.parts["wire"]
+    return (found.prefill.ttft_s if figure.what == "ttft" else found.prefill.tokens_per_s), 0.0, 0.0
 
 
-def row(setting: Setting, rounds: Sequence[Round]) -> dict[str, Any]:
+def row(figure: PredictedFigure, rounds: Sequence[PredictionRound]) -> dict[str, Any]:
     """A table's row: medians of what was measured, and of what was predicted for it."""
-    told = [predicted(setting, one.machine, one.found.position) for one in rounds]
+    told = [predicted(figure, one.machine, one.found.position) for one in rounds]
     values = [one.found.value for one in rounds]
     middle, expected = statistics.median(values), statistics.median(value for value, _, _ in told)
     decode = {
-        "each": middle / setting.requests,
+        "each": middle / figure.requests,
         "position": round(statistics.fmean(one.found.position for one in rounds)),
         "compute_ms": [middle_ms(part for _, part, _ in told), middle_ms(one.found.compute_s for one in rounds)],
         "wire_ms": [middle_ms(part for _, _, part in told), middle_ms(one.found.wire_s for one in rounds)],
     }
     return {
-        "stages": setting.stages,
-        "link": setting.kind.name,
-        "what": setting.what,
-        "requests": setting.requests,
-        "prompt": setting.prompt,
+        "stages": figure.stages,
+        "link": figure.link.name,
+        "what": figure.what,
+        "requests": figure.requests,
+        "prompt": figure.prompt,
         "predicted": expected,
         "measured": middle,
         "error": expected / middle - 1,
         "rounds": [[value, one.found.value] for (value, _, _), one in zip(told, rounds, strict=True)],
         "others": max(one.found.others for one in rounds),
-        **(decode if setting.what == "decode" else {}),
+        **(decode if figure.what == "decode" else {}),
     }
 
 
@@ -209,14 +212,14 @@ def middle_ms(seconds: Iterable[float]) -> float:
     return statistics.median(seconds) * 1e3
 
 
-def result(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The whole run."""
-    rounds, samples = measured(options, checkpoint)
-    rows = [row(setting, some) for setting, some in rounds.items()]
+def measured(options: argparse.Namespace) -> Result:
+    """The whole run: calibrate, predict, measure."""
+    rounds, samples = measure_all(options, checked(options))
+    rows = [row(figure, some) for figure, some in rounds.items()]
     errors = [abs(one["error"]) for one in rows]
     model = next(iter(rounds.values()))[0].machine.model
     first, last, all_of = (
-        Calibrated(model, tuple(some), options.threads) for some in (samples[:1], samples[-1:], samples)
+        CalibratedMachine(model, tuple(some), options.threads) for some in (samples[:1], samples[-1:], samples)
     )
     return {
         "settings": len(rows),
@@ -228,7 +231,7 @@ def result(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any
     }
 
 
-def about(machine: Calibrated) -> dict[str, Any]:
+def about(machine: CalibratedMachine) -> dict[str, Any]:
     """A calibration in numbers."""
     parts = machine.parts
     return {
@@ -240,13 +243,13 @@ def about(machine: Calibrated) -> dict[str, Any]:
         "hop_ms": {"awake": machine.hop_s(awake=True) * 1e3, "asleep": machine.hop_s(awake=False) * 1e3},
         "crowded": machine.crowded,
         "links": {
-            name: {"latency_ms": speed.latency_s * 1e3, "mbit_s": speed.bytes_s * 8e-6}
+            name: {"latency_ms": speed.latency_s * 1e3, "mbit_s": speed.bytes_per_s * 8e-6}
             for name, speed in machine.samples[-1].links.items()
         },
     }
 
 
-def drift(before: Sample, after: Sample) -> dict[str, float]:
+def drift(before: CalibrationSample, after: CalibrationSample) -> dict[str, float]:
     """What the last calibration's seconds are of the first one's, less one: medians over the same steps."""
     pairs = list(zip(before.timed, after.timed, strict=True))
     return {
@@ -256,34 +259,33 @@ def drift(before: Sample, after: Sample) -> dict[str, float]:
     }
 
 
-def table(found: Mapping[str, Any]) -> Iterator[str]:
+def lines(found: Result) -> Iterator[str]:
     """The result for people."""
-    titles = f"{'link':>12}  stages  requests  {'what':8}  {'predicted':>10}  {'measured':>10}  {'error':>7}"
-    yield f"{titles}  others  rounds, ms of a step; predicted/measured"
-    for one in found["rows"]:
-        rounds = ", ".join(f"{told:.3g}/{value:.3g}" for told, value in one["rounds"])
-        parts = "  ".join(
-            f"{name} {one[f'{name}_ms'][0]:.1f}/{one[f'{name}_ms'][1]:.1f}"
-            for name in ("compute", "wire")
-            if f"{name}_ms" in one
-        )
-        yield (
-            f"{one['link']:>12}  {one['stages']:6}  {one['requests']:8}  {one['what']:8}  {one['predicted']:10.3g}"
-            f"  {one['measured']:10.3g}  {one['error']:+7.1%}  {one['others']:6.2f}  {rounds}  {parts}"
-        )
+    headings = (
+        "link", "stages", "requests", "what", "predicted", "measured", "error", "others", "rounds: predicted/measured",
+        "ms of a step: predicted/measured",
+    )  # fmt: skip
+    yield from table(headings, [_cells(one) for one in found["rows"]])
     drifted = ", ".join(f"{name} {value:+.1%}" for name, value in found["drift"].items())
     yield f"drift from the first calibration to the last: {drifted}"
     yield f"{found['settings']} settings: median error {found['median_error']:.1%}, worst {found['worst_error']:.1%}"
 
 
-def main() -> None:
-    """Calibrate, predict, measure, report."""
-    options = parse()
-    checkpoint = checked(options)
-    chosen = {name: value for name, value in vars(options).items() if name not in ("json", "links")}
-    found = result(options, checkpoint)
-    report({"bench": "predict", "options": chosen, **found}, table(found), json_only=options.json)
+def _cells(one: Result) -> tuple[str, ...]:
+    parts = [name for name in ("compute", "wire") if f"{name}_ms" in one]
+    return (
+        str(one["link"]),
+        str(one["stages"]),
+        str(one["requests"]),
+        str(one["what"]),
+        f"{one['predicted']:.3g}",
+        f"{one['measured']:.3g}",
+        f"{one['error']:+.1%}",
+        f"{one['others']:.2f}",
+        ", ".join(f"{told:.3g}/{value:.3g}" for told, value in one["rounds"]),
+        ", ".join(f"{name} {one[f'{name}_ms'][0]:.1f}/{one[f'{name}_ms'][1]:.1f}" for name in parts),
+    )
 
 
 if __name__ == "__main__":
-    script(main)
+    script("prediction", parse, measured, lines)

@@ -1,7 +1,7 @@
-"""The engine: one thread that turns prompts into tokens through a ring. Text is the business of ``Answer``.
+"""The engine: one thread that turns prompts into tokens through a ring. Text is the business of ``TextStream``.
 
 It owns the truth of every request, its token ids. It embeds them, sends the steps that the scheduler names, applies
-norm and head to what comes round, samples, and hands each token to the request's ``Answer``.
+norm and head to what comes round, samples, and hands each token to the request's ``TextStream``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 
 from edgepp.backend.base import Ends
 from edgepp.backend.device import release_thread
+from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.constraint import Matcher
-from edgepp.engine.draft import Costs, Draft
+from edgepp.engine.draft import Draft, SpeculationCosts
+from edgepp.engine.engine_request import EngineRequest, Event
 from edgepp.engine.failure import failure, request_failure
 from edgepp.engine.guarded import GuardedEnds, Rows, token_ids
 from edgepp.engine.ledger import Ledger, Reuse
-from edgepp.engine.live import Event, FinishReason, Request
-from edgepp.engine.request import Constraint, GenerateOptions, StageTimes, Timing
-from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
+from edgepp.engine.request import Constraint, FinishReason, GenerateOptions, StageTimes, Timing
+from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
-from edgepp.engine.tempo import Tempo
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.model.checkpoint import Array
 from edgepp.wire.mailbox import Mailbox
@@ -39,7 +39,7 @@ Compile = Callable[[Constraint], Matcher]
 
 
 @dataclass(frozen=True)
-class Parts:
+class EngineParts:
     """What an engine runs with; all of it belongs to the engine's thread."""
 
     ring: Ring
@@ -48,7 +48,7 @@ class Parts:
     """Makes what guesses for one request."""
 
 
-Open = Callable[[], Parts]
+Open = Callable[[], EngineParts]
 """Opens the ring and loads the model's ends; called on the engine's own thread, which will use them."""
 
 
@@ -67,10 +67,10 @@ class Load:
 
 @dataclass(frozen=True)
 class _Cancel:
-    request: Request
+    request: EngineRequest
 
 
-class Engine:
+class EngineLoop:
     """Runs requests through one ring until it is closed or the ring is lost."""
 
     def __init__(
@@ -86,10 +86,10 @@ class Engine:
         """
         self._eos = eos
         self._ids = itertools.count(1)
-        self._inbox: Mailbox[Request | _Cancel | None] = Mailbox()
+        self._inbox: Mailbox[EngineRequest | _Cancel | None] = Mailbox()
         self._compiler = compiler
         self._budget = budget
-        self._news: list[tuple[Request, Event]] = []
+        self._news: list[tuple[EngineRequest, Event]] = []
         self._preempted = 0
         self._new_draft: Callable[[], Draft] | None = None
         self._lost: EdgeppError | None = None
@@ -111,9 +111,9 @@ class Engine:
         return self._lost
 
     @property
-    def gauges(self) -> list[Gauge]:
+    def stage_stats(self) -> list[StageStats]:
         """Each stage's state as last heard."""
-        return self._ring.gauges()
+        return self._ring.stage_stats()
 
     @property
     def load(self) -> Load:
@@ -126,7 +126,7 @@ class Engine:
         """The most positions that one request may take."""
         return min(stage.context for stage in self.stages)
 
-    def submit(self, prompt: Sequence[int], options: GenerateOptions, owner: str = "") -> Request:
+    def submit(self, prompt: Sequence[int], options: GenerateOptions, owner: str = "") -> EngineRequest:
         """Begin a request; read its ``events``. What the same ``owner`` asked before need not be computed again.
 
         Raises:
@@ -151,7 +151,7 @@ class Engine:
             )
         ids = token_ids(prompt, self._vocabulary)
         options.sampling.check_bias(self._vocabulary)
-        request = Request(
+        request = EngineRequest(
             id=next(self._ids),
             owner=owner,
             ids=ids,
@@ -174,7 +174,7 @@ class Engine:
             raise UsageError("this engine has no tokenizer to constrain answers with")
         return self._compiler(options.constraint)
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: EngineRequest) -> None:
         """End a request early; one that has ended, with the engine perhaps, stays as it is."""
         with suppress(OSError):
             self._inbox.put(_Cancel(request))
@@ -187,7 +187,7 @@ class Engine:
             self._thread.join()
             self._inbox.close()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> EngineLoop:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,7 +222,7 @@ class Engine:
             del self._ends
             self._new_draft = None
 
-    def _set_up(self, parts: Parts) -> None:
+    def _set_up(self, parts: EngineParts) -> None:
         self._ring, self._ends = parts.ring, GuardedEnds(parts.ends)
         self._vocabulary = self._ends.vocabulary
         self._ring.wake_on(self._inbox)
@@ -231,9 +231,9 @@ class Engine:
         self._new_draft = parts.draft if rewinds else None
         self._way_s = sum(stage.hop_s for stage in stages)
         plain_s = sum(stage.decode_s for stage in stages) + self._way_s
-        self._costs = Costs(plain_s, sum(stage.prefill_s for stage in stages))
-        self._tempo = Tempo(stages)
-        self._scheduler = Scheduler(len(stages), self._tempo)
+        self._costs = SpeculationCosts(plain_s, sum(stage.prefill_s for stage in stages))
+        self._sizer = ChunkSizer(stages)
+        self._scheduler = Scheduler(len(stages), self._sizer)
         spare = min(stage.context for stage in stages)
         self._ledger = Ledger(self._budget, spare, self._scheduler.sent, shares=rewinds)
 
@@ -265,7 +265,7 @@ class Engine:
         for sequence in self._ledger.freed():
             self._ring.free(sequence)
 
-    def _give_way(self, requests: Iterator[Request]) -> None:
+    def _give_way(self, requests: Iterator[EngineRequest]) -> None:
         for request in requests:
             self._preempted += 1
             self._scheduler.remove(request.sequence)
@@ -297,7 +297,7 @@ class Engine:
         except BaseException as error:  # noqa: BLE001 - the boundary of one request
             self._abandon(request, error, "sending its prompt")
 
-    def _send_guesses(self, request: Request, position: int) -> None:
+    def _send_guesses(self, request: EngineRequest, position: int) -> None:
         """Send the newest token with guesses of what follows it, which the same trip round the ring verifies."""
         request.sent_s = time.perf_counter()
         try:
@@ -338,7 +338,7 @@ class Engine:
 
     def _returned(self, event: Returned) -> None:
         """Sample for every sequence whose step brought its next token."""
-        wanted: list[tuple[Request, slice]] = []
+        wanted: list[tuple[EngineRequest, slice]] = []
         row = 0
         self._learn(event)
         for sequence in event.sequences:
@@ -364,7 +364,7 @@ class Engine:
         ):
             self._sample(request, logits)
 
-    def _sample(self, request: Request, logits: Rows) -> None:
+    def _sample(self, request: EngineRequest, logits: Rows) -> None:
         """Draw a request's next token, and those that it guessed right."""
         try:
             if isinstance(logits, BaseException):
@@ -375,7 +375,7 @@ class Engine:
             return
         self._news += [(request, token) for token in tokens]
         if request.decoding:
-            request.pace.judged(len(request.guesses), len(tokens))
+            request.speculation.judged(len(request.guesses), len(tokens))
             if request.sent_s:
                 self._costs.note(len(request.guesses), time.perf_counter() - request.sent_s)
         request.decoding, request.guesses, request.sent_s = True, (), 0.0
@@ -390,11 +390,11 @@ class Engine:
         if request is None:
             return
         if not request.decoding:
-            self._tempo.prefilled(event.positions, event.compute_s)
+            self._sizer.prefilled(event.positions, event.compute_s)
         elif event.positions == 1:  # guesses make a step longer
-            self._tempo.decoded(event.compute_s)
+            self._sizer.decoded(event.compute_s)
 
-    def _account(self, request: Request, event: Returned) -> None:
+    def _account(self, request: EngineRequest, event: Returned) -> None:
         """Add a step's time to its stages; time on the wire goes to each by its measured share of the way."""
         wire_s = max(0.0, event.ring_s - sum(event.compute_s))
         for times, stage, compute_s in zip(request.timing.stages, self._ring.stages, event.compute_s, strict=True):
@@ -404,11 +404,11 @@ class Engine:
             else:
                 times.prefill_s += compute_s
 
-    def _finish(self, request: Request, reason: FinishReason) -> None:
+    def _finish(self, request: EngineRequest, reason: FinishReason) -> None:
         if self._ledger.withdraw(request) or self._ledger.live.get(request.sequence) is request:
             self._end(request, reason)
 
-    def _end(self, request: Request, event: FinishReason | EdgeppError) -> None:
+    def _end(self, request: EngineRequest, event: FinishReason | EdgeppError) -> None:
         """Tell how a request ended, and keep what the stages hold of it for prompts to come."""
         self._news.append((request, event))
         if request.sequence:
@@ -416,11 +416,11 @@ class Engine:
             self._ledger.leave(request, held, self._scheduler.remove(request.sequence))
         request.stop_guessing()
 
-    def _abandon(self, request: Request, error: BaseException, doing: str) -> None:
+    def _abandon(self, request: EngineRequest, error: BaseException, doing: str) -> None:
         """End a request alone whose step cannot be done, and keep nothing of it: what the stages hold may be wrong."""
         self._drop(request, request_failure(error, request.id, doing))
 
-    def _drop(self, request: Request, error: EdgeppError) -> None:
+    def _drop(self, request: EngineRequest, error: EdgeppError) -> None:
         self._scheduler.remove(request.sequence)
         self._ledger.lost(request.sequence)
         request.sequence = 0

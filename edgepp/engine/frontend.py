@@ -21,7 +21,7 @@ OnProgress: TypeAlias = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Front:
+class ModelFrontend:
     """What outlives any one pipeline of a model."""
 
     model: str
@@ -32,7 +32,7 @@ class Front:
     """How the model's makers want its tokens drawn."""
 
     @classmethod
-    def open(cls, model: str, *, whole: bool, on_progress: OnProgress | None = None) -> Front:
+    def open(cls, model: str, *, whole: bool, on_progress: OnProgress | None = None) -> ModelFrontend:
         """Fetch what is missing: the ``whole`` model, or its ends alone.
 
         Raises:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgepp.backend.base import Ends
-from edgepp.engine.peers import Endpoint
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.engine.ring import Failed, Gauge, Returned, Ring, RingEvent, Send, SendBatch, StageInfo
+from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.model.checkpoint import Array
 from edgepp.wire.mailbox import Mailbox
 
 
-class Watched:
+class WatchedRing:
     """A ring behind which another one works. Subclasses send and poll, and note what passes."""
 
     def __init__(self, ring: Ring) -> None:
@@ -31,9 +31,9 @@ class Watched:
         """See ``Ring``."""
         self._ring.free(sequence)
 
-    def gauges(self) -> list[Gauge]:
+    def stage_stats(self) -> list[StageStats]:
         """See ``Ring``."""
-        return self._ring.gauges()
+        return self._ring.stage_stats()
 
     def close(self) -> None:
         """See ``Ring``."""
@@ -41,8 +41,8 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class Trip:
-    """A step that came round."""
+class StepTrip:
+    """A step that went through all stages and came back."""
 
     step: Send | SendBatch
     sent_s: float
@@ -51,21 +51,21 @@ class Trip:
 
     @property
     def wire_s(self) -> float:
-        """Its time less the stages' computing."""
+        """Seconds of the trip less the stages' computing."""
         return self.returned.ring_s - sum(self.returned.compute_s)
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Where its rows belong, in a decode step."""
+        """Position of each row of a decode step."""
         return self.step.positions if isinstance(self.step, SendBatch) else (self.step.position,)
 
 
-class Recorder(Watched):
+class Recorder(WatchedRing):
     """A ring that writes down what passes it."""
 
     def __init__(self, ring: Ring) -> None:
         super().__init__(ring)
-        self.trips: list[Trip] = []
+        self.trips: list[StepTrip] = []
         self._sent: deque[tuple[Send | SendBatch, float]] = deque()
 
     def send(self, step: Send | SendBatch) -> None:
@@ -83,7 +83,7 @@ class Recorder(Watched):
             step, sent_s = self._sent.popleft()
             while not set(_sequences(step)) & set(event.sequences):  # cancelled meanwhile
                 step, sent_s = self._sent.popleft()
-            self.trips.append(Trip(step, sent_s, now, event))
+            self.trips.append(StepTrip(step, sent_s, now, event))
         return events
 
 
@@ -92,7 +92,7 @@ def _sequences(step: Send | SendBatch) -> tuple[int, ...]:
 
 
 @dataclass
-class Record:
+class EngineRecord:
     """What the engine's thread did, in order; written by that thread only."""
 
     sent: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Record:
     row_bytes: int = 1
 
     def forget(self) -> None:
-        """Begin anew, while nothing is in the ring."""
+        """Forget everything noted, while nothing is in the ring."""
         for notes in (self.decoded, self.prefilled, self.lone_s, self.sending_s, self.embedding, self.heads, self.rest):
             notes.clear()
 
@@ -121,7 +121,7 @@ class Record:
 class RecordingEnds:
     """The model's ends, timed."""
 
-    def __init__(self, ends: Ends, record: Record) -> None:
+    def __init__(self, ends: Ends, record: EngineRecord) -> None:
         self._ends, self._record = ends, record
         self.positional, self.vocabulary = ends.positional, ends.vocabulary
         self.spent_s = 0.0
@@ -147,10 +147,10 @@ class RecordingEnds:
         return logits
 
 
-class RecordingRing(Watched):
+class RecordingRing(WatchedRing):
     """A ring, timed."""
 
-    def __init__(self, ring: Ring, ends: RecordingEnds, record: Record) -> None:
+    def __init__(self, ring: Ring, ends: RecordingEnds, record: EngineRecord) -> None:
         super().__init__(ring)
         self._ends, self._record = ends, record
         self._left_s: float | None = None
@@ -187,7 +187,7 @@ class RecordingRing(Watched):
         record = self._record
         rows, positions, decodes = record.sent.pop(0)
         if decodes and not all(other for *_, other in record.sent):
-            return  # a chunk is being computed beside it, on the same machine
+            return  # a chunk is being computed at the same time, on the same machine
         if decodes:
             record.decoded.append((rows, positions, event.compute_s))
             if record.alone and rows == 1:
@@ -200,7 +200,7 @@ class RecordedPipeline(Pipeline):
     """A pipeline that notes what its engine's thread does."""
 
     def __init__(self, options: PipelineOptions) -> None:
-        self.record = Record()
+        self.record = EngineRecord()
         super().__init__(options)
 
     def __enter__(self) -> RecordedPipeline:

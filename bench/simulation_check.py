@@ -13,10 +13,12 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from measure import prompt, say, share_cpus
-from recording import Record, RecordedPipeline
-from sides import arrivals, pin
 
+from bench.toolkit.figures import prompt, spread_text, table
+from bench.toolkit.local import arrivals
+from bench.toolkit.processors import pin_stages
+from bench.toolkit.recording import EngineRecord, RecordedPipeline
+from bench.toolkit.script import say
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.plan.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
@@ -25,9 +27,9 @@ CALIBRATE = ((1, 200, 60), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), 
 """Requests at once, prompt and answer, in tokens. Not 2: its steps have one row like a lone request's, and what stages
 and coordinator take from each other on one machine would be mixed into that."""
 LEAST = 12
-"""Steps of a size, for its mean to count."""
+"""Steps of one size, below which their mean does not count."""
 CHECK = (96, 80)
-"""Prompt and answer of what is compared."""
+"""Tokens of prompt and answer in the runs that are compared."""
 
 
 def run(pipeline: RecordedPipeline, requests: int, tokens: int, answer: int, turn: int) -> dict[str, Any]:
@@ -53,14 +55,12 @@ FIGURES = ("tok_s", "ttft_s", "decode_tok_s")
 def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dict[str, Any]:
     """Costs of a real pipeline, and for each number of requests at once what it and the simulation make of them.
 
-    Each round measures the costs anew, so that it is compared with a simulation of the machine as it is then.
+    Each round measures the costs again, so that it is compared with a simulation of the machine as it is then.
     """
-    spread = share_cpus(stages, 1)
     fits: list[Replica] = []
     found: dict[int, list[dict[str, Any]]] = {requests: [] for requests in at_once}
     with RecordedPipeline(PipelineOptions(model, stages=stages, threads=1, speculate="off")) as pipeline:
-        for stage, cpus in zip(pipeline.stages, spread or (), strict=False):
-            pin(stage.pid, cpus)
+        pin_stages(pipeline.stages, 1)
         run(pipeline, 2, 40, 10, 1)
         for turn in range(rounds):
             pipeline.record.forget()
@@ -90,7 +90,7 @@ def limit(replica: Replica, rows: int) -> float:
 
 
 def compared(replica: Replica, real: Mapping[str, Any]) -> dict[str, Any]:
-    """One real run beside its simulation."""
+    """One real run and its simulation."""
     arrivals = [Arrival(at_s, f"owner-{i}", *CHECK) for i, at_s in enumerate(real["arrivals_s"])]
     report = simulate([replica], arrivals)
     rates = [outcome.decode_tok_s for outcome in report.outcomes]
@@ -137,8 +137,8 @@ def fitted(pipeline: RecordedPipeline) -> Replica:
     )
 
 
-def stage_cost(record: Record, index: int) -> StageCost:
-    """One stage's."""
+def stage_cost(record: EngineRecord, index: int) -> StageCost:
+    """The costs of one stage."""
     numbers = often([rows for rows, *_ in record.decoded])
     steps = [step for step in record.decoded if step[0] in numbers]
     columns = [[float(rows == number) for number in numbers] + [positions] for rows, positions, _ in steps]
@@ -149,7 +149,7 @@ def stage_cost(record: Record, index: int) -> StageCost:
 
 
 def solve(columns: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Least squares with no weight below 0: what would be is left out."""
+    """Least squares with no weight below 0: columns whose weight would be are left out."""
     matrix, target = np.asarray(columns, np.float64), np.asarray(values, np.float64)
     use = list(range(matrix.shape[1]))
     while True:
@@ -219,14 +219,19 @@ def model_of(stages: Sequence[Any]) -> StageCost:
 
 def table_of_check(result: Mapping[str, Any]) -> Iterator[str]:
     """Real and simulated, for people."""
-    yield f"{'requests':>8}  {'figure':12}{'real (spread)':>26}{'simulated':>11}{'error (spread)':>24}"
-    for one in result["rows"]:
-        for name in FIGURES:
-            low, high = one["spread"][name]
-            real = f"{one['real'][name]:.4g} ({low:.3g}-{high:.3g})"
-            low, high = one["error_spread"][name]
-            error = f"{one['error'][name]:+.1%} ({low:+.0%} to {high:+.0%})"
-            yield f"{one['requests']:8}  {name:12}{real:>26}{one['simulated'][name]:11.4g}{error:>24}"
+    headings = ("requests", "figure", "real (spread)", "simulated", "error (spread)")
+    yield from table(headings, [_cells(one, name) for one in result["rows"] for name in FIGURES])
     yield f"error: median {result['median_error']:.1%}, worst {result['worst_error']:.1%}"
     limits = ", ".join(f"{rows}: {tok_s:.0f}" for rows, tok_s in result["coordinator_limit_tok_s"].items())
-    yield f"the coordinator's limit in token/s by rows a micro-batch: {limits}"
+    yield f"the coordinator's limit in token/s by rows of a micro-batch: {limits}"
+
+
+def _cells(one: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    low, high = one["error_spread"][name]
+    return (
+        str(one["requests"]),
+        name,
+        spread_text(one["real"][name], one["spread"][name], ".4g"),
+        f"{one['simulated'][name]:.4g}",
+        f"{one['error'][name]:+.1%} ({low:+.0%} to {high:+.0%})",
+    )

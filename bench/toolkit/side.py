@@ -1,8 +1,8 @@
-"""The program of a side: one engine, loaded once, that answers prompts when it is told to.
+"""The program of a side: one engine, loaded once, that answers prompts when it is told to. ``sides`` starts it.
 
-It reads JSON lines on standard input, first its configuration and then one request a line, writes one JSON line for
+It reads JSON lines on standard input, first its configuration and then one request per line, writes one JSON line for
 each on standard output, and ends with its input. It runs under whatever interpreter has the engine's library, so it
-imports nothing but the standard library until it knows which engine it is.
+imports only the standard library and ``processors`` until it knows which engine it is.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from edgepp.engine.live import Request
+from bench.toolkit.processors import pin, pin_stages, share_cpus
 
 Config = Mapping[str, Any]
-Result = dict[str, Any]
+RunRates = dict[str, Any]
 """A run's rates, by the names in ``RATES``, and whatever else the engine can tell."""
 
 RATES = ("prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s")
 
 
-class Engine(Protocol):
+class MeasuredEngine(Protocol):
     """What is measured."""
 
     about: Mapping[str, Any]
+    """What the engine says of itself, for the result."""
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
         """Answer ``prompt`` with exactly ``generate`` greedy tokens."""
 
     def close(self) -> None:
         """Release everything."""
 
 
-def rates(prompt: int, generated: int, start_s: float, first_s: float, last_s: float) -> Result:
+def rates(prompt: int, generated: int, start_s: float, first_s: float, last_s: float) -> RunRates:
     """The four rates of one run, from its token counts and three times; METHODOLOGY.md says why these."""
     return {
         "prefill_tok_s": prompt / (first_s - start_s),
@@ -50,34 +50,14 @@ def rates(prompt: int, generated: int, start_s: float, first_s: float, last_s: f
     }
 
 
-def pin(pid: int, cpus: Sequence[int] | None) -> None:
-    """Hold every thread of a process to ``cpus``, and with them the threads they will start."""
-    if cpus is not None:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), cpus)
-
-
-def arrivals(request: Request, came: list[float] | None = None) -> list[float]:
-    """Wait for a request's last token: when each came, in ``came`` as soon as it has.
-
-    Raises:
-        EdgeppError: the answer failed.
-    """
-    from edgepp.errors import EdgeppError
-
-    came = [] if came is None else came
-    while not isinstance(event := request.events.get(), str):
-        if isinstance(event, EdgeppError):
-            raise event
-        came.append(time.perf_counter())
-    return came
-
-
-class Edgepp:
+class EdgeppEngine:
     """edgepp's own engine: one process, or a pipeline of stage processes."""
 
     def __init__(self, config: Config) -> None:
         from edgepp.engine.pipeline import Pipeline, PipelineOptions
+
+        if config["stages"] is None:
+            _pin_self(config)
 
         options = PipelineOptions(
             config["model"],
@@ -87,44 +67,37 @@ class Edgepp:
             speculate="off",
         )
         self._pipeline = Pipeline(options)
-        for stage, cpus in zip(self._pipeline.stages, config["stage_cpus"] or (), strict=False):
-            pin(stage.pid, cpus)
+        if config["stages"] is not None:
+            pin_stages(self._pipeline.stages, config["threads"])
         stages = [
             {"layers": str(stage.layers), "backend": stage.backend, "hop_us": stage.hop_s * 1e6}
             for stage in self._pipeline.stages
         ]
         self.about: Mapping[str, Any] = {"version": version("edgepp"), "stages": stages}
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
-        """See ``Engine``."""
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
+        from bench.toolkit.local import arrivals
+        from edgepp.benchmark.workload import decode_step
         from edgepp.engine.request import GenerateOptions
 
-        options = GenerateOptions(max_tokens=generate, ignore_eos=True)
-        request = self._pipeline.engine.submit(prompt, options)
+        request = self._pipeline.engine.submit(prompt, GenerateOptions(max_tokens=generate, ignore_eos=True))
         arrivals(request)
-        timing = request.timing
+        timing, step = request.timing, decode_step(request.timing)
         result = rates(len(prompt), generate, timing.submitted_s, timing.first_token_s, timing.last_token_s)
-        return result | {"step_ms": self._step_ms(timing, generate - 1)}
-
-    @staticmethod
-    def _step_ms(timing: Any, steps: int) -> dict[str, Any]:
-        """Where the time of one decode step goes; what is neither a stage nor the wire is the coordinator."""
-        if not steps:
-            return {"stages": [], "wire": 0.0, "coordinator": 0.0}
-        total = (timing.last_token_s - timing.first_token_s) * 1e3 / steps
-        stages = [times.decode_s * 1e3 / steps for times in timing.stages]
-        wire = sum(times.wire_s for times in timing.stages) * 1e3 / steps
-        return {"stages": stages, "wire": wire, "coordinator": total - wire - sum(stages)}
+        parts = {"stages": step.stages_ms, "wire": step.wire_ms, "coordinator": step.coordinator_ms}
+        return result | {"step_ms": parts}
 
     def close(self) -> None:
-        """See ``Engine``."""
+        """As ``MeasuredEngine`` says."""
         self._pipeline.close()
 
 
-class MlxLm:
+class MlxLmEngine:
     """mlx-lm's own generation loop over the same checkpoint."""
 
     def __init__(self, config: Config) -> None:
+        _pin_self(config)
         import mlx.core as mx
         from mlx_lm.utils import load_model
 
@@ -133,8 +106,8 @@ class MlxLm:
             self._model.set_dtype(mx.float32)
         self.about: Mapping[str, Any] = {"version": version("mlx-lm"), "device": str(mx.default_device())}
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
-        """See ``Engine``."""
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
         import mlx.core as mx
         from mlx_lm.generate import generate_step
 
@@ -144,13 +117,14 @@ class MlxLm:
         return rates(len(prompt), len(times_s) - 1, times_s[0], times_s[1], times_s[-1])
 
     def close(self) -> None:
-        """See ``Engine``."""
+        """As ``MeasuredEngine`` says."""
 
 
-class LlamaCpp:
+class LlamaCppEngine:
     """llama.cpp by its C interface, so that no Python of llama-cpp-python's stands in its way."""
 
     def __init__(self, config: Config) -> None:
+        _pin_self(config)
         self._api: Any = import_module("llama_cpp")
         self._llama = self._api.Llama(
             model_path=config["model"],
@@ -166,8 +140,8 @@ class LlamaCpp:
             "kernels": self._api.llama_print_system_info().decode(),
         }
 
-    def run(self, prompt: Sequence[int], generate: int) -> Result:
-        """See ``Engine``."""
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._llama.ctx), True)
         start_s = time.perf_counter()
         token = self._step(prompt)
@@ -186,11 +160,21 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, shape=(self._llama.n_vocab(),)).argmax())
 
     def close(self) -> None:
-        """See ``Engine``."""
+        """As ``MeasuredEngine`` says."""
         self._llama.close()
 
 
-KINDS: Mapping[str, Callable[[Config], Engine]] = {"edgepp": Edgepp, "mlx-lm": MlxLm, "llama.cpp": LlamaCpp}
+KINDS: Mapping[str, Callable[[Config], MeasuredEngine]] = {
+    "edgepp": EdgeppEngine,
+    "mlx-lm": MlxLmEngine,
+    "llama.cpp": LlamaCppEngine,
+}
+
+
+def _pin_self(config: Config) -> None:
+    """Hold this process to as many CPUs as it has threads, where that can be."""
+    if shares := share_cpus(1, config["threads"]):
+        pin(os.getpid(), shares[0])
 
 
 def main() -> None:
@@ -205,7 +189,6 @@ def main() -> None:
 
     config = json.loads(sys.stdin.readline())
     try:
-        pin(os.getpid(), config["cpus"])
         engine = KINDS[config["kind"]](config)
         try:
             answer(engine.about)

@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 import zmq
 
-from edgepp.engine.peers import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet
-from edgepp.engine.ring import Failed, Gauge, RingEvent, Send, SendBatch, StageInfo, frame_of, returned
+from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, StageStats, frame_of, returned
+from edgepp.engine.stage_handshake import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
 from edgepp.wire.choice import CodecChoice
@@ -52,21 +52,32 @@ GONE_PINGS = 2
 """A stage to which so many pings in a row find no connection is gone."""
 STEP_S = 8.0
 """How long a step may take, or four times what the measured speeds say, before its stage counts as wedged."""
+MOST_STEP_S = 120.0
+"""The same, whatever a stage says of its speeds."""
 
 _MOST_A_TURN = 100
 """Messages of one link that are taken before others, and deadlines, have their turn."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outstanding:
     """A step in the ring: when it was sent, and how long the stages' measured speeds say it takes."""
 
-    sequences: set[int]
-    """Those whose rows are still awaited."""
-    positions: int
-    """Of each of them."""
+    step: Send | SendBatch
+    awaited: set[int]
+    """Sequences whose rows have neither come back nor failed nor been cancelled."""
     sent_s: float
     expected_s: float
+    overtaken_s: float = 0.0
+    """When it was answered, or a later step was, by the monotonic clock: the ring is in order, so only a ``Fault`` can
+    still tell of the rest."""
+
+    def is_answered_by(self, message: Hidden | Batch) -> bool:
+        """Whether ``message`` has the rows that this step asked for, or, of a batch, those of some sequences."""
+        if isinstance(self.step, Send):
+            wanted = (self.step.sequence, self.step.want)
+            return isinstance(message, Hidden) and (message.sequence, message.rows) == wanted
+        return isinstance(message, Batch) and set(message.sequences) <= set(self.step.sequences)
 
 
 class NetworkRing:
@@ -151,15 +162,30 @@ class NetworkRing:
 
     def _attach(self, index: int, route: bytes, back_bytes_s: int) -> Attached:
         peer = self._peers[index]
-        addresses, key = "", ""
+        addresses, next_key = "", ""
         if index + 1 < len(self._peers):
-            addresses, key = self._way(peer, self._peers[index + 1]), self._peers[index + 1].endpoint.key
-        message = Attach(self._epoch, index, addresses, key, route.hex(), self._codecs[index + 1], back_bytes_s)
+            addresses, next_key = self._way(peer, self._peers[index + 1]), self._peers[index + 1].endpoint.key
+        message = Attach(
+            epoch=self._epoch,
+            stage=index,
+            previous_key=self._previous_key(index),
+            next_addresses=addresses,
+            next_key=next_key,
+            route=route.hex(),
+            codec=self._codecs[index + 1],
+            return_bytes_s=back_bytes_s,
+        )
         answer = ask(peer.control, message, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
             return answer
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
         raise StageLost(f"{peer} cannot join: {reason}", "check that address, and the firewall between the two")
+
+    def _previous_key(self, index: int) -> str:
+        """The key that the sender of a stage's frames proves to it; empty where the stage is not encrypted."""
+        if self._keys is None or not self._peers[index].endpoint.key:
+            return ""
+        return self._peers[index - 1].endpoint.key if index else self._keys.public
 
     @staticmethod
     def _way(peer: Peer, following: Peer) -> str:
@@ -223,8 +249,8 @@ class NetworkRing:
             self._progress_s = time.monotonic()
         batch = isinstance(step, SendBatch)
         expected_s = sum(s.decode_s if batch else s.prefill_s * len(step.hidden) for s in self.stages)
-        waiting = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
-        self._outstanding[number] = Outstanding(waiting, step.positions_each, time.perf_counter(), expected_s)
+        awaited = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
+        self._outstanding[number] = Outstanding(step, awaited, time.perf_counter(), expected_s)
         if not self._links[-1].send([encode(header), *tensor], 1.0):
             self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
 
@@ -246,9 +272,9 @@ class NetworkRing:
         for peer in self._peers:
             peer.control.send([encode(Free(self._epoch, sequence))])
 
-    def gauges(self) -> list[Gauge]:
+    def stage_stats(self) -> list[StageStats]:
         """See ``Ring``."""
-        return [peer.gauge for peer in self._peers]
+        return [peer.stats for peer in self._peers]
 
     def close(self) -> None:
         """See ``Ring``."""
@@ -276,21 +302,35 @@ class NetworkRing:
             self._fail(StageLost(f"{where} broke the protocol: {error}"))
 
     def _returned(self, message: Hidden | Batch, tensor: list[memoryview]) -> None:
-        sent = self._outstanding.pop(message.step, None)
+        sent = self._outstanding.get(message.step)
         if message.epoch != self._epoch or sent is None:
             return  # a sequence that was cancelled meanwhile
+        if sent.overtaken_s or not sent.is_answered_by(message):
+            raise RemoteProtocolError("an answer to a step that was answered already, or to another one")
         if message.width != self._width or len(message.compute_us) != len(self._peers):
             raise RemoteProtocolError("a result of another shape than was asked for")
         hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
         self._progress_s = time.monotonic()
-        self._events.append(returned(message, hidden, sent.positions, time.perf_counter() - sent.sent_s))
+        self._overtake(message)
+        self._events.append(returned(message, hidden, sent.step.positions_each, time.perf_counter() - sent.sent_s))
+
+    def _overtake(self, message: Hidden | Batch) -> None:
+        """Note that no other answer to this step, and none to an earlier one, will come."""
+        came = message.sequences if isinstance(message, Batch) else (message.sequence,)
+        self._outstanding[message.step].awaited.difference_update(came)
+        for number, sent in list(self._outstanding.items()):
+            if number > message.step:
+                break
+            sent.overtaken_s = sent.overtaken_s or self._progress_s
+            if not sent.awaited:
+                del self._outstanding[number]
 
     def _heard(self, index: int, message: Message) -> None:
         peer = self._peers[index]
         match message:
             case Pong(epoch=self._epoch):
                 peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
-                peer.gauge = Gauge(message.sequences, message.kv_bytes, message.frames, message.dropped)
+                peer.stats = StageStats(message.sequences, message.kv_bytes, message.frames, message.dropped)
                 if not message.known:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):
@@ -305,8 +345,8 @@ class NetworkRing:
 
     def _forget(self, sequence: int) -> None:
         for number, sent in list(self._outstanding.items()):
-            sent.sequences.discard(sequence)
-            if not sent.sequences:
+            sent.awaited.discard(sequence)
+            if not sent.awaited:
                 del self._outstanding[number]
 
     def _ping(self) -> None:
@@ -329,6 +369,8 @@ class NetworkRing:
             self._progress_s += gap_s
             for peer in self._peers:
                 peer.heard_s += gap_s
+            for sent in self._outstanding.values():
+                sent.overtaken_s += gap_s if sent.overtaken_s else 0.0
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
@@ -338,8 +380,10 @@ class NetworkRing:
         if self._outstanding:
             oldest = next(iter(self._outstanding.values()))
             silent_s = now - self._progress_s
-            if silent_s > max(STEP_S, 4 * oldest.expected_s):
+            if silent_s > min(max(STEP_S, 4 * oldest.expected_s), MOST_STEP_S):
                 self._fail(self._blame(silent_s))
+            elif oldest.overtaken_s and now - oldest.overtaken_s > STEP_S:
+                self._fail(StageLost(f"{self.stages[-1]} left out a part of an answer: it was lost on the way"))
 
     def _blame(self, silent_s: float) -> StageError:
         busiest = max(range(len(self._peers)), key=lambda i: self._peers[i].busy_us)

@@ -1,4 +1,4 @@
-"""A constraint compiled, first of all in a process of its own: ``python -m edgepp.engine.trial``.
+"""A constraint compiled, first of all in a process of its own: ``python -m edgepp.engine.grammar_sandbox``.
 
 llguidance bounds most of what a schema or grammar may cost, yet a grammar of 60 bytes can take minutes and gigabytes,
 and a chain of a thousand references overflows its stack, which ends the process. So whatever has not been seen before

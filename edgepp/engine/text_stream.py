@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from edgepp.engine.engine import Engine
+from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.failure import request_failure
-from edgepp.engine.live import FinishReason, Request
+from edgepp.engine.loop import EngineLoop
+from edgepp.engine.request import FinishReason
 from edgepp.errors import EdgeppError
 
 _WAIT_S = 1.0
@@ -91,14 +92,18 @@ class StopFilter:
         return self._held
 
 
-class Answer:
+class TextStream:
     """Iterate over it once for the text; then ``finish_reason`` and the rest are known.
 
     Stop strings are found here, so a token or two more may have been computed than ``token_ids`` shows.
     """
 
     def __init__(
-        self, engine: Engine, request: Request, detokenizer: Detokenizer, spell: Callable[[int], str] = lambda _: ""
+        self,
+        engine: EngineLoop,
+        request: EngineRequest,
+        detokenizer: Detokenizer,
+        spell: Callable[[int], str] = lambda _: "",
     ) -> None:
         self._engine = engine
         self._request = request

@@ -7,24 +7,23 @@ import queue
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from edgepp.engine.draft import MOST_GUESSES, Costs, Draft, Pace
+from edgepp.engine.draft import MOST_GUESSES, Draft, SpeculationControl, SpeculationCosts
 from edgepp.engine.failure import failure
 from edgepp.engine.prefix import Ids
-from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
 from edgepp.errors import EdgeppError
 from edgepp.model.checkpoint import Array
 
-FinishReason = Literal["stop", "length", "cancelled"]
 Event: TypeAlias = "int | FinishReason | EdgeppError"
 
 
 @dataclass(eq=False)
-class Request:
+class EngineRequest:
     """One prompt and what has become of it. Its queue yields token ids, then a reason or an error."""
 
     id: int
@@ -40,7 +39,7 @@ class Request:
     timing: Timing
     sampler: Sampler
     draft: Draft | None = None
-    pace: Pace = field(default_factory=Pace)
+    speculation: SpeculationControl = field(default_factory=SpeculationControl)
     sequence: int = 0
     """Its number on the stages; another after each time that it had to begin again, and 0 while it waits."""
     source: int = 0
@@ -68,12 +67,12 @@ class Request:
         """The most positions that its caches may hold."""
         return self.prompt + self.options.max_tokens
 
-    def guess(self, costs: Costs, vocabulary: int) -> tuple[int, ...]:
+    def guess(self, costs: SpeculationCosts, vocabulary: int) -> tuple[int, ...]:
         """Tokens that may well come next, as many as pay; only ids below ``vocabulary``, which the model has."""
         room = max(0, min(MOST_GUESSES, self.options.max_tokens - self.tokens - 1))
         guesses: Sequence[int] = self.sampler.forced()
         if not guesses and self.draft is not None:
-            guesses = self._drafted(self.draft, min(room, self.pace.most(costs)))
+            guesses = self._drafted(self.draft, min(room, self.speculation.most(costs)))
         return tuple(itertools.takewhile(lambda token: 0 <= token < vocabulary, guesses[:room]))
 
     def _drafted(self, draft: Draft, most: int) -> Sequence[int]:

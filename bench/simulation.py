@@ -1,9 +1,9 @@
 """Simulate pipelines that need not exist, and hold the simulation to one that does.
 
-    python bench/simulate.py --pipelines 4 --stages 8 --requests 1000 --rate 6 --prompt 100-200 --answer 100-200
-    python bench/simulate.py --stages 2,4,8,16 --requests 1,16,64
-    python bench/simulate.py --trace requests.csv --mean-between-failures 3600 --recover
-    python bench/simulate.py --check --save costs.json
+    python -m bench.simulation --pipelines 4 --stages 8 --requests 1000 --rate 6 --prompt 100-200 --answer 100-200
+    python -m bench.simulation --stages 2,4,8,16 --requests 1,16,64
+    python -m bench.simulation --trace requests.csv --mean-between-failures 3600 --recover
+    python -m bench.simulation --check --save costs.json
 
 A pipeline is a model's costs, spread evenly over its stages: measured ones (--costs FILE, as --check --save writes
 it), or given ones (--decode-ms, --prefill-ms, --head-ms). --check measures the costs of a real pipeline on this
@@ -17,14 +17,14 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from measure import Arguments, count, report, script
-from simulate_check import checked, costs_of, model_of, table_of_check
-
+from bench.simulation_check import checked, costs_of, model_of, table_of_check
+from bench.toolkit.figures import table
+from bench.toolkit.script import Arguments, Result, count, counts, script
 from edgepp.errors import UsageError
 from edgepp.plan.simulate import (
     ENTRANCES,
@@ -42,26 +42,26 @@ from edgepp.plan.simulate import (
     simulate,
 )
 
-COSTS = Path(__file__).parent / "simulate_costs.json"
+COSTS = Path(__file__).parent / "simulation_costs.json"
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
     add = parser.add_argument
-    add("--costs", type=Path, default=COSTS, help="a file of --save (the one beside this script)")
+    add("--costs", type=Path, default=COSTS, help="a file of --save (bench/simulation_costs.json)")
     add("--decode-ms", type=curve, help="the whole model's decode step by rows, as 1:20,8:45")
-    add("--prefill-ms", type=amount, help="the whole model's time for a token of a chunk")
+    add("--prefill-ms", type=amount, help="the whole model's time per token of a chunk")
     add("--head-ms", type=curve, help="the coordinator's norm, head and sampling by rows, as 1:3,8:9")
     add("--hop-ms", type=amount, help="one way of a hop, without its bytes")
     add("--mbit", type=amount, help="Mbit/s of every link; unlimited unless given here or in the costs")
     add("--row-bytes", type=count, help="of one hidden state")
-    add("--pipelines", type=counts, default=(1,), help="replicas behind one entrance; as 1,2,4 each in turn (1)")
-    add("--stages", type=counts, default=(2,), help="machines of a pipeline; as 2,4,8 each in turn (2)")
+    add("--pipelines", type=counts, default=[1], help="replicas behind one entrance; as 1,2,4 each in turn (1)")
+    add("--stages", type=counts, default=[2], help="machines of a pipeline; as 2,4,8 each in turn (2)")
     add("--budget", type=count, help="positions that all sequences of a pipeline may take; unlimited unless given")
     add("--entrance", choices=ENTRANCES, default="least-loaded", help="(%(default)s)")
-    add("--requests", type=counts, default=(8,), help="how many; as 1,8,64 each in turn (8)")
-    add("--rate", type=amount, help="requests a second, at random; all at once unless given")
+    add("--requests", type=counts, default=[8], help="how many; as 1,8,64 each in turn (8)")
+    add("--rate", type=amount, help="requests per second, at random; all at once unless given")
     add("--prompt", type=span, default=(64, 64), help="tokens, or a range of them (64)")
     add("--answer", type=span, default=(128, 128), help="tokens, or a range of them (128)")
     add("--owners", type=count, default=0, help="how many ask; each request has its own unless given")
@@ -77,11 +77,13 @@ def parse() -> argparse.Namespace:
     add("--recover", action="store_true", help="requests go on after a loss; else they end in an error")
     add("--seed", type=int, default=0, help="(%(default)s)")
     add("--check", action="store_true", help="measure a real pipeline and compare")
-    add("--model", default="smollm2-135m", help="with --check (%(default)s)")
-    add("--at-once", type=counts, default=(1, 4, 8), help="with --check: requests at once (1,4,8)")
-    add("--rounds", type=count, default=3, help="with --check: measured rounds (%(default)s)")
+    parser.shared("model", rounds=3)  # with --check
+    add("--at-once", type=counts, default=[1, 4, 8], help="with --check: requests at once (1,4,8)")
     add("--save", type=Path, help="with --check: write the measured costs there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.save is not None and not (options.check and options.save.parent.is_dir()):
+        parser.error("--save goes with --check, and names a file in a folder that exists")
+    return options
 
 
 def amount(text: str) -> float:
@@ -93,11 +95,6 @@ def amount(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
     return value
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers, separated by commas."""
-    return tuple(count(part) for part in text.split(","))
 
 
 def span(text: str) -> tuple[int, int]:
@@ -129,7 +126,7 @@ def one_pipeline(options: argparse.Namespace, stages: int) -> Replica:
     """
     try:
         found = costs_of(json.loads(options.costs.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{options.costs} holds no costs: {error!r:.100}", "write one with --check --save") from error
     model, link, coordinator = model_of(found.stages), found.links[0], found.coordinator
     if options.decode_ms is not None:
@@ -150,14 +147,11 @@ def load(options: argparse.Namespace, requests: int) -> tuple[Arrival, ...]:
     """So many requests, or those of a trace.
 
     Raises:
-        UsageError: the trace cannot be read.
+        UsageError: the trace makes no sense.
     """
     if options.trace is not None:
-        try:
-            with options.trace.open(newline="", encoding="utf-8") as lines:
-                return read_trace(lines)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{options.trace} cannot be read: {error}") from error
+        with options.trace.open(newline="", encoding="utf-8") as trace:
+            return read_trace(trace)
     if options.rate is None:
         return at_once(requests, options.prompt[0], options.answer[0], options.owners, options.shared)
     return poisson(requests, options.rate, options.prompt, options.answer, options.owners, options.shared, options.seed)
@@ -191,7 +185,7 @@ def summary(found: Report) -> dict[str, Any]:
     }
 
 
-def table(result: Mapping[str, Any]) -> Iterator[str]:
+def one_simulation(result: Result) -> Iterator[str]:
     """The result for people."""
     yield (
         f"{result['requests']} requests: {result['answered']} answered, {result['failed']} failed,"
@@ -203,9 +197,10 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         f" coordinator {result['coordinator_use']:.0%};"
         f" {result['preempted']} preempted, {result['reused']} tokens reused"
     )
-    yield f"{'':18}{'mean':>9}{'p50':>9}{'p90':>9}{'p99':>9}{'most':>9}"
-    for name, what in (("ttft_s", "first token s"), ("itl_s", "between tokens s"), ("queue_s", "queue s")):
-        yield f"{what:18}" + "".join(f"{result[name][column]:9.3f}" for column in ("mean", "p50", "p90", "p99", "most"))
+    headings = ("mean", "p50", "p90", "p99", "most")
+    times = (("ttft_s", "first token s"), ("itl_s", "between tokens s"), ("queue_s", "queue s"))
+    rows = [(what, *(f"{result[name][column]:.3f}" for column in headings)) for name, what in times]
+    yield from table(("", *headings), rows)
     for one in result["recoveries"]:
         stall = one["stall_s"]
         yield (
@@ -233,34 +228,36 @@ COLUMNS = (
 )
 
 
-def comparison(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def comparison(results: Sequence[Result]) -> Iterator[str]:
     """One line for each of several simulations."""
-    yield "".join(f"{heading:>12}" for _, heading in COLUMNS)
-    for row in rows:
-        line = ""
-        for name, _ in COLUMNS:
-            first, _, then = name.partition(".")
-            value = len(row["recoveries"]) if first == "losses" else row[first][then] if then else row[first]
-            line += f"{value:12.3g}" if isinstance(value, float) and value < 1000 else f"{value:12.0f}"
-        yield line
+    rows = [[_figure(result, name) for name, _ in COLUMNS] for result in results]
+    yield from table([heading for _, heading in COLUMNS], rows)
 
 
-def main() -> None:
-    """Simulate, or check, and report."""
-    options = parse()
-    settings = {name: str(value) for name, value in vars(options).items() if name != "json" and value is not None}
+def _figure(result: Result, name: str) -> str:
+    first, _, then = name.partition(".")
+    value = len(result["recoveries"]) if first == "losses" else result[first][then] if then else result[first]
+    return f"{value:.3g}" if isinstance(value, float) and value < 1000 else f"{value:.0f}"
+
+
+def measured(options: argparse.Namespace) -> Result:
+    """Simulate, or check the simulation."""
     if options.check:
         result = checked(options.model, options.stages[0], options.at_once, options.rounds)
         if options.save is not None:
             options.save.write_text(json.dumps(result["costs"], indent=1) + "\n", encoding="utf-8")
-        lines = table_of_check(result)
-    else:
-        each = itertools.product(options.pipelines, options.stages, options.requests)
-        rows = [simulated(options, *counts) for counts in each]
-        result = rows[0] if len(rows) == 1 else {"runs": rows}
-        lines = table(result) if len(rows) == 1 else comparison(rows)
-    report({"bench": "simulate", "settings": settings, **result}, lines, json_only=options.json)
+        return result
+    each = itertools.product(options.pipelines, options.stages, options.requests)
+    runs = [simulated(options, *numbers) for numbers in each]
+    return runs[0] if len(runs) == 1 else {"runs": runs}
+
+
+def lines(result: Result) -> Iterator[str]:
+    """The result for people."""
+    if result["check"]:
+        return table_of_check(result)
+    return comparison(result["runs"]) if "runs" in result else one_simulation(result)
 
 
 if __name__ == "__main__":
-    script(main)
+    script("simulation", parse, measured, lines)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from bench.toolkit.slow_link import SlowLink, slowed
 from edgepp.errors import EdgeppError
 
 NEAR, FAR = "10.78.0.1", "10.78.0.2"
@@ -89,21 +90,13 @@ def host(delay_ms: float) -> str:
 
 @contextmanager
 def delayed(far: str, ports: Sequence[int], delay_ms: float) -> Iterator[None]:
-    """Let every byte to and fro ``ports`` at the far end come so much later; see ``host`` for who listens there."""
+    """Delay every byte to and from ``ports`` at the far end; see ``host`` for who listens there."""
     if not delay_ms:
         yield
         return
-    ways = [f"{FAR}:{port}={host(delay_ms)}:{port}" for port in ports]
-    command = [sys.executable, str(Path(__file__).with_name("proxy.py")), "--delay-ms", str(delay_ms), *ways]
-    process = subprocess.Popen([*inside(far), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        if process.stdout.readline() != "ready\n":
-            raise EdgeppError("the proxy at the far end did not come up", "its own message stands above")
+    ways = [((FAR, port), (host(delay_ms), port)) for port in ports]
+    with slowed(SlowLink("delayed", delay_ms), ways, inside(far)):
         yield
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def _call(*command: str) -> None:

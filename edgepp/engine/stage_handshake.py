@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from edgepp.engine.ring import Gauge
+from edgepp.engine.ring import StageStats
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
@@ -19,7 +19,7 @@ ANSWER_S = 5.0
 """A node that does not answer a greeting for so long is not there."""
 
 
-_NOTHING_YET = Gauge(0, 0, 0, 0)
+_NOTHING_YET = StageStats(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Peer:
     endpoint: Endpoint
     heard_s: float = 0.0
     busy_us: int = 0
-    gauge: Gauge = _NOTHING_YET
+    stats: StageStats = _NOTHING_YET
     unsent: int = 0
     """Pings in a row that found no connection to go out on."""
 

@@ -1,4 +1,4 @@
-"""A pipeline on this machine to be measured: stage processes behind links, an engine, and a record of every step."""
+"""A rig: stage processes behind links, an engine over them, and a record of every step."""
 
 from __future__ import annotations
 
@@ -7,34 +7,28 @@ import platform
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import prompt
-from proxy import free_pair
-from quiet import Quiet
-from recording import Recorder, Trip
-from sides import arrivals
-from slow_link import Kind, slowed
-
+from bench.toolkit.figures import prompt
+from bench.toolkit.local import arrivals, stage_processes
+from bench.toolkit.quiet import Quiet
+from bench.toolkit.recording import Recorder, StepTrip
+from bench.toolkit.slow_link import SlowLink
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.engine import Engine, Parts
-from edgepp.engine.live import Request
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
+from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange, split_evenly
+from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Checkpoint
-from edgepp.node.agent import StageProcess
-from edgepp.node.compute_policy import ComputePolicy
-from edgepp.node.stage_config import StageSettings
-from edgepp.wire.transport import Address
+from edgepp.node.compute_policy import physical_cores
 
-HERE, FAR = "127.0.0.1", "127.0.0.2"
 _POLL_S = 0.02
 _JOINING = 800
 """Tokens that the first of several requests may get before the last one's prompt is through."""
@@ -42,14 +36,14 @@ _turns = itertools.count()
 
 
 @dataclass(frozen=True)
-class Steady:
+class SteadyDecode:
     """Requests that decode together, from when the last of them began."""
 
-    trips: tuple[Trip, ...]
-    tokens_s: float
-    """Of all together."""
+    trips: tuple[StepTrip, ...]
+    tokens_per_s: float
+    """Rate of all requests together."""
     position: int
-    """Positions before a row, in the middle of it all."""
+    """Positions before a row, in the middle of the measurement."""
 
     @property
     def compute_s(self) -> float:
@@ -62,39 +56,6 @@ class Steady:
         return statistics.median(trip.wire_s for trip in self.trips)
 
 
-@contextmanager
-def started(
-    folder: Path,
-    layers: Sequence[LayerRange],
-    kind: Kind,
-    *,
-    model: str = "",
-    threads: int,
-    backend_name: str,
-    awake: bool,
-    exact: bool = False,
-) -> Iterator[tuple[Address, ...]]:
-    """Stage processes with a link of one kind at every hop: where they are reached.
-
-    ``model`` is what they are asked for by; the folder unless given.
-
-    Raises:
-        EdgeppError: a stage, or the link, does not come up.
-    """
-    with ExitStack() as owned:
-        children = []
-        for part in layers:
-            policy = ComputePolicy(threads, awake=awake)
-            settings = StageSettings(policy, backend_name, Address(HERE, free_pair()))
-            children.append(StageProcess(settings.config(folder, model or str(folder), part, exact=exact)))
-            owned.callback(children[-1].stop)
-        ports = [child.wait_ready().address.port for child in children]
-        if not kind.direct:
-            ways = [((FAR, port + n), (HERE, port + n)) for port in ports for n in (0, 1)]
-            owned.enter_context(slowed(kind, ways))
-        yield tuple(Address(HERE if kind.direct else FAR, port) for port in ports)
-
-
 class Rig:
     """Stages, a link of one kind at every hop, and an engine. Use it in a ``with`` statement."""
 
@@ -102,7 +63,7 @@ class Rig:
         self,
         folder: Path,
         stages: int,
-        kind: Kind,
+        link: SlowLink,
         threads: int,
         backend_name: str,
         quiet: Quiet,
@@ -119,10 +80,11 @@ class Rig:
         self._recorder: Recorder | None = None
         try:
             layers = split_evenly(self.checkpoint.num_layers, stages)
-            awake = ComputePolicy.shared(threads, stages).awake if awake is None else awake
-            found = started(folder, layers, kind, threads=threads, backend_name=backend_name, awake=awake)
-            self.addresses = self._owned.enter_context(found)
-            self.engine = self._owned.enter_context(Engine(self._open, frozenset()))
+            awake = threads * stages <= physical_cores() if awake is None else awake
+            self.addresses = self._owned.enter_context(
+                stage_processes(folder, layers, link, threads=threads, backend_name=backend_name, awake=awake)
+            )
+            self.engine = self._owned.enter_context(EngineLoop(self._open, frozenset()))
         except BaseException:
             self._owned.close()
             raise
@@ -134,12 +96,12 @@ class Rig:
         self._owned.close()
 
     @property
-    def trips(self) -> list[Trip]:
+    def trips(self) -> list[StepTrip]:
         """All steps so far."""
         assert self._recorder is not None
         return self._recorder.trips
 
-    def first_token_s(self, tokens: int, *, alone: bool = True) -> tuple[float, list[Trip]]:
+    def first_token_s(self, tokens: int, *, alone: bool = True) -> tuple[float, list[StepTrip]]:
         """Seconds from a prompt to its first token, with nothing else to do here, and the steps that it took.
 
         ``alone`` says that this is the only rig at work.
@@ -149,18 +111,18 @@ class Rig:
         found, self.others = self._quiet.measure(lambda: self._first_token_s(tokens))
         return found
 
-    def _first_token_s(self, tokens: int) -> tuple[float, list[Trip]]:
+    def _first_token_s(self, tokens: int) -> tuple[float, list[StepTrip]]:
         began = len(self.trips)
         request = self._submit(tokens, 1)
         arrivals(request)
         return request.timing.first_token_s - request.timing.submitted_s, self.trips[began:]
 
-    def steady(self, requests: int, tokens: int, cycles: int) -> Steady:
+    def steady(self, requests: int, tokens: int, cycles: int) -> SteadyDecode:
         """Let so many requests with prompts of ``tokens`` decode together until each has done ``cycles`` steps so."""
         found, self.others = self._quiet.measure(lambda: self._steady(requests, tokens, cycles))
         return found
 
-    def _steady(self, requests: int, tokens: int, cycles: int) -> Steady:
+    def _steady(self, requests: int, tokens: int, cycles: int) -> SteadyDecode:
         room = min(self.checkpoint.context - tokens, cycles + _JOINING)
         asked = [self._submit(tokens, room) for _ in range(requests)]
         try:
@@ -176,9 +138,9 @@ class Rig:
                 times[sequence].append(trip.back_s)
         rate = sum((len(one) - 1) / (one[-1] - one[0]) for one in times.values())
         positions = [at for trip in trips for at in trip.positions]
-        return Steady(tuple(trips), rate, round(statistics.fmean(positions)))
+        return SteadyDecode(tuple(trips), rate, round(statistics.fmean(positions)))
 
-    def _together(self, asked: Sequence[Request], cycles: int) -> list[Trip]:
+    def _together(self, asked: Sequence[EngineRequest], cycles: int) -> list[StepTrip]:
         """The decode steps from the last one's second token on."""
         for request in asked:
             _await_token(request)
@@ -194,12 +156,12 @@ class Rig:
                 raise EdgeppError("a request ended before enough steps were measured", "give fewer --cycles")
             time.sleep(_POLL_S)
 
-    def _submit(self, tokens: int, generate: int) -> Request:
+    def _submit(self, tokens: int, generate: int) -> EngineRequest:
         turn = next(_turns)
         ids = prompt(self.checkpoint.vocab_size, tokens, turn)
         return self.engine.submit(ids, GenerateOptions(generate, ignore_eos=True), owner=str(turn))
 
-    def _open(self) -> Parts:
+    def _open(self) -> EngineParts:
         checkpoint = self.checkpoint
         expected = Expectation(
             str(self.folder), checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, exact=False
@@ -207,10 +169,10 @@ class Rig:
         endpoints = [Endpoint((address,)) for address in self.addresses]
         self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
         chosen = backend.choose(self.backend_name, checkpoint)
-        return Parts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
+        return EngineParts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
 
 
-def _await_token(request: Request) -> None:
+def _await_token(request: EngineRequest) -> None:
     event = request.events.get()
     if isinstance(event, EdgeppError):
         raise event

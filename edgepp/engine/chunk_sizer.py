@@ -15,7 +15,7 @@ _LEAST_BESIDE = 4
 _SMOOTHING = 0.2
 
 
-class Tempo:
+class ChunkSizer:
     """The lengths of prefill chunks."""
 
     def __init__(self, stages: Sequence[StageInfo]) -> None:
