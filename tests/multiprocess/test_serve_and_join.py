@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -207,3 +208,12 @@ def test_a_cancelled_reader_of_events_leaves_no_process(tiny: str, what: str) ->
         assert not children()
 
     run(main)
+
+
+def test_the_example_runs(tiny: str) -> None:
+    example = Path(__file__).parents[2] / "examples" / "serve_and_join.py"
+    done = subprocess.run(
+        [sys.executable, str(example), tiny], capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "two: this machine runs layers" in done.stdout
