@@ -27,6 +27,7 @@ check: $(VENV)/.ready-dev  ## format, lint, strict types, layer diagram
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples
 	$(BIN)/lint-imports
 
 format: $(VENV)/.ready-dev

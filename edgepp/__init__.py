@@ -8,6 +8,10 @@
         answer = await cluster.ask("Why is the sky blue?").whole()
         print(answer.text, answer.finish_reason, answer.timing.decode_tok_s)
 
+    async with edgepp.serve("smollm2-135m") as cluster:  # and edgepp.join on other machines
+        print(await cluster.invite())
+        await cluster.ready()
+
 Whatever is wrong is an ``EdgeppError``: one sentence, and in its ``hint`` the next step.
 """
 
@@ -31,7 +35,19 @@ from edgepp.errors import (
 
 TYPE_CHECKING = False  # as in `typing`, whose import `edgepp --help` need not wait for
 if TYPE_CHECKING:
-    from edgepp.api import Answer, Connection, Engine, connect
+    from edgepp import events
+    from edgepp.api import (
+        Answer,
+        Connection,
+        Engine,
+        JoinedNode,
+        LoneStage,
+        ServedCluster,
+        connect,
+        join,
+        serve,
+        stage,
+    )
     from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, Timing
     from edgepp.engine.ring import StageInfo
     from edgepp.engine.sampling import Sampled
@@ -46,8 +62,10 @@ __all__ = [
     "Engine",
     "GenerateOptions",
     "InternalError",
+    "JoinedNode",
     "LayerRange",
     "LocalProtocolError",
+    "LoneStage",
     "ModelError",
     "PairingError",
     "PeerLost",
@@ -56,6 +74,7 @@ __all__ = [
     "RemoteProtocolError",
     "Sampled",
     "SamplingOptions",
+    "ServedCluster",
     "StageError",
     "StageFault",
     "StageInfo",
@@ -64,9 +83,25 @@ __all__ = [
     "UsageError",
     "__version__",
     "connect",
+    "events",
+    "join",
+    "serve",
+    "stage",
 ]
 _LATER = {
-    "edgepp.api": ("Answer", "Connection", "Engine", "connect"),
+    "edgepp": ("events",),
+    "edgepp.api": (
+        "Answer",
+        "Connection",
+        "Engine",
+        "JoinedNode",
+        "LoneStage",
+        "ServedCluster",
+        "connect",
+        "join",
+        "serve",
+        "stage",
+    ),
     "edgepp.engine.request": ("Constraint", "GenerateOptions", "SamplingOptions", "Timing"),
     "edgepp.engine.ring": ("StageInfo",),
     "edgepp.engine.sampling": ("Sampled",),
@@ -86,7 +121,7 @@ def __getattr__(name: str) -> object:
         if name in names:
             from importlib import import_module
 
-            return getattr(import_module(module), name)
+            return import_module(f"{module}.{name}") if module == "edgepp" else getattr(import_module(module), name)
     raise AttributeError(f"module 'edgepp' has no attribute '{name}'")
 
 

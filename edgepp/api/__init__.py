@@ -8,6 +8,15 @@
         answer = await cluster.ask("Why is the sky blue?").whole()
         print(answer.text, answer.finish_reason, answer.timing.decode_tok_s)
 
+    async with edgepp.serve("smollm2-135m") as cluster:  # on one machine
+        print(await cluster.invite())
+        async for event in cluster.events():
+            print(event)
+
+    async with edgepp.join("7-tango-lemon") as node:  # on another
+        async for event in node.events():
+            print(event)
+
 Several answers may be under way at once; each is computed together with the others. An answer that nobody goes on
 reading is cancelled. Whatever is wrong is an ``EdgeppError``: one sentence, and in its ``hint`` the next step.
 """
@@ -15,6 +24,21 @@ reading is cancelled. Whatever is wrong is an ``EdgeppError``: one sentence, and
 from edgepp.api.answer import Answer
 from edgepp.api.connection import Connection, connect
 from edgepp.api.engine import Engine
+from edgepp.api.joining import JoinedNode, LoneStage, join, stage
 from edgepp.api.question import MOST_CHOICES, Prompt
+from edgepp.api.serving import ServedCluster, serve
 
-__all__ = ["MOST_CHOICES", "Answer", "Connection", "Engine", "Prompt", "connect"]
+__all__ = [
+    "MOST_CHOICES",
+    "Answer",
+    "Connection",
+    "Engine",
+    "JoinedNode",
+    "LoneStage",
+    "Prompt",
+    "ServedCluster",
+    "connect",
+    "join",
+    "serve",
+    "stage",
+]

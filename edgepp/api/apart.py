@@ -14,12 +14,12 @@ from edgepp.engine.failure import failure
 T = TypeVar("T")
 
 
-async def apart(work: Callable[[threading.Event], T], undo: Callable[[T], None]) -> T:
+async def apart(work: Callable[[threading.Event], T], undo: Callable[[T], None], patience_s: float | None = None) -> T:
     """What ``work`` gives, in a thread of its own.
 
-    When this is cancelled, ``work`` is asked by its event to give up, and waited for; what it gives nevertheless,
-    ``undo`` takes back. Cancelled once more, it is waited for no longer. Unlike a pool's thread, this one does not keep
-    the process from ending.
+    When this is cancelled, ``work`` is asked by its event to give up, and waited for, at most for ``patience_s``
+    seconds; what it gives nevertheless, ``undo`` takes back. Cancelled once more, it is waited for no longer. Unlike a
+    pool's thread, this one does not keep the process from ending.
     """
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()
@@ -47,7 +47,7 @@ async def apart(work: Callable[[threading.Event], T], undo: Callable[[T], None])
     except asyncio.CancelledError:
         done.add_done_callback(lambda late: undo(late.result()) if late.exception() is None else None)
         given_up.set()
-        await asyncio.wait([waiting])
+        await asyncio.wait([waiting], timeout=patience_s)
         raise
     finally:
         if done.done():

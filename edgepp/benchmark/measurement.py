@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgepp.benchmark import hidden_states
 from edgepp.benchmark.baselines import RATES_MBIT_S
@@ -46,10 +46,6 @@ class BenchmarkSettings:
     requests: tuple[int, ...] = (1, 2, 4)
     words: tuple[int, ...] = (25, 50, 100, 400, 800)
     title: bool = True
-
-    def changed(self, **values: Any) -> BenchmarkSettings:
-        """The same, but for these fields."""
-        return replace(self, **values)
 
     def rows(self) -> list[RequestGroup]:
         """The rows of both tables."""

@@ -2,10 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, stop_on_terminate
+from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, given_as, stop_on_terminate
 from edgepp.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgepp.benchmark.measurement import BenchmarkSettings
+    from edgepp.ui.bench import BenchmarkOptions
+
+
+@dataclass(frozen=True)
+class BenchArguments:
+    """What `edgepp bench` is to measure, and where its report goes."""
+
+    model: str | None = None
+    """None for the live cluster."""
+    stages: int | None = None
+    threads: int | None = None
+    backend: str | None = None
+    speculate: str | None = None
+    peer: str | None = None
+    single: bool = False
+    quick: bool = False
+    rounds: int | None = None
+    requests: str | None = None
+    words: str | None = None
+    out: str | None = None
+    compare: tuple[str, str] | None = None
+    as_json: bool = False
+
+    def options(self) -> BenchmarkOptions:
+        """What is to be measured.
+
+        Raises:
+            UsageError: an option goes with a pipeline on this machine only, or with a live cluster only.
+        """
+        from edgepp.ui.bench import BenchmarkOptions
+
+        of_a_pipeline = {"--stages": self.stages, "--threads": self.threads, "--backend": self.backend}
+        of_a_pipeline |= {"--speculate": self.speculate}
+        given = [name for name, value in of_a_pipeline.items() if value is not None]
+        if self.model is None and given:
+            raise UsageError(f"{given[0]} goes with -m MODEL", "without -m the live cluster is measured, as it is")
+        if self.model is not None and self.peer is not None:
+            raise UsageError("-m and --peer exclude each other", "-m measures a pipeline on this machine")
+        backend, speculate = self.backend or "auto", self.speculate or "off"
+        return BenchmarkOptions(self.model, self.stages, self.threads, backend, speculate, self.peer, self.single)
+
+    def settings(self) -> BenchmarkSettings:
+        """How much is to be measured.
+
+        Raises:
+            UsageError: a list of numbers is none.
+        """
+        from edgepp.ui.bench import FULL, QUICK
+
+        standard = QUICK if self.quick else FULL
+        return replace(
+            standard,
+            rounds=self.rounds or standard.rounds,
+            requests=_counts(self.requests, "requests at once", 256) or standard.requests,
+            words=_counts(self.words, "words of a story", 100_000) or standard.words,
+        )
 
 
 @click.command()
@@ -23,23 +85,8 @@ from edgepp.errors import UsageError
 @click.option("--out", metavar="DIR", help="Folder for the report.  [default: ./edgepp-bench-<date>]")
 @click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: compare two reports (files or folders).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; files are written only with --out.")
-def bench(
-    model: str | None,
-    stages: int | None,
-    threads: int | None,
-    backend: str | None,
-    speculate: str | None,
-    peer: str | None,
-    rounds: int | None,
-    requests: str | None,
-    words: str | None,
-    out: str | None,
-    compare: tuple[str, str] | None,
-    *,
-    single: bool,
-    quick: bool,
-    as_json: bool,
-) -> None:
+@given_as(lambda: BenchArguments)
+def bench(arguments: BenchArguments) -> None:
     """Measure the cluster, and write a report with the origin's figures beside.
 
     One request: decode and prefill token/s, time to the first token. Several at once: the table of Ollama's on an A100.
@@ -58,28 +105,12 @@ def bench(
     """
     from edgepp.ui import bench as ui
 
-    if compare is not None:
-        ui.show_comparison(*compare, as_json=as_json)
+    if arguments.compare is not None:
+        ui.show_comparison(*arguments.compare, as_json=arguments.as_json)
         return
-    of_a_pipeline = {"--stages": stages, "--threads": threads, "--backend": backend, "--speculate": speculate}
-    given = [name for name, value in of_a_pipeline.items() if value is not None]
-    if model is None and given:
-        raise UsageError(f"{given[0]} goes with -m MODEL", "without -m the live cluster is measured, as it is")
-    if model is not None and peer is not None:
-        raise UsageError("-m and --peer exclude each other", "-m measures a pipeline on this machine")
-    settings = ui.QUICK if quick else ui.FULL
-    chosen = {
-        "rounds": rounds,
-        "requests": _counts(requests, "requests at once", 256),
-        "words": _counts(words, "words of a story", 100_000),
-    }
+    options, settings = arguments.options(), arguments.settings()
     stop_on_terminate()
-    ui.bench(
-        ui.BenchmarkOptions(model, stages, threads, backend or "auto", speculate or "off", peer, single),
-        settings.changed(**{name: value for name, value in chosen.items() if value is not None}),
-        out,
-        as_json=as_json,
-    )
+    ui.bench(options, settings, arguments.out, as_json=arguments.as_json)
 
 
 def _counts(text: str | None, what: str, most: int) -> tuple[int, ...] | None:

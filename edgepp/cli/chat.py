@@ -6,13 +6,24 @@ import os
 import select
 import stat
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from edgepp.cli.generate import drawn, generate_options
-from edgepp.cli.options import BACKENDS, KV_BITS, KV_BITS_HELP, MODEL_HELP, SPECULATE_HELP, Text, TextFile, piped
+from edgepp.cli.generate import GenerateArguments, drawn
+from edgepp.cli.options import (
+    BACKENDS,
+    KV_BITS,
+    KV_BITS_HELP,
+    MODEL_HELP,
+    SPECULATE_HELP,
+    Text,
+    TextFile,
+    given_as,
+    piped,
+)
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +32,59 @@ if TYPE_CHECKING:
     from edgepp.wire.messages import LinkCodec
 
 _PATIENCE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked, and how the answer is shown."""
+
+    prompt: str | None = None
+    """None for an interactive chat."""
+    system: str | None = None
+    raw: bool = False
+    choices: int | None = None
+    as_json: bool = False
+
+    def with_piped(self) -> Asking:
+        """The same with what is piped in below the prompt, checked.
+
+        Raises:
+            UsageError: the options contradict each other, or what is piped in cannot be used.
+        """
+        prompt = _with_piped(self.prompt)
+        if prompt is None and (self.as_json or self.raw or self.choices is not None):
+            raise UsageError("--json, --raw and --choices need a prompt", "give it with -p or pipe it in")
+        if self.raw and self.system is not None:
+            raise UsageError("--raw leaves no place for --system", "write it into the prompt")
+        if prompt is None and (sys.stdin is None or sys.stdin.closed):
+            raise UsageError("standard input is closed, so nothing can be typed", "give a prompt with -p")
+        if prompt is not None and not prompt.strip():
+            raise UsageError("the prompt is empty", "say something")
+        return replace(self, prompt=prompt)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which model answers, and where it runs."""
+
+    model: str | None = None
+    """The cluster's, unless given."""
+    peers: tuple[str, ...] = ()
+    stages: int | None = None
+    alone: bool = False
+    backend: str = "auto"
+    threads: int | None = None
+    exact: bool = False
+    codec: str = "auto"
+    kv_bits: int | None = None
+    speculate: str = "lookup"
+
+    @property
+    def of_this_machine(self) -> list[str]:
+        """The options that were given and concern a model on this machine."""
+        given = {"--stages": self.stages, "--threads": self.threads, "--backend": self.backend != "auto"}
+        given |= {"--kv-bits": self.kv_bits, "--codec": self.codec != "auto", "--alone": self.alone}
+        return [name for name, is_given in given.items() if is_given]
 
 
 @click.command()
@@ -40,7 +104,7 @@ _PATIENCE_S = 2.0
 @click.option("--system", type=Text(), help="A system prompt.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
 @click.option("--choices", type=int, metavar="N", help="Answer the prompt N times at once; numbered.")
-@click.option("-n", "--max-tokens", type=int, default=512, show_default=True, help="The longest answer.")
+@click.option("-n", "--max-tokens", type=int, help="The longest answer.  [default: 512]")
 @click.option(
     "--temperature",
     "--temp",
@@ -49,10 +113,10 @@ _PATIENCE_S = 2.0
 )
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that together reach this.")
 @click.option("--top-k", type=int, help="Draw from so many of the likeliest tokens.")
-@click.option("--min-p", type=float, default=0.0, help="Leave out tokens less likely than this share of the likeliest.")
+@click.option("--min-p", type=float, help="Leave out tokens less likely than this share of the likeliest.")
 @click.option("--repetition-penalty", type=float, help="Above 1, makes recent tokens less likely.")
-@click.option("--frequency-penalty", type=float, default=0.0, help="Above 0, against words as often as they came.")
-@click.option("--presence-penalty", type=float, default=0.0, help="Above 0, against words that came at all.")
+@click.option("--frequency-penalty", type=float, help="Above 0, against words as often as they came.")
+@click.option("--presence-penalty", type=float, help="Above 0, against words that came at all.")
 @click.option(
     "--logprobs", type=int, metavar="K", help="Show each token's probability, and its K likeliest alternatives."
 )
@@ -64,7 +128,7 @@ _PATIENCE_S = 2.0
     "--stop", type=Text(), multiple=True, metavar="TEXT", help="End the answer before this text; may be given again."
 )
 @click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens; for measurements.")
-@click.option("--backend", type=BACKENDS, default="auto", help="What computes on this machine.")
+@click.option("--backend", type=BACKENDS, help="What computes on this machine.")
 @click.option("--threads", type=int, metavar="N", help="Compute threads a stage on this machine.")
 @click.option(
     "--exact",
@@ -74,34 +138,22 @@ _PATIENCE_S = 2.0
 )
 @click.option(
     "--codec",
-    default="auto",
-    show_default=True,
-    help="Codec of every link, or one a link: auto (what saves time), none, lz4, zstd, int8 (lossy).",
+    help="Codec of every link, or one a link: auto (what saves time), none, lz4, zstd, int8 (lossy).  [default: auto]",
 )
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP + " On this machine's pipeline.")
-@click.option("--speculate", default="lookup", metavar="HOW", help=SPECULATE_HELP + " On this machine's pipeline.")
+@click.option("--speculate", metavar="HOW", help=SPECULATE_HELP + " On this machine's pipeline.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, rates and stages.")
-def chat(
-    prompt: str | None, system: str | None, *, choices: int | None, raw: bool, as_json: bool, **options: Any
-) -> None:
+@given_as(lambda: Asking, lambda: GenerateArguments, lambda: Where)
+def chat(asking: Asking, generating: GenerateArguments, where: Where) -> None:
     """Chat with a model: through this machine's cluster, over local stages, or on this machine alone."""
     import asyncio
 
-    prompt = _with_piped(prompt)
-    if prompt is None and (as_json or raw or choices is not None):
-        raise UsageError("--json, --raw and --choices need a prompt", "give it with -p or pipe it in")
-    if raw and system is not None:
-        raise UsageError("--raw leaves no place for --system", "write it into the prompt")
-    if prompt is None and (sys.stdin is None or sys.stdin.closed):
-        raise UsageError("standard input is closed, so nothing can be typed", "give a prompt with -p")
-    if prompt is not None and not prompt.strip():
-        raise UsageError("the prompt is empty", "say something")
-    how, given = generate_options(**options)
-    if choices is not None:
+    asking, how = asking.with_piped(), generating.options()
+    if asking.choices is not None:
         from edgepp.api.question import each
 
-        each(choices, how)  # refuses a number before a model is loaded for it
-    asyncio.run(_chat(prompt, system, how, given, choices, raw=raw, as_json=as_json, **options))
+        each(asking.choices, how)  # refuses a number before a model is loaded for it
+    asyncio.run(_chat(asking, how, generating.given, where))
 
 
 def _with_piped(prompt: str | None) -> str | None:
@@ -126,23 +178,14 @@ def _with_piped(prompt: str | None) -> str | None:
     return text if prompt is None else "\n\n".join(part for part in (prompt, text) if part.strip())
 
 
-async def _chat(
-    prompt: str | None,
-    system: str | None,
-    how: GenerateOptions,
-    given: dict[str, Any],
-    choices: int | None,
-    *,
-    raw: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+async def _chat(asking: Asking, how: GenerateOptions, given: Mapping[str, Any], where: Where) -> None:
     from edgepp.ui.chat import answer_once, answer_several
     from edgepp.ui.screen import say
 
-    model = await _opened(as_json=as_json, **options)
+    prompt, system, choices = asking.prompt, asking.system, asking.choices
+    model = await _opened(where, quiet=asking.as_json)
     try:
-        how = replace(how, sampling=drawn(how.sampling, model.sampling, given, exact=options["exact"]))
+        how = replace(how, sampling=drawn(how.sampling, model.sampling, given, exact=where.exact))
         if choices is not None and choices > 1 and not how.sampling.temperature:
             say("at temperature 0 all choices are equal: give --temperature 0.8, say", err=True)
         if prompt is None:
@@ -151,45 +194,29 @@ async def _chat(
             await Conversation(model, how, system).run()
             return
         messages = [{"role": "system", "content": system}] if system else []
-        asked = prompt if raw else [*messages, {"role": "user", "content": prompt}]
+        asked = prompt if asking.raw else [*messages, {"role": "user", "content": prompt}]
         if choices is None:
-            await answer_once(model, asked, how, raw=raw, as_json=as_json)
+            await answer_once(model, asked, how, raw=asking.raw, as_json=asking.as_json)
         else:
-            await answer_several(model, asked, choices, how, raw=raw, as_json=as_json)
+            await answer_several(model, asked, choices, how, raw=asking.raw, as_json=asking.as_json)
     finally:
         await model.close()
 
 
-async def _opened(
-    *,
-    as_json: bool,
-    alone: bool,
-    model: str | None,
-    peers: tuple[str, ...],
-    stages: int | None,
-    backend: str,
-    threads: int | None,
-    exact: bool,
-    codec: str,
-    kv_bits: str | None,
-    speculate: str,
-    **_: Any,
-) -> Engine | Connection:
+async def _opened(where: Where, *, quiet: bool) -> Engine | Connection:
     """What answers: the cluster where there is one and nothing else was asked for, or this machine."""
     from edgepp.api import Engine
     from edgepp.ui.chat import open_here
     from edgepp.ui.screen import say
 
-    here = {"--stages": stages, "--threads": threads, "--backend": backend != "auto", "--kv-bits": kv_bits}
-    here |= {"--codec": codec != "auto", "--alone": alone}
-    meant = [name for name, is_given in here.items() if is_given]
-    if not meant and len(peers) < 2 and (cluster := await _cluster(model, peers, exact=exact)) is not None:
-        if speculate != "lookup":
+    meant = where.of_this_machine
+    if not meant and len(where.peers) < 2 and (cluster := await _cluster(where)) is not None:
+        if where.speculate != "lookup":
             say("the cluster decides how to guess: --speculate does nothing here", dim=True, err=True)
         return cluster
-    if meant and not alone and not peers and (name := _cluster_of()) is not None:
+    if meant and not where.alone and not where.peers and (name := _cluster_of()) is not None:
         say(f"{' and '.join(meant)} is for this machine alone: the cluster of {name} is not asked", dim=True, err=True)
-    if model is None:
+    if where.model is None:
         if meant:
             raise UsageError(
                 f"{meant[0]} runs a model on this machine, and none is named",
@@ -197,17 +224,17 @@ async def _opened(
             )
         raise UsageError("which model? This machine reaches no cluster", "name one with -m, such as -m smollm2-135m")
     engine = Engine(
-        model,
-        stages=stages,
-        peers=peers,
-        backend=backend,
-        threads=threads,
-        exact=exact,
-        codecs=_codecs(codec),
-        speculate=speculate,
-        kv_bits=int(kv_bits) if kv_bits else None,
+        where.model,
+        stages=where.stages,
+        peers=where.peers,
+        backend=where.backend,
+        threads=where.threads,
+        exact=where.exact,
+        codecs=_codecs(where.codec),
+        speculate=where.speculate,
+        kv_bits=where.kv_bits,
     )
-    await open_here(engine, quiet=as_json)
+    await open_here(engine, quiet=quiet)
     return engine
 
 
@@ -219,12 +246,13 @@ def _cluster_of() -> str | None:
     return None if cluster is None else cluster.coordinator.name
 
 
-async def _cluster(model: str | None, peers: tuple[str, ...], *, exact: bool) -> Connection | None:
+async def _cluster(where: Where) -> Connection | None:
     """This machine's cluster; None where there is none that answers, or it runs another model."""
     from edgepp.api import connect
     from edgepp.errors import PairingError, PeerLost
     from edgepp.ui.screen import say
 
+    model, peers = where.model, where.peers
     cluster = connect(*peers)
     if not cluster.paired:
         return None
@@ -239,7 +267,7 @@ async def _cluster(model: str | None, peers: tuple[str, ...], *, exact: bool) ->
     if model is not None and not cluster.runs(model):
         say(f"the cluster runs {cluster.model}; {model} runs on this machine alone", dim=True, err=True)
         return None
-    if exact and not cluster.status["exact"]:
+    if where.exact and not cluster.status["exact"]:
         raise UsageError("the cluster does not compute exactly", "restart `edgepp serve --exact`, or add --alone")
     return cluster
 

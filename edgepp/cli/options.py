@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import IO
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import IO, Any
 
 import click
 
@@ -15,7 +18,6 @@ SPECULATE_HELP = (
     " or off. It never changes an answer, and stops where it does not pay."
 )
 MODEL_HELP = "A card name (see `edgepp models list`), a hub repository (org/name), or a folder in mlx-lm format."
-KV_BITS = click.Choice(["8", "4"])
 KV_BITS_HELP = "Keep keys and values in so many bits: room for longer and more conversations, a little less accurate."
 BACKENDS = click.Choice(["auto", "mlx", "onnx"])
 
@@ -79,6 +81,75 @@ def decoded(data: bytes, what: str) -> str:
             f"{what} is no UTF-8 text: its byte {error.start} is {data[error.start]:#04x}",
             f"convert it, for instance with `iconv -f {encoding} -t utf-8`, or set the terminal to UTF-8",
         ) from error
+
+
+class Parsed(click.ParamType):  # type: ignore[type-arg]
+    """A value that a function reads from text, such as an address; the function is imported when it is needed."""
+
+    def __init__(self, name: str, reader: Callable[[], Callable[[str], object]]) -> None:
+        self.name = name
+        self._reader = reader
+
+    def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> object:
+        """The value.
+
+        Raises:
+            UsageError: the text is none.
+        """
+        return self._reader()(value)
+
+
+def _address() -> Callable[[str], object]:
+    from edgepp.wire.transport import Address
+
+    return Address.parse
+
+
+def _layers() -> Callable[[str], object]:
+    from edgepp.layers import LayerRange
+
+    return LayerRange.parse
+
+
+def _bytes() -> Callable[[str], object]:
+    from edgepp.node.resources import parse_bytes
+
+    return parse_bytes
+
+
+class _Bits(click.Choice[str]):
+    """A number of bits."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:  # type: ignore[override]
+        """The number."""
+        return int(super().convert(value, param, ctx))
+
+
+ADDRESS, LAYERS, BYTES = Parsed("address", _address), Parsed("layers", _layers), Parsed("size", _bytes)
+KV_BITS = _Bits(["8", "4"])
+
+
+def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Hand a command its options as frozen dataclasses, one for each of ``kinds``, and what none of them holds by name.
+
+    Each of ``kinds`` returns a dataclass, which it may import; an option goes to the field of its name. What was not
+    given is left to the field's default, so that there is one default, and the dataclass checks the rest.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def call(**values: object) -> None:
+            parts = []
+            for find in kinds:
+                kind = find()
+                told = {field.name: values.pop(field.name, None) for field in fields(kind)}
+                parts.append(kind(**{name: value for name, value in told.items() if value not in (None, ())}))
+            command(*parts, **values)
+
+        vars(call)["kinds"] = kinds
+        return call
+
+    return decorate
 
 
 class Group(click.Group):

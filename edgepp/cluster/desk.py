@@ -31,6 +31,7 @@ from edgepp.cluster.exchange import (
 )
 from edgepp.cluster.identity import Cluster, Member
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
+from edgepp.events import NodePaired, OnEvent, PairingTrouble
 from edgepp.wire.security import Rarely, bare_host
 from edgepp.wire.transport import Address
 from edgepp.wire.values import is_key
@@ -68,7 +69,7 @@ class PairingDesk:
 
     ``address`` is that of the coordinator's cluster port; the desk listens on the next port. The three callables are
     called in the desk's threads: ``cluster`` for what a joiner is told, ``on_paired`` with the new member before it is
-    told, so that it is admitted when it comes, and ``on_event`` with one line for the log.
+    told, so that it is admitted when it comes, and ``on_event`` with what happened.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class PairingDesk:
         address: Address,
         cluster: Callable[[], Cluster],
         on_paired: Callable[[Member], None],
-        on_event: Callable[[str], None],
+        on_event: OnEvent,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
@@ -87,7 +88,7 @@ class PairingDesk:
         self._lock = threading.Lock()
         self._open: dict[int, _Invitation] = {}
         self._closed: dict[int, Cause] = {}
-        self._lines: deque[str] = deque()
+        self._events: deque[NodePaired | PairingTrouble] = deque()
         self._rarely = Rarely()
         self._listener: socket.socket | None = None
         self._connections = Crowd()
@@ -242,9 +243,9 @@ class PairingDesk:
         try:
             self._on_paired(member)
         except EdgeppError as error:
-            self._lines.append(f"{member.name} at {host} proved invitation {number} and cannot be let in: {error}")
+            self._trouble(f"{member.name} at {host} proved invitation {number} and cannot be let in: {error}")
             return _Refusal("failed")
-        self._lines.append(f"{member.name} at {host} joined by invitation {number}")
+        self._events.append(NodePaired(member.name, host, f"invitation {number}"))
         return member
 
     def _begin(self, number: int, attempt: bytes, host: str) -> str | _Refusal:
@@ -256,7 +257,7 @@ class PairingDesk:
                 invitation = None
             if invitation is None:
                 if self._rarely.tells(host, "asked"):
-                    self._lines.append(
+                    self._trouble(
                         f"{host} asked for invitation {number % 1000}, which is not open (expired, used or never made)"
                     )
                 return _Refusal(self._closed.get(number, "unknown"))
@@ -286,7 +287,7 @@ class PairingDesk:
         if attempt:
             invitation.tries.add(attempt)
         tally = f"{invitation.guesses} of {GUESSES}"
-        self._lines.append(f"{host} guessed wrong ({tally}) for invitation {invitation.number}")
+        self._trouble(f"{host} guessed wrong ({tally}) for invitation {invitation.number}")
         if invitation.guesses >= GUESSES:
             hosts = ", ".join(invitation.hosts)
             self._end(invitation, "void", f"is void after {GUESSES} wrong guesses, made at {hosts}")
@@ -296,13 +297,16 @@ class PairingDesk:
         del self._open[invitation.number]
         self._closed[invitation.number] = cause
         if line:
-            self._lines.append(f"invitation {invitation.number} {line}")
+            self._trouble(f"invitation {invitation.number} {line}")
+
+    def _trouble(self, text: str) -> None:
+        self._events.append(PairingTrouble(text))
 
     def _tell(self) -> None:
-        """Hand on the lines, outside the lock."""
+        """Hand on the events, outside the lock."""
         with suppress(IndexError):  # another thread has told the rest
-            while self._lines:
-                self._on_event(self._lines.popleft())
+            while self._events:
+                self._on_event(self._events.popleft())
 
 
 def _judged(invitation: _Invitation, attempt: bytes) -> _Refusal | None:

@@ -202,19 +202,25 @@ class Browser(_Responder):
         records = (self._cached(zeroconf, name) for name in names)
         return tuple(record for record in records if record is not None)
 
-    def find(self, accept: Callable[[Record], bool], wait_s: float) -> tuple[Record, ...]:
-        """Wait until a record is acceptable, and a moment more for others; empty after ``wait_s`` seconds."""
+    def find(
+        self, accept: Callable[[Record], bool], wait_s: float, given_up: threading.Event | None = None
+    ) -> tuple[Record, ...]:
+        """Wait until a record is acceptable, and a moment more for others; empty after ``wait_s`` seconds.
+
+        The wait ends early when ``given_up`` is set.
+        """
+        given_up = given_up or threading.Event()
         deadline, settled = time.monotonic() + wait_s, False
         while True:
             found = tuple(record for record in self.records() if accept(record))
             left = deadline - time.monotonic()
-            if settled or left <= 0:
+            if settled or left <= 0 or given_up.is_set():
                 return found
             if found:
                 settled = True
-                time.sleep(min(_SETTLE_S, left))
+                given_up.wait(min(_SETTLE_S, left))
             else:
-                time.sleep(min(0.05, left))
+                given_up.wait(min(0.05, left))
 
     # zeroconf calls these three from a thread of its own.
 

@@ -15,6 +15,7 @@ from edgepp.coordinator.director import Director
 from edgepp.coordinator.registry import Registry
 from edgepp.coordinator.standing import standings
 from edgepp.errors import UsageError
+from edgepp.events import NodeChanged, NodeJoined, NodeMoved, NodeRefused, OnEvent
 from edgepp.printable import one_line
 from edgepp.wire.messages import Beat, Beaten, Enrol, Enrolled, Leave, View, encode, encode_payload
 from edgepp.wire.security import Rarely
@@ -33,7 +34,7 @@ class Attendance:
         registry: Registry,
         director: Director,
         send: Callable[[bytes, Sequence[bytes]], bool],
-        on_event: Callable[[str], None],
+        on_event: OnEvent,
     ) -> None:
         """``send`` takes a route and frames; False where that peer is gone."""
         self._members = members
@@ -59,15 +60,15 @@ class Attendance:
         new = (old := self._members.get(node)) is None or old.phase is Phase.GONE
         if reason := self._members.enrol(node, sender.key, facts, sender.route, sender.host, now_s):
             if self._rarely.tells(sender.host, "double"):
-                self._on_event(f"refused {facts.name} at {sender.host}: {reason}")
+                self._on_event(NodeRefused(facts.name, sender.host, reason))
             raise UsageError(reason)
         self._director.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
         self._send(sender.route, [encode(Enrolled(self._registry.cluster.id, self._identity.name))])
         self._viewed = None
         if new:
-            self._on_event(f"{facts.name} joined from {sender.host} with {facts.memory / 1e9:.1f} GB ({facts.backend})")
+            self._on_event(NodeJoined(facts.name, sender.host, facts.memory, facts.backend))
         elif old is not None and old.host != sender.host:
-            self._on_event(f"{facts.name} moved from {old.host} to {sender.host}")
+            self._on_event(NodeMoved(facts.name, old.host, sender.host))
 
     def beat(self, node: str, sender: Sender, beat: Beat) -> None:
         """Note a sign of life, and answer it."""
@@ -81,7 +82,7 @@ class Attendance:
         member = self._members.get(node)
         if member is not None and member.facts.incarnation == message.incarnation:
             self._members.left(node)
-            self._on_event(f"{member.facts.name} stopped")
+            self._on_event(NodeChanged(member.facts.name, "stopped"))
 
     def tick(self, now_s: float) -> None:
         """Let silence count, but not that of the time in which this machine itself slept."""
@@ -90,7 +91,7 @@ class Attendance:
         self._ticked_s = now_s
         self._probe(now_s)
         for member in self._members.tick(now_s):
-            self._on_event(f"{member.facts.name} is {member.phase.value}")
+            self._on_event(NodeChanged(member.facts.name, f"is {member.phase.value}"))
 
     def publish(self) -> None:
         """Send the members a new view whenever there is one."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import zmq
 
-from edgepp.cluster.discovery import Record, discover
+from edgepp.cluster.discovery import discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
+from edgepp.cluster.whereabouts import may_move, whereabouts
 from edgepp.coordinator.forms import Prompt, question, read_answered, read_stages
 from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
@@ -47,17 +48,6 @@ DISCOVER_S = 2.0
 SILENT_S = 5.0
 """A coordinator that says nothing for so long is lost; it speaks every second."""
 _POLL_S = 0.2
-
-
-def whereabouts(cluster: Cluster, peers: Sequence[Address], records: Sequence[Record]) -> list[Address]:
-    """Every address at which the coordinator of ``cluster`` may be: given, seen on the network, remembered."""
-    seen = [a for r in records if (r.cluster, r.node) == (cluster.id, cluster.coordinator.node) for a in r.addresses]
-    return list(dict.fromkeys((*peers, *seen, *map(Address.parse, cluster.addresses))))
-
-
-def may_move(known: Sequence[Address]) -> bool:
-    """Whether a coordinator last known there may be heard elsewhere: not one that only loopback reaches."""
-    return not known or any(not address.is_loopback for address in known)
 
 
 class Served:

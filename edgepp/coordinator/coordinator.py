@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -29,6 +29,7 @@ from edgepp.coordinator.report import StatusSources, report
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.serving import Serving
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
+from edgepp.events import NodeChanged, NodeRefused, NodeRevoked, OnEvent, StepFailed
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
@@ -82,7 +83,7 @@ class Coordinator(threading.Thread):
         listen: Address,
         director: Director,
         serving: Serving,
-        on_event: Callable[[str], None],
+        on_event: OnEvent,
     ) -> None:
         """Bind ``listen``; members are let in when the thread is started.
 
@@ -221,7 +222,7 @@ class Coordinator(threading.Thread):
         except Exception as error:
             log.exception("%s failed", what)
             if self._rarely.tells(type(error).__name__, what):
-                self._on_event(f"{what} failed this time: {type(error).__name__}: {error}")
+                self._on_event(StepFailed(what, f"{type(error).__name__}: {error}"))
 
     def _order(self, orders: Sequence[Order]) -> None:
         for node, message in orders:
@@ -231,7 +232,7 @@ class Coordinator(threading.Thread):
 
     def _refused(self, host: str, why: str) -> None:
         reason = f"its key {why[:8]}… is not admitted" if is_key(why) else why
-        self._on_event(f"refused a stranger at {host}: {reason}")
+        self._on_event(NodeRefused("a stranger", host, reason))
 
     def _paired(self, paired: Paired) -> None:
         """A node was invited. Called in the desk's thread."""
@@ -258,7 +259,7 @@ class Coordinator(threading.Thread):
             except Exception as error:  # such as no memory for it, or no descriptor
                 log.exception("a message could not be received")
                 if self._rarely.tells(type(error).__name__, "receiving"):
-                    self._on_event(f"a message could not be received: {type(error).__name__}: {error}")
+                    self._on_event(StepFailed("receiving a message", f"{type(error).__name__}: {error}"))
                 return
             with self._surviving("taking a message"):
                 self.take(*received)
@@ -328,12 +329,12 @@ class Coordinator(threading.Thread):
         if adoption.refusal:
             if self._rarely.tells(sender.host, "adopt"):
                 name = clean_name(message.name)
-                self._on_event(f"refused {name} at {sender.host}, which came by a token: {adoption.refusal}")
+                self._on_event(NodeRefused(name, sender.host, adoption.refusal, by_token=True))
             self._send(sender.route, [encode(Refused(sentence(adoption.refusal)))])
             return
-        if adoption.news:
+        if adoption.paired is not None:
             self.members.version += 1
-            self._on_event(adoption.news)
+            self._on_event(adoption.paired)
         self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
 
     def _call(self, sender: Sender, message: Call, form: dict[str, Any]) -> None:
@@ -367,7 +368,7 @@ class Coordinator(threading.Thread):
             self._send(member.route, [encode(Expelled(why))])
             self.members.left(member.node, "was revoked")
         self.members.version += 1
-        self._on_event(f"revoked {gone.name}")
+        self._on_event(NodeRevoked(gone.name))
         kind = "token" if gone in self.registry.cluster.withdrawn else "node"
         return {"revoked": gone.name, "node": gone.node, "kind": kind, "came_by": self.registry.token_of(gone)}
 
@@ -380,5 +381,5 @@ class Coordinator(threading.Thread):
         if self.members.get(gone.node) is not None:
             self.members.left(gone.node, "left for good")
         self.members.version += 1
-        self._on_event(f"{gone.name} left the cluster for good")
+        self._on_event(NodeChanged(gone.name, "left the cluster for good"))
         return {"left": gone.name}

@@ -9,6 +9,7 @@ from edgepp.cluster.desk import PairingDesk
 from edgepp.cluster.discovery import Announcer
 from edgepp.cluster.identity import Cluster, Identity, Member
 from edgepp.cluster.interfaces import Watch, usable_addresses
+from edgepp.events import OnEvent
 from edgepp.wire.transport import Address
 
 
@@ -21,7 +22,7 @@ class Entrance:
         address: Address,
         cluster: Callable[[], Cluster],
         on_paired: Callable[[Member], None],
-        on_event: Callable[[str], None],
+        on_event: OnEvent,
     ) -> None:
         """The three callables are ``PairingDesk``'s, called in its threads."""
         self._port = address.port

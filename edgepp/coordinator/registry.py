@@ -19,6 +19,7 @@ from edgepp.cluster.identity import (
 )
 from edgepp.cluster.tokens import make_token
 from edgepp.errors import RemoteProtocolError, UsageError
+from edgepp.events import NodePaired
 from edgepp.wire.messages import Adopt
 from edgepp.wire.security import Gate
 from edgepp.wire.transport import Address
@@ -32,7 +33,7 @@ TOKEN_MEMBERS = 128
 class Adoption:
     """What becomes of a token holder's wish."""
 
-    news: str = ""
+    paired: NodePaired | None = None
     """What to tell people; empty where the node was a member already."""
     refusal: str = ""
     """Why the node is not let in; empty where it is."""
@@ -135,7 +136,7 @@ class Registry:
                 return Adoption(refusal=refusal)
             member = Member.of(message.name, message.key, token.node)
             self._change(lambda cluster: replace(cluster, members=(*book.members, member)))
-        return Adoption(news=f"{member.name} at {host} joined by {token.name}")
+        return Adoption(paired=NodePaired(member.name, host, token.name))
 
     def _refusal(self, token: Member, key: str) -> str:
         book = self.cluster

@@ -6,7 +6,7 @@ The coordinator's thread drives it and sends what it orders.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, Membership, Phase
@@ -16,6 +16,7 @@ from edgepp.coordinator.director import Director, Order
 from edgepp.coordinator.serving import Serving, Wanted
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, StageLost
+from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
 from edgepp.layers import LayerRange
 from edgepp.wire.messages import Loaded, Loading, NotLoaded
 from edgepp.wire.transport import Address
@@ -47,7 +48,7 @@ class Rollout:
         members: Membership,
         serving: Serving,
         answers: Answers,
-        on_event: Callable[[str], None],
+        on_event: OnEvent,
     ) -> None:
         self._director = director
         self._members = members
@@ -77,7 +78,7 @@ class Rollout:
             self._serving.shut(why, self._replaced(stages))
             self._tell_plan()
         elif director.reason != self._reason and director.reason:
-            self._on_event(f"plan {director.count} stays: {director.reason}" if director.plan else director.reason)
+            self._on_event(PlanKept(director.count if director.plan else None, director.reason))
         self._reason = director.reason
         self._serving.lacks(director.lacking(self._members))
         self._assign()
@@ -117,7 +118,7 @@ class Rollout:
         self._members.loaded(member.node, slot, None)
         self._director.failed(member.node, slot, reason, now_s)
         self._serving.shut(f"{name}: {reason}", StageLost(f"{name} is gone: {reason}", hint or "ask again"))
-        self._on_event(f"{member.facts.name} cannot run its layers: {reason}{f'; {hint}' if hint else ''}")
+        self._on_event(LayersNotLoaded(member.facts.name, reason, hint))
 
     def _name(self, member: Member, slot: int) -> str:
         """A stage of the plan as people are told of it, in the words of ``StageInfo``."""
@@ -152,10 +153,11 @@ class Rollout:
 
     def _tell_plan(self) -> None:
         if self._director.plan is None:
-            self._on_event(f"no plan: {self._director.reason}")
+            self._on_event(PlanMissing(self._director.reason))
         else:
-            reason = f"; {self._director.reason}" if self._director.reason else ""
-            self._on_event(f"plan {self._director.count}: {self._places()}{reason}")
+            stages = self._director.stages(self._members)
+            places = tuple((layers, member.facts.name) for member, _, layers, _ in stages)
+            self._on_event(PlanMade(self._director.count, places, self._director.reason))
 
     def _places(self) -> str:
         stages = self._director.stages(self._members)

@@ -1,23 +1,37 @@
-"""`edgepp serve` put together: the coordinator, this machine's own node, and what they share."""
+"""How a coordinator is put together: its parts, this machine's own node, and what they share.
+
+`edgepp serve` and ``edgepp.serve`` both run a ``Service``.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from edgepp.boundary import explained
-from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, new_cluster, save_cluster
+from edgepp.cluster.identity import (
+    Cluster,
+    Identity,
+    has_left,
+    load_cluster,
+    load_identity,
+    new_cluster,
+    save_cluster,
+)
+from edgepp.cluster.running import running
 from edgepp.cluster.sizes import ModelSize, Policy, Want
+from edgepp.coordinator.client import Served
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.director import Director
 from edgepp.coordinator.serving import Serving
 from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.errors import EdgeppError, UsageError
+from edgepp.events import ClusterLeft, Measuring, OnEvent
 from edgepp.layers import LayerRange
 from edgepp.model.shapes import shape_of
 from edgepp.model.source import HubRepository, LocalFolder, resolve
@@ -35,8 +49,8 @@ PORT = 5700
 class ServeOptions:
     """What a cluster runs, and what this machine gives to it."""
 
-    model: str
-    listen: Address
+    model: str = "smollm2-135m"
+    listen: Address = field(default_factory=lambda: Address("*", PORT))
     stages: int = 1
     """Stage processes on this machine; 0 only coordinates."""
     pinned: LayerRange | None = None
@@ -64,19 +78,43 @@ class ServeOptions:
 class Service:
     """A running cluster. Close it, or use it in a ``with`` statement."""
 
-    def __init__(self, options: ServeOptions, on_event: Callable[[str], None], on_progress: OnProgress | None) -> None:
+    def __init__(
+        self,
+        options: ServeOptions,
+        on_event: OnEvent,
+        on_progress: OnProgress | None = None,
+        given_up: threading.Event | None = None,
+    ) -> None:
         """Load this machine's own part, open the cluster's port.
 
+        Measuring this machine ends early when ``given_up`` is set; so does loading when ``on_progress`` raises.
+
         Raises:
-            EdgeppError: one sentence about what keeps it from running; nothing is left behind.
+            UsageError: this machine's node runs already.
+            EdgeppError: one sentence about what keeps the cluster from running; nothing is left behind.
         """
         self._owned = ExitStack()
+        self._on_event = on_event
         self.node: NodeAgent | None = None
-        identity = load_identity()
+        try:
+            self._owned.enter_context(running("edgepp serve"))
+            self._begin(options, on_event, on_progress, given_up)
+        except BaseException:
+            self._owned.close()
+            raise
+
+    def _begin(
+        self,
+        options: ServeOptions,
+        on_event: OnEvent,
+        on_progress: OnProgress | None,
+        given_up: threading.Event | None,
+    ) -> None:
+        identity = self._identity = load_identity()
         cluster = _own_cluster(identity)
         frontend = ModelFrontend.open(options.model, whole=False, on_progress=on_progress)
         size = ModelSize.of(shape_of(options.model, frontend.checkpoint), options.kv_bits)
-        offer = _offer(options, on_event)
+        offer = _offer(options, on_event, given_up)
         context = min(options.context, frontend.checkpoint.context)
         director = Director(
             want=Want(size, context, options.slots, options.policy),
@@ -97,30 +135,31 @@ class Service:
             budget=context * options.slots,
             speculate=options.speculate,
         )
-        try:
-            self.serving = Serving(frontend, pipeline, on_event)
-            self._owned.callback(self.serving.close)
-            self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
-            self.coordinator.start()
-            self._owned.callback(self.coordinator.close)
-            if offer is not None:
-                here = self.coordinator.here
-                self.node = NodeAgent(identity, cluster, offer, lambda: [here], lambda _: None)
-                self.node.start()
-                self._owned.callback(self.node.close)
-        except BaseException:
-            self._owned.close()
-            raise
+        self.serving = Serving(frontend, pipeline, on_event)
+        self._owned.callback(self.serving.close)
+        self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
+        self.coordinator.start()
+        self._owned.callback(self.coordinator.close)
+        if offer is not None:
+            here = self.coordinator.here
+            self.node = NodeAgent(identity, cluster, offer, lambda: [here], lambda _: None)
+            self.node.start()
+            self._owned.callback(self.node.close)
+
+    def connect(self) -> Served:
+        """A connection of this machine to its own coordinator, for calls and questions."""
+        cluster = self.coordinator.registry.cluster
+        return Served(self._identity, cluster, [self.coordinator.here])
 
     def report(self) -> dict[str, Any]:
         """The cluster's state: what `edgepp status --json` prints."""
         return self.coordinator.status()
 
-    def check(self) -> None:
-        """Raise what ended a part of the service by itself.
+    def check(self) -> bool:
+        """Whether the cluster goes on; False once this machine has left it, which its members are told.
 
         Raises:
-            EdgeppError: the coordinator or this machine's node failed.
+            EdgeppError: the coordinator or this machine's node ended by itself.
         """
         if not self.coordinator.is_alive():
             found = explained(self.coordinator.error or RuntimeError("its thread ended"))
@@ -129,10 +168,11 @@ class Service:
             raise RuntimeError("the part that opens pipelines ended by itself")
         if self.node is not None and self.node.ended.is_set():
             raise self.node.error or EdgeppError("this machine's own node ended by itself", "start it again")
-
-    def dissolve(self) -> None:
-        """Tell the members that the cluster ends, before ``close``."""
-        self.coordinator.dissolve()
+        if has_left():
+            self._on_event(ClusterLeft(self._identity.name, ended=True))
+            self.coordinator.dissolve()
+            return False
+        return True
 
     def close(self) -> None:
         """End answers, stages and threads."""
@@ -147,7 +187,7 @@ class Service:
         self.close()
 
 
-def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> Offer | None:
+def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event | None) -> Offer | None:
     """What this machine gives to the cluster; None where it only coordinates."""
     if not options.stages:
         return None
@@ -155,7 +195,8 @@ def _offer(options: ServeOptions, on_event: Callable[[str], None]) -> Offer | No
         options.backend,
         ComputePolicy.node(options.threads).threads,
         options.exact,
-        lambda: on_event("measuring this machine once, which takes some seconds"),
+        lambda: on_event(Measuring()),
+        given_up,
     )
     memory = usable_memory(options.memory)
     return Offer(resources, memory, options.backend, options.stages, options.pinned)

@@ -15,6 +15,7 @@ from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, StageLost
+from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
 
 log = logging.getLogger("edgepp.coordinator")
 
@@ -34,7 +35,7 @@ class Wanted:
 class Serving:
     """One pipeline at a time, of the newest plan."""
 
-    def __init__(self, frontend: ModelFrontend, options: PipelineOptions, on_event: Callable[[str], None]) -> None:
+    def __init__(self, frontend: ModelFrontend, options: PipelineOptions, on_event: OnEvent) -> None:
         self._frontend = frontend
         self._options = options
         self._on_event = on_event
@@ -166,7 +167,7 @@ class Serving:
         if pipeline is None:
             return
         if pipeline.lost is not None:
-            self._on_event(f"interrupted: {pipeline.lost}")
+            self._on_event(PipelineLost(str(pipeline.lost)))
         pipeline.engine.close(_reason(pipeline, because))
         pipeline.close()
 
@@ -180,7 +181,7 @@ class Serving:
             if wanted == self._wanted:
                 self._note_failure(str(error) if isinstance(error, EdgeppError) else f"{type(error).__name__}: {error}")
                 if self._failures == 1:
-                    self._on_event(f"plan {wanted.plan} cannot be opened: {self.reason}")
+                    self._on_event(PipelineNotOpened(wanted.plan, self.reason))
             return
         if wanted != self._wanted:  # another plan came meanwhile
             pipeline.close()
@@ -188,7 +189,7 @@ class Serving:
         with self._changed:
             self._pipeline, self._failures, self.reason = pipeline, 0, ""
             self._changed.notify_all()
-        self._on_event(f"plan {wanted.plan} is open after {time.monotonic() - began_s:.1f} s: ready to answer")
+        self._on_event(PipelineOpened(wanted.plan, time.monotonic() - began_s))
 
     def _note_failure(self, reason: str) -> None:
         self.reason = reason

@@ -19,6 +19,7 @@ from edgepp.boundary import explained
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.cluster.interfaces import Watch
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
+from edgepp.events import CoordinatorReached, CoordinatorSought, OnEvent, SlotFailed
 from edgepp.node.offer import Offer
 from edgepp.node.slot import Report, Slot
 from edgepp.wire.mailbox import Mailbox, Poller
@@ -66,11 +67,11 @@ class NodeAgent(threading.Thread):
         cluster: Cluster,
         offer: Offer,
         where: Callable[[], Sequence[Address]],
-        on_event: Callable[[str], None],
+        on_event: OnEvent,
         on_moved: Callable[[], None] = lambda: None,
         on_view: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
-        """``where`` says at which addresses the coordinator may be now; ``on_event`` takes lines for people.
+        """``where`` says at which addresses the coordinator may be now; ``on_event`` takes what happens.
 
         ``on_moved`` is called when this machine has another address, or has slept; ``on_view`` with every new view.
         """
@@ -140,7 +141,7 @@ class NodeAgent(threading.Thread):
                 refused_s = 0.0
                 if not told:
                     told = True
-                    self._on_event(f"looking for {self._cluster.coordinator.name}: {error}")
+                    self._on_event(CoordinatorSought(self._cluster.coordinator.name, str(error)))
                 time.sleep(0.2)
                 continue
             reason = self._ask_in(link)
@@ -187,7 +188,7 @@ class NodeAgent(threading.Thread):
         self._heard_s = time.monotonic()
         self._beat_sent_s = 0.0
         if link.address != self.address:
-            self._on_event(f"joined {self._cluster.coordinator.name} at {link.address}")
+            self._on_event(CoordinatorReached(self._cluster.coordinator.name, str(link.address)))
         self.address = link.address
 
     def _serve(self, link: Link) -> None:
@@ -224,7 +225,7 @@ class NodeAgent(threading.Thread):
                 continue
             link.send([encode(report)], 1.0)
             if isinstance(report, NotLoaded):
-                self._on_event(f"slot {report.slot}: {report.reason}")
+                self._on_event(SlotFailed(report.slot, report.reason))
 
     def _receive(self, link: Link) -> None:
         for _ in range(_MOST_A_TURN):

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import selectors
 import subprocess
 import tempfile
 import threading
@@ -33,6 +34,7 @@ _RESERVE_BYTES = 512_000_000
 _RESERVE_PART = 20
 """What stays free for everything else: 512 MB, or a twentieth of what is available where that is more."""
 _PROBE_S = 60.0
+_LOOK_S = 0.1
 _LINUX = platform.system() == "Linux"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -140,11 +142,15 @@ def _room(group: Path, limit: str, used: str, droppable: str) -> int | None:
 
 
 def measure(
-    backend: str, threads: int, exact: bool = False, on_measure: Callable[[], None] = lambda: None
+    backend: str,
+    threads: int,
+    exact: bool = False,
+    on_measure: Callable[[], None] = lambda: None,
+    given_up: threading.Event | None = None,
 ) -> Resources:
     """This machine's memory now, and its speed: measured once, in a child process, and then remembered.
 
-    ``on_measure`` is called before it is measured, which takes some seconds.
+    ``on_measure`` is called before the speed is measured, which takes some seconds; ``given_up`` ends that.
 
     Raises:
         EdgeppError: the probe failed, or the cache cannot be locked.
@@ -156,7 +162,7 @@ def measure(
         found = _remembered(file)
         if found is None:
             on_measure()
-            found = _measured(run_probe(backend, threads, exact))
+            found = _measured(run_probe(backend, threads, exact, given_up))
             try:
                 write_atomically(file, json.dumps({**key, **asdict(found)}, indent=1).encode())
             except OSError as error:
@@ -198,7 +204,7 @@ def _remembered(file: Path) -> _Speed | None:
         return None
 
 
-def run_probe(backend: str, threads: int, exact: bool) -> dict[str, Any]:
+def run_probe(backend: str, threads: int, exact: bool, given_up: threading.Event | None = None) -> dict[str, Any]:
     """Run the probe in a child process, so that none of it stays in memory, and return its answer.
 
     Raises:
@@ -216,7 +222,7 @@ def run_probe(backend: str, threads: int, exact: bool) -> dict[str, Any]:
             deadline = threading.Timer(_PROBE_S, child.kill)
             deadline.start()
             try:
-                answer = _ask(child, json.dumps(asdict(config)).encode() + b"\n")
+                answer = _ask(child, json.dumps(asdict(config)).encode() + b"\n", given_up)
             finally:
                 deadline.cancel()
                 deadline.join()
@@ -226,13 +232,18 @@ def run_probe(backend: str, threads: int, exact: bool) -> dict[str, Any]:
     return answer
 
 
-def _ask(child: subprocess.Popen[bytes], line: bytes) -> dict[str, Any]:
+def _ask(child: subprocess.Popen[bytes], line: bytes, given_up: threading.Event | None) -> dict[str, Any]:
     """The child's answer; its input stays open meanwhile, since it ends with that."""
     if child.stdin is None or child.stdout is None:
         raise EdgeppError("the speed probe has no pipe")
     try:
         child.stdin.write(line)
         child.stdin.flush()
+        with selectors.DefaultSelector() as answered:
+            answered.register(child.stdout, selectors.EVENT_READ)
+            while not answered.select(_LOOK_S):
+                if given_up is not None and given_up.is_set():
+                    raise EdgeppError("the measurement of this machine was given up")
         answer: dict[str, Any] = json.loads(child.stdout.readline())
     except (BrokenPipeError, ValueError) as error:
         raise EdgeppError(

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import zmq
@@ -44,7 +43,7 @@ _MOST_ANSWERS = 128
 """Results and echoes that wait for a peer that does not take them; no ring has so many steps in it."""
 
 
-def _report(event: str, **fields: Any) -> None:
+def _report(event: str, **fields: object) -> None:
     sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
     sys.stdout.flush()
 

@@ -20,6 +20,6 @@ def next_step(error: EdgeppError) -> str:
 def show_error(error: EdgeppError) -> None:
     """One sentence and a next step, on standard error; a name with newlines in it stays on its line."""
     lead = "lost a stage: " if isinstance(error, StageLost) else ""
-    say(f"error: {lead}{one_line(str(error))}", fg="red", err=True)
+    say(f"error: {lead}{one_line(str(error))}", red=True, err=True)
     if step := next_step(error):
         say(f"  try: {one_line(step)}", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import click
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -18,13 +17,14 @@ _GAP = "  "
 _BETWEEN = " · "
 
 
-def say(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) -> None:
-    """Print ``text``, which may come from anywhere, on standard output or with ``err`` on standard error.
-
-    ``style`` is that of ``click.style``.
-    """
+def say(
+    text: str = "", *, nl: bool = True, err: bool = False, dim: bool = False, bold: bool = False, red: bool = False
+) -> None:
+    """Print ``text``, which may come from anywhere, on standard output or with ``err`` on standard error."""
     text = printable(text)
-    click.echo(click.style(text, **style) if style else text, nl=nl, err=err)
+    if dim or bold or red:
+        text = click.style(text, fg="red" if red else None, dim=dim or None, bold=bold or None)
+    click.echo(text, nl=nl, err=err)
 
 
 def say_json(value: object) -> None:

@@ -44,7 +44,11 @@ class Desk:
         for _ in range(20):
             self.address = Address("127.0.0.1", random.randrange(20000, 32000))  # noqa: S311
             self.desk = PairingDesk(
-                self.address, lambda: CLUSTER, self.paired.append, self.events.append, lambda: self.now_s
+                self.address,
+                lambda: CLUSTER,
+                self.paired.append,
+                lambda event: self.events.append(str(event)),
+                lambda: self.now_s,
             )
             try:
                 self.code = self.desk.invite()
@@ -261,7 +265,9 @@ def test_only_so_many_are_open_at_once(desk: Desk) -> None:
 
 
 def test_a_port_that_is_taken_is_named(desk: Desk) -> None:
-    second = PairingDesk(desk.address, lambda: CLUSTER, desk.paired.append, desk.events.append)
+    second = PairingDesk(
+        desk.address, lambda: CLUSTER, desk.paired.append, lambda event: desk.events.append(str(event))
+    )
     with pytest.raises(UsageError, match="cannot take invitations"):
         second.invite()
 

@@ -21,6 +21,7 @@ from edgepp.coordinator.serving import Serving
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
+from edgepp.events import Event
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Answered,
@@ -74,10 +75,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     identity, member = load_identity(), KeyPair.generate()
     cluster = replace(new_cluster(identity), members=(Member.of("mini", member.public),))
     events: list[str] = []
+
+    def tell(event: Event) -> None:
+        events.append(str(event))
+
     front = SimpleNamespace(sampling=SamplingOptions())  # all that a status reads of a model
-    serving = Serving(front, PipelineOptions("m"), events.append)  # type: ignore[arg-type]
+    serving = Serving(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
     director = Director(Want(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base=1 << 16)
-    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, events.append)
+    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, tell)
     made = Desk(coordinator, serving, member, events)
     coordinator.start()
     try:

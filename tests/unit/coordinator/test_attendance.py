@@ -30,7 +30,12 @@ class Front:
             cluster=SimpleNamespace(id="f" * 16, coordinator=Member.of("tower", KEYS.public)), keys={KEYS.public}
         )
         self.attendance = Attendance(
-            self.cluster.members, here, book, self.cluster.director, self._send, self.events.append
+            self.cluster.members,
+            here,
+            book,
+            self.cluster.director,
+            self._send,
+            lambda event: self.events.append(str(event)),
         )
 
     def _send(self, _: bytes, frames: Any) -> bool:

@@ -1,29 +1,14 @@
-"""What a node runs of its cluster's model, or why nothing: read from what the coordinator says, put into a line."""
+"""What a node runs of its cluster's model, or why nothing: read from what the coordinator says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from edgepp.errors import UsageError
+from edgepp.events import Standing
 from edgepp.layers import LayerRange
 from edgepp.printable import one_line
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A node's part in the plan."""
-
-    model: str
-    layers: tuple[LayerRange, ...]
-    reason: str
-    """Why it has no layers; empty where it has some."""
-
-    def __str__(self) -> str:
-        if self.layers:
-            return f"this machine runs layers {', '.join(map(str, self.layers))} of {self.model}"
-        return f"this machine runs no layers: {self.reason}"
 
 
 def read_standing(view: Mapping[str, Any], node: str) -> Standing | None:

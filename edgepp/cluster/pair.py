@@ -1,9 +1,11 @@
-"""How `edgepp join` comes to a cluster: by a code, by a token, or as a member of old."""
+"""How a machine comes to a cluster: by a code, by a token, or as a member of old."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from edgepp.cluster.adopt import adopt
 from edgepp.cluster.codes import read_code
@@ -11,7 +13,7 @@ from edgepp.cluster.discovery import Browser, Record
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, save_cluster
 from edgepp.cluster.redeem import redeem
 from edgepp.cluster.tokens import Token, parse_token, read_token
-from edgepp.coordinator.client import whereabouts
+from edgepp.cluster.whereabouts import whereabouts
 from edgepp.errors import EdgeppError, PairingError
 from edgepp.wire.transport import Address
 
@@ -22,25 +24,42 @@ _RENEW_S = 2.0
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class PairingOptions:
+    """How a machine comes to its cluster."""
+
+    code: str | None = None
+    """What `edgepp invite` printed."""
+    token: str | None = None
+    """What `edgepp token` printed; unless given, the token of the environment or the token file, if there is one."""
+    peers: tuple[Address, ...] = ()
+    """Where the coordinator may be; unless given, the coordinator is looked for."""
+    replace: bool = False
+    """Whether to belong to the cluster of the code or token instead of the present one."""
+
+
 def paired(
-    code: str | None, peers: tuple[Address, ...], identity: Identity, browser: Browser | None, *, replace: bool
+    options: PairingOptions, identity: Identity, browser: Browser | None, given_up: threading.Event | None = None
 ) -> Cluster:
-    """The cluster to join; pairs with it first, by ``code`` or this machine's token, where that was asked for.
+    """The cluster to join; pairs with it first, by a code or token, where that was asked for.
+
+    Looking for the coordinator ends early when ``given_up`` is set.
 
     Raises:
         UsageError: the code is none.
-        PairingError: this machine is in no cluster, in another one that ``replace`` does not give up, or not let in.
+        PairingError: this machine is in no cluster, in another one that ``options`` do not give up, or not let in.
         PeerLost: nobody answers.
     """
+    peers, code = options.peers, options.code
     known = load_cluster()
-    if known is not None and replace:
+    if known is not None and options.replace:
         _check_replaceable(known, identity)
-    kept = None if replace or known is None else known.id
+    kept = None if options.replace or known is None else known.id
     if code is not None:
-        cluster = redeem(code, _inviting(code, peers, browser), identity, known=kept)
+        cluster = redeem(code, _inviting(code, peers, browser, given_up), identity, known=kept)
         save_cluster(cluster)
         return cluster
-    text = read_token()
+    text = options.token or read_token()
     if text is not None:
         token = parse_token(text)
         if kept not in (None, token.cluster):
@@ -49,7 +68,7 @@ def paired(
                 "add --replace to belong to that one instead, or run `edgepp leave` first",
             )
         if known is None or known.id != token.cluster:
-            addresses = peers or _seen(browser, lambda record: record.cluster == token.cluster)
+            addresses = peers or _seen(browser, lambda record: record.cluster == token.cluster, given_up)
             known = adopt(token, addresses, identity)
             save_cluster(known)
         else:
@@ -86,11 +105,13 @@ def _check_replaceable(known: Cluster, identity: Identity) -> None:
         )
 
 
-def _inviting(code: str, peers: tuple[Address, ...], browser: Browser | None) -> tuple[Address, ...]:
+def _inviting(
+    code: str, peers: tuple[Address, ...], browser: Browser | None, given_up: threading.Event | None
+) -> tuple[Address, ...]:
     if peers:
         return peers
     number, _ = read_code(code)  # a slip that can be seen is said before anything is looked for
-    found = _seen(browser, lambda record: number in record.invitations)
+    found = _seen(browser, lambda record: number in record.invitations, given_up)
     if not found:
         raise PairingError(
             f"no machine on this network has an open invitation {number}: it expired, was used, or cannot be heard",
@@ -99,7 +120,9 @@ def _inviting(code: str, peers: tuple[Address, ...], browser: Browser | None) ->
     return found
 
 
-def _seen(browser: Browser | None, accept: Callable[[Record], bool]) -> tuple[Address, ...]:
+def _seen(
+    browser: Browser | None, accept: Callable[[Record], bool], given_up: threading.Event | None
+) -> tuple[Address, ...]:
     if browser is None:
         return ()
-    return tuple(address for record in browser.find(accept, FIND_S) for address in record.addresses)
+    return tuple(address for record in browser.find(accept, FIND_S, given_up) for address in record.addresses)
