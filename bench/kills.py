@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ class Trial:
             and {s["node"] for s in state["stages"]} == {"one", "two", "three"}
         )
 
-    def _wait(self, what: str, come: Any, within_s: float = 180.0) -> float:
+    def _wait(self, what: str, come: Callable[[], bool], within_s: float = 180.0) -> float:
         began_s = time.monotonic()
         while not come():
             if time.monotonic() - began_s > within_s:
