@@ -25,7 +25,7 @@ from bench.to_gguf import Converter
 from bench.toolkit.figures import interleave, medians, ratio_text, ratios, table
 from bench.toolkit.local import checked_model
 from bench.toolkit.script import Arguments, Result, count, say, script
-from bench.toolkit.side import RATES
+from bench.toolkit.side_program import RATES
 from bench.toolkit.sides import RATE_HEADINGS, Side, rate_cells, rates_text
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.model.checkpoint import Checkpoint

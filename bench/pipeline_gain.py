@@ -18,7 +18,7 @@ from bench.toolkit.figures import interleave, medians, ratio_text, ratios, table
 from bench.toolkit.local import checked_model
 from bench.toolkit.processors import share_cpus
 from bench.toolkit.script import Arguments, Result, say, script
-from bench.toolkit.side import RATES
+from bench.toolkit.side_program import RATES
 from bench.toolkit.sides import RATE_HEADINGS, Side, rate_cells, rates_text
 from edgepp.benchmark.workload import middle_decode
 

@@ -20,7 +20,7 @@ from bench.toolkit.figures import cell, interleave, medians, prompt, ratios
 from bench.toolkit.local import arrivals, checked_model
 from bench.toolkit.processors import pin_stages
 from bench.toolkit.script import say
-from bench.toolkit.side import RATES, RunRates, rates
+from bench.toolkit.side_program import RATES, RunRates, rates
 from bench.toolkit.sides import rates_text
 from bench.toolkit.slow_link import HERE
 from edgepp.benchmark.machine import busy

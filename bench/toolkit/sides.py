@@ -17,21 +17,21 @@ from typing import Any
 import psutil
 
 from bench.toolkit.figures import cell, prompt
-from bench.toolkit.side import RATES, RunRates
+from bench.toolkit.side_program import RATES, RunRates
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.node.compute_policy import stage_environment
 
 _STOP_S = 5.0
-_PROGRAM = Path(__file__).with_name("side.py").resolve()
+_PROGRAM = Path(__file__).with_name("side_program.py").resolve()
 _CLONE = _PROGRAM.parents[2]
 RATE_HEADINGS = ("prefill tok/s", "decode tok/s", "e2e tok/s", "first token s")
 
 
 class Side:
-    """A child process with an engine in it; ``side`` is its program. Close it."""
+    """A child process with an engine in it; ``side_program`` is what it runs. Close it."""
 
     def __init__(self, name: str, config: Mapping[str, Any], python: str = sys.executable) -> None:
-        """Start it; ``config`` names the kind of side and says what it needs, see ``side.KINDS``.
+        """Start it; ``config`` names the kind of side and says what it needs, see ``side_program.KINDS``.
 
         Raises:
             UsageError: there is no such interpreter.

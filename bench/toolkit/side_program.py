@@ -187,6 +187,7 @@ def main() -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
+    del sys.path[0]  # the folder of this file: nothing may be imported from it, here or by a stage
     config = json.loads(sys.stdin.readline())
     try:
         engine = KINDS[config["kind"]](config)
