@@ -35,8 +35,8 @@ format: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-dev  ## the figures in the README; see bench/METHODOLOGY.md
 	$(BIN)/edgepp models pull smollm2-135m
-	$(BIN)/python bench/pipeline.py --model smollm2-135m --stages 2 --threads 1
-	$(BIN)/python bench/link.py
+	$(BIN)/python -m bench.pipeline_gain --model smollm2-135m --stages 2 --threads 1
+	$(BIN)/python -m bench.hop
 
 clean:
 	rm -rf $(VENV)

@@ -1,12 +1,12 @@
 """How far the ONNX backend's numbers are from MLX's in float32, over a fixed English text and some greedy answers.
 
-    python bench/accuracy.py --model smollm2-135m --tokens 2048
+    python -m bench.accuracy --model smollm2-135m --tokens 2048
 
 The text is ``bench/text.txt`` followed by the repository's licence, cut into windows of 512 tokens that are sequences
 of their own. Of every position: ``perplexity``, exp of the mean loss; ``kl``, the mean of KL(mlx || onnx) in nats;
 ``top1``, how often both rank the same token first; ``mean_diff`` and ``max_diff`` of the logits. Of the greedy answers,
 in tokens: ``free``, the leading ones that are equal when each side continues its own answer; ``forced``, those that
-are equal when both are fed MLX's answer. Of the cache: ``kv_bytes``, what keys and values take a position; ``tps``,
+are equal when both are fed MLX's answer. Of the cache: ``kv_bytes``, bytes of keys and values per position; ``tps``,
 tokens/s of one sequence that decodes after 256 positions, on the device that the table names. ``--kv-bits 8,4`` adds
 rows with keys and values in so many bits. On a CPU, where MLX is slow at prompts, the default run takes some minutes.
 """
@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from measure import Arguments, count, report, say, script
 
+from bench.toolkit.figures import table
+from bench.toolkit.script import Arguments, Result, count, counts, say, script
 from edgepp.backend import choose
 from edgepp.backend.base import KV_BITS, BackendOptions
 from edgepp.errors import ModelError, UsageError
@@ -51,7 +51,7 @@ FILLED, TIMED = 256, 32
 """Positions held before the decode steps that are timed, and how many those are."""
 
 
-class Model:
+class WholeModel:
     """A whole model in one stage."""
 
     def __init__(self, backend: str, checkpoint: Checkpoint, options: BackendOptions) -> None:
@@ -93,7 +93,7 @@ class Model:
         return {"kv_bytes": kv_bytes, "tps": 1 / median(steps_s)}
 
 
-class Difference:
+class LogitDifference:
     """Sums over the positions of a text what sets ``logits`` apart from ``reference``."""
 
     def __init__(self) -> None:
@@ -120,8 +120,9 @@ class Difference:
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
     """Natural logarithms of the probabilities, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    total: npt.NDArray[np.float64] = np.exp(shifted).sum(-1, keepdims=True)
+    return shifted - np.log(total)
 
 
 def text_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
@@ -145,9 +146,9 @@ def slices(ids: Sequence[int]) -> Iterator[tuple[bool, Sequence[int], Sequence[i
         yield start % WINDOW == 0, ids[start:stop], ids[start + 1 : stop + 1]
 
 
-def over_text(mlx: Model, others: Mapping[str, Model], ids: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Each model's ``Difference`` from ``mlx`` over the text, and that of ``mlx`` from itself."""
-    differences = {name: Difference() for name in ("mlx", *others)}
+def over_text(mlx: WholeModel, others: Mapping[str, WholeModel], ids: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Each model's ``LogitDifference`` from ``mlx`` over the text, and that of ``mlx`` from itself."""
+    differences = {name: LogitDifference() for name in ("mlx", *others)}
     began, done = time.perf_counter(), 0
     for begins, tokens, following in slices(ids):
         for model in (mlx, *others.values()) if begins else ():
@@ -163,9 +164,9 @@ def over_text(mlx: Model, others: Mapping[str, Model], ids: Sequence[int]) -> di
 
 
 def over_answers(
-    mlx: Model, others: Mapping[str, Model], prompts: Sequence[Sequence[int]], length: int
+    mlx: WholeModel, others: Mapping[str, WholeModel], prompts: Sequence[Sequence[int]], length: int
 ) -> dict[str, dict[str, int]]:
-    """Each model's ``free`` and ``forced`` agreement with ``mlx``, in tokens of ``length`` a prompt."""
+    """Each model's ``free`` and ``forced`` agreement with ``mlx``, in tokens, of ``length`` per prompt."""
     totals = {name: {"free": 0, "forced": 0} for name in others}
     for turn, prompt in enumerate(prompts, 1):
         expected = mlx.answer(prompt, length=length)
@@ -186,13 +187,14 @@ def leading(a: Sequence[int], b: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=True)))
 
 
-def table(result: Mapping[str, Any]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """The result for people."""
     yield f"{result['model']}: {result['text_tokens']} tokens of text, {result['answer_tokens']} of greedy answers"
-    yield f"{'':16}" + "".join(f"{heading:>12}" for heading in HEADINGS)
-    for name, row in result["models"].items():
-        cells = (f"{row[heading]:>12.5g}" if heading in row else f"{'':12}" for heading in HEADINGS)
-        yield f"{name:16}" + "".join(cells)
+    rows = [
+        (name, *(f"{row[heading]:.5g}" if heading in row else "" for heading in HEADINGS))
+        for name, row in result["models"].items()
+    ]
+    yield from table(("", *HEADINGS), rows)
     devices = ", ".join(f"{backend} on {device}" for backend, device in result["devices"].items())
     yield f"tps of {devices}; Metal's differ from a CPU's also in their order"
 
@@ -200,57 +202,54 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
+    parser.shared("model", "threads", gen=64)
     parser.add_argument("--tokens", type=count, default=2048, help="tokens of text (%(default)s)")
-    parser.add_argument("--gen", type=count, default=64, help="tokens a greedy answer (%(default)s)")
-    parser.add_argument("--threads", type=count, default=1, help="compute threads (%(default)s)")
     parser.add_argument("--kv-bits", type=kv_bits, default=(), metavar="N,...", help="caches of 8, 4 or 8,4 bits too")
     return parser.parse_args()
 
 
 def kv_bits(text: str) -> tuple[int, ...]:
     """Bits of keys and values, parted by commas."""
-    bits = tuple(int(part) for part in text.split(","))
+    bits = tuple(counts(text))
     if not set(bits) <= set(KV_BITS):
         raise argparse.ArgumentTypeError(f"{text} are not some of {KV_BITS}")
     return bits
 
 
-def rivals(checkpoint: Checkpoint, threads: int, bits: Sequence[int]) -> Iterator[tuple[str, Model]]:
+def rivals(checkpoint: Checkpoint, threads: int, bits: Sequence[int]) -> Iterator[tuple[str, WholeModel]]:
     """What is held against MLX in float32, by name; caches that a backend has not are left out and said."""
     for keep in (None, *bits):
         for name, exact in (("onnx", False), ("onnx exact", True), ("mlx", True)):
             if keep is None and name == "mlx":
                 continue
             try:
-                model = Model(name.split()[0], checkpoint, BackendOptions(threads=threads, exact=exact, kv_bits=keep))
+                model = WholeModel(
+                    name.split()[0], checkpoint, BackendOptions(threads=threads, exact=exact, kv_bits=keep)
+                )
             except ModelError as error:
                 say(f"{name} with {keep} bits: {error}")
             else:
                 yield name if keep is None else f"{name} kv{keep}", model
 
 
-def main() -> None:
-    """Measure and print."""
-    options = parse()
+def measured(options: argparse.Namespace) -> Result:
+    """Every model over the text and the answers."""
     checkpoint = Checkpoint.open(fetch(options.model))
     tokenizer = Tokenizer.load(checkpoint.path)
     ids = text_ids(tokenizer, options.tokens)
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
-    mlx = Model("mlx", checkpoint, BackendOptions(threads=options.threads, exact=True))
+    mlx = WholeModel("mlx", checkpoint, BackendOptions(threads=options.threads, exact=True))
     others = dict(rivals(checkpoint, options.threads, options.kv_bits))
     text = over_text(mlx, others, ids)
     answers = over_answers(mlx, others, prompts, options.gen)
     costs = {name: model.cost() for name, model in {"mlx": mlx, **others}.items()}
-    result = {
-        "model": options.model,
+    return {
         "text_tokens": len(ids) - 1,
         "answer_tokens": len(prompts) * options.gen,
         "models": {name: row | answers.get(name, {}) | costs[name] for name, row in text.items()},
         "devices": {"mlx": mlx.device, "onnx": "cpu"},
     }
-    report(result, table(result), json_only=options.json)
 
 
 if __name__ == "__main__":
-    script(main)
+    script("accuracy", parse, measured, lines)

@@ -25,14 +25,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import zmq
-from quiet import Quiet
-from recording import Trip
-from rig import FAR, HERE, Rig
-from slow_link import Kind, slowed
 
+from bench.toolkit.quiet import Quiet
+from bench.toolkit.recording import StepTrip
+from bench.toolkit.rig import Rig
+from bench.toolkit.slow_link import FAR, HERE, SlowLink, slowed
 from edgepp.cluster.sizes import LinkSpeed
 from edgepp.errors import EdgeppError
-from edgepp.node.agent import physical_cores
+from edgepp.node.compute_policy import ComputePolicy, physical_cores
 from edgepp.plan.calibrate import Calibration, Timed, coordinator
 from edgepp.plan.machines import Machine, Model
 from edgepp.wire.echo import measure_echo
@@ -51,20 +51,20 @@ _FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class Sample:
+class CalibrationSample:
     """One calibration: the raw seconds of it."""
 
     timed: tuple[Timed, ...]
     ends_s: Mapping[int, float]
-    """By rows."""
+    """Seconds of the coordinator between two steps, by rows."""
     awake_s: float
-    """A hop's software where stages wait awake,"""
+    """Seconds of a hop's software where stages wait awake."""
     asleep_s: float
-    """and where they sleep."""
+    """Seconds of a hop's software where stages sleep."""
     crowded: float
-    """How many times as long a prompt takes while every core has one to compute."""
+    """Factor by which a prompt takes longer while every core computes one."""
     links: Mapping[str, LinkSpeed]
-    """By the kind's name."""
+    """Latency and rate, by the name of the link."""
 
 
 def lanes(threads: int) -> int:
@@ -93,17 +93,24 @@ class Calibrator:
     """Stages on the first layers of a model, kept ready: a sample takes seconds. Use it in a ``with`` statement."""
 
     def __init__(
-        self, folder: Path, layers: int, kinds: Sequence[Kind], threads: int, backend: str, cycles: int, quiet: Quiet
+        self,
+        folder: Path,
+        layers: int,
+        links: Sequence[SlowLink],
+        threads: int,
+        backend: str,
+        cycles: int,
+        quiet: Quiet,
     ) -> None:
-        """Start them."""
+        """Start the stages."""
         few, many = parts(layers)
-        self._kinds = [kind for kind in kinds if not kind.direct]
+        self._slow_links = [link for link in links if not link.direct]
         self._cycles, self._threads = cycles, threads
         with ExitStack() as stack:
 
             def rig(count: int, awake: bool) -> Rig:
                 short = stack.enter_context(shortened(folder, count))
-                return stack.enter_context(Rig(short, 1, Kind(), threads, backend, quiet, awake=awake))
+                return stack.enter_context(Rig(short, 1, SlowLink(), threads, backend, quiet, awake=awake))
 
             self._rigs = {count: rig(count, awake=True) for count in (few, many)}
             self._asleep = rig(few, awake=False)
@@ -115,10 +122,10 @@ class Calibrator:
     def __exit__(self, *_: object) -> None:
         self._owned.close()
 
-    def sample(self) -> Sample:
+    def sample(self) -> CalibrationSample:
         """Measure everything once."""
         timed: list[Timed] = []
-        trips: dict[int, list[Trip]] = {}
+        trips: dict[int, list[StepTrip]] = {}
         for layers, rig in self._rigs.items():
             for rows, found in _decoded(rig, SHORT, ROWS, self._cycles):
                 timed.append(_step(layers, rows, found))
@@ -128,17 +135,17 @@ class Calibrator:
             timed += [_prompt(rig, layers, tokens) for tokens in (chunk // 2, chunk, 4 * chunk)]
         asleep = [trip for _, found in _decoded(self._asleep, SHORT, (1,), self._cycles) for trip in found]
         hidden = self._asleep.checkpoint.hidden_size
-        return Sample(
+        return CalibrationSample(
             timed=tuple(timed),
             ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
             awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
             asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
             crowded=self._crowded(),
-            links={kind.name: _link(self._asleep, kind, hidden) for kind in self._kinds},
+            links={link.name: _link(self._asleep, link, hidden) for link in self._slow_links},
         )
 
     def _crowded(self) -> float:
-        """All rigs at once, or as many as there are lanes, against each alone."""
+        """Factor by which prompts take longer where all rigs, or as many as there are lanes, compute at once."""
         rigs = [*self._rigs.values(), self._asleep][: lanes(self._threads)]
         if len(rigs) == 1:
             return 1.0
@@ -154,11 +161,11 @@ class Calibrator:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibratedMachine:
     """This machine, as predictions take it."""
 
     model: Model
-    samples: tuple[Sample, ...]
+    samples: tuple[CalibrationSample, ...]
     """Taken at different times; their mean counts."""
     threads: int
 
@@ -179,7 +186,7 @@ class Calibrated:
     def machines(self, stages: int) -> tuple[Machine, Machine]:
         """A stage's and the coordinator's where there are so many stages."""
         hop_s, count, parts = (
-            self.hop_s(awake=self.threads * stages <= physical_cores()),
+            self.hop_s(awake=ComputePolicy.shared(self.threads, stages).awake),
             lanes(self.threads),
             self.parts,
         )
@@ -190,19 +197,19 @@ class Calibrated:
 
     @property
     def crowded(self) -> float:
-        """How many times as long a step takes while every lane works."""
+        """Factor by which a step takes longer while every lane works."""
         return statistics.fmean(sample.crowded for sample in self.samples)
 
-    def links(self, kind: Kind) -> dict[tuple[str, str], LinkSpeed]:
-        """The links of a ring whose hops are all of one kind."""
-        if kind.direct:
+    def links(self, link: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
+        """The links of a ring whose hops are all alike."""
+        if link.direct:
             return {}
-        speeds = [sample.links[kind.name] for sample in self.samples]
+        speeds = [sample.links[link.name] for sample in self.samples]
         latency_s = statistics.fmean(speed.latency_s for speed in speeds)
-        return {(NODE, NODE): LinkSpeed(latency_s, statistics.fmean(speed.bytes_s for speed in speeds))}
+        return {(NODE, NODE): LinkSpeed(latency_s, statistics.fmean(speed.bytes_per_s for speed in speeds))}
 
 
-def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterator[tuple[int, list[Trip]]]:
+def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterator[tuple[int, list[StepTrip]]]:
     """Decode steps of exactly so many rows."""
     rig.steady(1, SHORT, 2)
     for count in rows:
@@ -210,7 +217,7 @@ def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterato
         yield count, [trip for trip in trips if len(trip.returned.sequences) == count]
 
 
-def _step(layers: int, rows: int, trips: Sequence[Trip]) -> Timed:
+def _step(layers: int, rows: int, trips: Sequence[StepTrip]) -> Timed:
     """The stage's part of the median step, at the middle of their positions."""
     at = [position for trip in trips for position in trip.positions]
     seconds = statistics.median(trip.returned.compute_s[0] for trip in trips)
@@ -224,21 +231,21 @@ def _prompt(rig: Rig, layers: int, tokens: int) -> Timed:
     return Timed.prompt(layers, tokens, chunk, statistics.median(took))
 
 
-def _compute_s(trips: Sequence[Trip]) -> float:
+def _compute_s(trips: Sequence[StepTrip]) -> float:
     return sum(trip.returned.compute_s[0] for trip in trips)
 
 
-def _between(trips: Sequence[Trip]) -> list[float]:
+def _between(trips: Sequence[StepTrip]) -> list[float]:
     """What the coordinator takes from one step's return to the next one's leaving, where nothing else is under way."""
     return [after.sent_s - before.back_s for before, after in pairwise(trips) if 0 < after.sent_s - before.back_s < 1.0]
 
 
-def _link(rig: Rig, kind: Kind, hidden: int) -> LinkSpeed:
-    """Latency and rate of a link of this kind to a stage, beyond loopback's."""
+def _link(rig: Rig, link: SlowLink, hidden: int) -> LinkSpeed:
+    """Latency and rate of such a link to a stage, less those of loopback."""
     port = rig.addresses[0].port + 1
     near = _echoes(HERE, port, hidden)
     with ExitStack() as stack:
-        stack.enter_context(slowed(kind, [((FAR, port), (HERE, port))]))
+        stack.enter_context(slowed(link, [((FAR, port), (HERE, port))]))
         far = _echoes(FAR, port, hidden)
     row = hidden * _FLOAT32
     bytes_s = 2 * (_PAYLOAD - row) / max(far[1] - far[0] - (near[1] - near[0]), 1e-6)

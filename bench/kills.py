@@ -1,6 +1,6 @@
 """A cluster on this machine under kills and cancellations: every answer right or ended by a named error, nothing kept.
 
-    python bench/kills.py --model smollm2-135m --minutes 10
+    python -m bench.kills --model smollm2-135m --minutes 10
 
 A coordinator and two joined nodes run with --exact. Askers put known questions, whose tokens one machine gave before,
 and cancel some; meanwhile stage processes, and now and then a whole node, are killed and nodes started again. It fails
@@ -16,24 +16,23 @@ import random
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-from measure import Arguments, count, report, say, script
 
+from bench.toolkit.script import Arguments, Result, count, say, script
 from edgepp.child import python_command
+from edgepp.coordinator.client import served
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
-from edgepp.serve.client import served
 
 _ASKERS = 3
 _TOKENS = 24
@@ -42,9 +41,7 @@ _KILL_S = (4.0, 12.0)
 _NODE_SHARE = 0.2
 """Share of kills that take a node and not only a stage process."""
 _SETTLE_S = 60.0
-_NAMED = re.compile(
-    r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were divided anew"
-)
+_NAMED = re.compile(r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were divided")
 _QUESTIONS = (
     "Name three colours.",
     "What is the capital of France?",
@@ -57,14 +54,16 @@ _QUESTIONS = (
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
+    parser.shared("model")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (%(default)s)")
     parser.add_argument("--seed", type=count, default=1, help="of kills and cancellations (%(default)s)")
-    parser.add_argument("--tolerance", type=float, default=1.0, help="MB a minute of growth that is none (%(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1.0, help="MB per minute of growth that is none (%(default)s)"
+    )
     return parser.parse_args()
 
 
-class Machine:
+class EdgeppProcess:
     """One `edgepp serve` or `edgepp join`, with a configuration of its own."""
 
     def __init__(self, folder: Path, name: str, *command: str, **env: str) -> None:
@@ -111,7 +110,7 @@ class Trial:
         self.options, self.folder = options, folder
         self.expected = expected(options.model)
         serve = ("serve", "-m", options.model, "--listen", "127.0.0.1:0", "--memory", "1GB", "--exact")
-        self.coordinator = Machine(folder, "one", *serve)
+        self.coordinator = EdgeppProcess(folder, "one", *serve)
         stack.callback(self.coordinator.close)
         os.environ["EDGEPP_HOME"] = str(folder / "one")
         self._wait("the coordinator", lambda: bool(self.status()))
@@ -120,7 +119,9 @@ class Trial:
             token = str(line.call("token", {})["token"])
         self.nodes = []
         for name in ("two", "three"):
-            self.nodes.append(Machine(folder, name, "join", "--peer", address, "--memory", "1GB", EDGEPP_TOKEN=token))
+            self.nodes.append(
+                EdgeppProcess(folder, name, "join", "--peer", address, "--memory", "1GB", EDGEPP_TOKEN=token)
+            )
             stack.callback(self.nodes[-1].close)
         self.ended: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -237,46 +238,44 @@ def expected(model: str) -> dict[str, list[int]]:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The least-squares slope of (seconds, MB), in MB a minute."""
+    """The least-squares slope of (seconds, MB), in MB per minute."""
     if len(points) < 2:
         return 0.0
     return 60 * statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
-def faults(result: Mapping[str, Any], tolerance: float) -> list[str]:
-    """What should not be."""
-    found = [name for name in ("wrong", "unnamed", "unanswered") if result[name]]
-    return found + (["memory"] if result["slope_mb_per_min"] > tolerance else [])
-
-
-def table(result: Mapping[str, Any]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """The result for people."""
     yield f"answers: {result['ended']}; killed: {result['killed']}"
     yield f"wrong tokens: {len(result['wrong'])}; errors that name nothing: {len(result['unnamed'])}"
     yield from (f"  {number} x {text}" for text, number in result["errors"].items())
     before, after = result["memory_mb"]
-    yield f"coordinator: {before:.0f} MB -> {after:.0f} MB, {result['slope_mb_per_min']:+.2f} MB a minute"
+    yield f"coordinator: {before:.0f} MB -> {after:.0f} MB, {result['slope_mb_per_min']:+.2f} MB per minute"
     yield f"all three nodes had layers {result['whole_again_s']:.1f} s after the last kill"
 
 
-def main() -> None:
-    """Run, report, and fail where something is not as it should be."""
-    options = parse()
+def measured(options: argparse.Namespace) -> Result:
+    """Run the trial; where something was not as it should be, the logs go to standard error."""
     with (
         tempfile.TemporaryDirectory(prefix="edgepp-kills-", ignore_cleanup_errors=True) as folder,
         ExitStack() as stack,
     ):
-        result = {**vars(options), "bench": "kills", **Trial(options, Path(folder), stack).run()}
-        report(result, table(result), json_only=options.json)
-        if found := faults(result, options.tolerance):
-            logs = Path(folder) / "*.log"
-            sys.stderr.write(
-                "".join(f"{file.name}: {file.read_text()[-2000:]}\n" for file in sorted(Path(folder).glob("*.log")))
-            )
-            raise EdgeppError(
-                f"not as it should be: {', '.join(found)}", f"{logs} above; {json.dumps(result['wrong'])[:300]}"
-            )
+        result = Trial(options, Path(folder), stack).run()
+        if faults(options, result) is not None:
+            for file in sorted(Path(folder).glob("*.log")):
+                say(f"{file.name}: {file.read_text(encoding='utf-8', errors='replace')[-2000:]}")
+        return result
+
+
+def faults(options: argparse.Namespace, result: Result) -> EdgeppError | None:
+    """The error of a run in which something was not as it should be."""
+    found = [name for name in ("wrong", "unnamed", "unanswered") if result[name]]
+    found += ["memory"] if result["slope_mb_per_min"] > options.tolerance else []
+    if not found:
+        return None
+    hint = f"the logs stand above; {json.dumps(result['wrong'])[:300]}"
+    return EdgeppError(f"not as it should be: {', '.join(found)}", hint)
 
 
 if __name__ == "__main__":
-    script(main)
+    script("kills", parse, measured, lines, faults)

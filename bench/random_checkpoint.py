@@ -1,19 +1,20 @@
 """Make a checkpoint with random weights: the speed of a model without its download.
 
-    python bench/random_checkpoint.py /tmp/random-1b --like llama-3.2-1b-4bit
-    python bench/random_checkpoint.py /tmp/small --layers 8 --hidden 512 --heads 8 --kv-heads 2 --ffn 1536
+    python -m bench.random_checkpoint /tmp/random-1b --like llama-3.2-1b-4bit
+    python -m bench.random_checkpoint /tmp/small --layers 8 --hidden 512 --heads 8 --kv-heads 2 --ffn 1536
 
-Options given beside ``--like`` change that card's shape. The answers are noise; times and bytes are real.
+Options given with ``--like`` change that card's shape. The answers are noise; times and bytes are real.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
+from bench.toolkit.script import Arguments, Result, script
 from edgepp.model.cards import DTYPE_BYTES, Shape, find
 from edgepp.model.random import FAMILIES, LLAMA3_ROPE, make_checkpoint
 
@@ -32,9 +33,7 @@ DEFAULT = Shape(
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=None
-    )
+    parser = Arguments(__doc__)
     parser.add_argument("path", type=Path, help="folder to write")
     parser.add_argument("--like", metavar="CARD", help="take the shape of a model in `edgepp models list`")
     parser.add_argument("--family", choices=tuple(FAMILIES))
@@ -62,9 +61,8 @@ def shape_of(options: argparse.Namespace) -> Shape:
     return replace(shape, group_size=shape.group_size or 64) if shape.bits else shape
 
 
-def main() -> None:
-    """Write the checkpoint and print one JSON line about it."""
-    options = parse()
+def measured(options: argparse.Namespace) -> Result:
+    """Write the checkpoint."""
     shape = shape_of(options)
     began = time.perf_counter()
     make_checkpoint(
@@ -77,9 +75,13 @@ def main() -> None:
         rope_scaling=LLAMA3_ROPE if options.llama3_rope else None,
     )
     total = shape.layers * shape.layer_bytes() + shape.embedding_bytes() + shape.head_bytes()
-    seconds = round(time.perf_counter() - began, 2)
-    print(json.dumps({"path": str(options.path), "weight_bytes": total, "seconds": seconds}))
+    return {"weight_bytes": total, "seconds": time.perf_counter() - began}
+
+
+def lines(result: Result) -> Iterator[str]:
+    """The result for people."""
+    yield f"{result['path']}: {result['weight_bytes']} bytes of weights in {result['seconds']:.1f} s"
 
 
 if __name__ == "__main__":
-    main()
+    script("random_checkpoint", parse, measured, lines)

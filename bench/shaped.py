@@ -1,12 +1,12 @@
 """Hidden states, or whole answers, over links of given rates: two network namespaces, a cable, tc's tbf on it.
 
-    sudo python bench/shaped.py                       13, 64, 105 and 131 Mbit/s, 1 and 2.5 Gbit/s
-    sudo python bench/shaped.py --rates 105 --delay-ms 5 --out DIR
-    sudo python bench/shaped.py --decode --out DIR    a pipeline of two stages, the second behind the cable
+    sudo python -m bench.shaped                       13, 64, 105 and 131 Mbit/s, 1 and 2.5 Gbit/s
+    sudo python -m bench.shaped --rates 105 --delay-ms 5 --out DIR
+    sudo python -m bench.shaped --decode --out DIR    a pipeline of two stages, the second behind the cable
 
 It makes the namespaces itself and nothing outside them is touched; they are gone when it ends. Needs Linux, root, and
-the ip and tc commands. Hidden states go to ``link.py``'s other process, which does with a frame what a stage does,
-without the model. METHODOLOGY.md defines the numbers; the origin's table stands beside them where it has the same cell.
+the ip and tc commands. Hidden states go to another process, which does with a frame what a stage does, without the
+model. METHODOLOGY.md defines the numbers; where the origin has the same cell, its table has one more column.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import shaped_decode
-from cable import FAR, cable, delayed, end_once, host, inside, shape, unavailable
-from link import Coordinator, Trip, connected, peer
-from measure import Arguments, count, report, say, script
-from shaped_decode import taken_on
-
-from edgepp import backend
-from edgepp.bench import links
-from edgepp.bench.links import CODECS, ROWS
-from edgepp.bench.machine import commit, machine
-from edgepp.bench.origin import RATES_MBIT_S, SENDING, SENDING_MBIT_S, TOGETHER
-from edgepp.bench.report import rounded
+from bench import shaped_decode
+from bench.shaped_decode import taken_on
+from bench.toolkit.cable import FAR, cable, delayed, end_once, host, inside, shape, unavailable
+from bench.toolkit.figures import interleave
+from bench.toolkit.round_trips import OneWayTrip, RoundTrips, connected, one_way, peer
+from bench.toolkit.script import Arguments, program, report, say
+from edgepp.benchmark import hidden_states
+from edgepp.benchmark.baselines import RATES_MBIT_S, SENDING, SENDING_MBIT_S, TOGETHER
+from edgepp.benchmark.hidden_states import CODECS, ROWS
+from edgepp.benchmark.machine import commit, machine
+from edgepp.benchmark.markdown import table as markdown_table
+from edgepp.benchmark.report import rounded
+from edgepp.child import python_command
 from edgepp.errors import ModelError, UsageError
 from edgepp.wire.choice import CodecChoice
 from edgepp.wire.codec import Array
 from edgepp.wire.messages import Codec
 from edgepp.wire.transport import Address
 
+Case = tuple[str, int, Codec]
+"""Kind of data, rows, codec."""
 _SHORT_ROWS = 16
 """Fewer rows are sent so often in a round that it makes about as many: one short trip says little."""
 
@@ -50,19 +54,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--delay-ms", type=float, default=0.0, help="each way, by proxy.py at the far end (%(default)s)"
     )
-    parser.add_argument("--rounds", type=count, default=3, help="measured rounds, after one to warm up (%(default)s)")
-    parser.add_argument(
-        "--model", default="smollm2-135m", help="gives the real hidden states, or decodes (%(default)s)"
-    )
+    parser.shared("model", rounds=3)
     parser.add_argument("--noise-only", action="store_true", help="leave the real hidden states out")
     parser.add_argument("--out", type=Path, help="folder for links.json and links.md, which hold both kinds of result")
     parser.add_argument("--far", help=argparse.SUPPRESS)
-    decode = parser.add_argument_group("answers instead of hidden states")
-    decode.add_argument("--decode", action="store_true", help="decode with a pipeline of two stages")
-    decode.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
-    decode.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
-    decode.add_argument("--prompt-tokens", type=count, default=512, help="(%(default)s)")
-    decode.add_argument("--gen", type=count, default=128, help="tokens to generate, two at least (%(default)s)")
+    parser.add_argument("--decode", action="store_true", help="answers by two stages instead of hidden states")
+    parser.shared("threads", "backend", "prompt-tokens", "gen")  # with --decode
     options = parser.parse_args()
     if options.decode and options.noise_only:
         parser.error("--noise-only is of hidden states, and --decode sends no noise")
@@ -81,7 +78,7 @@ def rates(text: str) -> list[float]:
 
 
 @contextmanager
-def wire(far: str, delay_ms: float) -> Iterator[Coordinator]:
+def link_to(far: str, delay_ms: float) -> Iterator[RoundTrips]:
     """A connection to the far end; with a delay through a proxy there."""
     with ExitStack() as stack:
         port, _ = stack.enter_context(peer(host=host(delay_ms), within=inside(far)))
@@ -91,47 +88,44 @@ def wire(far: str, delay_ms: float) -> Iterator[Coordinator]:
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     """All rates one after the other; at each every size, kind of data and codec in turn, round after round."""
-    data = {"noise": links.noise()}
+    data = {"noise": hidden_states.noise()}
     if not options.noise_only:
         try:
-            data["real"] = links.real(options.model)
+            data["real"] = hidden_states.real(options.model)
         except ModelError as error:
             say(f"no real hidden states: {error}")
     found = []
-    with wire(options.far, options.delay_ms) as far:
+    with link_to(options.far, options.delay_ms) as link:
         for mbit_s in options.rates:
+            say(f"{mbit_s:g} Mbit/s")
             shape(options.far, mbit_s)
-            trips: dict[tuple[str, int, Codec], list[Trip]] = {}
-            for turn in range(options.rounds + 1):
-                say(f"{mbit_s:g} Mbit/s, {f'round {turn} of {options.rounds}' if turn else 'warm-up'}")
-                for (kind, states), rows, name in _cases(data):
-                    taken = [far.trip(states[:rows], name) for _ in range(max(1, _SHORT_ROWS // rows))]
-                    if turn:
-                        trips.setdefault((kind, rows, name), []).extend(taken)
-            found += [row(mbit_s, key, data[key[0]][: key[1]], taken) for key, taken in trips.items()]
+            cases = {
+                (kind, rows, name): partial(_trips, link, states[:rows], name)
+                for kind, states in data.items()
+                for rows in ROWS
+                for name in CODECS
+            }
+            for case, rounds in interleave(cases, options.rounds).items():
+                kind, rows, _ = case
+                found.append(row(mbit_s, case, data[kind][:rows], [trip for trips in rounds for trip in trips]))
     return found
 
 
-def _cases(data: Mapping[str, Array]) -> Iterator[tuple[tuple[str, Array], int, Codec]]:
-    yield from ((each, rows, name) for each in data.items() for rows in ROWS for name in CODECS)
+def _trips(link: RoundTrips, states: Array, name: Codec, _turn: int) -> list[OneWayTrip]:
+    return [link.trip(states, name) for _ in range(max(1, _SHORT_ROWS // len(states)))]
 
 
-def row(mbit_s: float, key: tuple[str, int, Codec], states: Array, trips: Sequence[Trip]) -> dict[str, Any]:
+def row(mbit_s: float, case: Case, states: Array, trips: Sequence[OneWayTrip]) -> dict[str, Any]:
     """One cell of the tables: one way of ``states``, and what ``auto`` would have sent them with."""
-    kind, rows, name = key
-    totals, codec_s = [trip.total_s for trip in trips], statistics.median(trip.codec_s for trip in trips)
-    total_s = statistics.median(totals)
+    kind, rows, name = case
+    found = one_way(trips, states.nbytes)
     return {
         "mbit_s": mbit_s,
         "data": kind,
         "rows": rows,
         "codec": name,
-        "codec_ms": codec_s * 1e3,
-        "transmission_ms": (total_s - codec_s) * 1e3,
-        "total_ms": total_s * 1e3,
-        "total_ms_spread": [min(totals) * 1e3, max(totals) * 1e3],
-        "mb_s": states.nbytes / total_s / 1e6,
-        "reached_mbit_s": trips[0].sent_bytes * 8e-6 / (total_s - codec_s),
+        **found,
+        "reached_mbit_s": trips[0].sent_bytes * 8e-3 / found["transmission_ms"],
         "auto": CodecChoice("auto", mbit_s * 125e3).encode(states)[0],
     }
 
@@ -139,7 +133,8 @@ def row(mbit_s: float, key: tuple[str, int, Codec], states: Array, trips: Sequen
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The result for people, as Markdown."""
     extra = f", {result['delay_ms']:g} ms later each way" if result["delay_ms"] else ""
-    yield f"Hidden states (rows, {links.WIDTH}) in {links.DTYPE} between two processes over a shaped cable{extra}."
+    shape_of_all = f"(rows, {hidden_states.WIDTH}) in {hidden_states.DTYPE}"
+    yield f"Hidden states {shape_of_all} between two processes over a shaped cable{extra}."
     yield f"One way in ms: transmission + codec = total (MB/s); **bold** is fastest; {result['rounds']} rounds, median."
     yield f"Origin: {TOGETHER}, there and back over about {SENDING_MBIT_S:g} Mbit/s, zlib in zstd's place."
     yield taken_on(result)
@@ -155,15 +150,15 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _rate_table(cells: Sequence[Mapping[str, Any]], *, beside: bool) -> Iterator[str]:
     headings = ["rows", *CODECS, "auto sends", *(f"origin: {name}" for name in ("plain", "lz4", "zlib") if beside)]
-    yield f"| {' | '.join(headings)} |"
-    yield f"|{'---:|' * len(headings)}"
+    lines = []
     for rows in ROWS:
         mine = [cell for cell in cells if cell["rows"] == rows]
         best = min(mine, key=lambda cell: float(cell["total_ms"]))
         ours = [_cell(cell, bold=cell is best) for cell in mine]
         theirs = [SENDING[rows].get(name) for name in ("none", "lz4", "zlib") if beside]
         said = [f"{t.transmission_ms:g} + {t.codec_ms:g} = {t.total_ms:g} ({t.mb_s:g})" if t else "-" for t in theirs]
-        yield f"| {' | '.join([str(rows), *ours, statistics.mode(cell['auto'] for cell in mine), *said])} |"
+        lines.append([str(rows), *ours, statistics.mode(cell["auto"] for cell in mine), *said])
+    yield from markdown_table([f">{heading}" for heading in headings], lines)
 
 
 def _cell(cell: Mapping[str, Any], *, bold: bool) -> str:
@@ -228,23 +223,22 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
     (folder / "links.md").write_text(text + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main() -> int:
     """Make the cable and run again at its near end."""
     options = parse()
     if options.far is not None:
         within(options)
-        return
+        return 0
     if (reason := unavailable()) is not None:
         raise UsageError(reason)
     if options.decode:
-        shaped_decode.checked(options)
+        shaped_decode.checked(options)  # the namespaces cannot fetch a model
     end_once()
     with cable() as (near, far):
-        command = [*inside(near), sys.executable, __file__, *sys.argv[1:], "--far", far]
+        command = [*inside(near), *python_command("bench.shaped", *sys.argv[1:], "--far", far)]
         # In a group of its own Ctrl-C does not reach it: it is ended from here, with all that it started.
-        status = subprocess.run(command, check=False, process_group=0).returncode
-    sys.exit(status)
+        return subprocess.run(command, check=False, process_group=0).returncode
 
 
 if __name__ == "__main__":
-    script(main)
+    program(main)

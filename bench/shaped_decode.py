@@ -1,4 +1,4 @@
-"""A pipeline whose second stage stands behind a shaped cable: what an answer takes over it. ``shaped.py`` runs it."""
+"""A pipeline whose second stage stands behind a shaped cable: what an answer takes over it. ``shaped`` runs it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,34 @@ from typing import Any
 
 import msgpack
 import psutil
-from cable import FAR, PORT, delayed, host, inside, shape
-from measure import STOP_S, interleave, prompt, ratio, say, share_cpus, summary
-from sides import Result, arrivals, pin, rates
 
-from edgepp.bench.machine import busy
+from bench.toolkit.cable import FAR, PORT, delayed, host, inside, shape
+from bench.toolkit.figures import cell, interleave, medians, prompt, ratios
+from bench.toolkit.local import arrivals, checked_model
+from bench.toolkit.processors import pin_stages
+from bench.toolkit.script import say
+from bench.toolkit.side import RATES, RunRates, rates
+from bench.toolkit.sides import rates_text
+from bench.toolkit.slow_link import HERE
+from edgepp.benchmark.machine import busy
+from edgepp.benchmark.markdown import table as markdown_table
+from edgepp.benchmark.workload import decode_step
 from edgepp.child import python_command
-from edgepp.engine.front import Front
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, Timing
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.engine.stage_handshake import Endpoint
+from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.fetch import fetch
 from edgepp.wire.messages import MAX_HEADER_BYTES, Forward
 from edgepp.wire.transport import Address
 
-HERE = "127.0.0.1"
 _STAGE_PORT = 5700  # and the next one; each stage has a namespace to itself
 _STAGES = 2
+_STOP_S = 5.0
 _RATIOS = ("prefill", "decode")
 _FIGURES = ("link_mbit_s", "prompt_bytes", "there_bytes", "back_bytes", "wire_ms")
-"""What a round has besides rates."""
+"""Figures of a round that are no rates."""
 _UNSHAPED = "unshaped"
 _FORWARD = b"\xa7forward"
 """The kind of a chunk's header as it goes over the wire; before it stand the array's length and the version."""
@@ -51,26 +56,19 @@ def checked(options: argparse.Namespace) -> None:
     Raises:
         EdgeppError: they do not, or there is no such model.
     """
-    if options.gen < 2:
-        raise UsageError("a decode rate needs at least 2 generated tokens", "raise --gen")
-    checkpoint = Checkpoint.open(fetch(options.model))
-    split_evenly(checkpoint.num_layers, _STAGES)
-    if options.prompt_tokens + options.gen > checkpoint.context:
-        raise UsageError(f"prompt and answer do not fit into the model's context of {checkpoint.context} tokens")
+    checked_model(options, _STAGES)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """All rates in turn, round after round, beside the cable without a rate; this process is at its near end."""
-    front = Front.open(options.model, whole=False)
-    cpus = share_cpus(_STAGES, options.threads)
-    if cpus is None:
-        say("the stages are not pinned: this system cannot, or has too few CPUs")
+    """All rates in turn, round after round, and the cable without a rate too; this process is at its near end."""
+    front = ModelFrontend.open(options.model, whole=False)
     links = {_UNSHAPED: None} | {f"{mbit_s:g} Mbit/s": mbit_s for mbit_s in options.rates}
     with stages(options, front.checkpoint.num_layers):
-        work = {name: Joined(options, front, cpus, mbit_s).answer for name, mbit_s in links.items()}
-        results = interleave(work, options.rounds)
+        work = {name: JoinedPipeline(options, front, mbit_s) for name, mbit_s in links.items()}
+        results = interleave({name: one.answer for name, one in work.items()}, options.rounds, rates_text)
+        pinned = work[_UNSHAPED].pinned
     rows = [row(mbit_s, results[name], results[_UNSHAPED]) for name, mbit_s in links.items()]
-    return {"rows": rows, "pinned": cpus}
+    return {"rows": rows, "pinned": pinned}
 
 
 @contextmanager
@@ -103,7 +101,7 @@ def _stage(
         finally:
             process.terminate()
             try:
-                process.wait(STOP_S)
+                process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
 
@@ -125,16 +123,17 @@ class Traffic:
         return Traffic(self.there - other.there, self.back - other.back)
 
 
-@dataclass(frozen=True)
-class Joined:
-    """The stages, joined anew for each round: the engine measures a link and chooses its codec when it joins."""
+@dataclass
+class JoinedPipeline:
+    """The stages, joined again for each round: the engine measures a link and chooses its codec when it joins."""
 
     options: argparse.Namespace
-    front: Front
-    cpus: Sequence[Sequence[int]] | None
+    front: ModelFrontend
     mbit_s: float | None
+    pinned: list[list[int]] | None = None
+    """CPUs of each stage, once they are known."""
 
-    def answer(self, turn: int) -> Result:
+    def answer(self, turn: int) -> RunRates:
         """The work of one round: one short answer, watched, and one timed."""
         options = self.options
         shape(options.far, self.mbit_s)
@@ -142,9 +141,8 @@ class Joined:
         how = PipelineOptions(
             options.model, endpoints, backend=options.backend, threads=options.threads, speculate="off"
         )
-        with Pipeline(how, front=self.front) as pipeline:
-            for stage, cpus in zip(pipeline.stages, self.cpus or (), strict=False):
-                pin(stage.pid, cpus)
+        with Pipeline(how, frontend=self.front) as pipeline:
+            self.pinned = pin_stages(pipeline.stages, options.threads)
             with tap() as packets:
                 _, first = self._ask(pipeline, options.rounds + 1 + turn, 1)
                 codecs = codecs_sent(packets)
@@ -158,7 +156,7 @@ class Joined:
             "prompt_bytes": first.there / options.prompt_tokens,
             "there_bytes": more.there / steps,
             "back_bytes": more.back / steps,
-            "wire_ms": sum(times.wire_s for times in timing.stages) * 1e3 / steps,
+            "wire_ms": decode_step(timing).wire_ms,
         }
 
     def _ask(self, pipeline: Pipeline, number: int, generate: int) -> tuple[Timing, Traffic]:
@@ -204,15 +202,15 @@ def codecs_sent(packets: Iterable[bytes]) -> dict[str, int]:
     return dict(found)
 
 
-def row(mbit_s: float | None, results: Sequence[Result], unshaped: Sequence[Result]) -> dict[str, Any]:
+def row(mbit_s: float | None, results: Sequence[RunRates], unshaped: Sequence[RunRates]) -> dict[str, Any]:
     """One link of the table, over all rounds; None for the cable without a rate."""
     codecs: Counter[str] = Counter()
     for result in results:
         codecs.update(result["codecs"])
     return {
         "mbit_s": mbit_s,
-        **summary(results),
-        "ratio": ratio(results, unshaped, _RATIOS),
+        **medians(results, RATES),
+        "ratio": ratios(results, unshaped, _RATIOS),
         **{name: statistics.median(result[name] for result in results) for name in _FIGURES},
         "codecs": dict(codecs),
     }
@@ -232,28 +230,20 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         "decode ratio", "ms of a step on the wire", "prompt: chunks by codec", "bytes a token",
         "decode: bytes a token there", "and back",
     )  # fmt: skip
-    yield f"| {' | '.join(headings)} |"
-    yield f"|{'---:|' * len(headings)}"
-    for each in result["rows"]:
-        yield f"| {' | '.join(_cells(each))} |"
+    yield from markdown_table([f">{heading}" for heading in headings], [list(_cells(each)) for each in result["rows"]])
 
 
 def _cells(each: Mapping[str, Any]) -> Iterator[str]:
     yield _UNSHAPED if each["mbit_s"] is None else f"{each['mbit_s']:g} Mbit/s"
     yield f"{each['link_mbit_s']:.4g}"
     for name in ("prefill_tok_s", "ttft_s", "decode_tok_s"):
-        yield _spread(each, name)
+        yield cell(each, name)
     for name in _RATIOS:
-        yield _spread(each["ratio"], name)
+        yield cell(each["ratio"], name)
     yield f"{each['wire_ms']:.2f}"
     yield ", ".join(f"{name} {count}" for name, count in each["codecs"].items()) or "-"
     for name in ("prompt_bytes", "there_bytes", "back_bytes"):
         yield f"{each[name]:.0f}"
-
-
-def _spread(figures: Mapping[str, Any], name: str) -> str:
-    low, high = figures["spread"][name]
-    return f"{figures[name]:.3g} ({low:.3g}-{high:.3g})"
 
 
 def taken_on(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Thousands of mixed requests, after which everything must be where it was: memory, slots, sockets, file descriptors.
 
-    python bench/soak.py --model smollm2-135m --requests 2000
+    python -m bench.soak --model smollm2-135m --requests 2000
 
 Requests come and go at random: short and long, greedy and drawn, constrained, with stop strings, in conversations that
 go on, of several owners, some cancelled; more of them at a time than fit, so that some give way. The first tenth warms
@@ -17,13 +17,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
-from measure import Arguments, count, report, say, script
 
-from edgepp import backend
+from bench.toolkit.script import Arguments, Result, count, say, script
+from edgepp.benchmark.prompts import words
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
@@ -36,13 +35,10 @@ MOST_TOKENS = 40
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
-    parser.add_argument("--stages", type=count, default=2, help="stage processes (%(default)s)")
-    parser.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
+    parser.shared("model", "stages", "threads", "backend")
     parser.add_argument("--requests", type=count, default=2000, help="in all, warm-up included (%(default)s)")
     parser.add_argument("--budget", type=count, default=700, help="positions of KV cache (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=0.1, help="growth of memory that is none (%(default)s)")
-    parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
     return parser.parse_args()
 
 
@@ -59,7 +55,7 @@ class Soak:
                 budget=options.budget,
             )
         )
-        self._words = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8").split()
+        self._words = words()
         self.ended: Counter[str] = Counter()
         self.asked = self.tokens = self.reused = 0
 
@@ -125,7 +121,7 @@ class Soak:
         deadline = time.monotonic() + 10.0
         while self.pipeline.engine.load.live and time.monotonic() < deadline:
             time.sleep(0.1)
-        time.sleep(2.5)  # two pings, so that the gauges are new
+        time.sleep(2.5)  # two pings, so that the stages' figures are new
         load = self.pipeline.engine.load
         processes = [psutil.Process(os.getpid()), *(psutil.Process(stage.pid) for stage in self.pipeline.stages)]
         return {
@@ -133,9 +129,9 @@ class Soak:
             "waiting": load.waiting,
             "kept_positions": load.kept,
             "preempted": load.preempted,
-            "sequences": [gauge.sequences for gauge in self.pipeline.engine.gauges],
-            "kv_mb": [gauge.kv_bytes / 1e6 for gauge in self.pipeline.engine.gauges],
-            "dropped": [gauge.dropped for gauge in self.pipeline.engine.gauges],
+            "sequences": [stats.sequences for stats in self.pipeline.engine.stage_stats],
+            "kv_mb": [stats.kv_bytes / 1e6 for stats in self.pipeline.engine.stage_stats],
+            "dropped": [stats.dropped for stats in self.pipeline.engine.stage_stats],
             "rss_mb": [process.memory_info().rss / 1e6 for process in processes],
             "descriptors": [process.num_fds() for process in processes],
             "threads": [process.num_threads() for process in processes],
@@ -143,8 +139,10 @@ class Soak:
         }
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
+def measured(options: argparse.Namespace) -> Result:
     """What was held after warming up and at the end, and what became of the requests."""
+    if options.requests < 10:
+        raise UsageError("fewer than 10 requests show nothing", "give more --requests")
     soak = Soak(options)
     began_s = time.perf_counter()
     try:
@@ -177,7 +175,7 @@ def grown(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float)
         yield "rss_mb"
 
 
-def table(result: Mapping[str, Any]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """The result for people."""
     ended = ", ".join(f"{number} {kind}" for kind, number in result["ended"].items())
     yield f"{result['requests']} requests in {result['seconds']:.0f} s: {ended}; {result['tokens']} tokens"
@@ -190,17 +188,12 @@ def _shown(value: Any) -> str:
     return ", ".join(f"{one:.0f}" for one in (value if isinstance(value, list) else [value]))
 
 
-def main() -> None:
-    """Soak, report, and fail where something has grown."""
-    options = parse()
-    if options.requests < 10:
-        raise UsageError("fewer than 10 requests show nothing")
-    settings = {name: value for name, value in vars(options).items() if name != "json"}
-    result = {"bench": "soak", **settings, **measured(options)}
-    report(result, table(result), json_only=options.json)
-    if result["grown"]:
-        raise EdgeppError(f"something has grown: {', '.join(result['grown'])}")
+def faults(_: argparse.Namespace, result: Result) -> EdgeppError | None:
+    """The error of a run after which something has grown."""
+    if not result["grown"]:
+        return None
+    return EdgeppError(f"something has grown: {', '.join(result['grown'])}", "run again with more --requests")
 
 
 if __name__ == "__main__":
-    script(main)
+    script("soak", parse, measured, lines, faults)

@@ -1,9 +1,9 @@
 """Guessing ahead over a slow link: token/s with prompt lookup against without, on one pair of stage processes.
 
-    python bench/speculation.py --model smollm2-135m --delay-ms 10 --rounds 5
+    python -m bench.speculation --model smollm2-135m --delay-ms 10 --rounds 5
 
 Three tasks: copying a text with small edits, where guesses are right; drawing a story, where few are; and drawing at
-random after a random prompt, where none are. Both pipelines stay open over the same stages, behind `proxy.py`, and are
+random after a random prompt, where none are. Both pipelines stay open over the same stages, behind a slow link, and are
 asked in turn.
 """
 
@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from measure import Arguments, count, prompt, report, say, script
-from rig import started
-from slow_link import Kind
-
-from edgepp import backend
-from edgepp.engine.answer import Answer
-from edgepp.engine.peers import Endpoint
+from bench.toolkit.figures import interleave, prompt, ratio, spread_text, table
+from bench.toolkit.local import stage_processes
+from bench.toolkit.script import Arguments, Result, count, script
+from bench.toolkit.slow_link import SlowLink
+from edgepp.benchmark.prompts import words
+from edgepp.benchmark.report import Spread
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
+from edgepp.engine.stage_handshake import Endpoint
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Checkpoint
@@ -34,21 +35,16 @@ from edgepp.model.fetch import fetch
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("--model", default="smollm2-135m", help="a name, hub repository or folder (%(default)s)")
-    parser.add_argument("--stages", type=count, default=2, help="stage processes (%(default)s)")
-    parser.add_argument("--threads", type=count, default=1, help="compute threads a stage (%(default)s)")
+    parser.shared("model", "stages", "threads", "rounds", "backend", gen=192)
     parser.add_argument("--delay-ms", type=float, default=10.0, help="of every link, each way (%(default)s)")
     parser.add_argument("--speculate", default="lookup", help="what guesses: lookup, or a small model (%(default)s)")
-    parser.add_argument("--gen", type=count, default=192, help="tokens of an answer (%(default)s)")
     parser.add_argument("--words", type=count, default=100, help="of the text to copy (%(default)s)")
-    parser.add_argument("--rounds", type=count, default=5, help="measured rounds, after one to warm up (%(default)s)")
     parser.add_argument("--exact", action="store_true", help="float32 arithmetic, in which answers are the same")
-    parser.add_argument("--backend", choices=backend.NAMES, default="auto", help="(%(default)s)")
     return parser.parse_args()
 
 
-class Bench:
-    """Stage processes, a proxy before each, and two pipelines over them. Close it."""
+class TwoPipelines:
+    """Stage processes, a slow link to each, and two pipelines over them: one with guesses, one without. Close it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -57,10 +53,10 @@ class Bench:
         self._vocabulary = checkpoint.vocab_size
         self._owned = ExitStack()
         try:
-            found = started(
+            found = stage_processes(
                 folder,
                 split_evenly(checkpoint.num_layers, options.stages),
-                Kind("slow", options.delay_ms),
+                SlowLink("slow", options.delay_ms),
                 model=options.model,
                 threads=options.threads,
                 backend_name=options.backend,
@@ -78,100 +74,92 @@ class Bench:
         where = PipelineOptions(options.model, endpoints, threads=options.threads, exact=options.exact, speculate=how)
         return self._owned.enter_context(Pipeline(where))
 
-    def copy(self, pipeline: Pipeline, turn: int) -> Answer:
+    def copy(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Copy a text in which some words are misspelt, greedily, to where the model ends it."""
-        words = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8").split()
-        text = words[turn * 7 : turn * 7 + self._options.words]
+        text = list(words()[turn * 7 : turn * 7 + self._options.words])
         text[10::25] = [word[::-1] for word in text[10::25]]
         question = f"{' '.join(text)}\n\nCorrect the spelling of the text above and write out the whole text."
         options = GenerateOptions(self._options.gen)
         return pipeline.ask([{"role": "user", "content": question}], options, owner=str(turn))
 
-    def story(self, pipeline: Pipeline, turn: int) -> Answer:
+    def story(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Draw a story at temperature 1, which repeats a phrase now and then."""
         sampling = SamplingOptions(temperature=1.0, seed=turn)
         options = GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling)
         return pipeline.ask([{"role": "user", "content": "Tell a story about a lighthouse."}], options, owner=str(turn))
 
-    def random(self, pipeline: Pipeline, turn: int) -> Answer:
+    def random(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Draw an answer to a random prompt, at a temperature at which the model rambles."""
         ids = prompt(self._vocabulary, 64, turn)
         sampling = SamplingOptions(temperature=1.5, seed=turn)
         request = pipeline.engine.submit(ids, GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling))
-        return Answer(pipeline.engine, request, pipeline.tokenizer.detokenizer())
+        return TextStream(pipeline.engine, request, pipeline.tokenizer.detokenizer())
 
     def close(self) -> None:
         """End everything."""
         self._owned.close()
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row a task: both rates, their ratio round by round, and how many guesses were right."""
-    bench = Bench(options)
-    tasks = {"copy": bench.copy, "story": bench.story, "random": bench.random}
-    rates: dict[str, dict[str, list[float]]] = {task: {how: [] for how in bench.pipelines} for task in tasks}
-    guesses = dict.fromkeys(tasks, (0, 0))
+Task = Callable[[Pipeline, int], TextStream]
+
+
+def measured(options: argparse.Namespace) -> Result:
+    """A row for each task: both rates, their ratio round by round, and how many guesses were right."""
+    if options.speculate == "off":
+        raise UsageError("'off' against 'off' says nothing", "name lookup, or a small model")
+    both = TwoPipelines(options)
+    tasks: dict[str, Task] = {"copy": both.copy, "story": both.story, "random": both.random}
+
     same = dict.fromkeys(tasks, 0)
+
+    def answers(task: str, turn: int) -> list[TextStream]:
+        """Of the pipeline without guesses, and of the one with them."""
+        found = []
+        for pipeline in both.pipelines.values():
+            found.append(tasks[task](pipeline, turn))
+            for _ in found[-1]:
+                pass
+        same[task] += found[0].token_ids == found[1].token_ids
+        return found
+
     try:
-        for turn in range(options.rounds + 1):
-            for task, ask in tasks.items():
-                answers = {}
-                for how, pipeline in bench.pipelines.items():
-                    answer = answers[how] = ask(pipeline, turn)
-                    for _ in answer:
-                        pass
-                    if turn:
-                        rates[task][how].append(answer.timing.decode_tok_s)
-                        guessed, right = guesses[task]
-                        guesses[task] = guessed + answer.timing.guessed, right + answer.timing.right
-                same[task] += len({tuple(answer.token_ids) for answer in answers.values()}) == 1
-            say(f"round {turn} of {options.rounds}" if turn else "warm-up")
+        rounds = interleave({task: partial(answers, task) for task in tasks}, options.rounds)
     finally:
-        bench.close()
-    return [
-        row(task, rates[task]["off"], rates[task][options.speculate])
-        | {
-            "guessed": guesses[task][0],
-            "right": guesses[task][1],
-            "same_answers": f"{same[task]} of {options.rounds + 1}",
-        }
-        for task in tasks
-    ]
+        both.close()
+    asked = options.rounds + 1  # the one to warm up, too
+    return {"rows": [row(task, found) | {"same_answers": f"{same[task]} of {asked}"} for task, found in rounds.items()]}
 
 
-def row(task: str, plain: list[float], guessing: list[float]) -> dict[str, Any]:
-    """Both medians, and the spread of the rounds' ratios."""
-    ratios = [b / a for a, b in zip(plain, guessing, strict=True)]
+def row(task: str, rounds: Sequence[Sequence[TextStream]]) -> dict[str, Any]:
+    """Both medians, the ratio of each round, and what the guesses were worth."""
+    plain, guessing = ([answers[which].timing for answers in rounds] for which in (0, 1))
+    rates = [[timing.decode_tok_s for timing in timings] for timings in (plain, guessing)]
     return {
         "task": task,
-        "plain_tok_s": statistics.median(plain),
-        "guessing_tok_s": statistics.median(guessing),
-        "ratio": statistics.median(ratios),
-        "spread": [min(ratios), max(ratios)],
+        "plain_tok_s": statistics.median(rates[0]),
+        "guessing_tok_s": statistics.median(rates[1]),
+        **ratio(Spread.of_ratios(rates[1], rates[0])),
+        "guessed": sum(timing.guessed for timing in guessing),
+        "right": sum(timing.right for timing in guessing),
     }
 
 
-def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """The result for people."""
-    yield f"{'task':8} {'plain tok/s':>12} {'guessing':>9} {'ratio':>18} {'right':>12}  same answers"
-    for one in rows:
-        ratio = f"{one['ratio']:.2f} ({one['spread'][0]:.2f}-{one['spread'][1]:.2f})"
-        right = f"{one['right']} of {one['guessed']}"
-        yield (
-            f"{one['task']:8} {one['plain_tok_s']:12.1f} {one['guessing_tok_s']:9.1f} {ratio:>18} {right:>12}"
-            f"  {one['same_answers']}"
-        )
+    headings = ("task", "plain tok/s", "guessing", "ratio", "right", "same answers")
+    yield from table(headings, [_cells(one) for one in result["rows"]])
 
 
-def main() -> None:
-    """Measure and report."""
-    options = parse()
-    if options.speculate == "off":
-        raise UsageError("'off' against 'off' says nothing", "name lookup, or a small model")
-    rows = measured(options)
-    settings: Mapping[str, Any] = {name: value for name, value in vars(options).items() if name != "json"}
-    report({"bench": "speculation", **settings, "rows": rows}, table(rows), json_only=options.json)
+def _cells(one: Result) -> tuple[str, ...]:
+    return (
+        str(one["task"]),
+        f"{one['plain_tok_s']:.1f}",
+        f"{one['guessing_tok_s']:.1f}",
+        spread_text(one["ratio"], one["spread"]),
+        f"{one['right']} of {one['guessed']}",
+        str(one["same_answers"]),
+    )
 
 
 if __name__ == "__main__":
-    script(main)
+    script("speculation", parse, measured, lines)

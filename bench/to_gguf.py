@@ -1,10 +1,10 @@
 """Write a checkpoint in mlx-lm format as a GGUF file, so that llama.cpp runs the same weights.
 
-    python bench/to_gguf.py smollm2-135m smollm2.gguf
+    python -m bench.to_gguf smollm2-135m smollm2.gguf
 
 4-bit weights in groups of 32 or more become Q4_1 blocks and symmetric 8-bit ones Q8_0 blocks, which moves numbers and
 rounds none. Unquantised weights become Q8_0, which is what edgepp's own CPU backend rounds them to. ``--type q4_0``
-rounds 4-bit weights anew, to the format that llama.cpp has its fastest kernels for. The file has no tokenizer.
+rounds 4-bit weights again, to the format that llama.cpp has its fastest kernels for. The file has no tokenizer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from measure import Arguments, report, script
 
+from bench.toolkit.script import Arguments, Result, script
 from edgepp.backend.onnx_family import Architecture, read_architecture
 from edgepp.backend.onnx_weights import rows_of, unpack
 from edgepp.errors import EdgeppError, ModelError
@@ -189,14 +189,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Write the file and report."""
-    options = parse()
+def measured(options: argparse.Namespace) -> Result:
+    """Write the file."""
     Converter(Checkpoint.open(fetch(options.model)), options.type).write(options.gguf)
-    written = options.gguf.stat().st_size
-    result = {"model": options.model, "gguf": str(options.gguf), "type": options.type, "bytes": written}
-    report(result, [f"{options.gguf}: {written} bytes"], json_only=options.json)
+    return {"bytes": options.gguf.stat().st_size}
+
+
+def lines(result: Result) -> Iterator[str]:
+    """The result for people."""
+    yield f"{result['gguf']}: {result['bytes']} bytes"
 
 
 if __name__ == "__main__":
-    script(main)
+    script("to_gguf", parse, measured, lines)

@@ -73,9 +73,11 @@ _LATER = {
     "edgepp.layers": ("LayerRange",),
 }
 
-# Libraries that would report home on a user's behalf, unless told before they are imported.
-for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+# Libraries would report home on a user's behalf, and transformers would remark on the terminal, unless told before they
+# are imported.
+for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
     os.environ.setdefault(_switch, "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def __getattr__(name: str) -> object:

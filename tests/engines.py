@@ -12,8 +12,8 @@ import pytest
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.draft import Draft
-from edgepp.engine.engine import Engine, Parts
-from edgepp.engine.live import Request
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.loop import EngineLoop, EngineParts
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import LocalRing
 from edgepp.errors import EdgeppError
@@ -40,10 +40,10 @@ def local_engine(
     exact: bool = True,
     budget: int | None = None,
     draft: Callable[[], Draft] | None = None,
-) -> Engine:
+) -> EngineLoop:
     """An engine whose stages are ``split``, computed by ``backends`` in turn; the first one has the two ends."""
 
-    def open_parts() -> Parts:
+    def open_parts() -> EngineParts:
         checkpoint = Checkpoint.open(path)
         options = BackendOptions(threads=1, exact=exact)
         stages = []
@@ -55,9 +55,11 @@ def local_engine(
                 context=checkpoint.context, rewinds=model.rewinds,
             )  # fmt: skip
             stages.append((info, model))
-        return Parts(LocalRing(stages), backend.choose(backends[0], checkpoint).load_ends(checkpoint, options), draft)
+        return EngineParts(
+            LocalRing(stages), backend.choose(backends[0], checkpoint).load_ends(checkpoint, options), draft
+        )
 
-    return Engine(open_parts, eos=frozenset(), budget=budget)
+    return EngineLoop(open_parts, eos=frozenset(), budget=budget)
 
 
 class Brake:
@@ -66,7 +68,7 @@ class Brake:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._steps: int | None = None
         self._released = threading.Event()
-        run, cancel = Worker.run, Engine.cancel
+        run, cancel = Worker.run, EngineLoop.cancel
 
         def held_run(worker: Worker, frame: Frame, hidden: Array) -> Outcome:
             if self._steps is not None:
@@ -74,12 +76,12 @@ class Brake:
                 assert self._steps >= 0 or self._released.wait(PATIENCE_S), "nobody released it"
             return run(worker, frame, hidden)
 
-        def releasing_cancel(engine: Engine, request: Request) -> None:
+        def releasing_cancel(engine: EngineLoop, request: EngineRequest) -> None:
             cancel(engine, request)
             self.release()
 
         monkeypatch.setattr(Worker, "run", held_run)
-        monkeypatch.setattr(Engine, "cancel", releasing_cancel)
+        monkeypatch.setattr(EngineLoop, "cancel", releasing_cancel)
 
     def after(self, steps: int) -> None:
         """Let so many steps pass from now on."""
@@ -92,7 +94,7 @@ class Brake:
         self._released.set()
 
 
-def collect(request: Request) -> list[int]:
+def collect(request: EngineRequest) -> list[int]:
     """A request's tokens, once it has ended; its error is raised."""
     tokens: list[int] = []
     while True:
@@ -105,6 +107,6 @@ def collect(request: Request) -> list[int]:
                 return tokens
 
 
-def greedy_tokens(engine: Engine, prompt: Sequence[int], n: int) -> list[int]:
+def greedy_tokens(engine: EngineLoop, prompt: Sequence[int], n: int) -> list[int]:
     """``n`` greedy tokens after ``prompt``."""
     return collect(engine.submit(prompt, GenerateOptions(max_tokens=n)))

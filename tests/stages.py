@@ -21,7 +21,7 @@ DRIVER, GUEST = Sender(b"driver", KEYS[0], "10.0.0.1"), Sender(b"guest", KEYS[1]
 WELCOME = Welcome(
     "n", 1, 5721, "m", "f" * 16, "", 0, 4, 4, WIDTH, 64, "onnx", "cpu", "float32", False, 8, 1, 1, 1, rewinds=True
 )
-ATTACH = Attach(1, 0, "", "", b"c1".hex(), "none", 0)
+ATTACH = Attach(1, 0, KEYS[1], "", "", b"c1".hex(), "none", 0)
 
 
 def forward(sequence: int, position: int = 0, rows: int = 1) -> Forward:
@@ -39,12 +39,8 @@ class FakeListener:
     def put(self, sender: Sender, frames: Sequence[bytes]) -> None:
         self.waiting.append((sender, [memoryview(frame) for frame in frames]))
 
-    def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
+    def receive(self) -> tuple[Sender, list[memoryview]] | None:
         return self.waiting.pop(0) if self.waiting else None
-
-    def receive(self) -> tuple[bytes, list[memoryview]] | None:
-        received = self.receive_from()
-        return None if received is None else (received[0].route, received[1])
 
     def send(self, route: bytes, frames: Sequence[bytes | memoryview]) -> bool:
         self.sent.append((route, decode(frames[0])))
@@ -100,9 +96,8 @@ class Stage:
         self.model = FakeModel()
         self.data, self.listener = FakeListener(), FakeListener()
         self.compute = Compute(Worker(self.model, 64), self.data)  # type: ignore[arg-type]
-        gate = SimpleNamespace(admits=lambda key: key in KEYS)
         joiner = SimpleNamespace(begin=lambda attempt: self.compute.inbox.put(Joined(attempt)), close=lambda: None)
-        self.control = Control(self.listener, gate, self.compute, joiner, WELCOME, DRIVER.key)  # type: ignore[arg-type]
+        self.control = Control(self.listener, self.compute, joiner, WELCOME, DRIVER.key)  # type: ignore[arg-type]
 
     def order(self, sender: Sender, *frames: bytes) -> list[Message]:
         """Everything that one control message brings about; what is answered to it."""
@@ -120,8 +115,8 @@ class Stage:
         for route, message in self.compute.outbox.drain():
             self.listener.send(route, [encode(message)])
 
-    def feed(self, frame: Forward | Batch, hidden: Any) -> None:
-        self.data.put(GUEST, [encode(frame), np.asarray(hidden, np.float32).tobytes()])
+    def feed(self, frame: Forward | Batch, hidden: Any, sender: Sender = GUEST) -> None:
+        self.data.put(sender, [encode(frame), np.asarray(hidden, np.float32).tobytes()])
         self.compute.receive()
 
     def faults(self) -> list[Fault]:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepp.boundary import explained
-from edgepp.engine.answer import Answer as PipelineAnswer
-from edgepp.engine.live import FinishReason
-from edgepp.engine.request import Timing
+from edgepp.coordinator.client import ServedAnswer
+from edgepp.engine.request import FinishReason, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, StageLost, UsageError
-from edgepp.serve.client import ServedAnswer
 
 log = logging.getLogger("edgepp.api")
 
@@ -38,6 +37,7 @@ class Answer:
         self._begin = begin
         self._reopen = reopen
         self._stop: Callable[[], None] | None = None
+        self._waiting: Callable[[], str] | None = None
         self._read_before = self._cancelled = False
         self._pieces: list[str] = []
         self.token_ids: list[int] = []
@@ -54,6 +54,12 @@ class Answer:
     def text(self) -> str:
         """All that has been read of it."""
         return "".join(self._pieces)
+
+    @property
+    def waiting(self) -> str:
+        """Why the cluster has not begun the answer: what it loads, or which machines are away; empty once it has."""
+        waiting = self._waiting
+        return "" if waiting is None or self.finish_reason is not None else waiting()
 
     async def whole(self) -> Answer:
         """Wait for all of it; it is returned itself.
@@ -130,11 +136,11 @@ class Answer:
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: a panic in Rust is no Exception
             yield explained(error)
         finally:
-            self._stop = None
+            self._stop = self._waiting = None
 
     def _attempt(self) -> Iterator[_Piece]:
         with self._begin() as begun:
-            answer, self._stop = begun.answer, begun.cancel
+            answer, self._stop, self._waiting = begun.answer, begun.cancel, begun.waiting
             if self._cancelled:
                 begun.cancel()
             for text in answer:
@@ -168,8 +174,10 @@ class Answer:
 class Begun:
     """An answer under way; ``cancel`` may be called from any thread."""
 
-    answer: PipelineAnswer | ServedAnswer
+    answer: TextStream | ServedAnswer
     cancel: Callable[[], None]
+    waiting: Callable[[], str] = str
+    """What the answer waits for before it begins; empty where there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -178,5 +186,5 @@ class _Piece:
 
     text: str
     tokens: int
-    answer: PipelineAnswer | ServedAnswer
+    answer: TextStream | ServedAnswer
     reason: FinishReason | None = None

@@ -11,12 +11,12 @@ from edgepp.api.answer import Answer, Begun
 from edgepp.api.apart import apart
 from edgepp.api.question import Prompt, each, worded
 from edgepp.cluster.identity import load_cluster
+from edgepp.coordinator.client import Served, served
+from edgepp.coordinator.forms import read_drawing
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.model.source import resolve
-from edgepp.serve.client import Served, served
-from edgepp.serve.forms import read_drawing
 from edgepp.wire.transport import Address
 
 
@@ -123,7 +123,7 @@ class Connection:
     def _begin(self, prompt: Prompt, options: GenerateOptions) -> Iterator[Begun]:
         with self._connect() as line:
             answer = line.ask(prompt, options)
-            yield Begun(answer, answer.cancel)
+            yield Begun(answer, answer.cancel, lambda: answer.waiting)
 
 
 def connect(peer: str | None = None) -> Connection:

@@ -11,11 +11,11 @@ from types import TracebackType
 from edgepp.api.answer import Answer, Begun
 from edgepp.api.apart import apart
 from edgepp.api.question import Prompt, each, worded
-from edgepp.engine.front import OnProgress
-from edgepp.engine.peers import Endpoint
+from edgepp.engine.frontend import OnProgress
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError
 from edgepp.wire.messages import LinkCodec
 from edgepp.wire.transport import Address

@@ -1,4 +1,4 @@
-"""The edge of the ``edgepp`` command: its streams, its signals, and how it ends.
+"""The edge of the ``edgepp`` command, and of other programs: streams, signals, and how it ends.
 
 Nothing else is imported until both are in order, so that also a Ctrl-C during the imports ends in one line.
 """
@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -30,25 +31,36 @@ _said: list[bool] = []
 
 
 def main() -> None:
-    """Entry point: run a command; whatever goes wrong is one sentence, a next step and an exit status.
-
-    The status is 0, 1 for a failure, 2 for a command that makes no sense, 130 after Ctrl-C, 143 after SIGTERM, 129
-    after a terminal was closed, and 141 where nobody reads the output any more.
-    """
+    """Entry point of the ``edgepp`` command."""
     sys.path[:] = trusted_path()
+    run_to_end(_load, _show_on_terminal)
+
+
+def run_to_end(load: Callable[[], Callable[[], int]], show: Callable[[EdgeppError], None]) -> None:
+    """Run a program and end this process; whatever goes wrong is one sentence, a next step and an exit status.
+
+    ``load`` imports what the program needs and returns it; the program returns its exit status. ``show`` prints an
+    error. The status is 0, 1 for a failure, 2 for a command that makes no sense, 130 after Ctrl-C, 143 after SIGTERM,
+    129 after a terminal was closed, and 141 where nobody reads the output any more.
+    """
     _open_streams()
     _on_signals(_leave_at_once)
     status = 1
     try:
-        from edgepp.cli.commands import cli
-
+        run = load()
         _on_signals(_unwind)
-        threading.excepthook = _thread_failed
-        status = _run(cli)
+        threading.excepthook = partial(_thread_failed, show)
+        status = run()
     except BaseException as error:  # noqa: BLE001 - the process's boundary
-        status = _status_of(error)
+        status = _status_of(error, show)
     _on_signals(_leave_at_once)
     _leave(_flushed(status))
+
+
+def _load() -> Callable[[], int]:
+    from edgepp.cli.commands import cli
+
+    return lambda: _run(cli)
 
 
 def _run(cli: Group) -> int:
@@ -113,14 +125,14 @@ def _unwind(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _status_of(error: BaseException) -> int:
+def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int:
     """Say what went wrong; the exit status."""
     import click
 
     try:
         if isinstance(error, click.ClickException):
             error.show()
-            _as_json(type(error).__name__, error.format_message(), "")
+            error_as_json(type(error).__name__, error.format_message(), "")
             return error.exit_code
         if isinstance(error, (KeyboardInterrupt, click.Abort)):
             sys.stderr.write("\ninterrupted\n" if sys.stderr.isatty() else "interrupted\n")
@@ -130,23 +142,24 @@ def _status_of(error: BaseException) -> int:
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         from edgepp.boundary import exit_status, explained
+        from edgepp.ui.errors import next_step
 
         known = explained(error)
-        _show(known)
+        show(known)
+        error_as_json(type(known).__name__, str(known), next_step(known))
         return exit_status(known)
     except OSError:  # standard error takes nothing either
         return 1
 
 
-def _show(error: EdgeppError) -> None:
+def _show_on_terminal(error: EdgeppError) -> None:
     from edgepp.ui.errors import show_error
 
     show_error(error)
-    _as_json(type(error).__name__, str(error), error.hint)
 
 
-def _as_json(kind: str, message: str, hint: str) -> None:
-    """The same for a program, as the last line of standard output, where the command was given ``--json``."""
+def error_as_json(kind: str, message: str, hint: str) -> None:
+    """Print an error as the last line of standard output, for a program, where the command was given ``--json``."""
     if "--json" in sys.argv[1:]:
         import json
 
@@ -187,12 +200,15 @@ def _flushed(status: int) -> int:
     return lost if lost is not None and not status else status
 
 
-def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+def _thread_failed(show: Callable[[EdgeppError], None], failure: threading.ExceptHookArgs) -> None:
     """A thread that nobody waits for ended by an exception: said, since something of the command is missing now."""
     from edgepp.boundary import explained
+    from edgepp.ui.errors import next_step
 
     if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):
-        _show(explained(failure.exc_value))
+        known = explained(failure.exc_value)
+        show(known)
+        error_as_json(type(known).__name__, str(known), next_step(known))
 
 
 def _leave(status: int) -> None:

@@ -11,7 +11,7 @@ from edgepp.errors import UsageError
 @click.command()
 @click.option("-m", "--model", metavar="MODEL", help=f"Measure a pipeline on this machine, no cluster. {MODEL_HELP}")
 @click.option("--stages", type=click.IntRange(1), metavar="K", help="With -m: stage processes; else all in this one.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="With -m: compute threads a stage.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="With -m: compute threads per stage.")
 @click.option("--backend", type=BACKENDS, help="With -m: what computes.  [default: auto]")
 @click.option("--speculate", metavar="HOW", help=f"With -m. {SPECULATE_HELP}  [default: off]")
 @click.option("--peer", metavar="HOST:PORT", help="Where `edgepp serve` runs, if the live cluster is not found.")
@@ -75,7 +75,7 @@ def bench(
     }
     stop_on_terminate()
     ui.bench(
-        ui.Wanted(model, stages, threads, backend or "auto", speculate or "off", peer, single),
+        ui.BenchmarkOptions(model, stages, threads, backend or "auto", speculate or "off", peer, single),
         settings.changed(**{name: value for name, value in chosen.items() if value is not None}),
         out,
         as_json=as_json,

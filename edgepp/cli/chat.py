@@ -97,6 +97,10 @@ def chat(
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty", "say something")
     how, given = generate_options(**options)
+    if choices is not None:
+        from edgepp.api.question import each
+
+        each(choices, how)  # refuses a number before a model is loaded for it
     asyncio.run(_chat(prompt, system, how, given, choices, raw=raw, as_json=as_json, **options))
 
 

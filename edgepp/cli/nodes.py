@@ -60,9 +60,9 @@ def serve(
 
     Ctrl-C stops it; the cluster stays, and goes on when this is run again. `edgepp leave` here ends the cluster.
     """
+    from edgepp.coordinator.service import PORT, ServeOptions
     from edgepp.layers import LayerRange
     from edgepp.node.resources import parse_bytes
-    from edgepp.serve.service import PORT, ServeOptions
     from edgepp.ui.serve import run
     from edgepp.wire.transport import Address
 

@@ -74,9 +74,10 @@ def decoded(data: bytes, what: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise UsageError(
             f"{what} is no UTF-8 text: its byte {error.start} is {data[error.start]:#04x}",
-            "convert it, for instance with `iconv -f latin1 -t utf-8`, or set the terminal to UTF-8",
+            f"convert it, for instance with `iconv -f {encoding} -t utf-8`, or set the terminal to UTF-8",
         ) from error
 
 

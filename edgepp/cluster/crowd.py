@@ -1,13 +1,13 @@
-"""Who may wait at the pairing desk, and who gives way: many strangers with open connections must not keep a joiner out.
+"""Who is served at the pairing desk, and who gives way: strangers with open connections must not keep a joiner out.
 
-A joiner speaks as soon as it is connected, and proves its code within a moment of the desk's answer. So whoever says
-nothing gives way first, then whoever was answered a while ago; who waits for the desk never does. One host has a part
-of the places only.
+A joiner speaks as soon as it is connected, and proves its code within a moment of the desk's answer. So a caller that
+says nothing gives way first, then one that was answered a while ago; a caller that the desk is to answer never does.
+One host has a part of the places only. Callers without a place queue and are seated in the order of their arrival: a
+joiner that comes once is served before strangers who come again and again.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import select
 import socket
 import time
@@ -15,8 +15,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 
+from edgepp.wire.guard import network_of
+
 PLACES = 64
 PLACES_OF_ONE_HOST = 32
+QUEUE = 256
+"""Callers without a place that may wait for one."""
+QUEUE_OF_ONE_HOST = 192
 PATIENCE_S = 1.0
 """How long an answered caller keeps its place when others want it."""
 
@@ -27,7 +32,7 @@ class Caller:
     def __init__(self, connection: socket.socket, host: str) -> None:
         self.connection = connection
         self.host = host
-        self.network = _network(host)
+        self.network = network_of(host)
         self._served = False
         self._awaited_s: float | None = None
 
@@ -57,10 +62,11 @@ class Caller:
 
 
 class Crowd:
-    """Everyone at the desk, longest there first. Whoever adds and discards holds one lock for both."""
+    """The callers with a place, longest there first, and the queue. One lock of the owner guards every call."""
 
     def __init__(self) -> None:
         self._callers: dict[Caller, None] = {}
+        self._queue: dict[Caller, None] = {}
 
     def __len__(self) -> int:
         return len(self._callers)
@@ -70,6 +76,31 @@ class Crowd:
 
     def __contains__(self, caller: Caller) -> bool:
         return caller in self._callers
+
+    def enqueue(self, caller: Caller) -> bool:
+        """Let a caller wait for a place; False where the queue, or the part of it of one host, is full."""
+        of_its_network = sum(other.network == caller.network for other in self._queue)
+        if len(self._queue) >= QUEUE or of_its_network >= QUEUE_OF_ONE_HOST:
+            return False
+        self._queue[caller] = None
+        return True
+
+    def seat_next(self) -> Caller | None:
+        """Give a place to the first caller in the queue that can have one; None where there is no such caller."""
+        full: set[str] = set()
+        for caller in self._queue:
+            if caller.network in full:
+                continue
+            if self.add(caller):
+                del self._queue[caller]
+                return caller
+            full.add(caller.network)
+        return None
+
+    def dismiss_queue(self) -> list[Caller]:
+        """Empty the queue; the callers that were in it."""
+        queue, self._queue = list(self._queue), {}
+        return queue
 
     def add(self, caller: Caller) -> bool:
         """Take a newcomer in, in place of another where all places are taken; False where nobody gives way."""
@@ -96,14 +127,3 @@ class Crowd:
         if len(self._callers) < PLACES:
             return []
         return sorted(self._callers, key=lambda caller: -counts[caller.network])
-
-
-def _network(host: str) -> str:
-    """What one machine can have many addresses of: of IPv6 the first half counts, but for link-local ones."""
-    try:
-        ip = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if ip.version == 4 or ip.is_link_local:
-        return str(ip)
-    return str(ipaddress.ip_network((int(ip), 64), strict=False))

@@ -142,6 +142,7 @@ class PairingDesk:
     def _serve(self, listener: socket.socket) -> None:
         listener.settimeout(_LONGEST_S)
         while self._is_needed(listener):
+            self._seat()
             try:
                 connection, peer = listener.accept()
             except TimeoutError:
@@ -150,18 +151,22 @@ class PairingDesk:
                 _LOG.debug("the pairing desk cannot accept: %s", error)
                 time.sleep(_LONGEST_S)
                 continue
-            self._receive(Caller(connection, bare_host(str(peer[0]))))
+            caller = Caller(connection, bare_host(str(peer[0])))
+            with self._lock:
+                waits = bool(self._open) and self._connections.enqueue(caller)
+            if not waits:
+                connection.close()
 
-    def _receive(self, caller: Caller) -> None:
+    def _seat(self) -> None:
+        """Attend to the callers in the queue for whom there is a place."""
         with self._lock:
-            if self._open and self._connections.add(caller):
+            while self._open and (caller := self._connections.seat_next()) is not None:
                 try:
                     self._start(self._attend, caller)
-                    return
                 except RuntimeError as error:  # the system has no thread left
                     _LOG.debug("the pairing desk cannot attend to %s: %s", caller.host, error)
                     self._connections.discard(caller)
-        caller.connection.close()
+                    caller.connection.close()
 
     def _is_needed(self, listener: socket.socket) -> bool:
         with self._lock:
@@ -170,6 +175,8 @@ class PairingDesk:
                     self._end(invitation, "expired", "expired unused")
             needed = bool(self._open)
             if not needed:
+                for caller in self._connections.dismiss_queue():
+                    caller.connection.close()
                 listener.close()
                 self._listener = None
                 self._threads.discard(threading.current_thread())

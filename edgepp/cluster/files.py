@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +13,9 @@ from filelock import FileLock, Timeout
 from platformdirs import user_config_path
 
 from edgepp.errors import EdgeppError, UsageError
+from edgepp.files import NotRegular, TooLarge, open_regular, read_whole, write_atomically
 
-MOST_CHARACTERS = 1 << 24
+MOST_BYTES = 1 << 24
 """The longest file that is read or written."""
 _WAIT_S = 10.0
 _VERSION = 1
@@ -51,25 +50,20 @@ def read_private(path: Path) -> str | None:
         EdgeppError: others may read it, it is too long or no text, or it cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
-        if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise EdgeppError(f"{path} is no regular file", "move it away")
-        with open(descriptor, encoding="utf-8") as file:  # noqa: PTH123 - a descriptor has no Path
-            if mode & 0o077:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
                 raise EdgeppError(f"others may read {path}, which holds secrets", f"run: chmod 600 {path}")
-            text = file.read(MOST_CHARACTERS + 1)
+            return read_whole(file, MOST_BYTES).decode()
     except FileNotFoundError:
         return None
+    except (NotRegular, TooLarge) as error:
+        raise EdgeppError(f"cannot read {path}: {error.strerror}", "move it away") from error
     except OSError as error:
         raise EdgeppError(
             f"cannot read {path}: {error.strerror}", "let this user read it, or set EDGEPP_HOME to another folder"
         ) from error
     except UnicodeDecodeError as error:
         raise damaged(path) from error
-    if len(text) > MOST_CHARACTERS:
-        raise EdgeppError(f"{path} is longer than anything that edgepp writes there", "move it away")
-    return text
 
 
 def load(path: Path, read: Reader[T]) -> T | None:
@@ -94,21 +88,11 @@ def save(path: Path, value: Mapping[str, Any], read: Reader[T]) -> None:
         EdgeppError: ``read`` would not take it, or it cannot be written; the old one stands.
     """
     text = json.dumps({"version": _VERSION, **value}, indent=1) + "\n"
-    if len(text) > MOST_CHARACTERS or _parse(text, read) is None:
+    if len(text) > MOST_BYTES or _parse(text, read) is None:
         hint = "there may be too many entries: drop some with `edgepp revoke`"
         raise EdgeppError(f"{path} stays as it is: what was to be written could not be read again", hint)
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor has no Path
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                Path(name).unlink()
-            raise
+        write_atomically(path, text.encode())
     except OSError as error:
         raise _cannot_write(path, error.strerror or str(error)) from error
 

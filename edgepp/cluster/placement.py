@@ -147,7 +147,7 @@ def _likely_subsets(want: Want, hosts: Sequence[Host], staying: Mapping[str, Lay
     """All, and all but the 1, 2, 4 … that are the most loaded, the nearest to a hole, or both."""
     held = {layer for layers in staying.values() for layer in range(layers.start, layers.stop)}
     holes = [layer for layer in range(want.size.layers) if layer not in held]
-    rates = {host.id: host.memory if want.policy == "memory" else host.decode_bps(want.size) for host in hosts}
+    rates = {host.id: host.memory if want.policy == "memory" else host.decode_bytes_per_s(want.size) for host in hosts}
     loaded = sorted(staying, key=lambda host: (-len(staying[host]) / max(1, rates[host]), host))
 
     def distance(host: str) -> int:

@@ -54,7 +54,9 @@ class Search:
         self.free = [host for host in ordered if host.pinned is None]
         self.gaps = list(self._find_gaps())
         self.caps = {host.id: most_layers(want, host) for host in ordered}
-        self._ticks = {host.id: round(_TICKS * want.size.layer_bytes / host.decode_bps(want.size)) for host in ordered}
+        self._ticks = {
+            host.id: round(_TICKS * want.size.layer_bytes / host.decode_bytes_per_s(want.size)) for host in ordered
+        }
         self._hops: dict[tuple[str, str], int] = {}
         self._routes: dict[tuple[str, str, tuple[str, ...], bool], tuple[int, tuple[str, ...]]] = {}
         self._best: tuple[Cost, Plan, Assignment] | None = None
@@ -126,15 +128,17 @@ class Search:
 
     def _slowest(self, teams: list[list[Host]]) -> float:
         """The least count / rate that the slowest stage can have; a pinned one may set it."""
-        slowest = max((len(layers) / host.decode_bps(self._want.size) for host, layers in self.pinned), default=0.0)
+        slowest = max(
+            (len(layers) / host.decode_bytes_per_s(self._want.size) for host, layers in self.pinned), default=0.0
+        )
         for gap, team in zip(self.gaps, teams, strict=True):
-            rates = [host.decode_bps(self._want.size) for host in team]
+            rates = [host.decode_bytes_per_s(self._want.size) for host in team]
             counts = level(rates, [self.caps[host.id] for host in team], len(gap)) or []
             slowest = max([slowest, *(n / rate for n, rate in zip(counts, rates, strict=False))])
         return slowest
 
     def _rate(self, host: Host) -> float:
-        return max(1, host.memory) if self._want.policy == "memory" else host.decode_bps(self._want.size)
+        return max(1, host.memory) if self._want.policy == "memory" else host.decode_bytes_per_s(self._want.size)
 
     def _weights(self, shares: list[Share]) -> tuple[float, int]:
         """What the policy minimises, hops left out, and the ticks of streaming the weights."""

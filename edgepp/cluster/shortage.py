@@ -90,7 +90,7 @@ def _suggestions(want: Want, hosts: Sequence[Host], coordinator: str, lacking: i
         yield f"{slots} slot{'s' if slots > 1 else ''} instead of {want.slots}"
     for bits, stored in _STORED_BITS:
         smaller = _quantised(want, stored)
-        if smaller is not None and _fits(smaller, hosts, coordinator):
+        if smaller is not None and fits(smaller, hosts, coordinator):
             yield f"the model in {bits} bits"
             break
     if lacking is not None:
@@ -103,7 +103,8 @@ def _hint(ways: list[str]) -> str:
     return f"what would help: {', or '.join(ways)}"
 
 
-def _fits(want: Want, hosts: Sequence[Host], coordinator: str) -> bool:
+def fits(want: Want, hosts: Sequence[Host], coordinator: str) -> bool:
+    """Whether there is a plan for these hosts, whose pinned ranges lie in the model and do not overlap."""
     pins_fit = all(len(h.pinned) <= most_layers(want, h) for h in hosts if h.pinned is not None)
     by_memory = dataclasses.replace(want, policy="memory")  # all policies fit the same; this one is found fastest
     return pins_fit and Search(by_memory, hosts, {}, coordinator).best() is not None
@@ -111,7 +112,7 @@ def _fits(want: Want, hosts: Sequence[Host], coordinator: str) -> bool:
 
 def _largest(top: int, changed: Callable[[int], Want], hosts: Sequence[Host], coordinator: str) -> int:
     """The largest n up to ``top`` with which it fits; 0 where none does."""
-    return bisect_left(range(1, top + 1), True, key=lambda n: not _fits(changed(n), hosts, coordinator))
+    return bisect_left(range(1, top + 1), True, key=lambda n: not fits(changed(n), hosts, coordinator))
 
 
 def _lacking_layers(want: Want, hosts: Sequence[Host], coordinator: str) -> int | None:
@@ -119,8 +120,8 @@ def _lacking_layers(want: Want, hosts: Sequence[Host], coordinator: str) -> int 
 
     def helps(layers: int) -> bool:
         memory = memory_needed(want, layers, False)
-        extra = Host(id="one more", node="one more", memory=memory, stream_bps=1.0, flops=1.0)
-        return _fits(want, [*hosts, extra], coordinator)
+        extra = Host(id="one more", node="one more", memory=memory, stream_bytes_per_s=1.0, flops_per_s=1.0)
+        return fits(want, [*hosts, extra], coordinator)
 
     layers = 1 + bisect_left(range(1, want.size.layers + 1), True, key=helps)
     return layers if layers <= want.size.layers else None

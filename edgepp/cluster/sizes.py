@@ -1,4 +1,4 @@
-"""What placement reckons with: a model's sizes, what hosts and links can do, and what a plan costs on them.
+"""What placement computes with: a model's sizes, what hosts and links can do, and what a plan costs on them.
 
 Pure: nothing here opens a socket, reads a clock or a file. Bytes, seconds, FLOP/s; layer ranges are half-open.
 """
@@ -14,11 +14,11 @@ from typing import Literal
 
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
-from edgepp.model.cards import Shape
+from edgepp.model.cards import Shape, token_flops
 
 Policy = Literal["memory", "speed", "throughput"]
 
-_FLOAT32 = 4
+FLOAT32_BYTES = 4
 _SCALE_BITS = 2
 """Of a quantised key or value: its share of a float32 scale and bias for every 32."""
 _WORKING_BYTES = 64_000_000
@@ -44,7 +44,7 @@ class ModelSize:
     kv_bytes: int
     """Bytes of one position's keys and values in one layer."""
     layer_flops: int
-    """FLOPs a token a layer: two a weight."""
+    """FLOPs of one token in one layer, two per weight."""
 
     @classmethod
     def of(cls, shape: Shape, kv_bits: int | None = None) -> ModelSize:
@@ -52,15 +52,29 @@ class ModelSize:
 
         Keys and values are float32, as the CPU backends keep them, or have ``kv_bits`` and the scales of small groups.
         """
-        values = 2 * shape.kv_heads * shape.head_size
+        numbers = shape.kv_numbers()
         return cls(
             layers=shape.layers,
             hidden=shape.hidden,
             layer_bytes=shape.layer_bytes(),
             ends_bytes=shape.embedding_bytes() + shape.head_bytes(),
-            kv_bytes=values * _FLOAT32 if kv_bits is None else values * (kv_bits + _SCALE_BITS) // 8,
-            layer_flops=2 * sum(rows * columns for rows, columns in shape.layer_matrices().values()),
+            kv_bytes=numbers * FLOAT32_BYTES if kv_bits is None else numbers * (kv_bits + _SCALE_BITS) // 8,
+            layer_flops=token_flops(shape.layer_weights()),
         )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Stored bytes of the whole model."""
+        return self.layers * self.layer_bytes + self.ends_bytes
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Bytes of one position's keys and values in all layers."""
+        return self.layers * self.kv_bytes
+
+    def hidden_bytes(self, rows: int, item_bytes: int = FLOAT32_BYTES) -> int:
+        """Bytes of hidden states (rows, D) on one hop."""
+        return rows * self.hidden * item_bytes
 
 
 @dataclass(frozen=True)
@@ -77,9 +91,9 @@ class Host:
     """The machine: between hosts of one node there is no network."""
     memory: int
     """Bytes that the model may use on it."""
-    stream_bps: float
+    stream_bytes_per_s: float
     """Measured bytes/s of weight streaming while decoding."""
-    flops: float
+    flops_per_s: float
     """Measured FLOP/s in prefill."""
     pinned: LayerRange | None = None
     coordinator: bool = False
@@ -88,19 +102,19 @@ class Host:
     """What people call it; the id where that is empty."""
 
     def __post_init__(self) -> None:
-        if self.memory < 0 or not _positive(self.stream_bps) or not _positive(self.flops):
+        if self.memory < 0 or not _positive(self.stream_bytes_per_s) or not _positive(self.flops_per_s):
             raise PlanError(
-                f"node {self} reports {self.memory} bytes, {self.stream_bps} bytes/s and {self.flops} FLOP/s,"
-                " which no machine has",
+                f"node {self} reports {self.memory} bytes, {self.stream_bytes_per_s} bytes/s and"
+                f" {self.flops_per_s} FLOP/s, which no machine has",
                 "start that node again, so that it is measured again",
             )
 
     def __str__(self) -> str:
         return self.name or self.id
 
-    def decode_bps(self, size: ModelSize) -> float:
-        """Bytes/s of weights in a decode step of one row: ``stream_bps``, or less where its arithmetic takes longer."""
-        return min(self.stream_bps, self.flops * size.layer_bytes / max(1, size.layer_flops))
+    def decode_bytes_per_s(self, size: ModelSize) -> float:
+        """Bytes/s of weights in a decode step of one row: the rate of reading, or less if arithmetic takes longer."""
+        return min(self.stream_bytes_per_s, self.flops_per_s * size.layer_bytes / max(1, size.layer_flops))
 
     def divided(self, slots: int) -> tuple[Host, ...]:
         """So many stage processes in place of one, which share its memory and rates evenly.
@@ -112,8 +126,8 @@ class Host:
                 self,
                 id=f"{self.id}/{slot}",
                 memory=self.memory // slots,
-                stream_bps=max(1.0, self.stream_bps / slots),
-                flops=max(1.0, self.flops / slots),
+                stream_bytes_per_s=max(1.0, self.stream_bytes_per_s / slots),
+                flops_per_s=max(1.0, self.flops_per_s / slots),
                 pinned=None if slot else self.pinned,
                 coordinator=self.coordinator and not slot,
             )
@@ -130,18 +144,27 @@ class LinkSpeed:
     """
 
     latency_s: float
-    bytes_s: float
+    bytes_per_s: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.latency_s) and self.latency_s >= 0 and _positive(self.bytes_s)):
-            raise PlanError(f"a link of {self.latency_s} s and {self.bytes_s} bytes/s cannot be")
+        if not (math.isfinite(self.latency_s) and self.latency_s >= 0 and _positive(self.bytes_per_s)):
+            raise PlanError(f"a link of {self.latency_s} s and {self.bytes_per_s} bytes/s cannot be")
+
+    def transfer_s(self, num_bytes: float) -> float:
+        """Seconds for which ``num_bytes`` keep the link busy."""
+        return num_bytes / self.bytes_per_s
 
 
 Links = Mapping[tuple[str, str], LinkSpeed]
 """By (node id, node id), in either order."""
 
-UNKNOWN_LINK = LinkSpeed(latency_s=0.0005, bytes_s=100e6)
+UNKNOWN_LINK = LinkSpeed(latency_s=0.0005, bytes_per_s=100e6)
 """What a link counts as before it is measured: an ordinary wired network."""
+
+
+def link_between(links: Links, one: str, other: str) -> LinkSpeed:
+    """The link between two nodes, in either order; ``UNKNOWN_LINK`` where it was not measured."""
+    return links.get((one, other)) or links.get((other, one)) or UNKNOWN_LINK
 
 
 @dataclass(frozen=True)
@@ -169,7 +192,7 @@ def memory_needed(want: Want, layers: int, ends: bool) -> int:
     """
     size = want.size
     weights = layers * size.layer_bytes + (size.ends_bytes if ends else 0)
-    working = _WORKING_BYTES + _WORKING_ROWS * size.hidden * _FLOAT32
+    working = _WORKING_BYTES + size.hidden_bytes(_WORKING_ROWS)
     return weights * 5 // 4 + layers * size.kv_bytes * want.context * want.slots + working
 
 
@@ -183,28 +206,31 @@ def hop_s(want: Want, links: Links, start: str, end: str) -> float:
     """Seconds that one hidden state (1, D) in float32 takes from node to node; nothing within a node."""
     if start == end:
         return 0.0
-    link = links.get((start, end)) or links.get((end, start)) or UNKNOWN_LINK
-    return link.latency_s + want.size.hidden * _FLOAT32 / link.bytes_s
+    link = link_between(links, start, end)
+    return link.latency_s + link.transfer_s(want.size.hidden_bytes(1))
+
+
+def _pass_s(size: ModelSize, host: Host, layers: LayerRange) -> float:
+    """Seconds in which one row passes the weights of ``layers`` on ``host``."""
+    return len(layers) * size.layer_bytes / host.decode_bytes_per_s(size)
 
 
 def token_s(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordinator: str) -> float:
     """Predicted seconds of a decode step: each stage passes its weights, and N stages make N + 1 hops."""
     by_id = {host.id: host for host in hosts}
-    weights = sum(
-        len(layers) * want.size.layer_bytes / by_id[host].decode_bps(want.size) for host, layers in plan.stages
-    )
+    weights_s = sum(_pass_s(want.size, by_id[host], layers) for host, layers in plan.stages)
     way = [coordinator, *(by_id[host].node for host, _ in plan.stages), coordinator]
-    return weights + sum(hop_s(want, links, a, b) for a, b in pairwise(way))
+    return weights_s + sum(hop_s(want, links, a, b) for a, b in pairwise(way))
 
 
 def slowest_s(want: Want, plan: Plan, hosts: Sequence[Host]) -> float:
     """Predicted decode seconds of the slowest stage, which bounds the tokens/s of many sequences together."""
     by_id = {host.id: host for host in hosts}
-    return max(len(layers) * want.size.layer_bytes / by_id[host].decode_bps(want.size) for host, layers in plan.stages)
+    return max(_pass_s(want.size, by_id[host], layers) for host, layers in plan.stages)
 
 
 def cost(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordinator: str) -> float:
-    """What the policy minimises: the fullest host's layers a byte of its memory, or seconds."""
+    """What the policy minimises: the fullest host's layers per byte of its memory, or seconds."""
     if want.policy == "speed":
         return token_s(want, plan, hosts, links, coordinator)
     if want.policy == "throughput":

@@ -1,7 +1,7 @@
 """Constraints enforced: which tokens an answer may go on with, by llguidance.
 
-A constraint is compiled once, outside the engine's thread, after ``trial`` has seen it harmless; copies of the result
-serve later requests with the same constraint.
+A constraint is compiled once, outside the engine's thread, after ``grammar_sandbox`` has seen it harmless. Copies of
+the result serve later requests with the same constraint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher
 
 from edgepp.child import python_command
-from edgepp.engine import trial
+from edgepp.engine import grammar_sandbox
 from edgepp.engine.request import Constraint
 from edgepp.errors import EdgeppError, ModelError, UsageError
 
@@ -71,7 +71,7 @@ class Matcher:
         return self._inner.compute_ff_tokens()
 
     def _lost(self, otherwise: str) -> UsageError:
-        reason = trial.complaint(self._inner.get_error()) or otherwise
+        reason = grammar_sandbox.complaint(self._inner.get_error()) or otherwise
         return UsageError(f"the constraint cannot be followed further: {reason}", "make it less ambiguous")
 
 
@@ -89,9 +89,9 @@ class ConstraintCompiler:
         self._definition = tokenizer_json
         self._eos = sorted(eos_ids)
         try:
-            self._tokens = trial.tokenizer(tokenizer_json, self._eos)
+            self._tokens = grammar_sandbox.tokenizer(tokenizer_json, self._eos)
         except ValueError as error:
-            reason = trial.complaint(str(error))
+            reason = grammar_sandbox.complaint(str(error))
             raise ModelError(f"this model's answers cannot be held to a constraint: {reason}") from error
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
@@ -100,8 +100,8 @@ class ConstraintCompiler:
     def compile(self, constraint: Constraint) -> Matcher:
         """A matcher at the beginning of ``constraint``.
 
-        The first time takes a process of its own, about half a second and at most ``trial.CPU_S`` of a processor's
-        time: not for the engine's thread.
+        The first time takes a process of its own, about half a second and at most ``grammar_sandbox.CPU_S`` of
+        processor time: not for the engine's thread.
 
         Raises:
             UsageError: what is wrong with the constraint, or that it is too complex.
@@ -113,9 +113,9 @@ class ConstraintCompiler:
                 self._compiled.move_to_end(constraint)
                 return Matcher(found.deep_copy())
         self._try(constraint)
-        compiled = trial.matcher(self._tokens, constraint.kind, constraint.text)
+        compiled = grammar_sandbox.matcher(self._tokens, constraint.kind, constraint.text)
         if compiled.is_error():
-            raise _refused(constraint, trial.complaint(compiled.get_error()))
+            raise _refused(constraint, grammar_sandbox.complaint(compiled.get_error()))
         with self._lock:
             self._compiled[constraint] = compiled
             while len(self._compiled) > _KEPT:
@@ -128,7 +128,7 @@ class ConstraintCompiler:
             raise UsageError("other requests' constraints are still being compiled", "ask again in a moment")
         try:
             child = subprocess.run(  # noqa: S603 - the command is ours
-                python_command("edgepp.engine.trial"),
+                python_command("edgepp.engine.grammar_sandbox"),
                 input=json.dumps(form).encode() + b"\n" + self._definition.encode(),
                 capture_output=True,
                 timeout=_TRIAL_S,
@@ -142,7 +142,7 @@ class ConstraintCompiler:
         finally:
             self._trials.release()
         if child.returncode == -signal.SIGXCPU:
-            raise _refused(constraint, f"compiling it takes longer than {trial.CPU_S} s")
+            raise _refused(constraint, f"compiling it takes longer than {grammar_sandbox.CPU_S} s")
         if child.returncode or not child.stdout:
             raise _refused(constraint, "compiling it takes too much memory or is nested too deeply")
         if reason := json.loads(child.stdout):

@@ -31,7 +31,7 @@ class Draft(Protocol):
         """The request has ended."""
 
 
-class Lookup:
+class PromptLookup:
     """Guesses that the text goes on as it did where its last few tokens stood before (prompt lookup).
 
     Needs no model. It is right where an answer repeats its prompt: editing, extracting, code.
@@ -59,7 +59,7 @@ class Lookup:
         """See ``Draft``."""
 
 
-class Costs:
+class SpeculationCosts:
     """What a step of one sequence takes, from sending to sampling: measured, and smoothed."""
 
     def __init__(self, plain_s: float, guess_s: float) -> None:
@@ -75,14 +75,14 @@ class Costs:
             self.plain_s += _SMOOTHING * (min(took_s, 4 * self.plain_s) - self.plain_s)
 
 
-class Pace:
+class SpeculationControl:
     """How many guesses pay for one request: none, after they were wrong, until it has rested for a while."""
 
     def __init__(self) -> None:
         self._right, self._tried = _HOPE, 1.0
         self._rest, self._next_rest = 0, _REST
 
-    def most(self, costs: Costs) -> int:
+    def most(self, costs: SpeculationCosts) -> int:
         """The number of guesses with which tokens are expected to come fastest; 0 where none pay."""
         if self._rest:
             return 0

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from edgepp.engine.live import Request
+from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.prefix import LEAST, PrefixCache, common
 from edgepp.engine.scheduler import LEAST_ROWS
 from edgepp.errors import EdgeppError
@@ -55,21 +55,21 @@ class Ledger:
         self._sent = sent
         self._shares = shares
         self._numbers = itertools.count(1)
-        self._waiting: list[Request] = []
+        self._waiting: list[EngineRequest] = []
         self._prefixes = PrefixCache()
-        self._draining: dict[int, tuple[Request, int, int]] = {}
+        self._draining: dict[int, tuple[EngineRequest, int, int]] = {}
         self._freed: list[int] = []
         self._turns = itertools.count(1)
         self._turn: dict[str, int] = {}
         """When each owner had its last turn; who has waited longest comes first."""
         self._began: dict[int, int] = {}
         """The turn in which each live request began, by sequence."""
-        self.live: dict[int, Request] = {}
+        self.live: dict[int, EngineRequest] = {}
         """By sequence."""
         self.reuse = Reuse()
 
     @property
-    def waiting(self) -> tuple[Request, ...]:
+    def waiting(self) -> tuple[EngineRequest, ...]:
         """Those that have not begun, in the order in which they came."""
         return tuple(self._waiting)
 
@@ -78,7 +78,7 @@ class Ledger:
         """Positions kept for prompts to come."""
         return self._prefixes.positions
 
-    def wait(self, request: Request) -> None:
+    def wait(self, request: EngineRequest) -> None:
         """Queue a request.
 
         Raises:
@@ -88,14 +88,14 @@ class Ledger:
             raise EdgeppError(f"{MOST_WAITING} requests are waiting already", "ask again later")
         self._waiting.append(request)
 
-    def withdraw(self, request: Request) -> bool:
+    def withdraw(self, request: EngineRequest) -> bool:
         """Forget a request that waits; whether it did."""
         if request in self._waiting:
             self._waiting.remove(request)
             return True
         return False
 
-    def begin(self) -> Iterator[tuple[Request, int]]:
+    def begin(self) -> Iterator[tuple[EngineRequest, int]]:
         """Those whose turn it is, as far as the budget goes, and how many positions of each are computed already.
 
         These are its sequence's own, or to be copied from its source.
@@ -111,7 +111,7 @@ class Ledger:
             self._waiting.remove(request)
             yield self._start(request, match)
 
-    def leave(self, request: Request, held: int, in_ring: int) -> None:
+    def leave(self, request: EngineRequest, held: int, in_ring: int) -> None:
         """A live request has ended: the stages hold ``held`` positions, and ``in_ring`` steps of it are in the ring."""
         del self.live[request.sequence], self._began[request.sequence]
         if request.source and not in_ring:
@@ -130,21 +130,21 @@ class Ledger:
             else:
                 self._keep(request, held)
 
-    def lost(self, sequence: int) -> Request | None:
+    def lost(self, sequence: int) -> EngineRequest | None:
         """The stages have no use for a sequence any more; its request if it was live."""
         self._draining.pop(sequence, None)
         self._freed.append(sequence)
         self._began.pop(sequence, None)
         return self.live.pop(sequence, None)
 
-    def again(self, request: Request) -> None:
+    def again(self, request: EngineRequest) -> None:
         """A live request loses what the stages hold of it and waits to begin anew, before those that came later."""
         self.lost(request.sequence)
         request.sequence, request.source, request.guesses, request.decoding = 0, 0, (), False
         later = [at for at, other in enumerate(self._waiting) if other.id > request.id]
         self._waiting.insert(later[0] if later else len(self._waiting), request)
 
-    def make_room(self) -> Iterator[Request]:
+    def make_room(self) -> Iterator[EngineRequest]:
         """Let those give way, each yielded before it waits again, who keep an owner from its share of the budget."""
         request = self._next(set())
         while request is not None and not self._fits(request):
@@ -155,7 +155,7 @@ class Ledger:
             self.again(last)
             self._take_turn(last.owner)
 
-    def squeeze(self) -> Iterator[Request]:
+    def squeeze(self) -> Iterator[EngineRequest]:
         """Bring what is held within the budget; yields each who must give way for it, before it waits again."""
         while self._excess() > 0:
             if len(self._prefixes):
@@ -183,7 +183,7 @@ class Ledger:
         self._freed = [sequence for sequence in self._freed if sequence in sources]
         return freed
 
-    def _next(self, passed: set[int]) -> Request | None:
+    def _next(self, passed: set[int]) -> EngineRequest | None:
         """The oldest that waits of the owner who has least under way, and among equals has waited longest for a turn.
 
         Of one owner, who had begun already goes before all others.
@@ -191,7 +191,7 @@ class Ledger:
         held = self._by_owner()
         candidates = (request for request in self._waiting if request.id not in passed)
 
-        def order(request: Request) -> tuple[int, int, bool, int]:
+        def order(request: EngineRequest) -> tuple[int, int, bool, int]:
             return held.get(request.owner, 0), self._turn.get(request.owner, 0), not request.tokens, request.id
 
         return min(candidates, key=order, default=None)
@@ -203,14 +203,14 @@ class Ledger:
             held[request.owner] = held.get(request.owner, 0) + len(request.ids)
         return held
 
-    def _greediest(self) -> Request:
+    def _greediest(self) -> EngineRequest:
         """The newest request of the owner who holds most, but never the one that began first."""
         first = min(self._began, key=self._began.__getitem__)
         held = self._by_owner()
         others = (request for request in self.live.values() if request.sequence != first)
         return max(others, key=lambda request: (held[request.owner], request.id))
 
-    def _debtor(self, request: Request) -> Request | None:
+    def _debtor(self, request: EngineRequest) -> EngineRequest | None:
         """Who is to give way so that ``request`` may begin: only for an owner within its share, and of one beyond it.
 
         The other one must not have less than that owner then, or it would be made room for in its turn.
@@ -232,7 +232,7 @@ class Ledger:
             del self._turn[next(iter(self._turn))]
         return self._turn[owner]
 
-    def _match(self, request: Request) -> _Match | None:
+    def _match(self, request: EngineRequest) -> _Match | None:
         """What a request may begin with; None where more of it will be there soon."""
         best = _Match()
         if not self._shares or request.alone:
@@ -266,17 +266,17 @@ class Ledger:
         """Positions of the live requests, with their step in the ring."""
         return sum(len(request.ids) + 1 + len(request.guesses) for request in self.live.values())
 
-    def _fits(self, request: Request) -> bool:
+    def _fits(self, request: EngineRequest) -> bool:
         if self._budget is None or not self.live:
             return True
         return self._held + self._needed(request) <= self._budget
 
     @staticmethod
-    def _needed(request: Request) -> int:
+    def _needed(request: EngineRequest) -> int:
         """Positions that must be free for a request to begin."""
         return min(len(request.ids) + HEADROOM, request.capacity)
 
-    def _start(self, request: Request, match: _Match) -> tuple[Request, int]:
+    def _start(self, request: EngineRequest, match: _Match) -> tuple[EngineRequest, int]:
         if match.moves:
             self._prefixes.take(match.source)
             request.sequence = match.source
@@ -291,7 +291,7 @@ class Ledger:
         request.source = 0 if match.moves else match.source
         return request, match.length
 
-    def _keep(self, request: Request, held: int) -> None:
+    def _keep(self, request: EngineRequest, held: int) -> None:
         if self._shares:
             self._freed += self._prefixes.keep(request.sequence, request.owner, request.ids[:held])
         else:

@@ -11,20 +11,21 @@ from types import TracebackType
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, Ends
-from edgepp.engine.answer import Answer
-from edgepp.engine.draft import Draft, Lookup
+from edgepp.engine.draft import Draft, PromptLookup
 from edgepp.engine.draft_model import DraftModel
-from edgepp.engine.engine import Engine, Parts
-from edgepp.engine.front import Front, OnProgress
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine.frontend import ModelFrontend, OnProgress
+from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
+from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.node.agent import StageProcess, physical_cores
+from edgepp.node.agent import StageProcess
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.node.probe import measure_speed
-from edgepp.node.stage import StageConfig
+from edgepp.node.stage_config import StageSettings
 from edgepp.wire.messages import LinkCodec
 from edgepp.wire.security import KeyPair
 
@@ -60,36 +61,36 @@ class PipelineOptions:
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
             raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"a stage needs at least 1 thread, not {self.threads}")
+        _ = self.policy  # which checks the threads
 
     @property
-    def threads_each(self) -> int:
-        """Compute threads of each stage process on this machine."""
-        return self.threads or max(1, physical_cores() // (self.stages or 1))
+    def policy(self) -> ComputePolicy:
+        """How each process of this machine computes: this one alone, or the stages and the model's ends."""
+        if not self.endpoints and self.stages is None:
+            return ComputePolicy.alone(self.threads)
+        return ComputePolicy.shared(self.threads, self.stages or 1)
 
     @property
     def compute(self) -> BackendOptions:
         """How this process computes."""
-        alone = not self.endpoints and self.stages is None
-        return BackendOptions(threads=self.threads_each, exact=self.exact, spin=alone, kv_bits=self.kv_bits)
+        return self.policy.backend_options(exact=self.exact, kv_bits=self.kv_bits)
 
 
 class Pipeline:
     """A model ready to answer. Close it, or use it in a ``with`` statement: it may own processes."""
 
     def __init__(
-        self, options: PipelineOptions, on_progress: OnProgress | None = None, front: Front | None = None
+        self, options: PipelineOptions, on_progress: OnProgress | None = None, frontend: ModelFrontend | None = None
     ) -> None:
-        """Fetch what is missing (unless ``front`` is at hand), start or join the stages, load the two ends.
+        """Fetch what is missing (unless ``frontend`` is at hand), start or join the stages, load the two ends.
 
         Raises:
             EdgeppError: one sentence about what keeps it from running; nothing is left behind.
         """
         self.options = options
         self._owned = ExitStack()
-        front = front or Front.open(options.model, whole=not options.endpoints, on_progress=on_progress)
-        self._front, self._checkpoint, self.tokenizer = front, front.checkpoint, front.tokenizer
+        frontend = frontend or ModelFrontend.open(options.model, whole=not options.endpoints, on_progress=on_progress)
+        self._frontend, self._checkpoint, self.tokenizer = frontend, frontend.checkpoint, frontend.tokenizer
         self._owned.callback(self.tokenizer.close)
         try:
             self.tokenizer.start()
@@ -97,16 +98,16 @@ class Pipeline:
 
             guide = self._open_guide(on_progress)
 
-            def open_parts() -> Parts:
+            def open_parts() -> EngineParts:
                 ring, ends = self._open_network(endpoints) if endpoints else self._open_alone(on_progress)
                 try:
-                    return Parts(ring, ends, self._guesses(guide, on_progress))
+                    return EngineParts(ring, ends, self._guesses(guide, on_progress))
                 except EdgeppError:
                     ring.close()
                     raise
 
             self.engine = self._owned.enter_context(
-                Engine(open_parts, self.tokenizer.eos_ids, options.budget, front.compile)
+                EngineLoop(open_parts, self.tokenizer.eos_ids, options.budget, frontend.compile)
             )
         except BaseException:
             self._owned.close()
@@ -130,14 +131,14 @@ class Pipeline:
     @property
     def sampling(self) -> SamplingOptions:
         """How the model's makers want its tokens drawn; an answer is greedy unless its options say so."""
-        return self._front.sampling
+        return self._frontend.sampling
 
     @property
     def stages(self) -> tuple[StageInfo, ...]:
         """The pipeline's stages in order."""
         return self.engine.stages
 
-    def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions, owner: str = "") -> Answer:
+    def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions, owner: str = "") -> TextStream:
         """Answer a raw text as it stands, or a conversation of ``{"role", "content"}`` by the model's chat template.
 
         The answer is at most as long as the context has room for. What the same ``owner`` asked before need not be
@@ -152,7 +153,7 @@ class Pipeline:
         if 0 < room < options.max_tokens:
             options = replace(options, max_tokens=room)
         request = self.engine.submit(tokens, options, owner)
-        return Answer(self.engine, request, self.tokenizer.detokenizer(), self._spell)
+        return TextStream(self.engine, request, self.tokenizer.detokenizer(), self._spell)
 
     def close(self) -> None:
         """End requests, leave the ring, stop the stages that were started here."""
@@ -180,18 +181,10 @@ class Pipeline:
         return tuple(Endpoint((ready.address,)) for ready in readies)
 
     def _start_stage(self, layers: LayerRange) -> StageProcess:
-        config = StageConfig(
-            path=str(self._front.path),
-            model=self.options.model,
-            node=platform.node(),
-            start=layers.start,
-            stop=layers.stop,
-            listen="127.0.0.1:0",
-            backend=self.options.backend,
-            threads=self.options.threads_each,
-            exact=self.options.exact,
-            kv_bits=self.options.kv_bits,
-            awake=self.options.threads_each * (self.options.stages or 1) <= physical_cores(),
+        options = self.options
+        settings = StageSettings(options.policy, options.backend)
+        config = settings.config(
+            self._frontend.path, options.model, layers, exact=options.exact, kv_bits=options.kv_bits
         )
         child = StageProcess(config)
         self._owned.callback(child.stop)
@@ -236,11 +229,11 @@ class Pipeline:
         )
         return LocalRing([(info, model)]), self._load_ends()
 
-    def _open_guide(self, on_progress: OnProgress | None) -> Front | None:
+    def _open_guide(self, on_progress: OnProgress | None) -> ModelFrontend | None:
         """The small model's own part, where one is to guess."""
         if self.options.speculate in ("lookup", "off"):
             return None
-        guide = Front.open(self.options.speculate, whole=True, on_progress=on_progress)
+        guide = ModelFrontend.open(self.options.speculate, whole=True, on_progress=on_progress)
         if guide.tokenizer.vocabulary() != self.tokenizer.vocabulary():
             raise UsageError(
                 f"{self.options.speculate} cannot guess for {self.options.model}: their tokens differ",
@@ -248,9 +241,9 @@ class Pipeline:
             )
         return guide
 
-    def _guesses(self, guide: Front | None, on_progress: OnProgress | None) -> Callable[[], Draft] | None:
+    def _guesses(self, guide: ModelFrontend | None, on_progress: OnProgress | None) -> Callable[[], Draft] | None:
         if guide is None:
-            return Lookup if self.options.speculate == "lookup" else None
+            return PromptLookup if self.options.speculate == "lookup" else None
         checkpoint, compute = guide.checkpoint, self.options.compute
         chosen = backend.choose(self.options.backend, checkpoint)
         progress = _named(on_progress, guide.model)

@@ -90,6 +90,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+FinishReason = Literal["stop", "length", "cancelled"]
+
 ConstraintKind = Literal["json_schema", "json", "regex", "grammar"]
 KINDS: tuple[ConstraintKind, ...] = get_args(ConstraintKind)
 

@@ -113,7 +113,7 @@ RingEvent = Returned | Failed
 
 
 @dataclass(frozen=True)
-class Gauge:
+class StageStats:
     """A stage's state as last heard."""
 
     sequences: int
@@ -139,7 +139,7 @@ class Ring(Protocol):
     def free(self, sequence: int) -> None:
         """Release a sequence on every stage; its steps on the way come to nothing."""
 
-    def gauges(self) -> list[Gauge]:
+    def stage_stats(self) -> list[StageStats]:
         """Each stage's state as last heard. Safe from any thread."""
 
     def close(self) -> None:
@@ -220,12 +220,12 @@ class LocalRing:
         for worker in self._workers:
             worker.free(0, sequence)
 
-    def gauges(self) -> list[Gauge]:
+    def stage_stats(self) -> list[StageStats]:
         """See ``Ring``."""
-        return [Gauge(w.sequences, w.model.kv_bytes, w.counters.frames, w.counters.dropped) for w in self._workers]
+        return [StageStats(w.sequences, w.model.kv_bytes, w.counters.frames, w.counters.dropped) for w in self._workers]
 
     def close(self) -> None:
         """See ``Ring``."""
         for worker in self._workers:
             worker.forget(0)
-        self._workers = []  # with the models; see ``Engine``
+        self._workers = []  # with the models; see ``EngineLoop``

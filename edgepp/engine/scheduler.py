@@ -15,7 +15,7 @@ from typing import Protocol
 
 from edgepp.errors import LocalProtocolError
 
-_SPARE_CHUNKS = 2
+SPARE_CHUNKS = 2
 """Chunks in the ring beyond one a stage: stage 0 keeps busy while the coordinator is late."""
 MOST_ROWS = 128
 """Sequences of one micro-batch."""
@@ -178,7 +178,7 @@ class Scheduler:
     def _chunk_may_go(self) -> bool:
         in_ring = sum(track.chunks for track in self._tracks.values())
         if not self._decoding:
-            return in_ring < self._stages + _SPARE_CHUNKS
+            return in_ring < self._stages + SPARE_CHUNKS
         idle = in_ring + len(self._batches) + 1 < self._stages  # one place is that of the batch at the coordinator
         return (self._chunk_next or idle) and in_ring < self._stages
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,20 +45,6 @@ def locked(path: Path, on_progress: Progress | None = None) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Give ``path`` new contents at one instant: a reader, or a crash, sees the old or the new."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

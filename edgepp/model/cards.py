@@ -59,6 +59,18 @@ class Shape:
             "mlp.down_proj": (self.hidden, self.ffn),
         }
 
+    def layer_weights(self) -> int:
+        """Weights of one decoder layer's matrices, 2D·NH + 2D·KH + 3DF."""
+        return sum(rows * columns for rows, columns in self.layer_matrices().values())
+
+    def num_weights(self) -> int:
+        """Weights of all matrices: those of the layers, V·D for the embedding and, unless tied, V·D for the head."""
+        return self.layers * self.layer_weights() + (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+    def kv_numbers(self) -> int:
+        """Numbers that the keys and values of one position hold in one layer, 2·K·H."""
+        return 2 * self.kv_heads * self.head_size
+
     def layer_vectors(self) -> dict[str, int]:
         """Length of each norm and bias of one decoder layer, by its tensor name inside the layer."""
         vectors = {"input_layernorm.weight": self.hidden, "post_attention_layernorm.weight": self.hidden}
@@ -94,6 +106,11 @@ class Shape:
         """Stored bytes behind the last layer: the final norm and, unless tied, the output head."""
         head = 0 if self.tied else self.matrix_bytes(self.vocabulary, self.hidden, self.bits)
         return head + self.hidden * DTYPE_BYTES[self.dtype]
+
+
+def token_flops(num_weights: int) -> int:
+    """FLOPs of one token that passes ``num_weights``, 2 per weight; attention over the context is left out."""
+    return 2 * num_weights
 
 
 @dataclass(frozen=True, kw_only=True)

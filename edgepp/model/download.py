@@ -9,7 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 from edgepp.errors import ModelError
-from edgepp.model.cache import Progress, cannot_write, check_space, locked, write_atomically
+from edgepp.files import write_atomically
+from edgepp.model.cache import Progress, cannot_write, check_space, locked
 from edgepp.model.cards import Card
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.files import most_bytes

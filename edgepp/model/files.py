@@ -1,21 +1,18 @@
-"""Opening the files of a model folder, which anybody may have written.
-
-Only regular files are opened, so a named pipe, a device or a socket is never waited for, and each file's size is
-checked before it is read. Symbolic links are followed: a hub cache keeps its files behind them.
-"""
+"""Reading the small files of a model folder, which anybody may have written: how large and how deep each may be."""
 
 from __future__ import annotations
 
 import fnmatch
 import json
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from edgepp import files
 from edgepp.errors import ModelError
+from edgepp.files import NotRegular, TooLarge, read_whole, require_regular
 from edgepp.printable import one_line
 
 MIB = 1 << 20
@@ -36,13 +33,6 @@ TOKENIZER_FILES = (
 
 _DEPTH = 64
 _PULL = "delete it and pull the model again"
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -53,29 +43,17 @@ def open_regular(path: Path) -> BinaryIO:
         ModelError: it is something else than a file, or may not be read.
     """
     try:
-        _require_regular(path, path.stat().st_mode)
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        stream = os.fdopen(handle, "rb")
-        try:
-            _require_regular(path, os.fstat(handle).st_mode)  # the name may mean another thing by now
-        except ModelError:
-            stream.close()
-            raise
-        return stream
+        return files.open_regular(path)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _require_regular(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "no file")
-        raise ModelError(f"{path} is {kind} where a file should be", "delete it, or name another folder")
-
-
 def unreadable(path: Path, error: OSError) -> ModelError:
-    """The sentence for a file that the system does not let this process read."""
+    """The sentence for a file that is none, or that the system does not let this process read."""
+    if isinstance(error, NotRegular | TooLarge):
+        return ModelError(f"{path} cannot be read: {error.strerror}", "delete it and pull the model again")
     return ModelError(
         f"{path} cannot be read: {error.strerror or error}", "check the file's owner, its permissions and the disk"
     )
@@ -89,16 +67,12 @@ def read_bounded(path: Path, most: int) -> bytes:
         ModelError: it is no regular file, is larger, or cannot be read.
     """
     try:
-        with open_regular(path) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            data = stream.read(min(size, most) + 1)  # reading allocates what is asked for
+        with files.open_regular(path) as stream:
+            return read_whole(stream, most)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise unreadable(path, error) from error
-    if len(data) > most:
-        raise ModelError(f"{path} has more than {most // MIB} MiB, which such a file cannot need", _PULL)
-    return data
 
 
 def read_object(path: Path, most: int = CONFIG_BYTES, *, strict: bool = False) -> dict[str, Any]:
@@ -165,8 +139,8 @@ def shown(name: object, longest: int = 80) -> str:
     return one_line(str(name), longest)
 
 
-def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> None:
-    """Hold the small files of a model folder to regular files of a size that they can need.
+def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> int:
+    """Hold the small files of a model folder to regular files of a size that they can need; their bytes together.
 
     Libraries open such files by name and would wait for a pipe, or read a device without end.
 
@@ -177,20 +151,23 @@ def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> N
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:
         raise unreadable(folder, error) from error
+    total = 0
     for name in names:
         path = folder / name
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) or path.is_dir():
             continue
         try:
             facts = path.stat()
+            require_regular(path, facts.st_mode)
         except FileNotFoundError:
             continue  # a link to nothing: whoever needs it says that it is absent
         except OSError as error:
             raise unreadable(path, error) from error
-        _require_regular(path, facts.st_mode)
         most = most_bytes(name)
         if facts.st_size > most:
             raise ModelError(f"{path} has more than {most // MIB} MiB, which such a file cannot need", _PULL)
+        total += facts.st_size
+    return total
 
 
 def most_bytes(name: str) -> int:

@@ -33,6 +33,8 @@ DTYPES: Mapping[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
 }
 """Safetensors dtype names that a checkpoint may use."""
+_UNREAD = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "C64"})
+"""Types of safetensors that no backend computes with."""
 
 PARTIAL_SUFFIX = ".partial.json"
 """``model.safetensors.partial.json`` lists the tensors that a partly fetched file really holds."""
@@ -91,6 +93,11 @@ def _place(name: str, entry: Any, file: Path, base: int, file_bytes: int) -> Ten
     if not name.isprintable():
         raise ValueError("a tensor has an unprintable name")
     label = shown(name)
+    if isinstance(entry, dict) and entry["dtype"] in _UNREAD:
+        raise ModelError(
+            f"{label} of {file.name} is of the type {entry['dtype']}, which edgepp does not read",
+            "use a copy of the model as mlx-lm quantises it, for example from mlx-community",
+        )
     if not isinstance(entry, dict) or entry["dtype"] not in DTYPES:
         raise ValueError(f"{label} has an unknown dtype")
     shape, offsets = _sizes(label, entry["shape"]), _sizes(label, entry["data_offsets"])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edgepp.errors import ModelError
-from edgepp.model.cache import write_atomically
+from edgepp.files import write_atomically
 from edgepp.model.files import INDEX_BYTES, read_object
 from edgepp.model.header import PARTIAL_SUFFIX, TensorPlace, header_bytes, parse_header, read_header
 from edgepp.model.ranges import Range, covers, minus, union

@@ -13,7 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from edgepp.errors import ModelError
-from edgepp.model.cache import cache_dir, write_atomically
+from edgepp.files import write_atomically
+from edgepp.model.cache import cache_dir
 from edgepp.model.files import INDEX_BYTES, read_bounded, read_object
 from edgepp.model.parts import Parts, missing
 from edgepp.model.source import HubRepository, is_commit

@@ -9,12 +9,13 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 from edgepp.child import python_command
 from edgepp.errors import ModelError
 
-_WALL_S = 60.0
+_WALL_S = 120.0
 """For a process that is stopped, or a machine that is very busy: limits of a processor's time come long before."""
 _LONGEST_BYTES = 1 << 28
 _IDLE_S = 2.0
@@ -27,10 +28,10 @@ class TextClient:
     long or too much memory. The process is then started anew for the next call.
     """
 
-    def __init__(self, name: str, definition: str) -> None:
+    def __init__(self, name: str, definition: str = "") -> None:
+        """``definition`` is the text of a ``tokenizer.json``, unless ``open`` finds it."""
         self._name = name
-        self.definition = definition
-        """The text of its ``tokenizer.json``."""
+        self._definition = definition
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._loaded = self._kept = False
@@ -41,10 +42,13 @@ class TextClient:
         self._kept = True
         threading.Thread(target=self._prepare, name="text", daemon=True).start()
 
-    def load(self) -> None:
-        """Have the process read the tokenizer, unless it has."""
+    def open(self, folder: Path, size: int) -> dict[str, Any]:
+        """Have the process read the tokenizer in a folder, ``size`` bytes; see ``definition.read_definition``."""
         with self._at_work():
-            self._load()
+            form = {"do": "open", "folder": str(folder.absolute()), "size": size}
+            facts: dict[str, Any] = self._call(form, f"the tokenizer of {self._name} cannot be read")
+            self._definition = facts["definition"]
+        return facts
 
     def render(
         self, template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
@@ -70,8 +74,8 @@ class TextClient:
             self._end()
 
     def _prepare(self) -> None:
-        with suppress(ModelError):  # the next call says so again
-            self.load()
+        with suppress(ModelError), self._at_work():  # the next call says so again
+            self._load()
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -96,7 +100,7 @@ class TextClient:
         self._running()
         if self._loaded:
             return
-        definition = self.definition.encode()
+        definition = self._definition.encode()
         form = {"do": "load", "bytes": len(definition)}
         self._call(form, f"the tokenizer of {self._name} cannot be read", definition)
         self._loaded = True

@@ -1,8 +1,9 @@
 """What a model brings to make text and ids of each other, run in a process of its own.
 
-``python -m edgepp.model.text_process`` renders chat templates and runs a tokenizer. Both are the model's: a template
-can loop for ever, and a tokenizer's expressions can take minutes for a line. So each call has limits of a processor's
-time and of memory, and may end this process. Requests and replies are JSON, a line each; it ends when its input does.
+``python -m edgepp.model.text_process`` reads a tokenizer's files, runs the tokenizer and renders chat templates. All
+are the model's: a template can loop for ever, a tokenizer's expressions can take minutes for a line, and its files can
+ask for any memory. So each call has limits of a processor's time and of memory, and may end this process. Requests and
+replies are JSON, a line each; it ends when its input does.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from edgepp.child import limit_cpu, limit_memory
+from edgepp.model.definition import import_reader, read_definition
 from edgepp.model.encoder import Encoder
 from edgepp.model.template import render
 from edgepp.printable import one_line
@@ -25,6 +28,11 @@ RENDER_S = 1
 def encode_s(characters: int) -> int:
     """Seconds of a processor that encoding so much text may take."""
     return 2 + characters // 250_000
+
+
+def open_s(folder_bytes: int) -> int:
+    """Seconds of a processor that reading so much of tokenizer files may take, also where they must be converted."""
+    return min(20 + folder_bytes // 250_000, 100)
 
 
 def load_s(definition_bytes: int) -> int:
@@ -42,6 +50,10 @@ class _Desk:
         if form["do"] == "render":
             limit_cpu(RENDER_S)
             return render(form["template"], form["messages"], form["variables"])
+        if form["do"] == "open":
+            import_reader()
+            limit_cpu(open_s(form["size"]))
+            return read_definition(Path(form["folder"]))
         if form["do"] == "load":
             limit_cpu(load_s(len(definition)))
             self._encoder = Encoder(definition.decode())

@@ -1,30 +1,25 @@
 """Text to token ids and back, without any code of the model's own.
 
-transformers reads a model's tokenizer; what the model brings is run in a process with limits (``text_client``), and
-text of messages never becomes a control token (``encoder``).
+What the model brings is read and run in a process with limits (``text_client``), and text of messages never becomes a
+control token (``encoder``).
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgepp.errors import EdgeppError, ModelError, UsageError
+from edgepp.errors import ModelError, UsageError
+from edgepp.model.definition import FILLER
 from edgepp.model.detokenizer import Detokenizer, decoding
 from edgepp.model.files import check_readable
 from edgepp.model.generation import end_ids
 from edgepp.model.text_client import TextClient
-from edgepp.printable import one_line
 
-_LARGEST_ID = 1 << 22
-_FILLER = "\U000f0000no token "
-"""Begins the name of a place without a token."""
 _THINKING = (
     {"<think>", "</think>"},
     {"<longcat_think>", "</longcat_think>"},
@@ -42,8 +37,8 @@ class Tokenizer:
     name: str
     eos_ids: frozenset[int]
     """Tokens that end an answer, from the tokenizer and the model's generation settings."""
-    _inner: Any
-    _template: str | None
+    _facts: Mapping[str, Any]
+    """See ``definition.read_definition``."""
     _client: TextClient
 
     @classmethod
@@ -57,18 +52,22 @@ class Tokenizer:
             raise ModelError(
                 f"{path} holds no tokenizer", "fetch it with `edgepp models pull`, or copy it into the folder"
             )
-        check_readable(path)
+        size = check_readable(path)
         if (templates := path / "additional_chat_templates").is_dir():
-            check_readable(templates, ("*",))
+            size += check_readable(templates, ("*",))
         ids = end_ids(path)
-        inner = _read(path)
-        if inner.eos_token_id is not None:
-            ids.add(int(inner.eos_token_id))
+        client = TextClient(path.name)
         try:
-            template = inner.get_chat_template() if inner.chat_template else None
-        except ValueError:  # several templates, and none that is the default
-            template = None
-        tokenizer = cls(path.name, frozenset(ids), inner, template, TextClient(path.name, _definition(inner)))
+            facts = client.open(path, size)
+        except ModelError as error:
+            whole = (path / "tokenizer.json").is_file()
+            error.hint = "pull the model again" if whole else "use a copy of the model that has a tokenizer.json"
+            raise
+        finally:
+            client.close()  # another process runs it, without what it took to read it
+        if facts["eos"] is not None:
+            ids.add(int(facts["eos"]))
+        tokenizer = cls(path.name, frozenset(ids), facts, client)
         tokenizer.detokenizer()  # what is wrong with it shows here
         return tokenizer
 
@@ -83,7 +82,7 @@ class Tokenizer:
             ModelError: the tokenizer cannot do it, or not within its limits.
         """
         _check(text)
-        bos = self._inner.bos_token
+        bos = self._facts["bos"]
         add = special and (bos is None or not text.startswith(bos))
         return self._client.encode(text, add)
 
@@ -96,7 +95,8 @@ class Tokenizer:
             UsageError: there is no message, or one is not Unicode.
             ModelError: the model has no chat template, or its template refuses the messages.
         """
-        if self._template is None:
+        template = self._facts["template"]
+        if template is None:
             raise ModelError(
                 f"{self.name} has no chat template: it only continues text",
                 "give the text as it is with --raw, or use an Instruct model",
@@ -105,21 +105,22 @@ class Tokenizer:
             raise UsageError("the conversation is empty", "say something")
         told = [{key: value for key, value in message.items() if value is not None} for message in messages]
         _check(told)
-        text, content = self._client.render(self._template, told, self._variables)
+        text, content = self._client.render(template, told, self._variables)
         return self._client.encode_chat(text, content)
 
     def detokenizer(self) -> Detokenizer:
         """A detokenizer for a new sequence, which goes on in mid-text: nothing is trimmed from its beginning."""
-        detokenizer: Detokenizer = self._decoding(self._tokens)
-        return detokenizer
+        decoder, tokens = self._decoding
+        return decoder(tokens)
 
     def vocabulary(self) -> dict[str, int]:
         """The id of every token."""
-        return {str(text): int(token) for text, token in self._inner.get_vocab().items()}
+        return {text: token for token, text in self._decoding[1].items()}
 
     def to_json(self) -> str:
         """The tokenizer itself, in the tokenizers library's format, without padding or truncation."""
-        return _definition(self._inner)
+        definition: str = self._facts["definition"]
+        return definition
 
     def start(self) -> None:
         """Have the process ready before the first text, without waiting for it."""
@@ -132,97 +133,23 @@ class Tokenizer:
     @cached_property
     def _variables(self) -> dict[str, Any]:
         """What a template knows besides the messages, as mlx-lm tells it."""
-        vocabulary = self._inner.get_vocab().keys()
-        thinking = any(tokens <= vocabulary for tokens in _THINKING)
-        return {
-            **{key: str(value) for key, value in self._inner.special_tokens_map.items()},
-            "enable_thinking": thinking,
-        }
+        vocabulary = self.vocabulary().keys()
+        return {**self._facts["special"], "enable_thinking": any(tokens <= vocabulary for tokens in _THINKING)}
 
     @cached_property
-    def _decoding(self) -> Any:
-        decoder = self._inner.backend_tokenizer.decoder
+    def _decoding(self) -> tuple[Callable[[Mapping[int, str]], Detokenizer], dict[int, str]]:
+        """What makes detokenizers, and the text of every id that is a token."""
+        form = json.loads(self._facts["definition"])
         try:
-            return decoding(None if decoder is None else json.loads(decoder.__getstate__()))
+            decoder = decoding(form["decoder"])
         except ModelError as error:
             raise ModelError(f"{self.name} cannot answer: {error}", error.hint) from error
-
-    @cached_property
-    def _tokens(self) -> dict[int, str]:
-        backend = self._inner.backend_tokenizer
-        vocabulary = backend.get_vocab(with_added_tokens=False)
-        tokens = {token: text for text, token in vocabulary.items() if not text.startswith(_FILLER)}
-        return tokens | {token: added.content for token, added in backend.get_added_tokens_decoder().items()}
-
-
-def _read(path: Path) -> Any:
-    """transformers' tokenizer, after the tokenizers library has read the file in a process that may die of it."""
-    trial = _trial(path)
-    try:
-        if trial is not None:
-            trial.start()
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else it complains that torch is absent
-        from mlx_lm.tokenizer_utils import AutoTokenizer  # with the classes that mlx-lm registers
-
-        if trial is not None:
-            trial.load()
-    finally:
-        if trial is not None:
-            trial.close()
-    try:
-        inner = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        if not hasattr(inner, "backend_tokenizer"):
-            raise ModelError(f"the tokenizer of {path.name} is of a kind that cannot be used: {type(inner).__name__}")
-        if trial is not None:
-            _keep_ids(inner, trial.definition)
-        return inner
-    except EdgeppError:
-        raise
-    except BaseException as error:  # a panic of the tokenizers library is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = one_line(str(error), 200) or type(error).__name__
-        raise ModelError(f"the tokenizer of {path.name} cannot be read: {reason}") from error
-
-
-def _trial(path: Path) -> TextClient | None:
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        return None
-    try:
-        return TextClient(path.name, file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the tokenizer of {path.name} cannot be read: {error}") from error
-
-
-def _keep_ids(inner: Any, stated: str) -> None:
-    """Give added tokens the ids that the file states; the library numbers them anew, maybe over another token."""
-    wanted = {one["content"]: one["id"] for one in json.loads(stated).get("added_tokens", ())}
-    backend = inner.backend_tokenizer
-    if all(backend.token_to_id(text) == token for text, token in wanted.items()):
-        return
-    if max(wanted.values()) > _LARGEST_ID:
-        raise ValueError(f"an added token has the id {max(wanted.values())}")
-    form = json.loads(backend.to_str())
-    vocabulary = form["model"]["vocab"]
-    if isinstance(vocabulary, dict):
-        vocabulary |= wanted
-    else:  # ids are places in a list
-        names = {token: text for text, token in wanted.items()}
-        lowest = min(score for _, score in vocabulary)
-        places = range(len(vocabulary), max(wanted.values()) + 1)
-        vocabulary += [[names.get(place, f"{_FILLER}{place}"), lowest] for place in places]
-    for one in form["added_tokens"]:
-        one["id"] = wanted.get(one["content"], one["id"])
-    inner._tokenizer = type(backend).from_str(json.dumps(form))
-
-
-def _definition(inner: Any) -> str:
-    backend = copy.copy(inner.backend_tokenizer)
-    backend.no_padding()
-    backend.no_truncation()
-    text: str = backend.to_str()
-    return text
+        vocabulary = form["model"]["vocab"]
+        if isinstance(vocabulary, dict):
+            tokens = {token: text for text, token in vocabulary.items()}
+        else:  # ids are places in a list
+            tokens = {place: text for place, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
+        return decoder, tokens | {one["id"]: one["content"] for one in form["added_tokens"]}
 
 
 def _check(value: Any) -> None:

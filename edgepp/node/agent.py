@@ -7,18 +7,15 @@ when the node dies, however it dies.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import IO, Any
-
-import psutil
 
 from edgepp.child import python_command
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.node.resources import stage_environment
-from edgepp.node.stage import StageConfig
+from edgepp.node.compute_policy import stage_environment
+from edgepp.node.stage_config import StageConfig
 from edgepp.wire.transport import Address
 
 STOP_S = 3.0
@@ -51,11 +48,11 @@ class StageProcess:
             python_command("edgepp.node.stage"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=stage_environment(config.threads),
+            env=stage_environment(config.policy.threads),
         )
         try:
             stdin = self._pipe(self._process.stdin)
-            stdin.write(json.dumps(asdict(config)).encode() + b"\n")
+            stdin.write(config.encode())
             stdin.flush()
         except BrokenPipeError as error:
             raise EdgeppError("the stage process died as it started", "its own message stands above") from error
@@ -123,12 +120,6 @@ class StageProcess:
         if pipe is None:
             raise EdgeppError("the stage process has no pipe")
         return pipe
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, not counting hyper-threads."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 def check_listen(address: Address, *, insecure: bool) -> None:

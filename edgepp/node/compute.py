@@ -20,7 +20,7 @@ from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong, decode, encode
 from edgepp.wire.security import Rarely
 from edgepp.wire.speakers import check_speaker
-from edgepp.wire.transport import Link, Listener
+from edgepp.wire.transport import Link, Listener, Sender
 from edgepp.wire.values import sentence
 
 log = logging.getLogger("edgepp.stage")
@@ -46,6 +46,8 @@ class Ring:
 
     stage: int
     control: bytes
+    previous_key: str
+    """Who may send frames of the ring; empty where the data socket is not encrypted."""
     next: Link | None
     route: bytes
     codec: CodecChoice
@@ -165,7 +167,8 @@ class Compute:
             return
         self._detach(message.epoch)
         choice = CodecChoice(message.codec, joined.bytes_s if link is not None else message.return_bytes_s)
-        self._rings[message.epoch] = Ring(message.stage, attempt.control, link, bytes.fromhex(message.route), choice)
+        route = bytes.fromhex(message.route)
+        self._rings[message.epoch] = Ring(message.stage, attempt.control, message.previous_key, link, route, choice)
         self.outbox.put((attempt.control, Attached(message.epoch, int(joined.echo_s * 1e6), joined.bytes_s)))
 
     def _detach(self, epoch: int) -> None:
@@ -180,8 +183,8 @@ class Compute:
         try:
             received = self.data.receive()
             if received is not None:
-                route, (header, *tensor) = received
-                self._take(route, header, tensor)
+                sender, (header, *tensor) = received
+                self._take(sender, header, tensor)
         except RemoteProtocolError as error:
             self.status.drop(error)
         except Exception as error:
@@ -189,20 +192,22 @@ class Compute:
             if self._rarely.tells("message", type(error).__name__):
                 log.exception("a message failed")
 
-    def _take(self, route: bytes, header: memoryview, tensor: list[memoryview]) -> None:
+    def _take(self, sender: Sender, header: memoryview, tensor: list[memoryview]) -> None:
         message = decode(header)
         check_speaker(message, "data", "guest")
         if isinstance(message, Forward | Batch):
-            self._run(message, tensor)
+            self._run(sender.key, message, tensor)
         elif not isinstance(message, Echo) or message.reply or sum(map(len, tensor)) > PROBE_BYTES:
             raise RemoteProtocolError("an echo that nobody asked for, or of too many bytes")
         else:
-            self.data.send(route, [encode(message._replace(reply=True)), *tensor])
+            self.data.send(sender.route, [encode(message._replace(reply=True)), *tensor])
 
-    def _run(self, frame: Frame, tensor: list[memoryview]) -> None:
+    def _run(self, key: str, frame: Frame, tensor: list[memoryview]) -> None:
         ring = self._rings.get(frame.epoch)
         if ring is None:
             raise RemoteProtocolError(f"a frame of the unknown epoch {frame.epoch}")
+        if key != ring.previous_key:
+            raise RemoteProtocolError("a frame of another sender than the previous stage")
         if frame.width != self.worker.model.hidden_size:
             raise RemoteProtocolError(f"a frame of shape ({frame.rows}, {frame.width})")
         self.status.busy_since = time.perf_counter()

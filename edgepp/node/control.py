@@ -13,7 +13,7 @@ from edgepp.node.compute import Compute
 from edgepp.node.joining import Attempt, Joiner, Reply
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome, decode, encode
-from edgepp.wire.security import Gate, Rarely
+from edgepp.wire.security import Rarely
 from edgepp.wire.speakers import Role, check_speaker
 from edgepp.wire.transport import Listener, Sender
 from edgepp.wire.values import sentence
@@ -43,12 +43,11 @@ class Control(threading.Thread):
     """The control thread: answers at once, whatever the compute thread does."""
 
     def __init__(
-        self, listener: Listener, gate: Gate, compute: Compute, joiner: Joiner, welcome: Welcome, driver: str = ""
+        self, listener: Listener, compute: Compute, joiner: Joiner, welcome: Welcome, driver: str = ""
     ) -> None:
         """``driver`` is the only key that may order this stage; empty where everyone who is admitted may."""
         super().__init__(name="control", daemon=True)
         self._listener = listener
-        self._gate = gate
         self._compute = compute
         self._joiner = joiner
         self._welcome = welcome
@@ -85,7 +84,7 @@ class Control(threading.Thread):
     def receive(self) -> None:
         """Take one message; an unexpected error costs that message."""
         try:
-            received = self._listener.receive_from()
+            received = self._listener.receive()
             if received is not None:
                 self._take(*received)
         except RemoteProtocolError as error:
@@ -96,8 +95,6 @@ class Control(threading.Thread):
                 log.exception("a control message failed")
 
     def _take(self, sender: Sender, frames: Sequence[memoryview]) -> None:
-        if sender.key and not self._gate.admits(sender.key):
-            raise RemoteProtocolError(f"a message of {sender.host}, whose key was revoked")
         try:
             if len(frames) != 1:
                 raise RemoteProtocolError("a control message with a tensor")
@@ -132,6 +129,9 @@ class Control(threading.Thread):
 
     def _attach(self, sender: Sender, message: Attach) -> None:
         self._check_owner(sender, message.epoch)
+        if bool(message.previous_key) != bool(sender.key):
+            encrypted = "encrypted" if sender.key else "not encrypted"
+            raise RemoteProtocolError(f"the previous stage's key does not fit this stage, which is {encrypted}")
         others = [one for epoch, one in self._epochs.items() if epoch != message.epoch]
         owner = _owner(sender)
         if len(others) >= MOST_EPOCHS or sum(one.owner == owner for one in others) >= MOST_EPOCHS_OF_ONE:

@@ -96,7 +96,8 @@ class NodeAgent(threading.Thread):
         self.ended = threading.Event()
         self._closing = False
         self._slots = [
-            Slot(i, offer.slot(i, identity, cluster.coordinator.key), self._outbox.put) for i in range(offer.slots)
+            Slot(i, offer.stage_settings(i, identity, cluster.coordinator.key), self._outbox.put)
+            for i in range(offer.slots)
         ]
 
     def close(self) -> None:

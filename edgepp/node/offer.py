@@ -1,4 +1,4 @@
-"""What a node offers to its cluster, and what follows from it: its enrolment and the options of its slots."""
+"""What a node offers to its cluster, and what follows from it: its enrolment and the settings of its stages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from edgepp import __version__
 from edgepp.cluster.identity import Identity
 from edgepp.cluster.interfaces import usable_addresses
 from edgepp.layers import LayerRange
-from edgepp.node.agent import physical_cores
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.node.resources import Resources
-from edgepp.node.slot import SlotOptions
+from edgepp.node.stage_config import StageSettings
 from edgepp.wire.messages import Enrol
 from edgepp.wire.transport import Address
 
@@ -28,17 +28,14 @@ class Offer:
     listen: Address = field(default_factory=lambda: Address("*", 0))
     """Where its stages listen; with a port, each slot takes two from there on."""
 
-    def slot(self, index: int, identity: Identity, driver: str) -> SlotOptions:
+    def stage_settings(self, index: int, identity: Identity, driver: str) -> StageSettings:
         """How slot ``index`` of the node with this ``identity`` runs stages for the owner of the key ``driver``."""
-        threads = max(1, self.resources.threads // max(1, self.slots))
-        return SlotOptions(
+        return StageSettings(
+            policy=ComputePolicy.node(self.resources.threads, self.slots),
+            backend=self.backend,
+            listen=Address(self.listen.host, self.listen.port + 2 * index if self.listen.port else 0),
             node=identity.name,
             keys=identity.keys,
-            listen=str(Address(self.listen.host, self.listen.port + 2 * index if self.listen.port else 0)),
-            backend=self.backend,
-            threads=threads,
-            spin=self.slots == 1 and threads == physical_cores(),
-            awake=threads * self.slots <= physical_cores(),
             driver=driver,
         )
 

@@ -24,7 +24,7 @@ from edgepp import backend
 from edgepp.backend.base import BackendOptions, StageModel
 from edgepp.boundary import explained
 from edgepp.layers import LayerRange
-from edgepp.model.cards import Shape
+from edgepp.model.cards import Shape, token_flops
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.wire.codec import DTYPES
 
@@ -88,12 +88,11 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     options = BackendOptions(threads=config.threads, exact=config.exact)
     stages = [chosen.load_stage(checkpoint, LayerRange(0, 1), options) for _ in range(_COPIES)]
     prefill_us, decode_us = measure_speed(*stages)
-    weights = sum(rows * columns for rows, columns in _LAYER.layer_matrices().values())
     return {
         "backend": chosen.name,
         "device": stages[0].device,
         "stream_bps": _COPIES * _LAYER.layer_bytes() / (decode_us / 1e6),
-        "flops": _COPIES * 2 * weights / (prefill_us / 1e6),
+        "flops": _COPIES * token_flops(_LAYER.layer_weights()) / (prefill_us / 1e6),
     }
 
 

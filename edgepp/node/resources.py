@@ -23,7 +23,9 @@ import psutil
 from edgepp import __version__
 from edgepp.child import python_command
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.model.cache import cache_dir, locked, write_atomically
+from edgepp.files import write_atomically
+from edgepp.model.cache import cache_dir, locked
+from edgepp.node.compute_policy import stage_environment
 from edgepp.node.probe import ProbeConfig
 
 _LOG = logging.getLogger(__name__)
@@ -32,8 +34,6 @@ _RESERVE_PART = 20
 """What stays free for everything else: 512 MB, or a twentieth of what is available where that is more."""
 _PROBE_S = 60.0
 _LINUX = platform.system() == "Linux"
-_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if _LINUX else {}
-"""Decoding reads every weight once a token; huge pages made it 3 to 26 % faster (bench/LOG.md)."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -196,11 +196,6 @@ def _remembered(file: Path) -> _Speed | None:
         return _measured(json.loads(file.read_bytes())) if file.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def stage_environment(threads: int) -> dict[str, str]:
-    """The environment variables of a process that computes."""
-    return {**_HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 def run_probe(backend: str, threads: int, exact: bool) -> dict[str, Any]:

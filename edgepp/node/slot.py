@@ -7,16 +7,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.parts import Parts
 from edgepp.node.agent import Ready, StageProcess
-from edgepp.node.stage import StageConfig
+from edgepp.node.stage_config import StageSettings
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded
-from edgepp.wire.security import KeyPair
 from edgepp.wire.values import sentence
 
 log = logging.getLogger("edgepp.node")
@@ -27,21 +25,6 @@ _PROGRESS_S = 0.25
 Report = Loading | Loaded | NotLoaded
 
 
-@dataclass(frozen=True)
-class SlotOptions:
-    """What is the same for every range that a slot runs."""
-
-    node: str
-    keys: KeyPair
-    listen: str
-    backend: str
-    threads: int
-    spin: bool
-    awake: bool
-    driver: str
-    """The coordinator's key."""
-
-
 class _SupersededError(EdgeppError):
     """Something else is wanted by now."""
 
@@ -49,10 +32,10 @@ class _SupersededError(EdgeppError):
 class Slot(threading.Thread):
     """Runs at most one stage process; whatever becomes of it is reported."""
 
-    def __init__(self, index: int, options: SlotOptions, report: Callable[[Report], None]) -> None:
+    def __init__(self, index: int, settings: StageSettings, report: Callable[[Report], None]) -> None:
         super().__init__(name=f"slot-{index}", daemon=True)
         self._index = index
-        self._options = options
+        self._settings = settings
         self._report = report
         self._wanted: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -138,24 +121,8 @@ class Slot(threading.Thread):
     def _start(self, load: Load) -> None:
         layers = LayerRange(load.start, load.stop)
         path = fetch(load.model, Parts(layers=layers), self._progress(load, "fetching"))
-        options = self._options
-        config = StageConfig(
-            path=str(path),
-            model=load.model,
-            node=options.node,
-            start=load.start,
-            stop=load.stop,
-            listen=options.listen,
-            backend=options.backend,
-            threads=options.threads,
-            exact=load.exact,
-            kv_bits=load.kv_bits or None,
-            spin=options.spin,
-            awake=options.awake,
-            public=options.keys.public,
-            secret=options.keys.secret,
-            admit=self._admitted,
-            driver=options.driver,
+        config = self._settings.config(
+            path, load.model, layers, exact=load.exact, kv_bits=load.kv_bits or None, admit=self._admitted
         )
         self._child = StageProcess(config)
         tell = self._progress(load, "loading")

@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ import psutil
 import zmq
 
 from edgepp import backend
-from edgepp.backend.base import BackendOptions, StageModel
+from edgepp.backend.base import StageModel
 from edgepp.boundary import explained
-from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.node.compute import Command, Compute
 from edgepp.node.control import Control
 from edgepp.node.joining import Joiner
 from edgepp.node.probe import measure_speed
+from edgepp.node.stage_config import StageConfig
 from edgepp.node.worker import Worker
 from edgepp.printable import PrintableFormatter
 from edgepp.wire import codec
@@ -45,41 +44,6 @@ _MOST_ANSWERS = 128
 """Results and echoes that wait for a peer that does not take them; no ring has so many steps in it."""
 
 
-@dataclass(frozen=True)
-class StageConfig:
-    """What a stage process is told at its start."""
-
-    path: str
-    model: str
-    node: str
-    start: int
-    stop: int
-    listen: str
-    backend: str = "auto"
-    threads: int = 1
-    exact: bool = False
-    kv_bits: int | None = None
-    spin: bool = False
-    awake: bool = False
-    """Wait for the next frame without sleeping: where there is a core for each thread, that makes a hop cheaper."""
-    public: str = ""
-    secret: str = field(default="", repr=False)
-    admit: tuple[str, ...] = ()
-    """Keys that may connect; the parent sends a new list when members come and go."""
-    driver: str = ""
-    """The only key that may order the stage; empty where everyone who may connect may."""
-
-    @property
-    def layers(self) -> LayerRange:
-        """The range to run."""
-        return LayerRange(self.start, self.stop)
-
-    @property
-    def keys(self) -> KeyPair | None:
-        """The node's key pair; None for a stage that is not encrypted."""
-        return KeyPair(self.public, self.secret) if self.public else None
-
-
 def _report(event: str, **fields: Any) -> None:
     sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
     sys.stdout.flush()
@@ -89,7 +53,7 @@ def _load(config: StageConfig) -> tuple[Checkpoint, StageModel, str]:
     checkpoint = Checkpoint.open(Path(config.path))
     checkpoint.require(config.layers)
     chosen = backend.choose(config.backend, checkpoint)
-    options = BackendOptions(threads=config.threads, exact=config.exact, spin=config.spin, kv_bits=config.kv_bits)
+    options = config.policy.backend_options(exact=config.exact, kv_bits=config.kv_bits)
     model = chosen.load_stage(
         checkpoint, config.layers, options, lambda done, total: _report("progress", done=done, total=total)
     )
@@ -143,11 +107,11 @@ def serve(config: StageConfig) -> None:
     )
     worker = Worker(model, checkpoint.context)
     del checkpoint  # and with it the mapping of its files
-    compute = Compute(worker, data, awake=config.awake)
+    compute = Compute(worker, data, awake=config.policy.awake)
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
     frame_bytes = data_frame_bytes(model.hidden_size)
     joiner = Joiner(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
-    answering = Control(control, gate, compute, joiner, welcome, config.driver)
+    answering = Control(control, compute, joiner, welcome, config.driver)
     answering.start()
     threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
     _report(
@@ -188,7 +152,7 @@ def main() -> None:
     if not told:
         return  # the parent is gone already
     try:
-        serve(StageConfig(**json.loads(told)))
+        serve(StageConfig.decode(told))
     except Exception as error:  # noqa: BLE001 - the process's boundary
         known = explained(error)
         if _serving.is_set():  # the parent reads no reports any more

@@ -1,16 +1,16 @@
-"""From timed steps to a machine as predictions know it. Pure.
+"""A ``Machine`` from timed steps of one stage. Pure; ``bench`` times the steps.
 
-What is timed are steps of one stage: decode steps of one and of several rows, and prompts, at short and long context,
-through two numbers of the model's layers. Their seconds are a sum of few unknowns, each of which is something:
+The steps are decode steps of one and of several rows, and prompts, at short and long context, through two numbers of
+the model's layers. Their seconds are a sum of a few unknowns, each with a meaning:
 
     step of r rows behind p positions:  step_s + layers * (pass_s[r] + r * p * position_s)
     prompt of n tokens in chunks of t:  n / t * (step_s + layers * pass_s[t]) + layers * n² / 2 * attend_s
 
-``step_s`` is what a step costs however few layers it passes, ``pass_s[r]`` what a layer's weights cost r rows,
-``position_s`` what reading a position of a KV cache costs in a layer, ``attend_s`` what attending to one costs a token
-of a prompt. Least squares of relative errors finds them; what noise makes negative is nothing.
+``step_s`` is the fixed time of a step, ``pass_s[r]`` the time for r rows to pass a layer's weights, ``position_s`` the
+time to read one position of a KV cache in a layer, ``attend_s`` the time for a token of a prompt to attend to one
+position. They are found by least squares of relative errors; negative results count as 0.
 
-A rate found like this belongs to the layers that were timed: in narrow ones it holds the overhead of small operations.
+The rates belong to the layers that were timed: those of narrow layers include the overhead of small operations.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from edgepp.plan.machines import CPU_CHUNK, Efficiency, Machine, Model
 
 _STEP, _POSITION, _ATTEND = "step_s", "position_s", "attend_s"
 _LEAST_S = 1e-9
-"""What a pass takes at least; noise may find less in layers as small as a test's."""
+"""Least seconds of a pass; noise may give less for very small layers."""
 _Unknown: TypeAlias = "str | int"
-"""A name, or the rows of a ``pass_s``."""
+"""A name, or the number of rows of a ``pass_s``."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of ``steps`` of equal size through a stage, together."""
+    """The seconds of ``steps`` of equal size through a stage, in sum."""
 
     layers: int
     rows: int
     steps: int
     read: float
-    """Positions of KV caches that decode steps read,"""
+    """Positions of KV caches that decode steps read."""
     attended: float
-    """and times that a token of a prompt attended to one."""
+    """Pairs of a prompt's token and a position that it attends to."""
     seconds: float
 
     @classmethod
@@ -56,7 +56,7 @@ class Timed:
 
     @property
     def terms(self) -> dict[_Unknown, float]:
-        """How often each unknown is in its seconds."""
+        """The coefficient of each unknown in ``seconds``."""
         return {
             _STEP: self.steps,
             self.rows: self.layers * self.steps,
@@ -67,7 +67,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a stage's steps are made of, in seconds."""
+    """The unknowns of the module's equations, in seconds."""
 
     step_s: float
     pass_s: Mapping[int, float]
@@ -76,10 +76,10 @@ class Calibration:
 
     @classmethod
     def of(cls, timed: Sequence[Timed]) -> Calibration:
-        """Find it.
+        """Fit the unknowns to ``timed`` steps.
 
         Raises:
-            PlanError: the steps cannot tell its parts from each other.
+            PlanError: the steps do not determine the unknowns.
         """
         names = list(dict.fromkeys(name for one in timed for name, count in one.terms.items() if count))
         table = np.array([[one.terms.get(name, 0.0) / one.seconds for name in names] for one in timed])
@@ -102,7 +102,7 @@ class Calibration:
     def machine(
         self, node: str, model: Model, chunk: int, hop_s: float, lanes: int = 1, crowded: float = 1.0
     ) -> Machine:
-        """The machine that takes these seconds for layers of ``model``.
+        """The machine that needs these seconds for layers of ``model``.
 
         Raises:
             PlanError: steps of one row or of a ``chunk`` were not timed.
@@ -110,14 +110,14 @@ class Calibration:
         if not {1, chunk} <= set(self.pass_s):
             raise PlanError(f"steps of 1 and of {chunk} rows have to be timed, not of {sorted(self.pass_s)}")
         size, pass_s = model.size, {rows: max(_LEAST_S, seconds) for rows, seconds in sorted(self.pass_s.items())}
-        stream_bps, flops = size.layer_bytes / pass_s[1], chunk * size.layer_flops / pass_s[chunk]
+        stream_bytes_per_s, flops_per_s = size.layer_bytes / pass_s[1], chunk * size.layer_flops / pass_s[chunk]
         return Machine(
             node=node,
-            stream_bps=stream_bps,
-            flops=flops,
+            stream_bytes_per_s=stream_bytes_per_s,
+            flops_per_s=flops_per_s,
             efficiency=Efficiency(
-                kv=_share(size.kv_bytes, self.position_s, stream_bps),
-                attention=_share(model.attention_flops, self.attend_s, flops),
+                kv=_share(size.kv_bytes, self.position_s, stream_bytes_per_s),
+                attention=_share(model.attention_flops, self.attend_s, flops_per_s),
                 batches=tuple((rows, seconds / pass_s[1]) for rows, seconds in pass_s.items() if 1 < rows < chunk),
                 hop_s=hop_s,
                 step_s=self.step_s,
@@ -130,16 +130,16 @@ class Calibration:
 
 
 def coordinator(node: str, model: Model, ends_s: Mapping[int, float], hop_s: float, lanes: int = 1) -> Machine:
-    """The machine that takes ``ends_s`` by rows, of which two numbers at least, from a step's return to the next one.
+    """The machine of a coordinator, by the seconds from a step's return to the next step for numbers of rows.
 
-    Its rates are those of the output head, and sampling, embedding and scheduling are in them.
+    ``ends_s`` has at least two numbers of rows. The machine's rates include sampling, embedding and scheduling.
     """
     (fewer, less_s), (more, most_s) = sorted(ends_s.items())[-2:]
     row_s = max(most_s - less_s, most_s / 1000) / (more - fewer)
     return Machine(
         node=node,
-        stream_bps=model.head_bytes / ends_s[1],
-        flops=model.head_flops / row_s,
+        stream_bytes_per_s=model.head_bytes / ends_s[1],
+        flops_per_s=model.head_flops / row_s,
         efficiency=Efficiency(
             batches=tuple((n, s / ends_s[1]) for n, s in sorted(ends_s.items()) if n > 1), hop_s=hop_s, sample_s=0.0
         ),
@@ -149,5 +149,5 @@ def coordinator(node: str, model: Model, ends_s: Mapping[int, float], hop_s: flo
 
 
 def _share(work: float, seconds: float, rate: float) -> float:
-    """What ``work`` in ``seconds`` is of ``rate``; nothing measured counts as no time."""
+    """The share of ``rate`` that ``work`` in ``seconds`` is; 0 seconds count as no time."""
     return work / seconds / rate if seconds > 0 else 1e6

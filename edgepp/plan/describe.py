@@ -1,4 +1,4 @@
-"""A cluster from what people write (options, a TOML file) or from what a live coordinator reports."""
+"""Builders of a cluster: from options, from a TOML file, or from the status of a live coordinator."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
 from edgepp.plan import hardware
-from edgepp.plan.cluster import Cluster, Node
+from edgepp.plan.cluster import ClusterSpec, Node
 from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine
-from edgepp.plan.quantities import parse_bytes_s, parse_flops, parse_link
+from edgepp.plan.quantities import parse_bytes_per_s, parse_flops_per_s, parse_link
 
 BANDWIDTH = 50e9
-"""Of a node of which it is not said: two channels of DDR4."""
+"""Default bytes/s of a node's memory: two channels of DDR4."""
 FLOPS = 500e9
-"""Likewise: a few cores of a laptop."""
+"""Default FLOP/s of a node: a few cores of a laptop."""
 USABLE = 0.75
-"""The share of a described node's memory that a model may use, where its hardware is not named."""
+"""Default share of a node's memory that a model may use, if its hardware is not named."""
 GPU_FLOPS = 2e12
-"""From here on a described rate of arithmetic counts as a GPU's."""
+"""FLOP/s from which a described node counts as a GPU."""
 _KEYS = ("name", "hw", "mem", "usable", "bw", "flops", "layers")
 
 
@@ -34,18 +34,20 @@ def read_node(fields: Mapping[str, str], number: int) -> Node:
     """A node from its keys (``_KEYS``), all but ``mem`` or ``hw`` optional.
 
     Raises:
-        UsageError: a key is unknown, a value cannot be read, or its memory is not said.
+        UsageError: a key is unknown, a value cannot be read, or the memory is missing.
     """
     unknown = [key for key in fields if key not in _KEYS]
     if unknown:
         raise UsageError(f"a node has no '{unknown[0]}'", f"it has {', '.join(_KEYS)}")
     named = hardware.find(fields["hw"]) if "hw" in fields else None
     if named is None and "mem" not in fields:
-        raise UsageError(f"node {number} does not say its memory", "add mem=16GB, or hw= (see --list-hardware)")
+        raise UsageError(f"the memory of node {number} is missing", "add mem=16GB, or hw= (see --list-hardware)")
     name = fields.get("name") or (named.name if named else f"node{number}")
-    memory = parse_bytes(fields["mem"]) if "mem" in fields else (named.memory if named else 0)
-    bandwidth = parse_bytes_s(fields["bw"]) if "bw" in fields else (named.bandwidth if named else BANDWIDTH)
-    flops = parse_flops(fields["flops"]) if "flops" in fields else (named.flops if named else FLOPS)
+    memory = parse_bytes(fields["mem"]) if "mem" in fields else (named.memory_bytes if named else 0)
+    bandwidth = (
+        parse_bytes_per_s(fields["bw"]) if "bw" in fields else (named.memory_bytes_per_s if named else BANDWIDTH)
+    )
+    flops = parse_flops_per_s(fields["flops"]) if "flops" in fields else (named.flops_per_s if named else FLOPS)
     gpu = named.gpu if named else flops >= GPU_FLOPS
     if "usable" in fields:
         usable = int(memory * _share(fields["usable"]))
@@ -56,12 +58,12 @@ def read_node(fields: Mapping[str, str], number: int) -> Node:
     )
     pinned = LayerRange.parse(fields["layers"]) if "layers" in fields else None
     assumed = "mem" not in fields
-    said = f"{named.title}, {memory / 1e9:g} GB{' assumed' if assumed else ''}" if named else "described"
-    return Node(machine, usable, said, pinned, assumed)
+    source = f"{named.title}, {memory / 1e9:g} GB{' assumed' if assumed else ''}" if named else "described"
+    return Node(machine, usable, source, pinned, assumed)
 
 
 def read_nodes(tables: Sequence[Mapping[str, str]]) -> list[Node]:
-    """Nodes from their keys; those without a name that are of one kind of hardware are numbered: ``m2-1``, ``m2-2``.
+    """Nodes from their keys; nodes without a name that have the same hardware are numbered: ``m2-1``, ``m2-2``.
 
     Raises:
         UsageError: as for ``read_node``.
@@ -81,13 +83,13 @@ def parse_node(text: str) -> dict[str, str]:
     """The keys of a node as ``--node`` gives it: ``name=mini,mem=16GB,bw=100GB/s`` or ``hw=m4-pro,mem=48GB``.
 
     Raises:
-        UsageError: a part is no ``key=value``, or is given twice.
+        UsageError: a part is not ``key=value``, or a key is given twice.
     """
     fields: dict[str, str] = {}
     for part in text.split(","):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value or key in fields:
-            fault = "is said twice" if key in fields else "is not key=value"
+            fault = "is given twice" if key in fields else "is not key=value"
             raise UsageError(f"'{part.strip()}' in node '{text}' {fault}", "write it like name=mini,mem=16GB")
         fields[key] = value
     return fields
@@ -97,7 +99,7 @@ def parse_named_link(text: str) -> tuple[tuple[str, str] | None, LinkSpeed]:
     """A link as ``--link`` gives it: ``1Gbit:0.3ms`` for all, or ``studio,mini=10Gbit:0.1ms`` for one pair.
 
     Raises:
-        UsageError: it is none.
+        UsageError: ``text`` is not a link.
     """
     names, equals, speed = text.rpartition("=")
     if not equals:
@@ -108,8 +110,8 @@ def parse_named_link(text: str) -> tuple[tuple[str, str] | None, LinkSpeed]:
     return (pair[0], pair[1]), parse_link(speed)
 
 
-def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | None, LinkSpeed]]) -> Cluster:
-    """A cluster of described parts; the first node coordinates.
+def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | None, LinkSpeed]]) -> ClusterSpec:
+    """The cluster of these nodes and links; the first node coordinates.
 
     Raises:
         UsageError: there is no node, two share a name, or a link names none of them or is given twice.
@@ -117,7 +119,7 @@ def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | Non
     found = tuple(nodes)
     names = [node.name for node in found]
     if not found:
-        raise UsageError("no node is described", "add --node mem=16GB, once a machine")
+        raise UsageError("no node is described", "add --node mem=16GB, once per machine")
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two nodes are called {name}", "give each its own with name=")
@@ -131,14 +133,14 @@ def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | Non
             raise UsageError(f"the link of {' and '.join(pair or ['all'])} is given twice", "give it once")
         speeds[ends] = link
     default = speeds.pop(None, UNKNOWN_LINK)
-    return Cluster(found, {ends: link for ends, link in speeds.items() if ends}, default)
+    return ClusterSpec(found, {ends: link for ends, link in speeds.items() if ends}, default)
 
 
-def read_file(path: Path) -> Cluster:
+def read_file(path: Path) -> ClusterSpec:
     """A cluster from a TOML file: ``[[nodes]]`` with the keys of ``--node``; ``[links]`` with ``default`` and pairs.
 
     Raises:
-        UsageError: it cannot be read, or describes no cluster.
+        UsageError: the file cannot be read, or describes no cluster.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -156,16 +158,16 @@ def read_file(path: Path) -> Cluster:
     )
 
 
-def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> Cluster:
-    """The live cluster, by what its coordinator's status says: rates are measured, links where they have been.
+def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> ClusterSpec:
+    """The live cluster by the status of its coordinator, with measured rates, and measured links where there are any.
 
-    ``running`` are the sizes of the model that it runs, if that is the one planned for: what its stages measured on
-    their own layers then counts, and not a node's probe, which times layers of one width for all models.
+    ``running`` are the sizes of the model that the cluster runs, if the plan is for this model: its stages' measured
+    times then replace the node's probe, which times layers of one width for all models.
 
     Raises:
         RemoteProtocolError: the status cannot be read.
-        PlanError: a node reports what no machine has.
-        UsageError: no node is there.
+        PlanError: a node reports figures that no machine has.
+        UsageError: no node is present.
     """
     try:
         present = [node for node in status["nodes"] if node["state"] != "gone"]
@@ -184,7 +186,7 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
 
 
 def _live_node(node: Mapping[str, Any], name: str) -> Node:
-    """The node by its probe, whose rates the stages that it runs share while they work at once."""
+    """The node by its probe; stages that work at the same time share the rates."""
     gpu, slots = node["device"] == "metal", int(node["stage_slots"])
     lanes = max(1, slots)
     machine = Machine(
@@ -202,10 +204,10 @@ def _live_node(node: Mapping[str, Any], name: str) -> Node:
 
 
 def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize) -> Node:
-    """The node with what its loaded stages took for their own layers, where they have been timed.
+    """The node by the times of its loaded stages, if all were timed.
 
-    A decode step's seconds beyond streaming at the probe's rate, or beyond one row's arithmetic where that is longer,
-    are the layers' overhead, not the output head's.
+    The layers' overhead is the time of a decode step beyond reading the weights at the probe's rate, or beyond the
+    arithmetic of one row if that takes longer. The output head has no such overhead.
     """
     stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
     if not stages or not all(stage["decode_s"] and stage["prefill_tok_s"] for stage in stages):
@@ -214,8 +216,8 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
     decode_s = sum(min(stage["decode_s"], stage.get("stage_s") or math.inf) for stage in stages)
     token_s = sum(1 / stage["prefill_tok_s"] for stage in stages)
     machine = node.machine
-    stream_bps = max(machine.stream_bps, layers * size.layer_bytes / decode_s)
-    weights_s, chunk = layers * size.layer_bytes / stream_bps, machine.chunk
+    stream_bytes_per_s = max(machine.stream_bytes_per_s, layers * size.layer_bytes / decode_s)
+    weights_s, chunk = layers * size.layer_bytes / stream_bytes_per_s, machine.chunk
     row_s = (chunk * token_s - (decode_s - weights_s)) / chunk
     if row_s > weights_s:
         row_s = (chunk * token_s - decode_s) / (chunk - 1)
@@ -223,26 +225,28 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
     overhead_s = decode_s - max(weights_s, row_s)
     machine = replace(
         machine,
-        stream_bps=stream_bps,
-        flops=layers * size.layer_flops / row_s,
+        stream_bytes_per_s=stream_bytes_per_s,
+        flops_per_s=layers * size.layer_flops / row_s,
         efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
-        crowded=1.0,  # each was timed with the cores that it has
+        crowded=1.0,  # each stage was timed with its own cores
     )
-    return replace(node, machine=machine, said=f"{node.said} with this model")
+    return replace(node, machine=machine, source=f"{node.source} with this model")
 
 
 def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[tuple[str, str] | None, LinkSpeed]]:
-    """Round trips between coordinator and nodes; over them hops and rates between stages, where they were measured."""
+    """Links by the round trips between coordinator and nodes, replaced by measured hops and rates between stages."""
     found: dict[tuple[str, str], LinkSpeed] = {}
     here = next((str(node["node"]) for node in status["nodes"] if "coordinator" in node["roles"]), "")
     for node in status["nodes"]:
         if here in names and node["node"] in names and node["node"] != here and node["rtt_s"] > 0:
-            found[_either_way(names[here], names[node["node"]])] = LinkSpeed(node["rtt_s"] / 2, UNKNOWN_LINK.bytes_s)
+            found[_either_way(names[here], names[node["node"]])] = LinkSpeed(
+                node["rtt_s"] / 2, UNKNOWN_LINK.bytes_per_s
+            )
     before, stages = here, status["stages"]
     for stage in stages:
         after, rate = str(stage["node_id"]), stage.get("link_bytes_s")
         if before != after and before in names and after in names and rate:
-            ways = 2 if stage is stages[-1] else 1  # the last stage's hop has the way back in it
+            ways = 2 if stage is stages[-1] else 1  # the last stage's hop includes the way back
             found[_either_way(names[before], names[after])] = LinkSpeed(stage["hop_s"] / ways, float(rate))
         before = after
     return list(found.items())
@@ -254,7 +258,7 @@ def _either_way(one: str, other: str) -> tuple[str, str]:
 
 
 def _unique(nodes: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """A name for each node id; with a part of the id where two machines have one name."""
+    """A name for each node id, with a part of the id if two machines share a name."""
     names = [name for name, _ in nodes]
     return {node: name if names.count(name) == 1 else f"{name} {node[:6]}" for name, node in nodes}
 

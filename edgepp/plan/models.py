@@ -1,18 +1,23 @@
-"""The model that is planned for: its card, or the configuration of one that lies on this disk. Asks no network."""
+"""The model that is planned for: its card, or the configuration of a model on this disk. No network is used."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from edgepp.errors import ModelError
+from edgepp.model.cards import Card, Shape
 from edgepp.model.source import LocalFolder, resolve
 from edgepp.plan.machines import Model
 
+_PRECISION = re.compile("-(bf16|[48]bit)$")
+"""End of a card's name that tells the precisions of one model apart."""
+
 
 def same_model(name: str, model: Model) -> bool:
-    """Whether a cluster that says it runs ``name``, at whatever revision, runs a model of these weights.
+    """Whether the model ``name`` of a cluster, at any revision, has the sizes of ``model``.
 
-    It counts as another one where this machine does not know the name.
+    A name that this machine does not know counts as another model.
     """
     try:
         size = read_model(name.partition("@")[0]).size
@@ -27,11 +32,25 @@ def read_model(name: str, kv_bits: int | None = None) -> Model:
     Keys and values are kept in ``kv_bits``, or as floats.
 
     Raises:
-        ModelError: there is no such model, or nothing of it is here.
+        ModelError: there is no such model, or nothing of it is on this disk.
     """
+    return Model.of(*_named_shape(name), kv_bits)
+
+
+def read_shape(name: str) -> tuple[str, Shape]:
+    """The shape of a model in any precision, with its name; that of a card loses the precision.
+
+    Raises:
+        ModelError: as for ``read_model``.
+    """
+    found, shape = _named_shape(name)
+    return (_PRECISION.sub("", found) if isinstance(shape, Card) else found), shape
+
+
+def _named_shape(name: str) -> tuple[str, Shape]:
     source = resolve(name)
     if not isinstance(source, LocalFolder) and source.card is not None:
-        return Model.of(source.card.name, source.card, kv_bits)
+        return source.card.name, source.card
     from edgepp.model.checkpoint import Checkpoint
     from edgepp.model.fetch import Parts, located
     from edgepp.model.shapes import shape_of
@@ -42,4 +61,4 @@ def read_model(name: str, kv_bits: int | None = None) -> Model:
             f"{name} has no card, and nothing of it is on this disk",
             "plan for a model of `edgepp models list` of the same size, or pull it and give its name again",
         )
-    return Model.of(name, shape_of(name, Checkpoint.open(path)), kv_bits)
+    return name, shape_of(name, Checkpoint.open(path))

@@ -21,45 +21,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.sizes import Links
-from edgepp.engine.scheduler import MOST_ROWS
+from edgepp.engine.scheduler import MOST_ROWS, SPARE_CHUNKS
 from edgepp.errors import PlanError
 from edgepp.layers import check_tiling
 from edgepp.plan.costs import Costs, StageTime
 from edgepp.plan.machines import Machine, Model, Stage, Workload
 
-_SPARE_CHUNKS = 2
-"""The scheduler's chunks in the ring beyond one a stage."""
-
 
 @dataclass(frozen=True)
 class Decode:
-    """So many requests decoding at once."""
+    """``requests`` that decode at the same time."""
 
     requests: int
     micro_batches: int
     stages: tuple[StageTime, ...]
-    """Of the largest micro-batch."""
+    """Times of the largest micro-batch."""
     ends_s: float
-    """The coordinator's: embedding, norm, head, sampling."""
+    """Seconds at the coordinator: embedding, norm, head, sampling."""
     return_s: float
-    """The hop back to the coordinator."""
+    """Seconds of the hop back to the coordinator."""
     tpot_s: float
     """Seconds between two tokens of one request."""
     limit: str
-    """What sets the cycle: ``way`` for one micro-batch's whole way, else the machine most waited for, or a link."""
+    """What bounds the cycle: ``way`` for the whole way of one micro-batch, or the name of a machine, or ``link N``."""
 
     @property
-    def tokens_s(self) -> float:
+    def tokens_per_s(self) -> float:
         """Tokens/s of all requests together."""
         return self.requests / self.tpot_s
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds of one micro-batch's way round by what they go into."""
+        """Seconds of one micro-batch's way round by what takes them."""
         return {
             "weights": sum(stage.weights_s for stage in self.stages),
             "KV": sum(stage.kv_s for stage in self.stages),
-            "FLOPs": sum(stage.flops_s for stage in self.stages),
+            "FLOPs": sum(stage.arithmetic_s for stage in self.stages),
             "wire": sum(stage.wire_s for stage in self.stages) + self.return_s,
             "overhead": sum(stage.overhead_s for stage in self.stages),
             "ends": self.ends_s,
@@ -73,43 +70,43 @@ class Prefill:
     tokens: int
     chunk: int
     stages: tuple[StageTime, ...]
-    """Of all chunks together."""
+    """Times of all chunks together."""
     ttft_s: float
-    """Until the first token is sampled."""
+    """Seconds until the first token is sampled."""
 
     @property
-    def tokens_s(self) -> float:
-        """Prompt tokens a second."""
+    def tokens_per_s(self) -> float:
+        """Prompt tokens per second."""
         return self.tokens / self.ttft_s
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a pipeline will do."""
+    """The predicted speed of a pipeline."""
 
     prefill: Prefill
     decode: tuple[Decode, ...]
-    """One for each number of requests that was asked for."""
+    """One for each number of requests of the workload, in rising order."""
 
     @property
     def one(self) -> Decode:
-        """The fewest requests at once."""
+        """Decoding with the fewest requests."""
         return self.decode[0]
 
     def answer_s(self, workload: Workload) -> float:
-        """Seconds from question to last token, of the fewest requests at once."""
+        """Seconds from the request to its last token, with the fewest requests at the same time."""
         return self.prefill.ttft_s + (workload.answer - 1) * self.one.tpot_s
 
 
 def predict(
     model: Model, stages: Sequence[Stage], links: Links, workload: Workload, coordinator: Machine | None = None
 ) -> Prediction:
-    """What ``stages`` in pipeline order will do; the coordinator is the first stage's machine unless another is given.
+    """The speed of ``stages`` in pipeline order; the default coordinator is the first stage's machine.
 
-    ``links`` by node names, in either order; what is not in it counts as ``UNKNOWN_LINK``.
+    ``links`` are by node names, in either order; a missing link counts as ``UNKNOWN_LINK``.
 
     Raises:
-        PlanError: the stages do not make up the model, or nothing is asked of them.
+        PlanError: the stages do not make up the model, or the workload is empty.
     """
     check_tiling([stage.layers for stage in stages], model.size.layers)
     chunk = 1 if workload.chunk is None else workload.chunk
@@ -144,7 +141,9 @@ def _decode(costs: Costs, requests: int, position: int) -> Decode:
 
 
 def _waits_s(machine: Machine, work: Sequence[float], way_s: float, batches: int) -> float:
-    """What a micro-batch waits in a cycle for a lane of ``machine``, whose processes do so much ``work`` on each.
+    """Seconds for which a micro-batch waits per cycle for a lane of ``machine``.
+
+    ``work`` are the seconds that each process of the machine works on one micro-batch.
 
     Mean value analysis of a closed queueing network (Reiser and Lavenberg 1980), with the lanes as one server that is
     as many times as fast, and a delay (Seidmann, Schweitzer and Shalev-Oren 1987). Measured with two lanes. Over a
@@ -162,12 +161,12 @@ def _waits_s(machine: Machine, work: Sequence[float], way_s: float, batches: int
 
 
 def _step(costs: Costs, rows: int, position: int) -> tuple[StageTime, ...]:
-    """A micro-batch on each stage."""
+    """Times of one micro-batch on each stage."""
     return tuple(costs.stage_s(i, rows, rows * position, rows * position) for i in range(len(costs.stages)))
 
 
 def _work(costs: Costs, times: Sequence[StageTime], ends_s: float) -> dict[str, list[float]]:
-    """By node, the seconds that each of its processes works on one micro-batch, the coordinator last."""
+    """By node, the seconds for which each of its processes works on one micro-batch, the coordinator last."""
     work: dict[str, list[float]] = defaultdict(list)
     for hop, time in enumerate(times):
         work[time.node].append(time.busy_s + costs.software_s(hop))
@@ -176,10 +175,7 @@ def _work(costs: Costs, times: Sequence[StageTime], ends_s: float) -> dict[str, 
 
 
 def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
-    """A prompt's chunks, each as soon as its link, its stage, a lane of the stage's machine and the ring have room.
-
-    Whatever can begin first does.
-    """
+    """A prompt's chunks, each started as soon as its link, its stage, a lane of the machine and the ring have room."""
     count = len(costs.stages)
     starts = range(0, prompt, chunk)
     costs = costs.beside(min(count, len(starts)))
@@ -195,7 +191,7 @@ def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
         link_free[stage] = max(at, link_free[stage]) + costs.transfer_s(stage, rows)
         heapq.heappush(heap, (link_free[stage] + costs.delay_s(stage), number, stage))
 
-    for number in range(min(len(starts), count + _SPARE_CHUNKS)):
+    for number in range(min(len(starts), count + SPARE_CHUNKS)):
         send(number, 0, 0.0)
     while heap:
         at, number, stage = heapq.heappop(heap)
@@ -214,8 +210,8 @@ def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
             send(number, stage + 1, end)
             continue
         last_s = end + costs.delay_s(count)
-        if number + count + _SPARE_CHUNKS < len(starts):
-            send(number + count + _SPARE_CHUNKS, 0, last_s)
+        if number + count + SPARE_CHUNKS < len(starts):
+            send(number + count + SPARE_CHUNKS, 0, last_s)
     totals = tuple(_together(some) for some in times)
     return Prefill(prompt, chunk, totals, last_s + costs.transfer_s(count, 1) + costs.ends_s(1))
 
@@ -227,7 +223,7 @@ def _together(times: Sequence[StageTime]) -> StageTime:
         layers=times[0].layers,
         weights_s=sum(time.weights_s for time in times),
         kv_s=sum(time.kv_s for time in times),
-        flops_s=sum(time.flops_s for time in times),
+        arithmetic_s=sum(time.arithmetic_s for time in times),
         wire_s=sum(time.wire_s for time in times),
         overhead_s=sum(time.overhead_s for time in times),
         busy_s=sum(time.busy_s for time in times),

@@ -1,4 +1,4 @@
-"""Quantities as people write them on a command line or in a file: rates, links, times. One reader for both."""
+"""Readers of quantities in text, for options and files: rates, links, times."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _PAYLOAD = 0.94
 """The share of a link's bits that TCP over Ethernet carries, 1448 bytes in a frame of 1538 on the wire."""
 
 
-def parse_bytes_s(text: str) -> float:
+def parse_bytes_per_s(text: str) -> float:
     """Read a memory's rate such as ``100GB/s`` or ``51.2 GB/s``, in bytes/s.
 
     Raises:
-        UsageError: it is none.
+        UsageError: ``text`` is not one.
     """
     return _scaled(text, r"([kmgtp]?)b(?:/s|ps)?", f"'{text}' is not a bandwidth", "write it like 100GB/s")
 
 
-def parse_flops(text: str) -> float:
+def parse_flops_per_s(text: str) -> float:
     """Read a rate of arithmetic such as ``3.6T``, ``500 GFLOP/s`` or ``2e12``, in FLOP/s.
 
     Raises:
-        UsageError: it is none, or a small number without a unit.
+        UsageError: ``text`` is not one, or a small number without a unit.
     """
     if re.fullmatch(r"\s*\d{1,6}(\.\d{1,9})?\s*", text):
         raise UsageError(f"'{text}' has no unit", f"write {text.strip()}T or {text.strip()}G")
@@ -39,7 +39,7 @@ def parse_seconds(text: str) -> float:
     """Read a time such as ``50ms``, ``3s`` or ``300us``, in seconds.
 
     Raises:
-        UsageError: it is none.
+        UsageError: ``text`` is not one.
     """
     match = re.fullmatch(_NUMBER + r"(s|ms|us|µs)\s*", text, re.IGNORECASE)
     if match is None:
@@ -48,28 +48,28 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_link(text: str) -> LinkSpeed:
-    """Read a link such as ``1Gbit:0.3ms``, ``100Mbit`` or ``125MB/s:1ms``: its rate, and one way's latency.
+    """Read a link such as ``1Gbit:0.3ms``, ``100Mbit`` or ``125MB/s:1ms``: its rate and its one-way latency.
 
-    Of a rate in bits 0.94 are payload. Without a latency it is that of an ordinary wired network.
+    The payload is 0.94 of a rate in bits. The default latency is that of ``UNKNOWN_LINK``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: ``text`` is not one.
     """
     rate, colon, latency = text.partition(":")
     what, hint = f"'{text}' is not a link", "write its rate and one-way latency, like 1Gbit:0.3ms"
     bits = re.fullmatch(_NUMBER + r"([kmgt]?)(?:bits?|b)(?:/s|ps)\s*|" + _NUMBER + r"([kmgt]?)bits?\s*", rate, re.I)
     if bits is not None and "B" not in rate.replace("Bit", "bit"):
-        bytes_s = float(bits[1] or bits[3]) * _SCALES[(bits[2] or bits[4] or "").lower()] * _PAYLOAD / 8
+        bytes_per_s = float(bits[1] or bits[3]) * _SCALES[(bits[2] or bits[4] or "").lower()] * _PAYLOAD / 8
     else:
-        bytes_s = _scaled(rate, r"([kmgt]?)b(?:/s|ps)", what, hint)
-    if bytes_s <= 0:
+        bytes_per_s = _scaled(rate, r"([kmgt]?)b(?:/s|ps)", what, hint)
+    if bytes_per_s <= 0:
         raise UsageError(what, hint)
-    return LinkSpeed(parse_seconds(latency) if colon else UNKNOWN_LINK.latency_s, bytes_s)
+    return LinkSpeed(parse_seconds(latency) if colon else UNKNOWN_LINK.latency_s, bytes_per_s)
 
 
-def link_rate(bytes_s: float) -> str:
-    """A rate of payload as ``parse_link`` reads it, in three digits, and rounded up so that what is said is enough."""
-    bits = 8 * bytes_s / _PAYLOAD
+def link_rate(bytes_per_s: float) -> str:
+    """A rate of payload in the form that ``parse_link`` reads, rounded up to three digits so that it suffices."""
+    bits = 8 * bytes_per_s / _PAYLOAD
     step = 10.0 ** (math.floor(math.log10(bits)) - 2)
     scale, unit = (1e9, "Gbit/s") if bits >= 1e9 else (1e6, "Mbit/s")
     return f"{math.ceil(bits / step * (1 - 1e-9)) * step / scale:g} {unit}"

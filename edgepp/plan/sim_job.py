@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from edgepp.engine.live import Request
+from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.request import GenerateOptions, SamplingOptions, Timing
 from edgepp.engine.sampling import Sampler
 from edgepp.plan.sim_load import Arrival, Failure
@@ -19,7 +19,7 @@ class Job:
     """A request as the simulation knows it."""
 
     arrival: Arrival
-    request: Request
+    request: EngineRequest
     text: int
     """The token id that its text has wherever its owner's prompts do not share one: another for another text."""
     replica: int = -1
@@ -32,7 +32,7 @@ class Job:
     def of(cls, number: int, arrival: Arrival) -> Job:
         """The ``number``-th request, from 0."""
         text = 2 * arrival.conversation if arrival.conversation else 2 * number + 1
-        request = Request(
+        request = EngineRequest(
             id=number + 1,
             owner=arrival.owner,
             ids=[0] * arrival.shared + [text] * (arrival.prompt - arrival.shared),

@@ -11,11 +11,11 @@ from array import array
 from collections import deque
 from collections.abc import Iterator
 
+from edgepp.engine.chunk_sizer import ChunkSizer
+from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.ledger import Ledger
-from edgepp.engine.live import Request
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.scheduler import Chunk, Scheduler, Step
-from edgepp.engine.tempo import Tempo
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.plan.sim_costs import HEADER_BYTES, Replica
@@ -69,8 +69,8 @@ class SimPipeline:
             )
             for i, cost in enumerate(replica.stages)
         ]
-        self._tempo = Tempo(tempo_stages)
-        self._scheduler = Scheduler(len(replica.stages), self._tempo)
+        self._sizer = ChunkSizer(tempo_stages)
+        self._scheduler = Scheduler(len(replica.stages), self._sizer)
         self._ledger = Ledger(replica.budget, replica.context, self._scheduler.sent, shares=True)
         self._ring: deque[tuple[float, Step, float]] = deque()
         self._stage_free_s = [now_s] * len(replica.stages)
@@ -229,9 +229,9 @@ class SimPipeline:
         sequences = (step.request,) if isinstance(step, Chunk) else step.requests
         if sequences[0] in self._ledger.live:
             if isinstance(step, Chunk):
-                self._tempo.prefilled(step.stop - step.start, (slowest_s,))
+                self._sizer.prefilled(step.stop - step.start, (slowest_s,))
             else:
-                self._tempo.decoded((slowest_s,))
+                self._sizer.decoded((slowest_s,))
         wanted = []
         for sequence in sequences:
             request = self._ledger.live.get(sequence)
@@ -248,7 +248,7 @@ class SimPipeline:
                 self._token(request, now_s)
         return now_s
 
-    def _token(self, request: Request, now_s: float) -> None:
+    def _token(self, request: EngineRequest, now_s: float) -> None:
         timing, job = request.timing, self._jobs[request.id]
         if job.stalled is not None:
             job.stalled.stalls_s.append(now_s - job.stalled.failure.at_s)
@@ -297,7 +297,7 @@ class SimPipeline:
         self._awaited = bool(ledger.waiting)
         self._room = 1 << 62 if budget is None else budget - held - ledger.kept
 
-    def _give_way(self, requests: Iterator[Request]) -> None:
+    def _give_way(self, requests: Iterator[EngineRequest]) -> None:
         for request in requests:
             self._preempted += 1
             self._scheduler.remove(request.sequence)

@@ -18,25 +18,25 @@ from rich.text import Text
 
 from edgepp import __version__
 from edgepp.api import Engine, connect
-from edgepp.bench.asking import Asked, Strangers
-from edgepp.bench.compare import FILE, Comparison, Difference, compare, read
-from edgepp.bench.machine import commit, machine
-from edgepp.bench.markdown import markdown, number, spread
-from edgepp.bench.report import NAMES, Report, Subject
-from edgepp.bench.run import FULL, QUICK, Bench, Settings, Tell
-from edgepp.bench.subject import cluster, local
+from edgepp.benchmark.comparison import FILE, Comparison, Difference, compare, read
+from edgepp.benchmark.machine import commit, machine
+from edgepp.benchmark.markdown import markdown, number, spread
+from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement, Tell
+from edgepp.benchmark.report import NAMES, BenchmarkReport, Target
+from edgepp.benchmark.target import cluster, local
+from edgepp.benchmark.workload import Askable, FreshOwners
 from edgepp.errors import EdgeppError, PairingError, UsageError
-from edgepp.node.agent import physical_cores
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.ui import bench_plot
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Rows, Screen, say
 
-__all__ = ["FULL", "QUICK", "Wanted", "bench", "show_comparison"]
+__all__ = ["FULL", "QUICK", "BenchmarkOptions", "bench", "show_comparison"]
 _COLOURS = {"better": "green", "worse": "red", "within the spread": "dim", "one round": "dim"}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BenchmarkOptions:
     """What is to be measured: a local pipeline of ``model``, or without one the live cluster."""
 
     model: str | None
@@ -48,14 +48,14 @@ class Wanted:
     single: bool
 
 
-def bench(wanted: Wanted, settings: Settings, out: str | None, *, as_json: bool) -> None:
+def bench(wanted: BenchmarkOptions, settings: BenchmarkSettings, out: str | None, *, as_json: bool) -> None:
     """Measure and report. Ctrl-C, or an answer that fails, leaves a report that says it is partial.
 
     Raises:
         EdgeppError: nothing can be measured, or not all of it.
     """
     folder = None if as_json and out is None else _folder(out)
-    found: list[Report] = []
+    found: list[BenchmarkReport] = []
     try:
         with _progress() as tell:
             asyncio.run(_measure(wanted, settings, found, tell))
@@ -70,29 +70,31 @@ def bench(wanted: Wanted, settings: Settings, out: str | None, *, as_json: bool)
     _deliver(found[0], folder, as_json=as_json)
 
 
-async def _measure(wanted: Wanted, settings: Settings, found: list[Report], tell: Tell) -> None:
+async def _measure(
+    wanted: BenchmarkOptions, settings: BenchmarkSettings, found: list[BenchmarkReport], tell: Tell
+) -> None:
     async with AsyncExitStack() as stack:
-        model, subject, asked = await _open(wanted, stack)
-        alone: Asked | None = None
+        model, target, asked = await _open(wanted, stack)
+        alone: Askable | None = None
         if wanted.single:
             threads = wanted.threads
             if wanted.model is not None:  # as many as each stage has, so that the ratio is that of the stages alone
-                threads = threads or max(1, physical_cores() // (wanted.stages or 1))
+                threads = ComputePolicy.shared(threads, wanted.stages or 1).threads
             one = Engine(model, stages=1, threads=threads, backend=wanted.backend, speculate="off")
             alone = await _opened(one, stack)
-        report = Report(
+        report = BenchmarkReport(
             began=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
             settings=asdict(settings) | {"single": wanted.single, "threads": wanted.threads},
-            subject=subject,
+            target=target,
             version=__version__,
             commit=commit(),
             machine=machine(),
         )
         found.append(report)
-        await Bench(model, settings, report, tell).run(asked, alone)
+        await Measurement(model, settings, report, tell).run(asked, alone)
 
 
-async def _open(wanted: Wanted, stack: AsyncExitStack) -> tuple[str, Subject, Asked]:
+async def _open(wanted: BenchmarkOptions, stack: AsyncExitStack) -> tuple[str, Target, Askable]:
     if wanted.model is None:
         try:
             connection = await stack.enter_async_context(connect(wanted.peer))
@@ -111,16 +113,16 @@ async def _open(wanted: Wanted, stack: AsyncExitStack) -> tuple[str, Subject, As
     return wanted.model, local(wanted.model, engine.stages), asked
 
 
-async def _opened(engine: Engine, stack: AsyncExitStack) -> Asked:
+async def _opened(engine: Engine, stack: AsyncExitStack) -> Askable:
     stack.push_async_callback(engine.close)
     with ByteProgress() as progress:
         await engine.open(progress)
-    return Strangers(engine)
+    return FreshOwners(engine)
 
 
 @contextmanager
 def _progress() -> Iterator[Tell]:
-    """A bar on a terminal, else a line a step; on standard error."""
+    """A bar on a terminal, else one line per step; on standard error."""
     console = Screen(stderr=True)
     if not console.is_terminal:
         yield lambda done, total, what: say(f"{done + 1}/{total} {what}", err=True)
@@ -154,14 +156,14 @@ def _folder(out: str | None) -> Path:
     return folder
 
 
-def _deliver(report: Report, folder: Path | None, *, as_json: bool) -> None:
+def _deliver(report: BenchmarkReport, folder: Path | None, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(report.form()))
+        click.echo(json.dumps(report.to_dict()))
     else:
         _show(report)
     if folder is None:
         return
-    (folder / FILE).write_text(json.dumps(report.form(), indent=1) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
     said = [str(folder / "report.md"), FILE]
     try:
@@ -171,14 +173,14 @@ def _deliver(report: Report, folder: Path | None, *, as_json: bool) -> None:
     say(f"{'partial report' if report.partial else 'report'}: {', '.join(said)}", err=True)
 
 
-def _show(report: Report) -> None:
+def _show(report: BenchmarkReport) -> None:
     """The figures in short."""
     console = Screen()
     if report.single is not None:
         sides = [report.single] + ([report.alone] if report.alone is not None else [])
-        stages = len(report.subject.stages)
+        stages = len(report.target.stages)
         sizes = [f">{stages} STAGE{'S' if stages != 1 else ''}", ">ONE PROCESS"][: len(sides)]
-        table = Rows(f"{report.subject.model}, ONE REQUEST", *sizes)
+        table = Rows(f"{report.target.model}, ONE REQUEST", *sizes)
         for name, words in NAMES.items():
             table.add_row(words, *(spread(getattr(side, name)) for side in sides))
         console.show(table)
@@ -204,7 +206,7 @@ def show_comparison(a: str, b: str, *, as_json: bool) -> None:
     """
     found = compare(read(a), read(b))
     if as_json:
-        click.echo(json.dumps(found.form()))
+        click.echo(json.dumps(found.to_dict()))
         return
     console = Screen()
     for line in _remarks(found):

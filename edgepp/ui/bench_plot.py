@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgepp.bench import origin
-from edgepp.bench.report import Report
+from edgepp.benchmark import baselines
+from edgepp.benchmark.report import BenchmarkReport
 from edgepp.ui.plan_plot import load_pyplot
 
 _RATES = tuple(10 ** (exponent / 8) for exponent in range(8, 29))
@@ -16,7 +16,7 @@ _TICKS = (10, 30, 100, 300, 1000, 3000)
 _COLOURS = {"none": "tab:grey", "lz4": "tab:blue", "zstd": "tab:orange"}
 
 
-def draw(report: Report, folder: Path) -> list[Path]:
+def draw(report: BenchmarkReport, folder: Path) -> list[Path]:
     """Write what there is to be drawn.
 
     Raises:
@@ -30,7 +30,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
     return written
 
 
-def _written(pyplot: Any, file: Path, report: Report, panel: Callable[[Any, Report], None]) -> Path:
+def _written(pyplot: Any, file: Path, report: BenchmarkReport, panel: Callable[[Any, BenchmarkReport], None]) -> Path:
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     try:
         panel(axes, report)
@@ -40,7 +40,7 @@ def _written(pyplot: Any, file: Path, report: Report, panel: Callable[[Any, Repo
     return file
 
 
-def _requests(axes: Any, report: Report) -> None:
+def _requests(axes: Any, report: BenchmarkReport) -> None:
     """Token/s together against requests at once, as multiples of one request's: hardware drops out."""
     for words in sorted({row.words for row in report.requests if not row.text}):
         rows = [row for row in report.requests if row.words == words and not row.text]
@@ -52,13 +52,13 @@ def _requests(axes: Any, report: Report) -> None:
         bars = [[(r.median - r.low) / one for r in rates], [(r.high - r.median) / one for r in rates]]
         counts = [row.requests for row in rows]
         line, *_ = axes.errorbar(counts, medians, yerr=bars, marker="o", capsize=3, label=f"{words} words")
-        theirs = [count for count in counts if (count, words) in origin.STORIES]
+        theirs = [count for count in counts if (count, words) in baselines.STORIES]
         if 1 in theirs:
-            base = origin.STORIES[1, words].tok_s
-            ratios = [count * origin.STORIES[count, words].tok_s / base for count in theirs]
+            base = baselines.STORIES[1, words].tok_s
+            ratios = [count * baselines.STORIES[count, words].tok_s / base for count in theirs]
             axes.plot(theirs, ratios, linestyle=":", marker="x", color=line.get_color())
     axes.set(
-        title=f"{report.subject.model}, {len(report.subject.stages)} stages (dotted: {origin.OLLAMA})",
+        title=f"{report.target.model}, {len(report.target.stages)} stages (dotted: {baselines.OLLAMA})",
         xlabel="requests at once",
         ylabel="token/s together, times one request's",
     )
@@ -66,7 +66,7 @@ def _requests(axes: Any, report: Report) -> None:
     axes.legend()
 
 
-def _links(axes: Any, report: Report) -> None:
+def _links(axes: Any, report: BenchmarkReport) -> None:
     """One way of the largest matrix over links of any rate."""
     rows = max(one.rows for one in report.codecs)
     for one in report.codecs:

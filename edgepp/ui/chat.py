@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgepp.errors import EdgeppError
+from edgepp.printable import one_line
 from edgepp.ui.errors import show_error
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Rows, Screen, say, say_json
+from edgepp.ui.waiting import shown_waiting
 
 if TYPE_CHECKING:
     from edgepp.api import Answer, Connection, Engine, Prompt
@@ -105,17 +107,25 @@ def _percent(logprob: float | None) -> str:
 def summary(answer: Answer) -> str:
     """One line about an answer's speed."""
     timing = answer.timing
+    if not answer.token_ids and answer.finish_reason == "cancelled":
+        return "stopped before the answer began"
     then = f" · then {timing.decode_tok_s:.1f} token/s" if timing.decode_tok_s else ""
     return f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s{then}"
 
 
-def cut_off(answer: Answer, options: GenerateOptions) -> str | None:
-    """What cut an answer off before its end; None where it was whole, or Ctrl-C ended it."""
+def cut_off(answer: Answer, options: GenerateOptions) -> tuple[str, bool] | None:
+    """What cut an answer off before its end, and whether the context is full; None where nothing did but Ctrl-C."""
     if answer.finish_reason != "length" or options.ignore_eos:
         return None
+    what = f"cut off after {len(answer.token_ids)} tokens"
     if len(answer.token_ids) < options.max_tokens:
-        return f"cut off after {len(answer.token_ids)} tokens, since the model's context is full"
-    return f"cut off after {len(answer.token_ids)} tokens"
+        return f"{what}, since the model's context is full", True
+    return what, False
+
+
+def more_room(is_full: bool) -> str:
+    """What lets an answer come to its end."""
+    return "shorten the prompt" if is_full else "give a larger -n"
 
 
 def incomplete(answer: Answer, options: GenerateOptions) -> EdgeppError | None:
@@ -124,8 +134,8 @@ def incomplete(answer: Answer, options: GenerateOptions) -> EdgeppError | None:
     if held is None or answer.finish_reason == "stop" or _is_complete(answer.text, held):
         return None
     what = {"json_schema": "the JSON schema", "json": "JSON"}.get(held.kind, f"the {held.kind}")
-    how = cut_off(answer, options) or "stopped"
-    return EdgeppError(f"the answer does not fit {what}: it was {how}", "give it more room with a larger -n")
+    how, is_full = cut_off(answer, options) or ("stopped", False)
+    return EdgeppError(f"the answer does not fit {what}: it was {how}", more_room(is_full))
 
 
 def _is_complete(text: str, held: Constraint) -> bool:
@@ -143,14 +153,14 @@ def _is_complete(text: str, held: Constraint) -> bool:
 
 def banner(model: Model) -> str:
     """One line about what runs where."""
-    stages = model.stages
+    stages, name = model.stages, one_line(model.model)
     if not stages:
-        return f"{model.model} in a cluster that is still loading"
+        return f"{name} in a cluster that is still loading"
     if not stages[0].address:
-        return f"{model.model} on this machine alone ({stages[0].backend})"
+        return f"{name} on this machine alone ({stages[0].backend})"
     places = [f"layers {s.layers} at {s.address} ({s.backend})" for s in stages]
     count = f"{len(places)} stage{'s' if len(places) > 1 else ''}"
-    return f"{model.model} on {count}: {', '.join(places)}"
+    return f"{name} on {count}: {', '.join(places)}"
 
 
 def stage_table(answer: Answer) -> str:
@@ -175,10 +185,14 @@ async def answer_once(
     """Answer one prompt: streamed text with a line about speed on standard error, or one JSON object."""
     answer = model.ask(prompt, options, raw=raw)
     if as_json:
-        _say_whole({"model": model.model} | report(await answer.whole()), incomplete(answer, options))
+        async with shown_waiting([answer]):
+            await answer.whole()
+        _say_whole({"model": model.model} | report(answer), incomplete(answer, options))
     else:
         say(banner(model), dim=True, err=True)
         await stream(answer)
+        if not answer.token_ids and answer.finish_reason == "cancelled":
+            raise KeyboardInterrupt
         show_logprobs(answer)
         say(summary(answer), dim=True, err=True)
         _say_cut_off(answer, options)
@@ -191,15 +205,20 @@ async def answer_several(
 ) -> None:
     """Answer one prompt ``n`` times at once: numbered texts, or one JSON object with all of them."""
     choices = model.choices(prompt, n, options, raw=raw)
-    whole = asyncio.gather(*(choice.whole() for choice in choices))
+
+    async def whole() -> None:
+        async with shown_waiting(choices):
+            await asyncio.gather(*(choice.whole() for choice in choices))
+
     if as_json:
-        reports = [report(choice) for choice in await whole]
+        await whole()
+        reports = [report(choice) for choice in choices]
         faults = [fault for choice in choices if (fault := incomplete(choice, options))]
         _say_whole({"model": model.model, "choices": reports}, next(iter(faults), None))
     else:
         say(banner(model), dim=True, err=True)
         with _ctrl_c_stops(choices):
-            await whole
+            await whole()
         for number, choice in enumerate(choices, 1):
             say(f"{number}. {choice.text.strip()}")
             show_logprobs(choice)
@@ -220,15 +239,17 @@ def _say_whole(form: dict[str, Any], fault: EdgeppError | None) -> None:
 
 def _say_cut_off(answer: Answer, options: GenerateOptions) -> None:
     if reason := cut_off(answer, options):
-        say(f"{reason}: for all of it give a larger -n", dim=True, err=True)
+        say(f"{reason[0]}: for all of it {more_room(reason[1])}", dim=True, err=True)
 
 
 async def stream(answer: Answer) -> None:
     """Show an answer as it comes; Ctrl-C stops it."""
     try:
-        with _ctrl_c_stops([answer]):
-            async for piece in answer:
-                say(piece, nl=False)
+        async with shown_waiting([answer]) as note:
+            with _ctrl_c_stops([answer]):
+                async for piece in answer:
+                    note.clear()
+                    say(piece, nl=False)
     finally:
         if answer.text:
             say()

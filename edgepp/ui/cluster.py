@@ -11,9 +11,9 @@ import click
 
 from edgepp import __version__
 from edgepp.cluster.identity import load_cluster
+from edgepp.coordinator.client import Served, served
 from edgepp.errors import EdgeppError, PeerLost
-from edgepp.serve.client import Served, served
-from edgepp.ui.doctor import Finding
+from edgepp.ui.finding import Finding
 from edgepp.ui.screen import Rows, Screen, say
 from edgepp.wire.transport import Address
 

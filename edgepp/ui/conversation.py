@@ -20,7 +20,7 @@ from edgepp.ui.chat import (
     summary,
 )
 from edgepp.ui.errors import show_error
-from edgepp.ui.keyboard import prompt_session, unechoed
+from edgepp.ui.keyboard import drop_aside, prompt_session, set_aside, unechoed
 from edgepp.ui.screen import Screen, say
 
 if TYPE_CHECKING:
@@ -86,7 +86,11 @@ class Conversation:
         with unechoed():
             try:
                 while True:
-                    await self._handle(await _read(session))
+                    line = await _read(session)
+                    with set_aside(session):
+                        answer = await self._handle(line)
+                    if answer is not None and answer.finish_reason == "cancelled":
+                        drop_aside(session)
             except EOFError:
                 say()
 
@@ -94,14 +98,15 @@ class Conversation:
         """Forget everything but the system prompt."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
-    async def _handle(self, line: str) -> None:
+    async def _handle(self, line: str) -> Answer | None:
+        """Do what a line says; the answer, where it was a question that got one."""
         if not line.strip():
-            return
+            return None
         try:
             wanted = command(line)
         except UnknownCommand as unknown:
             say(str(unknown))
-            return
+            return None
         match wanted:
             case "/help":
                 say(HELP)
@@ -113,22 +118,26 @@ class Conversation:
             case "/quit":
                 raise EOFError
             case _:
-                await self._ask(line.strip())
+                return await self._ask(line.strip())
+        return None
 
-    async def _ask(self, question: str) -> None:
+    async def _ask(self, question: str) -> Answer | None:
         try:
             asked = [*self.messages, {"role": "user", "content": question}]
             answer = await self._begin(asked)
             await stream(answer)
         except EdgeppError as error:
             show_error(error)
-            return
+            return None
         self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         self.last = answer
         show_logprobs(answer)
         say(summary(answer), dim=True)
         if reason := cut_off(answer, self.options):
-            say(f"{reason}: ask it to go on, or start the chat with a larger -n", dim=True)
+            what, is_full = reason
+            step = "/reset makes room" if is_full else "ask it to go on, or start the chat with a larger -n"
+            say(f"{what}: {step}", dim=True)
+        return answer
 
     async def _begin(self, asked: Prompt) -> Answer:
         from edgepp.api import Engine

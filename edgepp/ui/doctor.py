@@ -10,8 +10,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,10 +20,9 @@ import click
 
 import edgepp
 from edgepp.errors import EdgeppError
+from edgepp.ui.finding import Check, Finding, Known
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import say, say_json
-
-Check = Callable[[], "Finding"]
 
 _GLIBC = (2, 35)
 _LOW_MEMORY_BYTES = 1 << 30
@@ -31,26 +30,10 @@ _YEARS = range(2026, 2100)  # edgepp's first year: a clock before it was never s
 _STEP_S = 0.5
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line: ``ok`` is None for what cannot be told, or is neither good nor bad. ``do`` is the next step, if any."""
-
-    check: str
-    ok: bool | None
-    found: str
-    do: str = ""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What this machine's configuration says: its node id and its cluster's, None where there is none yet."""
-
-    node: str | None
-    cluster: str | None
-
-
 def run_doctor(peer: str | None, *, as_json: bool, extra: Sequence[Check] = ()) -> bool:
-    """Check this machine, and the path to ``peer`` (``HOST:PORT``) when there is one; ``extra`` comes last.
+    """Check this machine, and the path to ``peer`` (``HOST:PORT``) when there is one; ``extra`` come in between.
+
+    One of ``extra`` that is called "coordinator" and is well says that this machine's coordinator answers.
 
     Prints a line a finding as it is made, or with ``as_json`` one list of ``{"check", "ok", "found", "do"}``.
     Returns whether nothing is wrong.
@@ -86,11 +69,14 @@ def _findings(peer: str | None, extra: Sequence[Check]) -> Iterator[Finding]:
     yield from about
     yield network.addresses()
     yield from network.multicast()
-    yield from network.coordinators(known)
+    answers = False
+    for check in extra:
+        finding = check()
+        answers = answers or (finding.check == "coordinator" and finding.ok is True)
+        yield finding
+    yield from network.coordinators(known, answers=answers)
     if address is not None:
         yield network.reach(address)
-    for check in extra:
-        yield check()
     yield clock(time.time() - time.monotonic() - offset)
 
 

@@ -6,16 +6,12 @@ import errno
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from edgepp.cluster.discovery import Browser, Record
 from edgepp.cluster.interfaces import interfaces, usable_addresses
 from edgepp.cluster.multicast import PORT, Hearing, listen
-from edgepp.ui.doctor import Finding
+from edgepp.ui.finding import Finding, Known
 from edgepp.wire.transport import Address
-
-if TYPE_CHECKING:
-    from edgepp.ui.doctor import Known
 
 _LISTEN_S = 2.0
 _DISCOVER_S = 2.0
@@ -76,8 +72,11 @@ def _not_sent(name: str, error: OSError, *, heard: bool) -> Finding:
     return Finding(name, None if heard else False, f"cannot send: {reason}", "" if heard else _BY_HAND)
 
 
-def coordinators(known: Known) -> Iterator[Finding]:
-    """Whether a coordinator is heard, ours above all, and whether another machine uses this one's id."""
+def coordinators(known: Known, *, answers: bool) -> Iterator[Finding]:
+    """Whether a coordinator is heard, ours above all, and whether another machine uses this one's id.
+
+    ``answers`` says that ours was reached, heard or not.
+    """
 
     browser = Browser()
     try:
@@ -85,11 +84,11 @@ def coordinators(known: Known) -> Iterator[Finding]:
         found = browser.records()
     finally:
         browser.close()
-    yield judge_coordinators(found, known)
+    yield judge_coordinators(found, known, answers=answers)
     yield judge_ids(found, known, usable_addresses())
 
 
-def judge_coordinators(found: Sequence[Record], known: Known) -> Finding:
+def judge_coordinators(found: Sequence[Record], known: Known, *, answers: bool = False) -> Finding:
     """Whether this machine's cluster is among those heard."""
     name = "coordinator"
     if ours := [record for record in found if record.cluster == known.cluster]:
@@ -97,6 +96,9 @@ def judge_coordinators(found: Sequence[Record], known: Known) -> Finding:
     others = f"heard other clusters: {', '.join(_described(record) for record in found)}" if found else "heard none"
     if known.cluster is None:
         return Finding(name, None, others, "start one with `edgepp serve`" if not found else "")
+    if answers:
+        do = "machines that do not hear it either join it with --peer HOST:PORT"
+        return Finding(name, None, f"ours answers, and is not announced where this machine listens; {others}", do)
     do = f"run `edgepp serve` on its machine; if it runs, {_BY_HAND}"
     return Finding(name, None, f"ours was not heard, {others}", do)
 

@@ -23,17 +23,18 @@ from edgepp.cluster.identity import (
     save_view,
 )
 from edgepp.cluster.running import running
+from edgepp.coordinator.client import may_move, whereabouts
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.parts import Parts
-from edgepp.node.agent import Ready, StageProcess, check_listen, physical_cores
+from edgepp.node.agent import Ready, StageProcess, check_listen
+from edgepp.node.compute_policy import ComputePolicy
 from edgepp.node.member import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
-from edgepp.node.stage import StageConfig
+from edgepp.node.stage_config import StageConfig, StageSettings
 from edgepp.printable import one_line
-from edgepp.serve.client import may_move, whereabouts
 from edgepp.ui.pair import paired
 from edgepp.ui.progress import ByteProgress, megabytes
 from edgepp.ui.screen import say
@@ -76,7 +77,7 @@ def _run_member(wanted: Membership, *, as_json: bool) -> None:
     browser = Browser() if may_move(wanted.peers) else None
     try:
         cluster = paired(wanted.code, wanted.peers, identity, browser, replace=wanted.replace)
-        threads = wanted.threads or physical_cores()
+        threads = ComputePolicy.node(wanted.threads).threads
         offer = Offer(
             resources=measure(
                 wanted.backend,
@@ -199,23 +200,10 @@ def run_stage(wanted: StageByHand, node: str, *, as_json: bool) -> None:
         EdgeppError: it cannot be loaded, its address is taken, or it died.
     """
     check_listen(wanted.listen, insecure=wanted.insecure)
-    threads = wanted.threads
     with ByteProgress(quiet=as_json) as progress:
         path = fetch(wanted.model, Parts(layers=wanted.layers), progress)
-        config = StageConfig(
-            path=str(path),
-            model=wanted.model,
-            node=node,
-            start=wanted.layers.start,
-            stop=wanted.layers.stop,
-            listen=str(wanted.listen),
-            backend=wanted.backend,
-            threads=threads or physical_cores(),
-            exact=wanted.exact,
-            kv_bits=wanted.kv_bits,
-            spin=threads is None,
-            awake=threads is None or threads <= physical_cores(),
-        )
+        settings = StageSettings(ComputePolicy.node(wanted.threads), wanted.backend, wanted.listen, node)
+        config = settings.config(path, wanted.model, wanted.layers, exact=wanted.exact, kv_bits=wanted.kv_bits)
         child = StageProcess(config)
         try:
             ready = child.wait_ready(lambda done, total: progress(done, total, f"layers {wanted.layers}"))

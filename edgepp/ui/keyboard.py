@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import select
-import stat
 import sys
 import termios
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import History, InMemoryHistory
@@ -21,6 +24,7 @@ from prompt_toolkit.keys import Keys
 
 from edgepp.cluster.files import config_dir
 from edgepp.errors import EdgeppError
+from edgepp.files import open_descriptor
 
 _PASTED = 32
 """Characters that come at once and are taken for pasted text, not typed keys."""
@@ -60,20 +64,59 @@ class PastingInput(Vt100Input):
     Each key costs prompt_toolkit about half a millisecond and some kilobytes, so 60 kB key by key took 20 s.
     """
 
-    _ahead = False
+    def __init__(self, stdin: TextIO) -> None:
+        super().__init__(stdin)
+        self._aside: deque[tuple[float, str]] = deque()
+        """What was typed between prompts, in the pieces in which it came, each with its time."""
+        self._ready: Callable[[], None] = lambda: None
 
     def attach(self, input_ready_callback: Callable[[], None]) -> AbstractContextManager[None]:
-        """See ``Vt100Input``; what waits already was typed before the prompt was shown."""
-        self._ahead = self._waiting()
+        """See ``Vt100Input``; what was set aside is read first."""
+        self._ready = input_ready_callback
+        self._set_aside()
+        self._announce()
         return super().attach(input_ready_callback)
 
+    @contextlib.contextmanager
+    def setting_aside(self) -> Iterator[None]:
+        """Between two prompts: read what is typed as it comes, since only then a paste differs from typed lines."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.fileno(), self._set_aside)
+        try:
+            yield
+        finally:
+            loop.remove_reader(self.fileno())
+
+    def drop_aside(self) -> None:
+        """Forget what was set aside."""
+        self._aside.clear()
+
     def read_keys(self) -> list[KeyPress]:
-        """All keys that wait."""
+        """All keys that wait, or one piece of what was set aside."""
+        if self._aside:
+            self.vt100_parser.feed(self._aside.popleft()[1])
+            self._announce()
+            return together(self.flush_keys(), is_aside=True)
         keys = super().read_keys()
         while len(keys) < _MOST_KEYS and not self.closed and self._waiting(_pause_s(keys)):
             keys += super().read_keys()
-        ahead, self._ahead = self._ahead, False
-        return together(keys, typed_ahead=ahead)
+        return together(keys)
+
+    def _announce(self) -> None:
+        if self._aside:
+            asyncio.get_running_loop().call_soon(self._ready)
+
+    def _set_aside(self) -> None:
+        text = ""
+        while self._waiting() and not self.closed and len(text) < _MOST_KEYS:
+            text += self.stdin_reader.read()
+        if self.closed:
+            asyncio.get_running_loop().remove_reader(self.fileno())
+        now = time.monotonic()
+        if self._aside and len(self._aside[-1][1]) >= _PASTED and now - self._aside[-1][0] < _PIECES_S:
+            text = self._aside.pop()[1] + text
+        if text and sum(len(piece) for _, piece in self._aside) + len(text) <= _MOST_KEYS:
+            self._aside.append((now, text))
 
     def _waiting(self, patience_s: float = 0.0) -> bool:
         try:
@@ -87,18 +130,19 @@ def _pause_s(keys: Sequence[KeyPress]) -> float:
     return _PIECES_S if len(keys) >= _PASTED and keys[-1].key in _ENTER else 0.0
 
 
-def together(keys: Sequence[KeyPress], *, typed_ahead: bool = False) -> list[KeyPress]:
+def together(keys: Sequence[KeyPress], *, is_aside: bool = False) -> list[KeyPress]:
     """``keys`` that came at once, with long text and text of several lines as one paste each.
 
-    An Enter in mid-text is a new line of the pasted text, and one at the end sends it. What was ``typed_ahead`` of the
-    prompt is no paste: each Enter sends a line, as in a shell.
+    An Enter in mid-text is a new line of the pasted text, and one at the end sends it. Several lines that were set
+    aside (``is_aside``) wait in the prompt instead: who pasted them saw no prompt.
     """
     found: list[KeyPress] = []
     run: list[KeyPress] = []
     for index, press in enumerate(keys):
-        is_enter, is_last = press.key in _ENTER, index == len(keys) - 1
-        if is_enter and (typed_ahead or (is_last and len(keys) > 1)):
-            found += [*_pasted(run), KeyPress(Keys.ControlM, "\r")]
+        is_enter = press.key in _ENTER
+        if is_enter and index == len(keys) - 1 > 0:
+            is_kept = is_aside and any(before.key in _ENTER for before in run)
+            found += [*_pasted(run), *([] if is_kept else [KeyPress(Keys.ControlM, "\r")])]
             run = []
         elif is_enter or press.key == Keys.ControlI or not isinstance(press.key, Keys):
             run.append(press)
@@ -167,10 +211,10 @@ class KeptHistory(History):
 
     @contextlib.contextmanager
     def _open(self, flags: int) -> Iterator[int]:
-        file = os.open(self._path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        file = open_descriptor(self._path, flags | os.O_NOFOLLOW)
         try:
             about = os.fstat(file)
-            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid():
+            if about.st_uid != os.getuid():
                 raise OSError("not a file of this user")
             if about.st_mode & 0o077:
                 os.fchmod(file, 0o600)
@@ -185,6 +229,18 @@ def _text(line: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     return text if isinstance(text, str) else None
+
+
+def set_aside(session: PromptSession[str]) -> AbstractContextManager[None]:
+    """What is typed meanwhile waits for the next prompt of ``session``."""
+    typed = session.input
+    return typed.setting_aside() if isinstance(typed, PastingInput) else contextlib.nullcontext()
+
+
+def drop_aside(session: PromptSession[str]) -> None:
+    """Forget what was typed since the last prompt, as a shell does after Ctrl-C."""
+    if isinstance(session.input, PastingInput):
+        session.input.drop_aside()
 
 
 @contextlib.contextmanager

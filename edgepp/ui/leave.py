@@ -8,8 +8,8 @@ import click
 
 from edgepp.cluster.identity import Cluster, forget_cluster, load_cluster, load_identity
 from edgepp.cluster.running import wait_until_ended, who_runs
+from edgepp.coordinator.client import Served
 from edgepp.errors import EdgeppError, PairingError, UsageError
-from edgepp.serve.client import Served
 
 _END_S = 20.0
 """How long what runs here has to end."""

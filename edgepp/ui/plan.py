@@ -1,4 +1,4 @@
-"""`edgepp plan`: an outlook as tables and sentences, or as JSON."""
+"""`edgepp plan`: a forecast as tables and sentences, or as JSON."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from rich.text import Text
 
 from edgepp.cluster.placement import memory_needed
 from edgepp.errors import PlanError
-from edgepp.plan.cluster import Cluster
+from edgepp.plan.advice import Need
+from edgepp.plan.cluster import ClusterSpec
+from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.hardware import catalogue
-from edgepp.plan.outlook import Need, Outlook, Question, outlook
+from edgepp.plan.layout import Question
 from edgepp.plan.predict import Decode
 from edgepp.plan.quantities import link_rate
-from edgepp.plan.report import outlook_form, requests_fit, slots_needed, unfit_form
+from edgepp.plan.report import forecast_dict, requests_fit, slots_needed, unfit_dict
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen, say
 
@@ -36,44 +38,52 @@ _ALIKE = 0.05
 _MINUTES_S = 180.0
 
 
-def show_plan(question: Question, cluster: Cluster, *, as_json: bool) -> None:
-    """Print what a cluster will do with a model.
+def show_plan(question: Question, cluster: ClusterSpec, *, as_json: bool) -> None:
+    """Print the forecast of a model on a cluster.
 
     Raises:
-        PlanError: the cluster cannot hold it; with what would help.
+        PlanError: the cluster cannot hold the model; the hint says what would help.
     """
     try:
-        found = outlook(question, cluster)
+        found = forecast(question, cluster)
     except PlanError as error:
         if not as_json:
             raise
-        click.echo(json.dumps(unfit_form(question, error)))
+        click.echo(json.dumps(unfit_dict(question, error)))
         raise SystemExit(1) from error
     if as_json:
-        click.echo(json.dumps(outlook_form(found)))
+        click.echo(json.dumps(forecast_dict(found)))
         return
     Screen().show(*picture(found))
 
 
 def list_hardware(*, as_json: bool) -> None:
-    """Print the hardware that has a name."""
+    """Print the hardware that --node and --slices know by name."""
     if as_json:
         click.echo(json.dumps({"hardware": [asdict(one) for one in catalogue().values()]}))
         return
-    table = Rows("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S")
+    table = Rows("NAME", "HARDWARE", "MEMORY (GB)", ">BANDWIDTH", ">FLOP/S", ">FLOP/$")
     sources: dict[str, list[str]] = {}
     for one in catalogue().values():
-        flops = f"{'~' if 'estimate' in one.note else ''}{one.flops / 1e12:.3g} T"
-        table.add_row(one.name, one.title, ", ".join(map(str, one.memory_gb)), f"{one.bandwidth / 1e9:g} GB/s", flops)
+        price = f"{one.flops_per_dollar:.2g}" if one.flops_per_dollar else ""
+        flops = f"{'~' if 'estimate' in one.note else ''}{one.flops_per_s / 1e12:.3g} T"
+        table.add_row(
+            one.name,
+            one.title,
+            ", ".join(map(str, one.memory_gb)),
+            f"{one.memory_bytes_per_s / 1e9:g} GB/s",
+            flops,
+            price,
+        )
         sources.setdefault(one.source, []).append(one.name)
     Screen().show(table)
-    click.echo("\n~ is an estimate; --json says of what. Sources:")
+    click.echo("\n~ marks an estimate; --json has the note about it. Sources:")
     for source, names in sources.items():
         say(f"  {', '.join(names)}: {source}")
 
 
-def picture(found: Outlook) -> Iterator[Any]:
-    """The outlook as tables and sentences."""
+def picture(found: Forecast) -> Iterator[Any]:
+    """The forecast as tables and sentences."""
     yield _head(found)
     yield ""
     yield _stages(found)
@@ -88,56 +98,56 @@ def picture(found: Outlook) -> Iterator[Any]:
     yield Text(_basis(found), style="dim")
 
 
-def _head(found: Outlook) -> Text:
+def _head(found: Forecast) -> Text:
     question, size = found.question, found.question.model.size
-    kv = size.layers * size.kv_bytes
+    kv = size.kv_token_bytes
     return Text.assemble(
         (question.model.name, "bold"),
         (" fits", "green"),
-        f": {megabytes(size.layers * size.layer_bytes + size.ends_bytes)} of weights; KV caches take"
-        f" {kv / 1e3:,.0f} kB a position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
+        f": {megabytes(size.weight_bytes)} of weights; KV caches take"
+        f" {kv / 1e3:,.0f} kB per position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
         f" slot{'s' if question.slots > 1 else ''} of {question.context:,}; there is room for {found.kv_room:,}"
         " positions",
     )
 
 
-def _stages(found: Outlook) -> Rows:
-    laid, prediction = found.laid, found.laid.prediction
+def _stages(found: Forecast) -> Rows:
+    layout, prediction = found.layout, found.layout.prediction
     table = Rows(
         "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SOFTWARE",
         ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
     )  # fmt: skip
-    memory = laid.cluster.memory(found.question.want, laid.plan)
+    memory = layout.cluster.stage_memory(found.question.want, layout.plan)
     stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
     for index, (time, prefill, (takes, has)) in enumerate(stages):
         seconds = (
-            time.weights_s, time.kv_s, time.flops_s, time.wire_s, time.overhead_s, time.busy_s + time.wire_s
+            time.weights_s, time.kv_s, time.arithmetic_s, time.wire_s, time.overhead_s, time.busy_s + time.wire_s
         )  # fmt: skip
         table.add_row(
             str(index), str(time.layers), time.node, megabytes(takes), megabytes(has),
             *map(_ms, seconds), _PARTS[time.limit], _PARTS[prefill.limit],
         )  # fmt: skip
-    one, coordinator = prediction.one, laid.cluster.coordinator.name
+    one, coordinator = prediction.one, layout.cluster.coordinator.name
     back = _ms(one.ends_s + one.return_s)
     table.add_row("", "embedding, head", coordinator, "", "", "", "", "", _ms(one.return_s), "", back)
     return table
 
 
-def _requests(found: Outlook) -> Rows:
+def _requests(found: Forecast) -> Rows:
     table = Rows(">REQUESTS", ">TOKEN/S EACH", ">TOGETHER", ">PER TOKEN", "LIMITED BY", "")
-    for decode in found.laid.prediction.decode:
+    for decode in found.layout.prediction.decode:
         slots, room = slots_needed(decode, found.question), ""
         if not requests_fit(decode, found):
-            room = "if their KV caches fitted: as it is, they take turns"
+            room = "their KV caches do not fit at the same time: they take turns"
         elif slots > found.question.slots:
             room = f"with --slots {slots}, for which there is memory"
-        rates = (f"{1 / decode.tpot_s:.1f}", f"{decode.tokens_s:.1f}", _ms(decode.tpot_s))
+        rates = (f"{1 / decode.tpot_s:.1f}", f"{decode.tokens_per_s:.1f}", _ms(decode.tpot_s))
         table.add_row(str(decode.requests), *rates, _limit(decode), Text(room, style="yellow"))
     return table
 
 
 def _limit(decode: Decode) -> str:
-    """What holds so many requests up, for people."""
+    """What limits ``decode``, in words."""
     if decode.limit == "way":
         return _PARTS[max(decode.parts, key=lambda part: decode.parts[part])]
     if decode.limit.startswith("link "):
@@ -147,29 +157,29 @@ def _limit(decode: Decode) -> str:
     return f"{decode.limit}: {_PARTS[busiest.limit if busiest else 'ends']}"
 
 
-def _answer(found: Outlook) -> str:
-    prefill, one, workload = found.laid.prediction.prefill, found.laid.prediction.one, found.question.workload
+def _answer(found: Forecast) -> str:
+    prefill, one, workload = found.layout.prediction.prefill, found.layout.prediction.one, found.question.workload
     return (
-        f"A prompt of {prefill.tokens:,} tokens: {prefill.tokens_s:,.0f} token/s, first token after"
+        f"A prompt of {prefill.tokens:,} tokens: {prefill.tokens_per_s:,.0f} token/s, first token after"
         f" {_time(prefill.ttft_s)}; then {1 / one.tpot_s:.1f} token/s. An answer of {workload.answer:,} tokens takes"
-        f" {_time(found.laid.prediction.answer_s(workload))}."
+        f" {_time(found.layout.prediction.answer_s(workload))}."
     )
 
 
-def _against_one(found: Outlook) -> str:
-    laid, single = found.laid, found.single
+def _against_one(found: Forecast) -> str:
+    layout, single = found.layout, found.best_node
     if single is None:
-        largest = max(laid.cluster.nodes, key=lambda node: node.memory)
+        largest = max(layout.cluster.nodes, key=lambda node: node.memory_bytes)
         needed = memory_needed(found.question.want, found.question.model.size.layers, True)
         parts = f" for {largest.machine.lanes} stages" if largest.machine.lanes > 1 else ""
         return (
-            f"No node holds it alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
-            f" {megabytes(largest.memory)}{parts}."
+            f"No node holds the model alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
+            f" {megabytes(largest.memory_bytes)}{parts}."
         )
-    if laid.machines == 1:
-        return f"All of it runs on {single.name}: no other node takes part."
-    count = _WORDS[laid.machines] if laid.machines < len(_WORDS) else str(laid.machines)
-    crowd = f"have {_times(single.throughput)} its token/s with {single.crowd} requests at once"
+    if layout.machines == 1:
+        return f"All layers run on {single.name}: no other node takes part."
+    count = _WORDS[layout.machines] if layout.machines < len(_WORDS) else str(layout.machines)
+    crowd = f"have {_times(single.throughput)} its token/s with {single.requests} requests at once"
     speed = "about as fast" if abs(single.speed - 1) < _ALIKE else f"{_times(single.speed)} as fast"
     text = f"{count.capitalize()} nodes give one answer {speed} as {single.name} alone, and {crowd}"
     if max(single.speed, single.throughput) < 1 + _ALIKE:
@@ -177,42 +187,44 @@ def _against_one(found: Outlook) -> str:
     return f"{text}: use them for many requests, not for one." if single.speed < 1 - _ALIKE else f"{text}."
 
 
-def _need(need: Need, found: Outlook) -> str:
-    wish = f"{_time(need.wanted_s)} {'a token' if need.what == 'tpot' else 'to the first token'}"
+def _need(need: Need, found: Forecast) -> str:
+    wish = f"{_time(need.wanted_s)} {'per token' if need.what == 'tpot' else 'to the first token'}"
     if need.without_links_s > need.wanted_s:
         times = need.without_links_s / need.wanted_s
         return (
             f"For {wish} no link is fast enough: the machines alone take {_time(need.without_links_s)}, so they would"
             f" have to be {times:.1f} times as fast."
         )
-    if found.laid.machines == 1:
-        return f"For {wish} no link is needed: it takes {_time(need.predicted_s)}."
-    kept = "it does" if need.predicted_s <= need.wanted_s else "it does not"
+    if found.layout.machines == 1:
+        return f"For {wish} no link is needed: {_time(need.predicted_s)} is predicted."
+    kept = "reached" if need.predicted_s <= need.wanted_s else "not reached"
     bandwidth = (
-        f"{link_rate(need.bytes_s)} at this latency" if need.bytes_s else "no bandwidth is enough at this latency"
+        f"{link_rate(need.bytes_per_s)} at this latency"
+        if need.bytes_per_s
+        else "no bandwidth is enough at this latency"
     )
     latency = (
         f"{_time(need.latency_s)} of latency at this bandwidth"
         if need.latency_s
         else "no latency is low enough at this bandwidth"
     )
-    return f"For {wish} ({kept}: {_time(need.predicted_s)}) every link needs {bandwidth}, or {latency}."
+    return f"For {wish} ({kept}: {_time(need.predicted_s)} is predicted) every link needs {bandwidth}, or {latency}."
 
 
-def _help(found: Outlook) -> str:
+def _help(found: Forecast) -> str:
     if not found.changes:
         return "No single change would make an answer more than 5 % faster."
     best, *others = (f"{change.what} ({change.gain:.2f} times as fast)" for change in found.changes[:_MOST_CHANGES])
     return f"What would help one answer most: {best}" + (f"; then {'; '.join(others)}." if others else ".")
 
 
-def _basis(found: Outlook) -> str:
-    """Where the figures come from: the shares reached, and of what."""
+def _basis(found: Forecast) -> str:
+    """Where the figures come from: the rates of each node, and the shares of them that are reached."""
     groups: dict[tuple[float, float], list[str]] = {}
-    for node in found.laid.cluster.nodes:
+    for node in found.layout.cluster.nodes:
         machine, reached = node.machine, node.machine.efficiency
-        rates = f"{machine.stream_bps / 1e9:.4g} GB/s, {machine.flops / 1e12:.3g} TFLOP/s"
-        groups.setdefault((reached.stream, reached.flops), []).append(f"{node.name} ({node.said}: {rates})")
+        rates = f"{machine.stream_bytes_per_s / 1e9:.4g} GB/s, {machine.flops_per_s / 1e12:.3g} TFLOP/s"
+        groups.setdefault((reached.stream, reached.flops), []).append(f"{node.name} ({node.source}: {rates})")
     texts = (
         f"{stream:g} of the bandwidth and {flops:g} of the FLOP/s of {', '.join(of)}"
         for (stream, flops), of in groups.items()

@@ -1,4 +1,4 @@
-"""`edgepp plan --plot`: latency against throughput over the number of requests, and what a step goes into."""
+"""`edgepp plan --plot`: latency against throughput over the number of requests, and the parts of a step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepp.errors import UsageError
-from edgepp.plan.cluster import Cluster
+from edgepp.plan.cluster import ClusterSpec
+from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Workload
-from edgepp.plan.outlook import Laid, Question, lay
 from edgepp.plan.predict import Decode, predict
 
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -23,8 +23,8 @@ _COLOURS = {
 }
 
 
-def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int] = ()) -> None:
-    """Write a picture to ``file``: a curve, and a panel of parts, for each length of a sequence.
+def draw(question: Question, cluster: ClusterSpec, file: str, lengths: Sequence[int] = ()) -> None:
+    """Write a plot to ``file``: for each length of a sequence a curve and a panel of the parts of a step.
 
     Raises:
         UsageError: matplotlib is not installed, or the file cannot be written.
@@ -32,16 +32,16 @@ def draw(question: Question, cluster: Cluster, file: str, lengths: Sequence[int]
     """
     pyplot = load_pyplot()
     shown = tuple(lengths) or (question.workload.position,)
-    laid = lay(question, cluster)
+    layout = lay(question, cluster)
     figure, axes = pyplot.subplots(1, 1 + len(shown), figsize=(6 * (1 + len(shown)), 5), layout="constrained")
     for index, length in enumerate(shown):
-        decodes = decodes_at(question, laid, length)
-        _curve(axes[0], decodes, length, cluster.kv_room(question.want, laid.plan))
+        decodes = decodes_at(question, layout, length)
+        _curve(axes[0], decodes, length, cluster.kv_room(question.want, layout.plan))
         _parts(axes[1 + index], decodes, length)
     axes[0].set(
-        title=f"{question.model.name}, {len(laid.stages)} stages",
+        title=f"{question.model.name}, {len(layout.stages)} stages",
         xlabel="token/s of all requests together",
-        ylabel="ms a token of one request",
+        ylabel="ms per token of one request",
     )
     axes[0].set_yscale("log")
     axes[0].legend(title="positions (hollow: KV caches\ndo not fit at once)")
@@ -71,14 +71,14 @@ def load_pyplot() -> Any:
     return pyplot
 
 
-def decodes_at(question: Question, laid: Laid, length: int) -> tuple[Decode, ...]:
-    """Decoding at ``length`` positions with 1 to 128 requests, whether their KV caches fit or not."""
+def decodes_at(question: Question, layout: Layout, length: int) -> tuple[Decode, ...]:
+    """Decoding at ``length`` positions with 1 to 128 requests, whether or not their KV caches fit."""
     work = Workload(prompt=max(1, length - 1), answer=2, requests=_REQUESTS, chunk=max(1, length))
-    return predict(question.model, laid.stages, laid.cluster.links, work, laid.cluster.coordinator.machine).decode
+    return predict(question.model, layout.stages, layout.cluster.links, work, layout.cluster.coordinator.machine).decode
 
 
 def _curve(axes: Any, decodes: Sequence[Decode], length: int, room: int) -> None:
-    rates, times = [d.tokens_s for d in decodes], [1e3 * d.tpot_s for d in decodes]
+    rates, times = [d.tokens_per_s for d in decodes], [1e3 * d.tpot_s for d in decodes]
     (line,) = axes.plot(rates, times, label=f"{length:,}")
     for decode, rate, time in zip(decodes, rates, times, strict=True):
         face = line.get_color() if decode.requests * length <= room else "white"
@@ -92,7 +92,7 @@ def _parts(axes: Any, decodes: Sequence[Decode], length: int) -> None:
         times = [1e3 * decode.parts[part] for decode in decodes]
         if any(times):
             axes.plot(requests, times, marker=".", color=colour, label=part)
-    axes.plot(requests, [1e3 * d.tpot_s for d in decodes], color="black", linestyle="--", label="a token")
+    axes.plot(requests, [1e3 * d.tpot_s for d in decodes], color="black", linestyle="--", label="per token")
     axes.set(title=f"one round at {length:,} positions", xlabel="requests at once", ylabel="ms")
     axes.set_xscale("log", base=2)
     axes.set_xticks(requests, [str(count) for count in requests])

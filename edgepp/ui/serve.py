@@ -13,8 +13,8 @@ from rich.text import Text
 
 from edgepp.cluster.identity import has_left
 from edgepp.cluster.running import running
+from edgepp.coordinator.service import ServeOptions, Service
 from edgepp.printable import one_line
-from edgepp.serve.service import ServeOptions, Service
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Screen, say
 

@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.text import Text
 
 from edgepp.cluster.identity import load_view
+from edgepp.coordinator.client import Served
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.layers import LayerRange
-from edgepp.serve.client import Served
 from edgepp.ui.cluster import connect
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen
@@ -101,7 +101,7 @@ def picture(state: Mapping[str, Any]) -> Group:
     lines: list[Any] = [head]
     if state["reason"]:
         lines.append(Text(str(state["reason"]), style="yellow"))
-    return Group(*lines, "", _nodes(state), "", _stages(state))
+    return Group(*lines, "", _nodes(state), *_spares(state), "", _stages(state))
 
 
 def _nodes(state: Mapping[str, Any]) -> Rows:
@@ -120,6 +120,12 @@ def _nodes(state: Mapping[str, Any]) -> Rows:
             f"{node['rtt_s'] * 1e3:.1f} ms",
         )
     return table
+
+
+def _spares(state: Mapping[str, Any]) -> list[Text]:
+    """A line per node without layers: why it has none."""
+    told = ((node["name"], node.get("reason", "")) for node in state["nodes"] if not node["layers"])
+    return [Text(f"{name} runs no layers: {reason}", style="dim") for name, reason in told if reason]
 
 
 def _stages(state: Mapping[str, Any]) -> Rows:

@@ -1,12 +1,14 @@
 """What the connections of one socket may take: their number before they have said anything, and memory.
 
 libzmq reads a message whole before anybody sees it, and limits neither its parts nor their sum; so bytes that the
-kernel has received on a connection are held against those that were taken off the socket. One that leaves too many
-between the two is shut down, and libzmq drops what it kept of it.
+kernel has received on a connection are held against those that were taken off the socket. A connection on which too
+many wait between the two is shut down, and libzmq drops what it kept of it; so are the fullest connections of a peer,
+and of all peers, where too many wait on them together.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import resource
@@ -14,6 +16,7 @@ import socket
 import struct
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,10 +25,16 @@ _LOG = logging.getLogger(__name__)
 MOST_SILENT = 128
 """Connections that have not said anything yet; then the oldest one of the host that has most of them goes."""
 MOST_CONNECTIONS = 1024
-"""Connections of one listener."""
-LEAST_BACKLOG_BYTES = 4 << 20
+"""Connections of one listener; then the oldest one of the peer that has most of them goes."""
+LEAST_BACKLOG_BYTES = 1 << 20
+PEER_BACKLOGS = 2
+"""Times the bytes of one connection that may wait on all connections of one key or one network."""
+SOCKET_BACKLOGS = 4
+"""Times the bytes of one connection that may wait on all connections of one socket."""
 CHECK_S = 0.05
 """From one look at the connections to the next."""
+_LOOK_S = 1e-4
+"""From one look to the next for each connection: looking takes a tenth of it."""
 _FRAME_OVERHEAD_BYTES = 64
 _HEARTBEATS_BYTES_S = 512
 _DESCRIPTORS = 1 << 16
@@ -38,13 +47,20 @@ _RECEIVED = {"linux": _LINUX_RECEIVED, "darwin": _MAC_RECEIVED}.get(sys.platform
 class _Connection:
     """``taken`` is written by the thread that reads the socket, everything else by the one that checks."""
 
-    host: str
-    since_s: float
+    network: str
+    key: str = ""
+    """What the other side has proved; empty before its first message, and on a plain socket."""
     taken: int = 0
     allowed: float = 0.0
     """Bytes that count as taken beside those: what the protocol adds, less what was counted for it in excess."""
+    waiting: int = 0
     heard: bool = False
     ended: bool = False
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """By what its bytes are added to those of other connections."""
+        return (self.network, self.key) if self.key else (self.network,)
 
 
 class Guard:
@@ -67,33 +83,33 @@ class Guard:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def accepted(self, descriptor: int, host: str, now_s: float) -> None:
+    def accepted(self, descriptor: int, host: str) -> None:
         """Note a new connection; where there are too many, one is shut down."""
-        connection = _Connection(host, now_s)
+        connection = _Connection(network_of(host))
         self._connections[descriptor] = self._silent[descriptor] = connection
         if len(self._silent) > MOST_SILENT or len(self._connections) > MOST_CONNECTIONS:
             self._settle()
         if len(self._silent) > MOST_SILENT:
-            most = Counter(one.host for one in self._silent.values()).most_common(1)[0][0]
-            self._end(next(number for number, one in self._silent.items() if one.host == most), "it said nothing")
+            self._end_one(self._silent, "it said nothing")
         elif len(self._connections) > MOST_CONNECTIONS:
-            self._end(next(iter(self._silent)), f"there are {MOST_CONNECTIONS} connections")
+            self._end_one(self._connections, f"there are {MOST_CONNECTIONS} connections")
 
     def closed(self, descriptor: int) -> None:
         """Note that a connection has ended."""
         self._connections.pop(descriptor, None)
         self._silent.pop(descriptor, None)
 
-    def taken(self, descriptor: int, frames: int, nbytes: int) -> None:
-        """Note a message that was taken off the socket, in the thread that does so."""
+    def taken(self, descriptor: int, frames: int, nbytes: int, key: str) -> None:
+        """Note a message that was taken off the socket, in the thread that does so; ``key`` proved its sender."""
         connection = self._connections.get(descriptor)
         if connection is not None:
             connection.taken += nbytes + frames * _FRAME_OVERHEAD_BYTES
+            connection.key = key
             connection.heard = True
 
     def check(self, now_s: float) -> None:
-        """Shut down every connection on which more waits than may."""
-        if self.port is None or now_s - self._checked_s < max(CHECK_S, len(self._connections) * 5e-4):
+        """Shut down every connection on which more waits than may, and those with which a peer exceeds its part."""
+        if self.port is None or now_s - self._checked_s < max(CHECK_S, len(self._connections) * _LOOK_S):
             return
         gap_s, self._checked_s = min(1.0, now_s - self._checked_s), now_s
         for descriptor, connection in list(self._connections.items()):
@@ -104,10 +120,41 @@ class Guard:
                 continue
             connection.allowed += gap_s * _HEARTBEATS_BYTES_S
             waiting = received - connection.taken - connection.allowed
+            connection.waiting = max(0, int(waiting))
             if waiting < 0:
                 connection.allowed += waiting  # counted in excess: it may not be saved up
             elif waiting > self._backlog_bytes:
                 self._end(descriptor, f"{waiting:.0f} bytes of it wait")
+        self._bound_peers()
+
+    def _bound_peers(self) -> None:
+        """Shut down the fullest connections of a peer, then of all, where too much waits on all of them together."""
+        live = [(number, one) for number, one in self._connections.items() if one.waiting and not one.ended]
+        total = sum(one.waiting for _, one in live)
+        if total <= PEER_BACKLOGS * self._backlog_bytes:
+            return
+        sums: Counter[str] = Counter()
+        for _, one in live:
+            for peer in one.peers:
+                sums[peer] += one.waiting
+        live.sort(key=lambda pair: (max(sums[peer] for peer in pair[1].peers), pair[1].waiting), reverse=True)
+        for number, one in live:
+            if (most := max(sums[peer] for peer in one.peers)) > PEER_BACKLOGS * self._backlog_bytes:
+                self._end(number, f"{most} bytes of its peer wait")
+                total -= one.waiting
+                for peer in one.peers:
+                    sums[peer] -= one.waiting
+        for number, one in live:
+            if total > SOCKET_BACKLOGS * self._backlog_bytes and not one.ended:
+                self._end(number, f"{total} bytes of all peers wait")
+                total -= one.waiting
+
+    def _end_one(self, among: Mapping[int, _Connection], why: str) -> None:
+        """Shut down the oldest connection of the key, or else the network, that has most of them."""
+        live = [(number, one.key or one.network) for number, one in among.items() if not one.ended]
+        most = Counter(peer for _, peer in live).most_common(1)
+        if most:
+            self._end(next(number for number, peer in live if peer == most[0][0]), why)
 
     def _settle(self) -> None:
         """Take those that were heard or have ended off the list of silent ones."""
@@ -137,7 +184,18 @@ class Guard:
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                 )  # the other side hears of it
                 one.shutdown(socket.SHUT_RDWR)
-        _LOG.debug("ended a connection of %s: %s", connection.host, why)
+        _LOG.debug("ended a connection of %s: %s", connection.network, why)
+
+
+def network_of(host: str) -> str:
+    """What one machine can have many addresses of: of IPv6 the first half counts, but for link-local ones."""
+    try:
+        ip = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if ip.version == 4 or ip.is_link_local:
+        return str(ip)
+    return str(ipaddress.ip_network((int(ip), 64), strict=False))
 
 
 def _duplicate(descriptor: int) -> socket.socket:

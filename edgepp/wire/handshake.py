@@ -69,7 +69,7 @@ class Handshakes:
     def _learn(self, event: int, value: int) -> None:
         if event == zmq.EVENT_CONNECTED:
             self._connected_s = time.monotonic()
-            self._guard.accepted(value, self._listener, self._connected_s)
+            self._guard.accepted(value, self._listener)
         elif event == zmq.EVENT_DISCONNECTED:
             self._guard.closed(value)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

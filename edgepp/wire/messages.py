@@ -1,4 +1,4 @@
-"""The whole protocol of edgepp, version 4.
+"""The whole protocol of edgepp, version 5.
 
 A message is a ZeroMQ multipart message: one msgpack header, then, for ``Forward`` and ``Hidden``, the raw tensor frames
 of the codec that the header names. The header is an array ``[version, kind, field, …]`` with the fields in the order in
@@ -9,7 +9,7 @@ A stage binds two ROUTER sockets; a coordinator binds none. Every connection is 
 
     control   coordinator ──► stage     one DEALER a stage
         Hello        ► Welcome           who are you, what do you hold
-        Attach       ► Attached|Refused  join the ring of my epoch, send on to that address
+        Attach       ► Attached|Refused  join the ring of my epoch: frames come from that key, go on to that address
         Ping         ► Pong              alive? (a stage forgets a coordinator that is silent for 10 s)
         Free, Detach                     no answer: cancel one sequence; forget the epoch and all of its sequences
                      ◄ Fault             a step failed; its sequence is freed
@@ -25,8 +25,8 @@ The data ring is one-way and in order; sequences are numbered by the coordinator
 ``Forward.position`` says where its first row belongs: a stage that holds more positions truncates to it first, one that
 holds fewer answers with ``Fault``. Position 0 opens a sequence; so does a later one with a ``source``, whose first
 positions are copied. A row of a ``Batch`` that cannot be run is taken out,
-and the rest goes on. A frame of an epoch or sequence that a stage does not know is dropped and counted: after a cancel
-that is the normal course of things.
+and the rest goes on. A frame of an epoch or sequence that a stage does not know, or of another sender than the
+epoch's previous stage, is dropped and counted: after a cancel that is the normal course of things.
 
 A coordinator that serves a cluster binds one ROUTER, by CURVE, for its members and their chats:
 
@@ -70,7 +70,7 @@ from edgepp.wire.values import (
     is_text,
 )
 
-VERSION = 4
+VERSION = 5
 MAX_HEADER_BYTES = 4096
 CONTROL_FRAME_BYTES = 1 << 16
 """The longest frame that a control socket takes."""
@@ -78,8 +78,8 @@ PAYLOAD_BYTES = 4 << 20
 """The longest frame that a cluster socket takes: a conversation of some million characters."""
 MAX_FRAMES = 4
 """Header and tensor frames of one message."""
-MAX_TOKENS = 4096
-"""Rows of one hidden-state tensor."""
+MAX_TOKENS = 1024
+"""Rows of one hidden-state tensor: no backend computes more than 512 at a time."""
 MAX_WIDTH = 1 << 16
 """Columns of one hidden-state tensor: the hidden size D."""
 
@@ -100,8 +100,8 @@ Name: TypeAlias = Annotated[str, 1, 128, is_name]
 """What people call a node or cluster."""
 Key: TypeAlias = Annotated[str, 40, 40, is_key]
 """A node's public key in Z85."""
-NextKey: TypeAlias = Annotated[str, 0, 40, is_key_or_empty]
-"""The same; empty where a link is not encrypted."""
+LinkKey: TypeAlias = Annotated[str, 0, 40, is_key_or_empty]
+"""The key of the node at the other end of a link; empty where the link is not encrypted."""
 Addresses: TypeAlias = Annotated[str, 0, 1024, are_addresses]
 """``HOST:PORT`` and ``[IPV6]:PORT``, separated by commas."""
 Hosts: TypeAlias = Annotated[str, 0, 1024, are_hosts]
@@ -161,13 +161,16 @@ class Welcome(NamedTuple):
 class Attach(NamedTuple):
     """Join the ring ``epoch`` as stage ``stage``; send on to the next one, or to ``route`` when there is none.
 
+    Frames of the epoch count only when their sender proved ``previous_key``: the previous stage's, or the
+    coordinator's own before stage 0.
     ``next_addresses`` are where the next stage may be reached, separated by commas; the first to answer is taken.
     """
 
     epoch: Id
     stage: Stage
+    previous_key: LinkKey
     next_addresses: Addresses
-    next_key: NextKey
+    next_key: LinkKey
     route: Route
     codec: LinkCodec
     return_bytes_s: Count

@@ -276,7 +276,7 @@ class Gate:
             event, value = happened
             if event == zmq.EVENT_ACCEPTED:
                 host = self._hosts[pair, value] = _peer(value)
-                guard.accepted(value, host, time.monotonic())
+                guard.accepted(value, host)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self._failed[pair] = _REASONS.get(value, MALFORMED)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:

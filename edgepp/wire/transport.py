@@ -28,6 +28,10 @@ HEARTBEAT_S = 0.5
 CONNECT_S = 3.0
 ZAP_DOMAIN = b"edgepp"
 _QUEUE_FRAMES = 1000
+_ZERO_COPY_RECEIVE = 10
+"""An option of contexts, ZMQ_ZERO_COPY_RECV, that pyzmq has no name for."""
+_CURVE_BYTES = 64
+"""More than what encryption adds to a frame."""
 _NO_COPY_BYTES = 1 << 20  # below a megabyte a copy is as fast as sharing the buffer
 
 
@@ -68,12 +72,21 @@ class Address:
         return f"tcp://{self}"
 
 
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    """A socket whose small messages do not each hold the whole buffer, of 18 kB, that they arrived in."""
+    with suppress(zmq.ZMQError):  # a libzmq that knows no such option
+        context.set(_ZERO_COPY_RECEIVE, 0)
+    return context.socket(kind)
+
+
 def _configure(sock: zmq.Socket[bytes], max_frame_bytes: int) -> None:
     sock.setsockopt(zmq.LINGER, 0)
     sock.setsockopt(zmq.SNDHWM, _QUEUE_FRAMES)
-    sock.setsockopt(zmq.RCVHWM, _QUEUE_FRAMES)
+    # No bound on messages: where a full queue stops input, libzmq aborts the process at the next heartbeat or PING of a
+    # connection that has ended (its issues 3937 and 4364). The guard bounds their bytes instead.
+    sock.setsockopt(zmq.RCVHWM, 0)
     sock.setsockopt(zmq.IPV6, 1)
-    sock.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+    sock.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes + _CURVE_BYTES)
     sock.setsockopt(zmq.HANDSHAKE_IVL, int(CONNECT_S * 1000))
     sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1000))
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(3 * HEARTBEAT_S * 1000))
@@ -96,8 +109,10 @@ def _bind(sock: zmq.Socket[bytes], address: Address) -> None:
         sock.bind(address.endpoint)
 
 
-def _receive(sock: zmq.Socket[bytes], frames: int, guard: Guard) -> list[zmq.Frame] | None:
+def _receive(sock: zmq.Socket[bytes], frames: int, guard: Guard, *, proven: bool = False) -> list[zmq.Frame] | None:
     """One waiting message of at most ``frames`` frames; None when there is none.
+
+    ``proven``: a gate has checked the sender's key. Elsewhere a stranger could set User-Id itself.
 
     Raises:
         RemoteProtocolError: it has more frames; all of them are discarded.
@@ -116,7 +131,7 @@ def _receive(sock: zmq.Socket[bytes], frames: int, guard: Guard) -> list[zmq.Fra
         if count <= frames:
             parts.append(frame)
     with suppress(zmq.ZMQError):  # one without metadata
-        guard.taken(int(frame.get(zmq.SRCFD)), count, nbytes)
+        guard.taken(int(frame.get(zmq.SRCFD)), count, nbytes, str(frame.get("User-Id")) if proven else "")
     if count > frames:
         raise RemoteProtocolError(f"a message of {count} frames where {frames} are allowed")
     return parts
@@ -166,7 +181,7 @@ class Listener:
         gate = Gate.of(context)
         if keys is not None and gate is None:
             raise LocalProtocolError("an encrypted listener needs a gate in its context")
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        self.socket = _socket(context, zmq.ROUTER)
         _configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._gate = gate if keys is not None else None
@@ -182,47 +197,43 @@ class Listener:
             _bind(self.socket, address)
         except zmq.ZMQError as error:
             self.socket.close()
+            is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
             raise UsageError(
-                f"cannot listen on {address}: {error.strerror}", "choose another port, or 0 for any free one"
+                f"cannot listen on {address}: {error.strerror.partition(' (addr')[0]}",
+                "choose another port, or 0 for any free one"
+                if is_port
+                else "give an address of this machine, which `edgepp doctor` lists, or 0.0.0.0 for all of them",
             ) from error
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.address = Address(address.host, int(endpoint.rpartition(":")[2]))
         self._guard.port = self.address.port
 
-    def receive(self) -> tuple[bytes, list[memoryview]] | None:
-        """The next waiting message as (route of its sender, frames), or None.
+    def receive(self) -> tuple[Sender, list[memoryview]] | None:
+        """The next waiting message of an admitted peer as (its sender, frames), or None.
 
         Raises:
             RemoteProtocolError: it has too many frames or none, or its key is no longer admitted; it is gone.
         """
-        parts = self._parts()
-        if parts is None:
-            return None
-        if self._gate is not None and not self._gate.admits(str(parts[0].get("User-Id"))):
-            raise RemoteProtocolError("a message of a key that was revoked")  # its connection may be older than that
-        return parts[0].bytes, [part.buffer for part in parts[1:]]
+        received = self.receive_from()
+        if received is not None and self._gate is not None and not self._gate.admits(received[0].key):
+            raise RemoteProtocolError(f"a message of {received[0].host}, whose key was revoked")  # it was connected
+        return received
 
     def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
-        """The next waiting message as (its sender, frames), or None.
+        """The next waiting message as (its sender, frames), or None; also of a peer that was revoked meanwhile.
 
         Raises:
             RemoteProtocolError: it has too many frames or none; it is gone.
         """
-        parts = self._parts()
+        parts = _receive(self.socket, MAX_FRAMES + 1, self._guard, proven=self._gate is not None)
         if parts is None:
             return None
+        if len(parts) < 2:
+            raise RemoteProtocolError("a message without a header")
         route = parts[0]
-        # Where no gate sets it, a stranger could set User-Id itself.
         key = str(route.get("User-Id")) if self._gate is not None else ""
         sender = Sender(route.bytes, key, bare_host(str(route.get("Peer-Address"))))
         return sender, [part.buffer for part in parts[1:]]
-
-    def _parts(self) -> list[zmq.Frame] | None:
-        """Route and frames of the next waiting message."""
-        parts = _receive(self.socket, MAX_FRAMES + 1, self._guard)
-        if parts is not None and len(parts) < 2:
-            raise RemoteProtocolError("a message without a header")
-        return parts
 
     def send(self, route: bytes, parts: Sequence[bytes | memoryview]) -> bool:
         """Send to one peer; False when it is gone or its queue is full."""
@@ -255,7 +266,7 @@ class Link:
         self._guard = Guard(2 * max_frame_bytes, dialled=True)
         self._guard.port = address.port
         self._looked_s = 0.0
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self.socket = _socket(context, zmq.DEALER)
         _configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.setsockopt(zmq.CONNECT_TIMEOUT, int(CONNECT_S * 1000))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.bench import machine
+from edgepp.benchmark import machine
 
 
 def test_a_commit_is_told_of_a_clone_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from edgepp.engine import constraint as constraints
 from edgepp.engine.constraint import ConstraintCompiler, Matcher
+from edgepp.engine.grammar_sandbox import complaint
 from edgepp.engine.request import Constraint, ConstraintKind, GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampler
-from edgepp.engine.trial import complaint
 from edgepp.errors import EdgeppError, ModelError, UsageError
 from edgepp.model.fetch import fetch
 from edgepp.model.tokenizer import Tokenizer

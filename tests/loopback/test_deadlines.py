@@ -7,23 +7,40 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import zmq
 
-from edgepp.engine import network
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
-from edgepp.engine.ring import Failed, Send
+from edgepp.engine import network_ring
+from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.ring import Failed, Returned, RingEvent, Send, SendBatch
+from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.wire.mailbox import Poller
-from edgepp.wire.messages import Attach, Attached, Echo, Hello, Message, Ping, Pong, Welcome, decode, encode
+from edgepp.wire.messages import (
+    Attach,
+    Attached,
+    Batch,
+    Echo,
+    Forward,
+    Free,
+    Hello,
+    Hidden,
+    Message,
+    Ping,
+    Pong,
+    Welcome,
+    decode,
+    encode,
+)
 from edgepp.wire.transport import Address, Listener
 from tests.waiting import eventually
 
 HERE = Address("127.0.0.1", 0)
+ROW = np.ones((1, 8), np.float32)
 EXPECTED = Expectation("m", "f" * 16, 4, 8, exact=False)
 
 
@@ -50,10 +67,12 @@ class WedgedStage(threading.Thread):
                 assert isinstance(reader, Listener)
                 received = reader.receive()
                 assert received is not None
-                route, frames = received
+                sender, frames = received
                 answer = self._answer(decode(frames[0]))
                 if answer is not None:
-                    reader.send(route, [encode(answer), *frames[1:]])
+                    rows = len(answer.sequences) if isinstance(answer, Batch) else None
+                    tensor = [frame[: rows and rows * ROW.nbytes] for frame in frames[1:]]
+                    reader.send(sender.route, [encode(answer), *tensor])
 
     def _answer(self, message: Message) -> Message | None:
         match message:
@@ -65,9 +84,15 @@ class WedgedStage(threading.Thread):
                 return Pong(message.epoch, True, self._busy_us, 0, 0, 0, 0)
             case Echo():
                 return message._replace(reply=True)
-            case _:
+            case Forward() | Batch():
                 self._busy_us = 1
+                return self.computed(message)
+            case _:
                 return None
+
+    def computed(self, message: Forward | Batch) -> Message | None:
+        """What it answers to hidden states, with the same tensor."""
+        return None
 
     def stop(self) -> None:
         self._stopping.set()
@@ -86,7 +111,7 @@ def wedged() -> Iterator[WedgedStage]:
 
 
 def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "STEP_S", 1.5)
+    monkeypatch.setattr(network_ring, "STEP_S", 1.5)
     ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         ring.send(Send(1, 0, 16, 1, np.zeros((4, 8), np.float32)))
@@ -101,8 +126,101 @@ def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkey
         ring.close()
 
 
+class LyingStage(WedgedStage):
+    """One that answers each step with what the test makes of it."""
+
+    def __init__(self, lie: Callable[[Hidden | Batch], Message]) -> None:
+        super().__init__(decode_us=(1 << 48) - 1)
+        self._lie = lie
+
+    def computed(self, message: Forward | Batch) -> Message | None:
+        if isinstance(message, Batch):
+            return self._lie(message._replace(compute_us=(1,)))
+        width, dtype, name = message.width, message.dtype, message.codec
+        return self._lie(Hidden(message.epoch, message.sequence, message.step, 1, width, dtype, name, (1,)))
+
+
+STEP, BATCH = Send(1, 0, 16, 1, ROW), SendBatch((1, 2), (1, 1), np.ones((2, 8), np.float32))
+
+
+def events_of(step: Send | SendBatch, lie: Callable[[Any], Message], times: int = 1) -> list[RingEvent]:
+    """What a ring of one lying stage makes of a step, or of several."""
+    stage = LyingStage(lie)
+    stage.start()
+    ring = NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")
+    events: list[RingEvent] = []
+    try:
+        for _ in range(times):
+            ring.send(step)
+        while len(events) < times and not any(isinstance(event, Failed) for event in events):
+            events += eventually("something comes back", lambda: ring.poll(0.1))
+    finally:
+        ring.close()
+        stage.stop()
+    return events
+
+
+def test_an_answer_of_the_right_rows_is_taken() -> None:
+    (one,) = events_of(STEP, lambda answer: answer)
+    (two,) = events_of(BATCH, lambda answer: answer)
+    assert isinstance(one, Returned)
+    assert isinstance(two, Returned)
+    assert (one.sequences, two.sequences) == ((1,), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("step", "lie"),
+    [
+        (STEP, lambda answer: answer._replace(sequence=2)),
+        (STEP, lambda answer: answer._replace(rows=0)),
+        (STEP, lambda answer: Batch(answer.epoch, answer.step, (1,), (0,), *answer[4:])),
+        (BATCH, lambda answer: answer._replace(sequences=(1, 3))),
+        (BATCH, lambda answer: Hidden(answer.epoch, 1, answer.step, 2, *answer[4:])),
+    ],
+)
+def test_an_answer_to_another_step_or_sequence_loses_the_stage(
+    step: Send | SendBatch, lie: Callable[[Any], Message]
+) -> None:
+    (failed,) = events_of(step, lie)
+    assert isinstance(failed, Failed)
+    assert "broke the protocol: an answer to a step" in str(failed.error)
+
+
+def test_a_step_is_answered_once() -> None:
+    events = events_of(BATCH, lambda answer: answer._replace(step=0, sequences=(1,), positions=(1,)), times=2)
+    assert isinstance(events[-1], Failed)
+    assert "answered already" in str(events[-1].error)
+
+
+def test_rows_that_never_come_back_lose_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_ring, "STEP_S", 1.0)
+    stage = LyingStage(
+        lambda answer: answer if isinstance(answer, Hidden) else answer._replace(sequences=(2,), positions=(1,))
+    )
+    stage.start()
+    ring = NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")
+    try:
+        ring.send(BATCH)
+        failed = None
+        while not isinstance(failed, Failed):
+            ring.send(STEP)
+            failed = next((event for event in ring.poll(0.1) if isinstance(event, Failed)), None)
+        assert "left out a part of an answer" in str(failed.error)
+    finally:
+        ring.close()
+        stage.stop()
+
+
+def test_a_stage_that_calls_itself_slow_still_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_ring, "STEP_S", 0.1)
+    monkeypatch.setattr(network_ring, "MOST_STEP_S", 1.0)
+    (failed,) = events_of(STEP, lambda answer: Free(0, 0))
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, StageLost)
+
+
 def test_an_idle_ring_misses_no_deadline(wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "STEP_S", 0.0)
+    monkeypatch.setattr(network_ring, "STEP_S", 0.0)
     ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         for _ in range(3):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgepp.cluster.discovery import Record
+from edgepp.cluster.identity import load_identity, new_cluster, save_cluster
 from edgepp.cluster.interfaces import interfaces
 from edgepp.cluster.multicast import Hearing
 from edgepp.errors import UsageError
@@ -199,6 +200,21 @@ def test_our_coordinator_is_told_from_others() -> None:
     assert "10.0.0.8:5720" in missing.found
     assert "--peer" in missing.do
     assert doctor_network.judge_coordinators([], Known(NODE, None)).ok is None
+
+
+@pytest.mark.usefixtures("home", "quiet_network")
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_coordinator_that_answers_is_not_called_missing(
+    ok: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as that of the serving machine itself, where it listens on loopback or the network passes no multicast."""
+    _resources(monkeypatch, 8 << 30)
+    save_cluster(new_cluster(load_identity()))
+    doctor.run_doctor(None, as_json=True, extra=[lambda: Finding("coordinator", ok, "as it is", "do it")])
+    found = [one for one in json.loads(capsys.readouterr().out) if one["check"] == "coordinator"][-1]
+    assert ("ours answers" in found["found"]) is ok
+    assert ("ours was not heard" in found["found"]) is not ok
+    assert ("edgepp serve" in found["do"]) is not ok
 
 
 def test_a_copied_node_id_is_told() -> None:

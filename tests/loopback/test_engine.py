@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from edgepp.engine import ledger
-from edgepp.engine.draft import MOST_GUESSES, Lookup, Pace
-from edgepp.engine.engine import Engine
-from edgepp.engine.live import Request
+from edgepp.engine.draft import MOST_GUESSES, PromptLookup, SpeculationControl
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange
@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture
-def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def engine(tiny: Path, request: pytest.FixtureRequest) -> Iterator[EngineLoop]:
     with local_engine(tiny, SPLITS[2], ["onnx"], budget=getattr(request, "param", None)) as made:
         yield made
 
@@ -46,7 +46,7 @@ class Restless:
     """Guesses what the text suggests, else anything: right and wrong guesses, each where it may hurt most."""
 
     def __init__(self) -> None:
-        self._lookup, self._random = Lookup(), np.random.default_rng(0)
+        self._lookup, self._random = PromptLookup(), np.random.default_rng(0)
 
     def propose(self, ids: Sequence[int], most: int) -> Sequence[int]:
         return self._lookup.propose(ids, most) or prompt(self._random, int(self._random.integers(0, most + 1)))
@@ -63,7 +63,7 @@ class Alone:
     ties: set[int]
 
     @classmethod
-    def of(cls, engine: Engine, text: Sequence[int], n: int) -> Alone:
+    def of(cls, engine: EngineLoop, text: Sequence[int], n: int) -> Alone:
         request = engine.submit(text, GenerateOptions(n, sampling=SamplingOptions(logprobs=2)), owner=str(text))
         tokens = collect(request)
         gaps = [sampled.top[0][1] - sampled.top[1][1] for sampled in request.sampled]
@@ -87,7 +87,9 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
 
     Float32; where the two best logits lie closer than ``TOLERANCE``, either is right, and such places must be few.
     """
-    monkeypatch.setattr(Pace, "most", lambda *_: MOST_GUESSES)  # else guessing that goes wrong is soon given up
+    monkeypatch.setattr(
+        SpeculationControl, "most", lambda *_: MOST_GUESSES
+    )  # else guessing that goes wrong is soon given up
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(stages)
     stems = [prompt(random, int(tokens)) for tokens in random.integers(20, 50, 3)]
@@ -98,7 +100,7 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
         alone = [Alone.of(engine, one, 40) for one in prompts]
     with local_engine(tiny, SPLITS[stages], [backend], budget=160, draft=draft) as engine:
         for _ in range(rounds):
-            asked: list[tuple[int, int, Request]] = []
+            asked: list[tuple[int, int, EngineRequest]] = []
             cancelled: set[int] = set()
             for _ in range(int(random.integers(4, 12))):
                 which, tokens = int(random.integers(len(prompts))), int(random.integers(1, 41))
@@ -121,7 +123,7 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
 
 
 @pytest.mark.parametrize("engine", [90], indirect=True)
-def test_who_came_last_gives_way_and_still_gets_its_answer(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_came_last_gives_way_and_still_gets_its_answer(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     brake = Brake(monkeypatch)
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(4)
@@ -137,7 +139,7 @@ def test_who_came_last_gives_way_and_still_gets_its_answer(engine: Engine, monke
 
 
 @pytest.mark.parametrize("engine", [400], indirect=True)
-def test_the_next_turn_computes_only_what_is_new(engine: Engine) -> None:
+def test_the_next_turn_computes_only_what_is_new(engine: EngineLoop) -> None:
     random = np.random.default_rng(1)
     first = engine.submit(prompt(random, 200), GenerateOptions(max_tokens=10))
     collect(first)
@@ -151,7 +153,7 @@ def test_the_next_turn_computes_only_what_is_new(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("engine", [2000], indirect=True)
-def test_prompts_that_come_together_share_what_they_begin_with(engine: Engine) -> None:
+def test_prompts_that_come_together_share_what_they_begin_with(engine: EngineLoop) -> None:
     random = np.random.default_rng(2)
     text = prompt(random, 150)
     requests = [engine.submit(text, GenerateOptions(max_tokens=8)) for _ in range(4)]
@@ -165,7 +167,7 @@ def test_prompts_that_come_together_share_what_they_begin_with(engine: Engine) -
     ]  # two rows are left to compute: see LEAST_ROWS
 
 
-def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: Engine) -> None:
+def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: EngineLoop) -> None:
     """A copy whose source was freed on the way begins once more on its own."""
     random = np.random.default_rng(3)
     text = prompt(random, 60)
@@ -179,7 +181,7 @@ def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: Engine) -> 
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
-def test_requests_beyond_the_budget_wait_their_turn(engine: Engine) -> None:
+def test_requests_beyond_the_budget_wait_their_turn(engine: EngineLoop) -> None:
     random = np.random.default_rng(0)
     one, two = prompt(random, 30), prompt(random, 20)
     requests = [engine.submit(text, GenerateOptions(max_tokens=20)) for text in (one, two, one)]
@@ -189,13 +191,13 @@ def test_requests_beyond_the_budget_wait_their_turn(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
-def test_what_can_never_fit_is_refused_with_the_numbers(engine: Engine) -> None:
+def test_what_can_never_fit_is_refused_with_the_numbers(engine: EngineLoop) -> None:
     with pytest.raises(UsageError, match="need 70 positions of KV cache, and there are 64"):
         engine.submit(prompt(np.random.default_rng(0), 50), GenerateOptions(max_tokens=20))
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
-def test_a_request_that_waits_can_be_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_waits_can_be_cancelled(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     text = prompt(np.random.default_rng(0), 30)
     Brake(monkeypatch).after(0)
     first = engine.submit(text, GenerateOptions(max_tokens=30))
@@ -213,7 +215,7 @@ def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
-def test_the_queue_has_an_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_has_an_end(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "MOST_WAITING", 2)
     text = prompt(np.random.default_rng(0), 30)
     brake = Brake(monkeypatch)
@@ -227,7 +229,7 @@ def test_the_queue_has_an_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -
     assert all("are waiting already" in str(error) for error in refused)
 
 
-def _last(request: Request) -> object:
+def _last(request: EngineRequest) -> object:
     """How a request ended: its reason or its error."""
     while isinstance(event := request.events.get(timeout=PATIENCE_S), int):
         continue

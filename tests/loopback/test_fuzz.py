@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp.cluster.identity import Member, load_identity, new_cluster
+from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.director import Director
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.node.control import MOST_EPOCHS_OF_ONE
 from edgepp.node.joining import Attempt, Joined
-from edgepp.serve.coordinator import Coordinator
-from edgepp.serve.director import Director
 from edgepp.wire.messages import (
     VERSION,
     Answered,
@@ -43,7 +43,7 @@ from edgepp.wire.messages import (
 from edgepp.wire.transport import Address, Sender
 from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward
 from tests.unit.coordinator.test_director import SIZE, Want
-from tests.wire import messages
+from tests.wire import KEYS, messages
 
 CPU_S = 2.0
 BYTES = 16 << 20
@@ -153,10 +153,36 @@ def test_a_stage_of_a_cluster_takes_orders_from_its_coordinator_alone(stage: Sta
     assert isinstance(stage.order(GUEST, encode(Hello("x")))[0], Welcome)
 
 
+def test_frames_come_from_the_previous_stage_alone(stage: Stage) -> None:
+    stage.order(DRIVER, encode(ATTACH._replace(previous_key=KEYS[2])))
+    previous = Sender(b"previous", KEYS[2], "10.0.0.3")
+    row = np.ones((1, WIDTH), np.float32)
+    stage.feed(forward(1), row, previous)
+    stage.data.sent.clear()
+    batch = Batch(1, 9, (1,), (1,), WIDTH, "float32", "none", ())
+    for sender in (DRIVER, GUEST, Sender(b"previous", "", "10.0.0.3")):
+        for frame in (forward(1, position=1), forward(2), batch):
+            stage.feed(frame, row, sender)
+    assert stage.data.sent == []
+    assert stage.faults() == []
+    assert stage.compute.worker.counters.dropped == 9
+    assert list(stage.model.lengths.values()) == [1]
+    stage.feed(batch, row, previous)
+    assert len(stage.data.sent) == 1
+
+
+@pytest.mark.parametrize(("key", "previous_key"), [(DRIVER.key, ""), ("", KEYS[1])])
+def test_a_previous_key_that_no_sender_could_prove_is_refused(stage: Stage, key: str, previous_key: str) -> None:
+    (refused,) = stage.order(DRIVER._replace(key=key), encode(ATTACH._replace(previous_key=previous_key)))
+    assert isinstance(refused, Refused)
+    assert "previous stage's key" in refused.reason
+
+
 def test_without_keys_an_epoch_belongs_to_the_host_that_attached_it(stage: Stage) -> None:
     one, other = Sender(b"one", "", "10.0.0.1"), Sender(b"other", "", "10.0.0.2")
-    assert isinstance(stage.order(one, encode(ATTACH))[0], Attached)
-    for message in (ATTACH, Detach(1), Free(1, 1)):
+    attach = ATTACH._replace(previous_key="")
+    assert isinstance(stage.order(one, encode(attach))[0], Attached)
+    for message in (attach, Detach(1), Free(1, 1)):
         (refused,) = stage.order(other, encode(message))
         assert isinstance(refused, Refused)
         assert "another's" in refused.reason

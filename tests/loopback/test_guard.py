@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import resource
 import socket
+import struct
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 
+import psutil
 import pytest
 import zmq
 
 from edgepp.wire import guard as module
-from edgepp.wire.guard import LEAST_BACKLOG_BYTES, MOST_SILENT, Guard, raise_descriptor_limit
+from edgepp.wire.guard import (
+    LEAST_BACKLOG_BYTES,
+    MOST_CONNECTIONS,
+    MOST_SILENT,
+    PEER_BACKLOGS,
+    Guard,
+    raise_descriptor_limit,
+)
 from edgepp.wire.security import Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener
 from tests.waiting import eventually
 
 FRAME_BYTES = 1 << 16
 PATIENCE_S = 20
+CEILING_BYTES = 500 << 20
+"""Sixty connections without a sum took more than 2 GB."""
 SERVER, MEMBER = KeyPair.generate(), KeyPair.generate()
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
@@ -36,12 +48,29 @@ class Place:
         pinned = Pinned(MEMBER, SERVER.public) if self.encrypted else None
         return Link(self.context, self.listener.address, FRAME_BYTES, None, pinned)
 
+    def stranger(self) -> socket.socket:
+        """A connection that has greeted as a plain DEALER does."""
+        raw = socket.create_connection(("127.0.0.1", self.listener.address.port), PATIENCE_S)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.sendall(GREETING)
+        for _ in range(len(GREETING)):
+            assert raw.recv(1)
+        ready = b"\5READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
+        raw.sendall(bytes([4, len(ready)]) + ready)
+        return raw
+
     def hears(self, link: Link) -> bool:
         """Whether a short message comes through."""
         assert link.send([b"hello"], PATIENCE_S)
         assert self.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
         received = self.listener.receive()
         return received is not None and bytes(received[1][0]) == b"hello"
+
+
+def parts_of(part_bytes: int) -> bytes:
+    """One part of a message that goes on, as ZMTP writes it."""
+    header = b"\x01" + bytes([part_bytes]) if part_bytes < 256 else b"\x03" + part_bytes.to_bytes(8, "big")
+    return header + bytes(part_bytes)
 
 
 @contextmanager
@@ -71,15 +100,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("part_bytes", [0, 60_000])
 def test_a_plain_message_of_endless_parts_is_cut_off(part_bytes: int, ended: list[str]) -> None:
-    header = b"\x01\x00" if not part_bytes else b"\x03" + part_bytes.to_bytes(8, "big")
-    block = (header + bytes(part_bytes)) * (60_000 // (part_bytes + 2) or 1)
-    with opened(encrypted=False) as place, socket.create_connection(("127.0.0.1", place.listener.address.port)) as raw:
-        raw.sendall(GREETING)
-        for _ in range(len(GREETING)):
-            assert raw.recv(1)
-        ready = b"\5READY\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
-        raw.sendall(bytes([4, len(ready)]) + ready)
-        raw.settimeout(PATIENCE_S)
+    block = parts_of(part_bytes) * (60_000 // (part_bytes + 2) or 1)
+    with opened(encrypted=False) as place, place.stranger() as raw:
         with suppress(OSError):  # it is cut off
             for _ in range((1 << 30) // len(block)):
                 raw.sendall(block)
@@ -87,6 +109,19 @@ def test_a_plain_message_of_endless_parts_is_cut_off(part_bytes: int, ended: lis
         assert len(ended) == 1
         link = place.link()
         assert place.hears(link)
+        link.close()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_longest_frame_passes(*, encrypted: bool) -> None:
+    with opened(encrypted=encrypted) as place:
+        link = place.link()
+        assert place.hears(link)
+        assert link.send([bytes(FRAME_BYTES)], PATIENCE_S)
+        assert place.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
+        received = place.listener.receive()
+        assert received is not None
+        assert len(received[1][0]) == FRAME_BYTES
         link.close()
 
 
@@ -101,6 +136,120 @@ def test_a_members_message_of_too_many_parts_is_cut_off(ended: list[str]) -> Non
         assert place.listener.receive() is None
         link.close()
         other.close()
+
+
+ABRUPTLY = struct.pack("ii", 1, 0)
+PING = b"\x04\x07\x04PING" + bytes(2)
+
+
+@pytest.mark.parametrize("last", [PING, b""])
+def test_a_flood_that_breaks_off_before_it_was_read_leaves_the_process_alive(last: bytes) -> None:
+    with opened(encrypted=False) as place:
+        raw = place.stranger()
+        raw.sendall(b"\0\1a" * 1500 + last)
+        eventually("it came", lambda: place.listener._guard._connections)
+        guard = place.listener._guard
+        eventually("it arrived", lambda: sum(guard._received(number) or 0 for number in guard._connections) > 4500)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABRUPTLY)
+        raw.close()
+        eventually("its end was seen", lambda: not len(place.listener._guard))
+        while place.listener.socket.poll(0, zmq.POLLIN):
+            place.listener.receive()
+        link = place.link()
+        assert place.hears(link)
+        link.close()
+
+
+def test_one_peers_connections_are_bounded_together(ended: list[str]) -> None:
+    with opened(encrypted=True) as place, ExitStack() as held:
+        links = [held.enter_context(closing(place.link())) for _ in range(20)]
+        for link in links:
+            assert place.hears(link)
+        for link in links:
+            for _ in range(LEAST_BACKLOG_BYTES // 2 // 60_000):
+                assert link.send([bytes(60_000)], PATIENCE_S)
+        eventually("their sum was seen", lambda: len(ended) >= len(links) - 2 * PEER_BACKLOGS)
+        assert all("of its peer wait" in reason for reason in ended)
+
+
+@pytest.mark.parametrize("part_bytes", [0, 1, 40])
+def test_many_connections_with_endless_small_parts_have_a_ceiling_of_memory(part_bytes: int) -> None:
+    """What libzmq makes of a part is 64 bytes or more, whatever the part."""
+    process, block = psutil.Process(), parts_of(part_bytes) * (20_000 // (part_bytes + 2))
+    with opened(encrypted=False) as place, ExitStack() as held:
+        strangers = {held.enter_context(closing(place.stranger())) for _ in range(60)}
+        before = most = process.memory_info().rss
+        for raw in strangers:
+            raw.setblocking(False)
+        until_s = time.monotonic() + PATIENCE_S
+        while strangers and time.monotonic() < until_s:
+            for raw in list(strangers):
+                try:
+                    raw.send(block)
+                except BlockingIOError:
+                    continue
+                except OSError:  # it is cut off
+                    strangers.remove(raw)
+            most = max(most, process.memory_info().rss)
+        assert most - before < CEILING_BYTES
+
+
+def _guard(monkeypatch: pytest.MonkeyPatch, received: dict[int, int]) -> tuple[Guard, list[int]]:
+    """One whose connections have received so many bytes, and the descriptors of those that it shut down."""
+    gone: list[int] = []
+    monkeypatch.setattr(module, "_duplicate", lambda descriptor: (gone.append(descriptor), socket.socket())[1])
+    guard = Guard(0)
+    monkeypatch.setattr(guard, "_received", received.get)
+    guard.port = 1
+    return guard, gone
+
+
+HALF = LEAST_BACKLOG_BYTES // 2
+
+
+def test_the_sum_counts_for_a_key_from_many_networks_and_a_network_of_many_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    received = dict.fromkeys(range(10), HALF + 1000)
+    guard, gone = _guard(monkeypatch, received)
+    for number in range(5):
+        guard.accepted(number, f"10.0.0.{number}")
+        guard.taken(number, 0, 0, MEMBER.public)
+    for number in range(5, 10):
+        guard.accepted(number, f"2001:db8::{number}")
+    guard.check(1.0)
+    assert len([number for number in gone if number < 5]) == 2
+    assert len([number for number in gone if number >= 5]) == 2
+
+
+def test_the_sum_of_all_peers_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, gone = _guard(monkeypatch, dict.fromkeys(range(12), HALF + 1000))
+    for number in range(12):
+        guard.accepted(number, f"10.0.0.{number}")
+    guard.check(1.0)
+    assert len(gone) == 5
+
+
+def test_a_peer_that_waits_a_little_is_not_cut_for_one_that_waits_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    received = {0: HALF, **dict.fromkeys(range(1, 12), HALF)}
+    guard, gone = _guard(monkeypatch, received)
+    guard.accepted(0, "10.0.0.1")
+    for number in range(1, 12):
+        guard.accepted(number, "10.0.0.9")
+    guard.check(1.0)
+    assert 0 not in gone
+    assert len(gone) >= 7
+
+
+def test_the_key_with_most_connections_gives_way_to_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, gone = _guard(monkeypatch, {})
+    guard.accepted(0, "10.0.0.9")
+    guard.taken(0, 1, 5, SERVER.public)
+    for number in range(1, MOST_CONNECTIONS + 3):
+        guard.accepted(number, "10.0.0.9")
+        guard.taken(number, 1, 5, MEMBER.public)
+    assert gone == [1, 2, 3][: len(gone)]
+    assert gone
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
@@ -126,7 +275,7 @@ def test_what_a_listener_sends_unasked_is_bounded(ended: list[str]) -> None:
         received = place.listener.receive()
         assert received is not None
         for _ in range(4 * LEAST_BACKLOG_BYTES // 60_000):
-            place.listener.send(received[0], [bytes(60_000)])
+            place.listener.send(received[0].route, [bytes(60_000)])
         eventually("it came", lambda: link.look() or ended)  # nobody reads the link
         link.close()
 
@@ -152,15 +301,12 @@ def test_half_handshakes_leave_room_for_others() -> None:
 
 
 def test_the_host_with_most_silent_connections_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    gone: list[int] = []
-    monkeypatch.setattr(module, "_duplicate", lambda descriptor: (gone.append(descriptor), socket.socket())[1])
-    guard = Guard(0)
-    guard.port = 1
-    guard.accepted(1, "10.0.0.1", 0.0)
-    guard.accepted(2, "10.0.0.9", 0.0)
-    guard.taken(2, 1, 5)
+    guard, gone = _guard(monkeypatch, {})
+    guard.accepted(1, "10.0.0.1")
+    guard.accepted(2, "10.0.0.9")
+    guard.taken(2, 1, 5, "")
     for descriptor in range(3, 3 + 2 * MOST_SILENT):
-        guard.accepted(descriptor, "10.0.0.9", 1.0)
+        guard.accepted(descriptor, "10.0.0.9")
     assert 1 not in gone
     assert 2 not in gone
     assert gone == list(range(3, 3 + len(gone)))

@@ -326,6 +326,12 @@ LARGE: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E8M0", "F4", "C64"])
+def test_a_type_of_weights_that_is_not_read_is_named(dtype: str) -> None:
+    with refused(f"x of model.safetensors is of the type {dtype}, which edgepp does not read"):
+        parse_header(f'{{"x": {entry(dtype=dtype)}}}'.encode(), Path("model.safetensors"), 1000)
+
+
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_header_costs_little_memory_and_time(kind: str) -> None:
     raw = LARGE[kind]()

@@ -20,19 +20,19 @@ import edgepp
 from edgepp.api.answer import Answer as ApiAnswer
 from edgepp.api.answer import Begun
 from edgepp.api.apart import apart
-from edgepp.engine.answer import Answer
-from edgepp.engine.engine import Engine
+from edgepp.coordinator.answers import Answers
+from edgepp.coordinator.forms import question
+from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.guarded import token_ids
-from edgepp.engine.live import Request
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Send, SendBatch
 from edgepp.engine.sampling import Sampler
+from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import read_header
 from edgepp.model.random import TINY, make_checkpoint
-from edgepp.serve.answers import Answers
-from edgepp.serve.forms import question
 from edgepp.wire.messages import Declined, decode
 from tests.engines import collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
@@ -84,7 +84,7 @@ class Trouble:
 
 
 @pytest.fixture(params=["onnx", "mlx"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineLoop]:
     folder = make_checkpoint(tmp_path / "m", replace(TINY, tied=False))
     file = folder / "model.safetensors"
     place = next(p for p in read_header(file) if p.name == "model.embed_tokens.weight")
@@ -98,7 +98,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def sound(engine: Engine) -> dict[int, list[int]]:
+def sound(engine: EngineLoop) -> dict[int, list[int]]:
     """What some prompts get alone."""
     return {seed: greedy_tokens(engine, text(seed), 12) for seed in range(4)}
 
@@ -120,7 +120,7 @@ TROUBLES = ["mask", "advance", "done", "forced", "nothing allowed"]
     st.integers(0, 5),
 )
 def test_a_poisoned_request_fails_alone(
-    engine: Engine,
+    engine: EngineLoop,
     sound: dict[int, list[int]],
     others: list[int],
     trouble: str,
@@ -131,8 +131,8 @@ def test_a_poisoned_request_fails_alone(
 ) -> None:
     """Any mix of requests, one of which is poisoned somewhere, at some token, by some error."""
     sampling = SamplingOptions(temperature=temperature, logprobs=2)
-    asked: list[tuple[int, Request]] = []
-    bad: Request | None = None
+    asked: list[tuple[int, EngineRequest]] = []
+    bad: EngineRequest | None = None
     for n, seed in enumerate([*others, -1]):
         if n == min(place, len(others)):
             bad = poisoned(engine, trouble, at, error, sampling)
@@ -146,7 +146,9 @@ def test_a_poisoned_request_fails_alone(
         collect(bad)
 
 
-def poisoned(engine: Engine, trouble: str, at: int, error: BaseException, sampling: SamplingOptions) -> Request:
+def poisoned(
+    engine: EngineLoop, trouble: str, at: int, error: BaseException, sampling: SamplingOptions
+) -> EngineRequest:
     ids = text(9)
     if trouble == "token":
         ids.insert(at, POISON)
@@ -334,7 +336,7 @@ class Breaking:
 def test_a_tokenizer_that_panics_ends_the_answer_and_frees_its_place(tmp_path: Path) -> None:
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         request = engine.submit(text(0), GenerateOptions(300))
-        answer = Answer(engine, request, Breaking())
+        answer = TextStream(engine, request, Breaking())
         with pytest.raises(EdgeppError, match=f"request {request.id}, making text of its tokens, failed: .*Panic"):
             "".join(answer)
         collect(request)  # ends, since it was cancelled

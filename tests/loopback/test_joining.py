@@ -18,7 +18,7 @@ from edgepp.wire.transport import Address, Listener
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
 from tests.wire import KEYS
 
-ONWARD = Attach(2, 0, "10.0.0.9:5720", KEYS[2], b"c1".hex(), "none", 0)
+ONWARD = Attach(2, 0, KEYS[1], "10.0.0.9:5720", KEYS[2], b"c1".hex(), "none", 0)
 ROW = np.ones((1, WIDTH))
 
 
@@ -96,9 +96,9 @@ def test_a_link_is_made_and_handed_over() -> None:
     def echo() -> None:
         while not ended.is_set():
             if following.socket.poll(10, zmq.POLLIN) and (received := following.receive()) is not None:
-                route, (header, *tensor) = received
+                sender, (header, *tensor) = received
                 message: Any = decode(header)
-                following.send(route, [encode(message._replace(reply=True)), *tensor])
+                following.send(sender.route, [encode(message._replace(reply=True)), *tensor])
 
     thread = threading.Thread(target=echo)
     thread.start()

@@ -14,7 +14,7 @@ import pytest
 from edgepp.cluster import desk as desks
 from edgepp.cluster import exchange
 from edgepp.cluster.codes import GUESSES, words
-from edgepp.cluster.crowd import PLACES, PLACES_OF_ONE_HOST, Caller, Crowd
+from edgepp.cluster.crowd import PLACES, PLACES_OF_ONE_HOST, QUEUE_OF_ONE_HOST, Caller, Crowd
 from edgepp.cluster.desk import INVITE_S, OPEN_AT_ONCE, PairingDesk
 from edgepp.cluster.exchange import Channel, Spake
 from edgepp.cluster.identity import Cluster, Identity, Member, node_id
@@ -424,6 +424,68 @@ def test_strangers_who_greet_and_wait_give_way_to_a_joiner(desk: Desk) -> None:
     assert desk.redeem().id == CLUSTER.id
     for connection in greeters:
         connection.close()
+
+
+def test_a_joiner_has_its_turn_among_strangers_who_come_again_and_again(desk: Desk) -> None:
+    """100 callers of one host greet, hold their places and come back as soon as they are sent away."""
+    over = threading.Event()
+    element = Spake("joiner", desk.wrong).element
+
+    def hold() -> None:
+        while not over.is_set():
+            try:
+                with desk.connect() as connection:
+                    Channel(connection).send("join", desk.number, element)
+                    connection.settimeout(0.2)
+                    while not over.is_set():
+                        try:
+                            if not connection.recv(64):
+                                break
+                        except TimeoutError:
+                            continue
+            except OSError:
+                time.sleep(0.01)
+
+    holders = [threading.Thread(target=hold, daemon=True) for _ in range(100)]
+    for holder in holders:
+        holder.start()
+    eventually("all wait", lambda: len(desk.desk._connections._queue) >= 100 - PLACES_OF_ONE_HOST)
+    try:
+        assert redeem(desk.code, [desk.address], JOINER, PATIENCE_S).id == CLUSTER.id
+    finally:
+        over.set()
+        for holder in holders:
+            holder.join(PATIENCE_S)
+
+
+def test_callers_without_a_place_are_seated_in_the_order_of_their_arrival() -> None:
+    crowd = Crowd()
+    pairs = []
+
+    def caller(host: str) -> Caller:
+        pairs.append(socket.socketpair())
+        return Caller(pairs[-1][0], host)
+
+    seated = [caller("10.0.0.7") for _ in range(PLACES_OF_ONE_HOST)]
+    for one in seated:
+        assert crowd.enqueue(one)
+        assert crowd.seat_next() is one
+        one.is_served()
+    waiting = [caller("10.0.0.7") for _ in range(QUEUE_OF_ONE_HOST)]
+    assert all(crowd.enqueue(one) for one in waiting)
+    assert not crowd.enqueue(caller("10.0.0.7"))
+    assert crowd.seat_next() is None
+    other = caller("10.0.0.8")
+    assert crowd.enqueue(other)
+    assert crowd.seat_next() is other  # the places of another host are not full
+    for one, next_one in zip(seated, waiting, strict=False):
+        crowd.discard(one)
+        assert crowd.seat_next() is next_one
+        next_one.is_served()
+    assert crowd.dismiss_queue() == waiting[PLACES_OF_ONE_HOST:]
+    for one, there in pairs:
+        one.close()
+        there.close()
 
 
 def test_who_gives_way() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from edgepp.engine.peers import Endpoint
+from edgepp.coordinator import serving as module
+from edgepp.coordinator.serving import Serving, Wanted
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, PlanError, StageLost
-from edgepp.serve import serving as module
-from edgepp.serve.serving import Serving, Wanted
 from edgepp.wire.transport import Address
 from tests.waiting import PATIENCE_S, eventually
 

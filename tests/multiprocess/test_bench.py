@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import to_gguf
 from edgepp.model.random import TINY
 from tests.builders.checkpoints import Checkpoints
 from tests.waiting import PATIENCE_S
 
-BENCH = Path(__file__).parents[2] / "bench"
+CLONE = Path(__file__).parents[2]
 RATES = {"prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s"}
 SHORT = ["--prompt-tokens", "20", "--gen", "4", "--rounds", "1"]
 
@@ -29,11 +31,13 @@ def tiny(checkpoints: Checkpoints) -> Path:
 
 
 def command(script: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(BENCH / script), *arguments]
+    return [sys.executable, "-m", f"bench.{script}", *arguments]
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, *arguments), capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, timeout=240, check=False, cwd=CLONE
+    )
 
 
 def result(script: str, *arguments: str) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def check_rates(side: dict[str, Any]) -> None:
 
 
 def test_pipeline(tiny: Path) -> None:
-    found = result("pipeline.py", "--model", str(tiny), "--stages", "2", "--threads", "1", *SHORT)
+    found = result("pipeline_gain", "--model", str(tiny), "--stages", "2", "--threads", "1", *SHORT)
     for name, stages in (("single", 1), ("pipeline", 2)):
         check_rates(found[name])
         assert len(found[name]["stages"]) == len(found[name]["step_ms"]["stages"]) == stages
@@ -62,7 +66,7 @@ def test_pipeline(tiny: Path) -> None:
 
 def test_requests(tiny: Path) -> None:
     settings = ["--requests", "1,3", "--words", "10,20", "--rounds", "1", "--no-text"]
-    found = result("requests.py", "--model", str(tiny), "--stages", "2", "--threads", "1", *settings)
+    found = result("concurrency", "--model", str(tiny), "--stages", "2", "--threads", "1", *settings)
     assert [(row["requests"], row["words"], row["tokens"]) for row in found["rows"]] == [
         (1, 10, 12),
         (3, 10, 12),
@@ -79,22 +83,22 @@ def test_requests(tiny: Path) -> None:
 
 
 def test_requests_that_the_context_cuts_short_are_no_measurement(tiny: Path) -> None:
-    done = run("requests.py", "--model", str(tiny), "--requests", "1", "--words", "1000", "--no-text")
+    done = run("concurrency", "--model", str(tiny), "--requests", "1", "--words", "1000", "--no-text")
     assert done.returncode == 2
     assert "1150 tokens do not fit the model's context" in done.stderr
 
 
 def test_pipeline_prints_a_table_before_its_json_line(tiny: Path) -> None:
-    done = run("pipeline.py", "--model", str(tiny), "--stages", "1", *SHORT)
+    done = run("pipeline_gain", "--model", str(tiny), "--stages", "1", *SHORT)
     *table, line = done.stdout.splitlines()
-    assert json.loads(line)["bench"] == "pipeline"
+    assert json.loads(line)["bench"] == "pipeline_gain"
     assert any(text.startswith("pipeline / single: decode") for text in table)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the proxy needs a second loopback address, which only Linux has")
 def test_speculation(tiny: Path) -> None:
     sizes = ["--gen", "12", "--words", "8", "--delay-ms", "2", "--rounds", "1"]
-    found = result("speculation.py", "--model", str(tiny), "--exact", *sizes)
+    found = result("speculation", "--model", str(tiny), "--exact", *sizes)
     assert [row["task"] for row in found["rows"]] == ["copy", "story", "random"]
     for row in found["rows"]:
         assert row["same_answers"] == "2 of 2"
@@ -102,19 +106,19 @@ def test_speculation(tiny: Path) -> None:
 
 
 def test_waiting(tiny: Path) -> None:
-    found = result("waiting.py", "--model", str(tiny), "--long", "100", "--history", "100", "--rounds", "1")
+    found = result("latency", "--model", str(tiny), "--long", "100", "--history", "100", "--rounds", "1")
     assert found["beside_a_long_prompt"]["ratio"] > 0
     assert found["second_turn"]["second_ttft_s"] > 0
 
 
 def test_soak(tiny: Path) -> None:
-    found = result("soak.py", "--model", str(tiny), "--requests", "30", "--tolerance", "1.0")
+    found = result("soak", "--model", str(tiny), "--requests", "30", "--tolerance", "1.0")
     assert sum(found["ended"].values()) == 30
     assert found["after"]["live"] == found["after"]["waiting"] == 0
 
 
 def test_link(tiny: Path) -> None:
-    found = result("link.py", "--rounds", "1", "--model", str(tiny))
+    found = result("hop", "--rounds", "1", "--model", str(tiny))
     assert len(found["rows"]) == 6 * 4 * 2
     for row in found["rows"]:
         assert row["width"] == 8192
@@ -127,7 +131,7 @@ def test_link(tiny: Path) -> None:
 
 def test_link_without_a_model_sends_noise_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 1}))
-    done = run("link.py", "--rounds", "1", "--model", str(tmp_path), "--json")
+    done = run("hop", "--rounds", "1", "--model", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
     assert "is not whole on this disk" in done.stderr
     assert {row["data"] for row in json.loads(done.stdout)["rows"]} == {"random"}
@@ -136,7 +140,7 @@ def test_link_without_a_model_sends_noise_only(tmp_path: Path) -> None:
 def test_compare_leaves_out_what_cannot_run(tiny: Path, tmp_path: Path) -> None:
     nothing = tmp_path / "no-such-python"
     sides = ["--sides", "edgepp-1,edgepp-2,mlx-lm-f32,llama.cpp", "--gguf", str(tiny / "config.json")]
-    found = result("compare.py", "--model", str(tiny), *SHORT, *sides, "--llama-python", str(nothing))
+    found = result("other_engines", "--model", str(tiny), *SHORT, *sides, "--llama-python", str(nothing))
     assert set(found["sides"]) == {"edgepp-1", "edgepp-2", "mlx-lm-f32"}
     assert str(nothing) in found["left_out"]["llama.cpp"]
     for side in found["sides"].values():
@@ -147,14 +151,16 @@ def test_compare_leaves_out_what_cannot_run(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "what"),
     [
-        ("pipeline.py", ["--threads", "0"], "'0' is not a whole number of at least 1"),
-        ("pipeline.py", ["--model", "no-such-model"], "there is no model called 'no-such-model'"),
-        ("pipeline.py", ["--gen", "1"], "at least 2 generated tokens"),
-        ("link.py", ["--dtype", "int4"], "invalid choice: 'int4'"),
-        ("link.py", ["--model", "no-such-model"], "there is no model called 'no-such-model'"),
-        ("requests.py", ["--requests", "1,0"], "'0' is not a whole number of at least 1"),
-        ("compare.py", ["--sides", "edgepp-1,vllm"], "'vllm' is none of edgepp-1"),
-        ("compare.py", ["--gguf", "no-such-file"], "there is no file no-such-file"),
+        ("pipeline_gain", ["--threads", "0"], "'0' is not a whole number of at least 1"),
+        ("pipeline_gain", ["--model", "no-such-model"], "there is no model called 'no-such-model'"),
+        ("pipeline_gain", ["--gen", "1"], "at least 2 generated tokens"),
+        ("hop", ["--dtype", "int4"], "invalid choice: 'int4'"),
+        ("hop", ["--model", "no-such-model"], "there is no model called 'no-such-model'"),
+        ("concurrency", ["--requests", "1,0"], "'0' is not a whole number of at least 1"),
+        ("other_engines", ["--sides", "edgepp-1,vllm"], "'vllm' is none of edgepp-1"),
+        ("other_engines", ["--gguf", "no-such-file"], "there is no file no-such-file"),
+        ("simulation", ["--costs", "/"], "/: Is a directory"),
+        ("random_checkpoint", ["/dev/null/x"], "/dev/null/x: Not a directory"),
     ],
 )
 def test_a_mistake_is_one_sentence(script: str, arguments: list[str], what: str) -> None:
@@ -166,9 +172,35 @@ def test_a_mistake_is_one_sentence(script: str, arguments: list[str], what: str)
     assert what in line
 
 
+def test_with_json_a_mistake_is_an_event_too() -> None:
+    done = run("simulation", "--costs", "/", "--json")
+    assert done.returncode == 1
+    event = json.loads(done.stdout)
+    assert (event["event"], event["message"]) == ("error", "/: Is a directory")
+
+
+SCRIPTS = sorted(file.stem for file in (CLONE / "bench").glob("*.py") if "__main__" in file.read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_has_help_and_a_line_in_the_methodology(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"bench.{script}").parse()
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m bench.{script} ")
+    assert said.count(f"python -m bench.{script}") > 1  # an example
+    assert f"| `{script}` |" in (CLONE / "bench" / "METHODOLOGY.md").read_text()
+
+
 def test_ctrl_c_leaves_no_process(tiny: Path) -> None:
     arguments = ["--model", str(tiny), "--prompt-tokens", "20", "--gen", "4", "--rounds", "100000"]
-    with subprocess.Popen(command("pipeline.py", *arguments), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command("pipeline_gain", *arguments), stderr=subprocess.PIPE, text=True, cwd=CLONE
+    ) as process:
         assert process.stderr is not None
         assert any("warm-up: pipeline" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
@@ -176,10 +208,7 @@ def test_ctrl_c_leaves_no_process(tiny: Path) -> None:
         assert process.wait(PATIENCE_S) == 130
 
 
-def test_gguf_blocks_hold_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCH))
-    import to_gguf
-
+def test_gguf_blocks_hold_the_same_numbers() -> None:
     random = np.random.default_rng(0)
     scales, biases = random.standard_normal((2, 6, 2)).astype(np.float16)
 

@@ -1,4 +1,4 @@
-"""bench/predict.py runs to its end, promises what it prints, and leaves nothing behind. No speed is asserted."""
+"""bench.prediction runs to its end, promises what it prints, and leaves nothing behind. No speed is asserted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from edgepp.model.random import TINY
 from tests.builders.checkpoints import Checkpoints
 
-SCRIPT = Path(__file__).parents[2] / "bench" / "predict.py"
+CLONE = Path(__file__).parents[2]
 SMALL = ["--requests", "1,2", "--cycles", "3", "--rounds", "1", "--patience", "0"]
 
 
@@ -26,7 +26,12 @@ def tiny(checkpoints: Checkpoints) -> Path:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-m", "bench.prediction", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=CLONE,
     )
 
 

@@ -19,7 +19,7 @@ from tests.multiprocess.test_serve import Machine, serving
 from tests.netns.net import unavailable
 from tests.waiting import PATIENCE_S
 
-BENCH = Path(__file__).parents[2] / "bench"
+CLONE = Path(__file__).parents[2]
 SHORT = ("--quick", "--rounds", "1", "--requests", "1,3", "--words", "10")
 
 
@@ -31,8 +31,8 @@ def tiny(checkpoints: Checkpoints) -> Path:
 
 def check(report: dict[str, Any], stages: int) -> None:
     assert report["partial"] == ""
-    assert report["subject"]["model"] == "tiny"
-    assert [stage["layers"] for stage in report["subject"]["stages"]] == ["0-1", "2-3"][:stages]
+    assert report["target"]["model"] == "tiny"
+    assert [stage["layers"] for stage in report["target"]["stages"]] == ["0-1", "2-3"][:stages]
     for rate in ("decode_tok_s", "e2e_tok_s", "prefill_tok_s", "ttft_s"):
         figure = report["single"][rate]
         assert 0 < figure["low"] <= figure["median"] <= figure["high"]
@@ -69,8 +69,8 @@ def test_a_live_cluster(tiny: Path, tmp_path: Path) -> None:
     with serving(one, tiny, "--stages", "2"):
         report = one.json("bench", *SHORT, "--json")
         check(report, 2)
-        (node,) = report["subject"]["nodes"]
-        assert (node["name"], node["backend"]) == ("one", report["subject"]["stages"][0]["backend"])
+        (node,) = report["target"]["nodes"]
+        assert (node["name"], node["backend"]) == ("one", report["target"]["stages"][0]["backend"])
         assert "address" not in node
         assert len(report["left_out"]) == 2
         again = one.json("bench", *SHORT, "--json")
@@ -100,8 +100,8 @@ def test_ctrl_c_leaves_a_partial_report_and_no_process(tiny: Path, tmp_path: Pat
 
 
 def shaped(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCH / "shaped.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    command = [sys.executable, "-m", "bench.shaped", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=CLONE)
 
 
 def test_links_of_a_given_rate(tmp_path: Path) -> None:

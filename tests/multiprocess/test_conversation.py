@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import termios
 import time
@@ -16,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edgepp.cluster.files import config_dir
 from edgepp.model.random import TINY, make_checkpoint
 from tests.cluster import EDGEPP
 from tests.waiting import PATIENCE_S, eventually
@@ -30,7 +34,7 @@ class Terminal:
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
         )
-        os.close(slave)
+        self._slave = slave
         self._seen = ""
 
     def type(self, text: str) -> None:
@@ -46,6 +50,15 @@ class Terminal:
         """Wait until the prompt has taken the keyboard; until then Ctrl-C is the terminal's."""
         eventually("the prompt listens", lambda: not termios.tcgetattr(self._master)[3] & termios.ISIG)
 
+    def is_between_prompts(self) -> bool:
+        """Whether keys are neither echoed nor taken by the prompt."""
+        flags = termios.tcgetattr(self._slave)[3]
+        return bool(flags & termios.ISIG) and not flags & termios.ECHO
+
+    def waits_unread(self) -> int:
+        """Characters that were typed and not read yet."""
+        return int(struct.unpack("i", fcntl.ioctl(self._slave, termios.FIONREAD, b"\0" * 4))[0])
+
     def expect(self, text: str) -> str:
         """What was shown up to and with ``text``."""
         deadline = time.monotonic() + PATIENCE_S
@@ -60,6 +73,7 @@ class Terminal:
         self.process.terminate()
         self.process.wait(PATIENCE_S)
         os.close(self._master)
+        os.close(self._slave)
 
 
 @pytest.fixture
@@ -91,13 +105,29 @@ def test_a_conversation_with_commands(terminal: Terminal) -> None:
     assert terminal.process.wait(PATIENCE_S) == 0
 
 
-def test_lines_typed_ahead_are_asked_in_turn_and_a_slash_may_begin_a_question(terminal: Terminal) -> None:
-    terminal.type("hello\r/usr/bin is what?\r/stat\r")
+def test_lines_typed_during_an_answer_are_asked_in_turn_and_pasted_ones_wait_as_one(terminal: Terminal) -> None:
+    history = config_dir() / "history.jsonl"
+    stage = psutil.Process(terminal.process.pid).children()[-1]
+    terminal.listens()
+    stage.suspend()  # holds the answer
+    terminal.type("hello\r")
+    eventually("the answer is on its way", terminal.is_between_prompts)
+    for typed in ("/usr/bin is what?\r", "/stat\r", "alpha\r  beta\rgamma\r"):
+        terminal.type(typed)
+        eventually("it was read", lambda: not terminal.waits_unread())
+        time.sleep(0.15)  # a paste in pieces has no such pause
+    stage.resume()
     terminal.expect("12 tokens · first after")
     terminal.expect("12 tokens · first after")
-    terminal.expect("did you mean /stats?")
+    shown = terminal.expect("did you mean /stats?") + terminal.expect("> a")  # a dumb terminal shows the last letter
+    assert "12 tokens" not in shown
+    assert "alpha" not in history.read_text()
+    terminal.type("!\r")
+    terminal.expect("12 tokens · first after")
     terminal.type("exit\r")
     assert terminal.process.wait(PATIENCE_S) == 0
+    asked = [json.loads(line) for line in history.read_text().splitlines()]
+    assert asked[-5:] == ["hello", "/usr/bin is what?", "/stat", "alpha\n  beta\ngamma!", "exit"]
 
 
 def test_a_long_text_that_comes_at_once_is_soon_asked(terminal: Terminal) -> None:

@@ -13,28 +13,33 @@ import zmq
 
 from edgepp.cluster.identity import Member, load_identity, new_cluster
 from edgepp.cluster.sizes import ModelSize, Want
+from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.director import Director
+from edgepp.coordinator.forms import question
+from edgepp.coordinator.service import Service
+from edgepp.coordinator.serving import Serving
 from edgepp.engine.pipeline import PipelineOptions
-from edgepp.engine.request import SamplingOptions
+from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
-from edgepp.serve.coordinator import Coordinator
-from edgepp.serve.director import Director
-from edgepp.serve.service import Service
-from edgepp.serve.serving import Serving
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
+    Answered,
+    Ask,
     Call,
+    Cancel,
     Declined,
     Loaded,
     Message,
     NotLoaded,
     Reply,
+    Waiting,
     decode,
     encode,
     encode_payload,
 )
 from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, eventually
 
 WAIT_S = PATIENCE_S
 SIZE = ModelSize(layers=4, hidden=8, layer_bytes=1, ends_bytes=1, kv_bytes=1, layer_flops=1)
@@ -118,7 +123,7 @@ def test_an_error_over_a_message_costs_that_message(
 
     link = desk.own
     with monkeypatch.context() as patch:
-        patch.setattr("edgepp.serve.coordinator.report", fails)
+        patch.setattr("edgepp.coordinator.coordinator.report", fails)
         call(link)
         said = hear(link)
         assert isinstance(said, Declined)
@@ -170,3 +175,18 @@ def test_what_a_member_says_of_loads_that_it_was_not_told_changes_nothing(desk: 
     assert isinstance(hear(link), Reply)
     assert desk.coordinator.members.version == version
     assert not [event for event in desk.events if "cannot run" in event]
+
+
+def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_ends(desk: Desk) -> None:
+    link = desk.own
+    form = question([{"role": "user", "content": "hi"}], GenerateOptions())
+    assert link.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
+    waiting = hear(link)
+    assert isinstance(waiting, Waiting)
+    assert waiting.request == 7
+    assert waiting.reason.startswith("mini is away; without it, no node")
+    assert link.send([encode(Cancel(7))], WAIT_S)
+    while isinstance(ended := hear(link), Waiting):
+        continue
+    assert ended == Answered(7)
+    eventually("its place is free", lambda: not len(desk.coordinator.answers))

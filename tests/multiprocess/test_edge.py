@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -330,3 +331,85 @@ def test_json_has_errors_too(tmp_path: Path) -> None:
     done = run(["chat", "--no-such-option", "--json"], home=tmp_path / "home")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"] == "NoSuchOption"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--choices", "1000000000"), "1 to 16 choices"),
+        (("-n", "0"), "at least 1 token"),
+        (("--logprobs", "1000000000"), "logprobs must lie between 0 and 20"),
+        (("--seed", str(1 << 70)), "seed must lie between"),
+        (("--temperature", "nan"), "temperature must lie between"),
+        (("--grammar", "GRAMMAR"), "a constraint may have 65536 bytes"),
+        (("--schema", "UTF-16"), "iconv -f utf-16 -t utf-8"),
+        (("--schema", "/dev/zero"), "larger than 4 MB"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_an_option_beyond_sense_is_refused_before_a_model_is_loaded(
+    options: tuple[str, str], says: str, tmp_path: Path
+) -> None:
+    files = {"GRAMMAR": b"start: " + b"(" * 50_000 + b'"x"' + b")" * 50_000, "UTF-16": '{"const": 1}'.encode("utf-16")}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    done = run(["chat", "-m", "no-such-model", "--alone", "-p", "hi", *options], home=tmp_path / "home", cwd=tmp_path)
+    one_sentence(done, 2)
+    assert says in done.stderr
+    assert "  try: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:70000", "HOST:PORT"),
+        ("127.0.0.1:-1", "HOST:PORT"),
+        ("256.1.1.1:0", "give an address of this machine"),
+        ("192.0.2.1:0", "give an address of this machine"),
+        ("TAKEN", "choose another port"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on(address: str, says: str, model: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = address.replace("TAKEN", f"127.0.0.1:{taken.getsockname()[1]}")
+        done = run(["serve", "-m", str(model), "--listen", address, "--threads", "1"], home=tmp_path / "home")
+    one_sentence(done, 2)
+    assert says in done.stderr
+
+
+def test_a_name_with_control_characters_stays_on_its_line(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "x\x1b]52;c;AAAA\x07\nerror: y"
+    folder.symlink_to(model)
+    done = run(["chat", "-m", str(folder), "--alone", *ASK], home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stderr
+    assert "error: y on this machine" in done.stderr.splitlines()[0]
+    one_sentence(run(["chat", "-m", f"{folder}z", "--alone", *ASK], home=tmp_path / "home"), 1)
+
+
+@pytest.mark.parametrize("size", ["64k", "full"])
+def test_a_disk_without_room(size: str, model: Path, tmp_path: Path) -> None:
+    """What must be kept says where; a chat keeps nothing, so it needs no room."""
+    can = subprocess.run(["unshare", "-Ur", "-m", "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True)
+    if can.returncode:
+        pytest.skip("this user may not mount a file system of its own")
+    place = tmp_path / "disk"
+    place.mkdir()
+    fill = f"head -c 65536 /dev/zero >{place}/x;" if size == "full" else ""
+    chat = f"{sys.executable} -m edgepp chat -m {model} --alone --raw -n 2 --threads 1 -p hi"
+    serve = f"{sys.executable} -m edgepp serve -m {model} --listen 127.0.0.1:0 --threads 1"
+    pull = f"{sys.executable} -m edgepp models pull smollm2-135m"
+    for command, status in ((chat, 0), (pull, 1), *(((serve, 1),) if fill else ())):
+        line = f"mount -t tmpfs -o size=64k none {place}; {fill} exec {command}"
+        done = subprocess.run(
+            ["unshare", "-Ur", "-m", "/bin/sh", "-c", line],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **dict.fromkeys(("EDGEPP_HOME", "EDGEPP_CACHE", "TMPDIR"), str(place))},
+        )
+        if status:
+            one_sentence(done, status)
+            assert "free some space" in done.stderr
+        else:
+            assert done.returncode == 0, done.stderr

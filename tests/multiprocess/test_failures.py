@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import zmq
 
-from edgepp.engine.engine import Engine, Parts
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
+from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.random import TINY
@@ -41,7 +41,7 @@ def pair(tiny: Path) -> Iterator[list[Node]]:
         yield started
 
 
-def open_engine(path: Path, started: list[Node]) -> Engine:
+def open_engine(path: Path, started: list[Node]) -> EngineLoop:
     """A real engine over real nodes."""
     from edgepp.backend import choose
     from edgepp.backend.base import BackendOptions, Ends
@@ -52,7 +52,7 @@ def open_engine(path: Path, started: list[Node]) -> Engine:
         ring = NetworkRing([Endpoint((Address.parse(one.address),)) for one in started], expected, "test")
         return ring, choose("auto", checkpoint).load_ends(checkpoint, BackendOptions(exact=True))
 
-    return Engine(lambda: Parts(*open_ring()), eos=frozenset())
+    return EngineLoop(lambda: EngineParts(*open_ring()), eos=frozenset())
 
 
 class Knocker:
@@ -200,7 +200,7 @@ def test_hostile_bytes_are_counted_and_the_stage_lives_on(
     stranger = knock(pair[0])
     before = stranger.state().dropped
     good = Forward(1, 1, 0, 0, 16, 0, 1, 1, TINY.hidden, "float32", "none", ())
-    attach = Attach(1, 0, "", "", b"cstranger".hex(), "none", 0)
+    attach = Attach(1, 0, "", "", "", b"cstranger".hex(), "none", 0)
     stranger.send_control(encode(attach))
     hostile: list[list[bytes]] = [
         [b""],
@@ -236,7 +236,7 @@ def test_a_capacity_beyond_the_context_is_a_fault_not_a_crash(
     tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
 ) -> None:
     stranger = knock(pair[0])
-    stranger.send_control(encode(Attach(1, 0, "", "", b"cstranger".hex(), "none", 0)))
+    stranger.send_control(encode(Attach(1, 0, "", "", "", b"cstranger".hex(), "none", 0)))
     stranger.receive_control()
     frame = Forward(1, 1, 0, 0, 1 << 40, 0, 1, 1, TINY.hidden, "float32", "none", ())
     stranger.send_data(encode(frame), b"\0" * (TINY.hidden * 4))

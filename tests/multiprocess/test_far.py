@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.proxy import Proxy, free_pair
-from edgepp.engine.live import Request
-from edgepp.engine.peers import Endpoint
+from bench.toolkit.slow_link import Proxy, free_pair
+from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.model.random import TINY
 from edgepp.wire.transport import Address
 from tests.builders.checkpoints import Checkpoints
@@ -49,7 +49,7 @@ def far(tiny: Path) -> Iterator[tuple[Endpoint, ...]]:
         yield tuple(Endpoint((Address(FAR, port),)) for port in ports)
 
 
-def ask(tiny: Path, far: tuple[Endpoint, ...], speculate: str, options: GenerateOptions) -> Request:
+def ask(tiny: Path, far: tuple[Endpoint, ...], speculate: str, options: GenerateOptions) -> EngineRequest:
     text = [int(token) for token in np.random.default_rng(0).integers(3, TINY.vocabulary, 40)] * 2
     with Pipeline(PipelineOptions(str(tiny), far, exact=True, speculate=speculate)) as pipeline:
         assert min(stage.hop_s for stage in pipeline.stages) > 0.9 * DELAY_S

@@ -11,9 +11,9 @@ import pytest
 
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.network import NetworkRing
-from edgepp.engine.peers import Endpoint, Expectation
+from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, SendBatch
+from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.layers import split_evenly
 from edgepp.model.checkpoint import Array, Checkpoint
 from edgepp.model.random import TINY, make_checkpoint
@@ -137,7 +137,7 @@ def test_a_step_beyond_the_capacity_fails(ring: Ring) -> None:
 def _held(ring: Ring) -> set[int]:
     """How many sequences each stage holds, as last heard."""
     assert ring.poll(0.05) == []
-    return {gauge.sequences for gauge in ring.gauges()}
+    return {stats.sequences for stats in ring.stage_stats()}
 
 
 def test_a_freed_sequence_comes_to_nothing(ring: Ring) -> None:

@@ -268,6 +268,31 @@ def test_a_coordinator_without_layers_waits_for_a_node_that_has_room(one: Machin
             assert one.json("chat", *ASK)["stages"][0]["node"] == "two"
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_chat_says_which_machine_it_waits_for_and_ends_by_ctrl_c(
+    one: Machine, two: Machine, tiny: Path, options: tuple[str, ...]
+) -> None:
+    with serving(one, tiny, "--no-stage") as (_, address):
+        code = one.json("invite", "--json")["code"]
+        with two.running("join", code, "--peer", address) as joined:
+            joined.until("joined")
+        chat = subprocess.Popen(
+            [*EDGEPP, "chat", "-p", "hi", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=one.env(),
+        )
+        assert chat.stderr is not None
+        said = next(line for line in chat.stderr if "waiting for" in line)
+        assert "120 s at most: two is away; without it, no node" in said
+        chat.send_signal(signal.SIGINT)
+        out, said = chat.communicate(timeout=PATIENCE_S)
+        assert (chat.returncode, out.strip()) == (130, "")
+        assert "Traceback" not in said
+
+
 def test_what_cannot_be_is_one_sentence(one: Machine, two: Machine, tiny: Path) -> None:
     for arguments in (("invite",), ("status",), ("peers",), ("join",)):
         done = two.run(*arguments)

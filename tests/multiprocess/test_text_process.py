@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import sentencepiece
 
 from edgepp.errors import EdgeppError, ModelError, UsageError
 from edgepp.model.random import TINY, make_checkpoint
@@ -20,6 +22,7 @@ from edgepp.model.text_client import TextClient
 from edgepp.model.tokenizer import Tokenizer
 from tests.waiting import PATIENCE_S
 
+SAMPLE = ("cat", "dog", "house", "tree", "river", "window", "garden", "little", "people", "morning")
 SAID = [{"role": "user", "content": "hi"}]
 
 LIMITED = pytest.mark.skipif(sys.platform != "linux", reason="no system but Linux limits a process's memory")
@@ -107,6 +110,56 @@ def test_a_definition_nested_too_deeply_is_one_sentence(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"normalizer":' + opened * 100_000 + "]}" * 100_000 + "}")
     with pytest.raises(ModelError, match="the tokenizer of tiny cannot be read"):
         Tokenizer.load(folder)
+
+
+def without_definition(folder: Path, **files: bytes | str) -> Path:
+    """A tokenizer of other files than tokenizer.json; a ``__`` in a name stands for a dot."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    for name, data in files.items():
+        (folder / name.replace("__", ".")).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder
+
+
+def test_a_sentencepiece_model_is_converted(folder: Path) -> None:
+    sentences = [f"the {word} and the {other} are here" for word in SAMPLE for other in SAMPLE]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, vocab_size=300, model_type="bpe", byte_fallback=True,
+        minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    tokenizer = Tokenizer.load(without_definition(folder, tokenizer__model=model.getvalue()))
+    try:
+        expected = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode("the cat and the dog")
+        assert tokenizer.encode("the cat and the dog", special=False) == expected
+    finally:
+        tokenizer.close()
+    assert tokenizer.eos_ids == {2}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer__model": b"\xff" * 10_000},
+        {"tokenizer__model": b""},
+        {"vocab__json": "[" * 100_000 + "]" * 100_000, "merges__txt": "a b\n"},
+        {"vocab__json": "{}", "merges__txt": "\x00"},
+        {"vocab__json": '{"a": 4294967296}', "merges__txt": "a a\n"},
+        {"tokenizer__model": b"\x0a\x05\x0a\x03abc", "tokenizer_config__json": "[" + "[],[[]]," * 14_000_000 + "[]]"},
+        {"tokenizer__model": b"\x0a\x05\x0a\x03abc", "tokenizer_config__json": "[1]"},
+    ],
+    ids=["garbage", "empty", "deep vocabulary", "no vocabulary", "large id", "brackets", "list"],
+)
+def test_a_hostile_tokenizer_costs_its_load_a_sentence(folder: Path, files: dict[str, bytes | str]) -> None:
+    """Whatever it is, this process takes none of it: neither an exception of a library nor its memory."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    with pytest.raises(ModelError, match="the tokenizer of tiny cannot be read: ") as caught:
+        Tokenizer.load(without_definition(folder, **files))
+    assert "\n" not in str(caught.value)
+    assert "tokenizer.json" in caught.value.hint
+    assert process.memory_info().rss < before + (64 << 20)
+    assert not process.children()
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])

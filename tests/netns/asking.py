@@ -14,9 +14,9 @@ import sys
 from typing import Any
 
 from edgepp.cluster.identity import load_cluster, load_identity
+from edgepp.coordinator.client import Served
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
-from edgepp.serve.client import Served
 
 
 def answer(served: Served, line: str) -> dict[str, Any]:

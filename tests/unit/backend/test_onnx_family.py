@@ -18,7 +18,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.random import LLAMA3_ROPE
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 64,
     "num_hidden_layers": 2,

@@ -24,6 +24,7 @@ from edgepp.model.random import LLAMA3_ROPE, TINY, make_checkpoint
 from edgepp.model.shapes import shape_in
 from tests import reference
 from tests.engines import greedy_tokens, local_engine
+from tests.unit.backend.test_onnx_family import CONFIG
 
 PROMPT = [7, 91, 300, 12, 12, 45, 200, 3, 88, 17, 260, 33, 5, 140, 9, 77]
 GENERATED = 6
@@ -141,22 +142,8 @@ def test_every_spelling_gives_the_tokens_of_mlx_lm(
             assert greedy_tokens(engine, PROMPT, GENERATED) == expected, f"{name}, {backends}"
 
 
-BASE: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 128,
-    "vocab_size": 300,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 4096,
-}
-
-
 def settings_of(**changes: Any) -> ModelConfig:
-    return ModelConfig.read("m", BASE | changes)
+    return ModelConfig.read("m", CONFIG | changes)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +171,7 @@ def test_another_computation_has_another_fingerprint(change: dict[str, Any]) -> 
     def fingerprint(config: dict[str, Any]) -> str:
         return Checkpoint(Path("m"), config, {}).fingerprint
 
-    assert fingerprint(BASE | change) != fingerprint(BASE)
+    assert fingerprint(CONFIG | change) != fingerprint(CONFIG)
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [

@@ -14,12 +14,20 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from edgepp.bench import links, origin, subject, text
-from edgepp.bench.asking import Run, Setting, Wait, percentile, ratio, single, together
-from edgepp.bench.compare import compare, read
-from edgepp.bench.markdown import markdown
-from edgepp.bench.report import Chosen, Coded, Report, Spread, StageFacts, Subject
-from edgepp.bench.run import FULL, QUICK, Bench, Settings
+from edgepp.benchmark import baselines, hidden_states, prompts, target
+from edgepp.benchmark.comparison import compare, read
+from edgepp.benchmark.markdown import markdown
+from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement
+from edgepp.benchmark.report import BenchmarkReport, Chosen, Coded, Spread, StageFacts, Target
+from edgepp.benchmark.workload import (
+    ObservedAnswer,
+    RequestGroup,
+    SingleRun,
+    concurrent_result,
+    percentile,
+    ratio,
+    single_result,
+)
 from edgepp.cli.commands import cli
 from edgepp.engine.request import GenerateOptions, StageTimes, Timing
 from edgepp.errors import EdgeppError, ModelError, PeerLost, StageLost, UsageError
@@ -35,38 +43,38 @@ MACHINE = {
     "load_1m": 0.1,
     "libraries": {"edgepp": "0.1.0"},
 }
-SHORT = Settings(rounds=2, warm=False, prompt_words=5, answer=9, requests=(1, 4), words=(25,))
+SHORT = BenchmarkSettings(rounds=2, warm=False, prompt_words=5, answer=9, requests=(1, 4), words=(25,))
 
 
 def timing(first_s: float, last_s: float, tokens: int, **more: int) -> Timing:
     return Timing(10.0, 10.0 + first_s, 10.0 + last_s, tokens, **more, stages=[StageTimes(0.0, 0.4, 0.08)])
 
 
-def wait(tokens: int, *arrivals_s: float) -> Wait:
-    return Wait(prompt_tokens=20, reused=5, tokens=tokens, arrivals_s=arrivals_s)
+def wait(tokens: int, *arrivals_s: float) -> ObservedAnswer:
+    return ObservedAnswer(prompt_tokens=20, reused=5, tokens=tokens, arrivals_s=arrivals_s)
 
 
-def filled() -> Report:
+def filled() -> BenchmarkReport:
     """A whole report of a pipeline that is twice as fast as one process."""
     stages = (
         StageFacts("0-1", "one", "onnx", "cpu", 1e-4, None),
         StageFacts("2-3", "two", "onnx", "cpu", 2e-4, 1.25e7),
     )
-    report = Report(
+    report = BenchmarkReport(
         began="2026-11-22 05:00 +0000",
         settings={"rounds": 2, "warm": True, "single": True},
-        subject=Subject("local", "tiny", stages),
+        target=Target("local", "tiny", stages),
         version="0.1.0",
         commit="0123456789ab",
         machine=MACHINE,
     )
     ours, alone = [timing(0.5, 1.3, 9), timing(0.5, 1.5, 9)], [timing(1.0, 2.6, 9), timing(1.0, 3.0, 9)]
-    runs, runs_alone = ([Run(100, one) for one in side] for side in (ours, alone))
-    report.single, report.alone, report.ratio = single(runs), single(runs_alone), ratio(runs, runs_alone)
+    runs, runs_alone = ([SingleRun(100, one) for one in side] for side in (ours, alone))
+    report.single, report.alone, report.ratio = single_result(runs), single_result(runs_alone), ratio(runs, runs_alone)
     report.requests = [
-        together(Setting(1, 25), [[wait(29, 0.5, 1.0)], [wait(29, 0.5, 2.0)]]),
-        together(Setting(4, 25), [[wait(29, 0.5, 2.0)] * 4, [wait(29, 0.5, 4.0)] * 4]),
-        together(Setting(1, 10, text=True), [[wait(18, 0.5, 2.0)], [wait(18, 0.5, 2.0)]]),
+        concurrent_result(RequestGroup(1, 25), [[wait(29, 0.5, 1.0)], [wait(29, 0.5, 2.0)]]),
+        concurrent_result(RequestGroup(4, 25), [[wait(29, 0.5, 2.0)] * 4, [wait(29, 0.5, 4.0)] * 4]),
+        concurrent_result(RequestGroup(1, 10, text=True), [[wait(18, 0.5, 2.0)], [wait(18, 0.5, 2.0)]]),
     ]
     report.codecs = [
         Coded(64, 8192, "float16", "noise", "none", Spread(0.01, 0.01, 0.02, 5), 1_048_576, 1_048_576),
@@ -80,7 +88,9 @@ def filled() -> Report:
 
 
 def test_the_rates_of_one_request_are_those_of_the_methodology() -> None:
-    found = single([Run(100, timing(0.5, 1.3, 9)), Run(100, timing(0.5, 1.5, 9)), Run(120, timing(0.5, 1.4, 9))])
+    found = single_result(
+        [SingleRun(100, timing(0.5, 1.3, 9)), SingleRun(100, timing(0.5, 1.5, 9)), SingleRun(120, timing(0.5, 1.4, 9))]
+    )
     assert found.decode_tok_s.median == pytest.approx(8 / 0.9)
     assert (found.decode_tok_s.low, found.decode_tok_s.high) == pytest.approx((8 / 1.0, 8 / 0.8))
     assert found.e2e_tok_s.median == pytest.approx(9 / 1.4)
@@ -91,7 +101,7 @@ def test_the_rates_of_one_request_are_those_of_the_methodology() -> None:
 
 
 def test_what_the_stages_still_held_is_no_prefill_and_guesses_are_no_steps() -> None:
-    found = single([Run(100, timing(0.5, 1.3, 9, reused=60, guessed=4, right=3))])
+    found = single_result([SingleRun(100, timing(0.5, 1.3, 9, reused=60, guessed=4, right=3))])
     assert found.prefill_tok_s.median == pytest.approx(40 / 0.5)
     assert (found.reused, found.guessed, found.right) == (60, 4, 3)
     assert found.stages_ms == ()
@@ -99,7 +109,9 @@ def test_what_the_stages_still_held_is_no_prefill_and_guesses_are_no_steps() -> 
 
 
 def test_a_row_of_requests_at_once() -> None:
-    row = together(Setting(2, 25), [[wait(29, 0.5, 1.0), wait(29, 1.0, 2.0)], [wait(29, 0.5, 2.0), wait(29, 0.5, 4.0)]])
+    row = concurrent_result(
+        RequestGroup(2, 25), [[wait(29, 0.5, 1.0), wait(29, 1.0, 2.0)], [wait(29, 0.5, 2.0), wait(29, 0.5, 4.0)]]
+    )
     assert row.tok_s.median == pytest.approx(((29 + 14.5) / 2 + (14.5 + 7.25) / 2) / 2)
     assert row.time_s == Spread(2.25, 1.5, 3.0, 2)
     assert (row.aggregate_tok_s.low, row.aggregate_tok_s.high) == (58 / 4, 58 / 2)
@@ -109,23 +121,25 @@ def test_a_row_of_requests_at_once() -> None:
 
 
 def test_no_two_prompts_begin_alike() -> None:
-    assert len(text.words()) == 1632
-    first, second = itertools.islice(text.numbers(), 2)
+    assert len(prompts.words()) == 1632
+    first, second = itertools.islice(prompts.numbers(), 2)
     assert len(str(first)) == 8
     assert second == first + 1
-    for prompt in (text.passage(first, 100), text.story(first, 25), text.title(first)):
+    for prompt in (prompts.passage(first, 100), prompts.story(first, 25), prompts.title(first)):
         assert prompt.startswith(str(first))
-    assert len(text.passage(first, 2000).split()) == 2001
-    assert len(text.title(first).partition("words: ")[2].split()) == 484
+    assert len(prompts.passage(first, 2000).split()) == 2001
+    assert len(prompts.title(first).partition("words: ")[2].split()) == 484
 
 
 def test_codecs_are_lossless_and_auto_compresses_slow_links_only() -> None:
-    states = links.noise()
-    found = links.coded("noise", states, 2)
-    assert [(one.rows, one.codec) for one in found] == [(rows, name) for rows in links.ROWS for name in links.CODECS]
+    states = hidden_states.noise()
+    found = hidden_states.coded("noise", states, 2)
+    assert [(one.rows, one.codec) for one in found] == [
+        (rows, name) for rows in hidden_states.ROWS for name in hidden_states.CODECS
+    ]
     assert all(one.ratio == 1 and one.pays_below_mbit_s == 0 for one in found if one.codec == "none")
     assert all(one.ratio > 1.05 and one.pays_below_mbit_s > 0 for one in found if one.codec == "zstd")
-    chosen = links.chosen("noise", states, [0.5, 1e9])
+    chosen = hidden_states.chosen("noise", states, [0.5, 1e9])
     assert {one.codec for one in chosen if one.mbit_s == 0.5 and one.rows > 4} == {"zstd"}
     assert {one.codec for one in chosen if one.mbit_s == 1e9} == {"none"}
 
@@ -143,13 +157,13 @@ def test_when_a_codec_pays_follows_from_its_bytes_and_its_time() -> None:
 def test_a_model_that_is_not_here_has_no_real_hidden_states(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 1}))
     with pytest.raises(ModelError):
-        links.real(str(tmp_path))
+        hidden_states.real(str(tmp_path))
 
 
 def test_a_ratio_is_formed_within_a_round() -> None:
     """The machine was half as fast in the second round, for both sides."""
-    ours = [Run(100, timing(0.5, 1.5, 9)), Run(100, timing(1.0, 3.0, 9))]
-    alone = [Run(100, timing(1.0, 1.8, 9)), Run(100, timing(2.0, 3.6, 9))]
+    ours = [SingleRun(100, timing(0.5, 1.5, 9)), SingleRun(100, timing(1.0, 3.0, 9))]
+    alone = [SingleRun(100, timing(1.0, 1.8, 9)), SingleRun(100, timing(2.0, 3.6, 9))]
     found = ratio(ours, alone)
     decode = found["decode_tok_s"]
     assert (decode.low, decode.median, decode.high) == pytest.approx((0.8, 0.8, 0.8))
@@ -160,25 +174,25 @@ def test_a_ratio_is_formed_within_a_round() -> None:
 
 
 def test_the_origin_is_as_it_is_printed() -> None:
-    assert pytest.approx(0.73, abs=0.005) == origin.PIPELINE_KEPT
-    one, four = origin.STORIES[1, 100], origin.STORIES[4, 100]
+    assert pytest.approx(0.73, abs=0.005) == baselines.PIPELINE_KEPT
+    one, four = baselines.STORIES[1, 100], baselines.STORIES[4, 100]
     assert 4 * four.tok_s / one.tok_s == pytest.approx(2.55, abs=0.005)
-    assert [len(row) for row in origin.SENDING.values()] == [3, 3, 3, 2, 3]
-    for row in origin.SENDING.values():
+    assert [len(row) for row in baselines.SENDING.values()] == [3, 3, 3, 2, 3]
+    for row in baselines.SENDING.values():
         for sent in row.values():
             assert sent.transmission_ms + sent.codec_ms == pytest.approx(sent.total_ms, abs=0.02)
     # Its link: 64 rows of float16 there and back. Its MB/s: float32 one way, in MiB, by the way there and back.
-    plain = origin.SENDING[64]["none"]
-    assert 2 * 64 * 8192 * 16 / plain.total_ms / 1e3 == pytest.approx(origin.SENDING_MBIT_S, rel=0.01)
+    plain = baselines.SENDING[64]["none"]
+    assert 2 * 64 * 8192 * 16 / plain.total_ms / 1e3 == pytest.approx(baselines.SENDING_MBIT_S, rel=0.01)
     assert 64 * 8192 * 4 / 2**20 / plain.total_ms * 1e3 == pytest.approx(plain.mb_s, rel=0.01)
-    for answered in (*origin.STORIES.values(), *origin.TITLES.values()):
+    for answered in (*baselines.STORIES.values(), *baselines.TITLES.values()):
         assert answered.tokens / answered.time_s == pytest.approx(answered.tok_s, rel=0.03)
 
 
 # The report
 
 
-def replaced(**values: Any) -> Report:
+def replaced(**values: Any) -> BenchmarkReport:
     return replace(filled(), **values)
 
 
@@ -208,11 +222,11 @@ def test_what_is_not_whole_or_not_quiet_says_so() -> None:
 
 def test_a_cell_cannot_break_a_table() -> None:
     stages = (StageFacts("0-3", "a|b", "onnx", "cpu", None, None),)
-    assert "| 0 | 0-3 | a\\|b | onnx on cpu |  |  |" in markdown(replaced(subject=Subject("local", "tiny", stages)))
+    assert "| 0 | 0-3 | a\\|b | onnx on cpu |  |  |" in markdown(replaced(target=Target("local", "tiny", stages)))
 
 
 def test_the_json_form_holds_every_figure() -> None:
-    form = json.loads(json.dumps(filled().form()))
+    form = json.loads(json.dumps(filled().to_dict()))
     names = [one["name"] for one in form["figures"]]
     assert len(names) == len(set(names)) == 8 + 3 * 3 + 1
     assert form["single"]["decode_tok_s"] == {"median": 9.0, "low": 8.0, "high": 10.0, "n": 2}
@@ -227,11 +241,11 @@ def test_a_difference_counts_beyond_both_spreads_only() -> None:
     a = filled()
     b = replaced(
         commit="fedcba987654",
-        single=single([Run(100, timing(0.5, 0.9, 9)), Run(100, timing(0.5, 1.0, 9))]),
+        single=single_result([SingleRun(100, timing(0.5, 0.9, 9)), SingleRun(100, timing(0.5, 1.0, 9))]),
         alone=None,
-        requests=[together(Setting(1, 25), [[wait(29, 0.5, 1.5)], [wait(29, 0.5, 5.0)]])],
+        requests=[concurrent_result(RequestGroup(1, 25), [[wait(29, 0.5, 1.5)], [wait(29, 0.5, 5.0)]])],
     )
-    found = compare(a.form(), b.form())
+    found = compare(a.to_dict(), b.to_dict())
     verdicts = {one.name: one.verdict for one in found.differences}
     assert verdicts["decode token/s, without the first token"] == "better"
     assert verdicts["prefill token/s"] == "within the spread"
@@ -239,24 +253,24 @@ def test_a_difference_counts_beyond_both_spreads_only() -> None:
     assert len(found.only_a) == 4 + 6
     assert found.only_b == ()
     assert found.unlike == ("the commit (0123456789ab, fedcba987654)",)
-    loaded = compare(a.form(), replaced(machine=MACHINE | {"load_1m": 3.5}).form())
+    loaded = compare(a.to_dict(), replaced(machine=MACHINE | {"load_1m": 3.5}).to_dict())
     assert loaded.unlike == ("the second is from a busy machine",)
-    back = {one.name: one for one in compare(b.form(), a.form()).differences}
+    back = {one.name: one for one in compare(b.to_dict(), a.to_dict()).differences}
     assert back["decode token/s, without the first token"].verdict == "worse"
     assert back["decode token/s, without the first token"].ratio == pytest.approx(9 / 18, rel=0.1)
 
 
 def test_less_is_better_of_times_and_one_round_says_nothing() -> None:
-    slow, quick = ([Run(9, timing(first, 2.0, 9))] * 2 for first in (1.0, 0.5))
-    found = compare(replaced(single=single(slow)).form(), replaced(single=single(quick)).form())
+    slow, quick = ([SingleRun(9, timing(first, 2.0, 9))] * 2 for first in (1.0, 0.5))
+    found = compare(replaced(single=single_result(slow)).to_dict(), replaced(single=single_result(quick)).to_dict())
     assert {one.name: one.verdict for one in found.differences}["time to the first token, s"] == "better"
-    once = compare(replaced(single=single(slow[:1])).form(), filled().form())
+    once = compare(replaced(single=single_result(slow[:1])).to_dict(), filled().to_dict())
     assert once.differences[0].verdict == "one round"
 
 
 def test_a_file_that_is_no_report_is_one_clear_sentence(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    file.write_text(json.dumps(filled().form()))
+    file.write_text(json.dumps(filled().to_dict()))
     assert read(str(tmp_path)) == read(str(file))
     for broken in ("{", "[]", json.dumps({"bench": "edgepp", "schema": 99})):
         file.write_text(broken)
@@ -266,7 +280,7 @@ def test_a_file_that_is_no_report_is_one_clear_sentence(tmp_path: Path) -> None:
         read(str(tmp_path / "nowhere"))
     for figures in (3, [{}], [{"name": "x", "better": "red", "median": 1, "low": 1, "high": 1, "n": 1}], [4]):
         with pytest.raises(UsageError, match="malformed figures"):
-            compare(filled().form() | {"figures": figures}, filled().form())
+            compare(filled().to_dict() | {"figures": figures}, filled().to_dict())
 
 
 # The order of things, with answers that cost nothing
@@ -318,7 +332,9 @@ class Model:
         return Given(options, finish_reason="context" if short else "length")
 
 
-def measure(model: Model, alone: Model | None = None, settings: Settings = SHORT) -> tuple[Report, list[str]]:
+def measure(
+    model: Model, alone: Model | None = None, settings: BenchmarkSettings = SHORT
+) -> tuple[BenchmarkReport, list[str]]:
     report = replaced(single=None, alone=None, requests=[], codecs=[], chosen=[])
     report.settings = {"rounds": 2, "warm": False, "single": alone is not None}
     steps: list[str] = []
@@ -327,7 +343,7 @@ def measure(model: Model, alone: Model | None = None, settings: Settings = SHORT
         assert done < total
         steps.append(what)
 
-    bench = Bench("no-such-model", settings, report, tell)
+    bench = Measurement("no-such-model", settings, report, tell)
     bench._links = lambda: None  # type: ignore[method-assign]  # timed; has tests of its own
     try:
         asyncio.run(bench.run(model, alone))
@@ -387,9 +403,9 @@ def test_what_was_measured_before_a_loss_stands_in_the_report() -> None:
 
 def test_the_default_is_the_origins_table() -> None:
     rows = FULL.rows()
-    assert {(row.requests, row.words) for row in rows if not row.text} == set(origin.STORIES)
-    assert {row.requests for row in rows if row.text} == set(origin.TITLES)
-    assert {(row.requests, row.words) for row in QUICK.rows() if not row.text} < set(origin.STORIES)
+    assert {(row.requests, row.words) for row in rows if not row.text} == set(baselines.STORIES)
+    assert {row.requests for row in rows if row.text} == set(baselines.TITLES)
+    assert {(row.requests, row.words) for row in QUICK.rows() if not row.text} < set(baselines.STORIES)
 
 
 # What it was measured on
@@ -409,16 +425,16 @@ def status(**values: Any) -> dict[str, Any]:
 
 
 def test_a_cluster_is_described_without_addresses_and_keys() -> None:
-    found = subject.cluster(status())
+    found = target.cluster(status())
     assert (found.model, found.stages[0].layers, found.stages[0].bytes_s) == ("tiny", "0-3", 1.2e7)
-    said = json.dumps(replaced(subject=found).form()) + markdown(replaced(subject=found))
+    said = json.dumps(replaced(target=found).to_dict()) + markdown(replaced(target=found))
     assert "mini" in said
     assert not any(secret in said for secret in ("192.168", "key-id", "/home/me"))
 
 
 def test_a_cluster_that_loads_is_not_measured() -> None:
     with pytest.raises(EdgeppError, match="the cluster is waiting: it needs 3 GB more"):
-        subject.cluster(status(state="waiting", reason="it needs 3 GB more"))
+        target.cluster(status(state="waiting", reason="it needs 3 GB more"))
 
 
 # The command
@@ -448,7 +464,7 @@ def test_a_mistake_is_one_sentence(
 def test_reports_side_by_side(tmp_path: Path) -> None:
     for name, report in (("a", filled()), ("b", replaced(alone=None, partial="stopped"))):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "report.json").write_text(json.dumps(report.form()))
+        (tmp_path / name / "report.json").write_text(json.dumps(report.to_dict()))
     places = [str(tmp_path / "a"), str(tmp_path / "b")]
     shown = CliRunner().invoke(cli, ["bench", "--compare", *places])
     assert (

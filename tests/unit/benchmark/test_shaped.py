@@ -1,4 +1,4 @@
-"""bench/shaped.py: its arguments, what it makes of what it measured, and what it keeps. No namespace is made."""
+"""bench.shaped: its arguments, what it makes of what it measured, and what it keeps. No namespace is made."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepp.bench.links import ROWS
+from bench import shaped, shaped_decode
+from bench.toolkit import cable
+from bench.toolkit.round_trips import OneWayTrip
+from edgepp.benchmark.hidden_states import ROWS
 from edgepp.errors import UsageError
 from edgepp.model.random import TINY, make_checkpoint
 from edgepp.wire.messages import Forward, Hidden, encode
-
-sys.path.append(str(Path(__file__).parents[3] / "bench"))
-import cable
-import shaped
-import shaped_decode
-from link import Trip
-
-sys.path.pop()  # some scripts there are called like libraries
 
 MACHINE = {"cpu": "a CPU", "cpus": 4, "load_1m": 0.1}
 TAKEN = {"machine": MACHINE, "commit": "0123456789ab"}
@@ -51,7 +46,7 @@ def decoding() -> dict[str, Any]:
 
 def sending() -> dict[str, Any]:
     states = np.zeros((64, 8192), np.float16)
-    trips = [Trip(0.3, 0.01, 1_000_000), Trip(0.1, 0.01, 1_000_000), Trip(0.2, 0.01, 1_000_000)]
+    trips = [OneWayTrip(0.3, 0.01, 1_000_000), OneWayTrip(0.1, 0.01, 1_000_000), OneWayTrip(0.2, 0.01, 1_000_000)]
     rows = [
         shaped.row(64.0, ("noise", size, name), states[:size], trips)
         for size in ROWS

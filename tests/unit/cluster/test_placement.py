@@ -48,7 +48,7 @@ def want(layers: int, policy: Policy = "memory", context: int = 1000, slots: int
 
 def host(name: str, memory: int = 10_000 * MB, speed: float = 1e10, **more: object) -> Host:
     values = {"node": name, "name": name, **more}
-    return Host(id=f"{name}/0", memory=memory, stream_bps=speed, flops=1e12, **values)  # type: ignore[arg-type]
+    return Host(id=f"{name}/0", memory=memory, stream_bytes_per_s=speed, flops_per_s=1e12, **values)  # type: ignore[arg-type]
 
 
 links = st.dictionaries(
@@ -75,8 +75,8 @@ def clusters(
                 id=f"{node}/{n}",
                 node=node,
                 memory=draw(st.sampled_from([smallest, 200, 300, 400, 600, 900, 2000])) * MB,
-                stream_bps=draw(st.sampled_from([1e9, 2e9, 3e9, 1.1e10, 5e10])),
-                flops=1e12,
+                stream_bytes_per_s=draw(st.sampled_from([1e9, 2e9, 3e9, 1.1e10, 5e10])),
+                flops_per_s=1e12,
                 pinned=pinned,
                 coordinator=node == coordinator and not any(other.coordinator for other in hosts),
             )
@@ -132,7 +132,7 @@ def hop(want: Want, links: Mapping[tuple[str, str], LinkSpeed], a: str, b: str) 
     if a == b:
         return 0.0
     link = links.get((a, b), links.get((b, a), LinkSpeed(0.0005, 100e6)))
-    return link.latency_s + 4 * want.size.hidden / link.bytes_s
+    return link.latency_s + 4 * want.size.hidden / link.bytes_per_s
 
 
 def reckon(
@@ -141,7 +141,7 @@ def reckon(
     """What the policy minimises, and a token's seconds."""
     by_id = {one.id: one for one in hosts}
     stages = [(by_id[name], len(layers)) for name, layers in plan.stages]
-    times = [layers * want.size.layer_bytes / one.stream_bps for one, layers in stages]
+    times = [layers * want.size.layer_bytes / one.stream_bytes_per_s for one, layers in stages]
     way = [coordinator, *(one.node for one, _ in stages), coordinator]
     token = sum(times) + sum(hop(want, links, a, b) for a, b in pairwise(way))
     fullest = max(layers / one.memory for one, layers in stages)
@@ -294,7 +294,7 @@ def test_the_ends_count_on_the_coordinators_machine() -> None:
 
 
 def test_a_host_whose_arithmetic_is_slow_counts_as_slow_however_fast_its_memory() -> None:
-    slow = dataclasses.replace(host("slow", speed=1e12), flops=1e9)
+    slow = dataclasses.replace(host("slow", speed=1e12), flops_per_s=1e9)
     quick = host("quick")
     assert counts(place(want(12, "speed"), [slow, quick])) == {"quick": 12}
 

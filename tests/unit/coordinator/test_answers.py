@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from edgepp.coordinator import answers as module
+from edgepp.coordinator.answers import TRIES, Answers
+from edgepp.coordinator.forms import question, read_answered
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
-from edgepp.serve import answers as module
-from edgepp.serve.answers import TRIES, Answers
-from edgepp.serve.forms import question, read_answered
 from edgepp.wire.messages import Answered, Declined, Message, Piece, decode, decode_payload
 from tests.waiting import PATIENCE_S, eventually
 

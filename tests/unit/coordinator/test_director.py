@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.cluster.sizes import ModelSize, Want
+from edgepp.coordinator.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
+from edgepp.coordinator.standing import standings
+from edgepp.coordinator.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
 from edgepp.layers import LayerRange
-from edgepp.serve.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
-from edgepp.serve.standing import standings
-from edgepp.serve.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 from tests.unit.cluster.test_membership import beat, facts
 
@@ -382,6 +382,61 @@ def test_a_pin_that_cannot_be_kept_is_said_and_keeps_nobody_from_a_plan() -> Non
     assert cluster.ranges == {HERE: "0-29"}
     assert cluster.director.complete(cluster.members)
     assert "layers 0-29 do not fit c" in cluster.director.reason
+
+
+def test_of_two_overlapping_pins_the_one_that_was_there_first_counts() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    cluster.join(AIR, start=15, stop=30)
+    cluster.load(cluster.after(2.0))
+    before, count = cluster.ranges, cluster.director.count
+    cluster.join(MINI, start=20, stop=30)  # an id before AIR's: the order of arrival counts, not that of ids
+    assert cluster.after(2.0) == []
+    assert (cluster.ranges, cluster.director.count) == (before, count)
+    assert cluster.director.complete(cluster.members)
+    why = "layers 20-29 are pinned twice: c came first and keeps 15-29, so b, which is to hold 20-29, is spare"
+    told = standings(cluster.director, cluster.members)
+    assert told[MINI] == {"layers": [], "reason": f"{why}; restart b with other --layers, or without"}
+    assert why in cluster.director.reason
+    cluster.members.left(AIR)
+    cluster.after(2.0)
+    assert cluster.ranges[MINI] == "20-29"
+    cluster.join(AIR, incarnation=2, start=15, stop=30)
+    cluster.after(2.0)
+    assert AIR not in cluster.ranges
+    assert "b came first and keeps 20-29" in cluster.director.why_out(AIR)
+
+
+def test_a_pin_that_leaves_nobody_for_the_rest_keeps_no_plan_from_being_made() -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    cluster.load(cluster.after(2.0))
+    cluster.join(MINI, start=10, stop=20)  # one free node is left for two gaps
+    cluster.after(2.0)
+    assert cluster.ranges == {HERE: "0-29"}
+    assert cluster.director.complete(cluster.members)
+    assert "its layers 10-19 leave no plan: nobody is left for layers 0-9, 20-29" in cluster.director.why_out(MINI)
+    assert "nobody is left" in standings(cluster.director, cluster.members)[MINI]["reason"]
+    cluster.join(AIR)
+    cluster.after(2.0)
+    assert cluster.ranges[MINI] == "10-19"
+    assert not cluster.director.reason
+    cluster.members.left(AIR)
+    cluster.after(0.2)
+    assert cluster.ranges == {HERE: "0-29"}
+
+
+@given(st.lists(st.tuples(st.integers(0, 33), st.integers(1, 33), st.integers(0, 3)), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_pinned_one_free_node_that_can_hold_the_model_has_a_plan(pins: list[tuple[int, int, int]]) -> None:
+    cluster = Cluster()
+    cluster.join(HERE)
+    for number, (start, length, slots) in enumerate(pins):
+        node = f"{number + 1:016x}"
+        cluster.join(node, start=start, stop=start + length, slots=slots)
+    cluster.until_complete(10.0)
+    told = standings(cluster.director, cluster.members)
+    assert all(bool(part["layers"]) != bool(part["reason"]) for part in told.values()), told
 
 
 def test_a_sleeper_is_given_nothing_new_and_then_replaced() -> None:

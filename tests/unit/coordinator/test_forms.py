@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepp.coordinator.forms import Outcome, answered, question, read_answered, read_question, read_stages
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
+from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.serve.forms import Outcome, answered, question, read_answered, read_question
 from tests.builders.stages import stage_info
 
 OPTIONS = GenerateOptions(
@@ -108,3 +109,31 @@ def test_options_are_checked(options: dict[str, Any], error: type[EdgeppError]) 
     form["options"] |= options
     with pytest.raises(error):
         read_question(form)
+
+
+STATUS_STAGE: dict[str, Any] = {
+    "index": 0, "layers": [0, 4], "node": "mini", "address": "", "pid": None, "backend": "onnx", "device": "cpu",
+    "decode_s": None,
+}  # fmt: skip
+
+
+def test_a_stage_of_a_state_that_still_loads_is_read_with_zeros() -> None:
+    (stage,) = read_stages({"stages": [STATUS_STAGE]})
+    assert stage == StageInfo(0, LayerRange(0, 4), "mini", "", 0, "onnx", "cpu", 0, 0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("field", ["index", "layers", "node", "address", "pid", "backend", "device", "decode_s"])
+@given(junk=JSON)
+def test_a_state_with_anything_else_in_a_stage_is_refused_by_name_or_read(field: str, junk: Any) -> None:
+    try:
+        (stage,) = read_stages({"stages": [STATUS_STAGE | {field: junk}]})
+    except RemoteProtocolError:
+        return
+    assert isinstance(stage.index, int)
+    assert isinstance(stage.node, str)
+
+
+@pytest.mark.parametrize("form", [{}, {"stages": None}, {"stages": [1]}, {"stages": [{}]}])
+def test_a_state_without_stages_is_refused(form: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        read_stages(form)

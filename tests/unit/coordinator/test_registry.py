@@ -25,8 +25,8 @@ from edgepp.cluster.identity import (
     save_cluster,
 )
 from edgepp.cluster.tokens import parse_token
+from edgepp.coordinator.registry import TOKEN_MEMBERS, Registry
 from edgepp.errors import EdgeppError, PairingError, UsageError
-from edgepp.serve.registry import TOKEN_MEMBERS, Registry
 from edgepp.wire.messages import Adopt
 from edgepp.wire.transport import Address
 

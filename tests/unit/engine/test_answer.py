@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.engine.answer import StopFilter
 from edgepp.engine.request import MAX_STOP_CHARACTERS, MAX_STOPS
+from edgepp.engine.text_stream import StopFilter
 
 
 def _through(pieces: list[str], stop: list[str]) -> tuple[str, bool]:

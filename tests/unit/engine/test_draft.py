@@ -10,56 +10,56 @@ from hypothesis import strategies as st
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.draft import MOST_GUESSES, Costs, Lookup, Pace
+from edgepp.engine.draft import MOST_GUESSES, PromptLookup, SpeculationControl, SpeculationCosts
 from edgepp.engine.draft_model import DraftModel
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from tests.engines import greedy_tokens, local_engine
 
-CHEAP = Costs(plain_s=0.05, guess_s=0.001)
-DEAR = Costs(plain_s=0.05, guess_s=0.05)
+CHEAP = SpeculationCosts(plain_s=0.05, guess_s=0.001)
+DEAR = SpeculationCosts(plain_s=0.05, guess_s=0.05)
 
 
 def test_lookup_goes_on_as_the_text_did_before() -> None:
-    assert Lookup().propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 3) == [4, 5, 6]
+    assert PromptLookup().propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 3) == [4, 5, 6]
 
 
 def test_lookup_prefers_the_longer_and_the_later_context() -> None:
-    assert Lookup().propose([1, 2, 3, 7, 2, 3, 8, 1, 2, 3], 1) == [7]
-    assert Lookup().propose([2, 3, 7, 5, 2, 3, 8, 5, 2, 3], 1) == [8]
+    assert PromptLookup().propose([1, 2, 3, 7, 2, 3, 8, 1, 2, 3], 1) == [7]
+    assert PromptLookup().propose([2, 3, 7, 5, 2, 3, 8, 5, 2, 3], 1) == [8]
 
 
 def test_lookup_goes_round_a_text_that_repeats_itself() -> None:
-    assert Lookup().propose([1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
+    assert PromptLookup().propose([1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
 
 
 def test_lookup_knows_nothing_of_a_text_without_repetition() -> None:
-    assert not Lookup().propose(list(range(50)), 8)
-    assert not Lookup().propose([1], 8)
+    assert not PromptLookup().propose(list(range(50)), 8)
+    assert not PromptLookup().propose([1], 8)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, MOST_GUESSES))
 def test_lookup_is_the_same_read_at_once_or_token_by_token(ids: list[int], most: int) -> None:
-    steady = Lookup()
+    steady = PromptLookup()
     for end in range(1, len(ids) + 1):
         guesses = steady.propose(ids[:end], most)
-        assert list(guesses) == list(Lookup().propose(ids[:end], most))
+        assert list(guesses) == list(PromptLookup().propose(ids[:end], most))
         assert len(guesses) in (0, most)
 
 
 def test_guesses_that_are_right_grow_in_number() -> None:
-    pace = Pace()
+    control = SpeculationControl()
     for _ in range(5):
-        guesses = pace.most(CHEAP)
-        pace.judged(guesses, guesses + 1)
-    assert pace.most(CHEAP) == MOST_GUESSES
+        guesses = control.most(CHEAP)
+        control.judged(guesses, guesses + 1)
+    assert control.most(CHEAP) == MOST_GUESSES
 
 
 def test_guessing_stops_where_it_does_not_pay_and_is_tried_ever_more_rarely() -> None:
-    pace, guessed = Pace(), []
+    control, guessed = SpeculationControl(), []
     for step in range(2000):
-        guesses = pace.most(DEAR)
-        pace.judged(guesses, 1)
+        guesses = control.most(DEAR)
+        control.judged(guesses, 1)
         if guesses:
             guessed.append(step)
     assert len([step for step in guessed if step < 100]) <= 15
@@ -67,7 +67,7 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_ever_more_rarely() ->
 
 
 def test_costs_follow_what_is_measured() -> None:
-    costs = Costs(1.0, 1.0)
+    costs = SpeculationCosts(1.0, 1.0)
     for _ in range(40):
         costs.note(0, 0.05)
         costs.note(4, 0.07)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.ledger import HEADROOM, MOST_WAITING, Ledger
-from edgepp.engine.live import Request
 from edgepp.engine.prefix import LEAST, MOST_KEPT, PrefixCache
 from edgepp.engine.request import GenerateOptions, SamplingOptions, Timing
 from edgepp.engine.sampling import Sampler
@@ -18,10 +18,10 @@ from edgepp.errors import EdgeppError
 TEXTS = [[n % 7 for n in range(100)], [n % 5 for n in range(80)], [n % 7 for n in range(60)] + [9] * 30]
 
 
-def asked(number: int, ids: Sequence[int], tokens: int = 10, owner: str = "ann") -> Request:
+def asked(number: int, ids: Sequence[int], tokens: int = 10, owner: str = "ann") -> EngineRequest:
     options = GenerateOptions(max_tokens=tokens)
     sampler = Sampler(SamplingOptions())
-    return Request(number, owner, list(ids), len(ids), options, frozenset(), Timing(0.0), sampler)
+    return EngineRequest(number, owner, list(ids), len(ids), options, frozenset(), Timing(0.0), sampler)
 
 
 class Stages:
@@ -31,7 +31,7 @@ class Stages:
         self.sent: dict[int, int] = {}
         self.ledger = Ledger(budget, spare, self.sent.__getitem__, shares=True)
 
-    def begin(self) -> list[Request]:
+    def begin(self) -> list[EngineRequest]:
         begun = []
         for request, held in self.ledger.begin():
             if request.source:
@@ -98,7 +98,7 @@ def test_nothing_is_held_beyond_the_budget_and_everyone_ends(
     assert stages.held == stages.ledger.kept
 
 
-def check_who_gives_way(request: Request, ledger: Ledger) -> None:
+def check_who_gives_way(request: EngineRequest, ledger: Ledger) -> None:
     """The newest of the owner who holds most, but for the one request that began first."""
     live = ledger.live.values()
     first = min(live, key=lambda one: ledger._began[one.sequence])

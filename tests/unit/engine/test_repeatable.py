@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, Ends, StageModel
-from edgepp.engine.engine import Engine
+from edgepp.engine.chunk_sizer import ChunkSizer
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.scheduler import LEAST_ROWS
-from edgepp.engine.tempo import Tempo
 from edgepp.layers import LayerRange
 from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.random import TINY
@@ -30,7 +30,7 @@ def prompt(seed: int, tokens: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(3, TINY.vocabulary, tokens)]
 
 
-def asked(engine: Engine, text: Sequence[int], tokens: int = 12) -> tuple[list[Sampled], int]:
+def asked(engine: EngineLoop, text: Sequence[int], tokens: int = 12) -> tuple[list[Sampled], int]:
     """Tokens with their log-probabilities, to the last bit; and how much of the prompt was not computed."""
     request = engine.submit(text, GenerateOptions(tokens, sampling=SamplingOptions(logprobs=3)))
     collect(request)
@@ -67,8 +67,8 @@ def test_the_length_of_chunks_changes_no_number(tiny: Path, length: int, monkeyp
     text = prompt(0, 129)
     with local_engine(tiny, SPLIT, ["onnx"], exact=False) as engine:
         usual, _ = asked(engine, text)
-        monkeypatch.setattr(Tempo, "chunk", length)
-        monkeypatch.setattr(Tempo, "beside", lambda *_: length)
+        monkeypatch.setattr(ChunkSizer, "chunk", length)
+        monkeypatch.setattr(ChunkSizer, "beside", lambda *_: length)
         other = engine.submit(text, GenerateOptions(12, sampling=SamplingOptions(logprobs=3)), owner="another")
         collect(other)
         assert other.timing.reused == 0

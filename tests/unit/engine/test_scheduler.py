@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.scheduler import LEAST_ROWS, Chunk, MicroBatch, Scheduler, Step
-from edgepp.engine.tempo import Tempo
 from edgepp.errors import LocalProtocolError
 from tests.builders.stages import stage_info
 
@@ -209,10 +209,10 @@ def test_only_two_idle_stages_take_a_chunk_without_a_micro_batch_before_it(stage
 
 
 def test_the_more_prompts_wait_the_longer_a_chunk_beside_decode_steps_may_take() -> None:
-    tempo = Tempo([stage_info(prefill_s=1 / 32, decode_s=0.5)])
-    lengths = [tempo.beside(pressure) for pressure in (0.1, 1, 2, 3, 16)]
+    sizer = ChunkSizer([stage_info(prefill_s=1 / 32, decode_s=0.5)])
+    lengths = [sizer.beside(pressure) for pressure in (0.1, 1, 2, 3, 16)]
     assert lengths == [9, 9, 33, 57, 57]
-    assert tempo.chunk == 64
+    assert sizer.chunk == 64
 
 
 def test_removing_a_request_frees_its_place_in_the_window() -> None:

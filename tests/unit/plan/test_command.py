@@ -51,9 +51,9 @@ def test_it_says_what_a_person_asks() -> None:
     assert "0-63 studio" in text
     assert "64-79 mini" in text
     assert "5.37 GB for 2 slots of 4,096" in text
-    assert "No node holds it alone: it takes 55.18 GB, and studio, the largest, has 48.00 GB." in text
-    assert "For 50 ms a token no link is fast enough" in text
-    assert "For 30.0 s to the first token (it does" in text
+    assert "No node holds the model alone: it takes 55.18 GB, and studio, the largest, has 48.00 GB." in text
+    assert "For 50 ms per token no link is fast enough" in text
+    assert "For 30.0 s to the first token (reached" in text
     assert "What would help one answer most: twice the memory bandwidth on" in text
     assert "0.65 of the bandwidth and 0.5 of the FLOP/s of studio (described: 400 GB/s, 13 TFLOP/s), mini" in text
 
@@ -83,8 +83,8 @@ def test_names_are_printed_as_they_are() -> None:
 
 def test_one_node_is_enough_where_the_plan_takes_one() -> None:
     text = said("llama-3.1-8b-4bit", "--node", "name=a,hw=m4-max", "--tpot", "1s", "--ttft", "60s")
-    assert "All of it runs on a" in text
-    assert "For 1.0 s a token no link is needed" in text
+    assert "All layers run on a" in text
+    assert "For 1.0 s per token no link is needed" in text
 
 
 def test_more_requests_than_slots_or_memory_are_marked() -> None:
@@ -98,7 +98,7 @@ def test_json_has_what_the_tables_have() -> None:
     assert (form["model"], form["fits"], form["single"]) == ("llama-3.3-70b-4bit", True, None)
     assert [decode["requests"] for decode in form["decode"]] == [1, 4]
     assert [stage["node"] for stage in form["stages"]] == ["studio", "mini"]
-    assert form["links"] == [{"nodes": ["studio", "mini"], "bytes_s": 117.5e6, "latency_s": 0.0003}]
+    assert form["links"] == [{"nodes": ["studio", "mini"], "bytes_per_s": 117.5e6, "latency_s": 0.0003}]
 
 
 def test_shares_reached_scale_the_prediction() -> None:
@@ -150,7 +150,7 @@ def test_a_folder_with_a_configuration_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "plan for which MODEL"),
+        ((), "MODEL is missing"),
         (("lama-3.1-8b-4bit", "--node", "mem=8GB"), "there is no model called"),
         (("someone/unknown-model", "--node", "mem=8GB"), "has no card, and nothing of it is on this disk"),
         ((SEVENTY, "--node", "16GB"), "is not key=value"),
@@ -159,18 +159,29 @@ def test_a_folder_with_a_configuration_is_enough(tmp_path: Path) -> None:
         ((SEVENTY, "--node", "mem=64GB", "--file", "x.toml"), "exclude each other"),
         ((SEVENTY, "--link", "1Gbit"), "--link goes with --node"),
         ((SEVENTY, "--node", "mem=64GB", "--link", "fast"), "'fast' is not a link"),
-        ((SEVENTY, "--node", "mem=64GB", "--requests", "1,x"), "are no numbers of requests"),
-        ((SEVENTY, "--node", "mem=64GB", "--requests", "0"), "are no numbers of requests"),
-        ((SEVENTY, "--node", "mem=64GB", "--requests", "9" * 5000), "are no numbers of requests"),
+        ((SEVENTY, "--node", "mem=64GB", "--requests", "1,x"), "is not a list of numbers of requests"),
+        ((SEVENTY, "--node", "mem=64GB", "--requests", "0"), "is not a list of numbers of requests"),
+        ((SEVENTY, "--node", "mem=64GB", "--requests", "9" * 5000), "is not a list of numbers of requests"),
         ((SEVENTY, "--node", "mem=64GB", "--prompt", "0"), "at least 1 token"),
         ((SEVENTY, "--node", "mem=64GB", "--tpot", "50"), "'50' is not a time"),
         ((SEVENTY, "--node", "mem=64GB", "--tpot", ""), "'' is not a time"),
         ((SEVENTY, "--node", "mem=64GB", "--ttft", "0s"), "no first token comes in 0 s"),
-        ((SEVENTY, "--node", "mem=64GB", "--reached", "1.5,1"), "are no two shares"),
-        ((SEVENTY, "--node", "mem=64GB", "--reached", "0.5"), "are no two shares"),
+        ((SEVENTY, "--node", "mem=64GB", "--reached", "1.5,1"), "is not a pair of shares"),
+        ((SEVENTY, "--node", "mem=64GB", "--reached", "0.5"), "is not a pair of shares"),
         ((SEVENTY, "--reached", "1,1"), "--reached goes with --node or --file"),
         ((SEVENTY, "--node", "mem=64GB", "--length", "512"), "--length is for --plot"),
         ((SEVENTY, "--node", "mem=64GB", "--length", "0", "--plot", "x.png"), "a length is at least 1 position"),
+        (("llama-3.3-70b", "--slices", "v5e", "--node", "mem=64GB"), "--node does not go with --slices"),
+        (("llama-3.3-70b", "--slices", "v5e", "--kv-bits", "8"), "--kv-bits does not go with --slices"),
+        (("llama-3.3-70b", "--slices", "v9"), "there is no hardware called 'v9'"),
+        (("llama-3.3-70b", "--slices", "v5e:3x3"), "tpu-v5e has no slice 3x3"),
+        (("llama-3.3-70b", "--slices", "m4-pro"), "no slices of m4-pro are known"),
+        (("llama-3.3-70b", "--slices", "v5e", "--dtype", "bf16,int9"), "'int9' is not a precision"),
+        (("llama-3.3-70b", "--slices", "v5e", "--tpot", "0ms"), "no token comes in 0 s"),
+        (("llama-3.3-70b", "--slices", "v5e", "--context", "0"), "at least 1 token"),
+        (("llama-3.3-70b", "--slices", "v5e:2x2"), "141 GB need 8.8 chips, more than the 4 of slice 2x2"),
+        (("llama-9", "--slices", "v5e"), "there is no model called"),
+        ((SEVENTY, "--node", "mem=64GB", "--dtype", "int8"), "--dtype goes with --slices"),
         ((SEVENTY, "--file", "/nowhere/x.toml"), "cannot be read"),
     ],
 )
@@ -179,6 +190,39 @@ def test_bad_input_is_one_sentence_with_a_hint(arguments: tuple[str, ...], messa
     assert message in str(error)
     assert "\n" not in str(error)
     assert error.hint or message in ("exclude each other", "at least 1 token")
+
+
+def test_slices_fit_80_columns_and_name_the_best_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepp.ui.screen._UNBOUNDED", 80)
+    result = plan(
+        "llama-3.3-70b", "--slices", "v5e", "--dtype", "bf16,int8:int8", "--context", "8192", "--tpot", "15ms"
+    )
+    assert result.exit_code == 0, result.exception
+    lines = result.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.startswith("    ")]  # no cell had to go below its row
+    assert any(line.split()[:5] == ["bf16", "141.1", "GB", "327.7", "kB"] and "4x4" in line for line in lines)
+    (best,) = (line for line in lines if line.endswith("most per chip"))
+    assert best.split()[:2] == ["int8:int8", "16"]
+
+
+def test_slices_are_for_a_model_in_any_precision() -> None:
+    whole, short = (formed(name, "--slices", "v5e") for name in ("llama-3.3-70b-4bit", "llama-3.3-70b"))
+    assert whole == short
+    assert whole["model"] == "llama-3.3-70b"
+
+
+def test_a_wish_that_no_slice_keeps_is_said() -> None:
+    assert "No slice decodes a token of each sequence within 0.1 ms." in said(
+        "llama-3.3-70b", "--slices", "v5e", "--tpot", "100us"
+    )
+    assert "does not fit" in said("llama-3.3-70b", "--slices", "v5e", "--requests", "1000")
+
+
+def test_hardware_with_a_price_has_flops_per_dollar() -> None:
+    lines = plan("--list-hardware").output.splitlines()
+    ends = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(("h100", "tpu"))}
+    assert ends == {"h100": "3.3e+17", "tpu-v5p": "3.9e+17", "tpu-v5e": "5.9e+17"}
 
 
 def test_without_a_cluster_it_says_how_to_describe_one() -> None:
@@ -214,7 +258,7 @@ def test_a_live_cluster_is_asked(running: str, said: str, monkeypatch: pytest.Mo
     status = {"coordinator": "a", "model": running, "nodes": [node], "stages": [stage]}
     monkeypatch.setattr("edgepp.ui.cluster.connect", lambda peer: Connection(status))
     form = formed("smollm2-135m", "--context", "2048")
-    assert form["nodes"][0]["said"] == said
+    assert form["nodes"][0]["source"] == said
     assert form["nodes"][0]["reached"] == {"stream": 1.0, "flops": 1.0}
 
 

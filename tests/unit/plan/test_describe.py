@@ -16,7 +16,7 @@ from edgepp.layers import LayerRange
 from edgepp.plan import describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
-from edgepp.plan.quantities import link_rate, parse_bytes_s, parse_flops, parse_link, parse_seconds
+from edgepp.plan.quantities import link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds
 from tests.unit.coordinator.test_director import HERE, MINI
 from tests.unit.coordinator.test_director import Cluster as Members
 
@@ -26,15 +26,15 @@ near = pytest.approx
 @pytest.mark.parametrize(
     ("read", "text", "value"),
     [
-        (parse_bytes_s, "100GB/s", 100e9),
-        (parse_bytes_s, " 51.2 gb/s ", 51.2e9),
-        (parse_bytes_s, "3.35TB/s", 3.35e12),
-        (parse_bytes_s, "800MBps", 800e6),
-        (parse_bytes_s, "17GB", 17e9),
-        (parse_flops, "3.6T", 3.6e12),
-        (parse_flops, "500 GFLOP/s", 500e9),
-        (parse_flops, "10TFLOPS", 10e12),
-        (parse_flops, "2e12", 2e12),
+        (parse_bytes_per_s, "100GB/s", 100e9),
+        (parse_bytes_per_s, " 51.2 gb/s ", 51.2e9),
+        (parse_bytes_per_s, "3.35TB/s", 3.35e12),
+        (parse_bytes_per_s, "800MBps", 800e6),
+        (parse_bytes_per_s, "17GB", 17e9),
+        (parse_flops_per_s, "3.6T", 3.6e12),
+        (parse_flops_per_s, "500 GFLOP/s", 500e9),
+        (parse_flops_per_s, "10TFLOPS", 10e12),
+        (parse_flops_per_s, "2e12", 2e12),
         (parse_seconds, "50ms", 0.05),
         (parse_seconds, "3 s", 3.0),
         (parse_seconds, "300us", 300e-6),
@@ -46,7 +46,7 @@ def test_a_quantity_is_read(read: Callable[[str], float], text: str, value: floa
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes_s", "latency_s"),
+    ("text", "bytes_per_s", "latency_s"),
     [
         ("1Gbit:0.3ms", 0.94 * 125e6, 0.3e-3),
         ("2.5Gbit/s", 0.94 * 312.5e6, UNKNOWN_LINK.latency_s),
@@ -56,16 +56,16 @@ def test_a_quantity_is_read(read: Callable[[str], float], text: str, value: floa
         ("125 MBps", 125e6, UNKNOWN_LINK.latency_s),
     ],
 )
-def test_a_link_is_read(text: str, bytes_s: float, latency_s: float) -> None:
+def test_a_link_is_read(text: str, bytes_per_s: float, latency_s: float) -> None:
     link = parse_link(text)
-    assert (link.bytes_s, link.latency_s) == near((bytes_s, latency_s))
+    assert (link.bytes_per_s, link.latency_s) == near((bytes_per_s, latency_s))
 
 
 @pytest.mark.parametrize(
     ("read", "text"),
     [
-        *((parse_bytes_s, text) for text in ("", "fast", "-1GB/s", "0GB/s", "100Gbit", "1e999GB/s", "nan")),
-        *((parse_flops, text) for text in ("", "many", "3.6X", "0T", "-2T")),
+        *((parse_bytes_per_s, text) for text in ("", "fast", "-1GB/s", "0GB/s", "100Gbit", "1e999GB/s", "nan")),
+        *((parse_flops_per_s, text) for text in ("", "many", "3.6X", "0T", "-2T")),
         *((parse_seconds, text) for text in ("", "50", "-5ms", "5 minutes")),
         *((parse_link, text) for text in ("", "1Gbit:", "1Gbit:fast", "1 m", "0Gbit", "1Gbit:1ms:2ms", ":1ms")),
     ],
@@ -78,30 +78,31 @@ def test_what_is_no_quantity_is_said_with_an_example(read: Callable[[str], objec
 
 def test_a_node_is_read_with_what_it_leaves_out() -> None:
     node = describe.read_node(describe.parse_node("name=mini, mem=16GB,bw=100GB/s,flops=3.6T"), 1)
-    assert (node.name, node.memory, node.machine.stream_bps, node.machine.flops) == ("mini", 12e9, 100e9, 3.6e12)
+    assert (node.name, node.memory_bytes) == ("mini", 12e9)
+    assert (node.machine.stream_bytes_per_s, node.machine.flops_per_s) == (100e9, 3.6e12)
     assert node.machine.efficiency is DATASHEET
     bare = describe.read_node(describe.parse_node("mem=8GB"), 3)
-    assert (bare.name, bare.memory) == ("node3", 6e9)
-    assert (bare.machine.stream_bps, bare.machine.flops) == (describe.BANDWIDTH, describe.FLOPS)
+    assert (bare.name, bare.memory_bytes) == ("node3", 6e9)
+    assert (bare.machine.stream_bytes_per_s, bare.machine.flops_per_s) == (describe.BANDWIDTH, describe.FLOPS)
     assert bare.machine.efficiency is DATASHEET_CPU
-    assert describe.read_node(describe.parse_node("mem=8GB,usable=50%,layers=0-3"), 1).memory == 4e9
+    assert describe.read_node(describe.parse_node("mem=8GB,usable=50%,layers=0-3"), 1).memory_bytes == 4e9
     assert describe.read_node(describe.parse_node("mem=8GB,layers=0-3"), 1).pinned == LayerRange(0, 4)
 
 
 def test_named_hardware_gives_what_is_not_said() -> None:
     node = describe.read_node(describe.parse_node("hw=M4 Pro"), 1)
-    assert (node.name, node.machine.stream_bps, node.memory) == ("m4-pro", 273e9, 16e9)
-    assert describe.read_node(describe.parse_node("hw=m4-pro,mem=48GB,name=desk"), 1).memory == 36e9
+    assert (node.name, node.machine.stream_bytes_per_s, node.memory_bytes) == ("m4-pro", 273e9, 16e9)
+    assert describe.read_node(describe.parse_node("hw=m4-pro,mem=48GB,name=desk"), 1).memory_bytes == 36e9
     assert describe.read_node(describe.parse_node("hw=raspberry-pi-5"), 1).machine.efficiency is DATASHEET_CPU
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name=mini", "does not say its memory"),
+        ("name=mini", "the memory of node 1 is missing"),
         ("mem", "is not key=value"),
         ("", "is not key=value"),
-        ("mem=16GB,mem=8GB", "is said twice"),
+        ("mem=16GB,mem=8GB", "is given twice"),
         ("mem=16GB,ram=8GB", "a node has no 'ram'"),
         ("mem=lots", "'lots' is not a size of memory"),
         ("mem=16GB,bw=fast", "'fast' is not a bandwidth"),
@@ -138,12 +139,12 @@ def test_links_are_for_all_or_for_a_pair() -> None:
 
 @pytest.mark.parametrize("rate", ["13Mbit", "1Gbit", "2.5Gbit", "99.9Mbit"])
 def test_a_link_is_said_as_it_is_written(rate: str) -> None:
-    assert link_rate(parse_link(rate).bytes_s).replace(" ", "") == f"{rate}/s"
+    assert link_rate(parse_link(rate).bytes_per_s).replace(" ", "") == f"{rate}/s"
 
 
 @given(st.floats(1e3, 1e12))
-def test_a_link_that_is_said_is_fast_enough(bytes_s: float) -> None:
-    assert bytes_s * (1 - 1e-6) <= parse_link(link_rate(bytes_s)).bytes_s <= 1.01 * bytes_s
+def test_a_link_that_is_said_is_fast_enough(bytes_per_s: float) -> None:
+    assert bytes_per_s * (1 - 1e-6) <= parse_link(link_rate(bytes_per_s)).bytes_per_s <= 1.01 * bytes_per_s
 
 
 @pytest.mark.parametrize("text", ["a=1Gbit", "a,b,c=1Gbit", ",=1Gbit", "a,a=1Gbit"])
@@ -241,12 +242,12 @@ def test_a_live_cluster_is_what_its_nodes_measured() -> None:
     cluster = describe.from_status(status)
     assert [node.name for node in cluster.nodes] == ["a", "b", "d"]
     a, b, _ = cluster.nodes
-    assert (a.memory, a.machine.stream_bps, a.machine.efficiency.stream) == (8e9, 1e10, 1.0)
+    assert (a.memory_bytes, a.machine.stream_bytes_per_s, a.machine.efficiency.stream) == (8e9, 1e10, 1.0)
     assert (a.machine.efficiency.overlap, b.machine.efficiency.overlap) == (0.0, 1.0)
     assert b.pinned == LayerRange(0, 4)
     assert cluster.links == {
         ("a", "b"): LinkSpeed(0.001, 5e7),
-        ("a", "d"): LinkSpeed(0.002, UNKNOWN_LINK.bytes_s),
+        ("a", "d"): LinkSpeed(0.002, UNKNOWN_LINK.bytes_per_s),
         ("b", "d"): LinkSpeed(0.003, 1e7),
     }
 
@@ -261,10 +262,10 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     }
     size = ModelSize(30, 576, layer_bytes=10**6, ends_bytes=0, kv_bytes=1, layer_flops=10**7)
     a, b = describe.from_status(status, size).nodes
-    assert (a.machine.stream_bps, a.machine.lanes) == (1e10, 2)
+    assert (a.machine.stream_bytes_per_s, a.machine.lanes) == (1e10, 2)
     row_s = (64 * 2 / 300 - 0.02) / 63  # longer than the 3 ms in which the weights are streamed
     assert a.machine.efficiency.layer_s == near((0.02 - row_s) / 30)
-    assert a.machine.flops == near(300e6 / row_s)
+    assert a.machine.flops_per_s == near(300e6 / row_s)
     model = Model("m", size, head_bytes=0, head_flops=0, attention_flops=0, context=4096)
     stages = [Stage(a.machine, LayerRange(0, 15)), Stage(a.machine, LayerRange(15, 30))]
     found = predict(model, stages, {}, Workload(prompt=64, answer=1, requests=(1,), chunk=64))
@@ -272,10 +273,10 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     assert sum(stage.busy_s for stage in found.prefill.stages) == near(64 * 2 / 300, rel=1e-3)
     status["stages"][0]["decode_s"] = status["stages"][1]["decode_s"] = 0.001  # faster than its probe
     assert describe.from_status(status, size).nodes[0].machine.efficiency.layer_s == near(0)
-    assert a.said.endswith("with this model")
-    assert b.machine.stream_bps == 1e10
+    assert a.source.endswith("with this model")
+    assert b.machine.stream_bytes_per_s == 1e10
     status["stages"][0]["prefill_tok_s"] = None
-    assert describe.from_status(status, size).nodes[0].machine.stream_bps == 1e10
+    assert describe.from_status(status, size).nodes[0].machine.stream_bytes_per_s == 1e10
 
 
 @pytest.mark.parametrize(("memory", "slots"), [(2 * 10**9, 1), (2 * 10**9, 2), (10**9, 3)])
@@ -301,16 +302,16 @@ def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: 
     assert [stage.machine.node for stage in cluster.stages(plan)] == [member.node[0] for member, *_ in stages]
     assert len(plan.stages) == slots + 1
     takes = [memory_needed(want, len(layers), number == 0) for number, (_, _, layers, _) in enumerate(stages)]
-    assert cluster.memory(want, plan) == list(zip(takes, [memory // slots] * slots + [10**9], strict=True))
+    assert cluster.stage_memory(want, plan) == list(zip(takes, [memory // slots] * slots + [10**9], strict=True))
     here = cluster.coordinator.machine
-    assert here.beside(slots).flops == near(1e11 / slots)
+    assert here.beside(slots).flops_per_s == near(1e11 / slots)
 
 
 def test_a_coordinator_without_layers_stands_first() -> None:
     status = {"coordinator": "desk", "nodes": [live_node("a"), live_node("a", node="other123")], "stages": []}
     cluster = describe.from_status(status)
     assert [node.name for node in cluster.nodes] == ["desk (coordinator)", "a aaaaaa", "a other1"]
-    assert cluster.coordinator.memory == 0
+    assert cluster.coordinator.memory_bytes == 0
 
 
 @pytest.mark.parametrize(

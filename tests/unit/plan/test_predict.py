@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.cluster.sizes import LinkSpeed, ModelSize
+from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
-from edgepp.engine.tempo import Tempo
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.cards import find
@@ -49,7 +49,7 @@ def test_one_machine_streams_its_weights_its_cache_and_its_head() -> None:
 
 
 def test_two_machines_add_three_hops_of_which_one_is_local() -> None:
-    link = LinkSpeed(latency_s=0.002, bytes_s=4e6)
+    link = LinkSpeed(latency_s=0.002, bytes_per_s=4e6)
     work = Workload(requests=(1,))
     apart = predict(MODEL, even([machine("a"), machine("b")]), {("b", "a"): link}, work).one
     together = predict(MODEL, even([machine("a"), machine("a")]), {}, work).one
@@ -72,7 +72,7 @@ def test_efficiency_scales_what_is_reached() -> None:
     )
     assert less.one.stages[0].weights_s == near(2 * whole.one.stages[0].weights_s)
     assert less.one.stages[0].kv_s == near(4 * whole.one.stages[0].kv_s)
-    assert less.one.stages[0].flops_s == near(10 * whole.one.stages[0].flops_s)
+    assert less.one.stages[0].arithmetic_s == near(10 * whole.one.stages[0].arithmetic_s)
 
 
 def test_rows_hide_behind_weights_on_a_gpu_and_add_up_on_a_cpu() -> None:
@@ -212,7 +212,7 @@ def test_a_slow_link_holds_many_requests_up() -> None:
 @pytest.mark.parametrize("requests", [1, 2, 3, 5, 8, 13, 300])
 def test_micro_batches_are_those_of_the_scheduler(stages: int, requests: int) -> None:
     one = stage_info(chunk=1)
-    scheduler = Scheduler(stages, Tempo([one]))
+    scheduler = Scheduler(stages, ChunkSizer([one]))
     for request in range(requests):
         scheduler.add(request, prompt=1)
     for _ in range(requests):  # everyone's prompt first, so that all are ready at once
@@ -238,7 +238,7 @@ def test_chunks_are_those_of_the_engine(stages: int, flops: float) -> None:
         stage_info(index=n, layers=layers, prefill_s=len(layers) * SIZE.layer_flops / flops)
         for n, layers in enumerate(split_evenly(10, stages))
     ]
-    assert found.chunk == near(Tempo(infos).chunk, abs=1)
+    assert found.chunk == near(ChunkSizer(infos).chunk, abs=1)
 
 
 # Prefill
@@ -251,8 +251,8 @@ def test_chunks_overlap_across_stages() -> None:
     found = predict(MODEL, even(machines), {("a", "b"): FAST}, work).prefill
     chunk_s = 64 * 5 * 2e8 / 1e12
     assert found.ttft_s == near(9 * chunk_s, rel=0.01)
-    assert found.tokens_s == near(512 / found.ttft_s)
-    assert found.stages[0].flops_s == near(8 * chunk_s)
+    assert found.tokens_per_s == near(512 / found.ttft_s)
+    assert found.stages[0].arithmetic_s == near(8 * chunk_s)
 
 
 def test_a_long_way_round_starves_the_ring_of_chunks() -> None:
@@ -277,7 +277,7 @@ def test_chunks_on_one_core_overlap_nothing_and_on_two_no_more_than_two() -> Non
 def test_attention_grows_with_the_prompt() -> None:
     model = dataclasses.replace(MODEL, attention_flops=10**6)
     rates = [
-        predict(model, even([machine("a")]), {}, Workload(prompt=n, answer=1, requests=(1,))).prefill.tokens_s
+        predict(model, even([machine("a")]), {}, Workload(prompt=n, answer=1, requests=(1,))).prefill.tokens_per_s
         for n in (512, 1024, 4096)
     ]
     assert rates == sorted(rates, reverse=True)

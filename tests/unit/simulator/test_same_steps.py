@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgepp.engine import engine as engine_module
-from edgepp.engine.engine import Engine, Parts
-from edgepp.engine.live import Request
+from edgepp.engine import loop as loop_module
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.loop import EngineLoop, EngineParts
 from edgepp.engine.request import GenerateOptions
-from edgepp.engine.ring import Gauge, Returned, RingEvent, Send, SendBatch
+from edgepp.engine.ring import Returned, RingEvent, Send, SendBatch, StageStats
 from edgepp.engine.scheduler import MicroBatch, Scheduler, Step
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
@@ -83,9 +83,9 @@ class ClockRing:
         self.now_s = 0.0
         self.events: deque[tuple[float, Returned]] = deque()
         self.coming = deque((a, Job.of(i, a).request) for i, a in enumerate(arrivals))
-        self.requests: list[Request] = []
+        self.requests: list[EngineRequest] = []
         self.began = threading.Event()
-        self.engine: Engine | None = None
+        self.engine: EngineLoop | None = None
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
         pass
@@ -125,7 +125,7 @@ class ClockRing:
     def free(self, sequence: int) -> None:
         pass
 
-    def gauges(self) -> list[Gauge]:
+    def stage_stats(self) -> list[StageStats]:
         return []
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class ClockRing:
 def by_engine(replica: Replica, arrivals: Sequence[Arrival]) -> tuple[list[Step], list[int], int]:
     """The steps that an engine sends, how many tokens of each prompt it reuses, and how often it preempts."""
     ring = ClockRing(replica, arrivals)
-    engine = Engine(lambda: Parts(ring, Ends()), eos=frozenset(), budget=replica.budget)
+    engine = EngineLoop(lambda: EngineParts(ring, Ends()), eos=frozenset(), budget=replica.budget)
     with engine:
         ring.engine = engine
         ring.began.set()
@@ -179,7 +179,7 @@ def test_the_simulation_sends_the_steps_of_the_engine(
     links = (LinkCost(HOP_S),) * (stages + 1)
     replica = Replica(costs, links, CoordinatorCost(((1, 0.0),)), 4, chunk=32, context=4096, budget=budget)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "Scheduler", Recording)
+        patch.setattr(loop_module, "Scheduler", Recording)
         patch.setattr(sim_pipeline, "Scheduler", Recording)
         report = simulate([replica], arrivals)
         simulated = list(Recording.latest)

@@ -105,7 +105,7 @@ def test_a_decode_header_is_small() -> None:
     assert len(encode(frame)) < 100
 
 
-ATTACH = Attach(1, 0, "10.0.0.2:5720,[fe80::1%eth0]:5721", KEYS[0], b"c1".hex(), "auto", 0)
+ATTACH = Attach(1, 0, "", "10.0.0.2:5720,[fe80::1%eth0]:5721", KEYS[0], b"c1".hex(), "auto", 0)
 FORWARD = Forward(1, 1, 0, 0, 16, 0, 1, 1, 8, "float32", "none", ())
 BATCH = Batch(1, 1, (1, 2), (4, 5), 8, "float32", "none", ())
 LOAD = Load(1, 0, "tiny", 0, 4, False, 0)
@@ -124,6 +124,7 @@ WELCOME = Welcome(
         (ATTACH._replace(route=""), "bad route"),
         (ATTACH._replace(route="63" * 256), "bad route"),
         (ATTACH._replace(next_key="not a key"), "bad next_key"),
+        (ATTACH._replace(previous_key="not a key"), "bad previous_key"),
         (ATTACH._replace(next_key="#" * 40), "bad next_key"),
         (ATTACH._replace(next_addresses=""), "without its addresses"),
         (ATTACH._replace(next_addresses="10.0.0.2"), "bad next_addresses"),

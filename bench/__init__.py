@@ -1,0 +1,4 @@
+"""Measurements of edgepp, one script per question: ``python -m bench.NAME --help``.
+
+METHODOLOGY.md defines the numbers.
+"""

@@ -1,0 +1,172 @@
+"""How long people wait: a stream beside somebody's long prompt, and the second turn of a long chat.
+
+    python -m bench.latency --model smollm2-135m --stages 2 --threads 1 --long 4000 --history 1000
+
+First it streams an answer alone, then beside a prompt of ``--long`` tokens, and compares the gaps between tokens. Then
+it asks a conversation of ``--history`` tokens and its next turn, and compares the times to the first token, also with
+that of the same turn asked by somebody else, for whom nothing is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from bench.toolkit.figures import interleave, prompt, ratio, spread_text
+from bench.toolkit.local import arrivals, local_pipeline
+from bench.toolkit.script import Arguments, Result, count, script
+from edgepp.benchmark.report import Spread
+from edgepp.benchmark.workload import percentile
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.request import GenerateOptions
+from edgepp.errors import UsageError
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import fetch
+
+_STREAMING = 10
+"""Tokens after which a stream is under way."""
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Arguments(__doc__)
+    parser.shared("model", "stages", "threads", "backend", rounds=3)
+    parser.add_argument("--long", type=count, default=4000, help="tokens of the long prompt (%(default)s)")
+    parser.add_argument("--history", type=count, default=1000, help="tokens of the first turn (%(default)s)")
+    parser.add_argument("--turn", type=count, default=30, help="tokens that the second turn adds (%(default)s)")
+    return parser.parse_args()
+
+
+class Gaps(NamedTuple):
+    """Seconds between the tokens of a stream, and what the long prompt took."""
+
+    alone_s: list[float]
+    during_s: list[float]
+    """While the long prompt was computed."""
+    long_ttft_s: float
+
+
+class FirstTokens(NamedTuple):
+    """Seconds to the first token."""
+
+    first_s: float
+    """Of a conversation's first turn."""
+    second_s: float
+    """Of its second turn."""
+    stranger_s: float
+    """Of another owner's request like the second turn."""
+
+
+class Asker:
+    """Asks a pipeline random prompts that nobody has asked before."""
+
+    def __init__(self, pipeline: Pipeline, options: argparse.Namespace) -> None:
+        """Raises: UsageError: the prompts do not fit the model's context."""
+        self._pipeline, self._options = pipeline, options
+        longest = max(options.long, options.history + options.turn) + 64
+        if longest > pipeline.context:
+            raise UsageError(
+                f"{longest} tokens do not fit the model's context of {pipeline.context}", "lower --long or --history"
+            )
+        self._vocabulary = Checkpoint.open(fetch(options.model)).vocab_size
+        self._asked = 0
+
+    def text(self, tokens: int) -> list[int]:
+        """A prompt that begins like no other."""
+        self._asked += 1
+        return prompt(self._vocabulary, tokens, self._asked)
+
+    def ask(self, ids: Sequence[int], tokens: int, owner: str = "") -> EngineRequest:
+        """Begin an answer of so many tokens."""
+        return self._pipeline.engine.submit(ids, GenerateOptions(tokens, ignore_eos=True), owner)
+
+    def gaps(self) -> Gaps:
+        """Stream an answer alone, then another one while a long prompt is computed."""
+        alone = arrivals(self.ask(self.text(32), 150))
+        stream = self.ask(self.text(32), min(2000, self._pipeline.context - 32))
+        came: list[float] = []
+        reader = threading.Thread(target=lambda: arrivals(stream, came))
+        reader.start()
+        while len(came) < _STREAMING and reader.is_alive():
+            time.sleep(0.001)
+        began_s = time.perf_counter()
+        long = self.ask(self.text(self._options.long), 1)
+        arrivals(long)
+        ended_s = time.perf_counter()
+        self._pipeline.engine.cancel(stream)
+        reader.join()
+        during = [at for at in came if began_s <= at <= ended_s]
+        if len(during) < 2:
+            raise UsageError("the long prompt took no longer than a token of the stream", "give more tokens by --long")
+        return Gaps(between(alone), between(during), ended_s - began_s)
+
+    def turns(self) -> FirstTokens:
+        """Ask a conversation, its next turn, and the same as another owner."""
+        first = self.ask(self.text(self._options.history), 8, "ann")
+        arrivals(first)
+        longer = [*first.ids, *self.text(self._options.turn)]
+        second = self.ask(longer, 8, "ann")
+        arrivals(second)
+        stranger = self.ask(longer, 8, f"stranger {self._asked}")
+        arrivals(stranger)
+        return FirstTokens(first.timing.ttft_s, second.timing.ttft_s, stranger.timing.ttft_s)
+
+
+def between(came: Sequence[float]) -> list[float]:
+    """Seconds from each to the next."""
+    return [b - a for a, b in itertools.pairwise(came)]
+
+
+def measured(options: argparse.Namespace) -> Result:
+    """Both comparisons, in turn: of gaps and first tokens the medians over the rounds."""
+    where = PipelineOptions(
+        options.model, stages=options.stages, threads=options.threads, backend=options.backend, speculate="off"
+    )
+    with local_pipeline(where) as pipeline:
+        asker = Asker(pipeline, options)
+        found = interleave({"both": lambda _: (asker.gaps(), asker.turns())}, options.rounds)["both"]
+    gaps, turns = [one for one, _ in found], [one for _, one in found]
+    worst = [percentile(one.during_s, 99) for one in gaps]
+    usual = [statistics.median(one.alone_s) for one in gaps]
+    return {
+        "beside_a_long_prompt": {
+            "alone_p50_s": statistics.median(usual),
+            "alone_p99_s": statistics.median(percentile(one.alone_s, 99) for one in gaps),
+            "during_p50_s": statistics.median(statistics.median(one.during_s) for one in gaps),
+            "during_p99_s": statistics.median(worst),
+            "long_ttft_s": statistics.median(one.long_ttft_s for one in gaps),
+            **ratio(Spread.of_ratios(worst, usual)),
+        },
+        "second_turn": {
+            "first_ttft_s": statistics.median(one.first_s for one in turns),
+            "second_ttft_s": statistics.median(one.second_s for one in turns),
+            "stranger_ttft_s": statistics.median(one.stranger_s for one in turns),
+            **ratio(Spread.of_ratios([one.second_s for one in turns], [one.first_s for one in turns])),
+        },
+    }
+
+
+def lines(result: Result) -> Iterator[str]:
+    """The result for people."""
+    gaps, turns = result["beside_a_long_prompt"], result["second_turn"]
+    yield (
+        f"gap between tokens alone {1e3 * gaps['alone_p50_s']:.1f} ms (p99 {1e3 * gaps['alone_p99_s']:.1f}), beside a"
+        f" prompt of {result['long']} tokens {1e3 * gaps['during_p50_s']:.1f} (p99 {1e3 * gaps['during_p99_s']:.1f});"
+        f" p99 to median alone {spread_text(gaps['ratio'], gaps['spread'])};"
+        f" the prompt took {gaps['long_ttft_s']:.1f} s"
+    )
+    yield (
+        f"first token of a turn of {result['history']} tokens {turns['first_ttft_s']:.2f} s, of the next"
+        f" {turns['second_ttft_s']:.2f} s, {spread_text(turns['ratio'], turns['spread'])} of it;"
+        f" of somebody else's {turns['stranger_ttft_s']:.2f} s"
+    )
+
+
+if __name__ == "__main__":
+    script("latency", parse, measured, lines)

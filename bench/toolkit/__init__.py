@@ -1,0 +1,1 @@
+"""What the scripts share: their entry, rounds and medians, processes to be measured, slow links, a quiet machine."""

@@ -1,0 +1,90 @@
+"""Rounds in turn, medians with their spread, ratios within a round, and tables for people."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from bench.toolkit.script import say
+from edgepp.benchmark.report import Spread
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+Results = Sequence[Mapping[str, Any]]
+"""One result per round."""
+
+
+def interleave(
+    cases: Mapping[K, Callable[[int], V]], rounds: int, tell: Callable[[V], str] | None = None
+) -> dict[K, list[V]]:
+    """Warm each case up once, then measure all in turn, round after round; each case's results in that order.
+
+    A case is called with the number of the round, 0 to warm up. ``tell`` says how a result went.
+    """
+    results: dict[K, list[V]] = {case: [] for case in cases}
+    for turn in range(rounds + 1):
+        which = f"round {turn} of {rounds}" if turn else "warm-up"
+        for case, measure in cases.items():
+            found = measure(turn)
+            if turn:
+                results[case].append(found)
+            if tell is not None:
+                say(f"{which}: {case}: {tell(found)}")
+        if tell is None:
+            say(which)
+    return results
+
+
+def prompt(vocabulary: int, tokens: int, turn: int) -> list[int]:
+    """The prompt of one round: fixed, but another each round, so that no cache of prompts can help."""
+    numbers = random.Random(turn)  # noqa: S311 - not a secret
+    return [numbers.randrange(vocabulary) for _ in range(tokens)]
+
+
+def medians(results: Results, names: Sequence[str]) -> dict[str, Any]:
+    """Median of each figure, and ``spread``: its smallest and largest value."""
+    return _flat({name: Spread.of([float(result[name]) for result in results]) for name in names})
+
+
+def ratios(
+    over: Sequence[Mapping[str, Any]], under: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, Any]:
+    """Of each rate ``NAME_tok_s``: ``over``'s divided by ``under``'s in the same round, median and ``spread``."""
+    sides = {name: [[float(one[f"{name}_tok_s"]) for one in side] for side in (over, under)] for name in names}
+    return _flat({name: Spread.of_ratios(*columns) for name, columns in sides.items()})
+
+
+def ratio(value: Spread) -> dict[str, Any]:
+    """One ratio by the names that a result has for it."""
+    return {"ratio": value.median, "spread": [value.low, value.high]}
+
+
+def _flat(values: Mapping[str, Spread]) -> dict[str, Any]:
+    spread = {name: [value.low, value.high] for name, value in values.items()}
+    return {**{name: value.median for name, value in values.items()}, "spread": spread}
+
+
+def spread_text(value: float, spread: Sequence[float], form: str = ".3g") -> str:
+    """A median with its smallest and largest value."""
+    low, high = spread
+    return f"{value:{form}} ({low:.3g}-{high:.3g})"
+
+
+def cell(figures: Mapping[str, Any], name: str, form: str = ".3g") -> str:
+    """One figure of ``medians`` or ``ratios`` with its spread."""
+    return spread_text(figures[name], figures["spread"][name], form)
+
+
+def ratio_text(found: Mapping[str, Any]) -> str:
+    """All of ``ratios`` in words."""
+    return ", ".join(f"{name} {cell(found, name)}" for name in found["spread"])
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of a table in fixed width: the first column at the left, the others at the right."""
+    widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
+    for line in (headings, *rows):
+        first, *others = (text.rjust(width) for text, width in zip(line, widths, strict=True))
+        yield "  ".join((first.lstrip().ljust(widths[0]), *others))

@@ -1,0 +1,212 @@
+"""Rings, and a pipeline, that write down what passes them, in the engine's own thread."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgepp.backend.base import Ends
+from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
+from edgepp.engine.stage_handshake import Endpoint
+from edgepp.model.checkpoint import Array
+from edgepp.wire.mailbox import Mailbox
+
+
+class WatchedRing:
+    """A ring behind which another one works. Subclasses send and poll, and note what passes."""
+
+    def __init__(self, ring: Ring) -> None:
+        self.stages: tuple[StageInfo, ...] = ring.stages
+        self._ring = ring
+
+    def wake_on(self, mailbox: Mailbox[Any]) -> None:
+        """See ``Ring``."""
+        self._ring.wake_on(mailbox)
+
+    def free(self, sequence: int) -> None:
+        """See ``Ring``."""
+        self._ring.free(sequence)
+
+    def stage_stats(self) -> list[StageStats]:
+        """See ``Ring``."""
+        return self._ring.stage_stats()
+
+    def close(self) -> None:
+        """See ``Ring``."""
+        self._ring.close()
+
+
+@dataclass(frozen=True)
+class StepTrip:
+    """A step that went through all stages and came back."""
+
+    step: Send | SendBatch
+    sent_s: float
+    back_s: float
+    returned: Returned
+
+    @property
+    def wire_s(self) -> float:
+        """Seconds of the trip less the stages' computing."""
+        return self.returned.ring_s - sum(self.returned.compute_s)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Position of each row of a decode step."""
+        return self.step.positions if isinstance(self.step, SendBatch) else (self.step.position,)
+
+
+class Recorder(WatchedRing):
+    """A ring that writes down what passes it."""
+
+    def __init__(self, ring: Ring) -> None:
+        super().__init__(ring)
+        self.trips: list[StepTrip] = []
+        self._sent: deque[tuple[Send | SendBatch, float]] = deque()
+
+    def send(self, step: Send | SendBatch) -> None:
+        """See ``Ring``."""
+        self._sent.append((step, time.perf_counter()))
+        self._ring.send(step)
+
+    def poll(self, timeout_s: float) -> list[RingEvent]:
+        """See ``Ring``."""
+        events = self._ring.poll(timeout_s)
+        now = time.perf_counter()
+        for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            step, sent_s = self._sent.popleft()
+            while not set(_sequences(step)) & set(event.sequences):  # cancelled meanwhile
+                step, sent_s = self._sent.popleft()
+            self.trips.append(StepTrip(step, sent_s, now, event))
+        return events
+
+
+def _sequences(step: Send | SendBatch) -> tuple[int, ...]:
+    return step.sequences if isinstance(step, SendBatch) else (step.sequence,)
+
+
+@dataclass
+class EngineRecord:
+    """What the engine's thread did, in order; written by that thread only."""
+
+    sent: list[tuple[int, int, bool]] = field(default_factory=list)
+    """Rows, positions that they look back on together, and whether they decode, of the steps in the ring."""
+    decoded: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
+    """Rows, positions, each stage's seconds."""
+    prefilled: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
+    """Tokens, positions before them, each stage's seconds."""
+    lone_s: list[float] = field(default_factory=list)
+    """What is neither computing nor sending, of steps that had the ring to themselves."""
+    sending_s: list[float] = field(default_factory=list)
+    embedding: list[tuple[int, float]] = field(default_factory=list)
+    heads: list[tuple[int, float]] = field(default_factory=list)
+    rest: list[tuple[int, int, float]] = field(default_factory=list)
+    """Results taken, rows sampled and seconds between two waits, less what is counted above."""
+    alone: bool = True
+    """Whether the step in the ring is the only one."""
+    row_bytes: int = 1
+
+    def forget(self) -> None:
+        """Forget everything noted, while nothing is in the ring."""
+        for notes in (self.decoded, self.prefilled, self.lone_s, self.sending_s, self.embedding, self.heads, self.rest):
+            notes.clear()
+
+
+class RecordingEnds:
+    """The model's ends, timed."""
+
+    def __init__(self, ends: Ends, record: EngineRecord) -> None:
+        self._ends, self._record = ends, record
+        self.positional, self.vocabulary = ends.positional, ends.vocabulary
+        self.spent_s = 0.0
+        self.sampled = 0
+
+    def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
+        """See ``Ends``."""
+        began_s = time.perf_counter()
+        hidden = self._ends.embed(tokens, position)
+        took_s = time.perf_counter() - began_s
+        self.spent_s += took_s
+        self._record.embedding.append((len(tokens), took_s))
+        return hidden
+
+    def logits(self, hidden: Array) -> Array:
+        """See ``Ends``."""
+        began_s = time.perf_counter()
+        logits = self._ends.logits(hidden)
+        took_s = time.perf_counter() - began_s
+        self.spent_s += took_s
+        self.sampled += len(hidden)
+        self._record.heads.append((len(hidden), took_s))
+        return logits
+
+
+class RecordingRing(WatchedRing):
+    """A ring, timed."""
+
+    def __init__(self, ring: Ring, ends: RecordingEnds, record: EngineRecord) -> None:
+        super().__init__(ring)
+        self._ends, self._record = ends, record
+        self._left_s: float | None = None
+        self._taken = 0
+
+    def send(self, step: Send | SendBatch) -> None:
+        """See ``Ring``."""
+        record = self._record
+        rows = len(step.hidden)
+        decodes = isinstance(step, SendBatch) or step.want == rows == 1
+        positions = sum(step.positions) if isinstance(step, SendBatch) else step.position
+        record.alone = not record.sent
+        record.row_bytes = step.hidden.nbytes // rows
+        record.sent.append((rows, positions, decodes))
+        began_s = time.perf_counter()
+        self._ring.send(step)
+        took_s = time.perf_counter() - began_s
+        record.sending_s.append(took_s)
+        self._ends.spent_s += took_s
+
+    def poll(self, timeout_s: float) -> list[RingEvent]:
+        """See ``Ring``."""
+        now_s, record, ends = time.perf_counter(), self._record, self._ends
+        if self._left_s is not None and self._taken:
+            record.rest.append((self._taken, ends.sampled, max(0.0, now_s - self._left_s - ends.spent_s)))
+        events = self._ring.poll(timeout_s)
+        self._left_s, self._taken, ends.spent_s, ends.sampled = time.perf_counter(), len(events), 0.0, 0
+        for event in events:
+            if isinstance(event, Returned):
+                self._note(event)
+        return events
+
+    def _note(self, event: Returned) -> None:
+        record = self._record
+        rows, positions, decodes = record.sent.pop(0)
+        if decodes and not all(other for *_, other in record.sent):
+            return  # a chunk is being computed at the same time, on the same machine
+        if decodes:
+            record.decoded.append((rows, positions, event.compute_s))
+            if record.alone and rows == 1:
+                record.lone_s.append(event.ring_s - sum(event.compute_s) - record.sending_s[-1])
+        else:
+            record.prefilled.append((rows, positions, event.compute_s))
+
+
+class RecordedPipeline(Pipeline):
+    """A pipeline that notes what its engine's thread does."""
+
+    def __init__(self, options: PipelineOptions) -> None:
+        self.record = EngineRecord()
+        super().__init__(options)
+
+    def __enter__(self) -> RecordedPipeline:
+        return self
+
+    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, Ends]:
+        ring, ends = super()._open_network(endpoints)
+        timed = RecordingEnds(ends, self.record)
+        return RecordingRing(ring, timed, self.record), timed

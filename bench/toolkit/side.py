@@ -1,0 +1,205 @@
+"""The program of a side: one engine, loaded once, that answers prompts when it is told to. ``sides`` starts it.
+
+It reads JSON lines on standard input, first its configuration and then one request per line, writes one JSON line for
+each on standard output, and ends with its input. It runs under whatever interpreter has the engine's library, so it
+imports only the standard library and ``processors`` until it knows which engine it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.toolkit.processors import pin, pin_stages, share_cpus
+
+Config = Mapping[str, Any]
+RunRates = dict[str, Any]
+"""A run's rates, by the names in ``RATES``, and whatever else the engine can tell."""
+
+RATES = ("prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s")
+
+
+class MeasuredEngine(Protocol):
+    """What is measured."""
+
+    about: Mapping[str, Any]
+    """What the engine says of itself, for the result."""
+
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """Answer ``prompt`` with exactly ``generate`` greedy tokens."""
+
+    def close(self) -> None:
+        """Release everything."""
+
+
+def rates(prompt: int, generated: int, start_s: float, first_s: float, last_s: float) -> RunRates:
+    """The four rates of one run, from its token counts and three times; METHODOLOGY.md says why these."""
+    return {
+        "prefill_tok_s": prompt / (first_s - start_s),
+        "decode_tok_s": (generated - 1) / (last_s - first_s) if generated > 1 else 0.0,
+        "e2e_tok_s": generated / (last_s - start_s),
+        "ttft_s": first_s - start_s,
+    }
+
+
+class EdgeppEngine:
+    """edgepp's own engine: one process, or a pipeline of stage processes."""
+
+    def __init__(self, config: Config) -> None:
+        from edgepp.engine.pipeline import Pipeline, PipelineOptions
+
+        if config["stages"] is None:
+            _pin_self(config)
+
+        options = PipelineOptions(
+            config["model"],
+            stages=config["stages"],
+            threads=config["threads"],
+            backend=config["backend"],
+            speculate="off",
+        )
+        self._pipeline = Pipeline(options)
+        if config["stages"] is not None:
+            pin_stages(self._pipeline.stages, config["threads"])
+        stages = [
+            {"layers": str(stage.layers), "backend": stage.backend, "hop_us": stage.hop_s * 1e6}
+            for stage in self._pipeline.stages
+        ]
+        self.about: Mapping[str, Any] = {"version": version("edgepp"), "stages": stages}
+
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
+        from bench.toolkit.local import arrivals
+        from edgepp.benchmark.workload import decode_step
+        from edgepp.engine.request import GenerateOptions
+
+        request = self._pipeline.engine.submit(prompt, GenerateOptions(max_tokens=generate, ignore_eos=True))
+        arrivals(request)
+        timing, step = request.timing, decode_step(request.timing)
+        result = rates(len(prompt), generate, timing.submitted_s, timing.first_token_s, timing.last_token_s)
+        parts = {"stages": step.stages_ms, "wire": step.wire_ms, "coordinator": step.coordinator_ms}
+        return result | {"step_ms": parts}
+
+    def close(self) -> None:
+        """As ``MeasuredEngine`` says."""
+        self._pipeline.close()
+
+
+class MlxLmEngine:
+    """mlx-lm's own generation loop over the same checkpoint."""
+
+    def __init__(self, config: Config) -> None:
+        _pin_self(config)
+        import mlx.core as mx
+        from mlx_lm.utils import load_model
+
+        self._model, _ = load_model(Path(config["model"]))
+        if config["float32"]:
+            self._model.set_dtype(mx.float32)
+        self.about: Mapping[str, Any] = {"version": version("mlx-lm"), "device": str(mx.default_device())}
+
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+
+        times_s = [time.perf_counter()]
+        tokens = generate_step(mx.array(list(prompt)), self._model, max_tokens=generate)
+        times_s += [time.perf_counter() for _ in tokens]
+        return rates(len(prompt), len(times_s) - 1, times_s[0], times_s[1], times_s[-1])
+
+    def close(self) -> None:
+        """As ``MeasuredEngine`` says."""
+
+
+class LlamaCppEngine:
+    """llama.cpp by its C interface, so that no Python of llama-cpp-python's stands in its way."""
+
+    def __init__(self, config: Config) -> None:
+        _pin_self(config)
+        self._api: Any = import_module("llama_cpp")
+        self._llama = self._api.Llama(
+            model_path=config["model"],
+            n_ctx=config["context"],
+            n_batch=config["context"],
+            n_threads=config["threads"],
+            n_threads_batch=config["threads"],
+            verbose=False,
+        )
+        self.about: Mapping[str, Any] = {
+            "version": version("llama-cpp-python"),
+            "file": Path(config["model"]).name,
+            "kernels": self._api.llama_print_system_info().decode(),
+        }
+
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """As ``MeasuredEngine`` says."""
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._llama.ctx), True)
+        start_s = time.perf_counter()
+        token = self._step(prompt)
+        first_s = time.perf_counter()
+        for _ in range(generate - 1):
+            token = self._step([token])
+        return rates(len(prompt), generate, start_s, first_s, time.perf_counter())
+
+    def _step(self, tokens: Sequence[int]) -> int:
+        import numpy as np
+
+        array = (self._api.llama_token * len(tokens))(*tokens)
+        if status := self._api.llama_decode(self._llama.ctx, self._api.llama_batch_get_one(array, len(tokens))):
+            raise RuntimeError(f"llama_decode failed with status {status}")
+        logits = self._api.llama_get_logits_ith(self._llama.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, shape=(self._llama.n_vocab(),)).argmax())
+
+    def close(self) -> None:
+        """As ``MeasuredEngine`` says."""
+        self._llama.close()
+
+
+KINDS: Mapping[str, Callable[[Config], MeasuredEngine]] = {
+    "edgepp": EdgeppEngine,
+    "mlx-lm": MlxLmEngine,
+    "llama.cpp": LlamaCppEngine,
+}
+
+
+def _pin_self(config: Config) -> None:
+    """Hold this process to as many CPUs as it has threads, where that can be."""
+    if shares := share_cpus(1, config["threads"]):
+        pin(os.getpid(), shares[0])
+
+
+def main() -> None:
+    """Be the side that the first line of standard input describes, until that input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not come between
+
+    def answer(value: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    config = json.loads(sys.stdin.readline())
+    try:
+        engine = KINDS[config["kind"]](config)
+        try:
+            answer(engine.about)
+            for line in sys.stdin:
+                answer(engine.run(**json.loads(line)))
+        finally:
+            engine.close()
+    except Exception as error:  # noqa: BLE001 - the process's boundary: the parent says it in one sentence
+        answer({"error": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Sides: engines in processes of their own, all alive during the whole measurement, that answer when they are asked.
+
+All sides are asked in turn, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.toolkit.figures import cell, prompt
+from bench.toolkit.side import RATES, RunRates
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.node.compute_policy import stage_environment
+
+_STOP_S = 5.0
+_PROGRAM = Path(__file__).with_name("side.py").resolve()
+_CLONE = _PROGRAM.parents[2]
+RATE_HEADINGS = ("prefill tok/s", "decode tok/s", "e2e tok/s", "first token s")
+
+
+class Side:
+    """A child process with an engine in it; ``side`` is its program. Close it."""
+
+    def __init__(self, name: str, config: Mapping[str, Any], python: str = sys.executable) -> None:
+        """Start it; ``config`` names the kind of side and says what it needs, see ``side.KINDS``.
+
+        Raises:
+            UsageError: there is no such interpreter.
+        """
+        self.name = name
+        try:
+            self._process = subprocess.Popen(
+                [python, str(_PROGRAM)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**stage_environment(config["threads"]), "PYTHONPATH": _import_path()},
+            )
+        except OSError as error:
+            raise UsageError(f"{python} is not a Python interpreter: {error.strerror}") from error
+        self._ask(config)
+
+    def wait_ready(self) -> dict[str, Any]:
+        """Wait until it has loaded; what it says of itself.
+
+        Raises:
+            EdgeppError: it cannot work.
+        """
+        return self._answer()
+
+    def run(self, prompt: Sequence[int], generate: int) -> RunRates:
+        """Let it answer ``prompt`` with ``generate`` tokens.
+
+        Raises:
+            EdgeppError: it failed or died.
+        """
+        self._ask({"prompt": list(prompt), "generate": generate})
+        return self._answer()
+
+    def round(self, vocabulary: int, prompt_tokens: int, generate: int, turn: int) -> RunRates:
+        """Answer the prompt of one round."""
+        return self.run(prompt(vocabulary, prompt_tokens, turn), generate)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of its process and of those that it started."""
+        return sum(process.memory_info().rss for process in self._family())
+
+    def close(self) -> None:
+        """End it and whatever it started; by force what does not go within seconds."""
+        family = self._family()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):  # it died with our last words unread
+                if pipe is not None:
+                    pipe.close()
+        psutil.wait_procs(family, _STOP_S)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            process = psutil.Process(self._process.pid)
+            return [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _ask(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it died; its answer says why
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": f"died with status {self._process.wait()}"}
+        if "error" in answer:
+            raise EdgeppError(f"{self.name}: {answer['error']}")
+        return answer
+
+
+def _import_path() -> str:
+    """The clone, from which another interpreter must import this package too, before the folders given already."""
+    return os.pathsep.join(filter(None, (str(_CLONE), os.environ.get("PYTHONPATH"))))
+
+
+def rates_text(result: RunRates) -> str:
+    """The two main rates of one run, to tell how it goes."""
+    return f"prefill {result['prefill_tok_s']:.1f}, decode {result['decode_tok_s']:.1f} tok/s"
+
+
+def rate_cells(side: Mapping[str, Any]) -> tuple[str, ...]:
+    """All rates of ``figures.medians``, for a table."""
+    return tuple(cell(side, rate, ".4g") for rate in RATES)

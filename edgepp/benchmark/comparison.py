@@ -1,0 +1,161 @@
+"""Two reports, figure by figure: how much they differ, and whether by more than both spreads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgepp.benchmark.machine import busy
+from edgepp.benchmark.report import SCHEMA
+from edgepp.errors import UsageError
+
+FILE = "report.json"
+Verdict = Literal["better", "worse", "within the spread", "one round"]
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a report."""
+
+    better: Literal["more", "less"]
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure that both reports have."""
+
+    name: str
+    a: Figure
+    b: Figure
+
+    @property
+    def ratio(self) -> float:
+        """The second report's median divided by the first's."""
+        return self.b.median / self.a.median if self.a.median else math.inf
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the second figure is against the first."""
+        if min(self.a.n, self.b.n) < 2:
+            return "one round"
+        if self.a.low <= self.b.high and self.b.low <= self.a.high:
+            return "within the spread"
+        return "better" if (self.b.median > self.a.median) is (self.a.better == "more") else "worse"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second report against the first."""
+
+    differences: tuple[Difference, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    unlike: tuple[str, ...]
+    """What else differs between them, so that figures may differ for it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON."""
+        rows = [
+            {"name": d.name, "a": d.a.median, "b": d.b.median, "ratio": d.ratio, "verdict": d.verdict}
+            for d in self.differences
+        ]
+        return {"rows": rows, "only_a": self.only_a, "only_b": self.only_b, "unlike": self.unlike}
+
+
+def read(place: str) -> dict[str, Any]:
+    """A report from its file, or the folder that it is in.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = Path(place).expanduser()
+    file = path / FILE if path.is_dir() else path
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise UsageError(f"{file} is too large for a report")
+        form = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read as a report: {error}", "name a report.json, or its folder") from error
+    if not isinstance(form, dict) or form.get("bench") != "edgepp" or form.get("schema") != SCHEMA:
+        raise UsageError(f"{file} is not a report of `edgepp bench` in this version's form", "name its report.json")
+    return form
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
+    """What two reports have in common.
+
+    Raises:
+        UsageError: a report's figures are malformed.
+    """
+    first, second = _figures(a), _figures(b)
+    return Comparison(
+        differences=tuple(Difference(name, first[name], second[name]) for name in first if name in second),
+        only_a=tuple(name for name in first if name not in second),
+        only_b=tuple(name for name in second if name not in first),
+        unlike=tuple(_unlike(a, b)),
+    )
+
+
+def _figures(form: Mapping[str, Any]) -> dict[str, Figure]:
+    try:
+        return {str(one["name"]): _figure(one) for one in form["figures"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"a report has malformed figures: {error}", "measure again with `edgepp bench`") from error
+
+
+def _figure(form: Mapping[str, Any]) -> Figure:
+    better, median, low, high = form["better"], float(form["median"]), float(form["low"]), float(form["high"])
+    if better not in ("more", "less") or not all(map(math.isfinite, (median, low, high))):
+        raise ValueError("a figure has finite numbers, of which more or less is better")
+    return Figure(better, median, low, high, int(form["n"]))
+
+
+def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """What would make figures differ, in words."""
+    found = []
+    for what, at in {
+        "the model": ("target", "model"),
+        "the stages": ("target", "stages"),
+        "the machine's CPU": ("machine", "cpu"),
+        "the libraries": ("machine", "libraries"),
+        "edgepp": ("version",),
+        "the commit": ("commit",),
+        "the settings": ("settings",),
+    }.items():
+        one, other = (_at(form, at) for form in (a, b))
+        if one != other:
+            found.append(what if isinstance(one, dict | list) else f"{what} ({one}, {other})")
+    for name, form in (("the first", a), ("the second", b)):
+        if form.get("partial"):
+            found.append(f"{name} is partial")
+        if _was_busy(form):
+            found.append(f"{name} is from a busy machine")
+    return found
+
+
+def _was_busy(form: Mapping[str, Any]) -> bool:
+    load, cpus = _at(form, ("machine", "load_1m")), _at(form, ("machine", "cpus"))
+    return isinstance(load, int | float) and isinstance(cpus, int) and busy({"load_1m": load, "cpus": cpus})
+
+
+def _at(form: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """A value of nested objects; of stages only what was planned, not what was measured."""
+    value: Any = form
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    if names[-1] == "stages" and isinstance(value, list):
+        return [
+            {name: stage.get(name) for name in ("layers", "backend", "device")}
+            for stage in value
+            if isinstance(stage, dict)
+        ]
+    return value

@@ -1,0 +1,125 @@
+"""Hidden states as they go over a link: what codecs cost here, and what ``auto`` makes of a link's rate."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgepp import backend
+from edgepp.backend.device import release_thread
+from edgepp.benchmark.prompts import words
+from edgepp.benchmark.report import Chosen, Coded, Spread
+from edgepp.errors import ModelError
+from edgepp.layers import LayerRange
+from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.fetch import located
+from edgepp.model.tokenizer import Tokenizer
+from edgepp.node.compute_policy import ComputePolicy
+from edgepp.node.resources import usable_memory
+from edgepp.wire import codec
+from edgepp.wire.choice import CodecChoice
+from edgepp.wire.codec import Array
+from edgepp.wire.messages import Codec
+
+ROWS = (1, 4, 16, 32, 64)
+WIDTH = 8192
+"""Llama 70B's hidden size, which the origin's table has."""
+DTYPE = "float16"
+CODECS: tuple[Codec, ...] = ("none", "lz4", "zstd")
+_WINDOW = 512  # tokens of a text that see each other
+_MOST_TOKENS = 8192  # of a text; rows come round again after them
+_MEMORY_PART = 4
+"""A model whose half takes more than this part of the memory is not loaded for its hidden states."""
+_TRIALS = 3
+
+
+def noise(dtype: str = DTYPE, rows: int = max(ROWS)) -> Array:
+    """Normal noise (rows, WIDTH), as the origin sent."""
+    values = np.random.default_rng(0).standard_normal((rows, WIDTH), np.float32)
+    return values.astype(codec.DTYPES[dtype])
+
+
+def prose(tokens: int) -> str:
+    """A text that takes about so many tokens, or all there is of it."""
+    return " ".join(words()[:tokens])
+
+
+def real(model: str, dtype: str = DTYPE, rows: int = max(ROWS), text: Callable[[int], str] = prose) -> Array:
+    """Hidden states of a text after half of the model's layers, (rows, WIDTH), computed in this thread.
+
+    A row is as many whole hidden states of neighbouring tokens, one after the other, as its width takes. ``text`` gives
+    one of about as many tokens as it is asked for; the rows of a shorter one come round again.
+
+    Raises:
+        ModelError: the model is not whole on this disk, is damaged, or half of it would take much of the memory.
+    """
+    path = located(model)
+    if path is None:
+        raise ModelError(f"{model} is not whole on this disk", f"`edgepp models pull {model}` fetches it")
+    checkpoint = Checkpoint.open(path)
+    if sum(place.nbytes for place in checkpoint.tensors.values()) / 2 > usable_memory() / _MEMORY_PART:
+        raise ModelError(f"{model} is too large to be loaded with what runs already")
+    try:
+        return _computed(path, checkpoint, rows, text).astype(codec.DTYPES[dtype])
+    finally:
+        release_thread()
+
+
+def _computed(path: Path, checkpoint: Checkpoint, rows: int, text: Callable[[int], str]) -> Array:
+    each = -(-WIDTH // checkpoint.hidden_size)
+    needed = min(rows * each, _MOST_TOKENS)
+    tokens = Tokenizer.load(path).encode(text(needed))[:needed]
+    chosen = backend.choose("auto", checkpoint)
+    options = ComputePolicy.shared().backend_options()
+    ends = chosen.load_ends(checkpoint, options)
+    stage = chosen.load_stage(checkpoint, LayerRange(0, -(-checkpoint.num_layers // 2)), options)
+    states = []
+    window = min(_WINDOW, checkpoint.context)
+    for start in range(0, len(tokens), window):
+        part = tokens[start : start + window]
+        stage.open(start, len(part))
+        states.append(stage.extend(start, ends.embed(part)))
+        stage.free(start)
+    filled = np.concatenate(states).take(np.arange(rows * each), axis=0, mode="wrap")
+    return np.ascontiguousarray(filled.reshape(rows, -1)[:, :WIDTH])
+
+
+def coded(kind: str, states: Array, rounds: int) -> list[Coded]:
+    """Every size and codec in turn, round after round; each time follows an unmeasured one of the same kind."""
+    cases = [(rows, name) for rows in ROWS for name in CODECS]
+    taken_ms: dict[tuple[int, Codec], list[float]] = {case: [] for case in cases}
+    sent: dict[tuple[int, Codec], int] = {}
+    for _ in range(rounds):
+        for rows, name in cases:
+            _once(states[:rows], name)
+            spent_ms, sent[rows, name] = _once(states[:rows], name)
+            taken_ms[rows, name].append(spent_ms)
+    dtype = str(codec.dtype_name(states.dtype))
+    return [
+        Coded(
+            rows, WIDTH, dtype, kind, name, Spread.of(taken_ms[rows, name]), states[:rows].nbytes, sent[rows, name]
+        )
+        for rows, name in cases
+    ]  # fmt: skip
+
+
+def _once(states: Array, name: Codec) -> tuple[float, int]:
+    """Milliseconds of encoding and decoding, and encoded bytes."""
+    began_s = time.perf_counter()
+    frames = codec.encode(states, name)
+    codec.decode(frames, len(states), states.shape[1], codec.dtype_name(states.dtype), name)
+    return (time.perf_counter() - began_s) * 1e3, sum(len(frame) for frame in frames)
+
+
+def chosen(kind: str, states: Array, rates_mbit_s: Sequence[float]) -> list[Chosen]:
+    """What ``auto`` chooses for every size on links of these rates: the most frequent of a few first trials."""
+    found = []
+    for mbit_s in rates_mbit_s:
+        for rows in ROWS:
+            trials = (CodecChoice("auto", mbit_s * 125e3).encode(states[:rows])[0] for _ in range(_TRIALS))
+            found.append(Chosen(mbit_s, kind, rows, statistics.mode(trials)))
+    return found

@@ -1,0 +1,163 @@
+"""The order in which everything is measured. What was found stands in the report at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from edgepp.benchmark import hidden_states
+from edgepp.benchmark.baselines import RATES_MBIT_S
+from edgepp.benchmark.prompts import numbers
+from edgepp.benchmark.report import ALONE, BenchmarkReport
+from edgepp.benchmark.workload import (
+    Askable,
+    ObservedAnswer,
+    RequestGroup,
+    SingleRun,
+    ask_alone,
+    ask_at_once,
+    concurrent_result,
+    ratio,
+    single_result,
+)
+from edgepp.errors import ModelError, StageFault, StageLost, UsageError
+
+CODEC_ROUNDS = 5
+
+T = TypeVar("T")
+
+Tell = Callable[[int, int, str], None]
+"""Called with what is done of how many steps, and what comes now."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """How much is measured."""
+
+    rounds: int
+    warm: bool
+    """Whether each table's row is asked once, unmeasured, before its rounds; the single request always is."""
+    prompt_words: int
+    answer: int
+    requests: tuple[int, ...] = (1, 2, 4)
+    words: tuple[int, ...] = (25, 50, 100, 400, 800)
+    title: bool = True
+
+    def changed(self, **values: Any) -> BenchmarkSettings:
+        """The same, but for these fields."""
+        return replace(self, **values)
+
+    def rows(self) -> list[RequestGroup]:
+        """The rows of both tables."""
+        stories = [RequestGroup(requests, words) for requests in self.requests for words in self.words]
+        return stories + [RequestGroup(requests, 10, text=True) for requests in self.requests if self.title]
+
+
+FULL = BenchmarkSettings(rounds=3, warm=True, prompt_words=400, answer=128)
+QUICK = BenchmarkSettings(rounds=2, warm=False, prompt_words=100, answer=48, words=(25, 100))
+
+
+class Measurement:
+    """One measurement of a cluster or pipeline."""
+
+    def __init__(self, model: str, settings: BenchmarkSettings, report: BenchmarkReport, tell: Tell) -> None:
+        self._model = model
+        self._settings = settings
+        self._report = report
+        self._tell = tell
+        self._numbers = numbers()
+        self._done = 0
+
+    async def run(self, asked: Askable, alone: Askable | None) -> None:
+        """Measure everything; ``alone`` is the model in one process of this machine.
+
+        Raises:
+            EdgeppError: an answer failed; what was measured before stands in the report.
+        """
+        began_s = time.monotonic()
+        try:
+            await self._singles(asked, alone)
+            await self._together(asked)
+            await asyncio.to_thread(self._links)
+        finally:
+            self._report.took_s = time.monotonic() - began_s
+
+    async def _singles(self, asked: Askable, alone: Askable | None) -> None:
+        """One request: a round to warm up, then the rounds, both sides in turn with the same prompt."""
+        chosen = self._settings
+        sides = {"one request": asked} | ({ALONE: alone} if alone is not None else {})
+        runs: dict[str, list[SingleRun]] = {name: [] for name in sides}
+        for turn in range(chosen.rounds + 1):
+            number = next(self._numbers)
+            for name, side in sides.items():
+                self._step(f"{name}, round {turn} of {chosen.rounds}" if turn else f"{name}, warm-up")
+                ask = partial(ask_alone, side, number, chosen.prompt_words, chosen.answer)
+                run = await self._twice(side, name, ask)
+                if turn:
+                    runs[name].append(run)
+            if turn:
+                self._report.single = single_result(runs["one request"])
+                if alone is not None:
+                    self._report.alone = single_result(runs[ALONE])
+                    self._report.ratio = ratio(runs["one request"], runs[ALONE])
+
+    async def _together(self, asked: Askable) -> None:
+        """All rows in turn, round after round; a row that the context cannot hold is left out."""
+        rows = {row: list[list[ObservedAnswer]]() for row in self._settings.rows()}
+        for turn in self._turns():
+            for row in list(rows):
+                what = "a title" if row.text else f"{row.words} words"
+                self._step(f"{row.requests} at once, {what}, {turn}")
+                try:
+                    waits = await self._twice(asked, what, partial(ask_at_once, asked, row, self._numbers))
+                except (UsageError, StageFault) as error:
+                    del rows[row]
+                    self._report.left_out.append(f"{row.requests} at once, {what}: {error}")
+                    continue
+                if turn != "warm-up":
+                    rows[row].append(waits)
+                self._report.requests = [concurrent_result(row, rounds) for row, rounds in rows.items() if rounds]
+
+    async def _twice(self, asked: Askable, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask, and ask again if a stage was lost: on a busy machine a stage may be silent for longer than allowed."""
+        try:
+            return await ask()
+        except StageLost as error:
+            self._report.left_out.append(f"a first try of {what}: {error}")
+            await asked.open()
+            return await ask()
+
+    def _turns(self) -> Iterator[str]:
+        if self._settings.warm:
+            yield "warm-up"
+        yield from (f"round {turn + 1} of {self._settings.rounds}" for turn in range(self._settings.rounds))
+
+    def _links(self) -> None:
+        """Codecs on this machine, and what ``auto`` makes of the origin's rates and of the links' own."""
+        target = self._report.target
+        measured = {round(stage.bytes_s / 125e3, 1) for stage in target.stages if stage.bytes_s}
+        rates = sorted({*RATES_MBIT_S, *(measured if target.kind == "cluster" else ())})
+        data = {"noise": hidden_states.noise()}
+        self._step(f"hidden states of {target.model}")
+        try:
+            data["real"] = hidden_states.real(self._model)
+        except ModelError as error:
+            self._report.left_out.append(f"real hidden states: {error}")
+        for kind, states in data.items():
+            self._step(f"codecs, {kind}")
+            self._report.codecs += hidden_states.coded(kind, states, CODEC_ROUNDS)
+            self._report.chosen += hidden_states.chosen(kind, states, rates)
+
+    def _step(self, what: str) -> None:
+        self._tell(self._done, self._steps, what)
+        self._done += 1
+
+    @property
+    def _steps(self) -> int:
+        chosen = self._settings
+        sides = 2 if self._report.settings["single"] else 1
+        return (chosen.rounds + 1) * sides + (chosen.rounds + chosen.warm) * len(chosen.rows()) + 3

@@ -1,0 +1,51 @@
+"""What a cluster or a pipeline is made of, for a report. No address and no key: a report may be shown to others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgepp.benchmark.report import StageFacts, Target
+from edgepp.engine.ring import StageInfo
+from edgepp.errors import EdgeppError
+from edgepp.layers import LayerRange
+
+_OF_A_NODE = (
+    "name", "roles", "state", "backend", "device", "threads", "memory", "stream_bytes_s", "flops", "rtt_s", "version",
+)  # fmt: skip
+
+
+def shown(model: str) -> str:
+    """A model's name; of a folder only its last part."""
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
+
+
+def local(model: str, stages: Sequence[StageInfo]) -> Target:
+    """A pipeline on this machine."""
+    facts = (StageFacts(str(s.layers), s.node, s.backend, s.device, s.hop_s or None, s.bytes_s or None) for s in stages)
+    return Target("local", shown(model), tuple(facts))
+
+
+def cluster(status: Mapping[str, Any]) -> Target:
+    """A live cluster, by what `edgepp status --json` prints.
+
+    Raises:
+        EdgeppError: it does not answer questions at present.
+    """
+    if status["state"] != "ready":
+        why = f": {status['reason']}" if status["reason"] else ""
+        raise EdgeppError(f"the cluster is {status['state']}{why}", "`edgepp status --watch` shows when it is ready")
+    stages = (
+        StageFacts(
+            str(LayerRange(*stage["layers"])),
+            stage["node"],
+            stage["backend"],
+            stage["device"],
+            stage.get("hop_s"),
+            stage.get("link_bytes_s"),
+        )
+        for stage in status["stages"]
+    )
+    nodes = ({name: node[name] for name in _OF_A_NODE} for node in status["nodes"])
+    return Target("cluster", shown(str(status["model"])), tuple(stages), tuple(nodes))

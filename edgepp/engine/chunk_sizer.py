@@ -1,0 +1,62 @@
+"""How many tokens of a prompt go in one step, by what steps are measured to take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgepp.engine.ring import StageInfo
+
+_STEP_S = 2.0
+_STEPS_BESIDE = 1.5
+_MOST_PRESSURE = 3.0
+_LEAST_BESIDE = 4
+_SMOOTHING = 0.2
+
+
+class ChunkSizer:
+    """The lengths of prefill chunks."""
+
+    def __init__(self, stages: Sequence[StageInfo]) -> None:
+        slowest = max(stages, key=lambda stage: stage.decode_s)
+        self._decode_s, self._token_s = slowest.decode_s, slowest.prefill_s
+        self._weights_s = max(0.0, slowest.decode_s - slowest.prefill_s)
+        """What a step takes before its first token: reading the weights."""
+        efficient, token_s = min(stage.chunk for stage in stages), sum(stage.prefill_s for stage in stages)
+        self._chunk = longest_chunk(efficient, len(stages), token_s)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk where nobody decodes."""
+        return self._chunk
+
+    def beside(self, pressure: float) -> int:
+        """Tokens of a chunk that goes between decode steps: it takes a stage as long as ``_STEPS_BESIDE`` of them.
+
+        Where more prompts wait than requests decode (``pressure`` is their ratio), they wait longer in all than a
+        stream does, so the chunk takes as much longer, up to ``_MOST_PRESSURE``.
+        """
+        steps = _STEPS_BESIDE * min(max(1.0, pressure), _MOST_PRESSURE)
+        spare_s = steps * self._decode_s - self._weights_s
+        tokens = int(spare_s / self._token_s) if self._token_s else 0
+        return min(self._chunk, max(_LEAST_BESIDE, tokens))
+
+    def decoded(self, compute_s: Sequence[float]) -> None:
+        """Learn from a decode step, by what each stage took."""
+        self._decode_s += _SMOOTHING * (max(compute_s) - self._decode_s)
+
+    def prefilled(self, tokens: int, compute_s: Sequence[float]) -> None:
+        """Learn from a chunk: the longer what stands before it, the longer it takes."""
+        token_s = max(0.0, max(compute_s) - self._weights_s) / tokens
+        self._token_s += _SMOOTHING * (token_s - self._token_s)
+
+
+def longest_chunk(efficient: int, stages: int, token_s: float) -> int:
+    """Tokens of a chunk where nobody decodes; ``token_s`` are the seconds of each on all ``stages`` together.
+
+    A pipeline waits one chunk a stage to fill, so it takes them half as long as is ``efficient``; and none takes longer
+    to go round than ``_STEP_S``, so that a wedged stage is told from a slow one in time.
+    """
+    wanted = efficient if stages == 1 else efficient // 2
+    return max(1, min(wanted, int(_STEP_S / token_s) if token_s else wanted))

@@ -1,0 +1,115 @@
+"""A constraint compiled, first of all in a process of its own: ``python -m edgepp.engine.grammar_sandbox``.
+
+llguidance bounds most of what a schema or grammar may cost, yet a grammar of 60 bytes can take minutes and gigabytes,
+and a chain of a thousand references overflows its stack, which ends the process. So whatever has not been seen before
+is compiled, and followed for a few tokens, in a child that may die of it. The child has a smaller stack than any thread
+of ours, so what it survives is safe here.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from edgepp.child import limit_cpu, limit_memory
+
+CPU_S = 5
+"""Seconds of a processor that a constraint may take; a busy machine may take longer for them."""
+_STACK_BYTES = 1 << 20
+_MEMORY_BYTES = 2 << 30
+_WALK_TOKENS = 24
+_NO_EXTENSION = ("NoExtension", "NoExtensionBias")
+_SPACE = r"[ \n\r\t]{1,40}"  # without a bound a model can go on with white space until its tokens run out
+
+
+def tokenizer(definition: str, eos: Sequence[int]) -> LLTokenizer:
+    """llguidance's view of a tokenizer, from the text of its ``tokenizer.json``.
+
+    Raises:
+        ValueError: it is damaged, or of a kind that llguidance does not know.
+    """
+    return LLTokenizer(definition, eos_token=list(eos))
+
+
+def matcher(tokens: LLTokenizer, kind: str, text: str) -> LLMatcher:
+    """A matcher for a constraint; what is wrong with it shows in its ``get_error``.
+
+    Raises:
+        ValueError: a schema is not JSON.
+    """
+    limits = LLParserLimits(
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=100_000,
+        step_max_items=20_000,
+        max_lexer_states=20_000,
+        max_grammar_size=100_000,
+        precompute_large_lexemes=False,
+        verbose_errors=False,
+    )
+    return LLMatcher(tokens, _grammar(kind, text), log_level=0, limits=limits)
+
+
+def complaint(error: str) -> str:
+    """The one line of an error of llguidance that says what is wrong."""
+    lines = [line.strip() for line in error.splitlines()] or [""]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (said or lines)[0][:200]
+
+
+def _grammar(kind: str, text: str) -> str:
+    if kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if kind == "grammar":
+        return LLMatcher.grammar_from_lark(text)
+    schema = text if kind == "json_schema" else '{"type": "object"}'
+    try:
+        parsed = json.loads(schema)  # llguidance pastes the text into another: what closes more than it opens gets out
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("it must be a JSON object")
+    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _SPACE})
+
+
+def _tried(form: dict[str, Any], definition: str) -> str:
+    """What is wrong with a constraint; empty if nothing is."""
+    try:
+        tried = matcher(tokenizer(definition, form["eos"]), form["kind"], form["text"])
+    except ValueError as error:
+        return complaint(str(error))
+    draw = random.Random(0)  # noqa: S311 - a walk, not a secret
+    for _ in range(_WALK_TOKENS):
+        mask = b"" if tried.is_error() else tried.compute_bitmask()
+        if tried.is_error():
+            reason = complaint(tried.get_error())
+            return "it allows no text" if reason in _NO_EXTENSION else reason
+        if tried.is_stopped():
+            break
+        place = draw.choice([index for index, byte in enumerate(mask) if byte])
+        tried.consume_token(8 * place + draw.choice([bit for bit in range(8) if mask[place] >> bit & 1]))
+    return ""
+
+
+def _report(form: dict[str, Any], definition: str) -> None:
+    print(json.dumps(_tried(form, definition)))  # noqa: T201 - the parent reads it
+
+
+def _main() -> None:
+    limit_cpu(CPU_S)
+    limit_memory(_MEMORY_BYTES)
+    form = json.loads(sys.stdin.buffer.readline())
+    definition = sys.stdin.buffer.read().decode()
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=_report, args=(form, definition))
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    _main()

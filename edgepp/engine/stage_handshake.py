@@ -1,0 +1,154 @@
+"""Finding out what listens at an address, and whether what was found makes up the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import zmq
+
+from edgepp.engine.ring import StageStats
+from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
+from edgepp.layers import LayerRange, check_tiling
+from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
+from edgepp.wire.reach import reach
+from edgepp.wire.security import KeyPair, pinned
+from edgepp.wire.transport import Address, Link
+
+ANSWER_S = 5.0
+"""A node that does not answer a greeting for so long is not there."""
+
+
+_NOTHING_YET = StageStats(0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A stage's control sockets as others may reach it, and its node's key; without a key it is not encrypted."""
+
+    addresses: tuple[Address, ...]
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the coordinator's own copy of the model says, for stages to be held against."""
+
+    model: str
+    fingerprint: str
+    num_layers: int
+    hidden_size: int
+    exact: bool
+    commit: str = ""
+
+
+@dataclass
+class Peer:
+    """A stage on the other end of a control link."""
+
+    address: Address
+    control: Link
+    welcome: Welcome
+    endpoint: Endpoint
+    heard_s: float = 0.0
+    busy_us: int = 0
+    stats: StageStats = _NOTHING_YET
+    unsent: int = 0
+    """Pings in a row that found no connection to go out on."""
+
+    @property
+    def layers(self) -> LayerRange:
+        """The range it holds."""
+        return LayerRange(self.welcome.start, self.welcome.stop)
+
+    @property
+    def data_address(self) -> Address:
+        """Where this process sends it hidden states."""
+        return Address(self.address.host, self.welcome.data_port)
+
+    @property
+    def data_addresses(self) -> tuple[Address, ...]:
+        """Where others may try to send it hidden states, the one that answered here first."""
+        hosts = dict.fromkeys((self.address.host, *(address.host for address in self.endpoint.addresses)))
+        return tuple(Address(host, self.welcome.data_port) for host in hosts)
+
+    def __str__(self) -> str:
+        return f"the stage with layers {self.layers} on node {self.welcome.node} at {self.address}"
+
+
+def ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
+    """Send and wait for the one answer.
+
+    Raises:
+        StageLost: no answer, or one that cannot be read.
+    """
+    if not link.send([encode(message)], wait_s):
+        raise StageLost(f"no edgepp node answers at {link.address}", "is `edgepp join` running there?")
+    try:
+        frames = link.receive(wait_s)
+        if frames is not None:
+            return decode(frames[0])
+    except RemoteProtocolError as error:
+        raise StageLost(f"{what} at {link.address} cannot be understood: {error}") from error
+    raise StageLost(f"{what} at {link.address} does not answer", "is it busy, stopped, or another program?")
+
+
+def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str, keys: KeyPair | None = None) -> Peer:
+    """Find out what listens at ``endpoint``.
+
+    Raises:
+        StageLost: nothing answers there.
+        PairingError: it does not admit this machine.
+        PlanError: what answers is not a stage of ours.
+    """
+    try:
+        link, frames = reach(
+            context, endpoint.addresses, Hello(node), ANSWER_S, CONTROL_FRAME_BYTES, pinned(keys, endpoint.key)
+        )
+    except RemoteProtocolError as error:
+        raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error
+    except PeerLost as error:
+        raise StageLost(str(error), error.hint) from error
+    try:
+        return _introduced(link, frames, endpoint)
+    except EdgeppError:
+        link.close()
+        raise
+
+
+def _introduced(link: Link, frames: Sequence[memoryview], endpoint: Endpoint) -> Peer:
+    address = link.address
+    try:
+        answer = decode(frames[0])
+    except RemoteProtocolError as error:
+        raise StageLost(f"the node at {address} cannot be understood: {error}") from error
+    if not isinstance(answer, Welcome):
+        reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+        raise PlanError(f"the node at {address} cannot be used: {reason}", "run the same edgepp everywhere")
+    return Peer(address, link, answer, endpoint)
+
+
+def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
+    """Check that the stages are of the expected model and tile it exactly once.
+
+    Raises:
+        PlanError: one sentence that says what is missing, overlapping or of another model.
+    """
+    for peer in peers:
+        if (peer.welcome.fingerprint, peer.welcome.num_layers) != (expected.fingerprint, expected.num_layers):
+            raise PlanError(
+                f"{peer} runs another model: {peer.welcome.model} ({peer.welcome.fingerprint}), not"
+                f" {expected.model} ({expected.fingerprint})",
+                f"restart it with -m {expected.model}",
+            )
+        if peer.welcome.commit and expected.commit and peer.welcome.commit != expected.commit:
+            raise PlanError(
+                f"{peer} has revision {peer.welcome.commit[:12]} of {expected.model}, but this machine has"
+                f" {expected.commit[:12]}",
+                f"start both with -m NAME@{expected.commit}",
+            )
+        if peer.welcome.hidden_size != expected.hidden_size:
+            raise PlanError(f"{peer} sends hidden states of {peer.welcome.hidden_size} values")
+        if expected.exact and not peer.welcome.exact:
+            raise PlanError(f"{peer} does not compute exactly", "restart it with --exact, or chat without")
+    check_tiling([peer.layers for peer in peers], expected.num_layers)

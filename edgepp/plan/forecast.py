@@ -1,0 +1,119 @@
+"""Forecast of a model on a cluster: its speed, the best node alone, the links it needs, and changes that would help."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+
+from edgepp.errors import PlanError
+from edgepp.model.cards import Card, catalogue
+from edgepp.plan.advice import Change, Need, changes, needs
+from edgepp.plan.cluster import ClusterSpec
+from edgepp.plan.layout import Layout, Question, lay
+from edgepp.plan.machines import Model
+from edgepp.plan.predict import Prediction, predict
+
+_MANY_REQUESTS = 8
+"""Requests at the same time for which throughput is compared."""
+
+
+@dataclass(frozen=True)
+class BestNode:
+    """The fastest node that holds the model alone."""
+
+    name: str
+    prediction: Prediction
+    speed: float
+    """Time of this node / time of the cluster for a whole answer to one request, prompt and all tokens."""
+    requests: int
+    """Number of requests at the same time for ``throughput``."""
+    throughput: float
+    """Tokens/s of the cluster / tokens/s of this node, with ``requests`` at the same time."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The answer to a ``Question``."""
+
+    question: Question
+    layout: Layout
+    kv_room: int
+    """Positions of all sequences together whose KV caches fit in addition to the weights."""
+    best_node: BestNode | None
+    """None if no node holds the model alone."""
+    needs: tuple[Need, ...]
+    changes: tuple[Change, ...]
+    """Changes that would help, the best first."""
+
+
+def forecast(question: Question, cluster: ClusterSpec) -> Forecast:
+    """Everything that is known before anything is downloaded.
+
+    Raises:
+        PlanError: the cluster cannot hold the model; the hint says what would help, with models that fit.
+    """
+    try:
+        layout = lay(question, cluster)
+    except PlanError as error:
+        raise PlanError(str(error), "; ".join(_ways_out(question, cluster, error.hint))) from error
+    return Forecast(
+        question=question,
+        layout=layout,
+        kv_room=cluster.kv_room(question.want, layout.plan),
+        best_node=best_node(question, layout),
+        needs=tuple(needs(question, layout)),
+        changes=tuple(sorted(changes(question, layout), key=lambda change: -change.gain)),
+    )
+
+
+def _ways_out(question: Question, cluster: ClusterSpec, hint: str) -> Iterator[str]:
+    """Hints for a model that does not fit: the hint of placement, models that fit, memory that was assumed."""
+    if hint:
+        yield hint
+    if names := smaller_models(question, cluster):
+        yield f"what fits: {', '.join(names)}"
+    if assumed := [node for node in cluster.nodes if node.assumed]:
+        sizes = ", ".join(f"{node.name}: {node.source}" for node in assumed)
+        yield f"memory was assumed ({sizes}): give mem= where there is more"
+
+
+def smaller_models(question: Question, cluster: ClusterSpec, most: int = 3) -> list[str]:
+    """Names of cards that fit: the same model in fewer bits first, then the largest others; at most ``most``."""
+
+    def fits(card: Card) -> bool:
+        size = Model.of(card.name, card).size
+        try:
+            cluster.place(dataclasses.replace(question.want, size=size, context=min(question.context, card.context)))
+        except PlanError:
+            return False
+        return True
+
+    size = question.model.size
+    smaller = [card for card in catalogue().values() if card.bytes_total < size.weight_bytes]
+    smaller.sort(key=lambda card: ((card.layers, card.hidden) != (size.layers, size.hidden), -card.bytes_total))
+    return [card.name for card in islice(filter(fits, smaller), most)]
+
+
+def best_node(question: Question, layout: Layout) -> BestNode | None:
+    """The node that gives a whole answer soonest alone; None if no node holds the model."""
+    many = dataclasses.replace(question, workload=dataclasses.replace(question.workload, requests=(1, _MANY_REQUESTS)))
+    alone: list[tuple[str, Prediction]] = []
+    for node in layout.cluster.nodes:
+        with suppress(PlanError):  # it does not hold the model
+            alone.append((node.name, lay(many, layout.cluster.alone(node.name)).prediction))
+    if not alone:
+        return None
+    name, prediction = min(alone, key=lambda one: one[1].answer_s(question.workload))
+    together = predict(
+        question.model, layout.stages, layout.cluster.links, many.workload, layout.cluster.coordinator.machine
+    )
+    return BestNode(
+        name=name,
+        prediction=prediction,
+        speed=prediction.answer_s(question.workload) / together.answer_s(question.workload),
+        requests=_MANY_REQUESTS,
+        throughput=together.decode[-1].tokens_per_s / prediction.decode[-1].tokens_per_s,
+    )

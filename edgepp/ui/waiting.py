@@ -1,0 +1,83 @@
+"""What an answer of a cluster waits for, on standard error: which machines are away, what is loaded, for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from rich.live import Live
+from rich.text import Text
+
+from edgepp.coordinator.answers import WAIT_S
+from edgepp.ui.screen import Screen, say
+
+if TYPE_CHECKING:
+    from edgepp.api import Answer
+
+_LOOK_S = 0.25
+_SELDOM_S = 10.0
+"""How often a changed reason is printed where standard error is no terminal."""
+
+
+class WaitingNote:
+    """One line that says why an answer has not begun: kept up to date on a terminal, else printed now and then."""
+
+    def __init__(self) -> None:
+        self._console = Screen(stderr=True)
+        self._live: Live | None = None
+        self._began_s: float | None = None
+        self._printed = ("", 0.0)
+
+    def show(self, reason: str) -> None:
+        """Show that the answer waits, and why; nothing where ``reason`` is empty."""
+        if not reason:
+            self.clear()
+            return
+        now_s = time.monotonic()
+        if self._began_s is None:
+            self._began_s = now_s
+        waited_s = now_s - self._began_s
+        text = f"waiting for {waited_s:.0f} s, and for {WAIT_S:.0f} s at most: {reason}"
+        if not self._console.is_terminal:
+            before, before_s = self._printed
+            if reason != before and (not before or now_s - before_s >= _SELDOM_S):
+                self._printed = (reason, now_s)
+                say(text, err=True)
+            return
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        self._live.update(Text(f"{text} (Ctrl-C ends it)", style="dim"), refresh=True)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+
+@asynccontextmanager
+async def shown_waiting(answers: Sequence[Answer]) -> AsyncIterator[WaitingNote]:
+    """Show what the answers wait for, as long as the block runs; clear the note before printing something else."""
+    note = WaitingNote()
+
+    async def watch() -> None:
+        while True:
+            note.show(next((answer.waiting for answer in answers if answer.waiting), ""))
+            await asyncio.sleep(_LOOK_S)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield note
+    finally:
+        watching.cancel()
+        note.clear()

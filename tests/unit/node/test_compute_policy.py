@@ -1,0 +1,76 @@
+"""Threads, spinning and waiting awake, for every role on a machine of four cores."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgepp.engine.pipeline import PipelineOptions
+from edgepp.errors import UsageError
+from edgepp.layers import LayerRange
+from edgepp.node import compute_policy
+from edgepp.node.compute_policy import ComputePolicy
+from edgepp.node.stage_config import StageConfig, StageSettings
+from edgepp.wire.security import KeyPair
+from edgepp.wire.transport import Address
+
+
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute_policy, "physical_cores", lambda: 4)
+
+
+@pytest.mark.parametrize(
+    ("threads", "expected"), [(None, (4, True, False)), (1, (1, True, False)), (8, (8, True, False))]
+)
+def test_a_model_alone_has_the_machine_to_itself(threads: int | None, expected: tuple[int, bool, bool]) -> None:
+    policy = PipelineOptions("m", threads=threads).policy
+    assert (policy.threads, policy.spin, policy.awake) == expected
+
+
+@pytest.mark.parametrize(
+    ("threads", "stages", "expected"),
+    [
+        (None, 1, (4, False, True)),
+        (None, 2, (2, False, True)),
+        (None, 5, (1, False, False)),
+        (2, 2, (2, False, True)),
+        (3, 2, (3, False, False)),
+    ],
+)
+def test_local_stages_share_the_cores(threads: int | None, stages: int, expected: tuple[int, bool, bool]) -> None:
+    policy = PipelineOptions("m", threads=threads, stages=stages).policy
+    assert (policy.threads, policy.spin, policy.awake) == expected
+
+
+@pytest.mark.parametrize(
+    ("threads", "stages", "expected"),
+    [
+        (None, 1, (4, True, True)),
+        (4, 1, (4, True, True)),
+        (2, 1, (2, False, True)),
+        (8, 1, (8, False, False)),
+        (None, 2, (2, False, True)),
+        (None, 8, (1, False, False)),
+    ],
+)
+def test_a_node_divides_its_threads(threads: int | None, stages: int, expected: tuple[int, bool, bool]) -> None:
+    policy = ComputePolicy.node(threads, stages)
+    assert (policy.threads, policy.spin, policy.awake) == expected
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_process_without_threads_is_refused(threads: int) -> None:
+    with pytest.raises(UsageError, match="at least 1 thread"):
+        PipelineOptions("m", threads=threads)
+    with pytest.raises(UsageError, match="at least 1 thread"):
+        ComputePolicy.node(threads)
+
+
+def test_a_stage_reads_what_it_was_told(tmp_path: object) -> None:
+    settings = StageSettings(ComputePolicy(2, awake=True), "onnx", Address("10.0.0.1", 7), "mini", KeyPair.generate())
+    config = settings.config(tmp_path, "m", LayerRange(2, 5), exact=True, kv_bits=8, admit=("key",))  # type: ignore[arg-type]
+    told = StageConfig.decode(config.encode().decode())
+    assert told == config
+    assert (told.layers, told.keys, told.policy) == (LayerRange(2, 5), settings.keys, settings.policy)
+    assert settings.keys is not None
+    assert settings.keys.secret not in repr(config)
