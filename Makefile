@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-# One worker per processor; what shares a network or costly fixtures stays on one worker (see tests/conftest.py).
-PARALLEL := --numprocesses logical --dist loadgroup
+# One worker per processor; tests/conftest.py says which tests share one.
+PARALLEL := --numprocesses logical --dist load
 
 .PHONY: demo test check unit format bench clean
 .DEFAULT_GOAL := demo
