@@ -29,9 +29,9 @@ from edgepp.backend import choose
 from edgepp.backend.base import KV_BITS, BackendOptions
 from edgepp.errors import ModelError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
-from edgepp.model.tokenizer import Tokenizer
+from edgepp.model.text.tokenizer import Tokenizer
+from edgepp.model.weights.checkpoint import Checkpoint
 
 Logits = npt.NDArray[np.float32]
 

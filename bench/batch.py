@@ -19,8 +19,8 @@ from bench.toolkit.script import Arguments, Result, counts, script
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, Ends, StageModel
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
+from edgepp.model.weights.checkpoint import Checkpoint
 
 
 def parse() -> argparse.Namespace:

@@ -30,12 +30,12 @@ from bench.toolkit.quiet import Quiet
 from bench.toolkit.recording import StepTrip
 from bench.toolkit.rig import Rig
 from bench.toolkit.slow_link import FAR, HERE, SlowLink, slowed
-from edgepp.cluster.sizes import LinkSpeed
 from edgepp.errors import EdgeppError
-from edgepp.node.compute_policy import ComputePolicy, physical_cores
+from edgepp.placement.types import LinkSpeed
 from edgepp.plan.calibrate import Calibration, Timed, coordinator
 from edgepp.plan.machines import Machine, Model
-from edgepp.wire.echo import measure_echo
+from edgepp.stage_process.compute_policy import ComputePolicy, physical_cores
+from edgepp.wire.link_rate import measure_echo
 from edgepp.wire.messages import data_frame_bytes
 from edgepp.wire.transport import Address, Link
 

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from bench.toolkit.script import Arguments, Result, count, say, script
-from edgepp.child import python_command
+from edgepp.child_process import python_command
 from edgepp.coordinator.client import served
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
@@ -92,7 +92,7 @@ class EdgeppProcess:
             return [
                 child
                 for child in psutil.Process(self.process.pid).children()
-                if any("edgepp.node.stage" in part for part in child.cmdline())
+                if any("edgepp.stage_process.main" in part for part in child.cmdline())
             ]
         return []
 

@@ -26,8 +26,8 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import UsageError
-from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
+from edgepp.model.weights.checkpoint import Checkpoint
 
 _STREAMING = 10
 """Tokens after which a stream is under way."""

@@ -28,7 +28,7 @@ from bench.toolkit.script import Arguments, Result, count, say, script
 from bench.toolkit.side_program import RATES
 from bench.toolkit.sides import RATE_HEADINGS, Side, rate_cells, rates_text
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 
 SIDES = ("edgepp-1", "edgepp-2", "llama.cpp", "llama.cpp-q4_0", "mlx-lm", "mlx-lm-f32")
 STAGES = 2

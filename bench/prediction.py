@@ -37,9 +37,9 @@ from bench.toolkit.script import Arguments, Result, count, counts, say, script
 from bench.toolkit.slow_link import SlowLink
 from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
-from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
-from edgepp.model.shapes import shape_of
+from edgepp.model.shape import shape_of
+from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.plan.machines import Model, Stage, Workload
 from edgepp.plan.predict import predict
 

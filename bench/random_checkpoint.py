@@ -15,8 +15,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from bench.toolkit.script import Arguments, Result, script
-from edgepp.model.cards import DTYPE_BYTES, Shape, find
-from edgepp.model.random import FAMILIES, LLAMA3_ROPE, make_checkpoint
+from edgepp.model.catalogue.cards import DTYPE_BYTES, Shape, find
+from edgepp.model.random_checkpoint import FAMILIES, LLAMA3_ROPE, make_checkpoint
 
 DEFAULT = Shape(
     layers=8,

@@ -34,10 +34,10 @@ from edgepp.benchmark.hidden_states import CODECS, ROWS
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.markdown import table as markdown_table
 from edgepp.benchmark.report import rounded
-from edgepp.child import python_command
+from edgepp.child_process import python_command
 from edgepp.errors import ModelError, UsageError
-from edgepp.wire.choice import CodecChoice
 from edgepp.wire.codec import Array
+from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.messages import Codec
 from edgepp.wire.transport import Address
 

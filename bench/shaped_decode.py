@@ -26,7 +26,7 @@ from bench.toolkit.slow_link import HERE
 from edgepp.benchmark.machine import busy
 from edgepp.benchmark.markdown import table as markdown_table
 from edgepp.benchmark.workload import decode_step
-from edgepp.child import python_command
+from edgepp.child_process import python_command
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, Timing

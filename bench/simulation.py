@@ -26,7 +26,7 @@ from bench.simulation_check import checked, costs_of, model_of, table_of_check
 from bench.toolkit.figures import table
 from bench.toolkit.script import Arguments, Result, count, counts, script
 from edgepp.errors import UsageError
-from edgepp.plan.simulate import (
+from edgepp.simulator.simulate import (
     ENTRANCES,
     AfterLoss,
     Arrival,

@@ -21,7 +21,7 @@ from bench.toolkit.recording import EngineRecord, RecordedPipeline
 from bench.toolkit.script import say
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions
-from edgepp.plan.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
+from edgepp.simulator.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
 
 CALIBRATE = ((1, 200, 60), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), (1, 20, 60))
 """Requests at once, prompt and answer, in tokens. Not 2: its steps have one row like a lone request's, and what stages

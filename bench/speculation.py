@@ -28,8 +28,8 @@ from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
-from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
+from edgepp.model.weights.checkpoint import Checkpoint
 
 
 def parse() -> argparse.Namespace:

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.toolkit.script import Arguments, Result, script
-from edgepp.backend.onnx_family import Architecture, read_architecture
-from edgepp.backend.onnx_weights import rows_of, unpack
+from edgepp.backend.onnx.architecture import Architecture, read_architecture
+from edgepp.backend.onnx.weights import rows_of, unpack
 from edgepp.errors import EdgeppError, ModelError
-from edgepp.model.checkpoint import Array, Checkpoint
 from edgepp.model.fetch import fetch
+from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 TYPES = ("q4_1", "q4_0")
 _BLOCK = 32  # weights of one block, in both formats

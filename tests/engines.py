@@ -18,8 +18,8 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import LocalRing
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Array, Checkpoint
-from edgepp.node.worker import Frame, Outcome, Worker
+from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.stage_process.model_runner import Frame, Outcome, Worker
 from tests.builders.stages import stage_info
 from tests.waiting import PATIENCE_S
 

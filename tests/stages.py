@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from edgepp.node.compute import Compute
-from edgepp.node.control import Control
-from edgepp.node.joining import Joined
-from edgepp.node.worker import Worker
+from edgepp.stage_process.compute_thread import Compute
+from edgepp.stage_process.control_thread import Control
+from edgepp.stage_process.model_runner import Worker
+from edgepp.stage_process.next_stage import Joined
 from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome, decode, encode
 from edgepp.wire.transport import Sender
 from tests.wire import KEYS

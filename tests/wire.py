@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from hypothesis import strategies as st
 
-from edgepp.wire import values
+from edgepp.wire import text_fields as values
 from edgepp.wire.messages import Attach, Batch, Enrol, Forward, Load, Message, Welcome
 from edgepp.wire.security import KeyPair
 

@@ -14,11 +14,11 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
-from edgepp.node.agent import StageProcess
-from edgepp.node.compute_policy import ComputePolicy
-from edgepp.node.stage_config import StageSettings
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.node.stage_handle import StageProcess
+from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.stage_process.config import StageSettings
 from edgepp.wire.transport import Address
 
 

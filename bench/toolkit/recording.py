@@ -12,7 +12,7 @@ from edgepp.backend.base import Ends
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.model.checkpoint import Array
+from edgepp.model.weights.checkpoint import Array
 from edgepp.wire.mailbox import Mailbox
 
 

@@ -26,8 +26,8 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import EdgeppError
 from edgepp.layers import split_evenly
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.node.compute_policy import physical_cores
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.stage_process.compute_policy import physical_cores
 
 _POLL_S = 0.02
 _JOINING = 800

@@ -19,7 +19,7 @@ import zmq
 from bench.toolkit.script import program
 from edgepp.benchmark.hidden_states import WIDTH
 from edgepp.benchmark.report import Spread
-from edgepp.child import python_command
+from edgepp.child_process import python_command
 from edgepp.errors import EdgeppError
 from edgepp.wire import codec
 from edgepp.wire.codec import Array

@@ -19,7 +19,7 @@ import psutil
 from bench.toolkit.figures import cell, prompt
 from bench.toolkit.side_program import RATES, RunRates
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.node.compute_policy import stage_environment
+from edgepp.stage_process.compute_policy import stage_environment
 
 _STOP_S = 5.0
 _PROGRAM = Path(__file__).with_name("side_program.py").resolve()

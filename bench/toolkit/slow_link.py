@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from bench.toolkit.script import program
-from edgepp.child import python_command
+from edgepp.child_process import python_command
 from edgepp.errors import EdgeppError
 
 HERE, FAR = "127.0.0.1", "127.0.0.2"

@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from edgepp.boundary import explained
 from edgepp.coordinator.client import ServedAnswer
 from edgepp.engine.request import FinishReason, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import TextStream
+from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, StageLost, UsageError
 
 log = logging.getLogger("edgepp.api")

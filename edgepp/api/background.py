@@ -10,9 +10,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
-from edgepp.api.apart import apart
-from edgepp.boundary import explained
+from edgepp.api.cancellable_thread import apart
 from edgepp.engine.frontend import OnProgress
+from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
 from edgepp.events import Event, OnEvent
 

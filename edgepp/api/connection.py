@@ -8,15 +8,15 @@ from types import TracebackType
 from typing import Any
 
 from edgepp.api.answer import Answer, Begun
-from edgepp.api.apart import apart
+from edgepp.api.cancellable_thread import apart
 from edgepp.api.question import Prompt, each, worded
 from edgepp.cluster.identity import load_cluster
 from edgepp.coordinator.client import Served, served
-from edgepp.coordinator.forms import read_drawing
+from edgepp.coordinator.json_codec import read_drawing
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
-from edgepp.model.source import resolve
+from edgepp.model.catalogue.source import resolve
 from edgepp.wire.transport import Address
 
 

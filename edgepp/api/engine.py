@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from edgepp.api.answer import Answer, Begun
-from edgepp.api.apart import apart
+from edgepp.api.cancellable_thread import apart
 from edgepp.api.question import Prompt, each, worded
 from edgepp.engine.frontend import OnProgress
 from edgepp.engine.pipeline import Pipeline, PipelineOptions

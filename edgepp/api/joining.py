@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.api.background import Background
-from edgepp.cluster.pair import PairingOptions
+from edgepp.cluster.pairing.join import PairingOptions
 from edgepp.errors import UsageError
 from edgepp.layers import LayerRange
+from edgepp.node.composition import LoneStageOptions, LoneStageService, MemberOptions, MemberService
 from edgepp.node.resources import parse_bytes
-from edgepp.node.service import LoneStageOptions, LoneStageService, MemberOptions, MemberService
 from edgepp.wire.transport import Address
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgepp.api.background import Background
-from edgepp.cluster.sizes import Policy
 from edgepp.coordinator.client import Served
-from edgepp.coordinator.service import PORT, ServeOptions, Service
+from edgepp.coordinator.composition import PORT, ServeOptions, Service
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
+from edgepp.placement.types import Policy
 from edgepp.wire.messages import Verb
 from edgepp.wire.transport import Address
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from edgepp.backend.base import Backend
 from edgepp.backend.device import has_metal
 from edgepp.errors import UsageError
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 
 NAMES = ("auto", "mlx", "onnx")
 
@@ -23,15 +23,15 @@ def choose(name: str, checkpoint: Checkpoint) -> Backend:
     if name not in NAMES:
         raise UsageError(f"there is no backend '{name}'", f"choose one of {', '.join(NAMES)}")
     if name == "mlx" or (name == "auto" and (has_metal() or not _onnx_fits(checkpoint))):
-        from edgepp.backend.mlx import MlxBackend
+        from edgepp.backend.mlx.backend import MlxBackend
 
         return MlxBackend()
-    from edgepp.backend.onnx import OnnxBackend
+    from edgepp.backend.onnx.backend import OnnxBackend
 
     return OnnxBackend()
 
 
 def _onnx_fits(checkpoint: Checkpoint) -> bool:
-    from edgepp.backend.onnx import fits
+    from edgepp.backend.onnx.backend import fits
 
     return fits(checkpoint)

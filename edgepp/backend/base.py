@@ -12,7 +12,7 @@ from typing import Protocol
 
 from edgepp.errors import StageFault, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Array, Checkpoint
+from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) bytes while weights load."""

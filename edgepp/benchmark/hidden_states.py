@@ -15,14 +15,14 @@ from edgepp.benchmark.prompts import words
 from edgepp.benchmark.report import Chosen, Coded, Spread
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import located
-from edgepp.model.tokenizer import Tokenizer
-from edgepp.node.compute_policy import ComputePolicy
+from edgepp.model.text.tokenizer import Tokenizer
+from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node.resources import usable_memory
+from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.wire import codec
-from edgepp.wire.choice import CodecChoice
 from edgepp.wire.codec import Array
+from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.messages import Codec
 
 ROWS = (1, 4, 16, 32, 64)

@@ -17,7 +17,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from edgepp.child import trusted_path
+from edgepp.child_process import trusted_path
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -141,7 +141,7 @@ def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int
             return lost  # also where rich has turned a broken pipe into an exit
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else int(error.code is not None)
-        from edgepp.boundary import exit_status, explained
+        from edgepp.error_boundary import exit_status, explained
         from edgepp.ui.errors import next_step
 
         known = explained(error)
@@ -202,7 +202,7 @@ def _flushed(status: int) -> int:
 
 def _thread_failed(show: Callable[[EdgeppError], None], failure: threading.ExceptHookArgs) -> None:
     """A thread that nobody waits for ended by an exception: said, since something of the command is missing now."""
-    from edgepp.boundary import explained
+    from edgepp.error_boundary import explained
     from edgepp.ui.errors import next_step
 
     if failure.exc_value is not None and not isinstance(failure.exc_value, SystemExit):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from edgepp.cli.generate import GenerateArguments, drawn
+from edgepp.cli.answer_options import GenerateArguments, drawn
 from edgepp.cli.options import (
     BACKENDS,
     KV_BITS,

@@ -9,7 +9,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help='Print {"code": ...}.')
 def invite(*, as_json: bool) -> None:
     """Print a code with which one other machine can join, within ten minutes."""
-    from edgepp.ui.cluster import connect, show_invitation
+    from edgepp.ui.peers import connect, show_invitation
 
     with connect() as served:
         show_invitation(served.call("invite"), as_json=as_json)
@@ -31,8 +31,8 @@ def status(peer: str | None, *, watch: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(peer: str | None, *, as_json: bool) -> None:
     """Check this machine, its network and the way to the others; each line says what to do."""
-    from edgepp.ui.cluster import checks
     from edgepp.ui.doctor import run_doctor
+    from edgepp.ui.peers import checks
 
     if not run_doctor(peer, as_json=as_json, extra=checks(peer)):
         raise SystemExit(1)
@@ -42,7 +42,7 @@ def doctor(peer: str | None, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def peers(*, as_json: bool) -> None:
     """List the nodes that are paired with this cluster, its tokens, and what was revoked."""
-    from edgepp.ui.cluster import connect, show_peers
+    from edgepp.ui.peers import connect, show_peers
 
     with connect() as served:
         show_peers(served.call("peers"), as_json=as_json)
@@ -57,7 +57,7 @@ def revoke(node: str, *, as_json: bool) -> None:
     A revoked machine is let in again by a new code of `edgepp invite` only, never by a token. A revoked token lets
     nobody in any more; the machines that came by it stay.
     """
-    from edgepp.ui.cluster import connect, show_revoked
+    from edgepp.ui.peers import connect, show_revoked
 
     with connect() as served:
         show_revoked(served.call("revoke", {"node": node}), as_json=as_json)
@@ -70,7 +70,7 @@ def token(*, as_json: bool) -> None:
 
     `edgepp peers` lists tokens and who came by them; `edgepp revoke token-1` withdraws one.
     """
-    from edgepp.ui.cluster import connect, show_token
+    from edgepp.ui.peers import connect, show_token
 
     with connect() as served:
         show_token(served.call("token"), as_json=as_json)

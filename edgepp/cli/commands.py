@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from edgepp import __version__
-from edgepp.cli import bench, chat, cluster, models, nodes, plan
+from edgepp.cli import bench, chat, cluster, models, plan
+from edgepp.cli import serve_join as nodes
 from edgepp.cli.options import Group
 
 

@@ -43,7 +43,7 @@ def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
     """Fetch a model, or one node's part of it, into the cache."""
     from edgepp.layers import LayerRange
     from edgepp.model.fetch import fetch
-    from edgepp.model.parts import WHOLE, Parts
+    from edgepp.model.weights.model_parts import WHOLE, Parts
     from edgepp.ui.progress import ByteProgress
     from edgepp.ui.screen import say
 

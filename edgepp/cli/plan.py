@@ -11,10 +11,10 @@ from edgepp.cli.options import KV_BITS, KV_BITS_HELP
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgepp.plan.cluster import ClusterSpec
+    from edgepp.plan.chip_slices import SliceQuestion
+    from edgepp.plan.cluster_spec import ClusterSpec
     from edgepp.plan.layout import Question
     from edgepp.plan.machines import Model
-    from edgepp.plan.slices import SliceQuestion
 
 _MOST_REQUESTS = 10_000
 _NOT_WITH_SLICES = ("nodes", "links", "file", "peer", "slots", "kv_bits", "policy", "ttft", "plot", "lengths")
@@ -140,7 +140,7 @@ def plan(
             --context 8192 --prompt 8192 --answer 512
         edgepp plan llama-3.3-70b --slices v5e --dtype int8 --tpot 15ms
     """
-    from edgepp.plan.models import read_model
+    from edgepp.plan.planned_model import read_model
     from edgepp.plan.quantities import parse_shares
     from edgepp.ui import plan as ui
 
@@ -189,9 +189,9 @@ def _slice_question(
     from dataclasses import replace
 
     from edgepp.plan import hardware
-    from edgepp.plan.models import read_shape
+    from edgepp.plan.chip_slices import ITEM_BYTES, SliceQuestion, read_precision, read_slices
+    from edgepp.plan.planned_model import read_shape
     from edgepp.plan.quantities import parse_seconds, parse_shares
-    from edgepp.plan.slices import ITEM_BYTES, SliceQuestion, read_precision, read_slices
 
     given = _given()
     if wrong := [name for name in _NOT_WITH_SLICES if name in given]:
@@ -268,7 +268,7 @@ def _cluster(
 ) -> ClusterSpec:
     from pathlib import Path
 
-    from edgepp.plan import describe
+    from edgepp.plan import describe_cluster as describe
 
     if sum((bool(nodes), file is not None, peer is not None)) > 1:
         raise UsageError("--node, --file and --peer exclude each other")
@@ -286,9 +286,9 @@ def _cluster(
 
 def _live(peer: str | None, question: Question) -> ClusterSpec:
     from edgepp.errors import PairingError
-    from edgepp.plan.describe import from_status
-    from edgepp.plan.models import same_model
-    from edgepp.ui.cluster import connect
+    from edgepp.plan.describe_cluster import from_status
+    from edgepp.plan.planned_model import same_model
+    from edgepp.ui.peers import connect
 
     try:
         with connect(peer) as served:

@@ -1,1 +1,1 @@
-"""Who is there, who may be, and who runs what: identity, pairing, discovery, membership, placement."""
+"""Who may take part in a cluster and who is there: identity, pairing, discovery, membership."""

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
-from edgepp.cluster.files import changing, config_dir, load, save
+from edgepp.cluster.state_files import changing, config_dir, load, save
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.wire.security import KeyPair
+from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address
-from edgepp.wire.values import is_key
 
 NAME_CHARACTERS = 40
 ADDRESSES = 8

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgepp.boundary import explained
-from edgepp.coordinator.forms import Outcome, Prompt, answered, read_question
-from edgepp.coordinator.places import Places
-from edgepp.coordinator.serving import Serving
+from edgepp.coordinator.fair_shares import Places
+from edgepp.coordinator.json_codec import Outcome, Prompt, answered, read_question
+from edgepp.coordinator.pipeline_manager import Serving
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.text_stream import TextStream
+from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
 from edgepp.wire.messages import Answered, Declined, Piece, encode, encode_payload
-from edgepp.wire.values import sentence
+from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.coordinator")
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import zmq
 
-from edgepp.cluster.discovery import discover
+from edgepp.cluster.discovery.coordinator_addresses import may_move, whereabouts
+from edgepp.cluster.discovery.mdns import discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
-from edgepp.cluster.whereabouts import may_move, whereabouts
-from edgepp.coordinator.forms import Prompt, question, read_answered, read_stages
+from edgepp.coordinator.json_codec import Prompt, question, read_answered, read_stages
 from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
+from edgepp.wire.happy_eyeballs import reach
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
@@ -37,7 +38,6 @@ from edgepp.wire.messages import (
     encode,
     encode_payload,
 )
-from edgepp.wire.reach import reach
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 

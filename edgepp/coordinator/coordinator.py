@@ -20,14 +20,14 @@ from edgepp.cluster.identity import Cluster, Identity, clean_name
 from edgepp.cluster.identity import Member as Paired
 from edgepp.cluster.membership import Membership
 from edgepp.coordinator.answers import Answers, Asker, declined
-from edgepp.coordinator.attendance import Attendance
-from edgepp.coordinator.director import Director, Order
-from edgepp.coordinator.entrance import Entrance
-from edgepp.coordinator.places import Turns
-from edgepp.coordinator.registry import Registry
-from edgepp.coordinator.report import StatusSources, report
+from edgepp.coordinator.fair_shares import Turns
+from edgepp.coordinator.join_endpoint import Entrance
+from edgepp.coordinator.membership_service import Attendance
+from edgepp.coordinator.pipeline_manager import Serving
+from edgepp.coordinator.planner import Director, Order
 from edgepp.coordinator.rollout import Rollout
-from edgepp.coordinator.serving import Serving
+from edgepp.coordinator.status import StatusSources, report
+from edgepp.coordinator.trust_store import Registry
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.events import NodeChanged, NodeRefused, NodeRevoked, OnEvent, StepFailed
 from edgepp.wire.mailbox import Mailbox, Poller
@@ -54,10 +54,10 @@ from edgepp.wire.messages import (
     encode,
     encode_payload,
 )
+from edgepp.wire.permissions import VERBS_OF_OWNER, check_speaker
 from edgepp.wire.security import Gate, Rarely
-from edgepp.wire.speakers import VERBS_OF_OWNER, check_speaker
+from edgepp.wire.text_fields import is_key, sentence
 from edgepp.wire.transport import Address, Listener, Sender
-from edgepp.wire.values import is_key, sentence
 
 log = logging.getLogger("edgepp.coordinator")
 

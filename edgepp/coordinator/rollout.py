@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, Membership, Phase
-from edgepp.cluster.sizes import LinkSpeed
 from edgepp.coordinator.answers import Answers
-from edgepp.coordinator.director import Director, Order
-from edgepp.coordinator.serving import Serving, Wanted
+from edgepp.coordinator.pipeline_manager import Serving, Wanted
+from edgepp.coordinator.planner import Director, Order
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, StageLost
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
 from edgepp.layers import LayerRange
+from edgepp.placement.types import LinkSpeed
 from edgepp.wire.messages import Loaded, Loading, NotLoaded
 from edgepp.wire.transport import Address
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
 
-from edgepp.child import python_command
+from edgepp.child_process import python_command
 from edgepp.engine import grammar_sandbox
 from edgepp.engine.request import Constraint
 from edgepp.errors import EdgeppError, ModelError, UsageError

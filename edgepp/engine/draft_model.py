@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from edgepp.backend.base import Ends, StageModel
-from edgepp.model.checkpoint import Array
+from edgepp.model.weights.checkpoint import Array
 
 
 class DraftModel:

@@ -17,7 +17,7 @@ from edgepp.engine.prefix import Ids
 from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
 from edgepp.errors import EdgeppError
-from edgepp.model.checkpoint import Array
+from edgepp.model.weights.checkpoint import Array
 
 Event: TypeAlias = "int | FinishReason | EdgeppError"
 

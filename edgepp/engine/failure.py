@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from edgepp.boundary import explained
+from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
 
 log = logging.getLogger("edgepp.engine")

@@ -10,11 +10,11 @@ from typing import TypeAlias
 
 from edgepp.engine.constraint import ConstraintCompiler, Matcher
 from edgepp.engine.request import Constraint, SamplingOptions
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.config.generation import generation_defaults
 from edgepp.model.fetch import fetch
-from edgepp.model.generation import generation_defaults
-from edgepp.model.parts import WHOLE, Parts
-from edgepp.model.tokenizer import Tokenizer
+from edgepp.model.text.tokenizer import Tokenizer
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.model.weights.model_parts import WHOLE, Parts
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
 """Called with (done, total, what) bytes while something long goes on."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from edgepp.child import limit_cpu, limit_memory
+from edgepp.child_process import limit_cpu, limit_memory
 
 CPU_S = 5
 """Seconds of a processor that a constraint may take; a busy machine may take longer for them."""

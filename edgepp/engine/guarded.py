@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepp.backend.base import Ends
 from edgepp.errors import EdgeppError, StageFault, UsageError
-from edgepp.model.checkpoint import Array
+from edgepp.model.weights.checkpoint import Array
 
 Rows: TypeAlias = "Array | BaseException"
 """What was computed for one request, or why it was not."""

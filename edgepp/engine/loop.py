@@ -30,7 +30,7 @@ from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatc
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
 from edgepp.errors import EdgeppError, StageFault, UsageError
-from edgepp.model.checkpoint import Array
+from edgepp.model.weights.checkpoint import Array
 from edgepp.wire.mailbox import Mailbox
 
 _IDLE_S = 0.5

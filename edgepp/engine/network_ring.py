@@ -18,8 +18,8 @@ from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, St
 from edgepp.engine.stage_handshake import ANSWER_S, Endpoint, Expectation, Peer, ask, check_plan, greet
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
-from edgepp.wire.choice import CodecChoice
-from edgepp.wire.echo import PROBE_BYTES, link_rate, measure_echo
+from edgepp.wire.codec_choice import CodecChoice
+from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     Attach,
@@ -38,8 +38,8 @@ from edgepp.wire.messages import (
     decode,
     encode,
 )
+from edgepp.wire.permissions import check_speaker
 from edgepp.wire.security import KeyPair, pinned
-from edgepp.wire.speakers import check_speaker
 from edgepp.wire.transport import Link
 
 ATTACH_S = 10.0

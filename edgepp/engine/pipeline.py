@@ -22,10 +22,10 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.node.agent import StageProcess
-from edgepp.node.compute_policy import ComputePolicy
-from edgepp.node.probe import measure_speed
-from edgepp.node.stage_config import StageSettings
+from edgepp.node.stage_handle import StageProcess
+from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.stage_process.config import StageSettings
+from edgepp.stage_process.speed_probe import measure_speed
 from edgepp.wire.messages import LinkCodec
 from edgepp.wire.security import KeyPair
 

@@ -16,8 +16,8 @@ from edgepp.backend.base import StageModel
 from edgepp.engine.failure import failure
 from edgepp.errors import StageError, StageFault
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Array
-from edgepp.node.worker import Outcome, Worker, answer_to, sequences_of
+from edgepp.model.weights.checkpoint import Array
+from edgepp.stage_process.model_runner import Outcome, Worker, answer_to, sequences_of
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import Batch, Codec, Forward, Hidden

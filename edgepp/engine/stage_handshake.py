@@ -10,8 +10,8 @@ import zmq
 from edgepp.engine.ring import StageStats
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
+from edgepp.wire.happy_eyeballs import reach
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
-from edgepp.wire.reach import reach
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link
 

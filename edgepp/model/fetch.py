@@ -9,11 +9,11 @@ from typing import Any
 from edgepp.errors import ModelError
 from edgepp.model import smollm2
 from edgepp.model.cache import Progress
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.parts import WHOLE, Parts, missing, summary
-from edgepp.model.snapshot import on_disk
-from edgepp.model.source import HubRepository, LocalFolder, Source, Wheel, resolve
-from edgepp.model.weights import files_here
+from edgepp.model.catalogue.source import HubRepository, LocalFolder, Source, Wheel, resolve
+from edgepp.model.hub.snapshot import on_disk
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.model.weights.model_parts import WHOLE, Parts, missing, summary
+from edgepp.model.weights.weight_files import files_here
 
 __all__ = ["WHOLE", "Parts", "Source", "describe", "fetch", "is_cached", "located", "resolve"]
 
@@ -34,7 +34,7 @@ def fetch(model: str, parts: Parts = WHOLE, on_progress: Progress | None = None,
         return _checked(source, parts)
     if not newest and (found := on_disk(source, parts)):
         return found
-    from edgepp.model.download import download  # the hub's library is slow to import and not needed until here
+    from edgepp.model.hub.download import download  # the hub's library is slow to import and not needed until here
 
     return download(source, parts, on_progress, newest)
 
@@ -78,7 +78,7 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _listed(source: HubRepository) -> dict[str, Any]:
-    from edgepp.model.hub import Hub  # its library is slow to import
+    from edgepp.model.hub.client import Hub  # its library is slow to import
 
     listing = Hub(source.name).listing(source.revision)
     weights = [size for name, size in listing.files.items() if name.endswith(".safetensors")]

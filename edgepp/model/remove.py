@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 from edgepp.errors import ModelError
 from edgepp.model import smollm2
 from edgepp.model.cache import cannot_write
-from edgepp.model.snapshot import root
-from edgepp.model.source import HubRepository, LocalFolder, resolve
+from edgepp.model.catalogue.source import HubRepository, LocalFolder, resolve
+from edgepp.model.hub.snapshot import root
 
 
 def cached_folder(model: str) -> Path:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepp.child import python_command
+from edgepp.child_process import python_command
 from edgepp.errors import ModelError
 from edgepp.model.cache import Progress, cache_dir, cannot_write, check_space, locked
 

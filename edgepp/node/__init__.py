@@ -1,1 +1,1 @@
-"""A machine that joined, and the stage process it runs."""
+"""A machine that joined: its agent, which talks to the coordinator, and the supervisors of its stage processes."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edgepp import __version__
+from edgepp.cluster.discovery.network_interfaces import usable_addresses
 from edgepp.cluster.identity import Identity
-from edgepp.cluster.interfaces import usable_addresses
 from edgepp.layers import LayerRange
-from edgepp.node.compute_policy import ComputePolicy
 from edgepp.node.resources import Resources
-from edgepp.node.stage_config import StageSettings
+from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.stage_process.config import StageSettings
 from edgepp.wire.messages import Enrol
 from edgepp.wire.transport import Address
 

@@ -22,12 +22,12 @@ from typing import Any
 import psutil
 
 from edgepp import __version__
-from edgepp.child import python_command
+from edgepp.child_process import python_command
 from edgepp.errors import EdgeppError, UsageError
-from edgepp.files import write_atomically
 from edgepp.model.cache import cache_dir, locked
-from edgepp.node.compute_policy import stage_environment
-from edgepp.node.probe import ProbeConfig
+from edgepp.safe_files import write_atomically
+from edgepp.stage_process.compute_policy import stage_environment
+from edgepp.stage_process.speed_probe import ProbeConfig
 
 _LOG = logging.getLogger(__name__)
 _RESERVE_BYTES = 512_000_000
@@ -213,7 +213,7 @@ def run_probe(backend: str, threads: int, exact: bool, given_up: threading.Event
     with tempfile.TemporaryDirectory(prefix="edgepp-probe-", ignore_cleanup_errors=True) as folder:
         config = ProbeConfig(folder, backend, threads, exact)
         with subprocess.Popen(  # noqa: S603 - the command is ours
-            python_command("edgepp.node.probe"),
+            python_command("edgepp.stage_process.speed_probe"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,  # else closing its input would raise again for a child that has died

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from edgepp.cluster.placement import LinkSpeed
 from edgepp.errors import PlanError
-from edgepp.plan.cluster import ClusterSpec, Node
+from edgepp.placement.place import LinkSpeed
+from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Machine
 from edgepp.plan.predict import Prediction, predict

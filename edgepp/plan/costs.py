@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from edgepp.cluster.sizes import Links, LinkSpeed, link_between
 from edgepp.engine.chunk_sizer import longest_chunk
 from edgepp.layers import LayerRange
+from edgepp.placement.types import Links, LinkSpeed, link_between
 from edgepp.plan.machines import Machine, Model, Stage
 from edgepp.plan.roofline import compute_s, read_s
 

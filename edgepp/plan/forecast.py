@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from edgepp.errors import PlanError
-from edgepp.model.cards import Card, catalogue
+from edgepp.model.catalogue.cards import Card, catalogue
 from edgepp.plan.advice import Change, Need, changes, needs
-from edgepp.plan.cluster import ClusterSpec
+from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Model
 from edgepp.plan.predict import Prediction, predict

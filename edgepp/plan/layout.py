@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from edgepp.cluster.placement import Plan, Policy, Want
 from edgepp.errors import UsageError
-from edgepp.plan.cluster import ClusterSpec
+from edgepp.placement.place import Plan, Policy, Want
+from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.machines import Model, Stage, Workload
 from edgepp.plan.predict import Prediction, predict
 

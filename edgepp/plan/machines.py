@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from edgepp.cluster.sizes import FLOAT32_BYTES, ModelSize
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
-from edgepp.model.cards import DTYPE_BYTES, Shape, token_flops
+from edgepp.model.catalogue.cards import DTYPE_BYTES, Shape, token_flops
+from edgepp.placement.types import FLOAT32_BYTES, ModelSize
 
 CPU_CHUNK, GPU_CHUNK = 64, 512
 """Tokens of a prefill chunk with which the backends are efficient."""

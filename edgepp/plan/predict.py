@@ -20,10 +20,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgepp.cluster.sizes import Links
 from edgepp.engine.scheduler import MOST_ROWS, SPARE_CHUNKS
 from edgepp.errors import PlanError
 from edgepp.layers import check_tiling
+from edgepp.placement.types import Links
 from edgepp.plan.costs import Costs, StageTime
 from edgepp.plan.machines import Machine, Model, Stage, Workload
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed
 from edgepp.errors import UsageError
+from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed
 
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from edgepp.model.cards import Shape, token_flops
+from edgepp.model.catalogue.cards import Shape, token_flops
 
 
 def kv_token_bytes(shape: Shape, item_bytes: float) -> float:

@@ -26,7 +26,7 @@ from edgepp.benchmark.report import NAMES, BenchmarkReport, Target
 from edgepp.benchmark.target import cluster, local
 from edgepp.benchmark.workload import Askable, FreshOwners
 from edgepp.errors import EdgeppError, PairingError, UsageError
-from edgepp.node.compute_policy import ComputePolicy
+from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.ui import bench_plot
 from edgepp.ui.progress import ByteProgress
 from edgepp.ui.screen import Rows, Screen, say

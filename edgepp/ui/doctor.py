@@ -137,8 +137,8 @@ def memory() -> Finding:
 
 def configuration() -> tuple[Known, list[Finding]]:
     """What the configuration says, and whether it is sound. Makes this machine's identity if there is none."""
-    from edgepp.cluster.files import config_dir
     from edgepp.cluster.identity import load_cluster, load_identity
+    from edgepp.cluster.state_files import config_dir
 
     known = Known(None, None)
     findings: list[Finding] = []

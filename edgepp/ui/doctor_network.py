@@ -7,9 +7,9 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 
-from edgepp.cluster.discovery import Browser, Record
-from edgepp.cluster.interfaces import interfaces, usable_addresses
-from edgepp.cluster.multicast import PORT, Hearing, listen
+from edgepp.cluster.discovery.mdns import Browser, Record
+from edgepp.cluster.discovery.multicast_check import PORT, Hearing, listen
+from edgepp.cluster.discovery.network_interfaces import interfaces, usable_addresses
 from edgepp.ui.finding import Finding, Known
 from edgepp.wire.transport import Address
 

@@ -12,7 +12,7 @@ from edgepp.api import JoinedNode, LoneStage
 from edgepp.events import CoordinatorReached, Event, Standing
 from edgepp.printable import one_line
 from edgepp.ui.progress import megabytes
-from edgepp.ui.running import run_until_stopped
+from edgepp.ui.run_service import run_until_stopped
 from edgepp.ui.screen import say
 
 

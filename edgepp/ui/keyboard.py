@@ -22,9 +22,9 @@ from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
-from edgepp.cluster.files import config_dir
+from edgepp.cluster.state_files import config_dir
 from edgepp.errors import EdgeppError
-from edgepp.files import open_descriptor
+from edgepp.safe_files import open_descriptor
 
 _PASTED = 32
 """Characters that come at once and are taken for pasted text, not typed keys."""

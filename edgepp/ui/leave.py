@@ -7,7 +7,7 @@ import sys
 import click
 
 from edgepp.cluster.identity import Cluster, forget_cluster, load_cluster, load_identity
-from edgepp.cluster.running import wait_until_ended, who_runs
+from edgepp.cluster.node_lock import wait_until_ended, who_runs
 from edgepp.coordinator.client import Served
 from edgepp.errors import EdgeppError, PairingError, UsageError
 

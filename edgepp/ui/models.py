@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgepp.model.cards import Card, catalogue
+from edgepp.model.catalogue.cards import Card, catalogue
 from edgepp.model.fetch import describe, is_cached
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen, say

@@ -10,16 +10,16 @@ from typing import Any
 import click
 from rich.text import Text
 
-from edgepp.cluster.placement import memory_needed
 from edgepp.errors import PlanError
+from edgepp.placement.place import memory_needed
 from edgepp.plan.advice import Need
-from edgepp.plan.cluster import ClusterSpec
+from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.hardware import catalogue
+from edgepp.plan.json_report import forecast_dict, requests_fit, slots_needed, unfit_dict
 from edgepp.plan.layout import Question
 from edgepp.plan.predict import Decode
 from edgepp.plan.quantities import link_rate
-from edgepp.plan.report import forecast_dict, requests_fit, slots_needed, unfit_dict
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen, say
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepp.errors import UsageError
-from edgepp.plan.cluster import ClusterSpec
+from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Workload
 from edgepp.plan.predict import Decode, predict

@@ -9,8 +9,8 @@ from typing import Any
 import click
 from rich.text import Text
 
-from edgepp.plan.report import slices_dict
-from edgepp.plan.slices import SliceCapacity, SliceQuestion, capacities, critical_batch, fastest_layouts
+from edgepp.plan.chip_slices import SliceCapacity, SliceQuestion, capacities, critical_batch, fastest_layouts
+from edgepp.plan.json_report import slices_dict
 from edgepp.ui.screen import Rows, Screen
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from edgepp.api import ServedCluster
 from edgepp.events import Event, PipelineOpened
 from edgepp.printable import one_line
-from edgepp.ui.running import run_until_stopped
+from edgepp.ui.run_service import run_until_stopped
 from edgepp.ui.screen import Screen, say
 
 _TURN_S = 0.2

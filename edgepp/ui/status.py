@@ -16,7 +16,7 @@ from edgepp.cluster.identity import load_view
 from edgepp.coordinator.client import Served
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.layers import LayerRange
-from edgepp.ui.cluster import connect
+from edgepp.ui.peers import connect
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen
 

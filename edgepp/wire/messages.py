@@ -58,8 +58,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 import msgpack
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
-from edgepp.wire.layout import Layout, Rule
-from edgepp.wire.values import (
+from edgepp.wire.header_layout import Layout, Rule
+from edgepp.wire.text_fields import (
     are_addresses,
     are_hosts,
     is_key,

@@ -27,8 +27,8 @@ import zmq
 from zmq.utils import z85
 
 from edgepp.errors import PairingError
-from edgepp.wire.guard import CHECK_S, Guard, raise_descriptor_limit
-from edgepp.wire.values import is_key
+from edgepp.wire.connection_limits import CHECK_S, Guard, raise_descriptor_limit
+from edgepp.wire.text_fields import is_key
 
 PLAIN = "it does not encrypt"
 OTHER_SERVER_KEY = "it expects another key of this node"

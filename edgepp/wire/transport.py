@@ -18,11 +18,11 @@ from typing import NamedTuple
 import zmq
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
-from edgepp.wire.guard import CHECK_S, Guard
-from edgepp.wire.handshake import Handshakes
+from edgepp.wire.connection_limits import CHECK_S, Guard
+from edgepp.wire.handshake_monitor import Handshakes
 from edgepp.wire.messages import MAX_FRAMES
 from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
-from edgepp.wire.values import host_and_port
+from edgepp.wire.text_fields import host_and_port
 
 HEARTBEAT_S = 0.5
 CONNECT_S = 3.0

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgepp.model.cards import Card, Shape
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.catalogue.cards import Card, Shape
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 
 
 class Checkpoints:

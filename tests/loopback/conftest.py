@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgepp.model.text_client import TextClient
+from edgepp.model.text.client import TextClient
 
 _clients: weakref.WeakSet[TextClient] = weakref.WeakSet()
 _begin = TextClient.__init__

@@ -20,7 +20,7 @@ from edgepp.engine.request import Constraint, ConstraintKind, GenerateOptions, S
 from edgepp.engine.sampling import Sampler
 from edgepp.errors import EdgeppError, ModelError, UsageError
 from edgepp.model.fetch import fetch
-from edgepp.model.tokenizer import Tokenizer
+from edgepp.model.text.tokenizer import Tokenizer
 
 VOCABULARY = 49_152
 EOS = 2

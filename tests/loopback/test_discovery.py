@@ -8,8 +8,8 @@ import threading
 import pytest
 from zeroconf import Zeroconf
 
-from edgepp.cluster import discovery
-from edgepp.cluster.discovery import Announcer, Browser, discover
+from edgepp.cluster.discovery import mdns as discovery
+from edgepp.cluster.discovery.mdns import Announcer, Browser, discover
 
 CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.cluster.discovery import Record
+from edgepp.cluster.discovery.mdns import Record
+from edgepp.cluster.discovery.multicast_check import Hearing
+from edgepp.cluster.discovery.network_interfaces import interfaces
 from edgepp.cluster.identity import load_identity, new_cluster, save_cluster
-from edgepp.cluster.interfaces import interfaces
-from edgepp.cluster.multicast import Hearing
 from edgepp.errors import UsageError
 from edgepp.ui import doctor, doctor_network
 from edgepp.ui.doctor import Finding, Known

@@ -18,7 +18,7 @@ from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.random import TINY
+from edgepp.model.random_checkpoint import TINY
 from tests.engines import Brake, collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
 

@@ -12,7 +12,7 @@ import pytest
 
 from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
-from edgepp.model.random import LLAMA3_ROPE, TINY
+from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY
 from tests import reference
 from tests.builders.checkpoints import Checkpoints
 from tests.engines import Brake, collect, every_split, greedy_tokens, local_engine

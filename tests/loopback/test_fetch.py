@@ -16,16 +16,16 @@ import pytest
 
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model import download
-from edgepp.model import hub as hub_client
 from edgepp.model.cache import locked
-from edgepp.model.checkpoint import Checkpoint, layer_of
+from edgepp.model.catalogue.source import HubRepository, resolve
 from edgepp.model.fetch import Parts, describe, fetch, is_cached, located
-from edgepp.model.hub import HubUnreachable
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.hub import client as hub_client
+from edgepp.model.hub import download
+from edgepp.model.hub.client import HubUnreachable
+from edgepp.model.hub.snapshot import root
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.remove import remove
-from edgepp.model.snapshot import root
-from edgepp.model.source import HubRepository, resolve
+from edgepp.model.weights.checkpoint import Checkpoint, layer_of
 from tests.hub import COMMIT, FakeHub, serving
 from tests.waiting import PATIENCE_S, eventually
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from edgepp.cluster.identity import Member, load_identity, new_cluster
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.director import Director
+from edgepp.coordinator.planner import Director
 from edgepp.errors import EdgeppError, RemoteProtocolError
-from edgepp.node.control import MOST_EPOCHS_OF_ONE
-from edgepp.node.joining import Attempt, Joined
+from edgepp.stage_process.control_thread import MOST_EPOCHS_OF_ONE
+from edgepp.stage_process.next_stage import Attempt, Joined
 from edgepp.wire.messages import (
     VERSION,
     Answered,

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import zmq
 
-from edgepp.wire import guard as module
-from edgepp.wire.guard import (
+from edgepp.wire import connection_limits as module
+from edgepp.wire.connection_limits import (
     LEAST_BACKLOG_BYTES,
     MOST_CONNECTIONS,
     MOST_SILENT,

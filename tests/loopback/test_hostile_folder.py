@@ -22,14 +22,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.mlx import MlxBackend
-from edgepp.backend.onnx import OnnxBackend
+from edgepp.backend.mlx.backend import MlxBackend
+from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint, parse_header
 from edgepp.model.fetch import fetch
-from edgepp.model.random import TINY, make_checkpoint
-from edgepp.model.tokenizer import Tokenizer
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.text.tokenizer import Tokenizer
+from edgepp.model.weights.checkpoint import Checkpoint, parse_header
 from tests.builders.checkpoints import Checkpoints
 
 INDEX = "model.safetensors.index.json"

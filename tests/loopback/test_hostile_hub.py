@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model import download, hub_http
-from edgepp.model import hub as hub_client
-from edgepp.model.cards import find
+from edgepp.model.catalogue.cards import find
 from edgepp.model.fetch import Parts, fetch, is_cached
-from edgepp.model.partial import PartialFile
-from edgepp.model.random import TINY
+from edgepp.model.hub import client as hub_client
+from edgepp.model.hub import download
+from edgepp.model.hub import http as hub_http
+from edgepp.model.random_checkpoint import TINY
+from edgepp.model.weights.partial_file import PartialFile
 from tests.builders.checkpoints import Checkpoints
 from tests.hub import COMMIT, FakeHub, serving
 from tests.waiting import PATIENCE_S

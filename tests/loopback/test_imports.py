@@ -10,7 +10,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from edgepp.cli.commands import cli
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.waiting import PATIENCE_S
 
 _LOAD = """
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 checkpoint = Checkpoint.open(Path(sys.argv[1]))
 choose("onnx", checkpoint).load_ends(checkpoint, BackendOptions())
 """
@@ -44,7 +44,7 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
 
 def test_reading_the_catalogue_imports_no_tensor_library() -> None:
     script = (
-        "import sys; from edgepp.model.cards import catalogue; catalogue(); "
+        "import sys; from edgepp.model.catalogue.cards import catalogue; catalogue(); "
         "print([m for m in ('mlx', 'numpy', 'huggingface_hub', 'transformers') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -59,7 +59,7 @@ def test_importing_the_package_is_cheap() -> None:
 
 def test_nothing_heavy_is_imported_before_load() -> None:
     script = (
-        "import sys; import edgepp.model.tokenizer, edgepp.model.fetch, edgepp.model.smollm2; "
+        "import sys; import edgepp.model.text.tokenizer, edgepp.model.fetch, edgepp.model.smollm2; "
         "print([m for m in ('mlx', 'transformers', 'tokenizers', 'huggingface_hub') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

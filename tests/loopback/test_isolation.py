@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import edgepp
 from edgepp.api.answer import Answer as ApiAnswer
 from edgepp.api.answer import Begun
-from edgepp.api.apart import apart
+from edgepp.api.cancellable_thread import apart
 from edgepp.coordinator.answers import Answers
-from edgepp.coordinator.forms import question
+from edgepp.coordinator.json_codec import question
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.guarded import token_ids
 from edgepp.engine.loop import EngineLoop
@@ -31,8 +31,8 @@ from edgepp.engine.sampling import Sampler
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import read_header
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import read_header
 from edgepp.wire.messages import Declined, decode
 from tests.engines import collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S

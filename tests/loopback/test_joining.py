@@ -12,10 +12,11 @@ import pytest
 import zmq
 
 from edgepp.errors import PeerLost
-from edgepp.node import compute, joining
-from edgepp.node.joining import MOST_AT_ONCE, Attempt, Joined, Joiner
+from edgepp.stage_process import compute_thread as compute
+from edgepp.stage_process import next_stage as joining
+from edgepp.stage_process.next_stage import MOST_AT_ONCE, Attempt, Joined, Joiner
+from edgepp.wire.happy_eyeballs import reach
 from edgepp.wire.messages import Attach, Attached, Echo, Message, Refused, decode, encode
-from edgepp.wire.reach import reach
 from edgepp.wire.transport import Address, Listener
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
 from tests.waiting import PATIENCE_S

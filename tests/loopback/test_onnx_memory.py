@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 
 MIB = 2**20
 MEASURE = """
 import sys, threading
 from pathlib import Path
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.onnx import OnnxBackend
+from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import msgpack
 import pytest
 
-from edgepp.cluster import desk as desks
-from edgepp.cluster import exchange
-from edgepp.cluster.codes import GUESSES, words
-from edgepp.cluster.crowd import PLACES, PLACES_OF_ONE_HOST, QUEUE_OF_ONE_HOST, Caller, Crowd
-from edgepp.cluster.desk import INVITE_S, OPEN_AT_ONCE, PairingDesk
-from edgepp.cluster.exchange import Channel, Spake
 from edgepp.cluster.identity import Cluster, Identity, Member, node_id
-from edgepp.cluster.redeem import redeem
+from edgepp.cluster.pairing import protocol as exchange
+from edgepp.cluster.pairing import server as desks
+from edgepp.cluster.pairing.admission_queue import PLACES, PLACES_OF_ONE_HOST, QUEUE_OF_ONE_HOST, Caller, Crowd
+from edgepp.cluster.pairing.client import redeem
+from edgepp.cluster.pairing.codes import GUESSES, words
+from edgepp.cluster.pairing.protocol import Channel, Spake
+from edgepp.cluster.pairing.server import INVITE_S, OPEN_AT_ONCE, PairingDesk
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, UsageError
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address

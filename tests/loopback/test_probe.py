@@ -59,7 +59,7 @@ def test_a_probe_ends_when_its_parent_does_and_takes_its_checkpoint_along(tmp_pa
     folder = tmp_path / "probe"
     folder.mkdir()
     child = subprocess.Popen(
-        [sys.executable, "-m", "edgepp.node.probe"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "edgepp.stage_process.speed_probe"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     config = {"folder": str(folder), "backend": "onnx", "threads": 1, "exact": False}
     child.communicate(json.dumps(config).encode() + b"\n", timeout=PATIENCE_S)

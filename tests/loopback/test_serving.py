@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgepp.coordinator import serving as module
-from edgepp.coordinator.serving import Serving, Wanted
+from edgepp.coordinator import pipeline_manager as module
+from edgepp.coordinator.pipeline_manager import Serving, Wanted
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, PlanError, StageLost
 from edgepp.wire.transport import Address

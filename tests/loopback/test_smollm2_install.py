@@ -14,10 +14,10 @@ import pytest
 
 from edgepp.errors import ModelError
 from edgepp.model import smollm2
-from edgepp.model.cards import find
-from edgepp.model.checkpoint import Checkpoint, Quantisation
+from edgepp.model.catalogue.cards import find
 from edgepp.model.fetch import fetch, is_cached
-from edgepp.model.tokenizer import Tokenizer
+from edgepp.model.text.tokenizer import Tokenizer
+from edgepp.model.weights.checkpoint import Checkpoint, Quantisation
 from tests.builders.checkpoints import assert_bytes_equal
 
 mx = pytest.importorskip("mlx.core")
@@ -263,7 +263,7 @@ def test_what_a_killed_process_left_is_removed(index: Path) -> None:
 
 
 def test_the_pinned_wheel_is_the_card_s() -> None:
-    from edgepp.model.cards import find
+    from edgepp.model.catalogue.cards import find
 
     assert find(smollm2.NAME).wheel == smollm2.WHEEL
 

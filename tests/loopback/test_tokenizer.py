@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp.errors import ModelError
-from edgepp.model.random import TINY, make_checkpoint
-from edgepp.model.tokenizer import Tokenizer
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.text.tokenizer import Tokenizer
 from tests.builders.checkpoints import Checkpoints
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import edgepp
 from edgepp.errors import EdgeppError, ModelError, PairingError, PeerLost, UsageError
-from edgepp.model.random import TINY
+from edgepp.model.random_checkpoint import TINY
 from tests.builders.checkpoints import Checkpoints
 from tests.engines import Brake
 from tests.multiprocess.test_serve import Machine, serving

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgepp.cluster.identity import load_identity, new_cluster, save_cluster
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.cluster import EDGEPP, chat, edgepp
 from tests.waiting import PATIENCE_S
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bench import to_gguf
-from edgepp.model.random import TINY
+from edgepp.model.random_checkpoint import TINY
 from tests.builders.checkpoints import Checkpoints
 from tests.waiting import PATIENCE_S
 

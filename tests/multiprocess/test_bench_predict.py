@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.model.random import TINY
+from edgepp.model.random_checkpoint import TINY
 from tests.builders.checkpoints import Checkpoints
 
 CLONE = Path(__file__).parents[2]

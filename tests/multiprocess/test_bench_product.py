@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgepp.model.random import TINY
+from edgepp.model.random_checkpoint import TINY
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import EDGEPP, edgepp
 from tests.multiprocess.test_serve import Machine, serving

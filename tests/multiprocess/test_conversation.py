@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgepp.cluster.files import config_dir
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.cluster.state_files import config_dir
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.cluster import EDGEPP
 from tests.waiting import PATIENCE_S, eventually
 

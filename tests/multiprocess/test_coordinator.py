@@ -12,16 +12,16 @@ import pytest
 import zmq
 
 from edgepp.cluster.identity import Member, load_identity, new_cluster
-from edgepp.cluster.sizes import ModelSize, Want
+from edgepp.coordinator.composition import Service
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.director import Director
-from edgepp.coordinator.forms import question
-from edgepp.coordinator.service import Service
-from edgepp.coordinator.serving import Serving
+from edgepp.coordinator.json_codec import question
+from edgepp.coordinator.pipeline_manager import Serving
+from edgepp.coordinator.planner import Director
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
 from edgepp.events import Event
+from edgepp.placement.types import ModelSize, Want
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Answered,

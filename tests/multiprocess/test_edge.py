@@ -20,7 +20,7 @@ import pytest
 from filelock import FileLock
 
 from edgepp.cli.commands import cli
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import EDGEPP
 from tests.waiting import PATIENCE_S

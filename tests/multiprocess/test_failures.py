@@ -18,8 +18,8 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY
+from edgepp.model.random_checkpoint import TINY
+from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.wire.messages import Attach, Echo, Forward, Hello, Ping, Pong, Refused, Welcome, decode, encode
 from edgepp.wire.transport import Address, Link
 from tests.builders.checkpoints import Checkpoints

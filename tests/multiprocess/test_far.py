@@ -16,7 +16,7 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.model.random import TINY
+from edgepp.model.random_checkpoint import TINY
 from edgepp.wire.transport import Address
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import node

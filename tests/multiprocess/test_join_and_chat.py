@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests import reference
 from tests.cluster import chat, edgepp, node, nodes, peers
 
@@ -15,7 +15,7 @@ PROMPT = "Say something long. " * 10
 
 
 def _greedy(path: Path, prompt: str, n: int) -> list[int]:
-    from edgepp.model.tokenizer import Tokenizer
+    from edgepp.model.text.tokenizer import Tokenizer
 
     return reference.greedy(path, Tokenizer.load(path).encode(prompt), n)
 

@@ -15,8 +15,8 @@ from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, LocalRing, Returned, Ring, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.layers import split_evenly
-from edgepp.model.checkpoint import Array, Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Array, Checkpoint
 from edgepp.wire.transport import Address
 from tests.builders.stages import stage_info
 from tests.cluster import nodes

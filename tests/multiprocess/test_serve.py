@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.cluster import EDGEPP
 from tests.waiting import PATIENCE_S, eventually
 

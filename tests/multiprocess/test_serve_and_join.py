@@ -17,7 +17,7 @@ import edgepp
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.events import ClusterLeft, CoordinatorReached, Event, PipelineOpened, Standing
 from edgepp.layers import LayerRange
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.cluster import EDGEPP
 from tests.waiting import PATIENCE_S, eventually
 

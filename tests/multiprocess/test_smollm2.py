@@ -12,9 +12,9 @@ import edgepp
 from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.model.checkpoint import Checkpoint
 from edgepp.model.fetch import fetch
-from edgepp.model.tokenizer import Tokenizer
+from edgepp.model.text.tokenizer import Tokenizer
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 from tests.cluster import chat, nodes, peers
 

@@ -17,9 +17,9 @@ import pytest
 import sentencepiece
 
 from edgepp.errors import EdgeppError, ModelError, UsageError
-from edgepp.model.random import TINY, make_checkpoint
-from edgepp.model.text_client import TextClient
-from edgepp.model.tokenizer import Tokenizer
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.text.client import TextClient
+from edgepp.model.text.tokenizer import Tokenizer
 from tests.waiting import PATIENCE_S
 
 SAMPLE = ("cat", "dog", "house", "tree", "river", "window", "garden", "little", "people", "morning")
@@ -259,7 +259,7 @@ def test_a_process_that_was_killed_is_started_again(client: TextClient) -> None:
 def test_it_ends_when_its_parent_is_killed(folder: Path) -> None:
     script = (
         "import pathlib, psutil, sys, time\n"
-        "from edgepp.model.text_client import TextClient\n"
+        "from edgepp.model.text.client import TextClient\n"
         "client = TextClient('tiny', pathlib.Path(sys.argv[1]).read_text())\n"
         "client.start(); client.encode('hi', False)\n"
         "print(psutil.Process().children()[0].pid, flush=True)\n"

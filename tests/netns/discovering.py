@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 
-from edgepp.cluster.discovery import Announcer, Browser
+from edgepp.cluster.discovery.mdns import Announcer, Browser
 
 
 def announce(cluster: str, node: str, port: str) -> None:

@@ -114,7 +114,7 @@ def test_an_interface_that_leads_nowhere_does_no_harm(lan: Lan) -> None:
 def hearings(host: Host) -> dict[str, tuple[bool, list[str], bool]]:
     """For each interface of ``host``: whether it heard itself, whom else, and whether sending failed."""
     look = "{one.interface: (one.own, one.others, one.error is not None) for one in listen(5.0)}"
-    source = f"import json; from edgepp.cluster.multicast import listen; print(json.dumps({look}))"
+    source = f"import json; from edgepp.cluster.discovery.multicast_check import listen; print(json.dumps({look}))"
     done = host.run(sys.executable, "-c", source)
     assert done.returncode == 0, done.stderr
     return {name: tuple(heard) for name, heard in json.loads(done.stdout).items()}

@@ -14,12 +14,12 @@ import pytest
 import zmq
 
 import edgepp
-from edgepp import report
-from edgepp.boundary import exit_status, explained
-from edgepp.child import trusted_path
+from edgepp import crash_report as report
+from edgepp.child_process import trusted_path
+from edgepp.error_boundary import exit_status, explained
 from edgepp.errors import EdgeppError, InternalError, UsageError
-from edgepp.model.cards import catalogue
-from edgepp.model.names import candidates
+from edgepp.model.catalogue.cards import catalogue
+from edgepp.model.catalogue.ollama_names import candidates
 
 PRIVATE = "the prompt of alice"
 

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepp.backend import onnx_arena, onnx_cache
 from edgepp.backend.base import Backend, BackendOptions, SequenceFault, StageModel
-from edgepp.backend.mlx import MlxBackend
-from edgepp.backend.onnx import OnnxBackend
+from edgepp.backend.mlx.backend import MlxBackend
+from edgepp.backend.onnx import kv_arena as onnx_arena
+from edgepp.backend.onnx import kv_cache as onnx_cache
+from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Array, Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}
 SHAPES = {

@@ -12,15 +12,15 @@ import numpy as np
 import psutil
 import pytest
 
-from edgepp.backend import onnx_arena
 from edgepp.backend.base import Backend, BackendOptions, SequenceFault, StageModel
-from edgepp.backend.mlx import MlxBackend
-from edgepp.backend.mlx_stage import MlxStage
-from edgepp.backend.onnx import OnnxBackend
+from edgepp.backend.mlx.backend import MlxBackend
+from edgepp.backend.mlx.stage import MlxStage
+from edgepp.backend.onnx import kv_arena as onnx_arena
+from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Array, Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}
 EXACT = BackendOptions(exact=True)
@@ -235,7 +235,7 @@ def test_a_copy_that_memory_cannot_hold_leaves_nothing_half_open(
     stage = MlxBackend().load_stage(checkpoint, LAYERS, EXACT)
     begin(stage)
     with monkeypatch.context() as patch:
-        patch.setattr("edgepp.backend.mlx_cache._beginning", _fail)
+        patch.setattr("edgepp.backend.mlx.kv_cache._beginning", _fail)
         with pytest.raises(StageFault, match="Unable to allocate"):
             stage.fork(1, 2, 10, 30)
     with pytest.raises(StageFault, match="no sequence 2"):

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from edgepp.backend.base import Backend, BackendOptions, StageModel
-from edgepp.backend.mlx import MlxBackend
-from edgepp.backend.mlx_cache import Quantised
-from edgepp.backend.onnx import OnnxBackend
-from edgepp.backend.onnx_family import read_architecture
-from edgepp.backend.onnx_kv import scales
+from edgepp.backend.mlx.backend import MlxBackend
+from edgepp.backend.mlx.kv_cache import Quantised
+from edgepp.backend.onnx.architecture import read_architecture
+from edgepp.backend.onnx.backend import OnnxBackend
+from edgepp.backend.onnx.kv_scales import scales
 from edgepp.errors import ModelError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.cards import Shape
-from edgepp.model.checkpoint import Array, Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.catalogue.cards import Shape
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Array, Checkpoint
 from tests.unit.backend.test_mlx_families import FITTING, make_family
 
 BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}

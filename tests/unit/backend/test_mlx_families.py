@@ -15,12 +15,12 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load_model
 
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.mlx import MlxBackend
-from edgepp.backend.mlx_ends import MlxEnds
-from edgepp.backend.mlx_stage import MlxStage
+from edgepp.backend.mlx.backend import MlxBackend
+from edgepp.backend.mlx.embedding_and_head import MlxEnds
+from edgepp.backend.mlx.stage import MlxStage
 from edgepp.errors import ModelError
 from edgepp.layers import split_evenly
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 
 BASE: dict[str, Any] = {

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.mlx import MlxBackend
+from edgepp.backend.mlx.backend import MlxBackend
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.cards import Shape
-from edgepp.model.checkpoint import PARTIAL_SUFFIX, Array, Checkpoint, layer_of, read_header
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.catalogue.cards import Shape
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import PARTIAL_SUFFIX, Array, Checkpoint, layer_of, read_header
 
 EXACT = BackendOptions(exact=True)
 PART = LayerRange(1, 3)

@@ -15,13 +15,13 @@ import pytest
 
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.device import has_metal
-from edgepp.backend.mlx import MlxBackend
-from edgepp.backend.mlx_ends import MlxEnds
-from edgepp.backend.mlx_stage import MlxStage
+from edgepp.backend.mlx.backend import MlxBackend
+from edgepp.backend.mlx.embedding_and_head import MlxEnds
+from edgepp.backend.mlx.stage import MlxStage
 from edgepp.errors import StageFault, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Array, Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 EXACT = BackendOptions(exact=True)
 

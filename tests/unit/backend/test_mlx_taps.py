@@ -9,7 +9,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models.cache import KVCache
 
-from edgepp.backend.mlx_taps import dissect, find_layers
+from edgepp.backend.mlx.cut_points import dissect, find_layers
 from edgepp.errors import ModelError
 
 

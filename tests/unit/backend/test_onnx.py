@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgepp.backend import onnx_cache
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.onnx import OnnxBackend, OnnxEnds, OnnxStage
+from edgepp.backend.onnx import kv_cache as onnx_cache
+from edgepp.backend.onnx.backend import OnnxBackend, OnnxEnds, OnnxStage
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
-from edgepp.model.cards import Shape
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import LLAMA3_ROPE, TINY, make_checkpoint
+from edgepp.model.catalogue.cards import Shape
+from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 
 Array = npt.NDArray[Any]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from edgepp.backend import onnx_arena, onnx_cache
-from edgepp.backend.onnx_arena import CacheShape
-from edgepp.backend.onnx_cache import Caches, Place
+from edgepp.backend.onnx import kv_arena as onnx_arena
+from edgepp.backend.onnx import kv_cache as onnx_cache
+from edgepp.backend.onnx.kv_arena import CacheShape
+from edgepp.backend.onnx.kv_cache import Caches, Place
 from edgepp.layers import LayerRange
 
 

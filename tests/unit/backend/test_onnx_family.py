@@ -11,12 +11,12 @@ import pytest
 from mlx_lm.models.rope_utils import initialize_rope
 
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.onnx import OnnxBackend, fits
-from edgepp.backend.onnx_family import Architecture, Rope, read_architecture
+from edgepp.backend.onnx.architecture import Architecture, Rope, read_architecture
+from edgepp.backend.onnx.backend import OnnxBackend, fits
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import LLAMA3_ROPE
+from edgepp.model.random_checkpoint import LLAMA3_ROPE
+from edgepp.model.weights.checkpoint import Checkpoint
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import pytest
 
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.onnx import OnnxBackend
-from edgepp.backend.onnx_weights import quantised
+from edgepp.backend.onnx.backend import OnnxBackend
+from edgepp.backend.onnx.weights import quantised
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 
 Array = npt.NDArray[Any]

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgepp.backend.onnx_weights import NBits, converted, dense, quantised, rows_of, unpack
+from edgepp.backend.onnx.weights import NBits, converted, dense, quantised, rows_of, unpack
 from edgepp.errors import ModelError
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 
 Array = npt.NDArray[Any]
 

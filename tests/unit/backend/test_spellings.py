@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp.backend.base import BackendOptions
-from edgepp.backend.mlx import MlxBackend
-from edgepp.backend.onnx import OnnxBackend, fits
+from edgepp.backend.mlx.backend import MlxBackend
+from edgepp.backend.onnx.backend import OnnxBackend, fits
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.cards import Shape
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.config import ModelConfig
-from edgepp.model.random import LLAMA3_ROPE, TINY, make_checkpoint
-from edgepp.model.shapes import shape_in
+from edgepp.model.catalogue.cards import Shape
+from edgepp.model.config.model_config import ModelConfig
+from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
+from edgepp.model.shape import shape_in
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 from tests.engines import greedy_tokens, local_engine
 from tests.unit.backend.test_onnx_family import CONFIG

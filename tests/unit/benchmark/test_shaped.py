@@ -18,7 +18,7 @@ from bench.toolkit import cable
 from bench.toolkit.round_trips import OneWayTrip
 from edgepp.benchmark.hidden_states import ROWS
 from edgepp.errors import UsageError
-from edgepp.model.random import TINY, make_checkpoint
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.wire.messages import Forward, Hidden, encode
 
 MACHINE = {"cpu": "a CPU", "cpus": 4, "load_1m": 0.1}

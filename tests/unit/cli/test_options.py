@@ -13,7 +13,7 @@ import pytest
 
 from edgepp.cli.bench import bench
 from edgepp.cli.chat import chat
-from edgepp.cli.nodes import join, serve
+from edgepp.cli.serve_join import join, serve
 
 COMMANDS = [bench, chat, join, serve]
 

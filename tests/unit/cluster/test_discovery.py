@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.cluster import interfaces
-from edgepp.cluster.record import MAX_ADDRESSES, instance_name, parse_record, plain_name, record_text
+from edgepp.cluster.discovery import network_interfaces as interfaces
+from edgepp.cluster.discovery.announcement import MAX_ADDRESSES, instance_name, parse_record, plain_name, record_text
 from edgepp.wire.transport import Address
 
 CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.cluster import files
-from edgepp.cluster.files import config_dir
+from edgepp.cluster import state_files as files
 from edgepp.cluster.identity import (
     ADDRESSES,
     Cluster,
@@ -27,8 +26,9 @@ from edgepp.cluster.identity import (
     save_cluster,
     save_view,
 )
-from edgepp.cluster.running import running, wait_until_ended, who_runs
-from edgepp.cluster.tokens import make_token, parse_token, read_token
+from edgepp.cluster.node_lock import running, wait_until_ended, who_runs
+from edgepp.cluster.pairing.tokens import make_token, parse_token, read_token
+from edgepp.cluster.state_files import config_dir
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.wire.security import KeyPair
 

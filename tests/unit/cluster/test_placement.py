@@ -12,7 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edgepp.cluster.placement import (
+from edgepp.errors import PlanError
+from edgepp.layers import LayerRange, check_tiling
+from edgepp.model.catalogue.cards import find
+from edgepp.placement.place import (
     Host,
     LinkSpeed,
     ModelSize,
@@ -26,9 +29,6 @@ from edgepp.cluster.placement import (
     slowest_s,
     token_s,
 )
-from edgepp.errors import PlanError
-from edgepp.layers import LayerRange, check_tiling
-from edgepp.model.cards import find
 
 MB = 1_000_000
 POLICIES: tuple[Policy, ...] = ("memory", "speed", "throughput")

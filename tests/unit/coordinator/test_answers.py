@@ -12,7 +12,7 @@ import pytest
 
 from edgepp.coordinator import answers as module
 from edgepp.coordinator.answers import TRIES, Answers
-from edgepp.coordinator.forms import question, read_answered
+from edgepp.coordinator.json_codec import question, read_answered
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
 from edgepp.wire.messages import Answered, Declined, Message, Piece, decode, decode_payload

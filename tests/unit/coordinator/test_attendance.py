@@ -8,7 +8,7 @@ from typing import Any
 
 from edgepp.cluster.identity import Identity, Member, node_id
 from edgepp.cluster.membership import Membership
-from edgepp.coordinator.attendance import Attendance
+from edgepp.coordinator.membership_service import Attendance
 from edgepp.wire.messages import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender

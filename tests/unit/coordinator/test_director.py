@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.cluster.membership import GONE_S, Membership
-from edgepp.cluster.sizes import ModelSize, Policy, Want
-from edgepp.coordinator.director import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
-from edgepp.coordinator.standing import standings
-from edgepp.coordinator.trouble import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
+from edgepp.coordinator.assignments import standings
+from edgepp.coordinator.failure_backoff import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
+from edgepp.coordinator.planner import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
 from edgepp.layers import LayerRange
+from edgepp.placement.types import ModelSize, Policy, Want
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 from tests.unit.cluster.test_membership import beat, facts
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.coordinator.forms import Outcome, answered, question, read_answered, read_question, read_stages
+from edgepp.coordinator.json_codec import Outcome, answered, question, read_answered, read_question, read_stages
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled

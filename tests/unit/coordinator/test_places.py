@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.coordinator.places import Places, Turns
+from edgepp.coordinator.fair_shares import Places, Turns
 
 OWNERS = st.sampled_from("abcdef")
 

@@ -24,8 +24,8 @@ from edgepp.cluster.identity import (
     remember_address,
     save_cluster,
 )
-from edgepp.cluster.tokens import parse_token
-from edgepp.coordinator.registry import TOKEN_MEMBERS, Registry
+from edgepp.cluster.pairing.tokens import parse_token
+from edgepp.coordinator.trust_store import TOKEN_MEMBERS, Registry
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.wire.messages import Adopt
 from edgepp.wire.transport import Address

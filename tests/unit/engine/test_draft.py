@@ -13,7 +13,7 @@ from edgepp.backend.base import BackendOptions
 from edgepp.engine.draft import MOST_GUESSES, PromptLookup, SpeculationControl, SpeculationCosts
 from edgepp.engine.draft_model import DraftModel
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests.engines import greedy_tokens, local_engine
 
 CHEAP = SpeculationCosts(plain_s=0.05, guess_s=0.001)

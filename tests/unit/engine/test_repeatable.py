@@ -18,8 +18,8 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.scheduler import LEAST_ROWS
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY
+from edgepp.model.random_checkpoint import TINY
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests.engines import collect, local_engine
 
 SPLIT = [LayerRange(0, 3), LayerRange(3, 4)]

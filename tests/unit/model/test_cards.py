@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from edgepp.errors import ModelError
-from edgepp.model.cards import Card, catalogue, find, read_card, read_cards
-from edgepp.model.checkpoint import Checkpoint
-from edgepp.model.random import TINY, make_checkpoint
-from edgepp.model.source import HubRepository, LocalFolder, Wheel, resolve
+from edgepp.model.catalogue.cards import Card, catalogue, find, read_card, read_cards
+from edgepp.model.catalogue.source import HubRepository, LocalFolder, Wheel, resolve
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests.builders.checkpoints import assert_bytes_equal
 
 CARDS = list(catalogue().values())

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from edgepp.model.encoder import Encoder
-from edgepp.model.template import render
+from edgepp.model.text.chat_template import render
+from edgepp.model.text.encoder import Encoder
 
 MARKS = ("<s>", "<|im_start|>", "<|im_end|>", "[/INST]", "<think>", "</think>", "<|user|>", "<|assistant|>", "\n\n")
 SPECIAL = MARKS[:3]
@@ -210,7 +210,7 @@ def test_what_a_template_computes_is_its_own() -> None:
 
 def test_the_default_model(tmp_path: Path) -> None:
     """Its template and a byte-level tokenizer whose special tokens are in its vocabulary."""
-    from edgepp.model.random import TINY, make_checkpoint
+    from edgepp.model.random_checkpoint import TINY, make_checkpoint
 
     folder = make_checkpoint(tmp_path / "tiny", TINY)
     template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]

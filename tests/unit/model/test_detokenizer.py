@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models
 
 from edgepp.errors import ModelError
-from edgepp.model.detokenizer import Detokenizer, decoding
+from edgepp.model.text.detokenizer import Detokenizer, decoding
 
 WORDS = [
     *(

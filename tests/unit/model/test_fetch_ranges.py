@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.errors import ModelError
-from edgepp.model.checkpoint import Checkpoint, layer_of
-from edgepp.model.partial import PartialFile
-from edgepp.model.random import TINY, make_checkpoint
-from edgepp.model.ranges import Range, covers, cut, minus, total, union
+from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.weights.byte_ranges import Range, covers, cut, minus, total, union
+from edgepp.model.weights.checkpoint import Checkpoint, layer_of
+from edgepp.model.weights.partial_file import PartialFile
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).filter(lambda r: r[0] <= r[1]), max_size=8)
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.cli.generate import drawn
-from edgepp.coordinator.forms import drawing, read_drawing
+from edgepp.cli.answer_options import drawn
+from edgepp.coordinator.json_codec import drawing, read_drawing
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import ModelError, RemoteProtocolError
-from edgepp.model.generation import UNSAID, GenerationDefaults, end_ids, generation_defaults
+from edgepp.model.config.generation import UNSAID, GenerationDefaults, end_ids, generation_defaults
 
 QWEN = SamplingOptions(temperature=0.7, repetition_penalty=1.05, top_p=0.8, top_k=20)
 

@@ -7,9 +7,9 @@ import pytest
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.errors import UsageError
 from edgepp.layers import LayerRange
-from edgepp.node import compute_policy
-from edgepp.node.compute_policy import ComputePolicy
-from edgepp.node.stage_config import StageConfig, StageSettings
+from edgepp.stage_process import compute_policy
+from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.stage_process.config import StageConfig, StageSettings
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address
 

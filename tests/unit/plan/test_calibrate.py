@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from edgepp.cluster.sizes import ModelSize
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
+from edgepp.placement.types import ModelSize
 from edgepp.plan.calibrate import Calibration, Timed, coordinator
 from edgepp.plan.machines import Machine, Model, Stage, Workload
 from edgepp.plan.predict import predict

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from edgepp.cli.commands import cli
 from edgepp.errors import EdgeppError, PairingError, PlanError, UsageError
-from edgepp.model.random import make_checkpoint
+from edgepp.model.random_checkpoint import make_checkpoint
 from edgepp.plan.hardware import catalogue
 from tests.unit.plan.test_describe import live_node, live_stage
 
@@ -137,7 +137,7 @@ def test_what_a_node_is_promised_is_held_to_its_arithmetic() -> None:
 
 
 def test_a_folder_with_a_configuration_is_enough(tmp_path: Path) -> None:
-    from edgepp.model.cards import Shape
+    from edgepp.model.catalogue.cards import Shape
 
     shape = Shape(
         layers=3, heads=4, kv_heads=2, head_size=16, hidden=64, ffn=128, vocabulary=320, tied=True, context=4096
@@ -256,7 +256,7 @@ def test_a_live_cluster_is_asked(running: str, said: str, monkeypatch: pytest.Mo
     stage = live_stage("a", layers=[0, 30], decode_s=0.02, prefill_tok_s=300.0)
     node = live_node("a", roles=["coordinator"])
     status = {"coordinator": "a", "model": running, "nodes": [node], "stages": [stage]}
-    monkeypatch.setattr("edgepp.ui.cluster.connect", lambda peer: Connection(status))
+    monkeypatch.setattr("edgepp.ui.peers.connect", lambda peer: Connection(status))
     form = formed("smollm2-135m", "--context", "2048")
     assert form["nodes"][0]["source"] == said
     assert form["nodes"][0]["reached"] == {"stream": 1.0, "flops": 1.0}

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.cluster.sizes import UNKNOWN_LINK, LinkSpeed, ModelSize, memory_needed
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.plan import describe
+from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed, ModelSize, memory_needed
+from edgepp.plan import describe_cluster as describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
 from edgepp.plan.quantities import link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds

@@ -7,16 +7,16 @@ import json
 
 import pytest
 
-from edgepp.cluster.placement import LinkSpeed
 from edgepp.errors import PlanError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.cards import find
-from edgepp.plan.cluster import ClusterSpec
-from edgepp.plan.describe import described, parse_named_link, parse_node, read_nodes
+from edgepp.model.catalogue.cards import find
+from edgepp.placement.place import LinkSpeed
+from edgepp.plan.cluster_spec import ClusterSpec
+from edgepp.plan.describe_cluster import described, parse_named_link, parse_node, read_nodes
 from edgepp.plan.forecast import Forecast, forecast
+from edgepp.plan.json_report import forecast_dict, requests_fit, slots_needed, unfit_dict
 from edgepp.plan.layout import Question, lay
 from edgepp.plan.machines import MEASURED, Machine, Model, Workload
-from edgepp.plan.report import forecast_dict, requests_fit, slots_needed, unfit_dict
 
 near = pytest.approx
 EIGHT = Model.of("llama-3.1-8b-4bit", find("llama-3.1-8b-4bit"))

@@ -15,16 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from edgepp.cli.commands import cli
-from edgepp.cluster.sizes import LinkSpeed, ModelSize, Plan
 from edgepp.layers import split_evenly
-from edgepp.model.cards import Shape, find, token_flops
+from edgepp.model.catalogue.cards import Shape, find, token_flops
+from edgepp.placement.types import LinkSpeed, ModelSize, Plan
 from edgepp.plan import hardware, roofline
 from edgepp.plan.advice import Need, needs
-from edgepp.plan.cluster import ClusterSpec, Node
-from edgepp.plan.layout import Layout, Question
-from edgepp.plan.machines import Efficiency, Machine, Model, Stage, Workload
-from edgepp.plan.predict import predict
-from edgepp.plan.slices import (
+from edgepp.plan.chip_slices import (
     SliceModel,
     fastest_steps,
     read_precision,
@@ -32,6 +28,10 @@ from edgepp.plan.slices import (
     slice_step,
     smallest_slice,
 )
+from edgepp.plan.cluster_spec import ClusterSpec, Node
+from edgepp.plan.layout import Layout, Question
+from edgepp.plan.machines import Efficiency, Machine, Model, Stage, Workload
+from edgepp.plan.predict import predict
 
 near = pytest.approx
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepp.cluster.sizes import LinkSpeed, ModelSize
 from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.model.cards import find
+from edgepp.model.catalogue.cards import find
+from edgepp.placement.types import LinkSpeed, ModelSize
 from edgepp.plan.costs import Costs
 from edgepp.plan.machines import MEASURED, Efficiency, Machine, Model, Stage, Workload
 from edgepp.plan.predict import Decode, predict

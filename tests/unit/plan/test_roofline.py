@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.cluster.sizes import ModelSize
 from edgepp.errors import PlanError, UsageError
 from edgepp.layers import LayerRange
-from edgepp.model.cards import catalogue as cards
+from edgepp.model.catalogue.cards import catalogue as cards
+from edgepp.placement.types import ModelSize
 from edgepp.plan import hardware, roofline
+from edgepp.plan.chip_slices import SliceModel, fastest_steps, read_precision, read_slices, smallest_slice
 from edgepp.plan.costs import Costs
 from edgepp.plan.machines import Efficiency, Machine, Model, Stage
-from edgepp.plan.slices import SliceModel, fastest_steps, read_precision, read_slices, smallest_slice
 
 rates = st.floats(1e3, 1e15)
 V5E = hardware.find("v5e")

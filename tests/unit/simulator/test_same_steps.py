@@ -20,10 +20,10 @@ from edgepp.engine.ring import Returned, RingEvent, Send, SendBatch, StageStats
 from edgepp.engine.scheduler import MicroBatch, Scheduler, Step
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
-from edgepp.model.checkpoint import Array
-from edgepp.plan import sim_pipeline
-from edgepp.plan.sim_job import Job
-from edgepp.plan.simulate import Arrival, CoordinatorCost, LinkCost, Replica, StageCost, simulate
+from edgepp.model.weights.checkpoint import Array
+from edgepp.simulator import pipeline as sim_pipeline
+from edgepp.simulator.job import Job
+from edgepp.simulator.simulate import Arrival, CoordinatorCost, LinkCost, Replica, StageCost, simulate
 from edgepp.wire.mailbox import Mailbox
 from tests.builders.stages import stage_info
 from tests.waiting import PATIENCE_S

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from edgepp.engine.ledger import MOST_WAITING
 from edgepp.errors import UsageError
-from edgepp.plan.sim_costs import HEADER_BYTES, along
-from edgepp.plan.simulate import (
+from edgepp.simulator.costs import HEADER_BYTES, along
+from edgepp.simulator.simulate import (
     ENTRANCES,
     AfterLoss,
     Arrival,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgepp.wire.choice import LEAST_BYTES, TRIAL_EVERY, CodecChoice
 from edgepp.wire.codec import decode
+from edgepp.wire.codec_choice import LEAST_BYTES, TRIAL_EVERY, CodecChoice
 from edgepp.wire.messages import LinkCodec
 
 ZEROS = np.zeros((64, 512), np.float32)

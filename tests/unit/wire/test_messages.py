@@ -25,8 +25,8 @@ from edgepp.wire.messages import (
     decode,
     encode,
 )
-from edgepp.wire.speakers import SPEAKERS, VERBS_OF_OWNER, check_speaker
-from edgepp.wire.values import are_addresses, are_hosts, is_key, is_name, is_route, sentence
+from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
+from edgepp.wire.text_fields import are_addresses, are_hosts, is_key, is_name, is_route, sentence
 from tests.wire import KEYS, messages
 
 

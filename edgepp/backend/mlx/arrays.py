@@ -1,0 +1,42 @@
+"""Hidden states between numpy and MLX, and the dtypes both know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+
+from edgepp.errors import StageFault
+from edgepp.model.weights.checkpoint import Array
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+"""Dtypes that hidden states may have."""
+
+STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The same dtypes as safetensors calls them."""
+
+
+def from_numpy(hidden: Array, dtype: str) -> Any:
+    """Hidden states ``(T, D)`` in any supported dtype as ``(1, T, D)`` in ``dtype``; one copy.
+
+    Raises:
+        StageFault: the dtype is not one of ``DTYPES``.
+    """
+    if hidden.dtype.name not in DTYPES:
+        raise StageFault(f"hidden states of dtype {hidden.dtype.name} are not supported")
+    if hidden.dtype == ml_dtypes.bfloat16:
+        array = mx.array(hidden.view(np.uint16)).view(mx.bfloat16)
+    else:
+        array = mx.array(hidden)
+    return array[None].astype(DTYPES[dtype])
+
+
+def to_numpy(array: Any) -> Array:
+    """The evaluated ``(1, T, D)`` as C-contiguous ``(T, D)``: a view of MLX's own memory, not a copy."""
+    array = mx.contiguous(array[0])
+    if array.dtype == mx.bfloat16:  # numpy has no such dtype, so it crosses as bits
+        view: Array = np.asarray(array.view(mx.uint16)).view(ml_dtypes.bfloat16)
+        return view
+    return np.asarray(array)

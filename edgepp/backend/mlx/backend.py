@@ -1,0 +1,99 @@
+"""The MLX backend: any mlx-lm family that fits a layer pipeline, on Metal or on a CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import mlx.core as mx
+
+from edgepp.backend.base import BackendOptions, Progress
+from edgepp.backend.device import has_metal
+from edgepp.backend.mlx.arrays import STORED
+from edgepp.backend.mlx.cut_points import dissect
+from edgepp.backend.mlx.embedding_and_head import MlxEnds
+from edgepp.backend.mlx.stage import MlxStage
+from edgepp.backend.mlx.weights import load_part
+from edgepp.errors import ModelError
+from edgepp.layers import LayerRange
+from edgepp.model.shape import check_used
+from edgepp.model.weights.checkpoint import Checkpoint, layer_of
+from edgepp.printable import one_line
+
+_GIB = 1 << 30
+
+
+class MlxBackend:
+    """See ``Backend``.
+
+    On Metal it computes in the checkpoint's own dtype unless ``BackendOptions.exact``; on a CPU always in
+    float32, because MLX emulates half precision there at a thirtieth of the speed.
+    """
+
+    name = "mlx"
+
+    def load_stage(
+        self, checkpoint: Checkpoint, layers: LayerRange, options: BackendOptions, progress: Progress | None = None
+    ) -> MlxStage:
+        """See ``Backend.load_stage``."""
+        checkpoint.require(layers)
+        check_used(checkpoint, layers)
+        _prepare()
+        dtype = _dtype(checkpoint, options, checkpoint.layer_names(layers))
+        model = load_part(checkpoint, layers, wide=dtype == "float32")
+        anatomy = dissect(model, checkpoint.family, checkpoint.num_layers)
+        for n in range(layers.start, layers.stop):  # one by one: a layer may be in memory twice while it is cast
+            _evaluate(anatomy.layers[n].parameters(), f"layer {n}", checkpoint)
+            if progress is not None:
+                progress(checkpoint.layer_bytes(LayerRange(layers.start, n + 1)), checkpoint.layer_bytes(layers))
+        _settle()
+        return MlxStage(model, anatomy, layers, checkpoint, dtype, _device(), options.kv_bits)
+
+    def load_ends(self, checkpoint: Checkpoint, options: BackendOptions) -> MlxEnds:
+        """See ``Backend.load_ends``."""
+        _prepare()
+        dtype = _dtype(checkpoint, options, [name for name in checkpoint.tensors if layer_of(name) is None])
+        model = load_part(checkpoint, None, wide=dtype == "float32")
+        anatomy = dissect(model, checkpoint.family, checkpoint.num_layers)
+        _evaluate(model.parameters(), "embedding and head", checkpoint)
+        _settle()
+        return MlxEnds(model, anatomy, checkpoint, dtype)
+
+
+def _device() -> str:
+    return "metal" if has_metal() else "cpu"
+
+
+def _prepare() -> None:
+    if not has_metal():
+        mx.set_default_device(mx.cpu)
+        mx.disable_compile()  # on Linux it would run a C++ compiler for every fused kernel
+
+
+def _settle() -> None:
+    """Keep what is loaded resident on Metal, and little else; this has not been run on Apple silicon yet.
+
+    Wiring the whole recommended working set starves machines with 16 GB, so the limit is what is loaded and some
+    room for KV caches.
+    """
+    if has_metal():
+        recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
+        mx.set_wired_limit(min(recommended, mx.get_active_memory() + 2 * _GIB))
+        mx.set_cache_limit(_GIB // 2)
+    mx.clear_cache()
+
+
+def _dtype(checkpoint: Checkpoint, options: BackendOptions, names: list[str]) -> str:
+    """What to compute in: the dtype that most of the part's floating tensors have, or float32."""
+    if options.exact or not has_metal():
+        return "float32"
+    stored = Counter(STORED[d] for name in names if (d := checkpoint.tensors[name].dtype) in STORED)
+    return stored.most_common(1)[0][0] if stored else "float32"
+
+
+def _evaluate(parameters: Any, what: str, checkpoint: Checkpoint) -> None:
+    """Read lazily loaded parameters into memory."""
+    try:
+        mx.eval(parameters)
+    except (RuntimeError, MemoryError) as error:
+        raise ModelError(f"{what} of {checkpoint.path.name} cannot be loaded: {one_line(str(error), 200)}") from error

@@ -1,0 +1,165 @@
+"""Which architectures the ONNX graph can express, read from a model's configuration.
+
+Everything the graph takes for granted is checked here, so that a model runs as its authors meant it or is
+refused by name. Nothing here knows ONNX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgepp.errors import ModelError
+from edgepp.layers import LayerRange
+from edgepp.model.config.model_config import PLAIN, ModelConfig
+from edgepp.model.shape import check_used, shape_in
+from edgepp.model.weights.checkpoint import Array, Checkpoint
+
+FAMILIES = PLAIN
+"""mlx-lm's names of the architectures that the graph can express."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding in the half-split form; ``kind`` is ``default``, ``linear`` or ``llama3``."""
+
+    head_dim: int
+    base: float
+    kind: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def periods(self) -> Array:
+        """The (head_dim / 2,) periods of the rotations, in positions over 2 pi."""
+        plain = self.base ** (np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        if self.kind != "llama3":
+            return plain * self.factor
+        # Llama 3.1: long wavelengths are stretched by the factor, short ones kept, those between blended.
+        turns = self.original_context / (2 * np.pi * plain)
+        keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        keep = np.clip(keep, 0.0, 1.0)
+        return plain / ((1 - keep) / self.factor + keep)
+
+    def tables(self, positions: int) -> tuple[Array, Array]:
+        """Float32 cosines and sines of the first ``positions`` positions, each (positions, head_dim / 2)."""
+        angles = np.arange(positions, dtype=np.float64)[:, None] / self.periods()
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What sets one model of these families apart from another."""
+
+    family: str
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    epsilon: float
+    context: int
+    rope: Rope
+    biased: frozenset[str]
+    """The projections that add a bias."""
+    head_norms: bool
+    """Each query and key head is normalised before rotation (Qwen 3)."""
+    tied: bool
+    """The output head is the embedding."""
+
+
+def read_architecture(checkpoint: Checkpoint) -> Architecture:
+    """The model's architecture.
+
+    Raises:
+        ModelError: the graph cannot express it; says why.
+    """
+    model = checkpoint.settings
+    if model.family not in FAMILIES:
+        raise _unfit(model, f"for it knows only {', '.join(FAMILIES)}")
+    if model.layer_types:
+        raise _unfit(model, f"which has layers of type sliding_attention, with a window of {model.window} positions")
+    if model.window is not None:
+        raise _unfit(model, f"whose attention sees a window of {model.window} positions")
+    if model.interleaved:
+        raise _unfit(model, "whose rotary embedding turns neighbouring pairs (rope_traditional)")
+    if model.head_dim % 8:
+        raise _unfit(model, f"with heads of size {model.head_dim}")
+    for each in model.quantisations.modes():
+        if each.mode != "affine":
+            raise _unfit(model, f"whose weights are quantised as {each.mode}")
+    return Architecture(
+        family=model.family,
+        hidden_size=model.hidden_size,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        epsilon=model.epsilon,
+        context=model.context,
+        rope=_rope(model),
+        biased=model.biased,
+        head_norms=model.family == "qwen3",
+        tied=model.tied,
+    )
+
+
+def _unfit(model: ModelConfig, reason: str) -> ModelError:
+    return ModelError(
+        f"the onnx backend cannot run this {model.family} model, {reason}",
+        "use --backend mlx, which runs what mlx-lm runs",
+    )
+
+
+def _rope(model: ModelConfig) -> Rope:
+    rope = model.rope
+    if rope.kind not in ("default", "linear", "llama3") or rope.base is None:
+        raise _unfit(model, f"whose rotary embedding is of type {rope.kind}")
+    return Rope(
+        head_dim=model.head_dim,
+        base=rope.base,
+        kind=rope.kind,
+        factor=rope.scaling.get("factor", 1.0),
+        low_freq_factor=rope.scaling.get("low_freq_factor", 1.0),
+        high_freq_factor=rope.scaling.get("high_freq_factor", 4.0),
+        original_context=rope.scaling.get("original_max_position_embeddings", 8192),
+    )
+
+
+def check_tensors(checkpoint: Checkpoint, layers: LayerRange | None) -> None:
+    """Hold the tensors of ``layers``, or of all but layers where that is None, to the shapes that the model has.
+
+    Raises:
+        ModelError: a tensor is absent, or of another shape.
+    """
+    model = checkpoint.settings
+    if layers is None:
+        checkpoint.require_ends()
+        heads = ["model.embed_tokens", *([] if model.tied else ["lm_head"])]
+        for module in heads:
+            _check_matrix(checkpoint, module, model.vocab_size, model.hidden_size)
+        _check_shape(checkpoint, "model.norm.weight", (model.hidden_size,))
+        return
+    check_used(checkpoint, layers)
+    shape = shape_in(model)
+    for n in range(layers.start, layers.stop):
+        for name, (rows, columns) in shape.layer_matrices().items():
+            _check_matrix(checkpoint, f"model.layers.{n}.{name}", rows, columns)
+            if name.rpartition(".")[2] in model.biased:
+                _check_shape(checkpoint, f"model.layers.{n}.{name}.bias", (rows,))
+        for name, length in shape.layer_vectors().items():
+            _check_shape(checkpoint, f"model.layers.{n}.{name}", (length,))
+
+
+def _check_matrix(checkpoint: Checkpoint, module: str, rows: int, columns: int) -> None:
+    quantisation = checkpoint.quantisation(module)
+    stored = columns if quantisation is None else columns * quantisation.bits // 32
+    _check_shape(checkpoint, f"{module}.weight", (rows, stored))
+
+
+def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
+    place = checkpoint.tensors.get(name)
+    if place is None:
+        raise ModelError(f"{checkpoint.path} lacks {name} of the part to load", "fetch it with `edgepp models pull`")
+    if place.shape != shape:
+        raise ModelError(f"{name} of {checkpoint.path.name} has shape {place.shape}; the model needs {shape}")

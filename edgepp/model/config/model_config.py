@@ -1,0 +1,300 @@
+"""config.json, read once: what both backends, the planner and the fingerprint know of a model.
+
+Files come from anywhere, so every key that edgepp relies on is checked for its type and its range. For the families in
+``PLAIN`` the whole computation is described by typed fields; what they cannot describe is refused by name, so that no
+backend drops it in silence. Other families run on mlx-lm alone, which reads a normalised copy of the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edgepp.errors import ModelError
+from edgepp.model.bounded_files import shown
+from edgepp.model.config.mlx_only import has_head, normalised
+from edgepp.model.config.quantisation import Quantisations, read_quantisations
+from edgepp.model.config.rope import RopeConfig, read_rope
+from edgepp.model.config.section import Section
+
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+"""Families of one decoder layer: grouped attention with rotary positions, and a gated MLP."""
+
+MAX_LAYERS = 1024
+"""Most decoder layers that are believed; the deepest published models have about 130."""
+
+MAX_CONTEXT = 2**31 - 1
+DEFAULT_CONTEXT = 4096
+
+_QKV = frozenset({"q_proj", "k_proj", "v_proj"})
+_MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
+_LONGEST_FAMILY = 64
+_BASES = {"qwen2": 1_000_000.0}
+_ATTENTION = ("full_attention", "sliding_attention")
+_SILU = ("silu", "swish")
+_COUNTED = re.compile(r"(?:^|_)(?:layers?|experts|blocks)$")
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "attn_logit_softcapping": (None, 0),
+    "final_logit_softcapping": (None, 0),
+    "logit_scale": (None, 1),
+    "logits_scaling": (None, 1),
+    "embedding_multiplier": (None, 1),
+    "residual_multiplier": (None, 1),
+    "attention_multiplier": (None,),
+    "clip_qkv": (None, 0),
+    "parallel_attn": (None, False),
+    "use_parallel_residual": (None, False),
+    "use_qk_norm": (None, False),
+    "alibi": (None, False),
+    "no_rope_layers": (None, [], 0),
+    "num_local_experts": (None, 0, 1),
+    "num_experts": (None, 0, 1),
+    "quantize_activations": (None, False),
+}
+"""Keys that would change what a plain family computes, and the values that change nothing."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model's configuration. A size is 0 where the family gives it by another name."""
+
+    name: str
+    family: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    context: int
+    """Most positions of a sequence; not beyond the window where every layer attends through one."""
+    tied: bool
+    """The output head is the embedding."""
+    quantisations: Quantisations
+    dtype: str
+    """Dtype of the unquantised tensors as the file gives it; empty where it does not."""
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    ffn: int = 0
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    epsilon: float = 0.0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    interleaved: bool = False
+    """Rotation turns neighbouring pairs instead of the two halves of a head."""
+    window: int | None = None
+    """Positions that sliding layers see."""
+    layer_types: tuple[str, ...] = ()
+    """Kind of attention of each layer; empty where all see the whole context, or their window holds it."""
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What is computed, as a config.json that mlx-lm reads; equal for two spellings of one model."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the typed fields describe all that is computed."""
+        return self.family in PLAIN and self.rope.base is not None
+
+    @property
+    def biased(self) -> frozenset[str]:
+        """The linears of a plain family's layer that add a bias."""
+        if self.family == "qwen2":
+            return _QKV
+        attention = _QKV | {"o_proj"} if self.attention_bias else frozenset()
+        return attention | (_MLP if self.mlp_bias else frozenset())
+
+    @classmethod
+    def read(cls, name: str, values: Mapping[str, Any], tensors: Iterable[str] = ()) -> ModelConfig:
+        """Read the configuration ``values`` of the model called ``name``, which has the ``tensors`` by name.
+
+        Raises:
+            ModelError: a value is of the wrong type or out of range, or asks for what edgepp does not compute.
+        """
+        return _read(name, values, frozenset(tensors))
+
+
+def _read(name: str, values: Mapping[str, Any], tensors: frozenset[str]) -> ModelConfig:
+    whole = Section(f"config.json of {name}", values)
+    inner = values.get("text_config")
+    nested = isinstance(inner, dict) and "num_hidden_layers" in inner
+    text = whole.section("text_config") if nested else whole
+    family = whole.text("model_type", "unknown")
+    if len(family) > _LONGEST_FAMILY or not family.isprintable():
+        whole.refuse("model_type")
+    _refuse_code(name, whole)
+    _check_counts(whole)
+    if text is not whole:
+        _check_counts(text)
+    context = text.size("max_position_embeddings", DEFAULT_CONTEXT, MAX_CONTEXT)
+    common: dict[str, Any] = {
+        "name": name,
+        "family": family,
+        "num_layers": text.size("num_hidden_layers", most=MAX_LAYERS),
+        "hidden_size": text.size("hidden_size"),
+        "vocab_size": text.size("vocab_size"),
+        "context": context,
+        "tied": _tied(whole, text, tensors),
+        "quantisations": read_quantisations(whole, text),
+        "dtype": _dtype(text) or _dtype(whole),
+    }
+    if family in PLAIN and not nested:
+        return _plain(whole, common)
+    common |= _optional_sizes(text, common["hidden_size"])
+    return ModelConfig(**common, values=normalised(whole, text, common["quantisations"], tensors))
+
+
+def _refuse_code(name: str, whole: Section) -> None:
+    for key in ("auto_map", "model_file"):
+        if whole.get(key) is not None:
+            raise ModelError(
+                f"{name} wants to run code of its own ({key} in config.json), which edgepp never does",
+                "use a model of a family that mlx-lm knows",
+            )
+
+
+def _check_counts(section: Section) -> None:
+    """Hold what is allocated or iterated by number to what a model can have, and common keys to their types."""
+    for key, value in section.values.items():
+        if _COUNTED.search(key) and isinstance(value, int) and not -1 <= value <= 4 * MAX_LAYERS:
+            section.refuse(key)
+    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"):
+        section.number(key, 1.0)
+    if not isinstance(section.get("rope_theta"), list | dict):
+        section.number("rope_theta", 1.0)
+    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "rope_traditional"):
+        section.flag(key)
+
+
+def _dtype(section: Section) -> str:
+    return section.text("torch_dtype", section.text("dtype", "")).removeprefix("torch.")
+
+
+def _tied(whole: Section, text: Section, tensors: frozenset[str]) -> bool:
+    """As the file says; where it is silent, the head is the embedding only if there is no other."""
+    for section in (whole, text):
+        if section.get("tie_word_embeddings") is not None:
+            return section.flag("tie_word_embeddings")
+    return not has_head(tensors)
+
+
+def _optional_sizes(text: Section, hidden: int) -> dict[str, int]:
+    """Sizes that the planner wants; lists, one entry a layer, and absent ones become 0."""
+
+    def size(key: str) -> int:
+        return 0 if isinstance(text.get(key), list) or text.get(key) is None else text.size(key)
+
+    heads = size("num_attention_heads")
+    return {
+        "heads": heads,
+        "kv_heads": size("num_key_value_heads") or heads,
+        "head_dim": size("head_dim") or (hidden // heads if heads else 0),
+        "ffn": size("intermediate_size"),
+    }
+
+
+def _plain(config: Section, common: dict[str, Any]) -> ModelConfig:
+    family, hidden = common["family"], common["hidden_size"]
+    heads = config.size("num_attention_heads")
+    kv_heads = config.size("num_key_value_heads", heads)
+    head_dim = config.size("head_dim", hidden // heads or None, 1 << 16)
+    if heads % kv_heads or head_dim % 2:
+        raise ModelError(
+            f"{config.where} gives {heads} heads of size {head_dim} over {kv_heads} key-value heads",
+            "take the file from where the model was published",
+        )
+    _refuse_others(config, family)
+    kinds, window = _attention(config, family, common["num_layers"], common["context"])
+    rope = read_rope(config, head_dim, common["context"], kinds or ("full_attention",))
+    if rope.part != 1.0:
+        raise ModelError(
+            f"{config.where} rotates only a part of each head (partial_rotary_factor is {rope.part}), which models of"
+            f" family {family} cannot",
+            "take the file from where the model was published",
+        )
+    if rope.base is None:
+        rope = replace(rope, base=_BASES.get(family, 10_000.0))
+    positions = common["context"]
+    if window is not None and not kinds:
+        common["context"] = min(positions, window)
+    model = ModelConfig(
+        **common,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=config.size("intermediate_size"),
+        rope=rope,
+        epsilon=config.number("rms_norm_eps", 1e-6),
+        attention_bias=config.flag("attention_bias"),
+        mlp_bias=config.flag("mlp_bias"),
+        interleaved=config.flag("rope_traditional"),
+        window=window,
+        layer_types=kinds,
+    )
+    return replace(model, values=_described(model, positions))
+
+
+def _refuse_others(config: Section, family: str) -> None:
+    """Refuse what neither backend computes for these families."""
+    neutral = {**_NEUTRAL, "hidden_act": (None, *_SILU)}
+    if family == "qwen3":
+        neutral |= {"attention_bias": (None, False), "mlp_bias": (None, False), "rope_traditional": (None, False)}
+    if family == "qwen2":
+        neutral |= {"mlp_bias": (None, False)}
+    for key, allowed in neutral.items():
+        if config.get(key) not in allowed:
+            raise ModelError(
+                f"{config.where} asks for {key} {shown(repr(config.get(key)), 40)}, which edgepp does not compute for"
+                f" family {family}",
+                "choose another model; see `edgepp models list`",
+            )
+
+
+def _attention(config: Section, family: str, layers: int, context: int) -> tuple[tuple[str, ...], int | None]:
+    """Kinds of the layers' attention, where some slide and mlx-lm knows it, and the window of those that do."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        slides = config.flag("use_sliding_window", family == "mistral") and config.get("sliding_window") is not None
+        if family in ("qwen2", "qwen3"):
+            slides = slides and _slides_from(config) < layers
+    else:
+        if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in _ATTENTION for kind in kinds):
+            config.refuse("layer_types")
+        slides = _ATTENTION[1] in kinds
+    window = config.size("sliding_window") if slides else None
+    if window is None or window >= context:
+        return (), None
+    mixed = kinds is not None and _ATTENTION[0] in kinds and family in ("llama", "mistral")
+    return tuple(kinds) if mixed else (), window
+
+
+def _slides_from(config: Section) -> int:
+    """First layer that attends through the window."""
+    return config.size("max_window_layers") if config.get("max_window_layers") else 0
+
+
+def _described(model: ModelConfig, positions: int) -> dict[str, Any]:
+    """config.json of a plain family: every key that counts and no other, as mlx-lm reads them."""
+    values: dict[str, Any] = {
+        "model_type": model.family,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "intermediate_size": model.ffn,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "rms_norm_eps": model.epsilon,
+        "vocab_size": model.vocab_size,
+        "rope_theta": model.rope.base,
+        "rope_scaling": model.rope.to_scaling(),
+        "rope_traditional": model.interleaved,
+        "max_position_embeddings": positions,
+        "tie_word_embeddings": model.tied,
+        "attention_bias": model.attention_bias,
+        "mlp_bias": model.mlp_bias,
+    }
+    if model.layer_types:
+        values |= {"layer_types": list(model.layer_types), "sliding_window": model.window}
+    elif model.window is not None:
+        values["context"] = model.context
+    if quantisation := model.quantisations.to_config():
+        values["quantization"] = quantisation
+    return values

@@ -1,0 +1,109 @@
+"""A JSON object of settings, read with checks: each key is of its type and in its range, or is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from edgepp.errors import ModelError
+from edgepp.model.bounded_files import shown
+
+_HINT = "take the model from where it was published, or correct the file"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Settings of one model; ``where`` names them in errors. A key that is null counts as absent."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def get(self, key: str) -> Any:
+        """The value of ``key`` as it is; None where it is absent."""
+        return self.values.get(key)
+
+    def size(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+        """A whole number from 1 to ``most``.
+
+        Raises:
+            ModelError: it is none, or is absent and has no default.
+        """
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if type(value) is not int or not 0 < value <= most:
+            self.refuse(key)
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive, finite number.
+
+        Raises:
+            ModelError: it is none, or is absent and has no default.
+        """
+        value = self.get(key)
+        if value is None and default is not None:
+            return default
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            self.refuse(key)
+        return float(value)
+
+    def numbers(self, key: str, length: int) -> list[float]:
+        """A list of ``length`` positive, finite numbers.
+
+        Raises:
+            ModelError: it is none.
+        """
+        value = self.get(key)
+        if not isinstance(value, list) or len(value) != length:
+            self.refuse(key)
+        return [Section(self.where, {key: item}).number(key) for item in value]
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false.
+
+        Raises:
+            ModelError: it is neither.
+        """
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.refuse(key)
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """A string.
+
+        Raises:
+            ModelError: it is none.
+        """
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            self.refuse(key)
+        return value
+
+    def section(self, key: str) -> Section:
+        """A JSON object; empty where it is absent.
+
+        Raises:
+            ModelError: it is no object.
+        """
+        value = self.get(key)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            self.refuse(key)
+        return Section(f"{key} in {self.where}", value)
+
+    def refuse(self, key: str) -> NoReturn:
+        """Refuse the value of ``key``.
+
+        Raises:
+            ModelError: always.
+        """
+        given = "it is absent" if self.get(key) is None else f"it is {shown(repr(self.get(key)), 40)}"
+        raise ModelError(f"{self.where} has no usable {key}: {given}", _HINT)

@@ -1,0 +1,204 @@
+"""From the hub to this disk: the small files, then the byte ranges of the tensors that are wanted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from pathlib import Path
+
+from edgepp.errors import ModelError
+from edgepp.model.bounded_files import most_bytes
+from edgepp.model.cache import Progress, cannot_write, check_space, locked
+from edgepp.model.catalogue.cards import Card
+from edgepp.model.catalogue.source import HubRepository
+from edgepp.model.hub.client import Hub
+from edgepp.model.hub.http import HubUnreachable
+from edgepp.model.hub.snapshot import Snapshot, on_disk, recorded, root
+from edgepp.model.weights.byte_ranges import Range, cut, total
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.model.weights.model_parts import Parts, summary, weight_files
+from edgepp.model.weights.partial_file import PartialFile
+from edgepp.model.weights.safetensors_header import header_bytes
+from edgepp.safe_files import write_atomically
+
+_CONNECTIONS = 4
+_PIECE_BYTES = 32 << 20
+_SAVE_BYTES = 256 << 20
+_HEAD_BYTES = 256 << 10  # more than the header of most files, and little beside their weights
+
+_SPARE_BYTES = 64 << 20
+_SMALL_FILES_BYTES = 512 << 20
+
+Piece = tuple[PartialFile, Range]
+
+
+def download(source: HubRepository, parts: Parts, on_progress: Progress | None, newest: bool) -> Path:
+    """Fetch what this disk lacks of ``parts`` and return the model's folder.
+
+    Raises:
+        ModelError: the repository does not hold them or may not be read, or the disk is full.
+        HubUnreachable: the hub does not answer; what has come so far is kept.
+    """
+    hub = Hub(source.name)
+    with locked(root(source) / "lock", on_progress):
+        if not newest and (found := on_disk(source, parts)):
+            return found  # another process fetched it while this one waited
+        known = recorded(source)
+        try:
+            listing = hub.listing(known.commit if known and not newest else source.revision)
+        except HubUnreachable as error:
+            if found := on_disk(source, parts):
+                return found
+            lacking = (
+                f"only in part on this disk, without {summary(known.absent(parts))}" if known else "not on this disk"
+            )
+            raise HubUnreachable(f"{source.name} is {lacking}, and {error}", error.hint) from error
+        snapshot = Snapshot(source, listing.commit)
+        try:
+            snapshot.record(listing.files)
+            _fill(hub, snapshot, parts, _Counter(on_progress))
+        except OSError as error:
+            raise cannot_write(snapshot.folder, error) from error
+        return snapshot.folder
+
+
+class _Counter:
+    """Bytes done of bytes to do, told to the caller; one thread at a time gets through."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self._tell = on_progress
+        self._lock = threading.Lock()
+        self._done = self._total = 0
+
+    def expect(self, count: int) -> None:
+        self._total += count
+
+    def add(self, count: int, what: str) -> None:
+        with self._lock:
+            self._done += count
+            if self._tell is not None:
+                self._tell(min(self._done, self._total), self._total, what)
+
+
+def _fill(hub: Hub, snapshot: Snapshot, parts: Parts, counter: _Counter) -> None:
+    folder, listed = snapshot.folder, snapshot.listed()
+    small = sorted(name for name in listed if parts.wants_file(name) and not (folder / name).is_file())
+    counter.expect(_checked_total(snapshot, sum(listed[name] for name in small)))
+    fetched = 0
+    for name in small:
+        data = hub.read(snapshot.commit, name, most_bytes(name), listed[name])
+        fetched = _checked_total(snapshot, fetched + len(data))
+        write_atomically(folder / name, data)
+        counter.add(len(data), name)
+    _check_config(folder, parts, snapshot.source.card)
+    files = weight_files(folder, listed, parts)
+    if not files:
+        raise ModelError(
+            f"{snapshot.source.name} has no weights in mlx-lm format (model*.safetensors)",
+            "look for the model under mlx-community, or convert it with `mlx_lm.convert`",
+        )
+    if unlisted := sorted(files.keys() - listed.keys()):
+        raise ModelError(f"the index of {snapshot.source.name} names {unlisted[0]}, which is not there")
+    plan = [piece for name in files for piece in _plan(hub, snapshot, name, listed[name], parts)]
+    size = sum(total(ranges) for _, ranges, _ in plan)
+    check_space(folder, size + _SPARE_BYTES)
+    counter.expect(size)
+    pieces = [
+        (file, piece) for file, ranges, ranged in plan for piece in (cut(ranges, _PIECE_BYTES) if ranged else ranges)
+    ]
+    _fetch_pieces(hub, snapshot.commit, pieces, counter)
+    if absent := snapshot.absent(parts):
+        raise ModelError(f"{snapshot.source.name} does not hold {summary(absent)}")
+
+
+def _checked_total(snapshot: Snapshot, count: int) -> int:
+    """The bytes of the files that hold no weights, which a repository may not pile up."""
+    if count > _SMALL_FILES_BYTES:
+        raise ModelError(
+            f"{snapshot.source.name} has over {_SMALL_FILES_BYTES >> 20} MiB beside its weights, which no model needs",
+            "take the model from another repository",
+        )
+    return count
+
+
+def _check_config(folder: Path, parts: Parts, card: Card | None) -> None:
+    """Refuse before gigabytes are fetched: a model that runs code of its own, has no such layers or is another one."""
+    settings = Checkpoint.open(folder).settings
+    count = settings.num_layers
+    if parts.layers is not None and parts.layers.stop > count:
+        raise ModelError(f"layers {parts.layers} lie outside {folder.name}, which has layers 0-{count - 1}")
+    if card is None:
+        return
+    for key, found, expected in (
+        ("num_hidden_layers", count, card.layers),
+        ("hidden_size", settings.hidden_size, card.hidden),
+        ("vocab_size", settings.vocab_size, card.vocabulary),
+    ):
+        if found != expected:
+            raise ModelError(
+                f"config.json of {card.repository} gives {found} as {key}, and the card of {card.name} {expected}",
+                "check HF_ENDPOINT: another model was sent",
+            )
+
+
+def _plan(
+    hub: Hub, snapshot: Snapshot, name: str, listed: int, parts: Parts
+) -> list[tuple[PartialFile, list[Range], bool]]:
+    """What to fetch of one file, and whether the hub sends ranges; else it sends the whole file."""
+    path = snapshot.folder / name
+    file = PartialFile.open(path)
+    if file is None:
+        head, size, ranged = _head(hub, snapshot.commit, name, listed)
+        file = PartialFile.create(path, size, head)
+    elif file.absent(parts.wants):
+        with closing(hub.stream(snapshot.commit, name, 0, 8)) as chunks:
+            ranged = next(chunks).ranged
+    if not file.absent(parts.wants):
+        return []
+    return [(file, file.missing(parts.wants) if ranged else [(0, file.size)], ranged)]
+
+
+def _head(hub: Hub, commit: str, name: str, listed: int) -> tuple[bytes, int, bool]:
+    """The first bytes of a safetensors file with all of its header, the file's size, and whether ranges are sent."""
+    head = bytearray()
+    size, ranged = 0, False
+    stop = _HEAD_BYTES
+    while len(head) < stop:
+        with closing(hub.stream(commit, name, len(head), stop)) as chunks:
+            for chunk in chunks:
+                hub.check_size(name, chunk.size, listed)
+                head[chunk.offset :] = chunk.data
+                size, ranged = chunk.size, chunk.ranged
+                if len(head) >= stop:
+                    break
+        stop = 8 + header_bytes(head, Path(name), size)
+    return bytes(head), size, ranged
+
+
+def _fetch_pieces(hub: Hub, commit: str, plan: Sequence[Piece], counter: _Counter) -> None:
+    """Fetch the pieces over several connections; whatever happens, what has come is recorded."""
+
+    def fetch_piece(file: PartialFile, piece: Range) -> int:
+        with closing(hub.stream(commit, file.path.name, *piece)) as chunks:
+            for chunk in chunks:
+                hub.check_size(file.path.name, chunk.size, file.size)
+                file.write(chunk.offset, chunk.data)
+                counter.add(len(chunk.data), file.path.name)
+        return piece[1] - piece[0]
+
+    unsaved = 0
+    pool = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch")
+    try:
+        futures = {pool.submit(fetch_piece, file, piece): file for file, piece in plan}
+        for future in as_completed(futures):
+            unsaved += future.result()
+            if unsaved >= _SAVE_BYTES:
+                futures[future].save()
+                unsaved = 0
+    finally:
+        hub.close()
+        pool.shutdown(cancel_futures=True)
+        for file in {file.path: file for file, _ in plan}.values():
+            file.save()

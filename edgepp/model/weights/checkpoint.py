@@ -1,0 +1,242 @@
+"""A folder in mlx-lm format: its configuration, and every tensor's place in its safetensors files.
+
+Nothing here reads weights until ``array`` is called, and that maps the file instead of copying it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepp.errors import ModelError
+from edgepp.layers import LayerRange
+from edgepp.model.bounded_files import open_regular, read_object
+from edgepp.model.config.mlx_only import canonical, has_head
+from edgepp.model.config.model_config import ModelConfig
+from edgepp.model.config.quantisation import Quantisation
+from edgepp.model.weights.safetensors_header import DTYPES, PARTIAL_SUFFIX, TensorPlace, parse_header, read_header
+from edgepp.model.weights.weight_files import INDEX, SINGLE, absent_of_set, files_here, read_tensors
+
+__all__ = [
+    "DTYPES", "PARTIAL_SUFFIX", "Array", "Checkpoint", "Quantisation", "TensorPlace", "layer_of", "parse_header",
+    "read_header",
+]  # fmt: skip
+
+Array = npt.NDArray[Any]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model folder; ``tensors`` holds only what is on this disk, which may be a part of the model."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """config.json as it is written; ``settings`` says what it means."""
+    tensors: Mapping[str, TensorPlace] = field(repr=False)
+    known: frozenset[str] = field(default=frozenset(), repr=False)
+    """Names of all tensors that the index or the files' headers list, whether they are on this disk or not."""
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Read the configuration and the safetensors headers of ``path``.
+
+        Raises:
+            ModelError: the folder is not a model, is damaged, asks for what edgepp does not compute, or wants to run
+                code of its own.
+        """
+        config = read_config(path)
+        checkpoint = cls(path, config, *read_tensors(path))
+        checkpoint._check_layers()
+        return checkpoint
+
+    def _check_layers(self) -> None:
+        """Hold the number of layers to the weights, where all of these are known."""
+        if not any((self.path / name).is_file() for name in (INDEX, SINGLE)):
+            self.settings  # noqa: B018 - reading is the check
+            return
+        numbers = [n for name in self.known if (n := layer_of(name)) is not None]
+        if numbers and self.num_layers > max(numbers) + 1:
+            raise ModelError(
+                f"config.json of {self.path.name} gives {self.num_layers} layers (num_hidden_layers), and there are"
+                f" weights of {max(numbers) + 1}",
+                "take the file from where the model was published",
+            )
+
+    @cached_property
+    def settings(self) -> ModelConfig:
+        """What the configuration means.
+
+        Raises:
+            ModelError: it has an unusable value, or asks for what edgepp does not compute.
+        """
+        return ModelConfig.read(self.path.name, self.config, self.known)
+
+    @property
+    def family(self) -> str:
+        """mlx-lm's name of the architecture, such as ``llama``."""
+        return self.settings.family
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.settings.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of a hidden state."""
+        return self.settings.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids V."""
+        return self.settings.vocab_size
+
+    @property
+    def context(self) -> int:
+        """The most positions a sequence may have."""
+        return self.settings.context
+
+    def layer_names(self, layers: LayerRange) -> list[str]:
+        """Names of the tensors on this disk that belong to decoder layers ``layers``."""
+        return [name for name in self.tensors if (n := layer_of(name)) is not None and n in layers]
+
+    def layer_bytes(self, layers: LayerRange) -> int:
+        """Stored bytes of decoder layers ``layers``."""
+        return sum(self.tensors[name].nbytes for name in self.layer_names(layers))
+
+    def require(self, layers: LayerRange) -> None:
+        """Check that the range lies in the model and each of its layers is complete on this disk.
+
+        A layer counts as complete when it has the tensors that the fullest layer at hand has; the backends check
+        names again against the architecture.
+
+        Raises:
+            ModelError: which layers are absent.
+        """
+        if layers.stop > self.num_layers:
+            raise ModelError(f"layers {layers} lie outside {self.path.name}, which has layers 0-{self.num_layers - 1}")
+        found = {n for name in self.tensors if (n := layer_of(name)) is not None}
+        absent = [n for n in range(layers.start, layers.stop) if n not in found]
+        if absent:
+            raise ModelError(
+                f"{self.path} lacks the tensors of layer {', '.join(map(str, absent[:5]))}",
+                "fetch them with `edgepp models pull`",
+            )
+
+    def require_ends(self) -> None:
+        """Check that every tensor outside the layers is on this disk.
+
+        A head that is absent must not be taken for one that is tied to the embedding.
+
+        Raises:
+            ModelError: which tensors or files are absent.
+        """
+        outside = {name for name in self.known if layer_of(name) is None}
+        absent = sorted(n for n in outside - self.tensors.keys() if not (self.settings.tied and has_head([n])))
+        if not absent and not (self.path / INDEX).is_file() and self.config.get("tie_word_embeddings") is None:
+            absent = absent_of_set(files_here(self.path))
+        if absent:
+            raise ModelError(
+                f"{self.path} lacks {len(absent)} tensors outside the layers, among them {absent[0]}",
+                "fetch them with `edgepp models pull`",
+            )
+        if not self.settings.tied and not has_head(self.known) and self.settings.plain:
+            raise ModelError(
+                f"config.json of {self.path.name} gives an output head of its own (tie_word_embeddings is false), and"
+                " there is no lm_head.weight",
+                "take the model from where it was published",
+            )
+
+    def quantisation(self, module: str) -> Quantisation | None:
+        """The affine quantisation of the linear or embedding ``module``; None where it is not quantised.
+
+        Raises:
+            ModelError: it is quantised in another mode, or the configuration does not say how.
+        """
+        if f"{module}.scales" not in self.tensors:
+            return None
+        found = self.settings.quantisations.of(module)
+        if found is None:
+            raise ModelError(f"config.json of {self.path.name} does not say how {module} is quantised")
+        if found.mode != "affine":
+            raise ModelError(f"{module} is quantised in mode '{found.mode}'; this backend reads only affine weights")
+        return found
+
+    def array(self, name: str) -> Array:
+        """The tensor as a read-only view of the mapped file: no bytes are read until they are used.
+
+        Raises:
+            ModelError: this disk does not hold it.
+        """
+        place = self.tensors.get(name)
+        if place is None:
+            raise ModelError(f"{self.path.name} has no tensor {name} on this disk")
+        mapped = self._mapped(place.file)
+        raw = mapped[place.start : place.start + place.nbytes]
+        return raw.view(DTYPES[place.dtype]).reshape(place.shape)
+
+    def _mapped(self, file: Path) -> Array:
+        if file not in self._maps:
+            try:
+                with open_regular(file) as stream:
+                    self._maps[file] = np.memmap(stream, np.uint8, "r")
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{file} cannot be read: {error}", "pull the model again") from error
+        return self._maps[file]
+
+    @cached_property
+    def _maps(self) -> dict[Path, Array]:
+        return {}
+
+    @property
+    def commit(self) -> str:
+        """The hub commit that this folder is a snapshot of, read off its path; empty where there is none."""
+        return next((part for part in self.path.parts if _COMMIT.fullmatch(part)), "")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that two copies of one model share, also where each holds other layers.
+
+        Made of what is computed, however the configuration spells it, and of the names of the tensors that take part.
+        It does not tell apart two trainings of one architecture; ``commit`` does.
+        """
+        settings = self.settings
+        idle = [name for name in self.known if name.endswith(".rotary_emb.inv_freq")]
+        idle += [name for name in self.known if settings.tied and has_head([name])]
+        values = {**canonical(settings.values), "dtype": settings.dtype}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        digest.update("\n".join(sorted(self.known.difference(idle))).encode())
+        return digest.hexdigest()[:16]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object of config.json in the folder ``path``.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    try:
+        return read_object(path / "config.json")
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path} is not a model in mlx-lm format: it has no config.json",
+            "see `edgepp models list` for names that work",
+        ) from error
+
+
+def layer_of(tensor: str) -> int | None:
+    """The decoder layer that a tensor name belongs to; None for embedding, norm and head."""
+    match = _LAYER.search(tensor)
+    return int(match[1]) if match else None

@@ -1,0 +1,96 @@
+"""Which parts of a model a process needs, and which of them a folder lacks."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepp.layers import LayerRange
+from edgepp.model.weights.checkpoint import layer_of
+from edgepp.model.weights.partial_file import PartialFile
+from edgepp.model.weights.weight_files import INDEX, read_index, unindexed
+
+_SETTINGS = ("config.json", "generation_config.json", INDEX)
+_ENDS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A node needs its ``layers``; a coordinator the ``ends``: embedding, final norm, head and tokenizer."""
+
+    layers: LayerRange | None = None
+    ends: bool = False
+    everything: bool = False
+
+    def wants(self, tensor: str) -> bool:
+        """Whether the tensor called ``tensor`` is among the parts."""
+        layer = layer_of(tensor)
+        if self.everything:
+            return True
+        return self.ends if layer is None else self.layers is not None and layer in self.layers
+
+    def wants_file(self, name: str) -> bool:
+        """Whether the file called ``name``, which holds no weights, is among the parts."""
+        patterns = _ENDS if self.ends or self.everything else _SETTINGS
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+WHOLE = Parts(everything=True)
+
+
+def weight_files(folder: Path, listed: Iterable[str], parts: Parts) -> dict[str, list[str]]:
+    """The safetensors files that hold wanted tensors, and the wanted tensors that the index puts in each.
+
+    Without an index the headers of ``model.safetensors``, or of the numbered set that is listed, tell.
+
+    Raises:
+        ModelError: the index is damaged, or two sets of files are listed.
+    """
+    weight_map = read_index(folder)
+    if weight_map is None:
+        return {name: [] for name in unindexed(listed, folder)}
+    files: dict[str, list[str]] = {}
+    for tensor, name in weight_map.items():
+        if parts.wants(tensor):
+            files.setdefault(name, []).append(tensor)
+    return files
+
+
+def missing(folder: Path, listed: Collection[str], parts: Parts) -> list[str]:
+    """Names of the files and tensors among ``parts`` that ``folder`` lacks; ``listed`` are the model's files."""
+    needed = {"config.json", *(name for name in listed if parts.wants_file(name))}
+    absent = sorted(name for name in needed if not (folder / name).is_file())
+    if absent:
+        return absent
+    files = weight_files(folder, listed, parts)
+    if not files and not (folder / INDEX).is_file():
+        return ["model.safetensors"]
+    for name, tensors in files.items():
+        file = PartialFile.open(folder / name)
+        if file is None:
+            absent += tensors or [name]
+        else:
+            known = {place.name for place in file.places}
+            absent += [*file.absent(parts.wants), *(tensor for tensor in tensors if tensor not in known)]
+    return absent
+
+
+def summary(names: Iterable[str]) -> str:
+    """The names of missing files and tensors in a few words: ``layers 4-7, embedding or head``."""
+    layers: set[int] = set()
+    words: list[str] = []
+    for name in names:
+        layer = layer_of(name)
+        if layer is not None:
+            layers.add(layer)
+        elif name.endswith((".weight", ".scales", ".biases", ".bias")):
+            words.append("embedding or head")
+        else:
+            words.append(name)
+    if layers:
+        span = LayerRange(min(layers), max(layers) + 1)
+        words.insert(0, f"layers {span}" if len(span) == len(layers) else f"{len(layers)} layers of {span}")
+    distinct = list(dict.fromkeys(words))
+    return ", ".join(distinct[:4]) + (f" and {len(distinct) - 4} more" if len(distinct) > 4 else "")

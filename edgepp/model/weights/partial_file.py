@@ -1,0 +1,121 @@
+"""A safetensors file that is here in part: sparse, of full size, with a record of what it really holds.
+
+Beside ``model.safetensors`` lies ``model.safetensors.partial.json`` for as long as bytes are missing. The record
+is there before the file is, and names a range only after its bytes are on the disk, so that neither a crash nor
+a reader at any moment takes a hole for a tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from edgepp.errors import ModelError
+from edgepp.model.bounded_files import INDEX_BYTES, read_object
+from edgepp.model.weights.byte_ranges import Range, covers, minus, union
+from edgepp.model.weights.safetensors_header import PARTIAL_SUFFIX, TensorPlace, header_bytes, parse_header, read_header
+from edgepp.safe_files import write_atomically
+
+_BRIDGE_BYTES = 1 << 20  # a request costs about as much as this many bytes
+
+
+class PartialFile:
+    """One safetensors file on its way to this disk; ``write`` may be called from several threads."""
+
+    def __init__(self, path: Path, size: int, places: Iterable[TensorPlace], held: Iterable[Range]) -> None:
+        self.path = path
+        self.size = size
+        self.places = tuple(places)
+        self._held = union(held)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path) -> PartialFile | None:
+        """The file as an earlier fetch left it; None where there is none.
+
+        Raises:
+            ModelError: the file or its record is damaged.
+        """
+        if not path.is_file():
+            return None
+        size = path.stat().st_size
+        places = read_header(path, whole=True)
+        record = _record(path)
+        if not record.is_file():
+            return cls(path, size, places, [(0, size)])
+        held = read_object(record, INDEX_BYTES).get("ranges")
+        if not isinstance(held, list) or not all(_is_range(each) for each in held):
+            raise ModelError(f"{record} is damaged: it does not list ranges", f"delete {path.name} and its record")
+        return cls(path, size, places, [(max(a, 0), min(b, size)) for a, b in held])
+
+    @classmethod
+    def create(cls, path: Path, size: int, head: bytes) -> PartialFile:
+        """Begin a file of ``size`` bytes, of which ``head`` holds the first, and with them the whole header.
+
+        Raises:
+            ModelError: the header is malformed or points outside the file.
+        """
+        places = parse_header(head[8 : 8 + header_bytes(head, path, size)], path, size)
+        file = cls(path, size, places, [(0, len(head))])
+        temporary = path.with_name(f".{path.name}.new")
+        with temporary.open("wb") as stream:
+            stream.write(head)
+            stream.truncate(size)
+            os.fsync(stream.fileno())
+        file._write_record()
+        temporary.replace(path)
+        file.save()
+        return file
+
+    def missing(self, wanted: Callable[[str], bool]) -> list[Range]:
+        """The ranges to fetch so that every tensor whose name is ``wanted`` is here; neighbours become one."""
+        ranges = [(p.start, p.start + p.nbytes) for p in self.places if wanted(p.name)]
+        return minus(union(ranges, _BRIDGE_BYTES), self._held) if self.absent(wanted) else []
+
+    def absent(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Names of the ``wanted`` tensors that are not here."""
+        with self._lock:
+            held = list(self._held)
+        return [p.name for p in self.places if wanted(p.name) and not _holds(held, p)]
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put ``data`` at ``offset``; it counts as held once ``save`` has run."""
+        if offset + len(data) > self.size:
+            raise ModelError(f"the hub sent more bytes of {self.path.name} than it has", "try again")
+        if not data:
+            return
+        with self.path.open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(data)
+        with self._lock:
+            self._held = union([*self._held, (offset, offset + len(data))])
+
+    def save(self) -> None:
+        """Make what was written count: flush it to the disk, then name it in the record, or drop the record."""
+        with self._lock:
+            with self.path.open("r+b") as stream:
+                os.fsync(stream.fileno())
+            if all(_holds(self._held, place) for place in self.places):
+                _record(self.path).unlink(missing_ok=True)
+            elif _record(self.path).is_file():
+                self._write_record()
+
+    def _write_record(self) -> None:
+        tensors = [place.name for place in self.places if _holds(self._held, place)]
+        record = {"tensors": tensors, "ranges": self._held}
+        write_atomically(_record(self.path), json.dumps(record).encode())
+
+
+def _holds(held: Iterable[Range], place: TensorPlace) -> bool:
+    return covers(held, (place.start, place.start + place.nbytes))
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(position) is int for position in value)
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL_SUFFIX)

@@ -1,0 +1,81 @@
+"""A simulated request and a simulated failure while they last."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.request import GenerateOptions, SamplingOptions, Timing
+from edgepp.engine.sampling import Sampler
+from edgepp.simulator.result import Fate, Outcome, Recovery, Spread
+from edgepp.simulator.workload import Arrival, Failure
+
+_SAMPLER = Sampler(SamplingOptions())  # nothing is drawn
+
+
+@dataclass
+class Job:
+    """A request as the simulation knows it."""
+
+    arrival: Arrival
+    request: EngineRequest
+    text: int
+    """The token id that its text has wherever its owner's prompts do not share one: another for another text."""
+    replica: int = -1
+    fate: Fate = "refused"
+    begun_s: float | None = None
+    stalled: Loss | None = None
+    """The failure that it goes on from, until its next token."""
+
+    @classmethod
+    def of(cls, number: int, arrival: Arrival) -> Job:
+        """The ``number``-th request, from 0."""
+        text = 2 * arrival.conversation if arrival.conversation else 2 * number + 1
+        request = EngineRequest(
+            id=number + 1,
+            owner=arrival.owner,
+            ids=[0] * arrival.shared + [text] * (arrival.prompt - arrival.shared),
+            prompt=arrival.prompt,
+            options=GenerateOptions(max_tokens=arrival.answer),
+            eos=frozenset(),
+            timing=Timing(arrival.at_s),
+            sampler=_SAMPLER,
+        )
+        return cls(arrival, request, text)
+
+    def outcome(self) -> Outcome:
+        """What became of it."""
+        at_s, timing = self.arrival.at_s, self.request.timing
+        begun_s = 0.0 if self.begun_s is None else self.begun_s - at_s
+        first_s = timing.first_token_s - at_s if timing.tokens else 0.0
+        last_s = timing.last_token_s - at_s if timing.tokens else 0.0
+        return Outcome(self.replica, self.fate, timing.tokens, timing.reused, begun_s, first_s, last_s)
+
+
+@dataclass
+class Loss:
+    """A failure and what it has cost so far."""
+
+    failure: Failure
+    returns_s: float
+    """When the last of the machines that failed is back."""
+    up_s: float = math.inf
+    failed: int = 0
+    begun_again: int = 0
+    lost_positions: int = 0
+    stalls_s: list[float] = field(default_factory=list)
+
+    def recovery(self) -> Recovery:
+        """For the report."""
+        failure = self.failure
+        return Recovery(
+            failure.replica,
+            failure.stage,
+            failure.at_s,
+            self.up_s - failure.at_s,
+            self.failed,
+            self.begun_again,
+            self.lost_positions,
+            Spread.of(self.stalls_s),
+        )

@@ -1,0 +1,314 @@
+"""One simulated pipeline: the engine's own scheduler, ledger and tempo, with model costs in place of all else.
+
+It goes through the same loop as ``engine.Engine``: take what came round, admit and preempt, send one step. Its ring is
+a line of servers that each take one step after the other, so when a step comes back is known as it is sent.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import deque
+from collections.abc import Iterator
+
+from edgepp.engine.chunk_sizer import ChunkSizer
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.ledger import Ledger
+from edgepp.engine.ring import StageInfo
+from edgepp.engine.scheduler import Chunk, Scheduler, Step
+from edgepp.errors import EdgeppError
+from edgepp.layers import LayerRange
+from edgepp.simulator.costs import HEADER_BYTES, Replica
+from edgepp.simulator.job import Job, Loss
+from edgepp.simulator.result import Fate, ReplicaUse
+from edgepp.simulator.workload import AfterLoss, Failure
+
+
+class SimPipeline:
+    """A pipeline and its coordinator. Who drives it tells it of arrivals and failures in the order of time."""
+
+    def __init__(self, index: int, replica: Replica, gaps_s: array[float]) -> None:
+        """``gaps_s`` takes the seconds between tokens."""
+        self.index = index
+        self.next_s = math.inf
+        """When it does something again by itself."""
+        self.outstanding = 0
+        """Requests that it has and has not ended."""
+        self.up_s = 0.0
+        """When it can begin requests: past, unless it is known to be down."""
+        self._replica = replica
+        self._gaps_s = gaps_s
+        self._costs = list(dict.fromkeys(replica.stages))
+        self._cost_of = [self._costs.index(cost) for cost in replica.stages]
+        self._latency_s = [link.latency_s for link in replica.links]
+        self._byte_s = [1 / link.bytes_s for link in replica.links]
+        self._jobs: dict[int, Job] = {}
+        self._inbox: deque[Job] = deque()
+        self._worked_s = [0.0] * len(self._costs)
+        self._coordinator_s = self._active_s = 0.0
+        self._steps = self._rows = self._batches = self._preempted = 0
+        self._loss: Loss | None = None
+        self._open(0.0)
+
+    def _open(self, now_s: float) -> None:
+        """Begin with empty caches and an empty ring."""
+        replica = self._replica
+        tempo_stages = [
+            StageInfo(
+                index=i,
+                layers=LayerRange(i, i + 1),
+                node=f"node-{i}",
+                address="",
+                pid=0,
+                backend="model",
+                device="",
+                chunk=replica.chunk,
+                context=replica.context,
+                prefill_s=cost.prefill_s(replica.chunk, 0) / replica.chunk,
+                decode_s=cost.decode_s(1, 0),
+            )
+            for i, cost in enumerate(replica.stages)
+        ]
+        self._sizer = ChunkSizer(tempo_stages)
+        self._scheduler = Scheduler(len(replica.stages), self._sizer)
+        self._ledger = Ledger(replica.budget, replica.context, self._scheduler.sent, shares=True)
+        self._ring: deque[tuple[float, Step, float]] = deque()
+        self._stage_free_s = [now_s] * len(replica.stages)
+        self._link_free_s = [now_s] * len(replica.links)
+        self._free_s = self._active_since_s = now_s
+        self._polled = self._active = False
+        self._changed, self._awaited = True, False
+        self._room = 0
+
+    def submit(self, job: Job, now_s: float) -> None:
+        """Take a request."""
+        job.replica = self.index
+        self.outstanding += 1
+        self._jobs[job.request.id] = job
+        self._inbox.append(job)
+        if now_s >= self.up_s:
+            self.next_s = min(self.next_s, max(now_s, self._free_s))
+
+    def advance(self, until_s: float) -> None:
+        """Go on until its next turn begins at ``until_s`` or later."""
+        while self.next_s < until_s:
+            if not self._polled:
+                self._poll()
+                if self.next_s >= until_s:
+                    return
+            self._send_next()
+
+    def fail(self, failure: Failure) -> bool:
+        """A stage dies: what is in the ring is lost, and so is what is sent until somebody notices.
+
+        Whether that is still to come: False where another failure is being noticed.
+        """
+        if self._loss is not None:
+            self._loss.returns_s = max(self._loss.returns_s, failure.returns_s)
+            return False
+        self._loss = Loss(failure, failure.returns_s)
+        self._ring.clear()
+        self.next_s = min(self.next_s, max(failure.at_s, self._free_s))
+        return True
+
+    def prolong(self, up_s: float) -> None:
+        """A stage dies while the pipeline is known to be down."""
+        self.up_s = max(self.up_s, up_s)
+
+    def lose(self, now_s: float, after: AfterLoss) -> Loss | None:
+        """Notice that a stage is gone: every request fails, or is to begin again when the stages are back."""
+        loss, self._loss = self._loss, None
+        if loss is None:
+            return None
+        self.up_s = loss.up_s = max(now_s, loss.returns_s) + after.reload_s
+        self.next_s = math.inf
+        self._rest(now_s)
+        live = set(self._ledger.live.values())
+        jobs = sorted(self._jobs.values(), key=lambda job: job.request.id)
+        self._inbox.clear()
+        for job in jobs:
+            if job.request in live:
+                loss.lost_positions += self._scheduler.sent(job.request.sequence)
+            if not after.recover or math.isinf(self.up_s):
+                loss.failed += 1
+                self._finish(job, "failed")
+                continue
+            if job.request in live:
+                loss.begun_again += 1
+                job.stalled = job.stalled or loss
+            job.request.sequence, job.request.source, job.request.decoding = 0, 0, False
+            self._inbox.append(job)
+        return loss
+
+    def restart(self, now_s: float) -> bool:
+        """All stages are loaded again, unless another has failed meanwhile; whether it goes on."""
+        if now_s < self.up_s:
+            return False
+        self._open(now_s)
+        self.next_s = now_s if self._inbox else math.inf
+        return True
+
+    def use(self) -> ReplicaUse:
+        """How busy it was."""
+        active_s = self._active_s or 1.0
+        return ReplicaUse(
+            self._active_s,
+            tuple(self._worked_s[which] / active_s for which in self._cost_of),
+            self._coordinator_s / active_s,
+            self._steps,
+            self._rows,
+            self._batches,
+            self._preempted,
+        )
+
+    def _poll(self) -> None:
+        """Take the steps that came round."""
+        now_s = began_s = self.next_s
+        ring = self._ring
+        while ring and ring[0][0] <= began_s:
+            _, step, slowest_s = ring.popleft()
+            now_s = self._returned(step, slowest_s, now_s)
+        self._coordinator_s += now_s - began_s
+        self.next_s = now_s
+        self._polled = True
+
+    def _send_next(self) -> None:
+        """Send the step that the scheduler names; without one, wait for the ring."""
+        self._polled = False
+        now_s = self.next_s
+        if self._inbox or self._changed or self._room < 0:
+            self._balance(now_s)
+        step = self._scheduler.next_step()
+        if step is None:
+            self._free_s = now_s
+            self.next_s = max(now_s, self._ring[0][0]) if self._ring else math.inf
+            return
+        costs = self._costs
+        if isinstance(step, Chunk):
+            rows, wanted = step.stop - step.start, int(step.last)
+            took = [cost.prefill_s(rows, step.start) for cost in costs]
+            self._changed |= self._awaited
+        else:
+            rows = wanted = len(step.requests)
+            positions = sum(step.positions)
+            took = [cost.decode_s(rows, positions) for cost in costs]
+            self._rows += rows
+            self._batches += 1
+        coordinator = self._replica.coordinator
+        work_s = coordinator.send_s + coordinator.row_s * rows
+        self._coordinator_s += work_s
+        self._steps += 1
+        self.next_s = self._free_s = now_s + work_s
+        if self._loss is None:
+            self._ring.append((self._back_s(took, rows, wanted), step, max(took)))
+
+    def _back_s(self, took: list[float], rows: int, wanted: int) -> float:
+        """When a step that leaves now comes back, with ``wanted`` of its ``rows``."""
+        at_s = self.next_s
+        latency_s, byte_s = self._latency_s, self._byte_s
+        link_free_s, stage_free_s = self._link_free_s, self._stage_free_s
+        size = HEADER_BYTES + rows * self._replica.row_bytes
+        for i, which in enumerate(self._cost_of):
+            if link_free_s[i] > at_s:
+                at_s = link_free_s[i]
+            link_free_s[i] = at_s = at_s + size * byte_s[i]
+            at_s += latency_s[i]
+            if stage_free_s[i] > at_s:
+                at_s = stage_free_s[i]
+            stage_free_s[i] = at_s = at_s + took[which]
+        for which, seconds in enumerate(took):
+            self._worked_s[which] += seconds
+        at_s = max(at_s, link_free_s[-1]) + (HEADER_BYTES + wanted * self._replica.row_bytes) * byte_s[-1]
+        link_free_s[-1] = at_s
+        return at_s + latency_s[-1]
+
+    def _returned(self, step: Step, slowest_s: float, now_s: float) -> float:
+        """Sample for every sequence whose step brought its next token; when that is done."""
+        coordinator = self._replica.coordinator
+        now_s += coordinator.receive_s
+        sequences = (step.request,) if isinstance(step, Chunk) else step.requests
+        if sequences[0] in self._ledger.live:
+            if isinstance(step, Chunk):
+                self._sizer.prefilled(step.stop - step.start, (slowest_s,))
+            else:
+                self._sizer.decoded((slowest_s,))
+        wanted = []
+        for sequence in sequences:
+            request = self._ledger.live.get(sequence)
+            if request is None:
+                self._ledger.returned(sequence)
+                continue
+            request.source = 0
+            if self._scheduler.returned(sequence):
+                wanted.append(request)
+        self._changed |= self._awaited
+        if wanted:
+            now_s += coordinator.head_s(len(sequences))
+            for request in wanted:
+                self._token(request, now_s)
+        return now_s
+
+    def _token(self, request: EngineRequest, now_s: float) -> None:
+        timing, job = request.timing, self._jobs[request.id]
+        if job.stalled is not None:
+            job.stalled.stalls_s.append(now_s - job.stalled.failure.at_s)
+            job.stalled = None
+        if timing.tokens:
+            self._gaps_s.append(now_s - timing.last_token_s)
+        timing.token(now_s)
+        request.ids.append(job.text)
+        request.decoding = True
+        self._room -= 1
+        sequence = request.sequence
+        self._scheduler.sampled(sequence)
+        if request.tokens == job.arrival.answer:
+            held = self._scheduler.sent(sequence)
+            self._ledger.leave(request, held, self._scheduler.remove(sequence))
+            self._changed = True
+            self._finish(job, "answered")
+            if not self._ledger.live:
+                self._rest(now_s)
+
+    def _balance(self, now_s: float) -> None:
+        """Begin with those who fit, and let those give way who do not fit any more; see ``engine.Engine``.
+
+        It is looked at when something came, ended or gave way, when a step comes back while others wait, since shares
+        and prefixes change by it, and when tokens have taken all the room there was.
+        """
+        ledger, scheduler = self._ledger, self._scheduler
+        self._changed = False
+        while self._inbox:
+            job = self._inbox.popleft()
+            try:
+                ledger.wait(job.request)
+            except EdgeppError:
+                self._finish(job, "refused")
+        self._give_way(ledger.make_room())
+        for request, held in ledger.begin():
+            job = self._jobs[request.id]
+            job.begun_s = now_s if job.begun_s is None else job.begun_s
+            scheduler.add(request.sequence, len(request.ids), held)
+            if not self._active:
+                self._active, self._active_since_s = True, now_s
+        self._give_way(ledger.squeeze())
+        ledger.freed()
+        budget = self._replica.budget
+        held = 0 if budget is None else sum(len(request.ids) + 1 for request in ledger.live.values())
+        self._awaited = bool(ledger.waiting)
+        self._room = 1 << 62 if budget is None else budget - held - ledger.kept
+
+    def _give_way(self, requests: Iterator[EngineRequest]) -> None:
+        for request in requests:
+            self._preempted += 1
+            self._scheduler.remove(request.sequence)
+            self._changed = True
+
+    def _finish(self, job: Job, fate: Fate) -> None:
+        job.fate = fate
+        self.outstanding -= 1
+        del self._jobs[job.request.id]
+
+    def _rest(self, now_s: float) -> None:
+        if self._active:
+            self._active_s += now_s - self._active_since_s
+            self._active = False

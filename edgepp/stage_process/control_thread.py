@@ -1,0 +1,177 @@
+"""A stage's control thread: answers at once, whatever the compute thread does; forgets coordinators that are gone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgepp.errors import RemoteProtocolError
+from edgepp.stage_process.compute_thread import Compute
+from edgepp.stage_process.next_stage import Attempt, Joiner, Reply
+from edgepp.wire.mailbox import Poller
+from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome, decode, encode
+from edgepp.wire.permissions import Role, check_speaker
+from edgepp.wire.security import Rarely
+from edgepp.wire.text_fields import sentence
+from edgepp.wire.transport import Listener, Sender
+
+log = logging.getLogger("edgepp.stage")
+
+SILENCE_S = 10.0
+"""A coordinator that says nothing for so long is gone; its sequences are freed."""
+MOST_EPOCHS = 256
+MOST_EPOCHS_OF_ONE = 16
+"""Rings that a stage takes part in: of all drivers, and of one key or, without keys, of one host."""
+_WINDOW_S = 0.05
+_MOST_A_WINDOW = 100
+"""Messages that are answered in a window; more wait, so that a flood of them leaves the processor to compute."""
+
+
+@dataclass
+class _Epoch:
+    """A ring that this stage takes part in, or is to."""
+
+    owner: str
+    heard_s: float
+    attempt: Attempt
+
+
+class Control(threading.Thread):
+    """The control thread: answers at once, whatever the compute thread does."""
+
+    def __init__(
+        self, listener: Listener, compute: Compute, joiner: Joiner, welcome: Welcome, driver: str = ""
+    ) -> None:
+        """``driver`` is the only key that may order this stage; empty where everyone who is admitted may."""
+        super().__init__(name="control", daemon=True)
+        self._listener = listener
+        self._compute = compute
+        self._joiner = joiner
+        self._welcome = welcome
+        self._driver = driver
+        self._epochs: dict[int, _Epoch] = {}
+        self._rarely = Rarely()
+        self._window_s = 0.0
+        self._in_window = 0
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread and close its socket."""
+        self._stopping.set()
+        self.join()
+        self._joiner.close()
+        self._listener.close()
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        poller = Poller[Reply](self._listener, self._compute.outbox)
+        try:
+            while not self._stopping.is_set():
+                for reader in poller.wait(0.2):
+                    if reader is self._listener:
+                        self._pace()
+                        self.receive()
+                    else:
+                        for route, message in self._compute.outbox.drain():
+                            self._send(route, message)
+                self._forget_the_silent()
+        finally:
+            self._compute.inbox.put(None)  # a stage that cannot be spoken to any more ends
+
+    def receive(self) -> None:
+        """Take one message; an unexpected error costs that message."""
+        try:
+            received = self._listener.receive()
+            if received is not None:
+                self._take(*received)
+        except RemoteProtocolError as error:
+            self._compute.status.drop(error)
+        except Exception as error:
+            self._compute.status.drop(error)
+            if self._rarely.tells("control", type(error).__name__):
+                log.exception("a control message failed")
+
+    def _take(self, sender: Sender, frames: Sequence[memoryview]) -> None:
+        try:
+            if len(frames) != 1:
+                raise RemoteProtocolError("a control message with a tensor")
+            message = decode(frames[0])
+            check_speaker(message, "control", self._role(sender))
+            self._answer(sender, message)
+        except RemoteProtocolError as error:
+            self._compute.status.drop(error)
+            self._send(sender.route, Refused(sentence(error)))
+
+    def _role(self, sender: Sender) -> Role:
+        return "driver" if not sender.key or self._driver in ("", sender.key) else "guest"
+
+    def _answer(self, sender: Sender, message: Message) -> None:
+        match message:
+            case Hello():
+                self._send(sender.route, self._welcome)
+            case Ping():
+                epoch = self._epochs.get(message.epoch)
+                known = epoch is not None and epoch.owner == _owner(sender)
+                if epoch is not None and known:
+                    epoch.heard_s = time.monotonic()
+                self._send(sender.route, self._compute.status.pong(message.epoch, known=known))
+            case Attach():
+                self._attach(sender, message)
+            case Detach():
+                self._check_owner(sender, message.epoch)
+                self._forget(message.epoch)
+            case Free():
+                self._check_owner(sender, message.epoch)
+                self._compute.inbox.put(message)
+
+    def _attach(self, sender: Sender, message: Attach) -> None:
+        self._check_owner(sender, message.epoch)
+        if bool(message.previous_key) != bool(sender.key):
+            encrypted = "encrypted" if sender.key else "not encrypted"
+            raise RemoteProtocolError(f"the previous stage's key does not fit this stage, which is {encrypted}")
+        others = [one for epoch, one in self._epochs.items() if epoch != message.epoch]
+        owner = _owner(sender)
+        if len(others) >= MOST_EPOCHS or sum(one.owner == owner for one in others) >= MOST_EPOCHS_OF_ONE:
+            raise RemoteProtocolError("this stage takes part in too many rings already")
+        if message.epoch in self._epochs:
+            self._forget(message.epoch)
+        attempt = Attempt(sender.route, message)
+        self._joiner.begin(attempt)
+        self._epochs[message.epoch] = _Epoch(owner, time.monotonic(), attempt)
+
+    def _check_owner(self, sender: Sender, number: int) -> None:
+        epoch = self._epochs.get(number)
+        if epoch is not None and epoch.owner != _owner(sender):
+            raise RemoteProtocolError(f"epoch {number} is another's")
+
+    def _forget(self, number: int) -> None:
+        epoch = self._epochs.pop(number, None)
+        if epoch is not None:
+            epoch.attempt.given_up = True
+        self._compute.inbox.put(Detach(number))
+
+    def _forget_the_silent(self) -> None:
+        limit = time.monotonic() - SILENCE_S
+        for number in [number for number, epoch in self._epochs.items() if epoch.heard_s < limit]:
+            log.warning("the coordinator of epoch %d went silent; its sequences are freed", number)
+            self._forget(number)
+
+    def _send(self, route: bytes, message: Message) -> None:
+        self._listener.send(route, [encode(message)])
+
+    def _pace(self) -> None:
+        """Wait where this window's messages have been answered: every connection has its turn, so no ping is lost."""
+        now_s = time.monotonic()
+        if now_s - self._window_s >= _WINDOW_S:
+            self._window_s, self._in_window = now_s, 0
+        self._in_window += 1
+        if self._in_window > _MOST_A_WINDOW:
+            self._stopping.wait(self._window_s + _WINDOW_S - now_s)
+
+
+def _owner(sender: Sender) -> str:
+    """Whose an epoch is that this sender attaches."""
+    return sender.key or sender.host

@@ -1,0 +1,168 @@
+"""A stage process: one layer range, one compute thread, one control thread.
+
+The process reads its configuration from the first line of standard input and ends when that input ends, so it never
+outlives its parent; it reports on standard output, one JSON object a line. A stage knows nothing about requests,
+prompts or other nodes' names.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import zmq
+
+from edgepp import backend
+from edgepp.backend.base import StageModel
+from edgepp.error_boundary import explained
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.printable import PrintableFormatter
+from edgepp.stage_process.compute_thread import Command, Compute
+from edgepp.stage_process.config import StageConfig
+from edgepp.stage_process.control_thread import Control
+from edgepp.stage_process.model_runner import Worker
+from edgepp.stage_process.next_stage import Joiner
+from edgepp.stage_process.speed_probe import measure_speed
+from edgepp.wire import codec
+from edgepp.wire.mailbox import Mailbox
+from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
+from edgepp.wire.security import Gate, KeyPair
+from edgepp.wire.transport import Address, Listener
+
+log = logging.getLogger("edgepp.stage")
+_serving = threading.Event()
+_MOST_ANSWERS = 128
+"""Results and echoes that wait for a peer that does not take them; no ring has so many steps in it."""
+
+
+def _report(event: str, **fields: object) -> None:
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+def _load(config: StageConfig) -> tuple[Checkpoint, StageModel, str]:
+    checkpoint = Checkpoint.open(Path(config.path))
+    checkpoint.require(config.layers)
+    chosen = backend.choose(config.backend, checkpoint)
+    options = config.policy.backend_options(exact=config.exact, kv_bits=config.kv_bits)
+    model = chosen.load_stage(
+        checkpoint, config.layers, options, lambda done, total: _report("progress", done=done, total=total)
+    )
+    return checkpoint, model, chosen.name
+
+
+def _listen(
+    context: zmq.Context[zmq.Socket[bytes]], listen: Address, hidden_size: int, keys: KeyPair | None
+) -> tuple[Listener, Listener]:
+    """Control on the port that was asked for, data on the next; both free ones for port 0."""
+    control = Listener(context, listen, CONTROL_FRAME_BYTES, keys)
+    data_port = listen.port + 1 if listen.port else 0
+    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys, _MOST_ANSWERS)
+    return control, data
+
+
+def serve(config: StageConfig) -> None:
+    """Load the range, announce it, serve until standard input ends.
+
+    Raises:
+        EdgeppError: the model does not load, or the address is taken.
+    """
+    began = time.perf_counter()
+    checkpoint, model, name = _load(config)
+    prefill_us, decode_us = measure_speed(model)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    gate = Gate(context)
+    gate.admit(config.admit)
+    control, data = _listen(context, Address.parse(config.listen), model.hidden_size, config.keys)
+    welcome = Welcome(
+        node=config.node,
+        pid=os.getpid(),
+        data_port=data.address.port,
+        model=config.model,
+        fingerprint=checkpoint.fingerprint,
+        commit=checkpoint.commit,
+        start=config.start,
+        stop=config.stop,
+        num_layers=checkpoint.num_layers,
+        hidden_size=model.hidden_size,
+        context=checkpoint.context,
+        backend=name,
+        device=model.device,
+        dtype=codec.dtype_name(codec.DTYPES[model.dtype]),
+        exact=config.exact,
+        chunk=model.chunk,
+        weight_bytes=checkpoint.layer_bytes(config.layers),
+        prefill_us=prefill_us,
+        decode_us=decode_us,
+        rewinds=model.rewinds,
+    )
+    worker = Worker(model, checkpoint.context)
+    del checkpoint  # and with it the mapping of its files
+    compute = Compute(worker, data, awake=config.policy.awake)
+    row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
+    frame_bytes = data_frame_bytes(model.hidden_size)
+    joiner = Joiner(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
+    answering = Control(control, compute, joiner, welcome, config.driver)
+    answering.start()
+    threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
+    _report(
+        "ready",
+        address=str(control.address),
+        seconds=round(time.perf_counter() - began, 3),
+        resident_bytes=psutil.Process().memory_info().rss,
+        **{key: value for key, value in welcome._asdict().items() if key not in ("node", "model")},
+    )
+    _serving.set()
+    gc.collect()
+    gc.freeze()  # what is loaded stays; the collector need not look through it between frames
+    compute.run()
+    answering.stop()
+    compute.close()
+    gate.close()
+    context.term()
+
+
+def _obey_parent(inbox: Mailbox[Command], gate: Gate) -> None:
+    try:
+        for line in sys.stdin:
+            gate.admit(json.loads(line)["admit"])
+    finally:
+        inbox.put(None)
+        time.sleep(2.0)
+        os._exit(1)  # the compute thread is wedged
+
+
+def main() -> None:
+    """Entry point of ``python -m edgepp.stage_process.main``."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole group; the parent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    told = sys.stdin.readline()
+    if not told:
+        return  # the parent is gone already
+    try:
+        serve(StageConfig.decode(told))
+    except Exception as error:  # noqa: BLE001 - the process's boundary
+        known = explained(error)
+        if _serving.is_set():  # the parent reads no reports any more
+            log.error("%s; %s", known, known.hint)
+            sys.exit(1)
+        try:
+            _report("error", message=str(known), hint=known.hint)
+        except BrokenPipeError:
+            sys.stdout = None  # the parent is gone: nobody is left to tell
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
