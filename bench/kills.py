@@ -30,7 +30,7 @@ import psutil
 
 from bench.toolkit.script import Arguments, Result, count, say, script
 from edgepp.child_process import python_command
-from edgepp.coordinator.client import served
+from edgepp.coordinator.client import connect_coordinator
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
@@ -118,7 +118,7 @@ class Trial:
         os.environ["EDGEPP_HOME"] = str(folder / "one")
         self._wait("the coordinator", lambda: bool(self.status()))
         address = f"127.0.0.1:{self.status()['address'].rpartition(':')[2]}"
-        with served() as line:
+        with connect_coordinator() as line:
             token = str(line.call("token", {})["token"])
         self.nodes = []
         for name in ("two", "three"):
@@ -136,7 +136,7 @@ class Trial:
 
     def status(self) -> dict[str, Any]:
         """The cluster's state; empty where nobody answers."""
-        with suppress(EdgeppError), served() as line:
+        with suppress(EdgeppError), connect_coordinator() as line:
             return dict(line.status)
         return {}
 
@@ -215,7 +215,7 @@ class Trial:
                 time.sleep(0.2)
 
     def _ask(self, question: str, until: int | None) -> str:
-        with served() as line:
+        with connect_coordinator() as line:
             answer = line.ask([{"role": "user", "content": question}], GenerateOptions(_TOKENS, ignore_eos=True))
             for pieces, _ in enumerate(answer, 1):
                 if pieces == until:

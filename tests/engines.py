@@ -19,7 +19,7 @@ from edgepp.engine.ring import LocalRing
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
-from edgepp.stage_process.model_runner import Frame, Outcome, Worker
+from edgepp.stage_process.model_runner import Frame, ModelRunner, StepOutcome
 from tests.builders.stages import stage_info
 from tests.waiting import PATIENCE_S
 
@@ -68,9 +68,9 @@ class Brake:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._steps: int | None = None
         self._released = threading.Event()
-        run, cancel = Worker.run, EngineLoop.cancel
+        run, cancel = ModelRunner.run, EngineLoop.cancel
 
-        def held_run(worker: Worker, frame: Frame, hidden: Array) -> Outcome:
+        def held_run(worker: ModelRunner, frame: Frame, hidden: Array) -> StepOutcome:
             if self._steps is not None:
                 self._steps -= 1
                 assert self._steps >= 0 or self._released.wait(PATIENCE_S), "nobody released it"
@@ -80,7 +80,7 @@ class Brake:
             cancel(engine, request)
             self.release()
 
-        monkeypatch.setattr(Worker, "run", held_run)
+        monkeypatch.setattr(ModelRunner, "run", held_run)
         monkeypatch.setattr(EngineLoop, "cancel", releasing_cancel)
 
     def after(self, steps: int) -> None:

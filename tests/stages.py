@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from edgepp.stage_process.compute_thread import Compute
-from edgepp.stage_process.control_thread import Control
-from edgepp.stage_process.model_runner import Worker
-from edgepp.stage_process.next_stage import Joined
+from edgepp.stage_process.compute_thread import ComputeThread
+from edgepp.stage_process.control_thread import ControlThread
+from edgepp.stage_process.model_runner import ModelRunner
+from edgepp.stage_process.next_stage import NextStageLink
 from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome, decode, encode
 from edgepp.wire.transport import Sender
 from tests.wire import KEYS
@@ -90,14 +90,16 @@ class FakeModel:
 
 
 class Stage:
-    """Control and compute of one stage, driven by hand."""
+    """ControlThread and compute of one stage, driven by hand."""
 
     def __init__(self) -> None:
         self.model = FakeModel()
         self.data, self.listener = FakeListener(), FakeListener()
-        self.compute = Compute(Worker(self.model, 64), self.data)  # type: ignore[arg-type]
-        joiner = SimpleNamespace(begin=lambda attempt: self.compute.inbox.put(Joined(attempt)), close=lambda: None)
-        self.control = Control(self.listener, self.compute, joiner, WELCOME, DRIVER.key)  # type: ignore[arg-type]
+        self.compute = ComputeThread(ModelRunner(self.model, 64), self.data)  # type: ignore[arg-type]
+        joiner = SimpleNamespace(
+            begin=lambda attempt: self.compute.inbox.put(NextStageLink(attempt)), close=lambda: None
+        )
+        self.control = ControlThread(self.listener, self.compute, joiner, WELCOME, DRIVER.key)  # type: ignore[arg-type]
 
     def order(self, sender: Sender, *frames: bytes) -> list[Message]:
         """Everything that one control message brings about; what is answered to it."""

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from edgepp.coordinator.client import ServedAnswer
+from edgepp.coordinator.client import RemoteAnswer
 from edgepp.engine.request import FinishReason, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
@@ -174,7 +174,7 @@ class Answer:
 class Begun:
     """An answer under way; ``cancel`` may be called from any thread."""
 
-    answer: TextStream | ServedAnswer
+    answer: TextStream | RemoteAnswer
     cancel: Callable[[], None]
     waiting: Callable[[], str] = str
     """What the answer waits for before it begins; empty where there is nothing."""
@@ -186,5 +186,5 @@ class _Piece:
 
     text: str
     tokens: int
-    answer: TextStream | ServedAnswer
+    answer: TextStream | RemoteAnswer
     reason: FinishReason | None = None

@@ -23,7 +23,7 @@ _PATIENCE_S = 1.0
 """How long opening may go on after it was cancelled; what it gives afterwards is closed at once."""
 
 
-class Service(Protocol):
+class BackgroundService(Protocol):
     """What is put together and runs in threads and processes of its own. Made and closed in threads, used in one."""
 
     def check(self) -> bool:
@@ -37,7 +37,7 @@ class Service(Protocol):
         """End the service's threads and processes."""
 
 
-S = TypeVar("S", bound=Service)
+S = TypeVar("S", bound=BackgroundService)
 Make = Callable[[OnEvent, OnProgress, threading.Event], S]
 """Puts a service together in a thread; it gives up when the event is set or ``OnProgress`` raises."""
 

@@ -11,8 +11,8 @@ from edgepp.api.answer import Answer, Begun
 from edgepp.api.cancellable_thread import apart
 from edgepp.api.question import Prompt, each, worded
 from edgepp.cluster.identity import load_cluster
-from edgepp.coordinator.client import Served, served
-from edgepp.coordinator.json_codec import read_drawing
+from edgepp.coordinator.client import CoordinatorClient, connect_coordinator
+from edgepp.coordinator.json_codec import decode_sampling
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
@@ -28,7 +28,7 @@ class Connection:
 
     def __init__(self, peer: str | None = None) -> None:
         self._peers = [Address.parse(peer)] if peer else []
-        self._line: Served | None = None
+        self._line: CoordinatorClient | None = None
 
     @property
     def paired(self) -> bool:
@@ -53,7 +53,7 @@ class Connection:
     @property
     def sampling(self) -> SamplingOptions:
         """See ``Engine.sampling``."""
-        return read_drawing(self.status.get("sampling"))
+        return decode_sampling(self.status.get("sampling"))
 
     @property
     def stages(self) -> tuple[StageInfo, ...]:
@@ -110,13 +110,13 @@ class Connection:
         return [self.ask(prompt, one, raw=raw) for one in each(n, options)]
 
     @property
-    def _known(self) -> Served:
+    def _known(self) -> CoordinatorClient:
         if self._line is None:
             raise EdgeppError("the connection is not open", "use it in an `async with` statement")
         return self._line
 
-    def _connect(self) -> Served:
-        self._line = line = served(self._peers)
+    def _connect(self) -> CoordinatorClient:
+        self._line = line = connect_coordinator(self._peers)
         return line
 
     @contextmanager

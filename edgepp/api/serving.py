@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgepp.api.background import Background
-from edgepp.coordinator.client import Served
-from edgepp.coordinator.composition import PORT, ServeOptions, Service
+from edgepp.coordinator.client import CoordinatorClient
+from edgepp.coordinator.composition import PORT, CoordinatorService, ServeOptions
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
 from edgepp.placement.types import Policy
@@ -16,14 +16,14 @@ from edgepp.wire.messages import Verb
 from edgepp.wire.transport import Address
 
 
-class ServedCluster(Background[Service]):
+class ServedCluster(Background[CoordinatorService]):
     """A cluster that this program serves. Use it in an ``async with`` statement.
 
     Chat with it by ``connect`` or `edgepp chat`, here or on any machine that joined.
     """
 
     def __init__(self, options: ServeOptions) -> None:
-        super().__init__(lambda tell, progress, given_up: Service(options, tell, progress, given_up))
+        super().__init__(lambda tell, progress, given_up: CoordinatorService(options, tell, progress, given_up))
 
     @property
     def address(self) -> str:
@@ -67,7 +67,7 @@ class ServedCluster(Background[Service]):
         return str((await self._call("token"))["token"])
 
     async def _call(self, verb: Verb) -> Mapping[str, Any]:
-        def call(line: Served) -> Mapping[str, Any]:
+        def call(line: CoordinatorClient) -> Mapping[str, Any]:
             with line:
                 return line.call(verb)
 

@@ -22,7 +22,7 @@ from edgepp.child_process import trusted_path
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-    from edgepp.cli.options import Group
+    from edgepp.cli.options import CommandGroup
     from edgepp.errors import EdgeppError
 
 INTERRUPTED = 130
@@ -63,7 +63,7 @@ def _load() -> Callable[[], int]:
     return lambda: _run(cli)
 
 
-def _run(cli: Group) -> int:
+def _run(cli: CommandGroup) -> int:
     """Run what the arguments ask for; nothing that it raises is taken for granted, as click's own ``main`` does."""
     from click import exceptions, shell_completion
 

@@ -7,10 +7,10 @@ import click
 from edgepp import __version__
 from edgepp.cli import bench, chat, cluster, models, plan
 from edgepp.cli import serve_join as nodes
-from edgepp.cli.options import Group
+from edgepp.cli.options import CommandGroup
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version")
 def cli() -> None:
     """One language model on the machines you have.

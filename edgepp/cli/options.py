@@ -152,7 +152,7 @@ def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]],
     return decorate
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """Shows commands in the order in which a newcomer needs them."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:

@@ -37,7 +37,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Member:
+class PairedNode:
     """A node, or the holder of a token, as others know it."""
 
     node: str
@@ -47,7 +47,7 @@ class Member:
     """The ``node`` of the token by which it came; empty where a code let it in."""
 
     @classmethod
-    def of(cls, name: str, key: str, token: str = "") -> Member:
+    def of(cls, name: str, key: str, token: str = "") -> PairedNode:
         """The member with this public key; ``name`` may come from anywhere."""
         return cls(node_id(key), clean_name(name), key, token)
 
@@ -57,14 +57,14 @@ class Cluster:
     """A cluster: to a member its coordinator and where it was; to the coordinator also everyone who may take part."""
 
     id: str
-    coordinator: Member
-    members: tuple[Member, ...] = ()
-    tokens: tuple[Member, ...] = ()
+    coordinator: PairedNode
+    members: tuple[PairedNode, ...] = ()
+    tokens: tuple[PairedNode, ...] = ()
     addresses: tuple[str, ...] = ()
     """``HOST:PORT`` of the coordinator, newest first."""
-    revoked: tuple[Member, ...] = ()
+    revoked: tuple[PairedNode, ...] = ()
     """Nodes that only a new code lets in again."""
-    withdrawn: tuple[Member, ...] = ()
+    withdrawn: tuple[PairedNode, ...] = ()
     """Tokens that let nobody in any more."""
 
     def reached(self, address: str) -> Cluster:
@@ -113,7 +113,7 @@ def load_identity() -> Identity:
 
 def new_cluster(identity: Identity) -> Cluster:
     """A cluster with a random id, coordinated by this node."""
-    return Cluster(secrets.token_hex(8), Member.of(identity.name, identity.keys.public))
+    return Cluster(secrets.token_hex(8), PairedNode.of(identity.name, identity.keys.public))
 
 
 def load_cluster() -> Cluster | None:
@@ -240,7 +240,7 @@ def _cluster(stored: Mapping[str, Any]) -> Cluster | None:
     if not is_cluster_id(identifier) or coordinator is None or type(addresses) is not list:
         return None
     known = [_address(one) for one in addresses[:ADDRESSES]]
-    lists: dict[str, tuple[Member, ...]] = {}
+    lists: dict[str, tuple[PairedNode, ...]] = {}
     for name, most in _MOST.items():
         listed = stored.get(name, [] if name in ("revoked", "withdrawn") else None)
         members = [_member(one) for one in listed[:most]] if type(listed) is list else [None]
@@ -259,13 +259,13 @@ def is_cluster_id(value: object) -> bool:
     return type(value) is str and len(value) == 16 and all(digit in "0123456789abcdef" for digit in value)
 
 
-def _member(value: object) -> Member | None:
+def _member(value: object) -> PairedNode | None:
     if type(value) is not dict:
         return None
     name, key, token = value.get("name"), value.get("key"), value.get("token", "")
     if type(name) is not str or type(key) is not str or not is_key(key) or value.get("node") != node_id(key):
         return None
-    return Member.of(name, key, token) if token == "" or is_cluster_id(token) else None
+    return PairedNode.of(name, key, token) if token == "" or is_cluster_id(token) else None
 
 
 def _address(value: object) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from edgepp.wire.messages import Beat, Enrol, Loaded
+from edgepp.wire.messages import Enrol, Heartbeat, Loaded
 
 SUSPECT_S = 2.0
 """A member that is silent for so long is suspect: nothing new is given to it."""
@@ -20,7 +20,7 @@ CLOSED_S = 2.5
 """The same, for one that closed its connection: it was ended, and does not merely sleep."""
 
 
-class Phase(Enum):
+class MemberPhase(Enum):
     """How a member is."""
 
     JOINED = "joined"
@@ -33,7 +33,7 @@ class Phase(Enum):
     """It left, was revoked, or has been silent for too long."""
 
 
-class Event(Enum):
+class MemberEvent(Enum):
     """What happens to a member."""
 
     ENROLLED = "enrolled"
@@ -45,27 +45,27 @@ class Event(Enum):
     LEFT = "left"
 
 
-_TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
-    (Phase.JOINED, Event.HEARD): Phase.JOINED,
-    (Phase.JOINED, Event.ENROLLED): Phase.JOINED,
-    (Phase.JOINED, Event.ASSIGNED): Phase.JOINED,
-    (Phase.JOINED, Event.LOADED): Phase.READY,
-    (Phase.JOINED, Event.SILENT): Phase.SUSPECT,
-    (Phase.JOINED, Event.LEFT): Phase.GONE,
-    (Phase.READY, Event.HEARD): Phase.READY,
-    (Phase.READY, Event.ENROLLED): Phase.JOINED,
-    (Phase.READY, Event.ASSIGNED): Phase.JOINED,
-    (Phase.READY, Event.LOADED): Phase.READY,
-    (Phase.READY, Event.SILENT): Phase.SUSPECT,
-    (Phase.READY, Event.LEFT): Phase.GONE,
-    (Phase.SUSPECT, Event.HEARD): Phase.JOINED,
-    (Phase.SUSPECT, Event.ENROLLED): Phase.JOINED,
-    (Phase.SUSPECT, Event.ASSIGNED): Phase.SUSPECT,
-    (Phase.SUSPECT, Event.LOADED): Phase.READY,
-    (Phase.SUSPECT, Event.SILENT): Phase.SUSPECT,
-    (Phase.SUSPECT, Event.LOST): Phase.GONE,
-    (Phase.SUSPECT, Event.LEFT): Phase.GONE,
-    (Phase.GONE, Event.ENROLLED): Phase.JOINED,
+_TRANSITIONS: dict[tuple[MemberPhase, MemberEvent], MemberPhase] = {
+    (MemberPhase.JOINED, MemberEvent.HEARD): MemberPhase.JOINED,
+    (MemberPhase.JOINED, MemberEvent.ENROLLED): MemberPhase.JOINED,
+    (MemberPhase.JOINED, MemberEvent.ASSIGNED): MemberPhase.JOINED,
+    (MemberPhase.JOINED, MemberEvent.LOADED): MemberPhase.READY,
+    (MemberPhase.JOINED, MemberEvent.SILENT): MemberPhase.SUSPECT,
+    (MemberPhase.JOINED, MemberEvent.LEFT): MemberPhase.GONE,
+    (MemberPhase.READY, MemberEvent.HEARD): MemberPhase.READY,
+    (MemberPhase.READY, MemberEvent.ENROLLED): MemberPhase.JOINED,
+    (MemberPhase.READY, MemberEvent.ASSIGNED): MemberPhase.JOINED,
+    (MemberPhase.READY, MemberEvent.LOADED): MemberPhase.READY,
+    (MemberPhase.READY, MemberEvent.SILENT): MemberPhase.SUSPECT,
+    (MemberPhase.READY, MemberEvent.LEFT): MemberPhase.GONE,
+    (MemberPhase.SUSPECT, MemberEvent.HEARD): MemberPhase.JOINED,
+    (MemberPhase.SUSPECT, MemberEvent.ENROLLED): MemberPhase.JOINED,
+    (MemberPhase.SUSPECT, MemberEvent.ASSIGNED): MemberPhase.SUSPECT,
+    (MemberPhase.SUSPECT, MemberEvent.LOADED): MemberPhase.READY,
+    (MemberPhase.SUSPECT, MemberEvent.SILENT): MemberPhase.SUSPECT,
+    (MemberPhase.SUSPECT, MemberEvent.LOST): MemberPhase.GONE,
+    (MemberPhase.SUSPECT, MemberEvent.LEFT): MemberPhase.GONE,
+    (MemberPhase.GONE, MemberEvent.ENROLLED): MemberPhase.JOINED,
 }
 """What is not here leaves a member as it is: a late word from one that is gone."""
 
@@ -82,7 +82,7 @@ class Member:
     host: str
     """The IP address that its messages come from."""
     heard_s: float
-    phase: Phase = Phase.JOINED
+    phase: MemberPhase = MemberPhase.JOINED
     memory_free: int = 0
     rtt_us: int = 0
     closed: bool = False
@@ -116,7 +116,7 @@ class Membership:
     @property
     def present(self) -> tuple[Member, ...]:
         """Every member that is not gone, by id."""
-        return tuple(m for _, m in sorted(self._members.items()) if m.phase is not Phase.GONE)
+        return tuple(m for _, m in sorted(self._members.items()) if m.phase is not MemberPhase.GONE)
 
     def enrol(self, node: str, key: str, facts: Enrol, route: bytes, host: str, now_s: float) -> str:
         """Take a node in, or take its news; why not, or an empty text.
@@ -124,7 +124,11 @@ class Membership:
         A second process with the same id is refused as long as the first one is heard from.
         """
         old = self._members.get(node)
-        if old is not None and old.phase in (Phase.JOINED, Phase.READY) and old.facts.incarnation != facts.incarnation:
+        if (
+            old is not None
+            and old.phase in (MemberPhase.JOINED, MemberPhase.READY)
+            and old.facts.incarnation != facts.incarnation
+        ):
             return (
                 f"a node with this id ({node}) is a member already: {old.facts.name} at {old.host}."
                 " Was its configuration copied?"
@@ -137,13 +141,13 @@ class Membership:
             self.version += 1
         self._members[node] = member
         if old is not None:
-            self._move(node, Event.ENROLLED)
+            self._move(node, MemberEvent.ENROLLED)
         return ""
 
-    def heard(self, node: str, beat: Beat, clock_off_us: int, route: bytes, host: str, now_s: float) -> bool:
+    def heard(self, node: str, beat: Heartbeat, clock_off_us: int, route: bytes, host: str, now_s: float) -> bool:
         """Note a sign of life; False asks the node to enrol again."""
         member = self._members.get(node)
-        if member is None or member.phase is Phase.GONE or member.facts.incarnation != beat.incarnation:
+        if member is None or member.phase is MemberPhase.GONE or member.facts.incarnation != beat.incarnation:
             return False
         if member.host != host:
             return False  # it moved: its addresses are others now
@@ -156,7 +160,7 @@ class Membership:
             rtt_us=beat.rtt_us,
             clock_off_us=clock_off_us,
         )
-        self._move(node, Event.HEARD)
+        self._move(node, MemberEvent.HEARD)
         return True
 
     def loaded(self, node: str, slot: int, loaded: Loaded | None) -> None:
@@ -169,7 +173,7 @@ class Membership:
 
     def assigned(self, node: str, *, complete: bool) -> None:
         """Note whether a member has loaded all that the plan wants of it."""
-        self._move(node, Event.LOADED if complete else Event.ASSIGNED)
+        self._move(node, MemberEvent.LOADED if complete else MemberEvent.ASSIGNED)
 
     def closed(self, node: str) -> None:
         """Note that a member's connection was closed from its side."""
@@ -178,16 +182,16 @@ class Membership:
     def left(self, node: str, how: str = "left") -> None:
         """Note that a member went, or was sent away."""
         self._members[node] = replace(self._members[node], went=how)
-        self._move(node, Event.LEFT)
+        self._move(node, MemberEvent.LEFT)
 
     def tick(self, now_s: float) -> list[Member]:
         """Let silence count; the members whose phase changed by it."""
         changed = []
         for node, member in list(self._members.items()):
             silent_s = now_s - member.heard_s
-            if silent_s > SUSPECT_S and self._move(node, Event.SILENT):
+            if silent_s > SUSPECT_S and self._move(node, MemberEvent.SILENT):
                 changed.append(self._members[node])
-            if silent_s > (CLOSED_S if member.closed else GONE_S) and self._move(node, Event.LOST):
+            if silent_s > (CLOSED_S if member.closed else GONE_S) and self._move(node, MemberEvent.LOST):
                 how = "closed its connection" if member.closed else f"has been silent for {silent_s:.0f} s"
                 self._members[node] = replace(self._members[node], went=how)
                 changed.append(self._members[node])
@@ -198,11 +202,11 @@ class Membership:
         for node, member in self._members.items():
             self._members[node] = replace(member, heard_s=member.heard_s + gap_s)
 
-    def _move(self, node: str, event: Event) -> bool:
+    def _move(self, node: str, event: MemberEvent) -> bool:
         member = self._members[node]
         phase = _TRANSITIONS.get((member.phase, event), member.phase)
         if phase is member.phase:
             return False
-        self._members[node] = replace(member, phase=phase, loaded=() if phase is Phase.GONE else member.loaded)
+        self._members[node] = replace(member, phase=phase, loaded=() if phase is MemberPhase.GONE else member.loaded)
         self.version += 1
         return True

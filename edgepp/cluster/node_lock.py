@@ -18,7 +18,7 @@ _MOMENT_S = 0.3  # another command may just be looking
 
 
 @contextmanager
-def running(command: str) -> Iterator[None]:
+def hold_node_lock(command: str) -> Iterator[None]:
     """Be the one that runs this machine's node, by a command such as ``edgepp join``.
 
     Raises:
@@ -32,12 +32,12 @@ def running(command: str) -> Iterator[None]:
             yield
     except Timeout as error:
         raise UsageError(
-            f"this machine is a node already: {who_runs() or 'another edgepp'} runs here",
+            f"this machine is a node already: {node_lock_holder() or 'another edgepp'} runs here",
             "end that one first, by Ctrl-C or `edgepp leave`; another node on one machine needs another EDGEPP_HOME",
         ) from error
 
 
-def who_runs() -> str:
+def node_lock_holder() -> str:
     """What runs this machine's node now, for people; empty where nothing does."""
     path = config_dir() / "running.json"
     try:

@@ -1,4 +1,4 @@
-"""Answers under way: a thread each, from a member's question to its last piece."""
+"""AnswerService under way: a thread each, from a member's question to its last piece."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgepp.coordinator.fair_shares import Places
-from edgepp.coordinator.json_codec import Outcome, Prompt, answered, read_question
-from edgepp.coordinator.pipeline_manager import Serving
+from edgepp.coordinator.fair_shares import FairPlaces
+from edgepp.coordinator.json_codec import AnswerSummary, Prompt, decode_question, encode_summary
+from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.text_stream import TextStream
@@ -22,7 +22,7 @@ from edgepp.wire.text_fields import sentence
 log = logging.getLogger("edgepp.coordinator")
 
 MOST = 128
-"""Answers at a time beside one of each owner (``Places``); more are declined."""
+"""AnswerService at a time beside one of each owner (``FairPlaces``); more are declined."""
 WAIT_S = 120.0
 """How long a question waits for a cluster that is loading, and for one that lost a stage before the first token."""
 TRIES = 3
@@ -34,14 +34,14 @@ Asker = tuple[bytes, int]
 """The asker's route and its number for the question."""
 
 
-class Answers:
+class AnswerService:
     """Every answer that is being given."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: PipelineManager) -> None:
         self._serving = serving
         self._lock = threading.Lock()
         self._live: dict[Asker, _Live] = {}
-        self._places = Places(MOST)
+        self._places = FairPlaces(MOST)
         self.done = 0
         self.last: Timing | None = None
         """The times of the newest whole answer."""
@@ -61,7 +61,7 @@ class Answers:
         Raises:
             EdgeppError: the question makes no sense, or there are too many.
         """
-        prompt, options = read_question(form)
+        prompt, options = decode_question(form)
         live = _Live(key, asker[1], send)
         with self._lock:
             if asker in self._live:
@@ -134,7 +134,7 @@ class Answers:
                 pipeline = self._serving.acquire(until_s - time.monotonic(), lambda: live.cancelled)
             except EdgeppError as error:
                 if live.cancelled:
-                    live.tell(_ended(live.number, Outcome("cancelled", 0, Timing(0.0), ())))
+                    live.tell(_ended(live.number, AnswerSummary("cancelled", 0, Timing(0.0), ())))
                     return
                 raise failed or error from error
             try:
@@ -164,7 +164,7 @@ class Answers:
         if answer.finish_reason is not None:
             self.last, self.done = answer.timing, self.done + 1
         sampled = tuple(answer.sampled[: len(answer.token_ids)])
-        outcome = Outcome(reason, answer.prompt_tokens, answer.timing, answer.stages, sampled, answer.spelled)
+        outcome = AnswerSummary(reason, answer.prompt_tokens, answer.timing, answer.stages, sampled, answer.spelled)
         live.tell(_ended(live.number, outcome))
 
 
@@ -209,9 +209,9 @@ class _Live:
                 self._answer.cancel()
 
 
-def _ended(number: int, outcome: Outcome) -> list[bytes]:
+def _ended(number: int, outcome: AnswerSummary) -> list[bytes]:
     """Tells an asker how its answer ended."""
-    return [encode(Answered(number)), encode_payload(answered(outcome))]
+    return [encode(Answered(number)), encode_payload(encode_summary(outcome))]
 
 
 def declined(number: int, error: EdgeppError) -> list[bytes]:

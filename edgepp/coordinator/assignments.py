@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgepp.cluster.membership import Member, Membership, Phase
-from edgepp.coordinator.planner import Director
+from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.planner import Planner
 from edgepp.placement.types import memory_needed
 
 
-def standings(director: Director, members: Membership) -> dict[str, dict[str, Any]]:
+def node_assignments(director: Planner, members: Membership) -> dict[str, dict[str, Any]]:
     """By node id: ``layers`` as half-open pairs, and a ``reason`` where there are none; empty while it is undecided."""
     held: dict[str, list[list[int]]] = {}
     for member, _, layers, _ in director.stages(members):
@@ -23,10 +23,10 @@ def standings(director: Director, members: Membership) -> dict[str, dict[str, An
     }
 
 
-def _spare(director: Director, member: Member) -> str:
+def _spare(director: Planner, member: Member) -> str:
     """Why a member has no layers."""
     want, facts = director.want, member.facts
-    if member.phase is Phase.GONE:
+    if member.phase is MemberPhase.GONE:
         return f"it {member.went}"
     if not facts.slots:
         return "it offers no stage process"

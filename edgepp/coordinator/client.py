@@ -11,15 +11,15 @@ from typing import Any
 
 import zmq
 
-from edgepp.cluster.discovery.coordinator_addresses import may_move, whereabouts
+from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses, may_move
 from edgepp.cluster.discovery.mdns import discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
-from edgepp.coordinator.json_codec import Prompt, question, read_answered, read_stages
+from edgepp.coordinator.json_codec import Prompt, decode_summary, encode_question, read_stages
 from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
-from edgepp.wire.happy_eyeballs import reach
+from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
@@ -50,7 +50,7 @@ SILENT_S = 5.0
 _POLL_S = 0.2
 
 
-class Served:
+class CoordinatorClient:
     """A connection to a cluster's coordinator. Belongs to one thread."""
 
     def __init__(self, identity: Identity, cluster: Cluster, peers: Sequence[Address] = ()) -> None:
@@ -103,11 +103,11 @@ class Served:
                 raise EdgeppError(message.reason, message.hint)
         raise PeerLost("the coordinator was closed")
 
-    def ask(self, prompt: Prompt, options: GenerateOptions) -> ServedAnswer:
+    def ask(self, prompt: Prompt, options: GenerateOptions) -> RemoteAnswer:
         """See ``Pipeline.ask``; what is wrong with the question is said when the answer is read."""
         number = next(self._numbers)
-        self.send([encode(Ask(number)), encode_payload(question(prompt, options))])
-        return ServedAnswer(self, number)
+        self.send([encode(Ask(number)), encode_payload(encode_question(prompt, options))])
+        return RemoteAnswer(self, number)
 
     def cancel(self, number: int) -> None:
         """Stop an answer that is being listened to. Safe from any thread; an answer that has ended stays as it is."""
@@ -151,7 +151,7 @@ class Served:
         self._cancelled.close()
         self._context.term()
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> CoordinatorClient:
         return self
 
     def __exit__(
@@ -170,11 +170,13 @@ class Served:
     ) -> tuple[Link, dict[str, Any], tuple[StageInfo, ...]]:
         """A link to the coordinator, the cluster's state, and the stages that the state names."""
         protection = Pinned(identity.keys, cluster.coordinator.key)
-        known = whereabouts(cluster, peers, ())
+        known = coordinator_addresses(cluster, peers, ())
         looks: list[Callable[[], list[Address]]] = [lambda: known]
         if cluster.coordinator.node != identity.node and may_move(known):
             looks.append(
-                lambda: whereabouts(cluster, (), discover(lambda record: record.cluster == cluster.id, DISCOVER_S))
+                lambda: coordinator_addresses(
+                    cluster, (), discover(lambda record: record.cluster == cluster.id, DISCOVER_S)
+                )
             )
         hello = Call(0, "status")
         failure: EdgeppError = PeerLost("no coordinator was found")
@@ -183,7 +185,7 @@ class Served:
             if not addresses:
                 continue
             try:
-                link, frames = reach(
+                link, frames = connect_first(
                     self._context, addresses, hello, HERE_S, PAYLOAD_BYTES, protection, encode_payload({})
                 )
             except PeerLost as error:
@@ -204,7 +206,7 @@ class Served:
         )
 
 
-def served(peers: Sequence[Address] = ()) -> Served:
+def connect_coordinator(peers: Sequence[Address] = ()) -> CoordinatorClient:
     """A connection to this machine's cluster.
 
     Raises:
@@ -217,13 +219,13 @@ def served(peers: Sequence[Address] = ()) -> Served:
             "this machine belongs to no cluster",
             "start one with `edgepp serve`, or join one with `edgepp join CODE`",
         )
-    return Served(load_identity(), cluster, peers)
+    return CoordinatorClient(load_identity(), cluster, peers)
 
 
-class ServedAnswer:
+class RemoteAnswer:
     """See ``Answer``: iterate over it once for the text; then the rest is known."""
 
-    def __init__(self, served: Served, number: int) -> None:
+    def __init__(self, served: CoordinatorClient, number: int) -> None:
         self._served = served
         self._number = number
         self.waiting = ""
@@ -257,7 +259,7 @@ class ServedAnswer:
                 case Declined(request=self._number):
                     raise StageFault(message.reason, message.hint)
                 case Answered(request=self._number):
-                    outcome = read_answered(decode_payload(frames))
+                    outcome = decode_summary(decode_payload(frames))
                     self.finish_reason, self.prompt_tokens = outcome.finish_reason, outcome.prompt_tokens
                     self.timing, self.stages, self.sampled = outcome.timing, outcome.stages, list(outcome.sampled)
                     self.spelled = outcome.spelled

@@ -1,6 +1,6 @@
 """How a coordinator is put together: its parts, this machine's own node, and what they share.
 
-`edgepp serve` and ``edgepp.serve`` both run a ``Service``.
+`edgepp serve` and ``edgepp.serve`` both run a ``CoordinatorService``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from edgepp.cluster.identity import (
     new_cluster,
     save_cluster,
 )
-from edgepp.cluster.node_lock import running
-from edgepp.coordinator.client import Served
+from edgepp.cluster.node_lock import hold_node_lock
+from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.pipeline_manager import Serving
-from edgepp.coordinator.planner import Director
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.planner import Planner
 from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.error_boundary import explained
@@ -37,7 +37,7 @@ from edgepp.model.shape import shape_of
 from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
-from edgepp.placement.types import ModelSize, Policy, Want
+from edgepp.placement.types import ModelSize, PlacementRequest, Policy
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.wire.transport import Address
 
@@ -75,7 +75,7 @@ class ServeOptions:
             raise UsageError("--layers pins one stage, so it goes with neither --stages nor --no-stage")
 
 
-class Service:
+class CoordinatorService:
     """A running cluster. Close it, or use it in a ``with`` statement."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Service:
         self._on_event = on_event
         self.node: NodeAgent | None = None
         try:
-            self._owned.enter_context(running("edgepp serve"))
+            self._owned.enter_context(hold_node_lock("edgepp serve"))
             self._begin(options, on_event, on_progress, given_up)
         except BaseException:
             self._owned.close()
@@ -116,8 +116,8 @@ class Service:
         size = ModelSize.of(shape_of(options.model, frontend.checkpoint), options.kv_bits)
         offer = _offer(options, on_event, given_up)
         context = min(options.context, frontend.checkpoint.context)
-        director = Director(
-            want=Want(size, context, options.slots, options.policy),
+        director = Planner(
+            want=PlacementRequest(size, context, options.slots, options.policy),
             model=_pinned_name(frontend),
             exact=options.exact,
             kv_bits=options.kv_bits or 0,
@@ -135,7 +135,7 @@ class Service:
             budget=context * options.slots,
             speculate=options.speculate,
         )
-        self.serving = Serving(frontend, pipeline, on_event)
+        self.serving = PipelineManager(frontend, pipeline, on_event)
         self._owned.callback(self.serving.close)
         self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
         self.coordinator.start()
@@ -146,10 +146,10 @@ class Service:
             self.node.start()
             self._owned.callback(self.node.close)
 
-    def connect(self) -> Served:
+    def connect(self) -> CoordinatorClient:
         """A connection of this machine to its own coordinator, for calls and questions."""
         cluster = self.coordinator.registry.cluster
-        return Served(self._identity, cluster, [self.coordinator.here])
+        return CoordinatorClient(self._identity, cluster, [self.coordinator.here])
 
     def report(self) -> dict[str, Any]:
         """The cluster's state: what `edgepp status --json` prints."""
@@ -178,7 +178,7 @@ class Service:
         """End answers, stages and threads."""
         self._owned.close()
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> CoordinatorService:
         return self
 
     def __exit__(

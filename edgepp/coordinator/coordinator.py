@@ -1,8 +1,9 @@
 """The coordinator of a cluster: one thread that owns its socket, and with it the members and the plan in force.
 
-It hands what arrives to whom it concerns: ``Attendance`` (members), ``Rollout`` (loads), ``Answers`` (questions). What
-takes time happens in other threads: pipelines are opened by ``Serving``, answers given by ``Answers``, which puts what
-is to be sent into this thread's mailbox. Who sent a message is known by the key that its connection proved.
+The thread hands each message to the part that it concerns: ``MembershipService`` (members), ``Rollout`` (loads),
+``AnswerService`` (questions). What takes time happens in other threads: ``PipelineManager`` opens pipelines, and
+``AnswerService`` puts pieces of answers into this thread's mailbox. A sender is known by the key that its connection
+proved.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from typing import Any
 import zmq
 
 from edgepp.cluster.identity import Cluster, Identity, clean_name
-from edgepp.cluster.identity import Member as Paired
+from edgepp.cluster.identity import PairedNode as Paired
 from edgepp.cluster.membership import Membership
-from edgepp.coordinator.answers import Answers, Asker, declined
-from edgepp.coordinator.fair_shares import Turns
-from edgepp.coordinator.join_endpoint import Entrance
-from edgepp.coordinator.membership_service import Attendance
-from edgepp.coordinator.pipeline_manager import Serving
-from edgepp.coordinator.planner import Director, Order
+from edgepp.coordinator.answers import AnswerService, Asker, declined
+from edgepp.coordinator.fair_shares import FairQueue
+from edgepp.coordinator.join_endpoint import JoinEndpoint
+from edgepp.coordinator.membership_service import MembershipService
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.planner import Order, Planner
 from edgepp.coordinator.rollout import Rollout
-from edgepp.coordinator.status import StatusSources, report
-from edgepp.coordinator.trust_store import Registry
+from edgepp.coordinator.status import StatusSources, cluster_status
+from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.events import NodeChanged, NodeRefused, NodeRevoked, OnEvent, StepFailed
 from edgepp.wire.mailbox import Mailbox, Poller
@@ -35,12 +36,12 @@ from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Adopt,
     Ask,
-    Beat,
     Call,
     Cancel,
     Enrol,
     Enrolled,
     Expelled,
+    Heartbeat,
     Leave,
     Loaded,
     Loading,
@@ -55,7 +56,7 @@ from edgepp.wire.messages import (
     encode_payload,
 )
 from edgepp.wire.permissions import VERBS_OF_OWNER, check_speaker
-from edgepp.wire.security import Gate, Rarely
+from edgepp.wire.security import Gate, LogSampler
 from edgepp.wire.text_fields import is_key, sentence
 from edgepp.wire.transport import Address, Listener, Sender
 
@@ -81,8 +82,8 @@ class Coordinator(threading.Thread):
         identity: Identity,
         cluster: Cluster,
         listen: Address,
-        director: Director,
-        serving: Serving,
+        director: Planner,
+        serving: PipelineManager,
         on_event: OnEvent,
     ) -> None:
         """Bind ``listen``; members are let in when the thread is started.
@@ -98,13 +99,13 @@ class Coordinator(threading.Thread):
         self._own = director.known
         """Nodes that are expected although the book does not name them: this machine's own."""
         self.members = Membership()
-        self.answers = Answers(serving)
+        self.answers = AnswerService(serving)
         self.rollout = Rollout(director, self.members, serving, self.answers, on_event)
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._refused)
         try:
-            self.registry = Registry(identity, cluster, self._gate)
+            self.registry = TrustStore(identity, cluster, self._gate)
             self._listener = Listener(self._context, listen, PAYLOAD_BYTES, identity.keys)
         except EdgeppError:
             self._gate.close()
@@ -116,11 +117,11 @@ class Coordinator(threading.Thread):
             self.registry, self.members, director, self.rollout, serving, self.answers, self.address, time.monotonic()
         )
         self.registry.reached_at(self.here)
-        self._entrance = Entrance(identity, self.address, lambda: self.registry.cluster, self._paired, on_event)
-        self._attendance = Attendance(self.members, identity, self.registry, director, self._send, on_event)
+        self._entrance = JoinEndpoint(identity, self.address, lambda: self.registry.cluster, self._paired, on_event)
+        self._attendance = MembershipService(self.members, identity, self.registry, director, self._send, on_event)
         self._waited_s = self._ticked_s = 0.0
-        self._turns: Turns[Received] = Turns(_MOST_WAITING, _MOST_BYTES)
-        self._rarely = Rarely()
+        self._turns: FairQueue[Received] = FairQueue(_MOST_WAITING, _MOST_BYTES)
+        self._rarely = LogSampler()
         self._revoked: set[Asker] = set()
         """Those who were revoked in the middle of an answer, until its thread has ended."""
         self.error: BaseException | None = None
@@ -134,7 +135,7 @@ class Coordinator(threading.Thread):
 
     def status(self) -> dict[str, Any]:
         """The cluster's state: what `edgepp status --json` prints."""
-        return report(self._sources)
+        return cluster_status(self._sources)
 
     @property
     def reason(self) -> str:
@@ -309,7 +310,7 @@ class Coordinator(threading.Thread):
         match message:
             case Enrol():
                 self._attendance.enrol(node, sender, message)
-            case Beat():
+            case Heartbeat():
                 self._attendance.beat(node, sender, message)
             case Loading() | Loaded() | NotLoaded():
                 self.rollout.heard(node, message, time.monotonic())

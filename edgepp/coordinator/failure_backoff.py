@@ -29,7 +29,7 @@ class _Record:
     """Since when its stage runs; None while it does not."""
 
 
-class Trouble:
+class FailureBackoff:
     """The failures of every slot, by host id (``node/slot``)."""
 
     def __init__(self) -> None:

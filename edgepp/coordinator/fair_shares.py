@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Places:
+class FairPlaces:
     """Who has how many of a number of places.
 
     An owner without one always gets one, so there are at most ``most`` and one for each owner. Further ones come out
@@ -38,7 +38,7 @@ class Places:
             del self._held[owner]
 
 
-class Turns(Generic[T]):
+class FairQueue(Generic[T]):
     """What waits to be handled, one owner after the other: who sends most waits longest."""
 
     def __init__(self, most: int, most_bytes: int) -> None:

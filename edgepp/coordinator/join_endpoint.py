@@ -7,13 +7,13 @@ from typing import Any
 
 from edgepp.cluster.discovery.mdns import Announcer
 from edgepp.cluster.discovery.network_interfaces import Watch, usable_addresses
-from edgepp.cluster.identity import Cluster, Identity, Member
-from edgepp.cluster.pairing.server import PairingDesk
+from edgepp.cluster.identity import Cluster, Identity, PairedNode
+from edgepp.cluster.pairing.server import PairingServer
 from edgepp.events import OnEvent
 from edgepp.wire.transport import Address
 
 
-class Entrance:
+class JoinEndpoint:
     """The one of the coordinator at ``address``; announced with the numbers of the invitations that are open."""
 
     def __init__(
@@ -21,15 +21,15 @@ class Entrance:
         identity: Identity,
         address: Address,
         cluster: Callable[[], Cluster],
-        on_paired: Callable[[Member], None],
+        on_paired: Callable[[PairedNode], None],
         on_event: OnEvent,
     ) -> None:
-        """The three callables are ``PairingDesk``'s, called in its threads."""
+        """The three callables are ``PairingServer``'s, called in its threads."""
         self._port = address.port
         self._announcer = None  # nobody else could reach a loopback address
         if not address.is_loopback:
             self._announcer = Announcer(cluster().id, identity.node, identity.name, address.port)
-        self._desk = PairingDesk(address, cluster, on_paired, on_event)
+        self._desk = PairingServer(address, cluster, on_paired, on_event)
         self._watch = Watch()
         self._invitations: tuple[int, ...] = ()
 

@@ -27,13 +27,13 @@ Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
 """A raw text, or a conversation of ``{"role", "content"}``."""
 
 
-def question(prompt: Prompt, options: GenerateOptions) -> dict[str, Any]:
+def encode_question(prompt: Prompt, options: GenerateOptions) -> dict[str, Any]:
     """What ``Ask`` carries."""
     what: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [dict(m) for m in prompt]}
     return what | {"options": asdict(options)}
 
 
-def read_question(form: Mapping[str, Any]) -> tuple[str | list[dict[str, str]], GenerateOptions]:
+def decode_question(form: Mapping[str, Any]) -> tuple[str | list[dict[str, str]], GenerateOptions]:
     """The prompt and the options of an ``Ask``.
 
     Raises:
@@ -81,12 +81,12 @@ def _prompt(form: Mapping[str, Any]) -> str | list[dict[str, str]]:
 _DRAWING = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
-def drawing(sampling: SamplingOptions) -> dict[str, float]:
+def encode_sampling(sampling: SamplingOptions) -> dict[str, float]:
     """What a cluster's state says of how its model wants tokens drawn."""
     return {name: getattr(sampling, name) for name in _DRAWING}
 
 
-def read_drawing(form: Any) -> SamplingOptions:
+def decode_sampling(form: Any) -> SamplingOptions:
     """How a cluster's model wants its tokens drawn.
 
     Raises:
@@ -101,7 +101,7 @@ def read_drawing(form: Any) -> SamplingOptions:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AnswerSummary:
     """How an answer ended, and what it took."""
 
     finish_reason: FinishReason
@@ -114,7 +114,7 @@ class Outcome:
     """The text of each token that ``sampled`` names."""
 
 
-def answered(outcome: Outcome) -> dict[str, Any]:
+def encode_summary(outcome: AnswerSummary) -> dict[str, Any]:
     """What ``Answered`` carries; times are seconds on the coordinator's clock."""
     stages = [asdict(stage) | {"layers": [stage.layers.start, stage.layers.stop]} for stage in outcome.stages]
     return {
@@ -127,7 +127,7 @@ def answered(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def read_answered(form: Mapping[str, Any]) -> Outcome:
+def decode_summary(form: Mapping[str, Any]) -> AnswerSummary:
     """The outcome that ``Answered`` carries.
 
     Raises:
@@ -145,7 +145,7 @@ def read_answered(form: Mapping[str, Any]) -> Outcome:
         spelled = {_whole(token): _text(text) for token, text in _list(form["spelled"], 1 << 20)}
         seconds: dict[str, Any] = {**_floats(taken), **counts}
         timing = Timing(**seconds, stages=times)
-        return Outcome(form["finish_reason"], prompt_tokens, timing, stages, sampled, spelled)
+        return AnswerSummary(form["finish_reason"], prompt_tokens, timing, stages, sampled, spelled)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"an answer's outcome is malformed: {error}") from error
 

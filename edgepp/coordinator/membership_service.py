@@ -10,29 +10,29 @@ from collections.abc import Callable, Sequence
 
 from edgepp import __version__
 from edgepp.cluster.identity import Identity, clean_name
-from edgepp.cluster.membership import Membership, Phase
-from edgepp.coordinator.assignments import standings
-from edgepp.coordinator.planner import Director
-from edgepp.coordinator.trust_store import Registry
+from edgepp.cluster.membership import MemberPhase, Membership
+from edgepp.coordinator.assignments import node_assignments
+from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import UsageError
 from edgepp.events import NodeChanged, NodeJoined, NodeMoved, NodeRefused, OnEvent
 from edgepp.printable import one_line
-from edgepp.wire.messages import Beat, Beaten, Enrol, Enrolled, Leave, View, encode, encode_payload
-from edgepp.wire.security import Rarely
+from edgepp.wire.messages import Enrol, Enrolled, Heartbeat, HeartbeatAck, Leave, View, encode, encode_payload
+from edgepp.wire.security import LogSampler
 from edgepp.wire.transport import Sender
 
 _PROBE_S = (0.8, 1.2)
 
 
-class Attendance:
+class MembershipService:
     """Keeps ``members`` by what they say, and by what they do not say."""
 
     def __init__(
         self,
         members: Membership,
         identity: Identity,
-        registry: Registry,
-        director: Director,
+        registry: TrustStore,
+        director: Planner,
         send: Callable[[bytes, Sequence[bytes]], bool],
         on_event: OnEvent,
     ) -> None:
@@ -43,7 +43,7 @@ class Attendance:
         self._director = director
         self._send = send
         self._on_event = on_event
-        self._rarely = Rarely()
+        self._rarely = LogSampler()
         self._viewed: tuple[object, ...] | None = None
         self._ticked_s = 0.0
 
@@ -57,7 +57,7 @@ class Attendance:
         facts = _printable(facts)
         if facts.version.split(".")[:2] != __version__.split(".")[:2]:
             raise UsageError(f"it runs edgepp {facts.version}, and this cluster {__version__}", "install the same one")
-        new = (old := self._members.get(node)) is None or old.phase is Phase.GONE
+        new = (old := self._members.get(node)) is None or old.phase is MemberPhase.GONE
         if reason := self._members.enrol(node, sender.key, facts, sender.route, sender.host, now_s):
             if self._rarely.tells(sender.host, "double"):
                 self._on_event(NodeRefused(facts.name, sender.host, reason))
@@ -70,12 +70,12 @@ class Attendance:
         elif old is not None and old.host != sender.host:
             self._on_event(NodeMoved(facts.name, old.host, sender.host))
 
-    def beat(self, node: str, sender: Sender, beat: Beat) -> None:
+    def beat(self, node: str, sender: Sender, beat: Heartbeat) -> None:
         """Note a sign of life, and answer it."""
         now_us = time.time_ns() // 1000
         off_us = beat.clock_us + beat.rtt_us // 2 - now_us
         known = self._members.heard(node, beat, off_us, sender.route, sender.host, time.monotonic())
-        self._send(sender.route, [encode(Beaten(known, now_us))])
+        self._send(sender.route, [encode(HeartbeatAck(known, now_us))])
 
     def leave(self, node: str, message: Leave) -> None:
         """Let a member go, unless a newer process of its node is the member by now."""
@@ -100,7 +100,7 @@ class Attendance:
         if newest == self._viewed:
             return
         self._viewed = newest
-        parts = standings(director, members)
+        parts = node_assignments(director, members)
         view = {
             "version": members.version,
             "epoch": director.count,
@@ -123,7 +123,7 @@ class Attendance:
         """
         for member in self._members.present:
             if _PROBE_S[0] < now_s - member.heard_s < _PROBE_S[1] and not member.closed:
-                alive = self._send(member.route, [encode(Beaten(True, time.time_ns() // 1000))])
+                alive = self._send(member.route, [encode(HeartbeatAck(True, time.time_ns() // 1000))])
                 if not alive:
                     self._members.closed(member.node)
 

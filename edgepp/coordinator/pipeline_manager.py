@@ -25,24 +25,24 @@ LONGEST_S = 8.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PipelineOrder:
     """A plan's number and its stages, in order."""
 
     plan: int
     endpoints: tuple[Endpoint, ...]
 
 
-class Serving:
+class PipelineManager:
     """One pipeline at a time, of the newest plan."""
 
     def __init__(self, frontend: ModelFrontend, options: PipelineOptions, on_event: OnEvent) -> None:
         self._frontend = frontend
         self._options = options
         self._on_event = on_event
-        self._commands: queue.SimpleQueue[Wanted | EdgeppError | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[PipelineOrder | EdgeppError | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._pipeline: Pipeline | None = None
-        self._wanted: Wanted | None = None
+        self._wanted: PipelineOrder | None = None
         self._ordered = self._done = 0
         """Commands so far, and those that were carried out: one thread counts each."""
         self._failed_s = 0.0
@@ -75,7 +75,7 @@ class Serving:
         """Whether its thread runs."""
         return self._thread.is_alive()
 
-    def keep(self, wanted: Wanted) -> None:
+    def keep(self, wanted: PipelineOrder) -> None:
         """See to it that ``wanted`` is open: called again and again, it does something only when that is not so."""
         if wanted == self._wanted and (self._busy or time.monotonic() - self._failed_s < self._again_s):
             return
@@ -134,7 +134,7 @@ class Serving:
     def _again_s(self) -> float:
         return min(LONGEST_S, AGAIN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
 
-    def _order(self, command: Wanted | EdgeppError) -> None:
+    def _order(self, command: PipelineOrder | EdgeppError) -> None:
         self._ordered += 1
         self._commands.put(command)
 
@@ -155,14 +155,14 @@ class Serving:
                 self._drop(commands[0])
                 if commands[-1] is None:
                     return
-                if isinstance(commands[-1], Wanted):
+                if isinstance(commands[-1], PipelineOrder):
                     self._open(commands[-1])
             except Exception as error:
                 log.exception("the pipeline could not be closed or opened")
                 self._note_failure(f"{type(error).__name__}: {error}")
             self._done = taken
 
-    def _drop(self, because: Wanted | EdgeppError | None) -> None:
+    def _drop(self, because: PipelineOrder | EdgeppError | None) -> None:
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is None:
             return
@@ -171,7 +171,7 @@ class Serving:
         pipeline.engine.close(_reason(pipeline, because))
         pipeline.close()
 
-    def _open(self, wanted: Wanted) -> None:
+    def _open(self, wanted: PipelineOrder) -> None:
         began_s = time.monotonic()
         try:
             pipeline = Pipeline(replace(self._options, endpoints=wanted.endpoints), frontend=self._frontend)
@@ -197,7 +197,7 @@ class Serving:
         self._failed_s = time.monotonic()
 
 
-def _reason(pipeline: Pipeline, because: Wanted | EdgeppError | None) -> EdgeppError:
+def _reason(pipeline: Pipeline, because: PipelineOrder | EdgeppError | None) -> EdgeppError:
     """What those are told whose answers end when ``pipeline`` is closed."""
     if isinstance(because, EdgeppError):
         return because

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgepp.cluster.membership import Member, Membership, Phase
-from edgepp.coordinator.failure_backoff import Trouble
-from edgepp.coordinator.stage_hosts import Offers
+from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.failure_backoff import FailureBackoff
+from edgepp.coordinator.stage_hosts import StageHosts
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.placement.place import place, replace
-from edgepp.placement.types import Host, LinkSpeed, Plan, Want
+from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 
 QUIET_S = 1.0
@@ -52,10 +52,10 @@ class _Load:
 
 
 @dataclass
-class Director:
+class Planner:
     """Keeps a plan in force over changing members."""
 
-    want: Want
+    want: PlacementRequest
     model: str
     exact: bool
     coordinator: str
@@ -74,7 +74,7 @@ class Director:
     """Which slots are left out for now, since they fail, and why."""
     links: dict[tuple[str, str], LinkSpeed] = field(default_factory=dict)
     """As measured so far, by node ids."""
-    trouble: Trouble = field(default_factory=Trouble)
+    trouble: FailureBackoff = field(default_factory=FailureBackoff)
     _began_s: float | None = None
     _seen: tuple[object, ...] = ()
     _planned: tuple[object, ...] | None = None
@@ -85,10 +85,10 @@ class Director:
     """By host of the plan."""
     _barred: tuple[str, ...] = ()
     """Hosts that are left out for now, since they failed."""
-    _offers: Offers = field(init=False)
+    _offers: StageHosts = field(init=False)
 
     def __post_init__(self) -> None:
-        self._offers = Offers(self.want, self.coordinator)
+        self._offers = StageHosts(self.want, self.coordinator)
 
     @property
     def number(self) -> int:
@@ -188,7 +188,8 @@ class Director:
         """Whether every stage of the plan is loaded on a member that is well."""
         stages = self.stages(members)
         return bool(stages) and all(
-            loaded is not None and member.phase in (Phase.JOINED, Phase.READY) for member, _, _, loaded in stages
+            loaded is not None and member.phase in (MemberPhase.JOINED, MemberPhase.READY)
+            for member, _, _, loaded in stages
         )
 
     def _gathered(self, members: Membership) -> bool:
@@ -208,7 +209,7 @@ class Director:
             return quiet and (self._gathered(members) or now_s - (self._began_s or now_s) >= GATHER_S)
         return quiet and (idle or restless_s >= PATIENCE_S)
 
-    def _replan(self, hosts: Sequence[Host], barred: Sequence[str], *, broken: bool) -> bool:
+    def _replan(self, hosts: Sequence[StageHost], barred: Sequence[str], *, broken: bool) -> bool:
         """Whether another plan is in force now."""
         self.shortage, self.left_out = None, ""
         self._offers.take_back()
@@ -231,7 +232,7 @@ class Director:
         self.count += changed
         return changed
 
-    def _place(self, hosts: Sequence[Host]) -> Plan:
+    def _place(self, hosts: Sequence[StageHost]) -> Plan:
         """A plan with as many of the pinned nodes as there can be."""
         try:
             return self._place_all(hosts)
@@ -241,7 +242,7 @@ class Director:
                 raise
             return self._place_all(possible)
 
-    def _place_all(self, hosts: Sequence[Host]) -> Plan:
+    def _place_all(self, hosts: Sequence[StageHost]) -> Plan:
         if self.plan is None:
             return place(self.want, hosts, self.links, self.coordinator)
         return replace(self.want, hosts, self.links, self.coordinator, self.plan)
@@ -285,7 +286,7 @@ class Director:
         return [
             (_host(member.node, slot), layers)
             for member, slot, layers, loaded in self.stages(members)
-            if loaded is None and member.phase not in (Phase.SUSPECT, Phase.GONE)
+            if loaded is None and member.phase not in (MemberPhase.SUSPECT, MemberPhase.GONE)
         ]
 
     def remind(self, node: str, *, restarted: bool) -> None:

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgepp.cluster.membership import Member, Membership, Phase
-from edgepp.coordinator.answers import Answers
-from edgepp.coordinator.pipeline_manager import Serving, Wanted
-from edgepp.coordinator.planner import Director, Order
+from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.answers import AnswerService
+from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
+from edgepp.coordinator.planner import Order, Planner
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, StageLost
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
@@ -27,7 +27,7 @@ _SHOWN = 4
 """Names of machines that are away to show."""
 
 Stages = Sequence[tuple[Member, int, LayerRange, Loaded | None]]
-"""A plan's stages as ``Director.stages`` gives them."""
+"""A plan's stages as ``Planner.stages`` gives them."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Rollout:
 
     def __init__(
         self,
-        director: Director,
+        director: Planner,
         members: Membership,
-        serving: Serving,
-        answers: Answers,
+        serving: PipelineManager,
+        answers: AnswerService,
         on_event: OnEvent,
     ) -> None:
         self._director = director
@@ -57,7 +57,7 @@ class Rollout:
         self._on_event = on_event
         self._reason = ""
         self._done = 0
-        """Answers that were finished when the director was last told."""
+        """AnswerService that were finished when the director was last told."""
         self._names: dict[tuple[str, int], str] = {}
         """What the stages of the plan that was complete last are called, by node and slot."""
         self.progress: dict[tuple[str, int], Progress] = {}
@@ -130,9 +130,9 @@ class Rollout:
     def _replaced(self, stages: Stages) -> EdgeppError:
         """Why what was answered over these ``stages`` ends now that another plan is in force."""
         for index, (member, slot, layers, _) in enumerate(stages):
-            if member.phase is Phase.GONE or slot >= member.facts.slots:
+            if member.phase is MemberPhase.GONE or slot >= member.facts.slots:
                 name = self._names.get((member.node, slot), _stage_name(index, member, layers, None))
-                how = member.went if member.phase is Phase.GONE else "offers it no longer"
+                how = member.went if member.phase is MemberPhase.GONE else "offers it no longer"
                 return StageLost(f"{name} is gone: {member.facts.name} {how}", "ask again: the others take its layers")
         if self._director.left_out or not self._director.plan:
             return EdgeppError(f"the cluster cannot go on: {self._director.reason}", "see `edgepp status`")
@@ -167,7 +167,7 @@ class Rollout:
         """Let members be ready once they have loaded all that the plan wants of them."""
         missing = {member.node for member, _, _, loaded in self._director.stages(self._members) if loaded is None}
         for member in self._members.present:
-            if member.phase is not Phase.SUSPECT:
+            if member.phase is not MemberPhase.SUSPECT:
                 self._members.assigned(member.node, complete=member.node not in missing)
 
     def _keep_serving(self) -> None:
@@ -178,7 +178,7 @@ class Rollout:
                 for index, (member, slot, layers, loaded) in enumerate(stages)
             }
             endpoints = tuple(_endpoint(member, loaded.port) for member, _, _, loaded in stages if loaded)
-            self._serving.keep(Wanted(self._director.count, endpoints))
+            self._serving.keep(PipelineOrder(self._director.count, endpoints))
             self._learn_links([member for member, _, _, _ in stages])
 
     def _learn_links(self, stages: Sequence[Member]) -> None:

@@ -12,16 +12,16 @@ from edgepp.cluster.membership import Member
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.placement.shortage import check_pins, fits
-from edgepp.placement.types import Host, Want
+from edgepp.placement.types import PlacementRequest, StageHost
 
 _ALONE = 8
 """Pinned nodes, the last that came first, of which each is left out by itself to see whether that helps."""
 
 
-class Offers:
+class StageHosts:
     """The members' hosts for one model, and the nodes whose pinned range is not taken."""
 
-    def __init__(self, want: Want, coordinator: str) -> None:
+    def __init__(self, want: PlacementRequest, coordinator: str) -> None:
         self._want = want
         self._coordinator = coordinator
         self._pins: dict[str, LayerRange] = {}
@@ -39,14 +39,14 @@ class Offers:
         """The part of ``refused`` that follows from the members alone: it changes only when they do."""
         return tuple(self._unfit.items())
 
-    def hosts(self, present: Sequence[Member]) -> list[Host]:
+    def hosts(self, present: Sequence[Member]) -> list[StageHost]:
         """The hosts of the members whose pinned range can be."""
         pins = {m.node: LayerRange(m.facts.start, m.facts.stop) for m in present if m.facts.stop > m.facts.start}
         here = {node: pin for node, pin in self._pins.items() if pins.get(node) == pin}
         self._pins = here | pins
         self._unfit.clear()
         order = list(self._pins)
-        hosts: list[Host] = []
+        hosts: list[StageHost] = []
         for member in sorted(present, key=lambda m: order.index(m.node) if m.node in pins else len(order)):
             offered = self._offered(member, pins.get(member.node))
             try:
@@ -58,7 +58,7 @@ class Offers:
             hosts += offered[: member.facts.slots]
         return sorted(hosts, key=lambda host: host.id)
 
-    def possible(self, hosts: Sequence[Host], error: PlanError) -> Sequence[Host] | None:
+    def possible(self, hosts: Sequence[StageHost], error: PlanError) -> Sequence[StageHost] | None:
         """``hosts`` without pinned nodes, the last that came first, so that a plan is possible; None where none is.
 
         ``error`` says why there is no plan with all of them.
@@ -85,10 +85,10 @@ class Offers:
             yield frozenset(late[:count])
             count *= 2
 
-    def _offered(self, member: Member, pinned: LayerRange | None) -> Sequence[Host]:
+    def _offered(self, member: Member, pinned: LayerRange | None) -> Sequence[StageHost]:
         """The stage processes that a member offers; for one that offers none, what it would be as a whole."""
         facts = member.facts
-        whole = Host(
+        whole = StageHost(
             id=member.node,
             node=member.node,
             memory=facts.memory,
@@ -101,7 +101,7 @@ class Offers:
         return whole.divided(facts.slots) or (whole,)
 
 
-def check_overlap(newcomers: Sequence[Host], taken: Sequence[Host]) -> None:
+def check_overlap(newcomers: Sequence[StageHost], taken: Sequence[StageHost]) -> None:
     """Check that no pinned range of ``newcomers`` overlaps one of ``taken``.
 
     Raises:

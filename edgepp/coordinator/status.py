@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepp.cluster.membership import Membership
-from edgepp.coordinator.answers import Answers
-from edgepp.coordinator.assignments import standings
-from edgepp.coordinator.json_codec import drawing
-from edgepp.coordinator.pipeline_manager import Serving
-from edgepp.coordinator.planner import Director
+from edgepp.coordinator.answers import AnswerService
+from edgepp.coordinator.assignments import node_assignments
+from edgepp.coordinator.json_codec import encode_sampling
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Rollout
-from edgepp.coordinator.trust_store import Registry
+from edgepp.coordinator.trust_store import TrustStore
 from edgepp.wire.transport import Address
 
 SCHEMA = 1
@@ -23,22 +23,22 @@ SCHEMA = 1
 class StatusSources:
     """The parts of a coordinator that a cluster's state is read from."""
 
-    registry: Registry
+    registry: TrustStore
     members: Membership
-    director: Director
+    director: Planner
     rollout: Rollout
-    serving: Serving
-    answers: Answers
+    serving: PipelineManager
+    answers: AnswerService
     address: Address
     """Where the coordinator listens."""
     began_s: float
     """When the coordinator began, by ``time.monotonic``."""
 
 
-def report(sources: StatusSources) -> dict[str, Any]:
+def cluster_status(sources: StatusSources) -> dict[str, Any]:
     """Everything that people ask of a cluster. Layers are half-open, times in seconds, memory in bytes."""
     director, serving = sources.director, sources.serving
-    stages = stage_reports(sources)
+    stages = stage_statuses(sources)
     state = "ready" if serving.pipeline is not None else "loading" if stages else "waiting"
     timing = sources.answers.last
     return {
@@ -56,7 +56,7 @@ def report(sources: StatusSources) -> dict[str, Any]:
         "slots": director.want.slots,
         "exact": director.exact,
         "kv_bits": director.kv_bits or None,
-        "sampling": drawing(serving.sampling),
+        "sampling": encode_sampling(serving.sampling),
         "uptime_s": round(time.monotonic() - sources.began_s, 1),
         "answers": {
             "under_way": len(sources.answers),
@@ -87,7 +87,7 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
 
 
 def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
-    parts = standings(sources.director, sources.members)
+    parts = node_assignments(sources.director, sources.members)
     nodes = []
     for member in sources.members:
         facts = member.facts
@@ -117,7 +117,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
     return nodes
 
 
-def stage_reports(sources: StatusSources) -> list[dict[str, Any]]:
+def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
     """One object a stage of the plan, in order."""
     pipeline, timing = sources.serving.pipeline, sources.answers.last
     stage_stats = pipeline.engine.stage_stats if pipeline else []

@@ -12,7 +12,7 @@ from edgepp.cluster.identity import (
     MOST_TOKENS,
     Cluster,
     Identity,
-    Member,
+    PairedNode,
     change_cluster,
     remember_address,
     save_cluster,
@@ -39,7 +39,7 @@ class Adoption:
     """Why the node is not let in; empty where it is."""
 
 
-class Registry:
+class TrustStore:
     """The coordinator's book. Its methods may be called from any thread.
 
     A change counts once it is on disk; where it cannot be written, nothing has changed.
@@ -101,7 +101,7 @@ class Registry:
                 "revoke some that are away: `edgepp peers`",
             )
 
-    def pair(self, member: Member) -> None:
+    def pair(self, member: PairedNode) -> None:
         """Let a node take part from now on that proved a code, also one whose key was revoked.
 
         Raises:
@@ -134,11 +134,11 @@ class Registry:
                 return Adoption()
             if refusal := self._refusal(token, message.key):
                 return Adoption(refusal=refusal)
-            member = Member.of(message.name, message.key, token.node)
+            member = PairedNode.of(message.name, message.key, token.node)
             self._change(lambda cluster: replace(cluster, members=(*book.members, member)))
         return Adoption(paired=NodePaired(member.name, host, token.name))
 
-    def _refusal(self, token: Member, key: str) -> str:
+    def _refusal(self, token: PairedNode, key: str) -> str:
         book = self.cluster
         if any(key == one.key for one in book.revoked):
             return f"{self._identity.name} revoked this machine's key, which only a code of `edgepp invite` lifts"
@@ -164,7 +164,7 @@ class Registry:
             self._change(lambda cluster: replace(cluster, tokens=(*tokens, token)))
         return {"token": text, "name": token.name}
 
-    def revoke(self, name: str, aliases: Mapping[str, str] | None = None) -> Member:
+    def revoke(self, name: str, aliases: Mapping[str, str] | None = None) -> PairedNode:
         """Admit a node or token no longer, and keep that its key was revoked; whom.
 
         ``aliases`` are names by which nodes call themselves now, by node id.
@@ -175,7 +175,7 @@ class Registry:
         with self._lock:
             gone = self._named(name, aliases or {})
 
-            def without(ones: tuple[Member, ...]) -> tuple[Member, ...]:
+            def without(ones: tuple[PairedNode, ...]) -> tuple[PairedNode, ...]:
                 return tuple(one for one in ones if one != gone)
 
             def change(cluster: Cluster) -> Cluster:
@@ -194,7 +194,7 @@ class Registry:
             members = tuple(one for one in self.cluster.members if one.node != node)
             self._change(lambda cluster: replace(cluster, members=members))
 
-    def token_of(self, member: Member) -> str:
+    def token_of(self, member: PairedNode) -> str:
         """The name of the token by which a node came, while it still lets others in; else empty."""
         return next((token.name for token in self.cluster.tokens if token.node == member.token), "")
 
@@ -203,10 +203,10 @@ class Registry:
         book = self.cluster
         names = {token.node: token.name for token in (*book.tokens, *book.withdrawn)}
 
-        def described(one: Member) -> dict[str, Any]:
+        def described(one: PairedNode) -> dict[str, Any]:
             return {"node": one.node, "name": one.name, "key": one.key, "came_by": names.get(one.token, "")}
 
-        def counted(token: Member) -> dict[str, Any]:
+        def counted(token: PairedNode) -> dict[str, Any]:
             return {
                 "node": token.node,
                 "name": token.name,
@@ -221,7 +221,7 @@ class Registry:
             "withdrawn": [counted(token) for token in book.withdrawn],
         }
 
-    def _named(self, name: str, aliases: Mapping[str, str]) -> Member:
+    def _named(self, name: str, aliases: Mapping[str, str]) -> PairedNode:
         """The one that is meant; a whole id goes before any name, since a node may call itself as it likes."""
         paired = (*self.cluster.members, *self.cluster.tokens)
         found = [one for one in paired if name == one.node] or [

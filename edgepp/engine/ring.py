@@ -17,7 +17,7 @@ from edgepp.engine.failure import failure
 from edgepp.errors import StageError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process.model_runner import Outcome, Worker, answer_to, sequences_of
+from edgepp.stage_process.model_runner import ModelRunner, StepOutcome, answer_to, sequences_of
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import Batch, Codec, Forward, Hidden
@@ -179,7 +179,7 @@ class LocalRing:
 
     def __init__(self, stages: Sequence[tuple[StageInfo, StageModel]]) -> None:
         self.stages = tuple(info for info, _ in stages)
-        self._workers = [Worker(model, info.context) for info, model in stages]
+        self._workers = [ModelRunner(model, info.context) for info, model in stages]
         self._events: deque[RingEvent] = deque()
         self._poller = Poller[Any]()
 
@@ -198,7 +198,7 @@ class LocalRing:
                 reason = str(failure(error, "a step"))
                 for sequence in sequences_of(frame):
                     worker.free(0, sequence)
-                outcome = Outcome(None, hidden, [(sequence, reason) for sequence in sequences_of(frame)])
+                outcome = StepOutcome(None, hidden, [(sequence, reason) for sequence in sequences_of(frame)])
             for sequence, reason in outcome.faults:
                 self._events.append(Failed(sequence, StageFault(f"{info} failed: {reason}")))
             if outcome.frame is None:

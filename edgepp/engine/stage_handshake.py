@@ -10,7 +10,7 @@ import zmq
 from edgepp.engine.ring import StageStats
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
-from edgepp.wire.happy_eyeballs import reach
+from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link
@@ -102,7 +102,7 @@ def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str
         PlanError: what answers is not a stage of ours.
     """
     try:
-        link, frames = reach(
+        link, frames = connect_first(
             context, endpoint.addresses, Hello(node), ANSWER_S, CONTROL_FRAME_BYTES, pinned(keys, endpoint.key)
         )
     except RemoteProtocolError as error:

@@ -12,13 +12,13 @@ from edgepp.model.cache import Progress
 from edgepp.model.catalogue.source import HubRepository, LocalFolder, Source, Wheel, resolve
 from edgepp.model.hub.snapshot import on_disk
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.model.weights.model_parts import WHOLE, Parts, missing, summary
+from edgepp.model.weights.model_parts import WHOLE, ModelParts, missing_files, summary
 from edgepp.model.weights.weight_files import files_here
 
-__all__ = ["WHOLE", "Parts", "Source", "describe", "fetch", "is_cached", "located", "resolve"]
+__all__ = ["WHOLE", "ModelParts", "Source", "describe", "fetch", "is_cached", "located", "resolve"]
 
 
-def fetch(model: str, parts: Parts = WHOLE, on_progress: Progress | None = None, *, newest: bool = False) -> Path:
+def fetch(model: str, parts: ModelParts = WHOLE, on_progress: Progress | None = None, *, newest: bool = False) -> Path:
     """The folder that holds ``parts`` of ``model``; fetches what this disk lacks, and else asks nobody.
 
     A branch keeps the commit that it meant when it was first fetched, so that a model is never put together
@@ -39,7 +39,7 @@ def fetch(model: str, parts: Parts = WHOLE, on_progress: Progress | None = None,
     return download(source, parts, on_progress, newest)
 
 
-def located(model: str, parts: Parts = WHOLE) -> Path | None:
+def located(model: str, parts: ModelParts = WHOLE) -> Path | None:
     """The folder that holds ``parts`` of ``model`` on this disk, or None; opens no connection.
 
     Raises:
@@ -53,7 +53,7 @@ def located(model: str, parts: Parts = WHOLE) -> Path | None:
     return on_disk(source, parts)
 
 
-def is_cached(model: str, parts: Parts = WHOLE) -> bool:
+def is_cached(model: str, parts: ModelParts = WHOLE) -> bool:
     """Whether ``parts`` of ``model`` are on this disk, so that no network is needed."""
     return located(model, parts) is not None
 
@@ -78,9 +78,9 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _listed(source: HubRepository) -> dict[str, Any]:
-    from edgepp.model.hub.client import Hub  # its library is slow to import
+    from edgepp.model.hub.client import HubClient  # its library is slow to import
 
-    listing = Hub(source.name).listing(source.revision)
+    listing = HubClient(source.name).listing(source.revision)
     weights = [size for name, size in listing.files.items() if name.endswith(".safetensors")]
     if not weights:
         raise ModelError(f"{source.name} holds no *.safetensors", "choose a repository in mlx-lm format")
@@ -99,12 +99,12 @@ def _measured(path: Path) -> dict[str, Any]:
     }
 
 
-def _checked(source: LocalFolder, parts: Parts) -> Path:
+def _checked(source: LocalFolder, parts: ModelParts) -> Path:
     Checkpoint.open(source.path)
     if absent := _lacking(source, parts):
         raise ModelError(f"{source.path} lacks {summary(absent)}", "copy the rest there, or name another folder")
     return source.path
 
 
-def _lacking(source: LocalFolder, parts: Parts) -> list[str]:
-    return missing(source.path, files_here(source.path), parts)
+def _lacking(source: LocalFolder, parts: ModelParts) -> list[str]:
+    return missing_files(source.path, files_here(source.path), parts)

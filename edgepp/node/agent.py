@@ -21,15 +21,15 @@ from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
 from edgepp.events import CoordinatorReached, CoordinatorSought, OnEvent, SlotFailed
 from edgepp.node.offer import Offer
-from edgepp.node.supervisor import Report, Slot
-from edgepp.wire.happy_eyeballs import reach
+from edgepp.node.supervisor import Report, StageSupervisor
+from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
-    Beat,
-    Beaten,
     Enrolled,
     Expelled,
+    Heartbeat,
+    HeartbeatAck,
     Leave,
     Load,
     Message,
@@ -42,7 +42,7 @@ from edgepp.wire.messages import (
     encode,
 )
 from edgepp.wire.permissions import check_speaker
-from edgepp.wire.security import Pinned, Rarely
+from edgepp.wire.security import LogSampler, Pinned
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address, Link
 
@@ -87,7 +87,7 @@ class NodeAgent(threading.Thread):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox: Mailbox[Report | None] = Mailbox()
         self._watch = Watch()
-        self._rarely = Rarely()
+        self._rarely = LogSampler()
         self._beat_sent_s = self._beat_s = self._heard_s = 0.0
         self._rtt_us = 0
         self.address: Address | None = None
@@ -97,7 +97,7 @@ class NodeAgent(threading.Thread):
         self.ended = threading.Event()
         self._closing = False
         self._slots = [
-            Slot(i, offer.stage_settings(i, identity, cluster.coordinator.key), self._outbox.put)
+            StageSupervisor(i, offer.stage_settings(i, identity, cluster.coordinator.key), self._outbox.put)
             for i in range(offer.slots)
         ]
 
@@ -161,7 +161,7 @@ class NodeAgent(threading.Thread):
     def _reach(self) -> Link:
         """A link to the coordinator. What is sent on every way at once is a beat, which changes nothing."""
         protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
-        link, _ = reach(self._context, self._where(), self._beat_now(), _SEEK_S, PAYLOAD_BYTES, protection)
+        link, _ = connect_first(self._context, self._where(), self._beat_now(), _SEEK_S, PAYLOAD_BYTES, protection)
         return link
 
     def _ask_in(self, link: Link) -> str | None:
@@ -192,7 +192,7 @@ class NodeAgent(threading.Thread):
         self.address = link.address
 
     def _serve(self, link: Link) -> None:
-        """Beat and obey until the link is no good any more."""
+        """Heartbeat and obey until the link is no good any more."""
         poller = Poller[Report | None](link, self._outbox)
         while not self._closing:
             now_s = time.monotonic()
@@ -215,9 +215,9 @@ class NodeAgent(threading.Thread):
         if link.send([encode(self._beat_now())]) and not self._beat_sent_s:
             self._beat_sent_s = time.monotonic()
 
-    def _beat_now(self) -> Beat:
+    def _beat_now(self) -> Heartbeat:
         free = self._offer.memory - sum(slot.resident_bytes for slot in self._slots)
-        return Beat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
+        return Heartbeat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
 
     def _report(self, link: Link) -> None:
         for report in self._outbox.drain():
@@ -248,7 +248,7 @@ class NodeAgent(threading.Thread):
     def _obey(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:
         self._heard_s = time.monotonic()
         match message:
-            case Beaten():
+            case HeartbeatAck():
                 if self._beat_sent_s:
                     self._rtt_us, self._beat_sent_s = int((self._heard_s - self._beat_sent_s) * 1e6), 0.0
                 if not message.known:

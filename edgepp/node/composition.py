@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgepp.cluster.discovery.coordinator_addresses import may_move, whereabouts
+from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses, may_move
 from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.identity import (
     Cluster,
@@ -23,13 +23,13 @@ from edgepp.cluster.identity import (
     remember_address,
     save_view,
 )
-from edgepp.cluster.node_lock import running
+from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.cluster.pairing.join import PairingOptions, paired
 from edgepp.errors import EdgeppError
 from edgepp.events import ClusterLeft, Measuring, OnEvent, Standing
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
-from edgepp.model.weights.model_parts import Parts
+from edgepp.model.weights.model_parts import ModelParts
 from edgepp.node.agent import NodeAgent
 from edgepp.node.assignment import read_standing
 from edgepp.node.offer import Offer
@@ -85,7 +85,7 @@ class MemberService:
         self._standing: Standing | None = None
         self._known: Address | None = None
         try:
-            self._owned.enter_context(running("edgepp join"))
+            self._owned.enter_context(hold_node_lock("edgepp join"))
             self._begin(options, given_up)
         except BaseException:
             self._owned.close()
@@ -118,7 +118,7 @@ class MemberService:
                 known = load_cluster() or self.cluster
             except EdgeppError:  # what it was when it could be read still serves
                 known = self.cluster
-            return whereabouts(known, peers, browser.records() if browser else ())
+            return coordinator_addresses(known, peers, browser.records() if browser else ())
 
         moved = browser.refresh if browser else _stay
         self._agent = NodeAgent(self.identity, self.cluster, offer, where, self._on_event, moved, self._heard)
@@ -205,7 +205,7 @@ class LoneStageService:
                 on_progress(done, total, what)
 
         self.options = options
-        path = fetch(options.model, Parts(layers=options.layers), tell)
+        path = fetch(options.model, ModelParts(layers=options.layers), tell)
         settings = StageSettings(ComputePolicy.node(options.threads), options.backend, options.listen)
         config = settings.config(path, options.model, options.layers, exact=options.exact, kv_bits=options.kv_bits)
         self._child = StageProcess(config)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
-from edgepp.model.weights.model_parts import Parts
+from edgepp.model.weights.model_parts import ModelParts
 from edgepp.node.stage_handle import Ready, StageProcess
 from edgepp.stage_process.config import StageSettings
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded
@@ -29,7 +29,7 @@ class _SupersededError(EdgeppError):
     """Something else is wanted by now."""
 
 
-class Slot(threading.Thread):
+class StageSupervisor(threading.Thread):
     """Runs at most one stage process; whatever becomes of it is reported."""
 
     def __init__(self, index: int, settings: StageSettings, report: Callable[[Report], None]) -> None:
@@ -120,7 +120,7 @@ class Slot(threading.Thread):
 
     def _start(self, load: Load) -> None:
         layers = LayerRange(load.start, load.stop)
-        path = fetch(load.model, Parts(layers=layers), self._progress(load, "fetching"))
+        path = fetch(load.model, ModelParts(layers=layers), self._progress(load, "fetching"))
         config = self._settings.config(
             path, load.model, layers, exact=load.exact, kv_bits=load.kv_bits or None, admit=self._admitted
         )

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 
 
-def level(rates: Sequence[float], caps: Sequence[int], total: int) -> list[int] | None:
+def level_shares(rates: Sequence[float], caps: Sequence[int], total: int) -> list[int] | None:
     """Counts whose greatest count / rate is the least there is; None where the caps do not allow the total.
 
     Each layer goes where it leaves the least count / rate; of equals to the greatest rate, then to the first.
@@ -27,7 +27,7 @@ def level(rates: Sequence[float], caps: Sequence[int], total: int) -> list[int] 
     return counts
 
 
-def fill(rates: Sequence[float], caps: Sequence[int], total: int) -> list[int] | None:
+def fill_shares(rates: Sequence[float], caps: Sequence[int], total: int) -> list[int] | None:
     """Counts whose sum of count / rate is the least there is, at least one for each host; None where none fits."""
     if not len(caps) <= total <= sum(caps) or not all(caps):
         return None
@@ -40,7 +40,7 @@ def fill(rates: Sequence[float], caps: Sequence[int], total: int) -> list[int] |
     return counts
 
 
-def within(rate: float, cap: int, bound: float) -> int:
+def layers_within(rate: float, cap: int, bound: float) -> int:
     """The most layers, up to ``cap``, with count / rate at most ``bound``."""
     count = min(cap, int(bound * rate) + 1)
     while count and count / rate > bound:

@@ -1,7 +1,4 @@
-"""Who runs which layers, as pure functions: ``place`` finds a plan, ``replace`` one that moves little.
-
-The names that callers need of ``sizes`` are offered here too.
-"""
+"""Who runs which layers, as pure functions: ``place`` finds a plan, ``replace`` one that moves little."""
 
 from __future__ import annotations
 
@@ -13,35 +10,13 @@ from edgepp.layers import LayerRange
 from edgepp.placement.search import Search
 from edgepp.placement.shortage import check_gaps, check_pins, shortage
 from edgepp.placement.types import (
-    Host,
     Links,
-    LinkSpeed,
-    ModelSize,
+    PlacementRequest,
     Plan,
-    Policy,
-    Want,
-    cost,
-    memory_needed,
+    StageHost,
     most_layers,
-    slowest_s,
-    token_s,
+    plan_cost_s,
 )
-
-__all__ = [
-    "Host",
-    "LinkSpeed",
-    "Links",
-    "ModelSize",
-    "Plan",
-    "Policy",
-    "Want",
-    "cost",
-    "memory_needed",
-    "place",
-    "replace",
-    "slowest_s",
-    "token_s",
-]
 
 NEARLY = 1.15
 """A plan that costs at most so many times what the best one does is nearly as good."""
@@ -51,7 +26,7 @@ _SUBSETS = 6
 """Up to so many stages that may stay, every subset of them is tried."""
 
 
-def place(want: Want, hosts: Sequence[Host], links: Links = _NO_LINKS, coordinator: str = "") -> Plan:
+def place(want: PlacementRequest, hosts: Sequence[StageHost], links: Links = _NO_LINKS, coordinator: str = "") -> Plan:
     """The best plan by the policy of ``want``, under every host's memory; pinned ranges are kept as they are.
 
     ``memory`` minimises the greatest layers / memory of a host, ``speed`` a token's seconds, ``throughput`` the
@@ -71,7 +46,7 @@ def place(want: Want, hosts: Sequence[Host], links: Links = _NO_LINKS, coordinat
     return plan
 
 
-def replace(want: Want, hosts: Sequence[Host], links: Links, coordinator: str, present: Plan) -> Plan:
+def replace(want: PlacementRequest, hosts: Sequence[StageHost], links: Links, coordinator: str, present: Plan) -> Plan:
     """The plan after a change of members or of what is wanted: ``present`` while it is nearly as good as the best.
 
     Otherwise, of the plans that are nearly as good, the one for which the fewest layers are loaded anew: a stage whose
@@ -83,7 +58,7 @@ def replace(want: Want, hosts: Sequence[Host], links: Links, coordinator: str, p
     """
 
     def value(plan: Plan) -> float:
-        return cost(want, plan, hosts, links, coordinator)
+        return plan_cost_s(want, plan, hosts, links, coordinator)
 
     best = place(want, hosts, links, coordinator)
     bound = NEARLY * value(best)
@@ -103,7 +78,7 @@ def replace(want: Want, hosts: Sequence[Host], links: Links, coordinator: str, p
     return found
 
 
-def _stands(want: Want, hosts: Sequence[Host], plan: Plan) -> bool:
+def _stands(want: PlacementRequest, hosts: Sequence[StageHost], plan: Plan) -> bool:
     """Whether a plan is still one: it tiles the model, its hosts are there, have the memory, and keep their pins."""
     by_id = {host.id: host for host in hosts}
     ends = [0, *(layers.stop for _, layers in plan.stages)]
@@ -115,7 +90,7 @@ def _stands(want: Want, hosts: Sequence[Host], plan: Plan) -> bool:
     )
 
 
-def _staying(want: Want, hosts: Sequence[Host], present: Plan) -> dict[str, LayerRange]:
+def _staying(want: PlacementRequest, hosts: Sequence[StageHost], present: Plan) -> dict[str, LayerRange]:
     """The ranges of ``present`` that their hosts may keep, in pipeline order."""
     free = {host.id: host for host in hosts if host.pinned is None}
     taken = [host.pinned for host in hosts if host.pinned is not None]
@@ -134,7 +109,7 @@ def _kept(plan: Plan, staying: Mapping[str, LayerRange]) -> int:
     return sum(len(layers) for host, layers in plan.stages if staying.get(host) == layers)
 
 
-def _subsets(want: Want, hosts: Sequence[Host], staying: Mapping[str, LayerRange]) -> list[set[str]]:
+def _subsets(want: PlacementRequest, hosts: Sequence[StageHost], staying: Mapping[str, LayerRange]) -> list[set[str]]:
     """Sets of hosts that may keep their ranges, those with the most layers first."""
     if len(staying) <= _SUBSETS:
         found = [set(some) for k in range(1, len(staying) + 1) for some in combinations(staying, k)]
@@ -143,7 +118,9 @@ def _subsets(want: Want, hosts: Sequence[Host], staying: Mapping[str, LayerRange
     return sorted(found, key=lambda subset: (-sum(len(staying[host]) for host in subset), sorted(subset)))
 
 
-def _likely_subsets(want: Want, hosts: Sequence[Host], staying: Mapping[str, LayerRange]) -> Iterator[set[str]]:
+def _likely_subsets(
+    want: PlacementRequest, hosts: Sequence[StageHost], staying: Mapping[str, LayerRange]
+) -> Iterator[set[str]]:
     """All, and all but the 1, 2, 4 … that are the most loaded, the nearest to a hole, or both."""
     held = {layer for layers in staying.values() for layer in range(layers.start, layers.stop)}
     holes = [layer for layer in range(want.size.layers) if layer not in held]

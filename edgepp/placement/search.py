@@ -1,8 +1,8 @@
 """The search for the best plan.
 
 Pinned ranges stand; between them are gaps, which free hosts fill. For one assignment of free hosts to gaps, counts
-(``shares``) and order (``route``) are found one after the other, since neither depends on the other. Few hosts:
-every assignment is weighed, and the plan is the best one. Many: likely assignments, then single changes of the best.
+(``layer_shares``) and order (``stage_order``) are found one after the other, since neither depends on the other. Few
+hosts: every assignment is weighed. Many hosts: likely assignments, then single changes of the best.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import groupby, product
 
 from edgepp.layers import LayerRange
-from edgepp.placement.layer_shares import fill, level, within
-from edgepp.placement.stage_order import route
-from edgepp.placement.types import Host, Links, Plan, Want, hop_s, most_layers
+from edgepp.placement.layer_shares import fill_shares, layers_within, level_shares
+from edgepp.placement.stage_order import cheapest_order
+from edgepp.placement.types import Links, PlacementRequest, Plan, StageHost, hop_s, most_layers
 
 _EXHAUSTIVE = 256
 """Up to so many assignments all are weighed: those of 8 hosts without pinned ranges, of any 6 with them."""
@@ -28,7 +28,7 @@ Assignment = tuple[int, ...]
 """The gap of each free host, or ``_UNUSED``."""
 Cost = tuple[float, int]
 """What the policy minimises, then a token's ticks."""
-Share = list[tuple[Host, int]]
+Share = list[tuple[StageHost, int]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Gap:
 class Search:
     """One search; ``hosts`` may come in any order, and their pinned ranges do not overlap."""
 
-    def __init__(self, want: Want, hosts: Sequence[Host], links: Links, coordinator: str) -> None:
+    def __init__(self, want: PlacementRequest, hosts: Sequence[StageHost], links: Links, coordinator: str) -> None:
         self._want, self._links, self._coordinator = want, links, coordinator
         ordered = sorted(hosts, key=lambda host: (host.node != coordinator, host.node, host.id))
         self.pinned = sorted(((h, h.pinned) for h in ordered if h.pinned is not None), key=lambda pair: pair[1])
@@ -105,7 +105,7 @@ class Search:
 
     def _shares(self, assignment: Assignment) -> list[Share] | None:
         """Who takes how many layers of each gap; None where the gaps cannot be filled."""
-        teams: list[list[Host]] = [[] for _ in self.gaps]
+        teams: list[list[StageHost]] = [[] for _ in self.gaps]
         for host, place in zip(self.free, assignment, strict=True):
             if place != _UNUSED:
                 teams[place].append(host)
@@ -116,28 +116,30 @@ class Search:
             caps = [self.caps[host.id] for host in team]
             rates = [self._rate(host) for host in team]
             if policy == "memory":
-                counts = level(rates, caps, len(gap))
+                counts = level_shares(rates, caps, len(gap))
             elif bound is None:
-                counts = fill(rates, caps, len(gap))
+                counts = fill_shares(rates, caps, len(gap))
             else:
-                counts = fill(rates, [within(r, c, bound) for r, c in zip(rates, caps, strict=True)], len(gap))
+                counts = fill_shares(
+                    rates, [layers_within(r, c, bound) for r, c in zip(rates, caps, strict=True)], len(gap)
+                )
             if counts is None:
                 return None
             shares.append([(host, count) for host, count in zip(team, counts, strict=True) if count])
         return shares
 
-    def _slowest(self, teams: list[list[Host]]) -> float:
+    def _slowest(self, teams: list[list[StageHost]]) -> float:
         """The least count / rate that the slowest stage can have; a pinned one may set it."""
         slowest = max(
             (len(layers) / host.decode_bytes_per_s(self._want.size) for host, layers in self.pinned), default=0.0
         )
         for gap, team in zip(self.gaps, teams, strict=True):
             rates = [host.decode_bytes_per_s(self._want.size) for host in team]
-            counts = level(rates, [self.caps[host.id] for host in team], len(gap)) or []
+            counts = level_shares(rates, [self.caps[host.id] for host in team], len(gap)) or []
             slowest = max([slowest, *(n / rate for n, rate in zip(counts, rates, strict=False))])
         return slowest
 
-    def _rate(self, host: Host) -> float:
+    def _rate(self, host: StageHost) -> float:
         return max(1, host.memory) if self._want.policy == "memory" else host.decode_bytes_per_s(self._want.size)
 
     def _weights(self, shares: list[Share]) -> tuple[float, int]:
@@ -168,7 +170,7 @@ class Search:
     def _route(self, gap: Gap, nodes: tuple[str, ...], polish: bool) -> tuple[int, tuple[str, ...]]:
         key = (gap.before, gap.after, nodes, polish)
         if key not in self._routes:
-            self._routes[key] = route(gap.before, gap.after, nodes, self._hop, polish=polish)
+            self._routes[key] = cheapest_order(gap.before, gap.after, nodes, self._hop, polish=polish)
         return self._routes[key]
 
     def _hop(self, start: str, end: str) -> int:
@@ -191,17 +193,17 @@ class Search:
     def _orders(self) -> list[list[int]]:
         """Free hosts, by index: the fastest first, the largest first, and the cheapest a layer with its hops first."""
 
-        def reach(host: Host) -> float:
+        def reach(host: StageHost) -> float:
             cap = max(1, min(self.caps[host.id], self._want.size.layers))
             return self._ticks[host.id] + 2 * self._hop(self._coordinator, host.node) / cap
 
-        measures: list[Callable[[Host], float]] = [lambda h: -self._rate(h), lambda h: -self.caps[h.id], reach]
+        measures: list[Callable[[StageHost], float]] = [lambda h: -self._rate(h), lambda h: -self.caps[h.id], reach]
         usable = [n for n, host in enumerate(self.free) if self.caps[host.id]]
         return [sorted(usable, key=lambda n: (measure(self.free[n]), n)) for measure in measures]
 
-    def _divide(self, hosts: Iterable[int], need: Callable[[int, Sequence[Host]], float]) -> Assignment:
+    def _divide(self, hosts: Iterable[int], need: Callable[[int, Sequence[StageHost]], float]) -> Assignment:
         """Give one host after the other to the gap that needs it most."""
-        teams: list[list[Host]] = [[] for _ in self.gaps]
+        teams: list[list[StageHost]] = [[] for _ in self.gaps]
         assignment = [_UNUSED] * len(self.free)
         for n in hosts:
             gap = max(range(len(teams)), key=lambda gap: (need(gap, teams[gap]), -gap))
@@ -209,10 +211,10 @@ class Search:
             assignment[n] = gap
         return tuple(assignment)
 
-    def _lacking(self, gap: int, team: Sequence[Host]) -> float:
+    def _lacking(self, gap: int, team: Sequence[StageHost]) -> float:
         return len(self.gaps[gap]) - sum(self.caps[host.id] for host in team)
 
-    def _slow(self, gap: int, team: Sequence[Host]) -> float:
+    def _slow(self, gap: int, team: Sequence[StageHost]) -> float:
         return len(self.gaps[gap]) / (sum(self._rate(host) for host in team) or 1e-9)
 
     def _climb(self) -> None:

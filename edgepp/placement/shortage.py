@@ -11,14 +11,14 @@ from itertools import pairwise
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.placement.search import Search
-from edgepp.placement.types import Host, Want, memory_needed, most_layers
+from edgepp.placement.types import PlacementRequest, StageHost, memory_needed, most_layers
 
 _CONTEXT_STEP = 256
 _STORED_BITS = ((8, 8.5), (4, 4.5))
 """Quantisations to suggest, and bits that each weight takes with its share of a scale and a bias."""
 
 
-def check_pins(want: Want, hosts: Sequence[Host]) -> None:
+def check_pins(want: PlacementRequest, hosts: Sequence[StageHost]) -> None:
     """Check that the pinned ranges lie in the model, do not overlap, and fit their hosts.
 
     Raises:
@@ -51,7 +51,7 @@ def check_pins(want: Want, hosts: Sequence[Host]) -> None:
             )
 
 
-def check_gaps(search: Search, hosts: Sequence[Host]) -> None:
+def check_gaps(search: Search, hosts: Sequence[StageHost]) -> None:
     """Check that there are enough free hosts for the gaps between pinned ranges.
 
     Raises:
@@ -67,7 +67,7 @@ def check_gaps(search: Search, hosts: Sequence[Host]) -> None:
         )
 
 
-def shortage(want: Want, hosts: Sequence[Host], coordinator: str) -> PlanError:
+def shortage(want: PlacementRequest, hosts: Sequence[StageHost], coordinator: str) -> PlanError:
     """The error for hosts that do not hold the model."""
     needed = want.size.layers * (memory_needed(want, 1, False) - memory_needed(want, 0, False))
     message = f"the model does not fit: its {want.size.layers} layers with {_load(want)} need {_gb(needed)}"
@@ -81,7 +81,9 @@ def shortage(want: Want, hosts: Sequence[Host], coordinator: str) -> PlanError:
     return PlanError(message, _hint(list(_suggestions(want, hosts, coordinator, lacking))))
 
 
-def _suggestions(want: Want, hosts: Sequence[Host], coordinator: str, lacking: int | None) -> Iterator[str]:
+def _suggestions(
+    want: PlacementRequest, hosts: Sequence[StageHost], coordinator: str, lacking: int | None
+) -> Iterator[str]:
     context = _largest(want.context // _CONTEXT_STEP, lambda n: _with_context(want, n), hosts, coordinator)
     if context:
         yield f"a context of {context * _CONTEXT_STEP} or less"
@@ -103,35 +105,35 @@ def _hint(ways: list[str]) -> str:
     return f"what would help: {', or '.join(ways)}"
 
 
-def fits(want: Want, hosts: Sequence[Host], coordinator: str) -> bool:
+def fits(want: PlacementRequest, hosts: Sequence[StageHost], coordinator: str) -> bool:
     """Whether there is a plan for these hosts, whose pinned ranges lie in the model and do not overlap."""
     pins_fit = all(len(h.pinned) <= most_layers(want, h) for h in hosts if h.pinned is not None)
     by_memory = dataclasses.replace(want, policy="memory")  # all policies fit the same; this one is found fastest
     return pins_fit and Search(by_memory, hosts, {}, coordinator).best() is not None
 
 
-def _largest(top: int, changed: Callable[[int], Want], hosts: Sequence[Host], coordinator: str) -> int:
+def _largest(top: int, changed: Callable[[int], PlacementRequest], hosts: Sequence[StageHost], coordinator: str) -> int:
     """The largest n up to ``top`` with which it fits; 0 where none does."""
     return bisect_left(range(1, top + 1), True, key=lambda n: not fits(changed(n), hosts, coordinator))
 
 
-def _lacking_layers(want: Want, hosts: Sequence[Host], coordinator: str) -> int | None:
+def _lacking_layers(want: PlacementRequest, hosts: Sequence[StageHost], coordinator: str) -> int | None:
     """The least layers that one more machine must take; None where one more is not enough."""
 
     def helps(layers: int) -> bool:
         memory = memory_needed(want, layers, False)
-        extra = Host(id="one more", node="one more", memory=memory, stream_bytes_per_s=1.0, flops_per_s=1.0)
+        extra = StageHost(id="one more", node="one more", memory=memory, stream_bytes_per_s=1.0, flops_per_s=1.0)
         return fits(want, [*hosts, extra], coordinator)
 
     layers = 1 + bisect_left(range(1, want.size.layers + 1), True, key=helps)
     return layers if layers <= want.size.layers else None
 
 
-def _with_context(want: Want, steps: int) -> Want:
+def _with_context(want: PlacementRequest, steps: int) -> PlacementRequest:
     return dataclasses.replace(want, context=steps * _CONTEXT_STEP)
 
 
-def _quantised(want: Want, bits: float) -> Want | None:
+def _quantised(want: PlacementRequest, bits: float) -> PlacementRequest | None:
     """The same model with ``bits`` a stored weight; None where it has hardly more already."""
     weights = want.size.layer_flops / 2
     present = 8 * want.size.layer_bytes / weights if weights else 0.0
@@ -143,7 +145,7 @@ def _quantised(want: Want, bits: float) -> Want | None:
     )
 
 
-def _load(want: Want) -> str:
+def _load(want: PlacementRequest) -> str:
     return f"{want.slots} slot{'s' if want.slots > 1 else ''} of {want.context} positions"
 
 

@@ -14,7 +14,9 @@ _EXACT = 7
 """Up to so many nodes every order is weighed."""
 
 
-def route(start: str, end: str, nodes: Sequence[str], hop: Hop, *, polish: bool) -> tuple[int, tuple[str, ...]]:
+def cheapest_order(
+    start: str, end: str, nodes: Sequence[str], hop: Hop, *, polish: bool
+) -> tuple[int, tuple[str, ...]]:
     """The cost and order of a way ``start -> every node -> end``.
 
     It is the best one for a few nodes; for many it is the better of nearest neighbour and the given order, which
@@ -26,11 +28,11 @@ def route(start: str, end: str, nodes: Sequence[str], hop: Hop, *, polish: bool)
     if polish:
         orders = [_two_opt(start, end, order, hop) for order in orders]
     rank = {node: n for n, node in enumerate(nodes)}
-    order = min(orders, key=lambda order: (length(start, end, order, hop), [rank[node] for node in order]))
-    return length(start, end, order, hop), order
+    order = min(orders, key=lambda order: (order_cost(start, end, order, hop), [rank[node] for node in order]))
+    return order_cost(start, end, order, hop), order
 
 
-def length(start: str, end: str, order: Sequence[str], hop: Hop) -> int:
+def order_cost(start: str, end: str, order: Sequence[str], hop: Hop) -> int:
     """The cost of one way."""
     total, here = 0, start
     for node in order:

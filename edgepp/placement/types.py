@@ -78,7 +78,7 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
-class Host:
+class StageHost:
     """One stage process that a node offers.
 
     Raises:
@@ -116,7 +116,7 @@ class Host:
         """Bytes/s of weights in a decode step of one row: the rate of reading, or less if arithmetic takes longer."""
         return min(self.stream_bytes_per_s, self.flops_per_s * size.layer_bytes / max(1, size.layer_flops))
 
-    def divided(self, slots: int) -> tuple[Host, ...]:
+    def divided(self, slots: int) -> tuple[StageHost, ...]:
         """So many stage processes in place of one, which share its memory and rates evenly.
 
         Only the first is pinned, and only the coordinator's first holds the model's ends.
@@ -168,7 +168,7 @@ def link_between(links: Links, one: str, other: str) -> LinkSpeed:
 
 
 @dataclass(frozen=True)
-class Want:
+class PlacementRequest:
     """What is to be placed: a model, for ``slots`` sequences of ``context`` positions each."""
 
     size: ModelSize
@@ -184,7 +184,7 @@ class Plan:
     stages: tuple[tuple[str, LayerRange], ...]
 
 
-def memory_needed(want: Want, layers: int, ends: bool) -> int:
+def memory_needed(want: PlacementRequest, layers: int, ends: bool) -> int:
     """Bytes that a stage of so many layers takes, with the model's ends where it shares their machine.
 
     Weights count 1.25 times what is stored: backends add scales in float32 and packing (ONNX Runtime measured 1.2
@@ -196,13 +196,13 @@ def memory_needed(want: Want, layers: int, ends: bool) -> int:
     return weights * 5 // 4 + layers * size.kv_bytes * want.context * want.slots + working
 
 
-def most_layers(want: Want, host: Host) -> int:
+def most_layers(want: PlacementRequest, host: StageHost) -> int:
     """The most layers, up to all of them, that the host's memory takes."""
     counts = range(1, want.size.layers + 1)
     return bisect_right(counts, host.memory, key=lambda n: memory_needed(want, n, host.coordinator))
 
 
-def hop_s(want: Want, links: Links, start: str, end: str) -> float:
+def hop_s(want: PlacementRequest, links: Links, start: str, end: str) -> float:
     """Seconds that one hidden state (1, D) in float32 takes from node to node; nothing within a node."""
     if start == end:
         return 0.0
@@ -210,12 +210,14 @@ def hop_s(want: Want, links: Links, start: str, end: str) -> float:
     return link.latency_s + link.transfer_s(want.size.hidden_bytes(1))
 
 
-def _pass_s(size: ModelSize, host: Host, layers: LayerRange) -> float:
+def _pass_s(size: ModelSize, host: StageHost, layers: LayerRange) -> float:
     """Seconds in which one row passes the weights of ``layers`` on ``host``."""
     return len(layers) * size.layer_bytes / host.decode_bytes_per_s(size)
 
 
-def token_s(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordinator: str) -> float:
+def decode_step_s(
+    want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost], links: Links, coordinator: str
+) -> float:
     """Predicted seconds of a decode step: each stage passes its weights, and N stages make N + 1 hops."""
     by_id = {host.id: host for host in hosts}
     weights_s = sum(_pass_s(want.size, by_id[host], layers) for host, layers in plan.stages)
@@ -223,17 +225,19 @@ def token_s(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordin
     return weights_s + sum(hop_s(want, links, a, b) for a, b in pairwise(way))
 
 
-def slowest_s(want: Want, plan: Plan, hosts: Sequence[Host]) -> float:
+def slowest_stage_s(want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> float:
     """Predicted decode seconds of the slowest stage, which bounds the tokens/s of many sequences together."""
     by_id = {host.id: host for host in hosts}
     return max(_pass_s(want.size, by_id[host], layers) for host, layers in plan.stages)
 
 
-def cost(want: Want, plan: Plan, hosts: Sequence[Host], links: Links, coordinator: str) -> float:
+def plan_cost_s(
+    want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost], links: Links, coordinator: str
+) -> float:
     """What the policy minimises: the fullest host's layers per byte of its memory, or seconds."""
     if want.policy == "speed":
-        return token_s(want, plan, hosts, links, coordinator)
+        return decode_step_s(want, plan, hosts, links, coordinator)
     if want.policy == "throughput":
-        return slowest_s(want, plan, hosts)
+        return slowest_stage_s(want, plan, hosts)
     by_id = {host.id: host for host in hosts}
     return max(len(layers) / max(1, by_id[host].memory) for host, layers in plan.stages)

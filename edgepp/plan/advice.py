@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from edgepp.errors import PlanError
-from edgepp.placement.place import LinkSpeed
+from edgepp.placement.types import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.layout import Layout, Question, lay
 from edgepp.plan.machines import Machine

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from edgepp.layers import LayerRange
-from edgepp.placement.place import Host, LinkSpeed, Plan, Want, memory_needed, place
-from edgepp.placement.types import UNKNOWN_LINK, Links
+from edgepp.placement.place import place
+from edgepp.placement.types import UNKNOWN_LINK, Links, LinkSpeed, PlacementRequest, Plan, StageHost, memory_needed
 from edgepp.plan.machines import Machine, Stage
 
 
@@ -52,13 +52,13 @@ class ClusterSpec:
         return {(a, b): self.named.get((a, b)) or self.named.get((b, a)) or self.default for a, b in pairs}
 
     @property
-    def hosts(self) -> tuple[Host, ...]:
+    def hosts(self) -> tuple[StageHost, ...]:
         """The stage processes that `edgepp serve` would place layers on: one per lane of each node with memory."""
         return tuple(
             host
             for node in self.nodes
             if node.memory_bytes
-            for host in Host(
+            for host in StageHost(
                 id=node.name,
                 node=node.name,
                 memory=node.memory_bytes,
@@ -70,7 +70,7 @@ class ClusterSpec:
             ).divided(node.machine.lanes)
         )
 
-    def place(self, want: Want) -> Plan:
+    def place(self, want: PlacementRequest) -> Plan:
         """The plan that `edgepp serve` would make over ``hosts``.
 
         Raises:
@@ -84,7 +84,7 @@ class ClusterSpec:
         nodes = {host.id: host.node for host in self.hosts}
         return tuple(Stage(machines[nodes[host]], layers) for host, layers in plan.stages)
 
-    def stage_memory(self, want: Want, plan: Plan) -> list[tuple[int, int]]:
+    def stage_memory(self, want: PlacementRequest, plan: Plan) -> list[tuple[int, int]]:
         """For each stage of a plan, the bytes that it takes and the bytes that it may take."""
         hosts = {host.id: host for host in self.hosts}
         return [
@@ -92,7 +92,7 @@ class ClusterSpec:
             for host, layers in plan.stages
         ]
 
-    def kv_room(self, want: Want, plan: Plan) -> int:
+    def kv_room(self, want: PlacementRequest, plan: Plan) -> int:
         """Positions of all sequences together for which every stage has memory in addition to its weights."""
         stages = zip(plan.stages, self.stage_memory(dataclasses.replace(want, slots=0), plan), strict=True)
         return min((has - takes) // (len(layers) * want.size.kv_bytes) for (_, layers), (takes, has) in stages)

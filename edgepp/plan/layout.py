@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from edgepp.errors import UsageError
-from edgepp.placement.place import Plan, Policy, Want
+from edgepp.placement.types import PlacementRequest, Plan, Policy
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.machines import Model, Stage, Workload
 from edgepp.plan.predict import Prediction, predict
@@ -44,9 +44,9 @@ class Question:
             )
 
     @property
-    def want(self) -> Want:
+    def want(self) -> PlacementRequest:
         """The request to placement."""
-        return Want(self.model.size, self.context, self.slots, self.policy)
+        return PlacementRequest(self.model.size, self.context, self.slots, self.policy)
 
 
 @dataclass(frozen=True)

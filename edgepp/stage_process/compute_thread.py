@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process.model_runner import Answer, Frame, Worker, answer_to, sequences_of
-from edgepp.stage_process.next_stage import Joined, Reply
+from edgepp.stage_process.model_runner import Answer, Frame, ModelRunner, answer_to, sequences_of
+from edgepp.stage_process.next_stage import NextStageLink, Reply
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.link_rate import PROBE_BYTES
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong, decode, encode
 from edgepp.wire.permissions import check_speaker
-from edgepp.wire.security import Rarely
+from edgepp.wire.security import LogSampler
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Link, Listener, Sender
 
@@ -33,7 +33,7 @@ _SEND_TURN_S = 0.005
 _MOST_WAITING = 64
 """Frames of one ring that may wait so."""
 
-Command = Joined | Detach | Free | None
+Command = NextStageLink | Detach | Free | None
 """What the control thread hands over; None means stop."""
 
 
@@ -41,7 +41,7 @@ _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 @dataclass
-class Ring:
+class Attachment:
     """One coordinator's pipeline, as a stage of it sees it."""
 
     stage: int
@@ -62,10 +62,10 @@ class _Waiting:
     until_s: float
 
 
-class Status:
+class ComputeStatus:
     """What the control thread may read while the compute thread works."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: ModelRunner) -> None:
         self._worker = worker
         self.busy_since: float | None = None
 
@@ -91,20 +91,20 @@ class Status:
             log.warning("dropped frame %d: %s", count, reason)
 
 
-class Compute:
+class ComputeThread:
     """The compute thread: takes frames off the data socket, runs them, sends them on."""
 
-    def __init__(self, worker: Worker, data: Listener, *, awake: bool = False) -> None:
+    def __init__(self, worker: ModelRunner, data: Listener, *, awake: bool = False) -> None:
         self.worker = worker
         self._awake = awake
         self.data = data
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
-        self.status = Status(worker)
-        self._rings: dict[int, Ring] = {}
-        self._behind: dict[int, Ring] = {}
+        self.status = ComputeStatus(worker)
+        self._rings: dict[int, Attachment] = {}
+        self._behind: dict[int, Attachment] = {}
         """Rings with frames that wait for the next stage, by epoch."""
-        self._rarely = Rarely()
+        self._rarely = LogSampler()
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -138,17 +138,17 @@ class Compute:
     def close(self) -> None:
         """Release sockets and caches."""
         for command in self.inbox.drain():
-            if isinstance(command, Joined):
+            if isinstance(command, NextStageLink):
                 self.obey(command)
         for epoch in list(self._rings):
             self._detach(epoch)
         self.data.close()
 
-    def obey(self, command: Joined | Detach | Free) -> None:
+    def obey(self, command: NextStageLink | Detach | Free) -> None:
         """Do what the control thread wants done; an unexpected error costs that command."""
         try:
             match command:
-                case Joined():
+                case NextStageLink():
                     self._attach(command)
                 case Free():
                     self.worker.free(command.epoch, command.sequence)
@@ -158,7 +158,7 @@ class Compute:
             if self._rarely.tells("command", type(error).__name__):
                 log.exception("a command failed")
 
-    def _attach(self, joined: Joined) -> None:
+    def _attach(self, joined: NextStageLink) -> None:
         attempt, link = joined.attempt, joined.link
         message = attempt.message
         if attempt.given_up:
@@ -168,7 +168,9 @@ class Compute:
         self._detach(message.epoch)
         choice = CodecChoice(message.codec, joined.bytes_s if link is not None else message.return_bytes_s)
         route = bytes.fromhex(message.route)
-        self._rings[message.epoch] = Ring(message.stage, attempt.control, message.previous_key, link, route, choice)
+        self._rings[message.epoch] = Attachment(
+            message.stage, attempt.control, message.previous_key, link, route, choice
+        )
         self.outbox.put((attempt.control, Attached(message.epoch, int(joined.echo_s * 1e6), joined.bytes_s)))
 
     def _detach(self, epoch: int) -> None:
@@ -228,7 +230,7 @@ class Compute:
         finally:
             self.status.busy_since = None
 
-    def _send(self, ring: Ring, frame: Frame, hidden: Array) -> None:
+    def _send(self, ring: Attachment, frame: Frame, hidden: Array) -> None:
         header: Frame | Answer = frame
         if ring.next is None:
             header, hidden = answer_to(frame, hidden)
@@ -259,12 +261,12 @@ class Compute:
             if not ring.waiting:
                 del self._behind[epoch]
 
-    def _unreachable(self, ring: Ring, frame: Frame) -> None:
+    def _unreachable(self, ring: Attachment, frame: Frame) -> None:
         for sequence in sequences_of(frame):
             reason = "the stage before it cannot reach it any more"
             self._fault(ring, frame.epoch, sequence, reason, ring.stage + 1)
 
-    def _fault(self, ring: Ring, epoch: int, sequence: int, reason: str, stage: int | None = None) -> None:
+    def _fault(self, ring: Attachment, epoch: int, sequence: int, reason: str, stage: int | None = None) -> None:
         culprit = ring.stage if stage is None else stage
         self.worker.free(epoch, sequence)
         self.outbox.put((ring.control, Fault(epoch, sequence, culprit, sentence(reason))))

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.errors import RemoteProtocolError
-from edgepp.stage_process.compute_thread import Compute
-from edgepp.stage_process.next_stage import Attempt, Joiner, Reply
+from edgepp.stage_process.compute_thread import ComputeThread
+from edgepp.stage_process.next_stage import ConnectAttempt, NextStageConnector, Reply
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome, decode, encode
 from edgepp.wire.permissions import Role, check_speaker
-from edgepp.wire.security import Rarely
+from edgepp.wire.security import LogSampler
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender
 
@@ -36,14 +36,14 @@ class _Epoch:
 
     owner: str
     heard_s: float
-    attempt: Attempt
+    attempt: ConnectAttempt
 
 
-class Control(threading.Thread):
+class ControlThread(threading.Thread):
     """The control thread: answers at once, whatever the compute thread does."""
 
     def __init__(
-        self, listener: Listener, compute: Compute, joiner: Joiner, welcome: Welcome, driver: str = ""
+        self, listener: Listener, compute: ComputeThread, joiner: NextStageConnector, welcome: Welcome, driver: str = ""
     ) -> None:
         """``driver`` is the only key that may order this stage; empty where everyone who is admitted may."""
         super().__init__(name="control", daemon=True)
@@ -53,7 +53,7 @@ class Control(threading.Thread):
         self._welcome = welcome
         self._driver = driver
         self._epochs: dict[int, _Epoch] = {}
-        self._rarely = Rarely()
+        self._rarely = LogSampler()
         self._window_s = 0.0
         self._in_window = 0
         self._stopping = threading.Event()
@@ -138,7 +138,7 @@ class Control(threading.Thread):
             raise RemoteProtocolError("this stage takes part in too many rings already")
         if message.epoch in self._epochs:
             self._forget(message.epoch)
-        attempt = Attempt(sender.route, message)
+        attempt = ConnectAttempt(sender.route, message)
         self._joiner.begin(attempt)
         self._epochs[message.epoch] = _Epoch(owner, time.monotonic(), attempt)
 

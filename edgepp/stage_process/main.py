@@ -25,11 +25,11 @@ from edgepp.backend.base import StageModel
 from edgepp.error_boundary import explained
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.printable import PrintableFormatter
-from edgepp.stage_process.compute_thread import Command, Compute
+from edgepp.stage_process.compute_thread import Command, ComputeThread
 from edgepp.stage_process.config import StageConfig
-from edgepp.stage_process.control_thread import Control
-from edgepp.stage_process.model_runner import Worker
-from edgepp.stage_process.next_stage import Joiner
+from edgepp.stage_process.control_thread import ControlThread
+from edgepp.stage_process.model_runner import ModelRunner
+from edgepp.stage_process.next_stage import NextStageConnector
 from edgepp.stage_process.speed_probe import measure_speed
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
@@ -62,7 +62,7 @@ def _load(config: StageConfig) -> tuple[Checkpoint, StageModel, str]:
 def _listen(
     context: zmq.Context[zmq.Socket[bytes]], listen: Address, hidden_size: int, keys: KeyPair | None
 ) -> tuple[Listener, Listener]:
-    """Control on the port that was asked for, data on the next; both free ones for port 0."""
+    """ControlThread on the port that was asked for, data on the next; both free ones for port 0."""
     control = Listener(context, listen, CONTROL_FRAME_BYTES, keys)
     data_port = listen.port + 1 if listen.port else 0
     data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys, _MOST_ANSWERS)
@@ -104,13 +104,13 @@ def serve(config: StageConfig) -> None:
         decode_us=decode_us,
         rewinds=model.rewinds,
     )
-    worker = Worker(model, checkpoint.context)
+    worker = ModelRunner(model, checkpoint.context)
     del checkpoint  # and with it the mapping of its files
-    compute = Compute(worker, data, awake=config.policy.awake)
+    compute = ComputeThread(worker, data, awake=config.policy.awake)
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
     frame_bytes = data_frame_bytes(model.hidden_size)
-    joiner = Joiner(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
-    answering = Control(control, compute, joiner, welcome, config.driver)
+    joiner = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
+    answering = ControlThread(control, compute, joiner, welcome, config.driver)
     answering.start()
     threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
     _report(

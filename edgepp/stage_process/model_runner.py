@@ -40,7 +40,7 @@ class Counters:
 
 
 @dataclass
-class Outcome:
+class StepOutcome:
     """What came of a frame: what to send on with its hidden states, unless nothing is left of it, and what failed."""
 
     frame: Frame | None
@@ -63,7 +63,7 @@ class _Open:
 _NOTHING = np.empty((0, 0), np.float32)
 
 
-class Worker:
+class ModelRunner:
     """The sequences of one ``StageModel``."""
 
     def __init__(self, model: StageModel, context: int) -> None:
@@ -80,7 +80,7 @@ class Worker:
         """Number of open sequences."""
         return len(self._open)
 
-    def run(self, frame: Frame, hidden: Array) -> Outcome:
+    def run(self, frame: Frame, hidden: Array) -> StepOutcome:
         """Run one frame with its ``hidden`` (T, D) or (B, D). What is not ours is dropped and counted."""
         start = time.perf_counter()
         outcome = self._forward(frame, hidden) if isinstance(frame, Forward) else self._batch(frame, hidden)
@@ -92,26 +92,26 @@ class Worker:
         outcome.frame = outcome.frame._replace(dtype=dtype, compute_us=compute_us)
         return outcome
 
-    def _forward(self, frame: Forward, hidden: Array) -> Outcome:
+    def _forward(self, frame: Forward, hidden: Array) -> StepOutcome:
         key = (frame.epoch, frame.sequence)
         opened = self._open.get(key)
         try:
             if opened is None:
                 if (frame.position > 0 and not frame.source) or key in self._freed:
                     self.counters.dropped += 1
-                    return Outcome(None, _NOTHING)
+                    return StepOutcome(None, _NOTHING)
                 opened = self._begin(key, frame)
             opened.capacity = frame.capacity
             self._prepare(opened, frame.position, frame.rows)
             out = self.model.extend(opened.slot, hidden)
             if not all_finite(out):
                 raise StageFault(_not_finite(hidden))
-            return Outcome(frame, out)
+            return StepOutcome(frame, out)
         except StageFault as fault:
             self.free(*key)
-            return Outcome(None, _NOTHING, [(frame.sequence, str(fault))])
+            return StepOutcome(None, _NOTHING, [(frame.sequence, str(fault))])
 
-    def _batch(self, frame: Batch, hidden: Array) -> Outcome:
+    def _batch(self, frame: Batch, hidden: Array) -> StepOutcome:
         rows: list[int] = []
         slots: list[int] = []
         faults: list[tuple[int, str]] = []
@@ -144,8 +144,8 @@ class Worker:
                     out = self._only_finite(frame, rows, hidden, out, faults)
                 if not rows:
                     break
-                return Outcome(_of_rows(frame, rows), out, faults)
-        return Outcome(None, _NOTHING, faults)
+                return StepOutcome(_of_rows(frame, rows), out, faults)
+        return StepOutcome(None, _NOTHING, faults)
 
     def _only_finite(
         self, frame: Batch, rows: list[int], hidden: Array, out: Array, faults: list[tuple[int, str]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import zmq
 
 from edgepp.errors import EdgeppError, RemoteProtocolError
-from edgepp.wire.happy_eyeballs import reach
+from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import Attach, Echo, Message, Refused
@@ -33,7 +33,7 @@ Reply = tuple[bytes, Message]
 
 
 @dataclass
-class Attempt:
+class ConnectAttempt:
     """One ``Attach`` of the control connection ``control``; the control thread may give it up."""
 
     control: bytes
@@ -42,17 +42,17 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Joined:
+class NextStageLink:
     """An attempt whose next stage answers. The link belongs to whoever holds this."""
 
-    attempt: Attempt
+    attempt: ConnectAttempt
     link: Link | None = None
     """None where there is no next stage."""
     echo_s: float = 0.0
     bytes_s: int = 0
 
 
-class Joiner:
+class NextStageConnector:
     """Makes the links of the rings that a stage joins. ``begin`` and ``close`` belong to one thread."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Joiner:
         keys: KeyPair | None,
         row_bytes: int,
         frame_bytes: int,
-        on_joined: Callable[[Joined], None],
+        on_joined: Callable[[NextStageLink], None],
         outbox: Mailbox[Reply],
     ) -> None:
         """``row_bytes`` are those of one hidden state, ``frame_bytes`` the most that a stage of the model takes."""
@@ -71,16 +71,16 @@ class Joiner:
         self._probe_bytes = min(PROBE_BYTES, frame_bytes)
         self._on_joined = on_joined
         self._outbox = outbox
-        self._threads: dict[threading.Thread, Attempt] = {}
+        self._threads: dict[threading.Thread, ConnectAttempt] = {}
 
-    def begin(self, attempt: Attempt) -> None:
+    def begin(self, attempt: ConnectAttempt) -> None:
         """Answer ``attempt`` in time: ``on_joined`` hears of its link, or the asker of what is wrong.
 
         Raises:
             RemoteProtocolError: too many are under way.
         """
         if not attempt.message.next_addresses:
-            self._on_joined(Joined(attempt))
+            self._on_joined(NextStageLink(attempt))
             return
         self._threads = {thread: one for thread, one in self._threads.items() if thread.is_alive()}
         if len(self._threads) >= MOST_AT_ONCE:
@@ -96,7 +96,7 @@ class Joiner:
         for thread in self._threads:
             thread.join()
 
-    def _join(self, attempt: Attempt) -> None:
+    def _join(self, attempt: ConnectAttempt) -> None:
         try:
             self._on_joined(self._linked(attempt))
         except EdgeppError as error:
@@ -105,7 +105,7 @@ class Joiner:
             log.exception("cannot join a ring")
             self._outbox.put((attempt.control, Refused(sentence(f"it cannot reach the next stage: {error}"))))
 
-    def _linked(self, attempt: Attempt) -> Joined:
+    def _linked(self, attempt: ConnectAttempt) -> NextStageLink:
         message = attempt.message
         addresses = [Address.parse(address) for address in message.next_addresses.split(",")]
         hello, protection = Echo(0, reply=False), pinned(self._keys, message.next_key)
@@ -113,7 +113,9 @@ class Joiner:
         def given_up() -> bool:
             return attempt.given_up
 
-        link, _ = reach(self._context, addresses, hello, _ECHO_WAIT_S, _LINK_FRAME_BYTES, protection, given_up=given_up)
+        link, _ = connect_first(
+            self._context, addresses, hello, _ECHO_WAIT_S, _LINK_FRAME_BYTES, protection, given_up=given_up
+        )
         try:
             echo_s = measure_echo(link, self._row_bytes, _ECHO_WAIT_S, given_up=given_up)
             large_s = measure_echo(link, self._probe_bytes, _ECHO_WAIT_S, rounds=2, given_up=given_up)
@@ -122,4 +124,4 @@ class Joiner:
         except BaseException:
             link.close()
             raise
-        return Joined(attempt, link, echo_s, link_rate(echo_s, large_s, self._probe_bytes))
+        return NextStageLink(attempt, link, echo_s, link_rate(echo_s, large_s, self._probe_bytes))

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 
-from edgepp.cluster.discovery.mdns import Browser, Record
+from edgepp.cluster.discovery.mdns import Announcement, Browser
 from edgepp.cluster.discovery.multicast_check import PORT, Hearing, listen
 from edgepp.cluster.discovery.network_interfaces import interfaces, usable_addresses
 from edgepp.ui.finding import Finding, Known
@@ -88,7 +88,7 @@ def coordinators(known: Known, *, answers: bool) -> Iterator[Finding]:
     yield judge_ids(found, known, usable_addresses())
 
 
-def judge_coordinators(found: Sequence[Record], known: Known, *, answers: bool = False) -> Finding:
+def judge_coordinators(found: Sequence[Announcement], known: Known, *, answers: bool = False) -> Finding:
     """Whether this machine's cluster is among those heard."""
     name = "coordinator"
     if ours := [record for record in found if record.cluster == known.cluster]:
@@ -103,7 +103,7 @@ def judge_coordinators(found: Sequence[Record], known: Known, *, answers: bool =
     return Finding(name, None, f"ours was not heard, {others}", do)
 
 
-def judge_ids(found: Sequence[Record], known: Known, own: Sequence[str]) -> Finding:
+def judge_ids(found: Sequence[Announcement], known: Known, own: Sequence[str]) -> Finding:
     """Whether another machine announces this machine's node id; ``own`` are this machine's addresses."""
     bare = {address.partition("%")[0] for address in own}
     for record in found:
@@ -121,7 +121,7 @@ def _is_own(host: str, own: set[str]) -> bool:
     return host in own or Address(host, 0).is_loopback
 
 
-def _described(record: Record) -> str:
+def _described(record: Announcement) -> str:
     where = f" at {record.addresses[0]}" if record.addresses else ""
     return f"{record.name}{where} (cluster {record.cluster}, edgepp {record.version})"
 

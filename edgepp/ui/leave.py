@@ -7,8 +7,8 @@ import sys
 import click
 
 from edgepp.cluster.identity import Cluster, forget_cluster, load_cluster, load_identity
-from edgepp.cluster.node_lock import wait_until_ended, who_runs
-from edgepp.coordinator.client import Served
+from edgepp.cluster.node_lock import node_lock_holder, wait_until_ended
+from edgepp.coordinator.client import CoordinatorClient
 from edgepp.errors import EdgeppError, PairingError, UsageError
 
 _END_S = 20.0
@@ -30,7 +30,7 @@ def leave(*, sure: bool) -> None:
     coordinates = cluster.coordinator.node == identity.node
     if coordinates and not sure:
         _ask(cluster)
-    command = who_runs()
+    command = node_lock_holder()
     forget_cluster()
     if command and not wait_until_ended(_END_S):
         raise EdgeppError(
@@ -42,7 +42,7 @@ def leave(*, sure: bool) -> None:
         return
     click.echo(f"this machine has left the cluster of {cluster.coordinator.name}{ended}")
     try:
-        with Served(identity, cluster) as served:
+        with CoordinatorClient(identity, cluster) as served:
             served.call("leave")
     except PairingError:
         click.echo(

@@ -11,7 +11,7 @@ import click
 
 from edgepp import __version__
 from edgepp.cluster.identity import load_cluster
-from edgepp.coordinator.client import Served, served
+from edgepp.coordinator.client import CoordinatorClient, connect_coordinator
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.ui.finding import Finding
 from edgepp.ui.screen import Rows, Screen, say
@@ -20,14 +20,14 @@ from edgepp.wire.transport import Address
 _CLOCK_S = 5.0
 
 
-def connect(peer: str | None = None) -> Served:
+def connect(peer: str | None = None) -> CoordinatorClient:
     """A connection to this machine's cluster.
 
     Raises:
         PairingError: it belongs to none, or is not admitted.
         PeerLost: the coordinator is not to be found.
     """
-    return served([Address.parse(peer)] if peer else [])
+    return connect_coordinator([Address.parse(peer)] if peer else [])
 
 
 def show_invitation(answer: Mapping[str, Any], *, as_json: bool) -> None:
@@ -85,7 +85,7 @@ def checks(peer: str | None) -> Sequence[Callable[[], Finding]]:
     """Doctor's checks that need a coordinator: the key is accepted, versions agree, clocks agree."""
     if load_cluster() is None:
         return ()
-    reached: list[Served] = []
+    reached: list[CoordinatorClient] = []
 
     def key() -> Finding:
         try:

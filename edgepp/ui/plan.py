@@ -11,7 +11,7 @@ import click
 from rich.text import Text
 
 from edgepp.errors import PlanError
-from edgepp.placement.place import memory_needed
+from edgepp.placement.types import memory_needed
 from edgepp.plan.advice import Need
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.forecast import Forecast, forecast

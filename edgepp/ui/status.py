@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from edgepp.cluster.identity import load_view
-from edgepp.coordinator.client import Served
+from edgepp.coordinator.client import CoordinatorClient
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.layers import LayerRange
 from edgepp.ui.peers import connect
@@ -63,7 +63,7 @@ def _last_heard(error: EdgeppError) -> None:
 
 
 def _watch(peer: str | None, show: Callable[[dict[str, Any]], None], complain: Callable[[str], None]) -> None:
-    served: Served | None = None
+    served: CoordinatorClient | None = None
     try:
         while True:
             try:

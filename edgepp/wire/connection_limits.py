@@ -63,7 +63,7 @@ class _Connection:
         return (self.network, self.key) if self.key else (self.network,)
 
 
-class Guard:
+class ConnectionLimiter:
     """The connections of a socket, by the descriptors that libzmq gave them."""
 
     def __init__(self, backlog_bytes: int, *, dialled: bool = False) -> None:

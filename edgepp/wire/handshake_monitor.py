@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import zmq
 
-from edgepp.wire.connection_limits import Guard
+from edgepp.wire.connection_limits import ConnectionLimiter
 from edgepp.wire.security import monitor, next_event
 
 _RETRY_S = 1.0  # after a refusal
@@ -27,11 +27,11 @@ _FAULTS: Mapping[int, str] = {
 }
 
 
-class Handshakes:
+class HandshakeMonitor:
     """Those of one socket, in the thread that owns it; made before the socket connects."""
 
     def __init__(
-        self, sock: zmq.Socket[bytes], listener: str, patience_s: float, guard: Guard, *, encrypts: bool
+        self, sock: zmq.Socket[bytes], listener: str, patience_s: float, guard: ConnectionLimiter, *, encrypts: bool
     ) -> None:
         """Watch ``sock``, which gives up a handshake with the ``listener`` at that address after ``patience_s``.
 

@@ -24,7 +24,7 @@ _TURN_MS = 5
 _STAGGER_S = 0.25
 
 
-def reach(
+def connect_first(
     context: zmq.Context[zmq.Socket[bytes]],
     addresses: Sequence[Address],
     message: Message,

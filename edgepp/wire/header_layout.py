@@ -50,7 +50,7 @@ def _domain(hint: Any) -> tuple[type, Container[Any]]:
     return (str, _Texts(low, high, *form)) if kind is str else (tuple, _Counts(low, high))
 
 
-class Layout(NamedTuple):
+class HeaderLayout(NamedTuple):
     """A kind of message as it stands in a header."""
 
     kind: Callable[..., Any]
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
     """What is wrong with fields that are well-formed each by itself; empty where nothing is."""
 
     @classmethod
-    def of(cls, kind: Any, rule: Rule | None = None) -> Layout:
+    def of(cls, kind: Any, rule: Rule | None = None) -> HeaderLayout:
         """The layout of a NamedTuple whose fields are annotated with their bounds."""
         hints = get_type_hints(kind, include_extras=True)
         types, allowed = zip(*(_domain(hints[name]) for name in kind._fields), strict=True)

@@ -32,7 +32,7 @@ A coordinator that serves a cluster binds one ROUTER, by CURVE, for its members 
 
     cluster   node ──► coordinator      one DEALER a node
         Enrol        ► Enrolled|Refused  this is what I have; again whenever it or my address changes
-        Beat         ► Beaten            every half second; not known: enrol again
+        Heartbeat         ► HeartbeatAck            every half second; not known: enrol again
                      ◄ View              who belongs to the cluster and runs what, as JSON; whenever that changes
                      ◄ Load, Unload      run these layers in that slot; stop
         Loading, Loaded, NotLoaded       how a Load goes
@@ -58,7 +58,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 import msgpack
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
-from edgepp.wire.header_layout import Layout, Rule
+from edgepp.wire.header_layout import HeaderLayout, Rule
 from edgepp.wire.text_fields import (
     are_addresses,
     are_hosts,
@@ -307,7 +307,7 @@ class Enrolled(NamedTuple):
     name: Name
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """The node lives."""
 
     incarnation: Id
@@ -318,7 +318,7 @@ class Beat(NamedTuple):
     """How long the last answer to a beat took; 0 before the first."""
 
 
-class Beaten(NamedTuple):
+class HeartbeatAck(NamedTuple):
     """The coordinator lives; not ``known`` means enrol again."""
 
     known: bool
@@ -493,8 +493,8 @@ Message: TypeAlias = (
     | Batch
     | Enrol
     | Enrolled
-    | Beat
-    | Beaten
+    | Heartbeat
+    | HeartbeatAck
     | View
     | Load
     | Unload
@@ -549,7 +549,7 @@ _RULES: Mapping[type, Rule] = {
     Load: _load,
 }
 _NAMES: dict[type, str] = {kind: kind.__name__.lower() for kind in get_args(Message)}
-_LAYOUTS: dict[str, Layout] = {name: Layout.of(kind, _RULES.get(kind)) for kind, name in _NAMES.items()}
+_LAYOUTS: dict[str, HeaderLayout] = {name: HeaderLayout.of(kind, _RULES.get(kind)) for kind, name in _NAMES.items()}
 
 
 def encode_payload(value: Mapping[str, Any]) -> bytes:

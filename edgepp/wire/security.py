@@ -27,7 +27,7 @@ import zmq
 from zmq.utils import z85
 
 from edgepp.errors import PairingError
-from edgepp.wire.connection_limits import CHECK_S, Guard, raise_descriptor_limit
+from edgepp.wire.connection_limits import CHECK_S, ConnectionLimiter, raise_descriptor_limit
 from edgepp.wire.text_fields import is_key
 
 PLAIN = "it does not encrypt"
@@ -123,7 +123,7 @@ def next_event(pair: zmq.Socket[bytes]) -> tuple[int, int] | None:
     return event, value
 
 
-class Rarely:
+class LogSampler:
     """Which of a stranger's doings are worth a line: the 1st, 10th, 100th …, so that no flood fills a disk."""
 
     def __init__(self) -> None:
@@ -153,13 +153,13 @@ class Gate:
         self._context = context
         self._on_refused = on_refused or _warn
         self._admitted: frozenset[str] = frozenset()
-        self._rarely = Rarely()
+        self._rarely = LogSampler()
         self._members_at: dict[str, None] = {_UNKNOWN: None}
         """Hosts of admitted keys: a member tries several addresses at once, and breaks off all but one."""
         self._commands: queue.SimpleQueue[zmq.Socket[bytes] | None] = queue.SimpleQueue()
         self._closing = False
         self._raised_s = 0.0
-        self._guards: dict[zmq.Socket[bytes], tuple[Guard, bool]] = {}
+        self._guards: dict[zmq.Socket[bytes], tuple[ConnectionLimiter, bool]] = {}
         """Of each listener's monitor: its connections, and whether those that fail are reported."""
         self._hosts: dict[tuple[zmq.Socket[bytes], int], str] = {}
         self._failed: dict[zmq.Socket[bytes], str] = {}
@@ -184,7 +184,7 @@ class Gate:
         """Whether ``key`` is on the list."""
         return key in self._admitted
 
-    def watch(self, sock: zmq.Socket[bytes], guard: Guard, *, encrypted: bool) -> None:
+    def watch(self, sock: zmq.Socket[bytes], guard: ConnectionLimiter, *, encrypted: bool) -> None:
         """Keep ``guard`` informed of the connections of ``sock``, which is not bound yet; its thread calls this.
 
         Of one that is ``encrypted``, handshakes that fail are reported.

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import zmq
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
-from edgepp.wire.connection_limits import CHECK_S, Guard
-from edgepp.wire.handshake_monitor import Handshakes
+from edgepp.wire.connection_limits import CHECK_S, ConnectionLimiter
+from edgepp.wire.handshake_monitor import HandshakeMonitor
 from edgepp.wire.messages import MAX_FRAMES
 from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
 from edgepp.wire.text_fields import host_and_port
@@ -109,7 +109,9 @@ def _bind(sock: zmq.Socket[bytes], address: Address) -> None:
         sock.bind(address.endpoint)
 
 
-def _receive(sock: zmq.Socket[bytes], frames: int, guard: Guard, *, proven: bool = False) -> list[zmq.Frame] | None:
+def _receive(
+    sock: zmq.Socket[bytes], frames: int, guard: ConnectionLimiter, *, proven: bool = False
+) -> list[zmq.Frame] | None:
     """One waiting message of at most ``frames`` frames; None when there is none.
 
     ``proven``: a gate has checked the sender's key. Elsewhere a stranger could set User-Id itself.
@@ -188,7 +190,7 @@ class Listener:
         """Who checks keys; None where nothing is encrypted."""
         if answers is not None:
             self.socket.setsockopt(zmq.SNDHWM, answers)
-        self._guard = Guard(2 * max_frame_bytes)
+        self._guard = ConnectionLimiter(2 * max_frame_bytes)
         if keys is not None:
             _serve_curve(self.socket, keys)
         if gate is not None:
@@ -263,7 +265,7 @@ class Link:
             UsageError: nobody can connect to such an address.
         """
         self.address = address
-        self._guard = Guard(2 * max_frame_bytes, dialled=True)
+        self._guard = ConnectionLimiter(2 * max_frame_bytes, dialled=True)
         self._guard.port = address.port
         self._looked_s = 0.0
         self.socket = _socket(context, zmq.DEALER)
@@ -278,7 +280,9 @@ class Link:
             self.socket.setsockopt(zmq.CURVE_SERVERKEY, pinned.server.encode())
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, pinned.own.public.encode())
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, pinned.own.secret.encode())
-        self._handshakes = Handshakes(self.socket, str(address), CONNECT_S, self._guard, encrypts=pinned is not None)
+        self._handshakes = HandshakeMonitor(
+            self.socket, str(address), CONNECT_S, self._guard, encrypts=pinned is not None
+        )
         try:
             self.socket.connect(address.endpoint)
         except zmq.ZMQError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.cluster.discovery.mdns import Record
+from edgepp.cluster.discovery.mdns import Announcement
 from edgepp.cluster.discovery.multicast_check import Hearing
 from edgepp.cluster.discovery.network_interfaces import interfaces
 from edgepp.cluster.identity import load_identity, new_cluster, save_cluster
@@ -39,18 +39,18 @@ def quiet_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Deaf:
-    def find(self, accept: object, wait_s: float) -> tuple[Record, ...]:
+    def find(self, accept: object, wait_s: float) -> tuple[Announcement, ...]:
         return ()
 
-    def records(self) -> tuple[Record, ...]:
+    def records(self) -> tuple[Announcement, ...]:
         return (record("10.0.0.9", cluster="f" * 16),)
 
     def close(self) -> None:
         return
 
 
-def record(host: str, cluster: str = CLUSTER, node: str = "1" * 16) -> Record:
-    return Record(cluster, node, "mini", (Address(host, 5720),), (), "0.1.0")
+def record(host: str, cluster: str = CLUSTER, node: str = "1" * 16) -> Announcement:
+    return Announcement(cluster, node, "mini", (Address(host, 5720),), (), "0.1.0")
 
 
 @pytest.mark.parametrize(

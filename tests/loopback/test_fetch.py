@@ -18,7 +18,7 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.cache import locked
 from edgepp.model.catalogue.source import HubRepository, resolve
-from edgepp.model.fetch import Parts, describe, fetch, is_cached, located
+from edgepp.model.fetch import ModelParts, describe, fetch, is_cached, located
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download
 from edgepp.model.hub.client import HubUnreachable
@@ -80,7 +80,7 @@ def layers_in(folder: Path) -> set[int | None]:
 
 class TestOnlyWhatIsWanted:
     def test_a_node_fetches_its_layers(self, hub: FakeHub, single: Path) -> None:
-        folder = fetch(NAME, Parts(LayerRange(3, 5)))
+        folder = fetch(NAME, ModelParts(LayerRange(3, 5)))
         assert layers_in(folder) == {3, 4}
         same(folder, single)
         assert 2 * SHAPE.layer_bytes() <= hub.weights_sent() <= 2 * SHAPE.layer_bytes() + REQUEST_SLACK
@@ -88,7 +88,7 @@ class TestOnlyWhatIsWanted:
         assert folder.name == "model"
 
     def test_a_coordinator_fetches_the_ends_and_the_tokenizer(self, hub: FakeHub, single: Path) -> None:
-        folder = fetch(NAME, Parts(ends=True))
+        folder = fetch(NAME, ModelParts(ends=True))
         assert {name for name in Checkpoint.open(folder).tensors if layer_of(name) is not None} == set()
         assert "model.embed_tokens.weight" in Checkpoint.open(folder).tensors
         same(folder, single)
@@ -98,7 +98,7 @@ class TestOnlyWhatIsWanted:
 
     def test_files_without_wanted_tensors_are_not_asked_for(self, hub: FakeHub, indexed: Path) -> None:
         hub.repositories[NAME] = indexed
-        folder = fetch(NAME, Parts(LayerRange(2, 4)))
+        folder = fetch(NAME, ModelParts(LayerRange(2, 4)))
         assert {path.name for path in folder.glob("*.safetensors")} == {"model-00002-of-00004.safetensors"}
         assert layers_in(folder) == {2, 3}
         same(folder, indexed)
@@ -111,9 +111,9 @@ class TestOnlyWhatIsWanted:
         assert not list(folder.glob("*.partial.json"))
 
     def test_more_parts_are_added_to_what_is_here(self, hub: FakeHub, single: Path) -> None:
-        fetch(NAME, Parts(LayerRange(0, 2)))
+        fetch(NAME, ModelParts(LayerRange(0, 2)))
         hub.sent.clear()
-        folder = fetch(NAME, Parts(LayerRange(1, 3)))
+        folder = fetch(NAME, ModelParts(LayerRange(1, 3)))
         assert layers_in(folder) == {0, 1, 2}
         assert hub.weights_sent() <= SHAPE.layer_bytes() + 1000, "layer 1 is not fetched again"
         fetch(NAME)
@@ -121,15 +121,15 @@ class TestOnlyWhatIsWanted:
         same(folder, single)
 
     def test_what_is_here_is_not_asked_for_again(self, hub: FakeHub) -> None:
-        fetch(NAME, Parts(LayerRange(0, 2)))
+        fetch(NAME, ModelParts(LayerRange(0, 2)))
         hub.requests.clear()
-        fetch(NAME, Parts(LayerRange(0, 2)))
-        fetch(NAME, Parts(LayerRange(1, 2)))
+        fetch(NAME, ModelParts(LayerRange(0, 2)))
+        fetch(NAME, ModelParts(LayerRange(1, 2)))
         assert hub.requests == []
 
     def test_progress_ends_at_its_total(self, hub: FakeHub) -> None:
         seen: list[tuple[int, int, str]] = []
-        fetch(NAME, Parts(LayerRange(0, 3)), lambda done, total, what: seen.append((done, total, what)))
+        fetch(NAME, ModelParts(LayerRange(0, 3)), lambda done, total, what: seen.append((done, total, what)))
         assert seen[-1][0] == seen[-1][1] > SHAPE.layer_bytes()
         assert seen[-1][2] == "model.safetensors"
         assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
@@ -147,9 +147,9 @@ class TestFaults:
     @pytest.mark.parametrize("sizes", [True, False])
     def test_a_hub_without_ranges_sends_whole_files(self, hub: FakeHub, single: Path, sizes: bool) -> None:
         hub.ranges, hub.sizes = False, sizes
-        folder = fetch(NAME, Parts(LayerRange(3, 5)))
+        folder = fetch(NAME, ModelParts(LayerRange(3, 5)))
         same(folder, single)
-        assert is_cached(NAME, Parts(LayerRange(0, 8)))
+        assert is_cached(NAME, ModelParts(LayerRange(0, 8)))
         assert (folder / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
 
     @pytest.mark.parametrize("ranges", [True, False])
@@ -188,13 +188,13 @@ class TestFaults:
             hub.cut_after, hub.cuts = cut_after, 9
             with pytest.raises(ModelError):
                 fetch(NAME)
-            folder = located(NAME, Parts())
+            folder = located(NAME, ModelParts())
             if folder is not None:
                 same(folder, single)
 
     def test_a_busy_hub_is_asked_again(self, hub: FakeHub, single: Path) -> None:
         hub.busy = 3
-        same(fetch(NAME, Parts(LayerRange(0, 1))), single)
+        same(fetch(NAME, ModelParts(LayerRange(0, 1))), single)
         hub.busy = 99
         with pytest.raises(ModelError, match="answered 503"):
             fetch(NAME)
@@ -224,7 +224,7 @@ class TestFaults:
 
     def test_layers_beyond_the_model(self, hub: FakeHub) -> None:
         with pytest.raises(ModelError, match="layers 7-8 lie outside model, which has layers 0-7"):
-            fetch(NAME, Parts(LayerRange(7, 9)))
+            fetch(NAME, ModelParts(LayerRange(7, 9)))
         assert hub.weights_sent() == 0
 
     def test_no_hub_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ class TestFaults:
 class TestHostileHubs:
     def test_names_that_leave_the_folder_are_not_fetched(self, hub: FakeHub, tmp_path: Path) -> None:
         hub.extra_names = ["../evil.json", "/etc/evil.json", "a/b.json", ".hidden.json", "..json", "C:\\x.json"]
-        folder = fetch(NAME, Parts(ends=True))
+        folder = fetch(NAME, ModelParts(ends=True))
         assert not [path for path in tmp_path.rglob("*") if "evil" in path.name or "hidden" in path.name]
         assert {path.name for path in folder.glob("*.json")} == {
             "config.json",
@@ -293,7 +293,7 @@ class TestHostileHubs:
         path.write_text(json.dumps(index))
         hub.repositories[NAME] = model
         with pytest.raises(ModelError, match="does not hold layers 0"):
-            fetch(NAME, Parts(LayerRange(0, 1)))
+            fetch(NAME, ModelParts(LayerRange(0, 1)))
 
     @pytest.mark.parametrize("head", [b"", b"1234", (1 << 40).to_bytes(8, "little") + b"{}", bytes(64)])
     def test_a_header_is_not_believed(self, hub: FakeHub, tmp_path: Path, single: Path, head: bytes) -> None:
@@ -318,7 +318,7 @@ class TestHostileHubs:
     def test_the_token_stays_with_the_hub(self, hub: FakeHub, single: Path) -> None:
         with serving(FakeHub({NAME: single})) as cdn:
             hub.redirect_to = cdn.url.replace("127.0.0.1", "localhost")
-            fetch(NAME, Parts(LayerRange(0, 1)))
+            fetch(NAME, ModelParts(LayerRange(0, 1)))
             assert all("hf_secret" in headers.get("authorization", "") for _, headers in lowered(hub))
             assert cdn.requests
             assert not any("authorization" in headers for _, headers in lowered(cdn))
@@ -336,23 +336,23 @@ def lowered(hub: FakeHub) -> list[tuple[str, dict[str, str]]]:
 class TestWithoutNetwork:
     @pytest.fixture(autouse=True)
     def some_layers(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        fetch(NAME, Parts(LayerRange(0, 4)))
+        fetch(NAME, ModelParts(LayerRange(0, 4)))
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
     def test_what_is_here_is_used(self, single: Path) -> None:
-        same(fetch(NAME, Parts(LayerRange(0, 4))), single)
-        same(fetch(NAME, Parts(LayerRange(0, 4)), newest=True), single)
-        assert located(NAME, Parts(LayerRange(1, 2))) == fetch(NAME, Parts(LayerRange(1, 2)))
+        same(fetch(NAME, ModelParts(LayerRange(0, 4))), single)
+        same(fetch(NAME, ModelParts(LayerRange(0, 4)), newest=True), single)
+        assert located(NAME, ModelParts(LayerRange(1, 2))) == fetch(NAME, ModelParts(LayerRange(1, 2)))
 
     def test_what_is_missing_is_named(self) -> None:
         with pytest.raises(ModelError, match=r"only in part on this disk, without layers 4-5, and .* cannot be"):
-            fetch(NAME, Parts(LayerRange(3, 6)))
+            fetch(NAME, ModelParts(LayerRange(3, 6)))
         with pytest.raises(ModelError, match=r"without tokenizer\.json, tokenizer_config\.json"):
-            fetch(NAME, Parts(ends=True))
+            fetch(NAME, ModelParts(ends=True))
 
     def test_offline_by_choice(self, monkeypatch: pytest.MonkeyPatch, single: Path) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        same(fetch(NAME, Parts(LayerRange(0, 4))), single)
+        same(fetch(NAME, ModelParts(LayerRange(0, 4))), single)
         with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids") as caught:
             fetch(NAME)
         assert caught.value.hint == "unset HF_HUB_OFFLINE"
@@ -370,7 +370,7 @@ def test_the_hub_describes_what_has_no_card(hub: FakeHub) -> None:
 
 def test_a_model_is_removed_from_the_cache_alone(hub: FakeHub, tmp_path: Path, single: Path) -> None:
     """What came in part goes too; a folder of the user's own stays."""
-    folder = fetch(NAME, Parts(LayerRange(0, 1)))
+    folder = fetch(NAME, ModelParts(LayerRange(0, 1)))
     assert remove(NAME) > 0
     assert not folder.exists()
     assert not list(cached_root().parent.glob(".*"))
@@ -382,7 +382,7 @@ def test_a_model_is_removed_from_the_cache_alone(hub: FakeHub, tmp_path: Path, s
 
 
 def test_a_model_that_is_being_fetched_is_not_removed(hub: FakeHub) -> None:
-    folder = fetch(NAME, Parts(LayerRange(0, 1)))
+    folder = fetch(NAME, ModelParts(LayerRange(0, 1)))
     with locked(cached_root() / "lock"), pytest.raises(ModelError, match="another edgepp fetches"):
         remove(NAME)
     assert folder.is_dir()
@@ -396,16 +396,16 @@ def cached_root() -> Path:
 
 def test_one_commit_makes_one_model(hub: FakeHub, tmp_path: Path, single: Path) -> None:
     """A branch that moves between two fetches is not followed, unless that is asked for."""
-    first = fetch(NAME, Parts(LayerRange(0, 1)))
+    first = fetch(NAME, ModelParts(LayerRange(0, 1)))
     hub.commit = "f" * 40
     hub.repositories[NAME] = newer = make_checkpoint(tmp_path / "newer", SHAPE, seed=9)
     with pytest.raises(ModelError, match="no such revision"):
-        fetch(NAME, Parts(LayerRange(0, 2)))  # this fake forgets old commits; the real hub keeps them
+        fetch(NAME, ModelParts(LayerRange(0, 2)))  # this fake forgets old commits; the real hub keeps them
     same(first, single)
-    second = fetch(NAME, Parts(LayerRange(0, 2)), newest=True)
+    second = fetch(NAME, ModelParts(LayerRange(0, 2)), newest=True)
     assert second != first
     same(second, newer)
-    assert located(NAME, Parts(LayerRange(0, 2))) == second
+    assert located(NAME, ModelParts(LayerRange(0, 2))) == second
 
 
 def test_models_that_other_programs_fetched_are_used(hub: FakeHub, tmp_path: Path, single: Path) -> None:
@@ -417,7 +417,7 @@ def test_models_that_other_programs_fetched_are_used(hub: FakeHub, tmp_path: Pat
     for path in single.iterdir():
         (snapshot / path.name).symlink_to(path)
     assert fetch(NAME) == snapshot
-    assert fetch(f"{NAME}@{COMMIT}", Parts(LayerRange(0, 3))) == snapshot
+    assert fetch(f"{NAME}@{COMMIT}", ModelParts(LayerRange(0, 3))) == snapshot
     (snapshot / "model.safetensors").unlink()
     assert fetch(NAME) != snapshot
 
@@ -432,9 +432,9 @@ def test_a_local_folder_is_its_own(single: Path, tmp_path: Path) -> None:
         fetch(str(tmp_path))
     part = make_checkpoint(tmp_path / "part", SHAPE, files=4)
     (part / "model-00003-of-00004.safetensors").unlink()
-    assert fetch(str(part), Parts(LayerRange(0, 4))) == part
+    assert fetch(str(part), ModelParts(LayerRange(0, 4))) == part
     with pytest.raises(ModelError, match="lacks layers 4-5"):
-        fetch(str(part), Parts(LayerRange(2, 6)))
+        fetch(str(part), ModelParts(LayerRange(2, 6)))
 
 
 def test_a_card_is_described_without_a_download() -> None:
@@ -445,8 +445,8 @@ def test_a_card_is_described_without_a_download() -> None:
 
 def test_processes_that_fetch_at_once_do_not_harm_each_other(hub: FakeHub, single: Path) -> None:
     script = (
-        "import sys; from edgepp.layers import LayerRange; from edgepp.model.fetch import Parts, fetch; "
-        "print(fetch('org/model', Parts(LayerRange.parse(sys.argv[1]))))"
+        "import sys; from edgepp.layers import LayerRange; from edgepp.model.fetch import ModelParts, fetch; "
+        "print(fetch('org/model', ModelParts(LayerRange.parse(sys.argv[1]))))"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "0"}
     children = [
@@ -475,7 +475,7 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_false(hub: FakeHub, si
     came = hub.weights_sent()
     hub.hold, hub.cut_after = None, None
     hub.sent.clear()
-    folder = fetch(NAME, Parts(ends=True))
+    folder = fetch(NAME, ModelParts(ends=True))
     same(folder, single)
     fetch(NAME)
     same(folder, single)

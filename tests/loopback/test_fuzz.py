@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepp.cluster.identity import Member, load_identity, new_cluster
+from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.planner import Director
+from edgepp.coordinator.planner import Planner
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.stage_process.control_thread import MOST_EPOCHS_OF_ONE
-from edgepp.stage_process.next_stage import Attempt, Joined
+from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
 from edgepp.wire.messages import (
     VERSION,
     Answered,
@@ -42,7 +42,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.transport import Address, Sender
 from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward
-from tests.unit.coordinator.test_director import SIZE, Want
+from tests.unit.coordinator.test_director import SIZE, PlacementRequest
 from tests.wire import KEYS, messages
 
 CPU_S = 2.0
@@ -198,8 +198,8 @@ def test_the_epochs_of_one_driver_are_bounded(stage: Stage) -> None:
 
 
 def test_an_attempt_that_was_given_up_leaves_no_ring(stage: Stage) -> None:
-    attempt = Attempt(b"driver", ATTACH, given_up=True)
-    stage.compute.obey(Joined(attempt))
+    attempt = ConnectAttempt(b"driver", ATTACH, given_up=True)
+    stage.compute.obey(NextStageLink(attempt))
     assert stage.compute._rings == {}
 
 
@@ -243,11 +243,11 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
     identity = load_identity()
     cluster = new_cluster(identity)
-    cluster = cluster.__class__(cluster.id, cluster.coordinator, (Member.of("mini", GUEST.key),))
+    cluster = cluster.__class__(cluster.id, cluster.coordinator, (PairedNode.of("mini", GUEST.key),))
     serving = SimpleNamespace(
         pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
     )
-    director = Director(Want(SIZE, context=1024, slots=1), "m", False, identity.node, kv_bits=0, base=1000)
+    director = Planner(PlacementRequest(SIZE, context=1024, slots=1), "m", False, identity.node, kv_bits=0, base=1000)
     made = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, lambda _: None)  # type: ignore[arg-type]
     yield made
     made._outbox.put(None)

@@ -19,7 +19,7 @@ from edgepp.wire.connection_limits import (
     MOST_CONNECTIONS,
     MOST_SILENT,
     PEER_BACKLOGS,
-    Guard,
+    ConnectionLimiter,
     raise_descriptor_limit,
 )
 from edgepp.wire.security import Gate, KeyPair, Pinned
@@ -88,13 +88,13 @@ def opened(*, encrypted: bool) -> Iterator[Place]:
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Why connections were shut down."""
     reasons: list[str] = []
-    end = Guard._end
+    end = ConnectionLimiter._end
 
-    def noted(self: Guard, descriptor: int, why: str) -> None:
+    def noted(self: ConnectionLimiter, descriptor: int, why: str) -> None:
         reasons.append(why)
         end(self, descriptor, why)
 
-    monkeypatch.setattr(Guard, "_end", noted)
+    monkeypatch.setattr(ConnectionLimiter, "_end", noted)
     return reasons
 
 
@@ -194,11 +194,11 @@ def test_many_connections_with_endless_small_parts_have_a_ceiling_of_memory(part
         assert most - before < CEILING_BYTES
 
 
-def _guard(monkeypatch: pytest.MonkeyPatch, received: dict[int, int]) -> tuple[Guard, list[int]]:
+def _guard(monkeypatch: pytest.MonkeyPatch, received: dict[int, int]) -> tuple[ConnectionLimiter, list[int]]:
     """One whose connections have received so many bytes, and the descriptors of those that it shut down."""
     gone: list[int] = []
     monkeypatch.setattr(module, "_duplicate", lambda descriptor: (gone.append(descriptor), socket.socket())[1])
-    guard = Guard(0)
+    guard = ConnectionLimiter(0)
     monkeypatch.setattr(guard, "_received", received.get)
     guard.port = 1
     return guard, gone

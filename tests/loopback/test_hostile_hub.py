@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import find
-from edgepp.model.fetch import Parts, fetch, is_cached
+from edgepp.model.fetch import ModelParts, fetch, is_cached
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download
 from edgepp.model.hub import http as hub_http
@@ -236,7 +236,7 @@ def test_another_model_under_a_cards_name_is_refused(hub: FakeHub, model: Path) 
     hub.repositories[card.repository] = model
     hub.commit = card.revision or COMMIT
     with pytest.raises(ModelError, match="gives 4 as num_hidden_layers, and the card"):
-        fetch(card.name, Parts(LayerRange(0, 1)))
+        fetch(card.name, ModelParts(LayerRange(0, 1)))
     assert hub.weights_sent() == 0
 
 

@@ -20,8 +20,8 @@ import edgepp
 from edgepp.api.answer import Answer as ApiAnswer
 from edgepp.api.answer import Begun
 from edgepp.api.cancellable_thread import apart
-from edgepp.coordinator.answers import Answers
-from edgepp.coordinator.json_codec import question
+from edgepp.coordinator.answers import AnswerService
+from edgepp.coordinator.json_codec import encode_question
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.guarded import token_ids
 from edgepp.engine.loop import EngineLoop
@@ -383,8 +383,8 @@ def test_no_asker_of_a_cluster_is_left_waiting_whatever_an_answer_raises(error: 
             raise error
 
     heard: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-    answers = Answers(Serving())  # type: ignore[arg-type]
-    form = question("hello", GenerateOptions(4))
+    answers = AnswerService(Serving())  # type: ignore[arg-type]
+    form = encode_question("hello", GenerateOptions(4))
     form = json.loads(json.dumps(form))
     answers.begin((b"route", 3), "key", form, heard.put)
     message = decode(heard.get(timeout=PATIENCE_S)[0])

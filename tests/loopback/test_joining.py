@@ -14,8 +14,8 @@ import zmq
 from edgepp.errors import PeerLost
 from edgepp.stage_process import compute_thread as compute
 from edgepp.stage_process import next_stage as joining
-from edgepp.stage_process.next_stage import MOST_AT_ONCE, Attempt, Joined, Joiner
-from edgepp.wire.happy_eyeballs import reach
+from edgepp.stage_process.next_stage import MOST_AT_ONCE, ConnectAttempt, NextStageConnector, NextStageLink
+from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.messages import Attach, Attached, Echo, Message, Refused, decode, encode
 from edgepp.wire.transport import Address, Listener
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
@@ -33,7 +33,7 @@ class Network:
         self.may_end = threading.Event()
         self.given_up: list[bool] = []
 
-    def reach(self, *_: Any, given_up: Callable[[], bool]) -> Any:
+    def connect_first(self, *_: Any, given_up: Callable[[], bool]) -> Any:
         while not self.may_end.wait(0.01):
             if given_up():
                 break
@@ -53,7 +53,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 def stage() -> Iterator[Stage]:
     made = Stage()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    joiner = Joiner(context, None, 32, 1 << 16, made.compute.inbox.put, made.compute.outbox)
+    joiner = NextStageConnector(context, None, 32, 1 << 16, made.compute.inbox.put, made.compute.outbox)
     made.control._joiner = joiner
     yield made
     joiner.close()
@@ -107,9 +107,9 @@ def test_a_link_is_made_and_handed_over() -> None:
     thread = threading.Thread(target=echo)
     thread.start()
     try:
-        handed: list[Joined] = []
-        joiner = Joiner(context, None, 32, 1 << 16, handed.append, stage.compute.outbox)
-        joiner.begin(Attempt(b"driver", ONWARD._replace(next_addresses=str(following.address), next_key="")))
+        handed: list[NextStageLink] = []
+        joiner = NextStageConnector(context, None, 32, 1 << 16, handed.append, stage.compute.outbox)
+        joiner.begin(ConnectAttempt(b"driver", ONWARD._replace(next_addresses=str(following.address), next_key="")))
         for one in joiner._threads:
             one.join()
         (joined,) = handed
@@ -150,12 +150,12 @@ def test_names_are_looked_up_before_libzmq_sees_them(monkeypatch: pytest.MonkeyP
 
     try:
         names = [Address("gone.local", port), Address("mini.local", port)]
-        link, frames = reach(context, names, Echo(1, reply=False), PATIENCE_S, 1 << 20, given_up=welcome)
+        link, frames = connect_first(context, names, Echo(1, reply=False), PATIENCE_S, 1 << 20, given_up=welcome)
         assert (link.address, bytes(frames[0])) == (Address("127.0.0.1", port), b"welcome")
         assert asked == ["mini.local"]
         link.close()
         with pytest.raises(PeerLost, match=r"gone\.local"):
-            reach(context, names[:1], Echo(1, reply=False), PATIENCE_S, 1 << 20)
+            connect_first(context, names[:1], Echo(1, reply=False), PATIENCE_S, 1 << 20)
     finally:
         following.close()
         context.term()
@@ -180,7 +180,7 @@ class FullLink:
 def test_a_next_stage_that_takes_nothing_holds_up_no_other_ring(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     link = FullLink()
     stage.order(DRIVER, encode(ATTACH))
-    stage.compute.obey(Joined(Attempt(b"driver", ONWARD), link))  # type: ignore[arg-type]
+    stage.compute.obey(NextStageLink(ConnectAttempt(b"driver", ONWARD), link))  # type: ignore[arg-type]
     onward = [forward(1, position)._replace(epoch=2) for position in range(3)]
     for frame in onward:
         stage.feed(frame, ROW)

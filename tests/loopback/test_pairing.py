@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import msgpack
 import pytest
 
-from edgepp.cluster.identity import Cluster, Identity, Member, node_id
+from edgepp.cluster.identity import Cluster, Identity, PairedNode, node_id
 from edgepp.cluster.pairing import protocol as exchange
 from edgepp.cluster.pairing import server as desks
-from edgepp.cluster.pairing.admission_queue import PLACES, PLACES_OF_ONE_HOST, QUEUE_OF_ONE_HOST, Caller, Crowd
-from edgepp.cluster.pairing.client import redeem
+from edgepp.cluster.pairing.admission_queue import PLACES, PLACES_OF_ONE_HOST, QUEUE_OF_ONE_HOST, AdmissionQueue, Caller
+from edgepp.cluster.pairing.client import join_by_code
 from edgepp.cluster.pairing.codes import GUESSES, words
 from edgepp.cluster.pairing.protocol import Channel, Spake
-from edgepp.cluster.pairing.server import INVITE_S, OPEN_AT_ONCE, PairingDesk
+from edgepp.cluster.pairing.server import INVITE_S, OPEN_AT_ONCE, PairingServer
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, UsageError
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address
@@ -31,7 +31,7 @@ def _identity(name: str) -> Identity:
 
 
 COORDINATOR, JOINER = _identity("tower"), _identity("mini")
-CLUSTER = Cluster("0123456789abcdef", Member.of(COORDINATOR.name, COORDINATOR.keys.public))
+CLUSTER = Cluster("0123456789abcdef", PairedNode.of(COORDINATOR.name, COORDINATOR.keys.public))
 
 
 class Desk:
@@ -39,11 +39,11 @@ class Desk:
 
     def __init__(self) -> None:
         self.now_s = 1000.0
-        self.paired: list[Member] = []
+        self.paired: list[PairedNode] = []
         self.events: list[str] = []
         for _ in range(20):
             self.address = Address("127.0.0.1", random.randrange(20000, 32000))  # noqa: S311
-            self.desk = PairingDesk(
+            self.desk = PairingServer(
                 self.address,
                 lambda: CLUSTER,
                 self.paired.append,
@@ -65,8 +65,8 @@ class Desk:
         number, first, second = self.code.split("-")
         return f"{number}-{first}-{next(word for word in words() if word != second)}"
 
-    def redeem(self, code: str = "") -> Cluster:
-        return redeem(code or self.code, [self.address], JOINER)
+    def join_by_code(self, code: str = "") -> Cluster:
+        return join_by_code(code or self.code, [self.address], JOINER)
 
     def connect(self) -> socket.socket:
         return socket.create_connection((self.address.host, self.address.port + 1), 10)
@@ -93,7 +93,7 @@ def test_a_code_pairs_once(desk: Desk) -> None:
     cluster = desk.redeem(f" {desk.code.upper().replace('-', ' ')} ")
     assert (cluster.id, cluster.coordinator) == (CLUSTER.id, CLUSTER.coordinator)
     assert cluster.addresses == (str(desk.address),)
-    assert desk.paired == [Member(JOINER.node, "mini", JOINER.keys.public)]
+    assert desk.paired == [PairedNode(JOINER.node, "mini", JOINER.keys.public)]
     desk.heard(f"mini at 127.0.0.1 joined by invitation {desk.number}")
     assert desk.desk.numbers() == ()
 
@@ -176,10 +176,10 @@ def test_greetings_without_a_guess_void_nothing(desk: Desk) -> None:
 def test_one_try_is_one_guess_by_however_many_addresses(desk: Desk) -> None:
     addresses = [Address(host, desk.address.port) for host in ("127.0.0.1", "localhost", "127.0.0.1.")]
     with pytest.raises(PairingError, match=f"the code is wrong .2 of {GUESSES} guesses left"):
-        redeem(desk.wrong, addresses, JOINER)
+        join_by_code(desk.wrong, addresses, JOINER)
     desk.heard(f"127.0.0.1 guessed wrong (1 of 3) for invitation {desk.number}")
     assert not [event for event in desk.events if "2 of 3" in event]
-    assert redeem(desk.code, addresses, JOINER).id == CLUSTER.id
+    assert join_by_code(desk.code, addresses, JOINER).id == CLUSTER.id
 
 
 def test_a_try_is_judged_once_so_that_its_number_buys_no_other_guess(desk: Desk) -> None:
@@ -211,13 +211,13 @@ def test_the_inviter_hears_who_made_an_invitation_void(desk: Desk) -> None:
 
 def test_the_code_of_another_cluster_is_left_unused(desk: Desk) -> None:
     with pytest.raises(PairingError, match="of another cluster") as raised:
-        redeem(desk.code, [desk.address], JOINER, known="f" * 16)
+        join_by_code(desk.code, [desk.address], JOINER, known="f" * 16)
     assert "--replace" in raised.value.hint
-    assert redeem(desk.code, [desk.address], JOINER, known=CLUSTER.id).id == CLUSTER.id
+    assert join_by_code(desk.code, [desk.address], JOINER, known=CLUSTER.id).id == CLUSTER.id
 
 
 def test_a_member_that_cannot_be_written_down_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: Member) -> None:
+    def full(_: PairedNode) -> None:
         raise EdgeppError("cannot write cluster.json: no space left")
 
     monkeypatch.setattr(desk.desk, "_on_paired", full)
@@ -248,12 +248,12 @@ def test_an_invitation_that_was_never_made(desk: Desk) -> None:
 )
 def test_what_is_no_code(code: str) -> None:
     with pytest.raises(UsageError, match="is not a code"):
-        redeem(code, [Address("127.0.0.1", 1)], JOINER)
+        join_by_code(code, [Address("127.0.0.1", 1)], JOINER)
 
 
 def test_a_slip_in_a_word_costs_no_guess() -> None:
     with pytest.raises(UsageError, match="'lemom' is not a word that codes have") as raised:
-        redeem("7-tango-lemom", [Address("127.0.0.1", 1)], JOINER)
+        join_by_code("7-tango-lemom", [Address("127.0.0.1", 1)], JOINER)
     assert raised.value.hint == "is it 'lemon'?"
 
 
@@ -265,7 +265,7 @@ def test_only_so_many_are_open_at_once(desk: Desk) -> None:
 
 
 def test_a_port_that_is_taken_is_named(desk: Desk) -> None:
-    second = PairingDesk(
+    second = PairingServer(
         desk.address, lambda: CLUSTER, desk.paired.append, lambda event: desk.events.append(str(event))
     )
     with pytest.raises(UsageError, match="cannot take invitations"):
@@ -274,7 +274,7 @@ def test_a_port_that_is_taken_is_named(desk: Desk) -> None:
 
 def test_dead_addresses_do_not_hold_up_the_one_that_works(desk: Desk) -> None:
     dead = [Address("127.0.0.1", 1), Address("no-such-host.invalid", 5720), Address("127.0.0.1", 65535)]
-    assert redeem(desk.code, [*dead, desk.address], JOINER).addresses == (str(desk.address),)
+    assert join_by_code(desk.code, [*dead, desk.address], JOINER).addresses == (str(desk.address),)
 
 
 class _Tap:
@@ -312,7 +312,7 @@ class _Tap:
 def test_a_recording_is_of_no_use_and_shows_no_secret(desk: Desk) -> None:
     desk.desk.invite()
     tap = _Tap(desk)
-    assert redeem(desk.code, [tap.address], JOINER).id == CLUSTER.id
+    assert join_by_code(desk.code, [tap.address], JOINER).id == CLUSTER.id
     tap.close()
     for secret in (desk.code, JOINER.keys.public, "mini"):
         assert secret.encode() not in tap.said
@@ -369,14 +369,14 @@ class _FalseDesk:
 def test_a_false_desk_is_not_believed() -> None:
     false = _FalseDesk(1)
     with pytest.raises(PairingError, match="does not know the code"):
-        redeem("7-tango-lemon", [false.address], JOINER)
+        join_by_code("7-tango-lemon", [false.address], JOINER)
     false.close()
 
 
 def test_many_false_desks_get_three_guesses_together() -> None:
     false = [_FalseDesk(1) for _ in range(5)]
     with pytest.raises(PairingError, match="does not know the code"):
-        redeem("7-tango-lemon", [one.address for one in false], JOINER)
+        join_by_code("7-tango-lemon", [one.address for one in false], JOINER)
     for one in false:
         one.close()
     assert sum(one.boxes for one in false) == GUESSES
@@ -457,7 +457,7 @@ def test_a_joiner_has_its_turn_among_strangers_who_come_again_and_again(desk: De
         holder.start()
     eventually("all wait", lambda: len(desk.desk._connections._queue) >= 100 - PLACES_OF_ONE_HOST)
     try:
-        assert redeem(desk.code, [desk.address], JOINER, PATIENCE_S).id == CLUSTER.id
+        assert join_by_code(desk.code, [desk.address], JOINER, PATIENCE_S).id == CLUSTER.id
     finally:
         over.set()
         for holder in holders:
@@ -465,7 +465,7 @@ def test_a_joiner_has_its_turn_among_strangers_who_come_again_and_again(desk: De
 
 
 def test_callers_without_a_place_are_seated_in_the_order_of_their_arrival() -> None:
-    crowd = Crowd()
+    crowd = AdmissionQueue()
     pairs = []
 
     def caller(host: str) -> Caller:
@@ -496,7 +496,7 @@ def test_callers_without_a_place_are_seated_in_the_order_of_their_arrival() -> N
 
 def test_who_gives_way() -> None:
     """Of its own host where that has its part, else of the largest; never one that waits for the desk."""
-    crowd = Crowd()
+    crowd = AdmissionQueue()
     pairs = []
 
     def caller(host: str) -> Caller:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from edgepp.coordinator import pipeline_manager as module
-from edgepp.coordinator.pipeline_manager import Serving, Wanted
+from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, PlanError, StageLost
 from edgepp.wire.transport import Address
 from tests.waiting import PATIENCE_S, eventually
 
-ONE = Wanted(1, (Endpoint((Address("127.0.0.1", 1),)),))
-TWO = Wanted(2, (Endpoint((Address("127.0.0.1", 2),)),))
+ONE = PipelineOrder(1, (Endpoint((Address("127.0.0.1", 1),)),))
+TWO = PipelineOrder(2, (Endpoint((Address("127.0.0.1", 2),)),))
 
 
 class FakePipeline:
@@ -44,26 +44,26 @@ class FakePipeline:
 
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelineManager]:
     from edgepp.engine.pipeline import PipelineOptions
 
     FakePipeline.opened, FakePipeline.opening, FakePipeline.may_open = [], threading.Event(), threading.Event()
     FakePipeline.may_open.set()
     monkeypatch.setattr(module, "Pipeline", FakePipeline)
-    made = Serving(None, PipelineOptions("m"), lambda _: None)  # type: ignore[arg-type]
+    made = PipelineManager(None, PipelineOptions("m"), lambda _: None)  # type: ignore[arg-type]
     yield made
     FakePipeline.may_open.set()
     made.close()
 
 
-def keep(serving: Serving, wanted: Wanted) -> None:
+def keep(serving: PipelineManager, wanted: PipelineOrder) -> None:
     """What the coordinator does: ask for the same again and again."""
     for _ in range(30):
         serving.keep(wanted)
         time.sleep(0.001)
 
 
-def until_open(serving: Serving, wanted: Wanted) -> FakePipeline:
+def until_open(serving: PipelineManager, wanted: PipelineOrder) -> FakePipeline:
     def look() -> Any:
         serving.keep(wanted)
         pipeline: Any = serving.pipeline
@@ -73,7 +73,7 @@ def until_open(serving: Serving, wanted: Wanted) -> FakePipeline:
     return found
 
 
-def until_next(serving: Serving, wanted: Wanted, before: FakePipeline) -> FakePipeline:
+def until_next(serving: PipelineManager, wanted: PipelineOrder, before: FakePipeline) -> FakePipeline:
     def look() -> Any:
         found = until_open(serving, wanted)
         return found is not before and found
@@ -82,13 +82,15 @@ def until_next(serving: Serving, wanted: Wanted, before: FakePipeline) -> FakePi
     return found
 
 
-def test_what_is_wanted_is_opened_once(serving: Serving) -> None:
+def test_what_is_wanted_is_opened_once(serving: PipelineManager) -> None:
     until_open(serving, ONE)
     keep(serving, ONE)
     assert len(FakePipeline.opened) == 1
 
 
-def test_a_plan_that_was_superseded_while_it_opened_is_closed_and_the_next_opened_once(serving: Serving) -> None:
+def test_a_plan_that_was_superseded_while_it_opened_is_closed_and_the_next_opened_once(
+    serving: PipelineManager,
+) -> None:
     FakePipeline.may_open.clear()
     serving.keep(ONE)
     assert FakePipeline.opening.wait(PATIENCE_S)
@@ -100,7 +102,7 @@ def test_a_plan_that_was_superseded_while_it_opened_is_closed_and_the_next_opene
     assert [pipeline.closed for pipeline in FakePipeline.opened] == [True, False]
 
 
-def test_a_pipeline_that_is_lost_is_opened_again(serving: Serving) -> None:
+def test_a_pipeline_that_is_lost_is_opened_again(serving: PipelineManager) -> None:
     first = until_open(serving, ONE)
     first.lost = StageLost("gone")
     assert serving.pipeline is None
@@ -108,7 +110,7 @@ def test_a_pipeline_that_is_lost_is_opened_again(serving: Serving) -> None:
     assert first.closed
 
 
-def test_an_asker_waits_for_the_pipeline_and_not_for_ever(serving: Serving) -> None:
+def test_an_asker_waits_for_the_pipeline_and_not_for_ever(serving: PipelineManager) -> None:
     serving.shut("the layers are being loaded", EdgeppError("divided anew"))
     with pytest.raises(EdgeppError, match="the layers are being loaded"):
         serving.acquire(0.05, lambda: False)
@@ -118,7 +120,7 @@ def test_an_asker_waits_for_the_pipeline_and_not_for_ever(serving: Serving) -> N
     assert serving.acquire(PATIENCE_S, lambda: False) is serving.pipeline
 
 
-def test_an_asker_that_gave_up_is_let_go_at_once(serving: Serving) -> None:
+def test_an_asker_that_gave_up_is_let_go_at_once(serving: PipelineManager) -> None:
     given_up = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(serving.acquire, 60, given_up.is_set)
@@ -128,7 +130,7 @@ def test_an_asker_that_gave_up_is_let_go_at_once(serving: Serving) -> None:
             waiting.result(PATIENCE_S)
 
 
-def test_what_is_missing_for_good_is_said_at_once(serving: Serving) -> None:
+def test_what_is_missing_for_good_is_said_at_once(serving: PipelineManager) -> None:
     serving.lacks(PlanError("the model does not fit", "add a machine"))
     with pytest.raises(EdgeppError, match="the model does not fit") as caught:
         serving.acquire(60, lambda: False)
@@ -138,7 +140,7 @@ def test_what_is_missing_for_good_is_said_at_once(serving: Serving) -> None:
     assert serving.acquire(0.0, lambda: False) is serving.pipeline
 
 
-def test_who_is_answered_is_told_why_the_pipeline_is_closed(serving: Serving) -> None:
+def test_who_is_answered_is_told_why_the_pipeline_is_closed(serving: PipelineManager) -> None:
     first = until_open(serving, ONE)
     lost = StageLost("stage 0 (layers 0-3) on node mini is gone: its stage process ended")
     serving.shut("mini: its stage process ended", lost)
@@ -152,7 +154,7 @@ def test_who_is_answered_is_told_why_the_pipeline_is_closed(serving: Serving) ->
 
 
 def test_an_unexpected_error_costs_one_try_and_not_the_thread(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch
+    serving: PipelineManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = until_open(serving, ONE)
     monkeypatch.setattr(first, "close", raising(OSError(24, "Too many open files")))

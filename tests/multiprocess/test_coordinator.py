@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import zmq
 
-from edgepp.cluster.identity import Member, load_identity, new_cluster
-from edgepp.coordinator.composition import Service
+from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
+from edgepp.coordinator.composition import CoordinatorService
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.json_codec import question
-from edgepp.coordinator.pipeline_manager import Serving
-from edgepp.coordinator.planner import Director
+from edgepp.coordinator.json_codec import encode_question
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.planner import Planner
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
 from edgepp.events import Event
-from edgepp.placement.types import ModelSize, Want
+from edgepp.placement.types import ModelSize, PlacementRequest
 from edgepp.wire.messages import (
     PAYLOAD_BYTES,
     Answered,
@@ -51,7 +51,7 @@ class Desk:
     """A running coordinator, a member's keys, and connections to it."""
 
     coordinator: Coordinator
-    serving: Serving
+    serving: PipelineManager
     keys: KeyPair
     events: list[str]
     context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
@@ -73,15 +73,15 @@ class Desk:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
     identity, member = load_identity(), KeyPair.generate()
-    cluster = replace(new_cluster(identity), members=(Member.of("mini", member.public),))
+    cluster = replace(new_cluster(identity), members=(PairedNode.of("mini", member.public),))
     events: list[str] = []
 
     def tell(event: Event) -> None:
         events.append(str(event))
 
     front = SimpleNamespace(sampling=SamplingOptions())  # all that a status reads of a model
-    serving = Serving(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
-    director = Director(Want(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base=1 << 16)
+    serving = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
+    director = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base=1 << 16)
     coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, tell)
     made = Desk(coordinator, serving, member, events)
     coordinator.start()
@@ -128,7 +128,7 @@ def test_an_error_over_a_message_costs_that_message(
 
     link = desk.own
     with monkeypatch.context() as patch:
-        patch.setattr("edgepp.coordinator.coordinator.report", fails)
+        patch.setattr("edgepp.coordinator.coordinator.cluster_status", fails)
         call(link)
         said = hear(link)
         assert isinstance(said, Declined)
@@ -147,7 +147,7 @@ def test_a_coordinator_that_ended_by_itself_is_noticed_and_said(desk: Desk, monk
     assert not desk.coordinator.is_alive()
     service = SimpleNamespace(coordinator=desk.coordinator, serving=desk.serving, node=None)
     with pytest.raises(EdgeppError, match=r"the coordinator ended by itself: .*RuntimeError: its socket is gone"):
-        Service.check(service)  # type: ignore[arg-type]
+        CoordinatorService.check(service)  # type: ignore[arg-type]
 
 
 def test_a_member_that_floods_delays_itself(desk: Desk) -> None:
@@ -184,7 +184,7 @@ def test_what_a_member_says_of_loads_that_it_was_not_told_changes_nothing(desk: 
 
 def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_ends(desk: Desk) -> None:
     link = desk.own
-    form = question([{"role": "user", "content": "hi"}], GenerateOptions())
+    form = encode_question([{"role": "user", "content": "hi"}], GenerateOptions())
     assert link.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
     waiting = hear(link)
     assert isinstance(waiting, Waiting)
@@ -199,7 +199,7 @@ def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_end
 
 def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> None:
     member, own = desk.link(desk.keys), desk.own
-    form = question([{"role": "user", "content": "hi"}], GenerateOptions())
+    form = encode_question([{"role": "user", "content": "hi"}], GenerateOptions())
     assert member.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
     assert isinstance(hear(member), Waiting)
     assert own.send([encode(Call(1, "revoke")), encode_payload({"node": "mini"})], WAIT_S)

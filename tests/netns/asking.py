@@ -14,12 +14,12 @@ import sys
 from typing import Any
 
 from edgepp.cluster.identity import load_cluster, load_identity
-from edgepp.coordinator.client import Served
+from edgepp.coordinator.client import CoordinatorClient
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
 
 
-def answer(served: Served, line: str) -> dict[str, Any]:
+def answer(served: CoordinatorClient, line: str) -> dict[str, Any]:
     if line == "status":
         return served.call("status")
     verb, tokens, prompt = line.split(" ", 2)
@@ -30,13 +30,13 @@ def answer(served: Served, line: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    served: Served | None = None
+    served: CoordinatorClient | None = None
     for line in sys.stdin:
         try:
             if served is None:
                 cluster = load_cluster()
                 assert cluster is not None
-                served = Served(load_identity(), cluster)
+                served = CoordinatorClient(load_identity(), cluster)
             said = answer(served, line.strip())
         except EdgeppError as error:
             said = {"error": str(error), "hint": error.hint}

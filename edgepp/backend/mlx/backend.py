@@ -10,7 +10,7 @@ import mlx.core as mx
 from edgepp.backend.base import BackendOptions, Progress
 from edgepp.backend.device import has_metal
 from edgepp.backend.mlx.arrays import STORED
-from edgepp.backend.mlx.cut_points import dissect
+from edgepp.backend.mlx.cut_points import find_cut_points
 from edgepp.backend.mlx.embedding_and_head import MlxEnds
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.backend.mlx.weights import load_part
@@ -41,7 +41,7 @@ class MlxBackend:
         _prepare()
         dtype = _dtype(checkpoint, options, checkpoint.layer_names(layers))
         model = load_part(checkpoint, layers, wide=dtype == "float32")
-        anatomy = dissect(model, checkpoint.family, checkpoint.num_layers)
+        anatomy = find_cut_points(model, checkpoint.family, checkpoint.num_layers)
         for n in range(layers.start, layers.stop):  # one by one: a layer may be in memory twice while it is cast
             _evaluate(anatomy.layers[n].parameters(), f"layer {n}", checkpoint)
             if progress is not None:
@@ -54,7 +54,7 @@ class MlxBackend:
         _prepare()
         dtype = _dtype(checkpoint, options, [name for name in checkpoint.tensors if layer_of(name) is None])
         model = load_part(checkpoint, None, wide=dtype == "float32")
-        anatomy = dissect(model, checkpoint.family, checkpoint.num_layers)
+        anatomy = find_cut_points(model, checkpoint.family, checkpoint.num_layers)
         _evaluate(model.parameters(), "embedding and head", checkpoint)
         _settle()
         return MlxEnds(model, anatomy, checkpoint, dtype)

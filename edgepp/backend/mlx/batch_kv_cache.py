@@ -17,7 +17,7 @@ from edgepp.backend.mlx.kv_cache import STEP, SequenceCache, arrays_of, keys_and
 _FIRST = 4 * STEP
 
 
-def alike(length: int) -> int:
+def bucket_length(length: int) -> int:
     """The most positions of sequences that decode together with one of ``length``: rows are as long as the longest."""
     most: int = _FIRST
     while most < length:
@@ -25,7 +25,7 @@ def alike(length: int) -> int:
     return most
 
 
-class Group:
+class BatchGroup:
     """The rows of some sequences, in the order of ``members``, each of which has at least one position."""
 
     def __init__(self, members: Sequence[SequenceCache]) -> None:
@@ -100,13 +100,13 @@ class Group:
         self._rows, self._room = rows, room
 
 
-class Groups:
+class BatchGroups:
     """A stage's groups, none of them empty; a sequence is in at most one."""
 
     def __init__(self) -> None:
-        self._groups: list[Group] = []
+        self._groups: list[BatchGroup] = []
 
-    def of(self, cache: SequenceCache) -> Group | None:
+    def of(self, cache: SequenceCache) -> BatchGroup | None:
         """The group that a sequence is in."""
         return next((group for group in self._groups if cache in group.members), None)
 
@@ -115,11 +115,11 @@ class Groups:
         group = self.of(cache)
         return cache.parts() if group is None else group.parts(cache)
 
-    def bring_together(self, caches: Sequence[SequenceCache]) -> Group:
+    def bring_together(self, caches: Sequence[SequenceCache]) -> BatchGroup:
         """The group that holds most of ``caches``, brought to hold just these."""
         group = max(self._groups, key=lambda group: _common(group, caches), default=None)
         if group is None or not _common(group, caches):
-            group = Group(caches)
+            group = BatchGroup(caches)
             self._groups.append(group)
         for member in [member for member in group.members if member not in caches]:
             group.leave(member)
@@ -154,19 +154,19 @@ class Groups:
         """Bytes that the rows of all groups take."""
         return sum(group.nbytes for group in self._groups)
 
-    def _forget_empty(self, group: Group) -> None:
+    def _forget_empty(self, group: BatchGroup) -> None:
         if not group.members:
             self._groups.remove(group)
 
 
-def _common(group: Group, caches: Sequence[SequenceCache]) -> int:
+def _common(group: BatchGroup, caches: Sequence[SequenceCache]) -> int:
     return sum(cache in group.members for cache in caches)
 
 
 class _Layer:
     """One layer's keys and values (rows, heads, room, width); to mlx-lm's models it is a cache."""
 
-    def __init__(self, group: Group, like: Any) -> None:
+    def __init__(self, group: BatchGroup, like: Any) -> None:
         self._group = group
         self.arrays = [array[:0] for array in arrays_of(like)]
 
@@ -210,7 +210,7 @@ class _Layer:
 class _QuantisedLayer(_Layer):
     """The same in few bits; by ``bits`` mlx-lm's attention knows that it gets codes, scales and biases."""
 
-    def __init__(self, group: Group, like: QuantizedKVCache) -> None:
+    def __init__(self, group: BatchGroup, like: QuantizedKVCache) -> None:
         super().__init__(group, like)
         self.bits, self.group_size = like.bits, like.group_size
 
@@ -220,7 +220,7 @@ class _QuantisedLayer(_Layer):
         ]
 
 
-def _layer(group: Group, like: Any) -> _Layer:
+def _layer(group: BatchGroup, like: Any) -> _Layer:
     return _QuantisedLayer(group, like) if isinstance(like, QuantizedKVCache) else _Layer(group, like)
 
 

@@ -3,7 +3,7 @@
 mlx-lm has no interface for running a layer range, but every model of it calls the entries of one list. Taps
 in place of entries let edgepp hand hidden states in and out and leave masks, positions and scalings to the
 model. That is only right for a family whose layers run once, in order, and share nothing but hidden states:
-``dissect`` watches forward passes of taps alone, which read no layer's weights, and refuses the others.
+``find_cut_points`` watches forward passes of taps alone, which read no layer's weights, and refuses the others.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Tap:
         return self._call(hidden, *args, **kwargs)
 
 
-class Passed(Exception):  # noqa: N818 - not an error: it ends a forward pass that has given what was wanted
+class PassEnded(Exception):  # noqa: N818 - not an error: it ends a forward pass that has given what was wanted
     """Raised by a tap to skip the rest of the model."""
 
 
@@ -90,7 +90,7 @@ def find_layers(model: Any, family: str) -> tuple[str, list[Any]]:
     raise unfit(family, "its decoder layers are not one list")
 
 
-def dissect(model: Any, family: str, num_layers: int) -> Anatomy:
+def find_cut_points(model: Any, family: str, num_layers: int) -> Anatomy:
     """Learn by two tapped forward passes how ``model`` uses its layers; no layer weight is evaluated.
 
     Parameters outside the layers should be NaN where they are not loaded: a layer's dependence on them shows.

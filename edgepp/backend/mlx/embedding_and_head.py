@@ -11,7 +11,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from edgepp.backend.mlx.arrays import from_numpy, to_numpy
-from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, Anatomy, Passed, Tap, unfit
+from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, Anatomy, PassEnded, Tap, unfit
 from edgepp.errors import StageFault, UsageError
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
@@ -44,7 +44,7 @@ class MlxEnds:
         def call(hidden: Any, *_: Any, **__: Any) -> Any:
             if self._last is None:
                 self._embedded = hidden
-                raise Passed
+                raise PassEnded
             return self._last if last else mx.full(self._last.shape, float("nan"), self._last.dtype)
 
         return call
@@ -71,7 +71,7 @@ class MlxEnds:
         for cache in self._cache:
             if hasattr(cache, "offset"):
                 cache.offset = position
-        with suppress(Passed):
+        with suppress(PassEnded):
             self._model(mx.array(ids, mx.int32)[None], cache=self._cache)
         hidden, self._embedded = self._embedded, None
         return hidden

@@ -20,14 +20,14 @@ _GROUP_SIZES = (64, 32)  # what MLX's kernels know, but for 128, which saves nex
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantisedKV:
     """How keys and values are kept: in groups of ``group_size`` that share a scale and a bias."""
 
     bits: int
     group_size: int
 
     @classmethod
-    def fitting(cls, bits: int, sample: SequenceCache, family: str) -> Quantised:
+    def fitting(cls, bits: int, sample: SequenceCache, family: str) -> QuantisedKV:
         """The largest groups for caches like ``sample``, which holds one position.
 
         Raises:
@@ -57,7 +57,7 @@ class SequenceCache:
     else a stand-in that knows only the position.
     """
 
-    def __init__(self, model: Any, mine: Sequence[int], capacity: int, quantised: Quantised | None = None) -> None:
+    def __init__(self, model: Any, mine: Sequence[int], capacity: int, quantised: QuantisedKV | None = None) -> None:
         self.capacity = capacity
         self.length = 0
         self._entries: list[Any] = make_prompt_cache(model)
@@ -150,7 +150,7 @@ def keys_and_values(arrays: Sequence[Any]) -> tuple[Any, Any]:
     return tuple(arrays[:half]), tuple(arrays[half:])
 
 
-def _quantised(cache: Any, how: Quantised) -> Any:
+def _quantised(cache: Any, how: QuantisedKV) -> Any:
     return QuantizedKVCache(how.group_size, how.bits) if type(cache) is KVCache else cache
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 
 from edgepp.backend.mlx.arrays import DTYPES
-from edgepp.backend.mlx.cut_points import Anatomy, Passed, Tap
-from edgepp.backend.mlx.kv_cache import Quantised, SequenceCache
+from edgepp.backend.mlx.cut_points import Anatomy, PassEnded, Tap
+from edgepp.backend.mlx.kv_cache import QuantisedKV, SequenceCache
 from edgepp.layers import LayerRange
 
 
-class Part:
+class LayerRangeModel:
     """The layers of one range; their hidden states are ``dtype``."""
 
     def __init__(self, model: Any, anatomy: Anatomy, layers: LayerRange, dtype: str) -> None:
@@ -22,7 +22,7 @@ class Part:
         self._layers = layers
         self._dtype = DTYPES[dtype]
         self._mine = [anatomy.entries[n] for n in range(layers.start, layers.stop) if n in anatomy.entries]
-        self.quantised: Quantised | None = None
+        self.quantised: QuantisedKV | None = None
         """How new caches keep keys and values, where not as they are computed."""
         self._arriving: Any = None
         self._leaving: Any = None
@@ -41,7 +41,7 @@ class Part:
 
         def leave(hidden: Any, *args: Any, **kwargs: Any) -> Any:
             self._leaving = (enter if last == first else kept[last])(hidden, *args, **kwargs)
-            raise Passed
+            raise PassEnded
 
         layers[:] = [kept[n] if n in self._layers else Tap(kept[n], skip) for n in range(len(kept))]
         layers[first] = Tap(kept[first], enter)
@@ -61,7 +61,7 @@ class Part:
     def run(self, hidden: Any, entries: list[Any]) -> Any:
         """Hidden states (B, T, D) behind the last layer, not evaluated, with the model's cache list ``entries``."""
         self._arriving = hidden
-        with suppress(Passed):
+        with suppress(PassEnded):
             self._model(mx.zeros(hidden.shape[:2], mx.int32), cache=entries)
         result, self._leaving = self._leaving.astype(self._dtype), None
         return result

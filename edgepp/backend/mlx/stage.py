@@ -11,10 +11,10 @@ import psutil
 
 from edgepp.backend.base import SequenceFault, check_fork, check_rows
 from edgepp.backend.mlx.arrays import DTYPES, from_numpy, to_numpy
-from edgepp.backend.mlx.batch_kv_cache import Group, Groups, alike
+from edgepp.backend.mlx.batch_kv_cache import BatchGroup, BatchGroups, bucket_length
 from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, Anatomy, unfit
-from edgepp.backend.mlx.kv_cache import Quantised, SequenceCache
-from edgepp.backend.mlx.layer_range_model import Part
+from edgepp.backend.mlx.kv_cache import QuantisedKV, SequenceCache
+from edgepp.backend.mlx.layer_range_model import LayerRangeModel
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
@@ -46,13 +46,13 @@ class MlxStage:
         self.dtype = dtype
         self.chunk = 512 if device == "metal" else 64
         self.device = device
-        self._part = Part(model, anatomy, layers, dtype)
+        self._part = LayerRangeModel(model, anatomy, layers, dtype)
         self._context = checkpoint.context
         self._sequences: dict[int, SequenceCache] = {}
-        self._groups = Groups()
+        self._groups = BatchGroups()
         self._sample = self._try_one_token(checkpoint.family)
         if kv_bits is not None:
-            self._part.quantised = Quantised.fitting(kv_bits, self._sample, checkpoint.family)
+            self._part.quantised = QuantisedKV.fitting(kv_bits, self._sample, checkpoint.family)
             self._sample = self._try_one_token(checkpoint.family)
         self._batches: bool | None = None  # not tried yet
 
@@ -146,7 +146,7 @@ class MlxStage:
         for row, sequence in enumerate(sequences):
             length = self._sequences[sequence].length
             if length and len(sequences) > 1 and self._can_batch():
-                parts.setdefault(alike(length + 1), []).append(row)
+                parts.setdefault(bucket_length(length + 1), []).append(row)
             else:
                 alone.append([row])
         return [*parts.values(), *alone]
@@ -163,7 +163,7 @@ class MlxStage:
         result[order] = computed
         return result
 
-    def _step(self, group: Group, hidden: Any) -> Any:
+    def _step(self, group: BatchGroup, hidden: Any) -> Any:
         """Evaluated hidden states (1, B, D) of one position of each member, from their ``hidden`` (1, B, D)."""
         result = self._part.run(hidden[0][:, None], group.at_length())
         mx.eval(result, group.states())
@@ -185,7 +185,7 @@ class MlxStage:
             caches = [self._part.cache(5) for _ in range(4)]
             for n, cache in enumerate(caches):
                 self._part.forward(cache, hidden[:1] if n % 2 else hidden[1:2, :1])
-            together = Group(caches[2:])
+            together = BatchGroup(caches[2:])
             for rows in (hidden[2:3, :2], hidden[3:, :2]):
                 alone = [self._part.forward(cache, rows[:, n : n + 1]) for n, cache in enumerate(caches[:2])]
                 expected = mx.concatenate(alone, axis=1)

@@ -16,7 +16,7 @@ from edgepp.backend.onnx.bound_session import BoundSession
 from edgepp.backend.onnx.decoder_graph import DecoderGraph, build_head
 from edgepp.backend.onnx.graph_builder import ORT_ERRORS, GraphBuilder
 from edgepp.backend.onnx.kv_arena import Arena, CacheShape
-from edgepp.backend.onnx.kv_cache import Caches, Place
+from edgepp.backend.onnx.kv_cache import CachedSequence, SequenceCaches
 from edgepp.backend.onnx.weights import rows_of
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
@@ -93,8 +93,8 @@ class OnnxStage:
         self.chunk = min(CHUNK, 2 * architecture.head_dim)
         self._architecture: Architecture = architecture
         self._session = BoundSession(graph.session(options), architecture.rope)
-        self._caches = Caches(CacheShape.of(architecture, layers, options.kv_bits))
-        self._places: dict[int, Place] = {}
+        self._caches = SequenceCaches(CacheShape.of(architecture, layers, options.kv_bits))
+        self._places: dict[int, CachedSequence] = {}
 
     def open(self, sequence: int, capacity: int) -> None:
         """Begin a sequence of at most ``capacity`` positions.
@@ -153,7 +153,7 @@ class OnnxStage:
         except ORT_ERRORS as error:
             raise StageFault(f"ONNX Runtime failed in layers {self.layers}: {error}") from error
 
-    def _reserve(self, sequences: Sequence[int], places: Sequence[Place], positions: int) -> None:
+    def _reserve(self, sequences: Sequence[int], places: Sequence[CachedSequence], positions: int) -> None:
         full = [n for n, place in enumerate(places) if place.length + positions > place.capacity]
         if full:
             place = places[full[0]]
@@ -226,7 +226,7 @@ class OnnxStage:
         """Bytes that the caches of all open sequences take."""
         return self._caches.nbytes
 
-    def _known(self, sequences: Sequence[int]) -> list[Place]:
+    def _known(self, sequences: Sequence[int]) -> list[CachedSequence]:
         unknown = tuple(n for n in sequences if n not in self._places)
         if unknown:
             raise SequenceFault(f"layers {self.layers} know no sequence {', '.join(map(str, unknown))}", unknown)

@@ -16,7 +16,7 @@ _MOVED_BYTES = 64 << 20  # what one step copies at most to bring a batch togethe
 
 
 @dataclass(eq=False)
-class Place:
+class CachedSequence:
     """One sequence: ``length`` positions are filled, in ``slot`` of ``arena``."""
 
     number: int
@@ -31,21 +31,21 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Run:
+class LaneRun:
     """Neighbouring slots of an arena that are computed together."""
 
     arena: Arena
     first: int
-    places: tuple[Place, ...]
+    places: tuple[CachedSequence, ...]
 
 
-class Caches:
+class SequenceCaches:
     """The arenas of one stage and who lies where."""
 
     def __init__(self, shape: CacheShape) -> None:
         self._shape = shape
         self._arenas: list[Arena] = []
-        self._places: dict[tuple[Arena, int], Place] = {}
+        self._places: dict[tuple[Arena, int], CachedSequence] = {}
         self._opened = 0
 
     @property
@@ -53,7 +53,7 @@ class Caches:
         """Bytes of the pages that sequences have touched."""
         return sum(self._shape.resident_bytes(place.touched) for place in self._places.values())
 
-    def open(self, capacity: int) -> Place:
+    def open(self, capacity: int) -> CachedSequence:
         """Room for a new sequence of at most ``capacity`` positions.
 
         Raises:
@@ -61,7 +61,7 @@ class Caches:
         """
         return self._occupy(FIRST_POSITIONS, capacity)
 
-    def fork(self, source: Place, length: int, capacity: int) -> Place:
+    def fork(self, source: CachedSequence, length: int, capacity: int) -> CachedSequence:
         """Room for a new sequence of at most ``capacity`` positions, the first ``length`` of them ``source``'s.
 
         Raises:
@@ -72,19 +72,19 @@ class Caches:
         place.length = place.touched = length
         return place
 
-    def resize(self, place: Place, capacity: int) -> None:
+    def resize(self, place: CachedSequence, capacity: int) -> None:
         """Let a sequence reach ``capacity`` positions, at least those that it has, and give back memory for more."""
         place.capacity = capacity
         if place.touched > capacity:
             place.arena.cut(place.slot, capacity)
             place.touched = capacity
 
-    def free(self, place: Place) -> None:
+    def free(self, place: CachedSequence) -> None:
         """Give a sequence's memory back."""
         del self._places[place.arena, place.slot]
         place.arena.release(place.slot)
 
-    def reserve(self, place: Place, positions: int) -> None:
+    def reserve(self, place: CachedSequence, positions: int) -> None:
         """See to it that ``place`` can hold ``positions``.
 
         Raises:
@@ -95,7 +95,7 @@ class Caches:
             self._move(place, arena, min(arena.free))
         place.touched = max(place.touched, positions)
 
-    def runs(self, batch: Sequence[Place]) -> list[Run]:
+    def runs(self, batch: Sequence[CachedSequence]) -> list[LaneRun]:
         """Few runs that compute ``batch``, each place of which has room for one position more.
 
         A batch that comes a second time is brought together first, a few sequences a step: what comes once would be
@@ -111,17 +111,17 @@ class Caches:
             place.companions = together
         return runs
 
-    def _neighbours(self, batch: Sequence[Place]) -> list[Run]:
-        runs: list[list[Place]] = []
+    def _neighbours(self, batch: Sequence[CachedSequence]) -> list[LaneRun]:
+        runs: list[list[CachedSequence]] = []
         for place in sorted(batch, key=lambda place: (self._arenas.index(place.arena), place.slot)):
             before = runs[-1][-1] if runs else None
             if before is not None and before.arena is place.arena and before.slot + 1 == place.slot:
                 runs[-1].append(place)
             else:
                 runs.append([place])
-        return [Run(run[0].arena, run[0].slot, tuple(run)) for run in runs]
+        return [LaneRun(run[0].arena, run[0].slot, tuple(run)) for run in runs]
 
-    def _gather(self, batch: Sequence[Place]) -> None:
+    def _gather(self, batch: Sequence[CachedSequence]) -> None:
         """Move some of ``batch`` so that it comes to lie in neighbouring slots, of the longest stride that it has."""
         arena, slots = self._window(batch, max(place.arena.stride for place in batch))
         vacant = [slot for slot in slots if slot in arena.free]
@@ -134,7 +134,7 @@ class Caches:
             self._move(place, arena, vacant.pop())
             moved += place.length * self._shape.position_bytes
 
-    def _window(self, batch: Sequence[Place], stride: int) -> tuple[Arena, range]:
+    def _window(self, batch: Sequence[CachedSequence], stride: int) -> tuple[Arena, range]:
         """As many neighbouring slots as ``batch`` needs, free but for it, and holding most of it already."""
         best: tuple[int, Arena, range] | None = None
         for arena in self._arenas:
@@ -152,10 +152,10 @@ class Caches:
         self._arenas.append(Arena(self._shape, stride))
         return self._arenas[-1], range(min(len(batch), self._arenas[-1].slots))
 
-    def _occupy(self, stride: int, capacity: int) -> Place:
+    def _occupy(self, stride: int, capacity: int) -> CachedSequence:
         arena = self._with_room(stride)
         self._opened += 1
-        place = Place(self._opened, capacity, arena, arena.take())
+        place = CachedSequence(self._opened, capacity, arena, arena.take())
         self._places[arena, place.slot] = place
         return place
 
@@ -166,7 +166,7 @@ class Caches:
         self._arenas.append(Arena(self._shape, stride))
         return self._arenas[-1]
 
-    def _move(self, place: Place, arena: Arena, slot: int) -> None:
+    def _move(self, place: CachedSequence, arena: Arena, slot: int) -> None:
         _copy(place, arena, slot, place.length)
         self.free(place)
         place.arena, place.slot, place.touched = arena, arena.take(slot), place.length + 1
@@ -180,6 +180,6 @@ def _stride(stride: int, positions: int) -> int:
     return stride
 
 
-def _copy(source: Place, arena: Arena, slot: int, length: int) -> None:
+def _copy(source: CachedSequence, arena: Arena, slot: int, length: int) -> None:
     for name, old in source.arena.memory.items():
         arena.memory[name][slot, :, :length] = old[source.slot, :, :length]

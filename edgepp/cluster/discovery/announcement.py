@@ -23,7 +23,7 @@ _SUFFIX = 6  # hex digits of the node id that make an instance's name unique
 
 
 @dataclass(frozen=True)
-class Record:
+class Announcement:
     """What a coordinator is heard to say: a hint from the network, checked for form and not proven.
 
     ``addresses`` are those of its control port, the likeliest to be reachable from here first. ``invitations`` are the
@@ -50,15 +50,15 @@ def instance_name(name: str, node: str) -> str:
     return f"{plain_name(name)}-{node[:_SUFFIX]}"
 
 
-def record_text(cluster: str, node: str, invitations: Sequence[int]) -> dict[str, str]:
+def announcement_text(cluster: str, node: str, invitations: Sequence[int]) -> dict[str, str]:
     """The TXT record; of more than 16 invitations the last ones."""
     numbers = ",".join(str(number) for number in invitations[-MAX_INVITATIONS:])
     return {"v": FORMAT, "c": cluster, "n": node, "i": numbers, "ver": edgepp.__version__}
 
 
-def parse_record(
+def parse_announcement(
     instance: str, port: int | None, text: Mapping[bytes, bytes | None], addresses: Sequence[str]
-) -> Record | None:
+) -> Announcement | None:
     """A record from what came off the network, or None when any of it breaks the form.
 
     ``instance`` is the service's name without its type, ``text`` its TXT record, ``addresses`` with their ``%scope``.
@@ -78,7 +78,7 @@ def parse_record(
         return None
     reachable = by_nearness(one for one in addresses[:_MAX_HEARD] if _is_host(one))[:MAX_ADDRESSES]
     invitations = tuple(int(number) for number in numbers.split(",") if number)
-    return Record(cluster, node, name, tuple(Address(one, port) for one in reachable), invitations, version)
+    return Announcement(cluster, node, name, tuple(Address(one, port) for one in reachable), invitations, version)
 
 
 def _is_host(text: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepp.cluster.discovery.mdns import Record
+from edgepp.cluster.discovery.mdns import Announcement
 from edgepp.cluster.identity import Cluster
 from edgepp.wire.transport import Address
 
 
-def whereabouts(cluster: Cluster, peers: Sequence[Address], records: Sequence[Record]) -> list[Address]:
+def coordinator_addresses(cluster: Cluster, peers: Sequence[Address], records: Sequence[Announcement]) -> list[Address]:
     """Every address at which the coordinator of ``cluster`` may be: given, seen on the network, remembered."""
     seen = [a for r in records if (r.cluster, r.node) == (cluster.id, cluster.coordinator.node) for a in r.addresses]
     return list(dict.fromkeys((*peers, *seen, *map(Address.parse, cluster.addresses))))

@@ -14,13 +14,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edgepp.cluster.discovery.announcement import MAX_ADDRESSES, Record, instance_name, parse_record, record_text
+from edgepp.cluster.discovery.announcement import (
+    MAX_ADDRESSES,
+    Announcement,
+    announcement_text,
+    instance_name,
+    parse_announcement,
+)
 from edgepp.cluster.discovery.network_interfaces import usable_addresses
 
 if TYPE_CHECKING:
     from zeroconf import ServiceInfo, Zeroconf
 
-__all__ = ["SERVICE", "Announcer", "Browser", "Record", "discover"]
+__all__ = ["SERVICE", "Announcement", "Announcer", "Browser", "discover"]
 
 SERVICE = "_edgepp._tcp.local."
 _MAX_NAMES = 64  # coordinators on one network; a flood of names must not fill the memory
@@ -177,7 +183,7 @@ class Announcer(_Responder):
             SERVICE,
             self._instance,
             self._port,
-            properties=record_text(self._cluster, self._node, invitations),
+            properties=announcement_text(self._cluster, self._node, invitations),
             server=self._server,
             host_ttl=_TTL_S,
             other_ttl=_TTL_S,
@@ -193,7 +199,7 @@ class Browser(_Responder):
         self._unresolved: list[str] = []
         super().__init__("other machines are not found by themselves")
 
-    def records(self) -> tuple[Record, ...]:
+    def records(self) -> tuple[Announcement, ...]:
         """Those heard of now, in no order."""
         with self._changed:
             zeroconf, names = self._zeroconf, tuple(self._names)
@@ -203,8 +209,8 @@ class Browser(_Responder):
         return tuple(record for record in records if record is not None)
 
     def find(
-        self, accept: Callable[[Record], bool], wait_s: float, given_up: threading.Event | None = None
-    ) -> tuple[Record, ...]:
+        self, accept: Callable[[Announcement], bool], wait_s: float, given_up: threading.Event | None = None
+    ) -> tuple[Announcement, ...]:
         """Wait until a record is acceptable, and a moment more for others; empty after ``wait_s`` seconds.
 
         The wait ends early when ``given_up`` is set.
@@ -258,17 +264,17 @@ class Browser(_Responder):
         zeroconf.get_service_info(SERVICE, name, _RESOLVE_MS)
 
     @staticmethod
-    def _cached(zeroconf: Zeroconf, name: str) -> Record | None:
+    def _cached(zeroconf: Zeroconf, name: str) -> Announcement | None:
         from zeroconf import ServiceInfo
 
         info = ServiceInfo(SERVICE, name)
         if not info.load_from_cache(zeroconf):
             return None
         instance = name.removesuffix(f".{SERVICE}")
-        return parse_record(instance, info.port, info.properties, info.parsed_scoped_addresses())
+        return parse_announcement(instance, info.port, info.properties, info.parsed_scoped_addresses())
 
 
-def discover(accept: Callable[[Record], bool], wait_s: float) -> tuple[Record, ...]:
+def discover(accept: Callable[[Announcement], bool], wait_s: float) -> tuple[Announcement, ...]:
     """Ask the network once: the acceptable records, after ``wait_s`` seconds at most when there is none."""
     browser = Browser()
     try:

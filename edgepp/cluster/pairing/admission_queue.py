@@ -61,7 +61,7 @@ class Caller:
         return bool(poll.poll(0))
 
 
-class Crowd:
+class AdmissionQueue:
     """The callers with a place, longest there first, and the queue. One lock of the owner guards every call."""
 
     def __init__(self) -> None:

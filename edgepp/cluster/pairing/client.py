@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from edgepp.cluster.identity import Cluster, Identity, Member, is_cluster_id
+from edgepp.cluster.identity import Cluster, Identity, PairedNode, is_cluster_id
 from edgepp.cluster.pairing.codes import GUESSES, read_code
 from edgepp.cluster.pairing.protocol import (
     CAUSES,
@@ -30,7 +30,7 @@ from edgepp.wire.transport import Address
 _AGAIN_S = 0.05
 
 
-def redeem(
+def join_by_code(
     code: str, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0, known: str | None = None
 ) -> Cluster:
     """Join the cluster that invited this node, at whichever of its coordinator's cluster addresses answers.
@@ -133,7 +133,7 @@ def _prove(channel: Channel, seal: Seal, identity: Identity, address: Address, n
     cluster, name, key, port = expect(("", *opened), "", str, str, str, int)
     if not is_cluster_id(cluster) or not is_key(key) or not 0 < port < 65536:
         raise RemoteProtocolError("what it says of its cluster makes no sense")
-    return Cluster(cluster, Member.of(name, key)).reached(str(Address(address.host, port)))
+    return Cluster(cluster, PairedNode.of(name, key)).reached(str(Address(address.host, port)))
 
 
 def _answer(channel: Channel, number: int) -> tuple[Any, ...]:

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgepp.cluster.discovery.coordinator_addresses import whereabouts
-from edgepp.cluster.discovery.mdns import Browser, Record
+from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses
+from edgepp.cluster.discovery.mdns import Announcement, Browser
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, save_cluster
-from edgepp.cluster.pairing.client import redeem
+from edgepp.cluster.pairing.client import join_by_code
 from edgepp.cluster.pairing.codes import read_code
-from edgepp.cluster.pairing.token_join import adopt
+from edgepp.cluster.pairing.token_join import join_by_token
 from edgepp.cluster.pairing.tokens import Token, parse_token, read_token
 from edgepp.errors import EdgeppError, PairingError
 from edgepp.wire.transport import Address
@@ -56,7 +56,7 @@ def paired(
         _check_replaceable(known, identity)
     kept = None if options.replace or known is None else known.id
     if code is not None:
-        cluster = redeem(code, _inviting(code, peers, browser, given_up), identity, known=kept)
+        cluster = join_by_code(code, _inviting(code, peers, browser, given_up), identity, known=kept)
         save_cluster(cluster)
         return cluster
     text = options.token or read_token()
@@ -69,7 +69,7 @@ def paired(
             )
         if known is None or known.id != token.cluster:
             addresses = peers or _seen(browser, lambda record: record.cluster == token.cluster, given_up)
-            known = adopt(token, addresses, identity)
+            known = join_by_token(token, addresses, identity)
             save_cluster(known)
         else:
             _renew(token, known, peers, identity)
@@ -92,7 +92,7 @@ def _renew(token: Token, known: Cluster, peers: tuple[Address, ...], identity: I
     Where the token is withdrawn or nobody answers, what the node itself hears of the coordinator counts.
     """
     try:
-        adopt(token, whereabouts(known, peers, ()), identity, _RENEW_S)
+        join_by_token(token, coordinator_addresses(known, peers, ()), identity, _RENEW_S)
     except EdgeppError as error:
         _LOG.info("the token lets this machine in no more, which may be a member all the same: %s", error)
 
@@ -121,7 +121,7 @@ def _inviting(
 
 
 def _seen(
-    browser: Browser | None, accept: Callable[[Record], bool], given_up: threading.Event | None
+    browser: Browser | None, accept: Callable[[Announcement], bool], given_up: threading.Event | None
 ) -> tuple[Address, ...]:
     if browser is None:
         return ()

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from edgepp.cluster.identity import Cluster, Member
-from edgepp.cluster.pairing.admission_queue import Caller, Crowd
+from edgepp.cluster.identity import Cluster, PairedNode
+from edgepp.cluster.pairing.admission_queue import AdmissionQueue, Caller
 from edgepp.cluster.pairing.codes import GUESSES, make_code
 from edgepp.cluster.pairing.protocol import (
     EXCHANGE_S,
@@ -32,7 +32,7 @@ from edgepp.cluster.pairing.protocol import (
 )
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.events import NodePaired, OnEvent, PairingTrouble
-from edgepp.wire.security import Rarely, bare_host
+from edgepp.wire.security import LogSampler, bare_host
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address
 
@@ -64,7 +64,7 @@ class _Refusal:
     left: int = 0
 
 
-class PairingDesk:
+class PairingServer:
     """Takes invitations on the coordinator. Its threads run only while one is open.
 
     ``address`` is that of the coordinator's cluster port; the desk listens on the next port. The three callables are
@@ -76,7 +76,7 @@ class PairingDesk:
         self,
         address: Address,
         cluster: Callable[[], Cluster],
-        on_paired: Callable[[Member], None],
+        on_paired: Callable[[PairedNode], None],
         on_event: OnEvent,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,9 +89,9 @@ class PairingDesk:
         self._open: dict[int, _Invitation] = {}
         self._closed: dict[int, Cause] = {}
         self._events: deque[NodePaired | PairingTrouble] = deque()
-        self._rarely = Rarely()
+        self._rarely = LogSampler()
         self._listener: socket.socket | None = None
-        self._connections = Crowd()
+        self._connections = AdmissionQueue()
         self._computing = threading.Lock()
         """Held while an exchange is computed: strangers take one core at most."""
         self._threads: set[threading.Thread] = set()
@@ -216,7 +216,7 @@ class PairingDesk:
             return
         (box,) = expect(proof, "prove", bytes)
         judged = self._judge(number, attempt[:TRY_BYTES], seal, box, caller.host)
-        if isinstance(judged, Member):
+        if isinstance(judged, PairedNode):
             judged = self._pair(judged, number, caller.host)
         if isinstance(judged, _Refusal):
             channel.send("refuse", judged.cause, judged.left)
@@ -239,7 +239,7 @@ class PairingDesk:
         channel.flush(ready)
         return seal
 
-    def _pair(self, member: Member, number: int, host: str) -> Member | _Refusal:
+    def _pair(self, member: PairedNode, number: int, host: str) -> PairedNode | _Refusal:
         try:
             self._on_paired(member)
         except EdgeppError as error:
@@ -263,7 +263,7 @@ class PairingDesk:
                 return _Refusal(self._closed.get(number, "unknown"))
             return _judged(invitation, attempt) or invitation.code
 
-    def _judge(self, number: int, attempt: bytes, seal: Seal, box: bytes, host: str) -> Member | _Refusal:
+    def _judge(self, number: int, attempt: bytes, seal: Seal, box: bytes, host: str) -> PairedNode | _Refusal:
         """Open the joiner's box; one at a time, so that guesses made at once are counted too."""
         with self._lock:
             invitation = self._open.get(number)
@@ -278,7 +278,7 @@ class PairingDesk:
             if not is_key(key):
                 raise RemoteProtocolError("the joiner's key is malformed")
             self._end(invitation, "used")
-            return Member.of(name, key)
+            return PairedNode.of(name, key)
 
     def _count(self, invitation: _Invitation, attempt: bytes, host: str) -> _Refusal:
         """One more wrong guess, and who made it."""

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import zmq
 
-from edgepp.cluster.identity import Cluster, Identity, Member
+from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.pairing.tokens import Token
 from edgepp.errors import PairingError, RemoteProtocolError
 from edgepp.printable import one_line
-from edgepp.wire.happy_eyeballs import reach
+from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.messages import PAYLOAD_BYTES, Adopt, Enrolled, Refused, decode
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address
 
 
-def adopt(token: Token, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0) -> Cluster:
+def join_by_token(token: Token, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0) -> Cluster:
     """Become a member of the token's cluster, whose coordinator is at one of ``addresses`` within ``wait_s``.
 
     Raises:
@@ -27,7 +27,7 @@ def adopt(token: Token, addresses: Sequence[Address], identity: Identity, wait_s
     try:
         hello = Adopt(identity.name, identity.keys.public)
         pinned = Pinned(token.keys, token.coordinator)
-        link, frames = reach(context, addresses, hello, wait_s, PAYLOAD_BYTES, pinned)
+        link, frames = connect_first(context, addresses, hello, wait_s, PAYLOAD_BYTES, pinned)
         link.close()
         answer = decode(frames[0])
     except PairingError as error:
@@ -49,5 +49,5 @@ def adopt(token: Token, addresses: Sequence[Address], identity: Identity, wait_s
             f"the coordinator did not take the token: it answered {type(answer).__name__}",
             "make a new one with `edgepp token` there",
         )
-    coordinator = Member.of(answer.name, token.coordinator)
+    coordinator = PairedNode.of(answer.name, token.coordinator)
     return Cluster(token.cluster, coordinator, addresses=(str(link.address),))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zmq.utils import z85
 
-from edgepp.cluster.identity import Cluster, Member
+from edgepp.cluster.identity import Cluster, PairedNode
 from edgepp.cluster.state_files import config_dir, read_private
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.wire.security import KeyPair
@@ -37,7 +37,7 @@ class Token:
     keys: KeyPair
 
 
-def make_token(cluster: Cluster) -> tuple[str, Member]:
+def make_token(cluster: Cluster) -> tuple[str, PairedNode]:
     """A new token: its text, to hand out once, and the member to add to ``cluster.tokens``."""
     keys = KeyPair.generate()
     raw = bytes.fromhex(cluster.id) + z85.decode(cluster.coordinator.key) + z85.decode(keys.secret)
@@ -45,7 +45,7 @@ def make_token(cluster: Cluster) -> tuple[str, Member]:
     known = (*cluster.tokens, *cluster.withdrawn)
     taken = (re.fullmatch(r"token-(\d{1,9})", token.name) for token in known)
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
-    return text, Member.of(f"token-{number}", keys.public)
+    return text, PairedNode.of(f"token-{number}", keys.public)
 
 
 def parse_token(text: str) -> Token:

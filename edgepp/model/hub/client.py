@@ -48,7 +48,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class FileChunk:
     """Some bytes of a file of ``size`` bytes; ``ranged`` says that the server sends ranges on request."""
 
     offset: int
@@ -72,7 +72,7 @@ def _files(siblings: Iterable[Any]) -> Iterator[tuple[str, int]]:
             yield name, size
 
 
-class Hub:
+class HubClient:
     """One repository on the hub."""
 
     def __init__(self, repository: str) -> None:
@@ -135,7 +135,7 @@ class Hub:
                 TRY_AGAIN,
             )
 
-    def stream(self, commit: str, name: str, start: int = 0, stop: int | None = None) -> Generator[Chunk]:
+    def stream(self, commit: str, name: str, start: int = 0, stop: int | None = None) -> Generator[FileChunk]:
         """Bytes ``[start, stop)`` of a file; a server that knows no ranges sends all of it, from 0.
 
         Raises:
@@ -164,19 +164,19 @@ class Hub:
             if broken is not None:
                 self._closed.wait(_WAIT_S * 2**failures)
 
-    def _request(self, commit: str, name: str, start: int, stop: int | None) -> Iterator[Chunk]:
+    def _request(self, commit: str, name: str, start: int, stop: int | None) -> Iterator[FileChunk]:
         url = hf_hub_url(self.repository, name, revision=commit, endpoint=self.endpoint)
         asked = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
         with explained(self.repository, self.endpoint), answer(url, {**self._headers, **asked}) as response:
             offset, end, size = self._placed(response, start)
             ranged = response.status_code == 206
-            yield Chunk(offset, b"", size, ranged)  # tells the size, also of an empty file
+            yield FileChunk(offset, b"", size, ranged)  # tells the size, also of an empty file
             for data in pieces(response):
                 if offset + len(data) > end:
                     raise ModelError(
                         f"{response.url.host} sends more bytes of {name} than it announced", CHECK_ENDPOINT
                     )
-                yield Chunk(offset, data, size, ranged)
+                yield FileChunk(offset, data, size, ranged)
                 offset += len(data)
 
     def _placed(self, response: httpx2.Response, start: int) -> tuple[int, int, int]:

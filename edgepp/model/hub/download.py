@@ -13,12 +13,12 @@ from edgepp.model.bounded_files import most_bytes
 from edgepp.model.cache import Progress, cannot_write, check_space, locked
 from edgepp.model.catalogue.cards import Card
 from edgepp.model.catalogue.source import HubRepository
-from edgepp.model.hub.client import Hub
+from edgepp.model.hub.client import HubClient
 from edgepp.model.hub.http import HubUnreachable
 from edgepp.model.hub.snapshot import Snapshot, on_disk, recorded, root
 from edgepp.model.weights.byte_ranges import Range, cut, total
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.model.weights.model_parts import Parts, summary, weight_files
+from edgepp.model.weights.model_parts import ModelParts, summary, weight_files
 from edgepp.model.weights.partial_file import PartialFile
 from edgepp.model.weights.safetensors_header import header_bytes
 from edgepp.safe_files import write_atomically
@@ -34,14 +34,14 @@ _SMALL_FILES_BYTES = 512 << 20
 Piece = tuple[PartialFile, Range]
 
 
-def download(source: HubRepository, parts: Parts, on_progress: Progress | None, newest: bool) -> Path:
+def download(source: HubRepository, parts: ModelParts, on_progress: Progress | None, newest: bool) -> Path:
     """Fetch what this disk lacks of ``parts`` and return the model's folder.
 
     Raises:
         ModelError: the repository does not hold them or may not be read, or the disk is full.
         HubUnreachable: the hub does not answer; what has come so far is kept.
     """
-    hub = Hub(source.name)
+    hub = HubClient(source.name)
     with locked(root(source) / "lock", on_progress):
         if not newest and (found := on_disk(source, parts)):
             return found  # another process fetched it while this one waited
@@ -82,7 +82,7 @@ class _Counter:
                 self._tell(min(self._done, self._total), self._total, what)
 
 
-def _fill(hub: Hub, snapshot: Snapshot, parts: Parts, counter: _Counter) -> None:
+def _fill(hub: HubClient, snapshot: Snapshot, parts: ModelParts, counter: _Counter) -> None:
     folder, listed = snapshot.folder, snapshot.listed()
     small = sorted(name for name in listed if parts.wants_file(name) and not (folder / name).is_file())
     counter.expect(_checked_total(snapshot, sum(listed[name] for name in small)))
@@ -123,7 +123,7 @@ def _checked_total(snapshot: Snapshot, count: int) -> int:
     return count
 
 
-def _check_config(folder: Path, parts: Parts, card: Card | None) -> None:
+def _check_config(folder: Path, parts: ModelParts, card: Card | None) -> None:
     """Refuse before gigabytes are fetched: a model that runs code of its own, has no such layers or is another one."""
     settings = Checkpoint.open(folder).settings
     count = settings.num_layers
@@ -144,7 +144,7 @@ def _check_config(folder: Path, parts: Parts, card: Card | None) -> None:
 
 
 def _plan(
-    hub: Hub, snapshot: Snapshot, name: str, listed: int, parts: Parts
+    hub: HubClient, snapshot: Snapshot, name: str, listed: int, parts: ModelParts
 ) -> list[tuple[PartialFile, list[Range], bool]]:
     """What to fetch of one file, and whether the hub sends ranges; else it sends the whole file."""
     path = snapshot.folder / name
@@ -160,7 +160,7 @@ def _plan(
     return [(file, file.missing(parts.wants) if ranged else [(0, file.size)], ranged)]
 
 
-def _head(hub: Hub, commit: str, name: str, listed: int) -> tuple[bytes, int, bool]:
+def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, int, bool]:
     """The first bytes of a safetensors file with all of its header, the file's size, and whether ranges are sent."""
     head = bytearray()
     size, ranged = 0, False
@@ -177,7 +177,7 @@ def _head(hub: Hub, commit: str, name: str, listed: int) -> tuple[bytes, int, bo
     return bytes(head), size, ranged
 
 
-def _fetch_pieces(hub: Hub, commit: str, plan: Sequence[Piece], counter: _Counter) -> None:
+def _fetch_pieces(hub: HubClient, commit: str, plan: Sequence[Piece], counter: _Counter) -> None:
     """Fetch the pieces over several connections; whatever happens, what has come is recorded."""
 
     def fetch_piece(file: PartialFile, piece: Range) -> int:

@@ -16,7 +16,7 @@ from edgepp.errors import ModelError
 from edgepp.model.bounded_files import INDEX_BYTES, read_bounded, read_object
 from edgepp.model.cache import cache_dir
 from edgepp.model.catalogue.source import HubRepository, is_commit
-from edgepp.model.weights.model_parts import Parts, missing
+from edgepp.model.weights.model_parts import ModelParts, missing_files
 from edgepp.model.weights.weight_files import files_here, is_plain
 from edgepp.safe_files import write_atomically
 
@@ -62,9 +62,9 @@ class Snapshot:
         reference.parent.mkdir(exist_ok=True)
         write_atomically(reference, self.commit.encode())
 
-    def absent(self, parts: Parts) -> list[str]:
+    def absent(self, parts: ModelParts) -> list[str]:
         """Names of the files and tensors among ``parts`` that are not here."""
-        return missing(self.folder, self.listed(), parts)
+        return missing_files(self.folder, self.listed(), parts)
 
 
 def root(source: HubRepository) -> Path:
@@ -78,7 +78,7 @@ def recorded(source: HubRepository) -> Snapshot | None:
     return Snapshot(source, commit) if commit is not None else None
 
 
-def on_disk(source: HubRepository, parts: Parts) -> Path | None:
+def on_disk(source: HubRepository, parts: ModelParts) -> Path | None:
     """The folder that holds ``parts`` of the source, in edgepp's cache or in huggingface_hub's."""
     snapshot = recorded(source)
     if snapshot is not None and not snapshot.absent(parts):
@@ -99,7 +99,7 @@ def _commit_in(reference: Path) -> str | None:
     return commit if is_commit(commit) else None
 
 
-def _in_shared_cache(source: HubRepository, parts: Parts) -> Path | None:
+def _in_shared_cache(source: HubRepository, parts: ModelParts) -> Path | None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     shared = Path(HF_HUB_CACHE) / f"models--{source.name.replace('/', '--')}"
@@ -111,4 +111,4 @@ def _in_shared_cache(source: HubRepository, parts: Parts) -> Path | None:
     names = files_here(folder)
     if (parts.ends or parts.everything) and not any(name.startswith("tokenizer") for name in names):
         return None
-    return None if missing(folder, names, parts) else folder
+    return None if missing_files(folder, names, parts) else folder

@@ -17,7 +17,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from edgepp.model.text.content_origin import Content, holds_content, joined, located, spans
+from edgepp.model.text.content_origin import MessageText, holds_content, joined, located, spans
 
 LONGEST = 1 << 24
 """Characters that a template may give."""
@@ -46,7 +46,7 @@ def render(
 
 
 def _key(key: str) -> str:
-    return key if key in ("role", "content") else Content(key)
+    return key if key in ("role", "content") else MessageText(key)
 
 
 def _told(key: str, value: Any) -> Any:
@@ -55,11 +55,11 @@ def _told(key: str, value: Any) -> Any:
 
 def _content(value: Any) -> Any:
     if isinstance(value, str):
-        return Content(value)
+        return MessageText(value)
     if isinstance(value, list | tuple):
         return [_content(part) for part in value]
     if isinstance(value, dict):
-        return {Content(key): _content(part) for key, part in value.items()}
+        return {MessageText(key): _content(part) for key, part in value.items()}
     return value
 
 
@@ -70,7 +70,7 @@ def _compiled(template: str) -> Any:
 
 def _finalized(value: Any) -> Any:
     """What a ``{{ }}`` shows: text of messages stays known inside whatever it is part of."""
-    return Content(str(value)) if not isinstance(value, str) and holds_content(value) else value
+    return MessageText(str(value)) if not isinstance(value, str) and holds_content(value) else value
 
 
 def _concatenated(parts: Iterable[str]) -> Any:
@@ -139,8 +139,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         result = again(*args, **kwargs)
         if type(result) is not str or isinstance(__obj, Macro):  # a macro's text is marked already
             return result
-        if isinstance(getattr(__obj, "__self__", None), Content):
-            return Content(result)
+        if isinstance(getattr(__obj, "__self__", None), MessageText):
+            return MessageText(result)
         return located(result, again, args, kwargs) if holds_content((args, kwargs)) else result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -160,7 +160,7 @@ def _marking(function: Callable[..., Any], exact: bool) -> Callable[..., Any]:
     def filtered(*args: Any, **kwargs: Any) -> Any:
         args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
         result = function(*args, **kwargs)
-        kept = exact and isinstance(args[0], Content) and isinstance(result, Content)
+        kept = exact and isinstance(args[0], MessageText) and isinstance(result, MessageText)
         if isinstance(result, str) and not kept and holds_content((args, kwargs)):
             return located(str.__str__(result), function, args, kwargs)
         return result

@@ -1,8 +1,8 @@
 """Strings that know which of their characters came from a message, so that a chat template cannot launder them.
 
-A template's own text is plain ``str``. ``Content`` is text with at least one character of a message in it, marked
-character by character. Whatever is made of Content is Content; where it is not known which characters came from the
-message, all of them count as such.
+A template's own text is plain ``str``. ``MessageText`` is text with at least one character of a message in it, marked
+character by character. Whatever is made of MessageText is MessageText; where it is not known which characters came from
+the message, all of them count as such.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, SupportsIndex
 
 
-class Content(str):
+class MessageText(str):
     """Text of a message, or made of it. Without a ``mask``, every character came from the message."""
 
     __slots__ = ("_mask",)
     _mask: bytes
 
-    def __new__(cls, text: object = "", mask: bytes | None = None) -> Content:
+    def __new__(cls, text: object = "", mask: bytes | None = None) -> MessageText:
         """``text`` with its own marks, or with ``mask``."""
         plain = str.__str__(text) if isinstance(text, str) else str(text)
         made = super().__new__(cls, plain)
-        made._mask = mask_of(text) if mask is None and isinstance(text, Content) else mask or b"\1" * len(plain)
+        made._mask = mask_of(text) if mask is None and isinstance(text, MessageText) else mask or b"\1" * len(plain)
         return made
 
     def __str__(self) -> str:
@@ -35,16 +35,16 @@ class Content(str):
     def __radd__(self, other: str) -> str:
         return joined((other, self)) if isinstance(other, str) else NotImplemented
 
-    def __mul__(self, times: SupportsIndex) -> Content:
-        return Content(str.__mul__(self, times), self._mask * times.__index__())
+    def __mul__(self, times: SupportsIndex) -> MessageText:
+        return MessageText(str.__mul__(self, times), self._mask * times.__index__())
 
     __rmul__ = __mul__
 
-    def __getitem__(self, place: SupportsIndex | slice) -> Content:
+    def __getitem__(self, place: SupportsIndex | slice) -> MessageText:
         if not isinstance(place, slice):
             place = range(len(self))[place.__index__()]
             place = slice(place, place + 1)
-        return Content(str.__getitem__(self, place), self._mask[place])
+        return MessageText(str.__getitem__(self, place), self._mask[place])
 
     def __iter__(self) -> Iterator[str]:
         return (self[place] for place in range(len(self)))
@@ -60,21 +60,21 @@ class Content(str):
         return found
 
 
-def _stripped(text: Content, chars: str | None = None, /) -> Content:
+def _stripped(text: MessageText, chars: str | None = None, /) -> MessageText:
     return _left_stripped(_right_stripped(text, chars), chars)
 
 
-def _left_stripped(text: Content, chars: str | None = None, /) -> Content:
+def _left_stripped(text: MessageText, chars: str | None = None, /) -> MessageText:
     return text[len(text) - len(str.lstrip(text, chars)) :]
 
 
-def _right_stripped(text: Content, chars: str | None = None, /) -> Content:
+def _right_stripped(text: MessageText, chars: str | None = None, /) -> MessageText:
     return text[: len(str.rstrip(text, chars))]
 
 
-def _replaced(text: Content, old: str, new: str, count: SupportsIndex = -1, /) -> str:
+def _replaced(text: MessageText, old: str, new: str, count: SupportsIndex = -1, /) -> str:
     if not old:
-        return Content(str.replace(text, old, new, count))
+        return MessageText(str.replace(text, old, new, count))
     return joined([piece for part in text.split(old, count) for piece in (new, part)][1:])
 
 
@@ -82,7 +82,7 @@ def _parted(name: str, apart: int | None = None) -> Callable[..., Any]:
     """A method of ``str`` that takes it apart; pieces lie ``apart`` characters apart, or a separator's length."""
     plain = getattr(str, name)
 
-    def method(text: Content, *args: Any, **kwargs: Any) -> Any:
+    def method(text: MessageText, *args: Any, **kwargs: Any) -> Any:
         parts = plain(text, *args, **kwargs)
         separator = kwargs.get("sep") or next(iter(args), None) or ""
         return type(parts)(text._found(parts, len(separator) if apart is None else apart))
@@ -94,9 +94,9 @@ def _changed(name: str) -> Callable[..., Any]:
     """A method of ``str`` that changes characters: the marks stay where the length does."""
     plain = getattr(str, name)
 
-    def method(text: Content, *args: Any, **kwargs: Any) -> Content:
+    def method(text: MessageText, *args: Any, **kwargs: Any) -> MessageText:
         changed = plain(text, *args, **kwargs)
-        return Content(changed, mask_of(text) if len(changed) == len(text) else None)
+        return MessageText(changed, mask_of(text) if len(changed) == len(text) else None)
 
     return method
 
@@ -105,8 +105,8 @@ def _marked(name: str) -> Callable[..., Any]:
     """A method of ``str`` whose whole result counts as a message's."""
     plain = getattr(str, name)
 
-    def method(text: Content, *args: Any, **kwargs: Any) -> Content:
-        return Content(str.__str__(plain(text, *args, **kwargs)))
+    def method(text: MessageText, *args: Any, **kwargs: Any) -> MessageText:
+        return MessageText(str.__str__(plain(text, *args, **kwargs)))
 
     return method
 
@@ -128,12 +128,12 @@ _METHODS: dict[str, Callable[..., Any]] = {
     **{name: _marked(name) for name in ("format", "format_map", "__mod__")},
 }
 for _name, _method in _METHODS.items():
-    setattr(Content, _name, _method)
+    setattr(MessageText, _name, _method)
 
 
 def mask_of(text: str) -> bytes:
     """A byte for each character: 1 if it came from a message."""
-    return text._mask if isinstance(text, Content) else b"\0" * len(text)
+    return text._mask if isinstance(text, MessageText) else b"\0" * len(text)
 
 
 def spans(text: str) -> list[tuple[int, int]]:
@@ -145,9 +145,9 @@ def joined(parts: Iterable[str]) -> str:
     """``"".join``, with marks if there are any."""
     listed = list(parts)
     text = "".join(listed)
-    if not any(isinstance(part, Content) for part in listed):
+    if not any(isinstance(part, MessageText) for part in listed):
         return text
-    return Content(text, b"".join(map(mask_of, listed)))
+    return MessageText(text, b"".join(map(mask_of, listed)))
 
 
 def holds_content(value: Any) -> bool:
@@ -156,7 +156,7 @@ def holds_content(value: Any) -> bool:
         return any(holds_content(part) for pair in value.items() for part in pair)
     if isinstance(value, list | tuple | set | frozenset):
         return any(map(holds_content, value))
-    return isinstance(value, Content)
+    return isinstance(value, MessageText)
 
 
 def located(result: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -169,7 +169,7 @@ def located(result: str, function: Callable[..., Any], args: tuple[Any, ...], kw
     texts: list[str] = []
 
     def hidden(value: Any) -> Any:
-        if isinstance(value, Content):
+        if isinstance(value, MessageText):
             plain, parts, place = str.__str__(str.__getitem__(value, slice(None))), [], 0
             for begin, end in spans(value):
                 texts.append(plain[begin:end])
@@ -185,13 +185,13 @@ def located(result: str, function: Callable[..., Any], args: tuple[Any, ...], kw
     try:
         again = function(*hidden(args), **hidden(kwargs))
     except Exception:  # noqa: BLE001 - a template's own trouble: it is not known which characters are whose
-        return Content(result)
+        return MessageText(result)
     if not isinstance(again, str) or len(texts) > 0xF000:
-        return Content(result)
+        return MessageText(result)
     pieces = re.split(f"{nonce}(.){nonce}", str.__str__(again), flags=re.DOTALL)
     parts = [
-        Content(texts[ord(piece) - 0x100001]) if place % 2 else piece  # the number begins at 1
+        MessageText(texts[ord(piece) - 0x100001]) if place % 2 else piece  # the number begins at 1
         for place, piece in enumerate(pieces)
     ]
     whole = joined(parts)
-    return whole if whole == result else Content(result)
+    return whole if whole == result else MessageText(result)

@@ -17,7 +17,7 @@ _ENDS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelParts:
     """A node needs its ``layers``; a coordinator the ``ends``: embedding, final norm, head and tokenizer."""
 
     layers: LayerRange | None = None
@@ -37,10 +37,10 @@ class Parts:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-WHOLE = Parts(everything=True)
+WHOLE = ModelParts(everything=True)
 
 
-def weight_files(folder: Path, listed: Iterable[str], parts: Parts) -> dict[str, list[str]]:
+def weight_files(folder: Path, listed: Iterable[str], parts: ModelParts) -> dict[str, list[str]]:
     """The safetensors files that hold wanted tensors, and the wanted tensors that the index puts in each.
 
     Without an index the headers of ``model.safetensors``, or of the numbered set that is listed, tell.
@@ -58,7 +58,7 @@ def weight_files(folder: Path, listed: Iterable[str], parts: Parts) -> dict[str,
     return files
 
 
-def missing(folder: Path, listed: Collection[str], parts: Parts) -> list[str]:
+def missing_files(folder: Path, listed: Collection[str], parts: ModelParts) -> list[str]:
     """Names of the files and tensors among ``parts`` that ``folder`` lacks; ``listed`` are the model's files."""
     needed = {"config.json", *(name for name in listed if parts.wants_file(name))}
     absent = sorted(name for name in needed if not (folder / name).is_file())

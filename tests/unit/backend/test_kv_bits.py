@@ -12,7 +12,7 @@ import pytest
 
 from edgepp.backend.base import Backend, BackendOptions, StageModel
 from edgepp.backend.mlx.backend import MlxBackend
-from edgepp.backend.mlx.kv_cache import Quantised
+from edgepp.backend.mlx.kv_cache import QuantisedKV
 from edgepp.backend.onnx.architecture import read_architecture
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.backend.onnx.kv_scales import scales
@@ -121,7 +121,7 @@ def test_a_family_without_plain_caches_has_none_to_keep_in_few_bits(tmp_path: Pa
     stage = MlxBackend().load_stage(Checkpoint.open(make_checkpoint(tmp_path, WIDE)), LAYERS, BackendOptions())
     stage._sample.has_plain = False
     with pytest.raises(ModelError, match="'mamba' has no cache of all keys and values"):
-        Quantised.fitting(8, stage._sample, "mamba")
+        QuantisedKV.fitting(8, stage._sample, "mamba")
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models.cache import KVCache
 
-from edgepp.backend.mlx.cut_points import dissect, find_layers
+from edgepp.backend.mlx.cut_points import find_cut_points, find_layers
 from edgepp.errors import ModelError
 
 
@@ -91,7 +91,7 @@ class Pairs(Toy):
 def test_dissect_finds_the_list_and_the_cache_entries() -> None:
     model = Toy()
     blocks = list(model.blocks)
-    anatomy = dissect(model, "toy", 3)
+    anatomy = find_cut_points(model, "toy", 3)
     assert anatomy.layers is model.blocks
     assert list(anatomy.layers) == blocks  # the taps are gone
     assert anatomy.entries == {0: 0, 1: 1, 2: 2}
@@ -112,12 +112,12 @@ def test_dissect_finds_the_list_and_the_cache_entries() -> None:
 def test_dissect_says_why_a_model_does_not_fit(model: type[Toy], reason: str) -> None:
     mx.random.seed(1)
     with pytest.raises(ModelError, match=f"family 'toy' does not fit a layer pipeline: .*{reason}"):
-        dissect(model(), "toy", 3)
+        find_cut_points(model(), "toy", 3)
 
 
 def test_dissect_counts_the_layers() -> None:
     with pytest.raises(ModelError, match="runs 3 layers where its configuration says 4"):
-        dissect(Toy(), "toy", 4)
+        find_cut_points(Toy(), "toy", 4)
 
 
 def test_a_model_without_a_list_of_layers_does_not_fit() -> None:

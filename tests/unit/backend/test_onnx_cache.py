@@ -10,7 +10,7 @@ import pytest
 from edgepp.backend.onnx import kv_arena as onnx_arena
 from edgepp.backend.onnx import kv_cache as onnx_cache
 from edgepp.backend.onnx.kv_arena import CacheShape
-from edgepp.backend.onnx.kv_cache import Caches, Place
+from edgepp.backend.onnx.kv_cache import CachedSequence, SequenceCaches
 from edgepp.layers import LayerRange
 
 
@@ -26,7 +26,7 @@ def _small_slots() -> Iterator[None]:
 SHAPE = CacheShape(LayerRange(0, 2), 2, 16)
 
 
-def slots(caches: Caches, batch: list[Place]) -> list[list[int]]:
+def slots(caches: SequenceCaches, batch: list[CachedSequence]) -> list[list[int]]:
     """The batch's runs as slots; each of its sequences is one position longer afterwards."""
     for place in batch:
         caches.reserve(place, place.length + 1)
@@ -37,7 +37,7 @@ def slots(caches: Caches, batch: list[Place]) -> list[list[int]]:
 
 
 def test_a_hole_is_filled_when_the_batch_comes_again() -> None:
-    caches = Caches(SHAPE)
+    caches = SequenceCaches(SHAPE)
     a, b, c, d = (caches.open(8) for _ in range(4))
     assert slots(caches, [a, b, c, d]) == [[0, 1, 2, 3]]
     caches.free(b)
@@ -48,7 +48,7 @@ def test_a_hole_is_filled_when_the_batch_comes_again() -> None:
 
 
 def test_a_batch_that_comes_once_is_not_moved() -> None:
-    caches = Caches(SHAPE)
+    caches = SequenceCaches(SHAPE)
     places = [caches.open(8) for _ in range(4)]
     for _ in range(3):
         assert slots(caches, places[::2]) == [[0], [2]]
@@ -56,7 +56,7 @@ def test_a_batch_that_comes_once_is_not_moved() -> None:
 
 
 def test_two_batches_that_take_turns_come_to_lie_apart() -> None:
-    caches = Caches(SHAPE)
+    caches = SequenceCaches(SHAPE)
     places = [caches.open(16) for _ in range(4)]
     for _ in range(4):
         ends = [slots(caches, half) for half in (places[::2], places[1::2])]
@@ -64,7 +64,7 @@ def test_two_batches_that_take_turns_come_to_lie_apart() -> None:
 
 
 def test_a_short_sequence_joins_a_long_one_in_its_arena() -> None:
-    caches = Caches(SHAPE)
+    caches = SequenceCaches(SHAPE)
     long, short = caches.open(99), caches.open(99)
     caches.reserve(long, 40)
     long.length = 40
@@ -75,7 +75,7 @@ def test_a_short_sequence_joins_a_long_one_in_its_arena() -> None:
 
 
 def test_more_sequences_than_an_arena_has_slots_are_computed_in_pieces() -> None:
-    caches = Caches(SHAPE)
+    caches = SequenceCaches(SHAPE)
     places = [caches.open(99) for _ in range(9)]
     for _ in range(12):
         runs = slots(caches, places)
@@ -83,7 +83,7 @@ def test_more_sequences_than_an_arena_has_slots_are_computed_in_pieces() -> None
 
 
 def test_memory_of_a_freed_sequence_goes_back_and_its_slot_is_used_again() -> None:
-    caches = Caches(CacheShape(LayerRange(0, 1), 2, 1 << 16))
+    caches = SequenceCaches(CacheShape(LayerRange(0, 1), 2, 1 << 16))
     process = psutil.Process()
     first, other = caches.open(16), caches.open(16)
     before = process.memory_info().rss
@@ -101,7 +101,7 @@ def test_memory_of_a_freed_sequence_goes_back_and_its_slot_is_used_again() -> No
 
 
 def test_memory_beyond_a_smaller_capacity_goes_back() -> None:
-    caches = Caches(CacheShape(LayerRange(0, 1), 2, 1 << 16))
+    caches = SequenceCaches(CacheShape(LayerRange(0, 1), 2, 1 << 16))
     process = psutil.Process()
     place, beside = caches.open(16), caches.open(16)
     for one in (place, beside):
@@ -119,7 +119,7 @@ def test_memory_beyond_a_smaller_capacity_goes_back() -> None:
 
 
 def test_a_fork_lies_where_its_next_position_fits() -> None:
-    caches = Caches(SHAPE)
+    caches = SequenceCaches(SHAPE)
     source = caches.open(99)
     caches.reserve(source, 40)
     source.length = 40

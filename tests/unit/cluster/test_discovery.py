@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.cluster.discovery import network_interfaces as interfaces
-from edgepp.cluster.discovery.announcement import MAX_ADDRESSES, instance_name, parse_record, plain_name, record_text
+from edgepp.cluster.discovery.announcement import (
+    MAX_ADDRESSES,
+    announcement_text,
+    instance_name,
+    parse_announcement,
+    plain_name,
+)
 from edgepp.wire.transport import Address
 
 CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
@@ -111,7 +117,7 @@ def test_a_plain_name_stays_so_fits_a_label_and_prints(name: str) -> None:
 
 def test_a_well_formed_record_is_read() -> None:
     addresses = ["192.0.2.1", "2001:db8::1", "fe80::1%2"]
-    record = parse_record("mini-fedcba", 5720, TEXT, addresses)
+    record = parse_announcement("mini-fedcba", 5720, TEXT, addresses)
     assert record is not None
     assert (record.cluster, record.node, record.name, record.version) == (CLUSTER, NODE, "mini", "0.1.0")
     assert record.invitations == (7, 12)
@@ -120,10 +126,10 @@ def test_a_well_formed_record_is_read() -> None:
 
 
 def test_what_is_written_is_read() -> None:
-    text = record_text(CLUSTER, NODE, range(40))
+    text = announcement_text(CLUSTER, NODE, range(40))
     assert all(len(f"{key}={value}") < 256 for key, value in text.items())
     encoded = {key.encode(): value.encode() for key, value in text.items()}
-    record = parse_record(instance_name("A b", NODE), 1, encoded, [])
+    record = parse_announcement(instance_name("A b", NODE), 1, encoded, [])
     assert record is not None
     assert (record.cluster, record.node, record.name) == (CLUSTER, NODE, "A-b")
     assert record.invitations == tuple(range(24, 40))
@@ -147,25 +153,25 @@ def test_what_is_written_is_read() -> None:
     ],
 )
 def test_a_record_that_breaks_the_form_is_passed_over(change: dict[bytes, bytes | None]) -> None:
-    assert parse_record("mini-fedcba", 5720, TEXT | change, ["192.0.2.1"]) is None
+    assert parse_announcement("mini-fedcba", 5720, TEXT | change, ["192.0.2.1"]) is None
 
 
 @pytest.mark.parametrize("instance", ["mini", "-fedcba", "mi ni-fedcba", "\x1b[2J-fedcba", "mini-fedcbb"])
 def test_a_name_that_breaks_the_form_is_passed_over(instance: str) -> None:
-    assert parse_record(instance, 5720, TEXT, ["192.0.2.1"]) is None
+    assert parse_announcement(instance, 5720, TEXT, ["192.0.2.1"]) is None
 
 
 @pytest.mark.parametrize("port", [None, 0, 65536])
 def test_a_port_that_breaks_the_form_is_passed_over(port: int | None) -> None:
-    assert parse_record("mini-fedcba", port, TEXT, ["192.0.2.1"]) is None
+    assert parse_announcement("mini-fedcba", port, TEXT, ["192.0.2.1"]) is None
 
 
 def test_addresses_that_lead_nowhere_are_left_out_and_their_number_is_bounded() -> None:
     useless = ["224.0.0.251", "0.0.0.0", "255.255.255.255", "fe80::1", "ff02::fb", "::"]  # noqa: S104 - as an example
-    record = parse_record("mini-fedcba", 5720, TEXT, [*useless, "192.0.2.1"])
+    record = parse_announcement("mini-fedcba", 5720, TEXT, [*useless, "192.0.2.1"])
     assert record is not None
     assert record.addresses == (Address("192.0.2.1", 5720),)
-    many = parse_record("mini-fedcba", 5720, TEXT, [f"192.0.2.{i}" for i in range(1, 200)])
+    many = parse_announcement("mini-fedcba", 5720, TEXT, [f"192.0.2.{i}" for i in range(1, 200)])
     assert many is not None
     assert len(many.addresses) == MAX_ADDRESSES
 
@@ -176,4 +182,4 @@ def test_addresses_that_lead_nowhere_are_left_out_and_their_number_is_bounded() 
     st.dictionaries(st.sampled_from([b"v", b"c", b"n", b"i", b"ver"]), st.none() | st.binary(max_size=300)),
 )
 def test_nothing_from_the_network_raises(instance: str, port: int | None, text: dict[bytes, bytes | None]) -> None:
-    parse_record(instance, port, text, ["192.0.2.1"])
+    parse_announcement(instance, port, text, ["192.0.2.1"])

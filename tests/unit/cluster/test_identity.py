@@ -16,7 +16,7 @@ from edgepp.cluster import state_files as files
 from edgepp.cluster.identity import (
     ADDRESSES,
     Cluster,
-    Member,
+    PairedNode,
     clean_name,
     load_cluster,
     load_identity,
@@ -26,7 +26,7 @@ from edgepp.cluster.identity import (
     save_cluster,
     save_view,
 )
-from edgepp.cluster.node_lock import running, wait_until_ended, who_runs
+from edgepp.cluster.node_lock import hold_node_lock, node_lock_holder, wait_until_ended
 from edgepp.cluster.pairing.tokens import make_token, parse_token, read_token
 from edgepp.cluster.state_files import config_dir
 from edgepp.errors import EdgeppError, UsageError
@@ -46,7 +46,7 @@ def _mode(path: Path) -> int:
 
 
 def _cluster() -> Cluster:
-    members = tuple(Member.of(f"mini {i}", KeyPair.generate().public) for i in range(3))
+    members = tuple(PairedNode.of(f"mini {i}", KeyPair.generate().public) for i in range(3))
     return replace(new_cluster(load_identity()), members=members, addresses=("10.0.0.7:5720", "[fe80::1]:5720"))
 
 
@@ -245,16 +245,19 @@ def test_a_view_that_cannot_be_shown_is_neither_kept_nor_read(home: Path, view: 
 
 
 def test_one_node_runs_for_a_configuration(home: Path) -> None:
-    assert who_runs() == ""
-    with running("edgepp join"):
-        assert who_runs() == f"`edgepp join` (process {os.getpid()})"
+    assert node_lock_holder() == ""
+    with hold_node_lock("edgepp join"):
+        assert node_lock_holder() == f"`edgepp join` (process {os.getpid()})"
         assert not wait_until_ended(0)
-        with pytest.raises(UsageError, match="is a node already: `edgepp join`") as raised, running("edgepp serve"):
+        with (
+            pytest.raises(UsageError, match="is a node already: `edgepp join`") as raised,
+            hold_node_lock("edgepp serve"),
+        ):
             pass
         assert "edgepp leave" in raised.value.hint
     assert wait_until_ended(0)
-    with running("edgepp serve"):
-        assert "edgepp serve" in who_runs()
+    with hold_node_lock("edgepp serve"):
+        assert "edgepp serve" in node_lock_holder()
 
 
 def test_a_home_of_nobody_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

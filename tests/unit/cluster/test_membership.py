@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.cluster.membership import CLOSED_S, GONE_S, SUSPECT_S, Event, Member, Membership, Phase
-from edgepp.wire.messages import Beat, Enrol, Loaded
+from edgepp.cluster.membership import CLOSED_S, GONE_S, SUSPECT_S, Member, MemberEvent, MemberPhase, Membership
+from edgepp.wire.messages import Enrol, Heartbeat, Loaded
 
 NODE = "0123456789abcdef"
 
@@ -30,8 +30,8 @@ def facts(incarnation: int = 1, **changes: Any) -> Enrol:
     return given._replace(**changes)
 
 
-def beat(incarnation: int = 1) -> Beat:
-    return Beat(incarnation, memory_free=1, clock_us=1, rtt_us=300)
+def beat(incarnation: int = 1) -> Heartbeat:
+    return Heartbeat(incarnation, memory_free=1, clock_us=1, rtt_us=300)
 
 
 def loaded(plan: int = 1, slot: int = 0) -> Loaded:
@@ -51,23 +51,23 @@ def only(members: Membership) -> Member:
 
 def test_a_member_is_ready_when_it_has_loaded_suspect_when_silent_and_gone_at_last() -> None:
     members = enrolled()
-    assert only(members).phase is Phase.JOINED
+    assert only(members).phase is MemberPhase.JOINED
     members.assigned(NODE, complete=True)
-    assert only(members).phase is Phase.READY
+    assert only(members).phase is MemberPhase.READY
     assert members.tick(SUSPECT_S) == []
-    assert [m.phase for m in members.tick(SUSPECT_S + 0.1)] == [Phase.SUSPECT]
-    assert [m.phase for m in members.tick(GONE_S + 0.1)] == [Phase.GONE]
+    assert [m.phase for m in members.tick(SUSPECT_S + 0.1)] == [MemberPhase.SUSPECT]
+    assert [m.phase for m in members.tick(GONE_S + 0.1)] == [MemberPhase.GONE]
     assert members.present == ()
 
 
 def test_one_that_closed_its_connection_is_gone_sooner() -> None:
     members = enrolled()
     members.closed(NODE)
-    assert [m.phase for m in members.tick(CLOSED_S + 0.1)] == [Phase.SUSPECT, Phase.GONE]
+    assert [m.phase for m in members.tick(CLOSED_S + 0.1)] == [MemberPhase.SUSPECT, MemberPhase.GONE]
     back = enrolled()
     back.closed(NODE)
     assert back.heard(NODE, beat(), 0, b"r", "10.0.0.2", 1.0)
-    assert [m.phase for m in back.tick(1.0 + CLOSED_S + 0.1)] == [Phase.SUSPECT]
+    assert [m.phase for m in back.tick(1.0 + CLOSED_S + 0.1)] == [MemberPhase.SUSPECT]
 
 
 def test_one_that_was_silent_comes_back_with_what_it_has_loaded() -> None:
@@ -76,9 +76,9 @@ def test_one_that_was_silent_comes_back_with_what_it_has_loaded() -> None:
     members.tick(SUSPECT_S + 1)
     assert members.heard(NODE, beat(), 0, b"r2", "10.0.0.2", SUSPECT_S + 2)
     member = only(members)
-    assert (member.phase, member.route, member.slot(0)) == (Phase.JOINED, b"r2", loaded())
+    assert (member.phase, member.route, member.slot(0)) == (MemberPhase.JOINED, b"r2", loaded())
     members.assigned(NODE, complete=True)
-    assert only(members).phase is Phase.READY
+    assert only(members).phase is MemberPhase.READY
 
 
 def test_one_that_is_gone_must_enrol_again() -> None:
@@ -87,7 +87,7 @@ def test_one_that_is_gone_must_enrol_again() -> None:
     members.tick(GONE_S + 1)
     assert not members.heard(NODE, beat(), 0, b"r", "10.0.0.2", GONE_S + 2)
     assert members.enrol(NODE, "k", facts(), b"r", "10.0.0.2", GONE_S + 2) == ""
-    assert only(members).phase is Phase.JOINED
+    assert only(members).phase is MemberPhase.JOINED
 
 
 def test_a_second_process_with_the_same_id_is_refused_while_the_first_is_heard_from() -> None:
@@ -136,13 +136,13 @@ def test_a_coordinator_that_slept_does_not_blame_the_members() -> None:
     assert members.tick(60.5) == []
 
 
-@given(st.lists(st.sampled_from(list(Event)), max_size=20))
-def test_no_event_leads_out_of_the_table(events: list[Event]) -> None:
+@given(st.lists(st.sampled_from(list(MemberEvent)), max_size=20))
+def test_no_event_leads_out_of_the_table(events: list[MemberEvent]) -> None:
     members = enrolled()
     for event in events:
         version, before = members.version, only(members).phase
         members._move(NODE, event)
         after = only(members).phase
         assert (members.version > version) == (after is not before)
-        if before is Phase.GONE:
-            assert after is Phase.GONE or event is Event.ENROLLED
+        if before is MemberPhase.GONE:
+            assert after is MemberPhase.GONE or event is MemberEvent.ENROLLED

@@ -15,19 +15,18 @@ from hypothesis import strategies as st
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.model.catalogue.cards import find
-from edgepp.placement.place import (
-    Host,
+from edgepp.placement.place import place, replace
+from edgepp.placement.types import (
     LinkSpeed,
     ModelSize,
+    PlacementRequest,
     Plan,
     Policy,
-    Want,
-    cost,
+    StageHost,
+    decode_step_s,
     memory_needed,
-    place,
-    replace,
-    slowest_s,
-    token_s,
+    plan_cost_s,
+    slowest_stage_s,
 )
 
 MB = 1_000_000
@@ -42,13 +41,13 @@ def size(layers: int) -> ModelSize:
     )
 
 
-def want(layers: int, policy: Policy = "memory", context: int = 1000, slots: int = 1) -> Want:
-    return Want(size(layers), context, slots, policy)
+def want(layers: int, policy: Policy = "memory", context: int = 1000, slots: int = 1) -> PlacementRequest:
+    return PlacementRequest(size(layers), context, slots, policy)
 
 
-def host(name: str, memory: int = 10_000 * MB, speed: float = 1e10, **more: object) -> Host:
+def host(name: str, memory: int = 10_000 * MB, speed: float = 1e10, **more: object) -> StageHost:
     values = {"node": name, "name": name, **more}
-    return Host(id=f"{name}/0", memory=memory, stream_bytes_per_s=speed, flops_per_s=1e12, **values)  # type: ignore[arg-type]
+    return StageHost(id=f"{name}/0", memory=memory, stream_bytes_per_s=speed, flops_per_s=1e12, **values)  # type: ignore[arg-type]
 
 
 links = st.dictionaries(
@@ -60,10 +59,10 @@ links = st.dictionaries(
 @st.composite
 def clusters(
     draw: st.DrawFn, most: int = 4, smallest: int = 90, shared: bool = True, pins: bool = True, layers: int = 7
-) -> tuple[Want, list[Host], dict[tuple[str, str], LinkSpeed], str]:
+) -> tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str]:
     total = draw(st.integers(1, layers))
     coordinator = draw(st.sampled_from(["", "a", "c"]))
-    hosts: list[Host] = []
+    hosts: list[StageHost] = []
     for n in range(draw(st.integers(1, most))):
         node = draw(st.sampled_from(NODES)) if shared else NODES[n]
         start = draw(st.integers(0, total - 1))
@@ -71,7 +70,7 @@ def clusters(
             LayerRange(start, draw(st.integers(start + 1, total))) if pins and draw(st.integers(0, 9)) == 9 else None
         )
         hosts.append(
-            Host(
+            StageHost(
                 id=f"{node}/{n}",
                 node=node,
                 memory=draw(st.sampled_from([smallest, 200, 300, 400, 600, 900, 2000])) * MB,
@@ -93,7 +92,7 @@ def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
         yield tuple(b - a for a, b in pairwise((0, *cuts, total)))
 
 
-def together(order: Sequence[Host]) -> bool:
+def together(order: Sequence[StageHost]) -> bool:
     """Whether each node's free hosts stand together between pinned ones."""
     left: set[tuple[int, str]] = set()
     run, last = 0, ""
@@ -108,7 +107,7 @@ def together(order: Sequence[Host]) -> bool:
     return True
 
 
-def every_plan(want: Want, hosts: Sequence[Host]) -> Iterator[Plan]:
+def every_plan(want: PlacementRequest, hosts: Sequence[StageHost]) -> Iterator[Plan]:
     pinned = {one.id for one in hosts if one.pinned is not None}
     for count in range(1, min(len(hosts), want.size.layers) + 1):
         for order in permutations(hosts, count):
@@ -128,7 +127,7 @@ def every_plan(want: Want, hosts: Sequence[Host]) -> Iterator[Plan]:
                     yield Plan(tuple(stages))
 
 
-def hop(want: Want, links: Mapping[tuple[str, str], LinkSpeed], a: str, b: str) -> float:
+def hop(want: PlacementRequest, links: Mapping[tuple[str, str], LinkSpeed], a: str, b: str) -> float:
     if a == b:
         return 0.0
     link = links.get((a, b), links.get((b, a), LinkSpeed(0.0005, 100e6)))
@@ -136,7 +135,11 @@ def hop(want: Want, links: Mapping[tuple[str, str], LinkSpeed], a: str, b: str) 
 
 
 def reckon(
-    want: Want, plan: Plan, hosts: Sequence[Host], links: Mapping[tuple[str, str], LinkSpeed], coordinator: str
+    want: PlacementRequest,
+    plan: Plan,
+    hosts: Sequence[StageHost],
+    links: Mapping[tuple[str, str], LinkSpeed],
+    coordinator: str,
 ) -> tuple[float, float]:
     """What the policy minimises, and a token's seconds."""
     by_id = {one.id: one for one in hosts}
@@ -148,7 +151,7 @@ def reckon(
     return {"memory": fullest, "speed": token, "throughput": max(times)}[want.policy], token
 
 
-def check(want: Want, plan: Plan, hosts: Sequence[Host]) -> None:
+def check(want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> None:
     """What every plan owes."""
     by_id = {one.id: one for one in hosts}
     assert [layers for _, layers in plan.stages] == sorted(layers for _, layers in plan.stages)
@@ -161,7 +164,9 @@ def check(want: Want, plan: Plan, hosts: Sequence[Host]) -> None:
 
 @settings(max_examples=2500, deadline=None)
 @given(clusters())
-def test_small_cases_equal_brute_force(case: tuple[Want, list[Host], dict[tuple[str, str], LinkSpeed], str]) -> None:
+def test_small_cases_equal_brute_force(
+    case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str],
+) -> None:
     model, hosts, speeds, coordinator = case
     plans = list(every_plan(model, hosts))
     if not plans:
@@ -171,8 +176,8 @@ def test_small_cases_equal_brute_force(case: tuple[Want, list[Host], dict[tuple[
     plan = place(*case)
     check(model, plan, hosts)
     goal, token = reckon(model, plan, hosts, speeds, coordinator)
-    assert goal == pytest.approx(cost(model, plan, hosts, speeds, coordinator))
-    assert token == pytest.approx(token_s(model, plan, hosts, speeds, coordinator))
+    assert goal == pytest.approx(plan_cost_s(model, plan, hosts, speeds, coordinator))
+    assert token == pytest.approx(decode_step_s(model, plan, hosts, speeds, coordinator))
     reckoned = [(p, *reckon(model, p, hosts, speeds, coordinator)) for p in plans]
     least = min(value for _, value, _ in reckoned)
     assert goal == pytest.approx(least)
@@ -186,7 +191,9 @@ def test_small_cases_equal_brute_force(case: tuple[Want, list[Host], dict[tuple[
 
 @settings(max_examples=120, deadline=None)
 @given(clusters(most=6, smallest=300, layers=6))
-def test_six_hosts_equal_brute_force(case: tuple[Want, list[Host], dict[tuple[str, str], LinkSpeed], str]) -> None:
+def test_six_hosts_equal_brute_force(
+    case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str],
+) -> None:
     model, hosts, speeds, coordinator = case
     found = min((reckon(model, p, hosts, speeds, coordinator)[0] for p in every_plan(model, hosts)), default=None)
     if found is None:
@@ -199,7 +206,7 @@ def test_six_hosts_equal_brute_force(case: tuple[Want, list[Host], dict[tuple[st
 @settings(max_examples=600, deadline=None)
 @given(clusters(most=14, layers=40, pins=False), st.randoms(use_true_random=False))
 def test_a_plan_is_valid_no_worse_than_the_even_split_and_the_same_for_every_order_of_hosts(
-    case: tuple[Want, list[Host], dict[tuple[str, str], LinkSpeed], str], shuffler: random.Random
+    case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str], shuffler: random.Random
 ) -> None:
     model, hosts, speeds, coordinator = case
     hosts = [dataclasses.replace(one, memory=one.memory * 4) for one in hosts]
@@ -226,10 +233,10 @@ def test_a_plan_is_valid_no_worse_than_the_even_split_and_the_same_for_every_ord
 @settings(max_examples=400, deadline=None)
 @given(clusters(most=12, layers=40, smallest=400))
 def test_pins_are_kept_among_many_hosts(
-    case: tuple[Want, list[Host], dict[tuple[str, str], LinkSpeed], str],
+    case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str],
 ) -> None:
     model, hosts, _, _ = case
-    free: list[Host] = []
+    free: list[StageHost] = []
     at = 0
     for one in hosts:  # make the pins agree
         pin = one.pinned if one.pinned is not None and one.pinned.start >= at else None
@@ -245,7 +252,7 @@ def test_pins_are_kept_among_many_hosts(
 @settings(max_examples=800, deadline=None)
 @given(clusters(shared=False, pins=False, smallest=400), st.data())
 def test_replace_loads_the_least_anew_among_plans_nearly_as_good(
-    case: tuple[Want, list[Host], dict[tuple[str, str], LinkSpeed], str], data: st.DataObject
+    case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str], data: st.DataObject
 ) -> None:
     model, hosts, speeds, coordinator = case
     try:
@@ -346,7 +353,7 @@ def test_the_rest_is_fitted_around_a_pinned_range() -> None:
         ([host("mini", 500 * MB)], r"the model does not fit: its 8 layers .* need 1.1 GB, and \d+ MB"),
     ],
 )
-def test_what_cannot_be_says_why(hosts: list[Host], sentence: str) -> None:
+def test_what_cannot_be_says_why(hosts: list[StageHost], sentence: str) -> None:
     with pytest.raises(PlanError, match=sentence):
         place(want(8), hosts)
 
@@ -365,7 +372,7 @@ def test_impossible_numbers_of_a_node_are_refused(numbers: dict[str, float]) -> 
     st.integers(1, 4),
 )
 def test_what_would_help_does_help(memories: list[int], layers: int, context: int, slots: int) -> None:
-    model = Want(dataclasses.replace(size(layers), layer_bytes=200 * MB), context, slots)
+    model = PlacementRequest(dataclasses.replace(size(layers), layer_bytes=200 * MB), context, slots)
     hosts = [host(NODES[n], memory * MB) for n, memory in enumerate(memories)]
     try:
         place(model, hosts)
@@ -385,7 +392,7 @@ def test_what_would_help_does_help(memories: list[int], layers: int, context: in
 
 
 def test_a_smaller_quantisation_is_suggested_where_it_helps() -> None:
-    model = Want(ModelSize.of(find("llama-3.1-8b-bf16")), 4096, 1)
+    model = PlacementRequest(ModelSize.of(find("llama-3.1-8b-bf16")), 4096, 1)
     with pytest.raises(PlanError) as caught:
         place(model, [host("mini", 14_000 * MB, coordinator=True)])
     assert "the model in 8 bits" in caught.value.hint
@@ -419,10 +426,10 @@ def test_eighty_layers_over_sixty_four_nodes(policy: Policy) -> None:
     ]
     names = [one.node for one in hosts]
     speeds = {pair: LinkSpeed(draw.uniform(1e-4, 5e-3), 1e8) for pair in combinations(names, 2)}
-    model = Want(ModelSize.of(find("llama-3.1-70b-4bit")), 8192, 1, policy)
+    model = PlacementRequest(ModelSize.of(find("llama-3.1-70b-4bit")), 8192, 1, policy)
     plan = place(model, hosts, speeds, "n00")
     check(model, plan, hosts)
-    assert slowest_s(model, plan, hosts) <= token_s(model, plan, hosts, speeds, "n00")
+    assert slowest_stage_s(model, plan, hosts) <= decode_step_s(model, plan, hosts, speeds, "n00")
     left = [one for one in hosts if one.id != plan.stages[2][0]]
     again = replace(model, left, speeds, "n00", plan)
     check(model, again, left)

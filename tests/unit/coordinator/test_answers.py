@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from edgepp.coordinator import answers as module
-from edgepp.coordinator.answers import TRIES, Answers
-from edgepp.coordinator.json_codec import question, read_answered
+from edgepp.coordinator.answers import TRIES, AnswerService
+from edgepp.coordinator.json_codec import decode_summary, encode_question
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
 from edgepp.wire.messages import Answered, Declined, Message, Piece, decode, decode_payload
 from tests.waiting import PATIENCE_S, eventually
 
-FORM = json.loads(json.dumps(question("hi", GenerateOptions())))
+FORM = json.loads(json.dumps(encode_question("hi", GenerateOptions())))
 LOST = StageLost("stage 1 (layers 15-29) on node mini is gone", "ask again")
 WAIT_S = PATIENCE_S
 
@@ -95,11 +95,11 @@ class FakeServing:
 
 
 class Asked:
-    """Answers over such pipelines, and what they send."""
+    """AnswerService over such pipelines, and what they send."""
 
     def __init__(self, *pipelines: FakePipeline) -> None:
         self.serving = FakeServing(*pipelines)
-        self.answers = Answers(self.serving)  # type: ignore[arg-type]
+        self.answers = AnswerService(self.serving)  # type: ignore[arg-type]
         self.sent: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
 
     def ask(self, number: int = 1, key: str = "ann", route: bytes = b"r") -> None:
@@ -127,7 +127,7 @@ def test_an_answer_that_showed_nothing_yet_is_begun_again_on_the_next_pipeline()
     message, frames, text = asked.ending()
     assert isinstance(message, Answered)
     assert text == "ab"
-    assert read_answered(decode_payload(frames)).finish_reason == "stop"
+    assert decode_summary(decode_payload(frames)).finish_reason == "stop"
 
 
 def test_it_is_begun_so_often_and_not_for_ever() -> None:
@@ -216,7 +216,7 @@ def test_a_cancelled_answer_ends_with_what_was_shown() -> None:
     asked.answers.cancel((b"r", 1))
     message, frames, _ = asked.ending()
     assert isinstance(message, Answered)
-    assert read_answered(decode_payload(frames)).finish_reason == "cancelled"
+    assert decode_summary(decode_payload(frames)).finish_reason == "cancelled"
     assert asked.serving.woken == 1
 
 

@@ -6,9 +6,9 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-from edgepp.cluster.identity import Identity, Member, node_id
+from edgepp.cluster.identity import Identity, PairedNode, node_id
 from edgepp.cluster.membership import Membership
-from edgepp.coordinator.membership_service import Attendance
+from edgepp.coordinator.membership_service import MembershipService
 from edgepp.wire.messages import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender
@@ -27,9 +27,9 @@ class Front:
         self.events: list[str] = []
         here = Identity(node_id(KEYS.public), "tower", KEYS)
         book: Any = SimpleNamespace(
-            cluster=SimpleNamespace(id="f" * 16, coordinator=Member.of("tower", KEYS.public)), keys={KEYS.public}
+            cluster=SimpleNamespace(id="f" * 16, coordinator=PairedNode.of("tower", KEYS.public)), keys={KEYS.public}
         )
-        self.attendance = Attendance(
+        self.attendance = MembershipService(
             self.cluster.members,
             here,
             book,

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.cluster.membership import GONE_S, Membership
-from edgepp.coordinator.assignments import standings
-from edgepp.coordinator.failure_backoff import BARRED_S, LONGEST_S, STEADY_S, TRIES, Trouble
-from edgepp.coordinator.planner import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Director
+from edgepp.coordinator.assignments import node_assignments
+from edgepp.coordinator.failure_backoff import BARRED_S, LONGEST_S, STEADY_S, TRIES, FailureBackoff
+from edgepp.coordinator.planner import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, RESTLESS_S, STALLED_S, Planner
 from edgepp.layers import LayerRange
-from edgepp.placement.types import ModelSize, Policy, Want
+from edgepp.placement.types import ModelSize, PlacementRequest, Policy
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 from tests.unit.cluster.test_membership import beat, facts
 
@@ -25,8 +25,8 @@ class Cluster:
     """A director and its members, with a clock that the test moves."""
 
     def __init__(self, known: frozenset[str] = frozenset()) -> None:
-        want = Want(SIZE, context=1024, slots=1)
-        self.director = Director(want, "model", False, HERE, kv_bits=0, base=1000, known=known)
+        want = PlacementRequest(SIZE, context=1024, slots=1)
+        self.director = Planner(want, "model", False, HERE, kv_bits=0, base=1000, known=known)
         self.members = Membership()
         self.now_s = 0.0
 
@@ -154,12 +154,12 @@ def test_a_pin_that_cannot_be_leaves_out_its_node_alone() -> None:
 def test_each_node_is_told_its_layers_or_why_it_has_none() -> None:
     cluster = Cluster()
     cluster.join(HERE)
-    assert standings(cluster.director, cluster.members) == {HERE: {"layers": [], "reason": ""}}
+    assert node_assignments(cluster.director, cluster.members) == {HERE: {"layers": [], "reason": ""}}
     cluster.join(MINI, memory=50_000_000)
     cluster.join(AIR, start=25, stop=31)
     cluster.join("d" * 16, slots=0)
     cluster.after(2.0)
-    told = standings(cluster.director, cluster.members)
+    told = node_assignments(cluster.director, cluster.members)
     assert told[HERE] == {"layers": [[0, 30]], "reason": ""}
     assert "one layer needs" in told[MINI]["reason"]
     assert "offers 50 MB" in told[MINI]["reason"]
@@ -172,7 +172,7 @@ def test_a_node_that_is_not_needed_stands_by() -> None:
     cluster.join(HERE, start=0, stop=30)
     cluster.join(MINI)
     cluster.after(2.0)
-    assert standings(cluster.director, cluster.members)[MINI]["reason"].startswith("the others hold all layers")
+    assert node_assignments(cluster.director, cluster.members)[MINI]["reason"].startswith("the others hold all layers")
 
 
 def test_a_load_that_got_lost_is_ordered_again() -> None:
@@ -281,7 +281,7 @@ def test_after_the_last_failure_the_cluster_answers_again_in_bounded_time(
 
 
 def test_waiting_times_grow_from_the_last_failure_and_end() -> None:
-    trouble, now_s = Trouble(), 0.0
+    trouble, now_s = FailureBackoff(), 0.0
     waits, bars = [], []
     for _ in range(12):
         waits.append(trouble.failed("a/0", "no memory", now_s) - now_s)
@@ -398,7 +398,7 @@ def test_of_two_overlapping_pins_the_one_that_was_there_first_counts() -> None:
     assert (cluster.ranges, cluster.director.count) == (before, count)
     assert cluster.director.complete(cluster.members)
     why = "layers 20-29 are pinned twice: c came first and keeps 15-29, so b, which is to hold 20-29, is spare"
-    told = standings(cluster.director, cluster.members)
+    told = node_assignments(cluster.director, cluster.members)
     assert told[MINI] == {"layers": [], "reason": f"{why}; restart b with other --layers, or without"}
     assert why in cluster.director.reason
     cluster.members.left(AIR)
@@ -419,7 +419,7 @@ def test_a_pin_that_leaves_nobody_for_the_rest_keeps_no_plan_from_being_made() -
     assert cluster.ranges == {HERE: "0-29"}
     assert cluster.director.complete(cluster.members)
     assert "its layers 10-19 leave no plan: nobody is left for layers 0-9, 20-29" in cluster.director.why_out(MINI)
-    assert "nobody is left" in standings(cluster.director, cluster.members)[MINI]["reason"]
+    assert "nobody is left" in node_assignments(cluster.director, cluster.members)[MINI]["reason"]
     cluster.join(AIR)
     cluster.after(2.0)
     assert cluster.ranges[MINI] == "10-19"
@@ -438,7 +438,7 @@ def test_whatever_is_pinned_one_free_node_that_can_hold_the_model_has_a_plan(pin
         node = f"{number + 1:016x}"
         cluster.join(node, start=start, stop=start + length, slots=slots)
     cluster.until_complete(10.0)
-    told = standings(cluster.director, cluster.members)
+    told = node_assignments(cluster.director, cluster.members)
     assert all(bool(part["layers"]) != bool(part["reason"]) for part in told.values()), told
 
 
@@ -460,7 +460,7 @@ def test_absurd_facts_of_a_node_cost_the_others_nothing_for_long(memory: int, ra
             else:
                 cluster.load([(node, order)])
     assert cluster.ranges == {HERE: "0-29"}
-    assert standings(cluster.director, cluster.members)[MINI]["reason"]
+    assert node_assignments(cluster.director, cluster.members)[MINI]["reason"]
 
 
 def test_a_sleeper_is_given_nothing_new_and_then_replaced() -> None:

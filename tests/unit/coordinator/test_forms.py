@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.coordinator.json_codec import Outcome, answered, question, read_answered, read_question, read_stages
+from edgepp.coordinator.json_codec import (
+    AnswerSummary,
+    decode_question,
+    decode_summary,
+    encode_question,
+    encode_summary,
+    read_stages,
+)
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
@@ -30,7 +37,7 @@ STAGE = stage_info(
     hop_s=0.0002,
     bytes_s=1e8,
 )
-OUTCOME = Outcome("stop", 12, Timing(1.0, 1.5, 2.5, 9, stages=[StageTimes(0.1, 0.2, 0.3)]), (STAGE,))
+OUTCOME = AnswerSummary("stop", 12, Timing(1.0, 1.5, 2.5, 9, stages=[StageTimes(0.1, 0.2, 0.3)]), (STAGE,))
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -47,24 +54,24 @@ def over_the_wire(form: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("prompt", ["raw text", [{"role": "user", "content": "hi"}]], ids=["raw", "chat"])
 @pytest.mark.parametrize("options", [OPTIONS, HELD], ids=["sampled", "held"])
 def test_a_question_survives_the_wire(prompt: Any, options: GenerateOptions) -> None:
-    assert read_question(over_the_wire(question(prompt, options))) == (prompt, options)
+    assert decode_question(over_the_wire(encode_question(prompt, options))) == (prompt, options)
 
 
 def test_an_outcome_survives_the_wire() -> None:
-    assert read_answered(over_the_wire(answered(OUTCOME))) == OUTCOME
+    assert decode_summary(over_the_wire(encode_summary(OUTCOME))) == OUTCOME
 
 
 def test_log_probabilities_and_their_texts_survive_the_wire() -> None:
     outcome = replace(OUTCOME, sampled=(Sampled(3, -0.5, ((3, -0.5), (9, -1.5))),), spelled={3: " hé", 9: "\ufffd"})
-    assert read_answered(over_the_wire(answered(outcome))) == outcome
+    assert decode_summary(over_the_wire(encode_summary(outcome))) == outcome
 
 
 @given(st.sampled_from(["prompt", "messages", "options"]), JSON)
 def test_a_question_with_anything_else_in_it_is_refused_by_name(field: str, junk: Any) -> None:
-    form = over_the_wire(question("hi", OPTIONS))
+    form = over_the_wire(encode_question("hi", OPTIONS))
     form[field] = junk
     try:
-        read_question(form)
+        decode_question(form)
     except EdgeppError:
         return
     assert field == "messages" or isinstance(junk, str)
@@ -72,10 +79,10 @@ def test_a_question_with_anything_else_in_it_is_refused_by_name(field: str, junk
 
 @given(st.sampled_from(["finish_reason", "prompt_tokens", "timing", "stages", "spelled"]), JSON)
 def test_an_outcome_with_anything_else_in_it_is_refused(field: str, junk: Any) -> None:
-    form = over_the_wire(answered(OUTCOME))
+    form = over_the_wire(encode_summary(OUTCOME))
     form[field] = junk
     try:
-        read_answered(form)
+        decode_summary(form)
     except RemoteProtocolError:
         return
     assert field == "prompt_tokens" or junk == form[field]
@@ -105,10 +112,10 @@ def test_an_outcome_with_anything_else_in_it_is_refused(field: str, junk: Any) -
     ids=str,
 )
 def test_options_are_checked(options: dict[str, Any], error: type[EdgeppError]) -> None:
-    form = over_the_wire(question("hi", OPTIONS))
+    form = over_the_wire(encode_question("hi", OPTIONS))
     form["options"] |= options
     with pytest.raises(error):
-        read_question(form)
+        decode_question(form)
 
 
 STATUS_STAGE: dict[str, Any] = {

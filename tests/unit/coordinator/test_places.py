@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.coordinator.fair_shares import Places, Turns
+from edgepp.coordinator.fair_shares import FairPlaces, FairQueue
 
 OWNERS = st.sampled_from("abcdef")
 
@@ -16,7 +16,7 @@ OWNERS = st.sampled_from("abcdef")
 def test_an_owner_without_a_place_always_gets_one_and_all_together_are_bounded(
     moves: list[tuple[str, bool]], most: int
 ) -> None:
-    places, held = Places(most), Counter[str]()
+    places, held = FairPlaces(most), Counter[str]()
     for owner, takes in moves:
         if takes:
             others = sum(places_of - 1 for other, places_of in held.items() if other != owner and places_of)
@@ -34,14 +34,14 @@ def test_an_owner_without_a_place_always_gets_one_and_all_together_are_bounded(
 
 
 def test_one_owner_alone_gets_half_and_leaves_half_to_the_next() -> None:
-    places = Places(128)
+    places = FairPlaces(128)
     counts = [sum(places.take(owner) for _ in range(200)) for owner in "abc"]
     assert counts == [65, 33, 17]
 
 
 @given(st.lists(st.tuples(OWNERS, st.integers(0, 40)), max_size=200))
 def test_turns_go_round_and_keep_each_owners_order(messages: list[tuple[str, int]]) -> None:
-    turns: Turns[tuple[str, int]] = Turns(most=20, most_bytes=400)
+    turns: FairQueue[tuple[str, int]] = FairQueue(most=20, most_bytes=400)
     accepted: dict[str, list[int]] = {}
     for number, (owner, size) in enumerate(messages):
         if turns.add(owner, (owner, number), size):
@@ -60,7 +60,7 @@ def test_turns_go_round_and_keep_each_owners_order(messages: list[tuple[str, int
 
 
 def test_a_message_longer_than_an_owners_share_waits_alone() -> None:
-    turns: Turns[int] = Turns(most=5, most_bytes=100)
+    turns: FairQueue[int] = FairQueue(most=5, most_bytes=100)
     assert turns.add("a", 1, 1000)
     assert not turns.add("a", 2, 1)
     assert turns.add("b", 3, 1)

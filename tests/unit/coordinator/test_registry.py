@@ -16,7 +16,7 @@ from edgepp.cluster import identity as identities
 from edgepp.cluster.identity import (
     MOST_MEMBERS,
     MOST_TOKENS,
-    Member,
+    PairedNode,
     forget_cluster,
     load_cluster,
     load_identity,
@@ -25,7 +25,7 @@ from edgepp.cluster.identity import (
     save_cluster,
 )
 from edgepp.cluster.pairing.tokens import parse_token
-from edgepp.coordinator.trust_store import TOKEN_MEMBERS, Registry
+from edgepp.coordinator.trust_store import TOKEN_MEMBERS, TrustStore
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.wire.messages import Adopt
 from edgepp.wire.transport import Address
@@ -47,24 +47,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def book(home: Path) -> Registry:
+def book(home: Path) -> TrustStore:
     identity = load_identity()
-    return Registry(identity, new_cluster(identity), Gate())  # type: ignore[arg-type]
+    return TrustStore(identity, new_cluster(identity), Gate())  # type: ignore[arg-type]
 
 
 def key(number: int) -> str:
     return z85.encode(number.to_bytes(32, "big")).decode()
 
 
-def token_key(book: Registry) -> str:
+def token_key(book: TrustStore) -> str:
     return parse_token(book.token()["token"]).keys.public
 
 
-def adopted(book: Registry, token: str, number: int) -> str:
+def adopted(book: TrustStore, token: str, number: int) -> str:
     return book.adopt(token, "10.0.0.9", Adopt(f"node {number}", key(number))).refusal
 
 
-def test_a_token_lets_in_so_many_and_no_more(book: Registry) -> None:
+def test_a_token_lets_in_so_many_and_no_more(book: TrustStore) -> None:
     token = token_key(book)
     assert [adopted(book, token, n) for n in range(TOKEN_MEMBERS)] == [""] * TOKEN_MEMBERS
     assert "all that one token does" in adopted(book, token, TOKEN_MEMBERS)
@@ -77,15 +77,15 @@ def test_a_token_lets_in_so_many_and_no_more(book: Registry) -> None:
 
 def test_a_full_book_takes_nobody_and_is_read_again(home: Path) -> None:
     identity = load_identity()
-    members = tuple(Member.of(f"node {n}", key(n)) for n in range(MOST_MEMBERS))
-    book = Registry(identity, replace(new_cluster(identity), members=members), Gate())  # type: ignore[arg-type]
+    members = tuple(PairedNode.of(f"node {n}", key(n)) for n in range(MOST_MEMBERS))
+    book = TrustStore(identity, replace(new_cluster(identity), members=members), Gate())  # type: ignore[arg-type]
     assert "paired with this cluster already" in adopted(book, token_key(book), MOST_MEMBERS)
     with pytest.raises(UsageError, match="paired with this cluster already"):
-        book.pair(Member.of("mini", key(MOST_MEMBERS)))
-    book.pair(Member.of("renamed", key(0)))
+        book.pair(PairedNode.of("mini", key(MOST_MEMBERS)))
+    book.pair(PairedNode.of("renamed", key(0)))
     assert load_cluster() == book.cluster
     with pytest.raises(EdgeppError, match="stays as it is"):
-        save_cluster(replace(book.cluster, members=(*members, Member.of("one more", key(MOST_MEMBERS)))))
+        save_cluster(replace(book.cluster, members=(*members, PairedNode.of("one more", key(MOST_MEMBERS)))))
     assert load_cluster() == book.cluster
 
 
@@ -101,13 +101,13 @@ def test_an_older_book_that_is_too_long_loses_its_end_and_is_served(
     assert cluster is not None
     assert len(cluster.members) == MOST_MEMBERS
     assert f"of the cluster's {MOST_MEMBERS + 1} members only the first {MOST_MEMBERS} are kept" in caplog.text
-    Registry(identity, cluster, Gate())  # type: ignore[arg-type]
+    TrustStore(identity, cluster, Gate())  # type: ignore[arg-type]
     caplog.clear()
     assert load_cluster() == cluster
     assert not caplog.text
 
 
-def test_a_revoked_node_comes_back_by_a_code_and_by_nothing_else(book: Registry) -> None:
+def test_a_revoked_node_comes_back_by_a_code_and_by_nothing_else(book: TrustStore) -> None:
     gate: Gate = book._gate  # type: ignore[assignment]
     token = token_key(book)
     assert adopted(book, token, 1) == ""
@@ -116,16 +116,16 @@ def test_a_revoked_node_comes_back_by_a_code_and_by_nothing_else(book: Registry)
     for one in (token, token_key(book)):
         assert "revoked this machine's key" in adopted(book, one, 1)
     assert [peer["name"] for peer in book.peers({})["revoked"]] == ["node 1"]
-    again = Registry(book._identity, load_cluster(), gate)  # type: ignore[arg-type]
+    again = TrustStore(book._identity, load_cluster(), gate)  # type: ignore[arg-type]
     assert "revoked this machine's key" in adopted(again, token, 1)
     with pytest.raises(UsageError, match="revoked already"):
         again.revoke("node 1")
-    again.pair(Member.of("node 1", key(1)))
+    again.pair(PairedNode.of("node 1", key(1)))
     assert key(1) in gate.admitted
     assert again.peers({})["revoked"] == []
 
 
-def test_a_withdrawn_token_lets_nobody_in_and_its_name_is_not_given_again(book: Registry) -> None:
+def test_a_withdrawn_token_lets_nobody_in_and_its_name_is_not_given_again(book: TrustStore) -> None:
     gate: Gate = book._gate  # type: ignore[assignment]
     token = token_key(book)
     adopted(book, token, 1)
@@ -141,7 +141,7 @@ def test_a_withdrawn_token_lets_nobody_in_and_its_name_is_not_given_again(book: 
     assert told["peers"][0]["came_by"] == "token-1"
 
 
-def test_tokens_have_a_bound(book: Registry) -> None:
+def test_tokens_have_a_bound(book: TrustStore) -> None:
     for _ in range(MOST_TOKENS):
         book.token()
     with pytest.raises(UsageError, match=f"{MOST_TOKENS} tokens already"):
@@ -149,9 +149,9 @@ def test_tokens_have_a_bound(book: Registry) -> None:
     assert load_cluster() == book.cluster
 
 
-def test_who_is_meant(book: Registry) -> None:
-    one, two = Member.of("mini", key(1)), Member.of("mini", key(2))
-    liar = Member.of(one.node, key(3))
+def test_who_is_meant(book: TrustStore) -> None:
+    one, two = PairedNode.of("mini", key(1)), PairedNode.of("mini", key(2))
+    liar = PairedNode.of(one.node, key(3))
     for member in (one, two, liar):
         book.pair(member)
     with pytest.raises(UsageError, match="more than one"):
@@ -168,15 +168,15 @@ def test_who_is_meant(book: Registry) -> None:
     "change",
     [
         lambda book: book.token(),
-        lambda book: book.pair(Member.of("mini", key(1))),
+        lambda book: book.pair(PairedNode.of("mini", key(1))),
         lambda book: book.revoke("old"),
         lambda book: book.forget(book.cluster.members[0].node),
     ],
 )
 def test_what_cannot_be_written_has_not_happened(
-    book: Registry, change: Callable[[Registry], object], monkeypatch: pytest.MonkeyPatch
+    book: TrustStore, change: Callable[[TrustStore], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book.pair(Member.of("old", key(9)))
+    book.pair(PairedNode.of("old", key(9)))
     gate: Gate = book._gate  # type: ignore[assignment]
     before, admitted = book.cluster, gate.admitted
 
@@ -189,9 +189,9 @@ def test_what_cannot_be_written_has_not_happened(
     assert (book.cluster, gate.admitted, load_cluster()) == (before, admitted, before)
 
 
-def test_what_a_command_remembers_takes_nothing_back(book: Registry) -> None:
+def test_what_a_command_remembers_takes_nothing_back(book: TrustStore) -> None:
     stale = load_cluster()
-    book.pair(Member.of("mini", key(1)))
+    book.pair(PairedNode.of("mini", key(1)))
     assert stale is not None
     remember_address(stale.id, Address("10.0.0.7", 5700))
     kept = load_cluster()
@@ -199,7 +199,7 @@ def test_what_a_command_remembers_takes_nothing_back(book: Registry) -> None:
     assert (kept.members, kept.addresses) == (book.cluster.members, ("10.0.0.7:5700",))
 
 
-def test_a_cluster_that_was_left_does_not_come_back(book: Registry) -> None:
+def test_a_cluster_that_was_left_does_not_come_back(book: TrustStore) -> None:
     identifier = book.cluster.id
     forget_cluster()
     remember_address(identifier, Address("10.0.0.7", 5700))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.cli.answer_options import drawn
-from edgepp.coordinator.json_codec import drawing, read_drawing
+from edgepp.coordinator.json_codec import decode_sampling, encode_sampling
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import ModelError, RemoteProtocolError
 from edgepp.model.config.generation import UNSAID, GenerationDefaults, end_ids, generation_defaults
@@ -125,10 +125,12 @@ def test_a_seed_draws_also_exactly() -> None:
 
 
 def test_a_clusters_drawing_survives_the_wire() -> None:
-    assert read_drawing(json.loads(json.dumps(drawing(QWEN)))) == QWEN
+    assert decode_sampling(json.loads(json.dumps(encode_sampling(QWEN)))) == QWEN
 
 
-@pytest.mark.parametrize("form", [None, {}, drawing(QWEN) | {"top_p": 7}, drawing(QWEN) | {"top_k": "x"}], ids=str)
+@pytest.mark.parametrize(
+    "form", [None, {}, encode_sampling(QWEN) | {"top_p": 7}, encode_sampling(QWEN) | {"top_k": "x"}], ids=str
+)
 def test_a_cluster_that_says_nonsense_is_refused(form: Any) -> None:
     with pytest.raises(RemoteProtocolError):
-        read_drawing(form)
+        decode_sampling(form)

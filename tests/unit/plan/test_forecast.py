@@ -10,7 +10,7 @@ import pytest
 from edgepp.errors import PlanError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import find
-from edgepp.placement.place import LinkSpeed
+from edgepp.placement.types import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.describe_cluster import described, parse_named_link, parse_node, read_nodes
 from edgepp.plan.forecast import Forecast, forecast
