@@ -24,7 +24,7 @@ _PATIENCE_S = 1.0
 
 
 class BackgroundService(Protocol):
-    """What is put together and runs in threads and processes of its own. Made and closed in threads, used in one."""
+    """A coordinator, node or stage that runs in threads and processes of its own; made, asked and closed in threads."""
 
     def check(self) -> bool:
         """Whether the service goes on; False where it has come to its end.
@@ -39,7 +39,7 @@ class BackgroundService(Protocol):
 
 S = TypeVar("S", bound=BackgroundService)
 Make = Callable[[OnEvent, OnProgress, threading.Event], S]
-"""Puts a service together in a thread; it gives up when the event is set or ``OnProgress`` raises."""
+"""Puts a service together, in a thread; gives up when the event is set or ``OnProgress`` raises."""
 
 
 class Background(Generic[S]):
@@ -56,11 +56,15 @@ class Background(Generic[S]):
         self._error: EdgeppError | None = None
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
-        """Put the service together and start it. ``on_progress`` is called from another thread.
+        """Put the service together and start it, unless it runs already. ``on_progress`` is called in another thread.
 
         Raises:
             EdgeppError: one sentence about what keeps it from running; nothing is left behind.
         """
+        if self.is_open:
+            return
+        if self._opened is not None:
+            await self.close()
         loop = asyncio.get_running_loop()
 
         def tell(event: Event) -> None:
@@ -76,6 +80,7 @@ class Background(Generic[S]):
 
             return self._make(tell, progress, given_up)
 
+        self._waiting.clear()
         self._over, self._error = False, None
         service = self._opened = await apart(work, lambda late: late.close(), _PATIENCE_S)
         self._watching = asyncio.create_task(self._watch(service))

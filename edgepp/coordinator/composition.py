@@ -9,7 +9,6 @@ import secrets
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from edgepp.cluster.identity import (
@@ -76,7 +75,7 @@ class ServeOptions:
 
 
 class CoordinatorService:
-    """A running cluster. Close it, or use it in a ``with`` statement."""
+    """A coordinator and this machine's own node, while they run. Close it."""
 
     def __init__(
         self,
@@ -177,14 +176,6 @@ class CoordinatorService:
     def close(self) -> None:
         """End answers, stages and threads."""
         self._owned.close()
-
-    def __enter__(self) -> CoordinatorService:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event | None) -> Offer | None:

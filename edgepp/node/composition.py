@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ from edgepp.cluster.pairing.join import PairingOptions, paired
 from edgepp.errors import EdgeppError
 from edgepp.events import ClusterLeft, Measuring, OnEvent, Standing
 from edgepp.layers import LayerRange
+from edgepp.model.cache import Progress
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.model_parts import ModelParts
 from edgepp.node.agent import NodeAgent
@@ -38,9 +39,6 @@ from edgepp.node.stage_handle import Ready, StageProcess, check_listen
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
 from edgepp.wire.transport import Address
-
-OnProgress = Callable[[int, int, str], None]
-"""Called with (done, total) bytes and what they are."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class MemberService:
         self,
         options: MemberOptions,
         on_event: OnEvent,
-        _on_progress: OnProgress | None = None,
+        _on_progress: Progress | None = None,
         given_up: threading.Event | None = None,
     ) -> None:
         """Pair if need be, measure this machine once, and let the coordinator be looked for.
@@ -189,7 +187,7 @@ class LoneStageService:
         self,
         options: LoneStageOptions,
         _on_event: OnEvent,
-        on_progress: OnProgress | None = None,
+        on_progress: Progress | None = None,
         given_up: threading.Event | None = None,
     ) -> None:
         """Fetch and load the layers. Loading ends early when ``on_progress`` raises or ``given_up`` is set.

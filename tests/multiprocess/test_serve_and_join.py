@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ import psutil
 import pytest
 
 import edgepp
+from edgepp.cluster.discovery.announcement import Announcement
+from edgepp.cluster.discovery.mdns import Browser
+from edgepp.cluster.node_lock import wait_until_ended
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.events import ClusterLeft, CoordinatorReached, Event, PipelineOpened, Standing
 from edgepp.layers import LayerRange
@@ -158,6 +162,29 @@ def test_a_machine_that_was_not_invited_is_told_so() -> None:
     async def main() -> None:
         with pytest.raises(PairingError, match="belongs to no cluster"):
             await edgepp.join(peers=["127.0.0.1:9"]).open()
+
+    run(main)
+
+
+def test_a_join_that_is_cancelled_looks_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+    find = Browser.find
+
+    def look(
+        self: Browser, accept: Callable[[Announcement], bool], _: float, given_up: threading.Event
+    ) -> tuple[Announcement, ...]:
+        begun.set()
+        return find(self, accept, 10 * PATIENCE_S, given_up)
+
+    monkeypatch.setattr(Browser, "find", look)
+
+    async def main() -> None:
+        opening = asyncio.create_task(edgepp.join("7-tango-lemon").open())
+        assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert await asyncio.to_thread(wait_until_ended, PATIENCE_S), "this machine's node still runs"
 
     run(main)
 
