@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, eventually
 
 EDGEPP = [sys.executable, "-m", "edgepp"]
 
@@ -98,3 +98,82 @@ def chat(*arguments: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
 def peers(started: Sequence[Node]) -> list[str]:
     """The `--peer` options for nodes."""
     return [text for one in started for text in ("--peer", one.address)]
+
+
+@dataclass
+class Running:
+    """A command that prints JSON lines until it is stopped."""
+
+    process: subprocess.Popen[str]
+
+    def until(self, event: str) -> dict[str, Any]:
+        """The next line of this kind; fails when the command ends first."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if (said := json.loads(line))["event"] == event:
+                found: dict[str, Any] = said
+                return found
+        raise AssertionError(f"ended with {self.process.wait()} before '{event}'")
+
+
+@dataclass
+class Machine:
+    """A home directory of its own, as another machine would have."""
+
+    home: Path
+    name: str
+
+    def env(self, **more: str) -> dict[str, str]:
+        return (
+            os.environ | {"EDGEPP_HOME": str(self.home / self.name), "EDGEPP_NAME": self.name, "COLUMNS": "200"} | more
+        )
+
+    def run(self, *arguments: str, timeout_s: float = PATIENCE_S, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*EDGEPP, *arguments], input="", capture_output=True, text=True, timeout=timeout_s, env=self.env(**env)
+        )
+
+    def json(self, *arguments: str, **env: str) -> dict[str, Any]:
+        done = self.run(*arguments, **env)
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    @contextmanager
+    def running(self, *arguments: str, **env: str) -> Iterator[Running]:
+        process = subprocess.Popen(
+            [*EDGEPP, *arguments, "--threads", "1", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=self.env(**env),
+        )
+        try:
+            yield Running(process)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            process.communicate(timeout=PATIENCE_S)
+
+
+@contextmanager
+def serving(machine: Machine, model: Path, *options: str) -> Iterator[tuple[Running, str]]:
+    """`edgepp serve` that is ready to answer, and its address."""
+    with machine.running("serve", "-m", str(model), "--listen", "127.0.0.1:0", *options) as served:
+        address = served.until("listening")["address"]
+        if "--no-stage" not in options:
+            served.until("ready")
+        yield served, str(address)
+
+
+def wait_for(machine: Machine, stages: int) -> dict[str, Any]:
+    """The cluster's state once it is ready with so many stages."""
+
+    def look() -> dict[str, Any] | None:
+        state = machine.json("status", "--json")
+        return state if state["state"] == "ready" and len(state["stages"]) == stages else None
+
+    found = eventually(f"ready with {stages} stages", look)
+    assert found is not None
+    return found

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,7 +25,7 @@ class FakePipeline:
     opening: threading.Event
     may_open: threading.Event
 
-    def __init__(self, options: Any, front: Any = None) -> None:
+    def __init__(self, options: Any, frontend: Any = None) -> None:
         self.opening.set()
         assert self.may_open.wait(PATIENCE_S)
         self.options = options
@@ -60,7 +59,6 @@ def keep(serving: PipelineManager, wanted: PipelineOrder) -> None:
     """What the coordinator does: ask for the same again and again."""
     for _ in range(30):
         serving.keep(wanted)
-        time.sleep(0.001)
 
 
 def until_open(serving: PipelineManager, wanted: PipelineOrder) -> FakePipeline:
@@ -85,7 +83,8 @@ def until_next(serving: PipelineManager, wanted: PipelineOrder, before: FakePipe
 def test_what_is_wanted_is_opened_once(serving: PipelineManager) -> None:
     until_open(serving, ONE)
     keep(serving, ONE)
-    assert len(FakePipeline.opened) == 1
+    until_open(serving, TWO)  # one thread opens in turn: a second ONE would have come before
+    assert [pipeline.endpoints for pipeline in FakePipeline.opened] == [ONE.endpoints, TWO.endpoints]
 
 
 def test_a_plan_that_was_superseded_while_it_opened_is_closed_and_the_next_opened_once(
@@ -98,8 +97,10 @@ def test_a_plan_that_was_superseded_while_it_opened_is_closed_and_the_next_opene
     FakePipeline.may_open.set()
     until_open(serving, TWO)
     keep(serving, TWO)
-    assert [pipeline.endpoints for pipeline in FakePipeline.opened] == [ONE.endpoints, TWO.endpoints]
     assert [pipeline.closed for pipeline in FakePipeline.opened] == [True, False]
+    until_open(serving, ONE)
+    opened = [pipeline.endpoints for pipeline in FakePipeline.opened]
+    assert opened == [ONE.endpoints, TWO.endpoints, ONE.endpoints]
 
 
 def test_a_pipeline_that_is_lost_is_opened_again(serving: PipelineManager) -> None:

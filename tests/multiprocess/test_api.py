@@ -16,8 +16,8 @@ import edgepp
 from edgepp.errors import EdgeppError, ModelError, PairingError, PeerLost, UsageError
 from edgepp.model.random_checkpoint import TINY
 from tests.builders.checkpoints import Checkpoints
+from tests.cluster import Machine, serving
 from tests.engines import Brake
-from tests.multiprocess.test_serve import Machine, serving
 from tests.waiting import PATIENCE_S
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

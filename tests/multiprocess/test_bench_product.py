@@ -14,8 +14,7 @@ import pytest
 
 from edgepp.model.random_checkpoint import TINY
 from tests.builders.checkpoints import Checkpoints
-from tests.cluster import EDGEPP, edgepp
-from tests.multiprocess.test_serve import Machine, serving
+from tests.cluster import EDGEPP, Machine, edgepp, serving
 from tests.netns.net import unavailable
 from tests.waiting import PATIENCE_S
 

@@ -6,77 +6,17 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from tests.cluster import EDGEPP
+from tests.cluster import EDGEPP, Machine, serving, wait_for
 from tests.waiting import PATIENCE_S, eventually
 
 ASK = ("--raw", "-p", "Once upon a time", "-n", "12", "--ignore-eos", "--temperature", "0", "--json")
-
-
-@dataclass
-class Running:
-    """A command that prints JSON lines until it is stopped."""
-
-    process: subprocess.Popen[str]
-
-    def until(self, event: str) -> dict[str, Any]:
-        """The next line of this kind; fails when the command ends first."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if (said := json.loads(line))["event"] == event:
-                found: dict[str, Any] = said
-                return found
-        raise AssertionError(f"ended with {self.process.wait()} before '{event}'")
-
-
-@dataclass
-class Machine:
-    """A home directory of its own, as another machine would have."""
-
-    home: Path
-    name: str
-
-    def env(self, **more: str) -> dict[str, str]:
-        return (
-            os.environ | {"EDGEPP_HOME": str(self.home / self.name), "EDGEPP_NAME": self.name, "COLUMNS": "200"} | more
-        )
-
-    def run(self, *arguments: str, timeout_s: float = PATIENCE_S, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*EDGEPP, *arguments], input="", capture_output=True, text=True, timeout=timeout_s, env=self.env(**env)
-        )
-
-    def json(self, *arguments: str, **env: str) -> dict[str, Any]:
-        done = self.run(*arguments, **env)
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-
-    @contextmanager
-    def running(self, *arguments: str, **env: str) -> Iterator[Running]:
-        process = subprocess.Popen(
-            [*EDGEPP, *arguments, "--threads", "1", "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            env=self.env(**env),
-        )
-        try:
-            yield Running(process)
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            process.communicate(timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -87,28 +27,6 @@ def one(tmp_path: Path) -> Machine:
 @pytest.fixture
 def two(tmp_path: Path) -> Machine:
     return Machine(tmp_path, "two")
-
-
-@contextmanager
-def serving(machine: Machine, model: Path, *options: str) -> Iterator[tuple[Running, str]]:
-    """`edgepp serve` that is ready to answer, and its address."""
-    with machine.running("serve", "-m", str(model), "--listen", "127.0.0.1:0", *options) as served:
-        address = served.until("listening")["address"]
-        if "--no-stage" not in options:
-            served.until("ready")
-        yield served, str(address)
-
-
-def wait_for(machine: Machine, stages: int) -> dict[str, Any]:
-    """The cluster's state once it is ready with so many stages."""
-
-    def look() -> dict[str, Any] | None:
-        state = machine.json("status", "--json")
-        return state if state["state"] == "ready" and len(state["stages"]) == stages else None
-
-    found = eventually(f"ready with {stages} stages", look)
-    assert found is not None
-    return found
 
 
 def test_chats_share_a_cluster_and_get_the_tokens_of_one_machine(one: Machine, tiny: Path) -> None:

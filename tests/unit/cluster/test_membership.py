@@ -1,41 +1,12 @@
 from __future__ import annotations
 
-from typing import Any
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.cluster.membership import CLOSED_S, GONE_S, SUSPECT_S, Member, MemberEvent, MemberPhase, Membership
-from edgepp.wire.messages import Enrol, Heartbeat, Loaded
+from tests.builders.members import beat, facts, loaded
 
 NODE = "0123456789abcdef"
-
-
-def facts(incarnation: int = 1, **changes: Any) -> Enrol:
-    given = Enrol(
-        incarnation=incarnation,
-        name="mini",
-        version="0.1.0",
-        addresses="10.0.0.2",
-        memory=8_000_000_000,
-        backend="onnx",
-        device="cpu",
-        threads=2,
-        slots=1,
-        start=0,
-        stop=0,
-        stream_bps=10_000_000_000,
-        flops=100_000_000_000,
-    )
-    return given._replace(**changes)
-
-
-def beat(incarnation: int = 1) -> Heartbeat:
-    return Heartbeat(incarnation, memory_free=1, clock_us=1, rtt_us=300)
-
-
-def loaded(plan: int = 1, slot: int = 0) -> Loaded:
-    return Loaded(plan, slot, 4000, 77, "onnx", "cpu", 1, 1, 1, 1)
 
 
 def enrolled(now_s: float = 0.0) -> Membership:

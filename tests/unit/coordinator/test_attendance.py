@@ -12,7 +12,7 @@ from edgepp.coordinator.membership_service import MembershipService
 from edgepp.wire.messages import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender
-from tests.unit.cluster.test_membership import facts
+from tests.builders.members import facts
 from tests.unit.coordinator.test_director import MINI, Cluster
 
 KEYS = KeyPair.generate()

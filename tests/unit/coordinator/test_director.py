@@ -13,7 +13,7 @@ from edgepp.coordinator.planner import AGAIN_S, GATHER_S, PATIENCE_S, QUIET_S, R
 from edgepp.layers import LayerRange
 from edgepp.placement.types import ModelSize, PlacementRequest, Policy
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
-from tests.unit.cluster.test_membership import beat, facts
+from tests.builders.members import beat, facts
 
 HERE, MINI, AIR = "a" * 16, "b" * 16, "c" * 16
 SIZE = ModelSize(

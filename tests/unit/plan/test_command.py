@@ -14,7 +14,7 @@ from edgepp.cli.commands import cli
 from edgepp.errors import EdgeppError, PairingError, PlanError, UsageError
 from edgepp.model.random_checkpoint import make_checkpoint
 from edgepp.plan.hardware import catalogue
-from tests.unit.plan.test_describe import live_node, live_stage
+from tests.builders.members import live_node, live_stage
 
 SEVENTY = "mlx-community/Llama-3.3-70B-Instruct-4bit"
 TWO = (

@@ -17,6 +17,7 @@ from edgepp.plan import describe_cluster as describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
 from edgepp.plan.quantities import link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds
+from tests.builders.members import live_node, live_stage
 from tests.unit.coordinator.test_director import HERE, MINI
 from tests.unit.coordinator.test_director import Cluster as Members
 
@@ -213,19 +214,6 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 # A live cluster
-
-
-def live_node(name: str, **more: Any) -> dict[str, Any]:
-    return {
-        "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory": 8 * 10**9, "backend": "onnx",
-        "device": "cpu", "pinned": None, "stream_bytes_s": 1e10, "flops": 1e11, "rtt_s": 0.004, "layers": [[0, 15]],
-        "stage_slots": 1,
-        **more,
-    }  # fmt: skip
-
-
-def live_stage(name: str, **more: Any) -> dict[str, Any]:
-    return {"node_id": name * 8, "layers": [0, 15], "hop_s": 0.001, "link_bytes_s": None, **more}
 
 
 def test_a_live_cluster_is_what_its_nodes_measured() -> None:
