@@ -33,7 +33,7 @@ class ModelDraft:
         """What its cache holds."""
 
     def propose(self, ids: Sequence[int], most: int) -> Sequence[int]:
-        """See ``Draft``. A long prompt is read a chunk a call, so that nobody waits for it; until then it has none."""
+        """See ``Draft``. A call reads at most one chunk, so that no other request waits; until then: no guesses."""
         model = self._model
         if len(ids) + most > model.context:
             return ()
@@ -58,7 +58,7 @@ class ModelDraft:
             self._sequence = 0
 
     def _rewind(self, ids: Sequence[int]) -> None:
-        """Forget what was guessed wrong; the last of ``ids`` is always read anew."""
+        """Forget what was guessed wrong; the last of ``ids`` is always read again."""
         if not self._sequence:
             self._sequence = next(self._model.numbers)
             self._model.stage.open(self._sequence, self._model.context)

@@ -1,173 +1,166 @@
-"""Who may begin, who waits, who must give way, and what is kept: the engine's KV positions. Pure.
+"""KV positions: which request is admitted next, which must give way, and what is kept for prompts to come. Pure.
 
 All sequences together, live ones and those kept for their prefixes, hold at most ``budget`` positions. Kept ones give
 way first, then the newest live request of the owner who holds most: it loses its keys and values, not its tokens, and
-begins again when there is room. Owners take turns, and one with less than an equal share of the budget is made room
-for. The live request that began first never gives way, so every request ends.
+is admitted again when there is room. Owners take turns, and room is made for an owner with less than an equal share of
+the budget. The live request that was admitted first never gives way, so every request ends.
+
+The ledger decides and counts. Statuses belong to ``EngineCore``.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic
 
-from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.prefix import LEAST, PrefixCache, common
+from edgepp.engine.request import AnyRequest, Request, Reuse
 from edgepp.engine.scheduler import LEAST_ROWS
 from edgepp.errors import EdgeppError
 
 MOST_WAITING = 256
 """Requests that wait for room; more are refused."""
 HEADROOM = 64
-"""Positions that must be free beside its own for a request to begin, lest it give way at once."""
+"""Positions that must be free beyond its own for a request to be admitted, so that it does not give way at once."""
 _MOST_OWNERS = 4096
 """Owners whose turns are remembered."""
 
 
-@dataclass
-class Reuse:
-    """How much of the prompts was not computed anew, in tokens."""
-
-    asked: int = 0
-    reused: int = 0
-
-
 @dataclass(frozen=True)
 class _Match:
-    """What a request may begin with: ``length`` positions of ``source``; all of it ``moves`` or it is copied."""
+    """What a request may begin with: ``length`` positions of ``source``, which moves over as it is, or is copied."""
 
     source: int = 0
     length: int = 0
     moves: bool = False
 
 
-class Ledger:
-    """Every request of an engine, by what it holds."""
+class Ledger(Generic[AnyRequest]):
+    """The requests of an engine, by what they hold."""
 
-    def __init__(self, budget: int | None, spare: int, sent: Callable[[int], int], *, shares: bool) -> None:
-        """``budget`` positions in all; without one, ``spare`` are kept beside the live requests.
+    def __init__(self, budget: int | None, spare: int, *, shares: bool) -> None:
+        """``budget`` positions in all; without one, ``spare`` are kept in addition to the live requests.
 
-        ``sent`` tells how many positions of a live sequence the stages hold. Unless it ``shares``, nothing is kept.
+        Unless the ledger ``shares``, nothing is kept.
         """
         self._budget = budget
         self._spare = spare
-        self._sent = sent
         self._shares = shares
-        self._numbers = itertools.count(1)
-        self._waiting: list[EngineRequest] = []
+        self._sequences = itertools.count(1)
         self._prefixes = PrefixCache()
-        self._draining: dict[int, tuple[EngineRequest, int, int]] = {}
+        self._draining: dict[int, AnyRequest] = {}
+        """Finished requests with steps in the ring, by sequence."""
         self._freed: list[int] = []
         self._turns = itertools.count(1)
         self._turn: dict[str, int] = {}
         """When each owner had its last turn; who has waited longest comes first."""
-        self._began: dict[int, int] = {}
-        """The turn in which each live request began, by sequence."""
-        self.live: dict[int, EngineRequest] = {}
-        """By sequence."""
+        self.live: dict[int, AnyRequest] = {}
+        """Admitted requests, by sequence."""
+        self.waiting: list[AnyRequest] = []
+        """Requests that wait for room, in order of arrival."""
         self.reuse = Reuse()
-
-    @property
-    def waiting(self) -> tuple[EngineRequest, ...]:
-        """Those that have not begun, in the order in which they came."""
-        return tuple(self._waiting)
 
     @property
     def kept(self) -> int:
         """Positions kept for prompts to come."""
         return self._prefixes.positions
 
-    def wait(self, request: EngineRequest) -> None:
+    @property
+    def room(self) -> int:
+        """Positions that are free; below 0, something must give way. Live requests count only against a budget."""
+        if self._budget is None:
+            return self._spare - self._idle
+        return self._budget - self._held - self._idle
+
+    def add(self, request: AnyRequest) -> None:
         """Queue a request.
 
         Raises:
             EdgeppError: too many are waiting.
         """
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self.waiting) >= MOST_WAITING:
             raise EdgeppError(f"{MOST_WAITING} requests are waiting already", "ask again later")
-        self._waiting.append(request)
+        self.waiting.append(request)
 
-    def withdraw(self, request: EngineRequest) -> bool:
-        """Forget a request that waits; whether it did."""
-        if request in self._waiting:
-            self._waiting.remove(request)
-            return True
-        return False
+    def withdraw(self, request: AnyRequest) -> None:
+        """Forget a request that waits, if it does."""
+        if request in self.waiting:
+            self.waiting.remove(request)
 
-    def begin(self) -> Iterator[tuple[EngineRequest, int]]:
-        """Those whose turn it is, as far as the budget goes, and how many positions of each are computed already.
+    def admit(self) -> Iterator[AnyRequest]:
+        """Give a sequence to each request whose turn it is, as far as the budget goes.
 
-        These are its sequence's own, or to be copied from its source.
+        Its ``sent`` says how many positions are computed already: its sequence's own, or to be copied from its source.
         """
         passed: set[int] = set()
-        while (request := self._next(passed)) is not None:
-            if not self._fits(request):
-                return
+        while (request := self._next(passed)) is not None and self._fits(request):
             match = self._match(request)
             if match is None:
                 passed.add(request.id)  # what it will share is being computed just now
                 continue
-            self._waiting.remove(request)
-            yield self._start(request, match)
+            self.waiting.remove(request)
+            self._start(request, match)
+            yield request
 
-    def leave(self, request: EngineRequest, held: int, in_ring: int) -> None:
-        """A live request has ended: the stages hold ``held`` positions, and ``in_ring`` steps of it are in the ring."""
-        del self.live[request.sequence], self._began[request.sequence]
-        if request.source and not in_ring:
-            held = 0  # it was never copied
-        if in_ring and self._shares:
-            self._draining[request.sequence] = (request, held, in_ring)
+    def finish(self, request: AnyRequest) -> None:
+        """Keep what the stages hold of a live request that has ended, once its steps in the ring are back."""
+        del self.live[request.sequence]
+        if request.source and not request.steps_in_ring:
+            request.sent = 0  # it was never copied
+        if request.steps_in_ring and self._shares:
+            self._draining[request.sequence] = request
         else:
-            self._keep(request, held)
+            self._keep(request)
 
     def returned(self, sequence: int) -> None:
-        """A step of an ended request came back; when it was the last, the sequence may serve others."""
-        if sequence in self._draining:
-            request, held, in_ring = self._draining.pop(sequence)
-            if in_ring > 1:
-                self._draining[sequence] = (request, held, in_ring - 1)
-            else:
-                self._keep(request, held)
+        """Note that a step of a finished request came back; behind the last one its sequence may serve others."""
+        request = self._draining.get(sequence)
+        if request is not None:
+            request.steps_in_ring -= 1
+            if not request.steps_in_ring:
+                del self._draining[sequence]
+                self._keep(request)
 
-    def lost(self, sequence: int) -> EngineRequest | None:
-        """The stages have no use for a sequence any more; its request if it was live."""
+    def forget(self, sequence: int) -> None:
+        """Free a sequence that is of no use any more, whoever held it."""
         self._draining.pop(sequence, None)
+        self.live.pop(sequence, None)
         self._freed.append(sequence)
-        self._began.pop(sequence, None)
-        return self.live.pop(sequence, None)
 
-    def again(self, request: EngineRequest) -> None:
-        """A live request loses what the stages hold of it and waits to begin anew, before those that came later."""
-        self.lost(request.sequence)
-        request.sequence, request.source, request.guesses, request.decoding = 0, 0, (), False
-        later = [at for at, other in enumerate(self._waiting) if other.id > request.id]
-        self._waiting.insert(later[0] if later else len(self._waiting), request)
+    def preempt(self, request: AnyRequest, *, end_turn: bool = False) -> None:
+        """Free a live request's sequence, and queue it before those that came later.
 
-    def make_room(self) -> Iterator[EngineRequest]:
-        """Let those give way, each yielded before it waits again, who keep an owner from its share of the budget."""
+        ``end_turn`` puts its owner behind all others.
+        """
+        self.forget(request.sequence)
+        request.sequence, request.source, request.guesses = 0, 0, ()
+        request.sent = request.steps_in_ring = 0
+        later = [at for at, other in enumerate(self.waiting) if other.id > request.id]
+        self.waiting.insert(later[0] if later else len(self.waiting), request)
+        if end_turn:
+            self._take_turn(request.owner)
+
+    def over_share(self) -> AnyRequest | None:
+        """The live request that keeps the next one's owner from its share of the budget, if one does."""
         request = self._next(set())
-        while request is not None and not self._fits(request):
-            last = self._debtor(request)
-            if last is None:
-                return
-            yield last
-            self.again(last)
-            self._take_turn(last.owner)
+        if request is None or self._fits(request):
+            return None
+        return self._debtor(request)
 
-    def squeeze(self) -> Iterator[EngineRequest]:
-        """Bring what is held within the budget; yields each who must give way for it, before it waits again."""
-        while self._excess() > 0:
+    def over_budget(self) -> AnyRequest | None:
+        """The live request that must give way to the budget, if freeing all that is kept was not enough."""
+        while self.room < 0:
             if len(self._prefixes):
                 self._freed.append(self._prefixes.evict())
             elif self._draining:
-                self.lost(next(iter(self._draining)))
+                self.forget(next(iter(self._draining)))
             elif len(self.live) > 1:
-                last = self._greediest()
-                yield last
-                self.again(last)
+                return self._greediest()
             else:
-                return
+                break
+        return None
 
     def clear(self) -> bool:
         """Keep nothing for prompts to come; whether there was anything."""
@@ -178,20 +171,24 @@ class Ledger:
 
     def freed(self) -> list[int]:
         """Sequences that the stages are to forget, each named once; none that another is just being copied from."""
+        if not self._freed:
+            return []
         sources = {request.source for request in self.live.values()}
         freed = [sequence for sequence in self._freed if sequence not in sources]
         self._freed = [sequence for sequence in self._freed if sequence in sources]
         return freed
 
-    def _next(self, passed: set[int]) -> EngineRequest | None:
-        """The oldest that waits of the owner who has least under way, and among equals has waited longest for a turn.
+    def _next(self, passed: set[int]) -> AnyRequest | None:
+        """The oldest waiting request of the owner who has least under way; among equals, who waited longest for a turn.
 
-        Of one owner, who had begun already goes before all others.
+        Of one owner, requests that had begun already go before all others.
         """
+        if not self.waiting:
+            return None
         held = self._by_owner()
-        candidates = (request for request in self._waiting if request.id not in passed)
+        candidates = (request for request in self.waiting if request.id not in passed)
 
-        def order(request: EngineRequest) -> tuple[int, int, bool, int]:
+        def order(request: AnyRequest) -> tuple[int, int, bool, int]:
             return held.get(request.owner, 0), self._turn.get(request.owner, 0), not request.tokens, request.id
 
         return min(candidates, key=order, default=None)
@@ -203,22 +200,22 @@ class Ledger:
             held[request.owner] = held.get(request.owner, 0) + len(request.ids)
         return held
 
-    def _greediest(self) -> EngineRequest:
-        """The newest request of the owner who holds most, but never the one that began first."""
-        first = min(self._began, key=self._began.__getitem__)
+    def _greediest(self) -> AnyRequest:
+        """The newest request of the owner who holds most, but never the one that was admitted first."""
+        first = min(self.live.values(), key=lambda request: request.turn)
         held = self._by_owner()
-        others = (request for request in self.live.values() if request.sequence != first)
+        others = (request for request in self.live.values() if request is not first)
         return max(others, key=lambda request: (held[request.owner], request.id))
 
-    def _debtor(self, request: EngineRequest) -> EngineRequest | None:
+    def _debtor(self, request: AnyRequest) -> AnyRequest | None:
         """Who is to give way so that ``request`` may begin: only for an owner within its share, and of one beyond it.
 
-        The other one must not have less than that owner then, or it would be made room for in its turn.
+        The other one must not have less than that owner then, or room would be made for it in its turn.
         """
         if self._budget is None or len(self.live) < 2:
             return None
         held = self._by_owner()
-        share = self._budget // len({*held, *(waiting.owner for waiting in self._waiting)})
+        share = self._budget // len({*held, *(waiting.owner for waiting in self.waiting)})
         last, own = self._greediest(), held.get(request.owner, 0)
         if own + self._needed(request) > share or held[last.owner] <= share:
             return None
@@ -232,7 +229,7 @@ class Ledger:
             del self._turn[next(iter(self._turn))]
         return self._turn[owner]
 
-    def _match(self, request: EngineRequest) -> _Match | None:
+    def _match(self, request: AnyRequest) -> _Match | None:
         """What a request may begin with; None where more of it will be there soon."""
         best = _Match()
         if not self._shares or request.alone:
@@ -242,22 +239,22 @@ class Ledger:
         if found is not None:
             kept, length = found
             best = _Match(kept.sequence, length, self._moves(len(kept.ids), length, len(ids)))
-        for ended, held, _ in self._draining.values():
-            if ended.owner == request.owner and common(ended.known(min(held, len(ids))), ids) > max(best.length, LEAST):
+        for ended in self._draining.values():
+            held = min(ended.sent, len(ids))
+            if ended.owner == request.owner and common(ended.known(held), ids) > max(best.length, LEAST):
                 return None
         for live in self.live.values():
             if live.owner != request.owner:
                 continue
-            sent = self._sent(live.sequence)
             shared = common(live.known(min(len(live.ids), len(ids))), ids)
-            if min(shared, sent) > best.length and min(shared, sent) >= LEAST:
-                best = _Match(live.sequence, min(shared, sent))
-            if not live.decoding and shared > max(sent, best.length, LEAST):
+            if min(shared, live.sent) > best.length and min(shared, live.sent) >= LEAST:
+                best = _Match(live.sequence, min(shared, live.sent))
+            if not live.status.decodes and shared > max(live.sent, best.length, LEAST):
                 return None
         return best
 
     def _moves(self, kept: int, shared: int, needed: int) -> bool:
-        """Whether a kept sequence goes over: the rest of it is little, or there is no room for both."""
+        """Whether a kept sequence moves over: the rest of it is little, or there is no room for both."""
         room = self._budget is None or self._held + self._idle + needed + HEADROOM <= self._budget
         return not room or kept - shared <= kept // 4
 
@@ -266,43 +263,36 @@ class Ledger:
         """Positions of the live requests, with their step in the ring."""
         return sum(len(request.ids) + 1 + len(request.guesses) for request in self.live.values())
 
-    def _fits(self, request: EngineRequest) -> bool:
+    @property
+    def _idle(self) -> int:
+        """Positions that no answer under way needs."""
+        return self.kept + sum(request.sent for request in self._draining.values())
+
+    def _fits(self, request: AnyRequest) -> bool:
         if self._budget is None or not self.live:
             return True
         return self._held + self._needed(request) <= self._budget
 
     @staticmethod
-    def _needed(request: EngineRequest) -> int:
-        """Positions that must be free for a request to begin."""
+    def _needed(request: Request) -> int:
+        """Positions that must be free for a request to be admitted."""
         return min(len(request.ids) + HEADROOM, request.capacity)
 
-    def _start(self, request: EngineRequest, match: _Match) -> tuple[EngineRequest, int]:
+    def _start(self, request: AnyRequest, match: _Match) -> None:
         if match.moves:
             self._prefixes.take(match.source)
-            request.sequence = match.source
-        else:
-            request.sequence = next(self._numbers)
+        request.sequence = match.source if match.moves else next(self._sequences)
+        request.source = 0 if match.moves else match.source
+        request.sent = match.length
         self.live[request.sequence] = request
-        self._began[request.sequence] = self._take_turn(request.owner)
+        request.turn = self._take_turn(request.owner)
         if not request.tokens:
-            self.reuse.asked += request.prompt
+            self.reuse.asked += request.prompt_tokens
             self.reuse.reused += match.length
             request.timing.reused = match.length
-        request.source = 0 if match.moves else match.source
-        return request, match.length
 
-    def _keep(self, request: EngineRequest, held: int) -> None:
+    def _keep(self, request: AnyRequest) -> None:
         if self._shares:
-            self._freed += self._prefixes.keep(request.sequence, request.owner, request.ids[:held])
+            self._freed += self._prefixes.keep(request.sequence, request.owner, request.ids[: request.sent])
         else:
             self._freed.append(request.sequence)
-
-    @property
-    def _idle(self) -> int:
-        """Positions that nobody's answer needs."""
-        return self.kept + sum(held for _, held, _ in self._draining.values())
-
-    def _excess(self) -> int:
-        if self._budget is None:
-            return self._idle - self._spare
-        return self._held + self._idle - self._budget

@@ -43,10 +43,10 @@ class PipelineOptions:
     """Local stage processes; None runs in this process, unless there are endpoints."""
     backend: str = "auto"
     threads: int | None = None
-    """Compute threads a stage; None shares the cores out."""
+    """Compute threads per stage; None shares the cores out."""
     exact: bool = False
     codecs: tuple[LinkCodec, ...] = ("auto",)
-    """One for every link, or one a link."""
+    """One for every link, or one for each."""
     keys: KeyPair | None = None
     """This node's own, for endpoints with a key."""
     context: int | None = None

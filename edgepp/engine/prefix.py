@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 LEAST = 16
-"""Tokens in common below which a prompt is rather computed."""
+"""Fewest tokens in common with a kept sequence for which it is used."""
 MOST_KEPT = 64
-"""Sequences kept at a time."""
+"""Most sequences that are kept."""
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 
@@ -44,14 +44,11 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, Kept] = OrderedDict()
+        self.positions = 0
+        """Positions that all of them hold."""
 
     def __len__(self) -> int:
         return len(self._kept)
-
-    @property
-    def positions(self) -> int:
-        """Positions that all of them hold."""
-        return sum(len(kept.ids) for kept in self._kept.values())
 
     def keep(self, sequence: int, owner: str, tokens: Sequence[int]) -> list[int]:
         """Remember an ended sequence; which sequences are now to be freed, itself perhaps among them."""
@@ -61,8 +58,9 @@ class PrefixCache:
             return [sequence]
         covered = [kept.sequence for kept, length in shared if length == len(kept.ids)]
         for number in covered:
-            del self._kept[number]
+            self.take(number)
         self._kept[sequence] = Kept(sequence, owner, ids)
+        self.positions += len(ids)
         return covered + ([self.evict()] if len(self._kept) > MOST_KEPT else [])
 
     def find(self, owner: str, ids: Ids) -> tuple[Kept, int] | None:
@@ -74,12 +72,14 @@ class PrefixCache:
         return found[1], found[0]
 
     def take(self, sequence: int) -> None:
-        """Forget a sequence, which goes on as another request's."""
-        del self._kept[sequence]
+        """Forget a sequence, which goes on as another request's or is freed."""
+        self.positions -= len(self._kept.pop(sequence).ids)
 
     def evict(self) -> int:
         """Forget the least recently used; its number."""
-        return self._kept.popitem(last=False)[0]
+        oldest = next(iter(self._kept))
+        self.take(oldest)
+        return oldest
 
     def _of(self, owner: str) -> list[Kept]:
         return [kept for kept in self._kept.values() if kept.owner == owner]

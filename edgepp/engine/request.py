@@ -1,10 +1,14 @@
-"""What is asked of the engine and what it measures. Pure data."""
+"""A request: what is asked, where it stands, and what is measured of it. Pure data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from enum import Enum, auto
+from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
+
+from edgepp.engine.prefix import Ids
 from edgepp.errors import UsageError
 
 MAX_BIASES = 1024
@@ -35,7 +39,7 @@ class SamplingOptions:
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Pairs of a token id and what is added to its logit."""
     logprobs: int | None = None
-    """How many of the likeliest tokens to report beside the chosen one's log-probability; None reports nothing."""
+    """How many of the likeliest tokens to report as well as the chosen one's log-probability; None reports nothing."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -200,3 +204,85 @@ class Timing:
         """Rate with the first token: N / (last - request)."""
         span = self.last_token_s - self.submitted_s
         return self.tokens / span if self.tokens and span > 0 else 0.0
+
+
+@dataclass
+class Reuse:
+    """How much of the prompts was not computed again, in tokens."""
+
+    asked: int = 0
+    reused: int = 0
+
+
+class RequestStatus(Enum):
+    """Where a request stands. Only ``EngineCore`` changes it, by its table of transitions."""
+
+    WAITING = auto()
+    """Holds nothing on the stages, and never has."""
+    PREFILL = auto()
+    """Admitted: chunks of its tokens are still to be sent."""
+    PREFILL_IN_FLIGHT = auto()
+    """All of its tokens are sent; the chunk that brings the next one is in the ring."""
+    READY = auto()
+    """Its newest token waits to be sent."""
+    DECODE_IN_FLIGHT = auto()
+    """The step with its newest token is in the ring."""
+    PREEMPTED = auto()
+    """Its keys and values were given up for others or lost; its tokens wait to be prefilled again."""
+    FINISHED = auto()
+    """Ended by a reason or an error. The stages may still hold its sequence, for prompts to come."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether all tokens that were known at admission have been computed."""
+        return self is RequestStatus.READY or self is RequestStatus.DECODE_IN_FLIGHT
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """One prompt and the state of its answer. What ``EngineCore`` knows of a request is all here."""
+
+    id: int
+    """In order of arrival, from 1."""
+    owner: str
+    """Who asks. Only what the same owner asked before may serve a request."""
+    ids: list[int]
+    """Token ids of prompt and answer so far; whoever samples appends to them."""
+    prompt_tokens: int
+    max_tokens: int
+    """Most tokens of the answer."""
+    timing: Timing
+    status: RequestStatus = RequestStatus.WAITING
+    sequence: int = 0
+    """Its number on the stages: another one after each preemption, and 0 while it holds none."""
+    source: int = 0
+    """The sequence that it begins as a copy of, until the first of its steps has come back; else 0."""
+    alone: bool = False
+    """Whether it is to begin with nothing shared, since it failed once."""
+    turn: int = 0
+    """When it was admitted, in the order of all admissions."""
+    sent: int = 0
+    """Positions of its sequence that the stages hold, or will hold once the ring is empty."""
+    steps_in_ring: int = 0
+    guesses: tuple[int, ...] = ()
+    """What its step in the ring carries behind its newest token."""
+    _array: Ids = field(default_factory=lambda: np.empty(0, np.int32))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.ids) - self.prompt_tokens
+
+    @property
+    def capacity(self) -> int:
+        """Most positions that its sequence may take."""
+        return self.prompt_tokens + self.max_tokens
+
+    def known(self, length: int) -> Ids:
+        """Its first ``length`` token ids."""
+        if len(self._array) < length:
+            self._array = np.asarray(self.ids, np.int32)
+        return self._array[:length]
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)

@@ -37,13 +37,13 @@ class StageInfo:
     chunk: int
     context: int
     prefill_s: float
-    """Measured seconds a token of a prefill chunk."""
+    """Measured seconds per token of a prefill chunk."""
     decode_s: float
     """Measured seconds of a decode step."""
     hop_s: float = 0.0
     """One-way seconds of a hidden state on the link into this stage; the last stage's includes the way back."""
     bytes_s: float = 0.0
-    """Measured bytes a second on the link from the stage before; 0 where that was not measured."""
+    """Measured bytes per second on the link from the stage before; 0 where that was not measured."""
     rewinds: bool = True
     """Whether its sequences can go back to any position, and begin as copies of others."""
 
@@ -68,7 +68,7 @@ class Send:
 
     @property
     def positions_each(self) -> int:
-        """T."""
+        """Positions that the step computes of its sequence: T."""
         return len(self.hidden)
 
 
@@ -82,7 +82,7 @@ class SendBatch:
 
     @property
     def positions_each(self) -> int:
-        """One."""
+        """Positions that the step computes of each sequence: one."""
         return 1
 
 
@@ -94,7 +94,7 @@ class Returned:
     positions: int
     """How many positions of each sequence the step computed."""
     hidden: Array
-    """(W, D): a chunk's wanted rows, or one row a sequence of a batch."""
+    """(W, D): a chunk's wanted rows, or one row per sequence of a batch."""
     compute_s: tuple[float, ...]
     """Each stage's own time."""
     ring_s: float
@@ -137,7 +137,7 @@ class Ring(Protocol):
         """What came round within ``timeout_s`` seconds; returns at the first event."""
 
     def free(self, sequence: int) -> None:
-        """Release a sequence on every stage; its steps on the way come to nothing."""
+        """Release a sequence on every stage; its steps in the ring come to nothing."""
 
     def stage_stats(self) -> list[StageStats]:
         """Each stage's state as last heard. Safe from any thread."""
@@ -168,7 +168,7 @@ def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec)
 
 
 def returned(answer: Hidden | Batch, hidden: Array, positions: int, ring_s: float) -> Returned:
-    """The event that an answer with its hidden states makes, after a step of so many ``positions`` a sequence."""
+    """The event that an answer with its hidden states makes, after a step of so many ``positions`` per sequence."""
     compute_s = tuple(us / 1e6 for us in answer.compute_us)
     sequences = answer.sequences if isinstance(answer, Batch) else (answer.sequence,)
     return Returned(sequences, positions, hidden, compute_s, ring_s)

@@ -1,8 +1,8 @@
 """A token from logits, in numpy.
 
 The filters are mlx-lm's, in mlx-lm's order, and a test holds them to it. Its sampler itself is not used: it draws from
-one generator for the whole process, so that a request's seed would not reproduce beside another request, and on Linux
-it compiles itself with a C++ compiler that a user may not have.
+one generator for the whole process, so that a request's seed would not reproduce while another request runs, and on
+Linux it compiles itself with a C++ compiler that a user may not have.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Sampled(NamedTuple):
 
 
 class Sampler:
-    """Chooses the tokens of one request, and holds all that this depends on beside the logits.
+    """Chooses the tokens of one request, and holds all that this depends on but the logits.
 
     Each call is one more token of the answer: penalties count what it returns, the generator moves on, the constraint
-    takes a step. So an answer depends neither on what runs beside it nor on how its tokens are batched or verified, and
+    takes a step. So an answer depends neither on other requests nor on how its tokens are batched or verified, and
     a request that is preempted goes on with the sampler it had.
     """
 

@@ -16,7 +16,7 @@ from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link
 
 ANSWER_S = 5.0
-"""A node that does not answer a greeting for so long is not there."""
+"""Seconds without an answer to a greeting after which a node counts as absent."""
 
 
 _NOTHING_YET = StageStats(0, 0, 0, 0)

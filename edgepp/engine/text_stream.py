@@ -16,7 +16,7 @@ from edgepp.errors import EdgeppError
 _WAIT_S = 1.0
 
 
-class Detokenizer(Protocol):
+class TextDecoder(Protocol):
     """Turns token ids into text, never half a character."""
 
     def add(self, token: int) -> str:
@@ -102,7 +102,7 @@ class TextStream:
         self,
         engine: EngineLoop,
         request: EngineRequest,
-        detokenizer: Detokenizer,
+        detokenizer: TextDecoder,
         spell: Callable[[int], str] = lambda _: "",
     ) -> None:
         self._engine = engine
@@ -114,7 +114,7 @@ class TextStream:
         self.sampled = request.sampled
         """One for each token, where log-probabilities were asked for."""
         self.finish_reason: FinishReason | None = None
-        self.prompt_tokens = request.prompt
+        self.prompt_tokens = request.prompt_tokens
         self.timing = request.timing
         self.stages = engine.stages
 
@@ -158,7 +158,7 @@ class TextStream:
         return {token: self._spell(token) for token in sorted(tokens)}
 
     def cancel(self) -> None:
-        """Stop generating and free the slots; iterating on gives what came before."""
+        """Stop generating, and free what the answer holds on the stages; iterating on gives what came before."""
         self._engine.cancel(self._request)
 
     def _next(self) -> int | FinishReason | EdgeppError:

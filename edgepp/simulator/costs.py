@@ -74,17 +74,17 @@ class LinkCost:
     latency_s: float
     """From sending to computing, wake-ups and codec with it."""
     bytes_s: float = math.inf
-    """Bytes a second."""
+    """Bytes per second."""
 
     def __post_init__(self) -> None:
         _check(latency_s=self.latency_s)
         if not self.bytes_s > 0:
-            raise UsageError(f"a link carries more than {self.bytes_s} bytes a second")
+            raise UsageError(f"a link carries more than {self.bytes_s} bytes per second")
 
 
 @dataclass(frozen=True)
 class CoordinatorCost:
-    """What the engine's one thread takes; nothing of it runs beside another."""
+    """What the engine's one thread takes; its parts run one after the other."""
 
     head: Curve
     """Norm, head, sampling and handing over, by the rows of a step."""

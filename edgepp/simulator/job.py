@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.request import GenerateOptions, SamplingOptions, Timing
-from edgepp.engine.sampling import Sampler
+from edgepp.engine.request import Request, Timing
 from edgepp.simulator.result import Fate, Outcome, Recovery, Spread
 from edgepp.simulator.workload import Arrival, Failure
-
-_SAMPLER = Sampler(SamplingOptions())  # nothing is drawn
 
 
 @dataclass
@@ -19,7 +15,7 @@ class Job:
     """A request as the simulation knows it."""
 
     arrival: Arrival
-    request: EngineRequest
+    request: Request
     text: int
     """The token id that its text has wherever its owner's prompts do not share one: another for another text."""
     replica: int = -1
@@ -32,15 +28,13 @@ class Job:
     def of(cls, number: int, arrival: Arrival) -> Job:
         """The ``number``-th request, from 0."""
         text = 2 * arrival.conversation if arrival.conversation else 2 * number + 1
-        request = EngineRequest(
+        request = Request(
             id=number + 1,
             owner=arrival.owner,
             ids=[0] * arrival.shared + [text] * (arrival.prompt - arrival.shared),
-            prompt=arrival.prompt,
-            options=GenerateOptions(max_tokens=arrival.answer),
-            eos=frozenset(),
+            prompt_tokens=arrival.prompt,
+            max_tokens=arrival.answer,
             timing=Timing(arrival.at_s),
-            sampler=_SAMPLER,
         )
         return cls(arrival, request, text)
 

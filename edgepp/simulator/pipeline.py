@@ -1,7 +1,7 @@
-"""One simulated pipeline: the engine's own scheduler, ledger and tempo, with model costs in place of all else.
+"""One simulated pipeline: the engine's own core, with model costs in place of all else.
 
-It goes through the same loop as ``engine.Engine``: take what came round, admit and preempt, send one step. Its ring is
-a line of servers that each take one step after the other, so when a step comes back is known as it is sent.
+It feeds ``EngineCore`` as the engine thread does: take what came round, admit, send one step. Its ring is a line of
+servers that each take one step after the other, so when a step comes back is known as it is sent.
 """
 
 from __future__ import annotations
@@ -9,19 +9,27 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from dataclasses import dataclass
 
-from edgepp.engine.chunk_sizer import ChunkSizer
-from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.ledger import Ledger
-from edgepp.engine.ring import StageInfo
-from edgepp.engine.scheduler import Chunk, Scheduler, Step
+from edgepp.engine.core import EngineCore
+from edgepp.engine.request import Request
+from edgepp.engine.scheduler import PrefillChunk, Step
 from edgepp.errors import EdgeppError
-from edgepp.layers import LayerRange
 from edgepp.simulator.costs import HEADER_BYTES, Replica
 from edgepp.simulator.job import Job, Loss
 from edgepp.simulator.result import Fate, ReplicaUse
 from edgepp.simulator.workload import AfterLoss, Failure
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """A stage's measured figures, as the core reads them; see ``StageSpeed``."""
+
+    chunk: int
+    context: int
+    prefill_s: float
+    decode_s: float
+    rewinds: bool = True
 
 
 class SimPipeline:
@@ -53,32 +61,17 @@ class SimPipeline:
     def _open(self, now_s: float) -> None:
         """Begin with empty caches and an empty ring."""
         replica = self._replica
-        tempo_stages = [
-            StageInfo(
-                index=i,
-                layers=LayerRange(i, i + 1),
-                node=f"node-{i}",
-                address="",
-                pid=0,
-                backend="model",
-                device="",
-                chunk=replica.chunk,
-                context=replica.context,
-                prefill_s=cost.prefill_s(replica.chunk, 0) / replica.chunk,
-                decode_s=cost.decode_s(1, 0),
-            )
-            for i, cost in enumerate(replica.stages)
+        chunk = replica.chunk
+        speeds = [
+            _Speed(chunk, replica.context, cost.prefill_s(chunk, 0) / chunk, cost.decode_s(1, 0))
+            for cost in replica.stages
         ]
-        self._sizer = ChunkSizer(tempo_stages)
-        self._scheduler = Scheduler(len(replica.stages), self._sizer)
-        self._ledger = Ledger(replica.budget, replica.context, self._scheduler.sent, shares=True)
+        self._core: EngineCore[Request] = EngineCore(speeds, replica.budget)
         self._ring: deque[tuple[float, Step, float]] = deque()
         self._stage_free_s = [now_s] * len(replica.stages)
         self._link_free_s = [now_s] * len(replica.links)
         self._free_s = self._active_since_s = now_s
         self._polled = self._active = False
-        self._changed, self._awaited = True, False
-        self._room = 0
 
     def submit(self, job: Job, now_s: float) -> None:
         """Take a request."""
@@ -123,27 +116,30 @@ class SimPipeline:
         self.up_s = loss.up_s = max(now_s, loss.returns_s) + after.reload_s
         self.next_s = math.inf
         self._rest(now_s)
-        live = set(self._ledger.live.values())
-        jobs = sorted(self._jobs.values(), key=lambda job: job.request.id)
+        live = list(self._core.live.values())
         self._inbox.clear()
-        for job in jobs:
-            if job.request in live:
-                loss.lost_positions += self._scheduler.sent(job.request.sequence)
-            if not after.recover or math.isinf(self.up_s):
-                loss.failed += 1
-                self._finish(job, "failed")
-                continue
-            if job.request in live:
-                loss.begun_again += 1
+        loss.lost_positions = sum(request.sent for request in live)
+        goes_on = after.recover and self.up_s < math.inf
+        if goes_on:
+            loss.begun_again = len(live)
+            for request in live:
+                self._core.preempt(request)
+                job = self._jobs[request.id]
                 job.stalled = job.stalled or loss
-            job.request.sequence, job.request.source, job.request.decoding = 0, 0, False
-            self._inbox.append(job)
+        for job in sorted(self._jobs.values(), key=lambda job: job.request.id):
+            if goes_on:
+                self._inbox.append(job)
+            else:
+                loss.failed += 1
+                self._core.finish(job.request)
+                self._finish(job, "failed")
         return loss
 
     def restart(self, now_s: float) -> bool:
         """All stages are loaded again, unless another has failed meanwhile; whether it goes on."""
         if now_s < self.up_s:
             return False
+        self._preempted += self._core.load.preempted
         self._open(now_s)
         self.next_s = now_s if self._inbox else math.inf
         return True
@@ -158,7 +154,7 @@ class SimPipeline:
             self._steps,
             self._rows,
             self._batches,
-            self._preempted,
+            self._preempted + self._core.load.preempted,
         )
 
     def _poll(self) -> None:
@@ -176,20 +172,18 @@ class SimPipeline:
         """Send the step that the scheduler names; without one, wait for the ring."""
         self._polled = False
         now_s = self.next_s
-        if self._inbox or self._changed or self._room < 0:
-            self._balance(now_s)
-        step = self._scheduler.next_step()
+        self._admit(now_s)
+        step = self._core.next_step()
         if step is None:
             self._free_s = now_s
             self.next_s = max(now_s, self._ring[0][0]) if self._ring else math.inf
             return
         costs = self._costs
-        if isinstance(step, Chunk):
+        if isinstance(step, PrefillChunk):
             rows, wanted = step.stop - step.start, int(step.last)
             took = [cost.prefill_s(rows, step.start) for cost in costs]
-            self._changed |= self._awaited
         else:
-            rows = wanted = len(step.requests)
+            rows = wanted = len(step.sequences)
             positions = sum(step.positions)
             took = [cost.decode_s(rows, positions) for cost in costs]
             self._rows += rows
@@ -226,29 +220,19 @@ class SimPipeline:
         """Sample for every sequence whose step brought its next token; when that is done."""
         coordinator = self._replica.coordinator
         now_s += coordinator.receive_s
-        sequences = (step.request,) if isinstance(step, Chunk) else step.requests
-        if sequences[0] in self._ledger.live:
-            if isinstance(step, Chunk):
-                self._sizer.prefilled(step.stop - step.start, (slowest_s,))
-            else:
-                self._sizer.decoded((slowest_s,))
-        wanted = []
-        for sequence in sequences:
-            request = self._ledger.live.get(sequence)
-            if request is None:
-                self._ledger.returned(sequence)
-                continue
-            request.source = 0
-            if self._scheduler.returned(sequence):
-                wanted.append(request)
-        self._changed |= self._awaited
-        if wanted:
+        if isinstance(step, PrefillChunk):
+            sequences: tuple[int, ...] = (step.sequence,)
+            positions = step.stop - step.start
+        else:
+            sequences, positions = step.sequences, 1
+        due = self._core.returned(sequences, positions, (slowest_s,))
+        if due:
             now_s += coordinator.head_s(len(sequences))
-            for request in wanted:
+            for request, _ in due:
                 self._token(request, now_s)
         return now_s
 
-    def _token(self, request: EngineRequest, now_s: float) -> None:
+    def _token(self, request: Request, now_s: float) -> None:
         timing, job = request.timing, self._jobs[request.id]
         if job.stalled is not None:
             job.stalled.stalls_s.append(now_s - job.stalled.failure.at_s)
@@ -257,51 +241,29 @@ class SimPipeline:
             self._gaps_s.append(now_s - timing.last_token_s)
         timing.token(now_s)
         request.ids.append(job.text)
-        request.decoding = True
-        self._room -= 1
-        sequence = request.sequence
-        self._scheduler.sampled(sequence)
-        if request.tokens == job.arrival.answer:
-            held = self._scheduler.sent(sequence)
-            self._ledger.leave(request, held, self._scheduler.remove(sequence))
-            self._changed = True
+        self._core.sampled(request)
+        if request.tokens == request.max_tokens:
+            self._core.finish(request)
             self._finish(job, "answered")
-            if not self._ledger.live:
+            if not self._core.live:
                 self._rest(now_s)
 
-    def _balance(self, now_s: float) -> None:
-        """Begin with those who fit, and let those give way who do not fit any more; see ``engine.Engine``.
-
-        It is looked at when something came, ended or gave way, when a step comes back while others wait, since shares
-        and prefixes change by it, and when tokens have taken all the room there was.
-        """
-        ledger, scheduler = self._ledger, self._scheduler
-        self._changed = False
+    def _admit(self, now_s: float) -> None:
+        """Queue the requests that have come, and let requests begin."""
+        core = self._core
         while self._inbox:
             job = self._inbox.popleft()
             try:
-                ledger.wait(job.request)
+                core.add(job.request)
             except EdgeppError:
+                core.finish(job.request)
                 self._finish(job, "refused")
-        self._give_way(ledger.make_room())
-        for request, held in ledger.begin():
+        for request in core.admit():
             job = self._jobs[request.id]
             job.begun_s = now_s if job.begun_s is None else job.begun_s
-            scheduler.add(request.sequence, len(request.ids), held)
             if not self._active:
                 self._active, self._active_since_s = True, now_s
-        self._give_way(ledger.squeeze())
-        ledger.freed()
-        budget = self._replica.budget
-        held = 0 if budget is None else sum(len(request.ids) + 1 for request in ledger.live.values())
-        self._awaited = bool(ledger.waiting)
-        self._room = 1 << 62 if budget is None else budget - held - ledger.kept
-
-    def _give_way(self, requests: Iterator[EngineRequest]) -> None:
-        for request in requests:
-            self._preempted += 1
-            self._scheduler.remove(request.sequence)
-            self._changed = True
+        core.freed()  # the modelled stages hold nothing
 
     def _finish(self, job: Job, fate: Fate) -> None:
         job.fate = fate

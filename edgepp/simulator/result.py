@@ -49,7 +49,7 @@ class Outcome:
 
     @property
     def decode_tok_s(self) -> float:
-        """Token/s without the first."""
+        """Tokens per second without the first."""
         return (self.tokens - 1) / (self.last_s - self.first_s) if self.tokens > 1 else 0.0
 
 
@@ -89,7 +89,7 @@ class Recovery:
     begun_again: int
     """Requests that went on where they were."""
     lost_positions: int
-    """Positions whose keys and values were lost: what is computed anew, if anything is."""
+    """Positions whose keys and values were lost: what is computed again, if anything is."""
     stall_s: Spread
     """From the failure to the next token of each request that went on."""
 
@@ -117,12 +117,12 @@ class Report:
 
     @property
     def tok_s(self) -> float:
-        """Tokens of all answers together, a second."""
+        """Tokens of all answers together, per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def requests_s(self) -> float:
-        """Requests answered, a second."""
+        """Requests answered per second."""
         return self.answered / self.seconds if self.seconds else 0.0
 
     @property

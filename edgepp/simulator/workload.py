@@ -62,7 +62,7 @@ class AfterLoss:
     reload_s: float = 20.0
     """From then, or from the machine's return if that is later, until all stages are loaded."""
     recover: bool = False
-    """Whether requests go on where they were, prompt and tokens so far prefilled anew; else they end in an error."""
+    """Whether requests go on where they were, all their tokens prefilled again; else they end in an error."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.detect_s < math.inf and 0 <= self.reload_s < math.inf):
@@ -83,13 +83,13 @@ def poisson(
     shared: int = 0,
     seed: int = 0,
 ) -> tuple[Arrival, ...]:
-    """``requests`` independent ones, ``rate_s`` a second; lengths are drawn evenly from ranges that include both ends.
+    """``requests`` independent ones, ``rate_s`` per second; lengths are drawn evenly from ranges with both their ends.
 
     Raises:
         UsageError: rate or ranges make no sense.
     """
     if not 0 < rate_s < math.inf:
-        raise UsageError(f"requests come at a rate above 0 a second, not {rate_s}")
+        raise UsageError(f"requests come at a rate above 0 per second, not {rate_s}")
     for low, high in (prompt, answer):
         if not 1 <= low <= high:
             raise UsageError(f"{low} to {high} tokens is no range")

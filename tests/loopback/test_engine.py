@@ -172,7 +172,7 @@ def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: EngineLoop)
     random = np.random.default_rng(3)
     text = prompt(random, 60)
     expected = greedy_tokens(engine, text, 8)
-    kept = next(iter(engine._ledger._prefixes._kept))
+    kept = next(iter(engine._core._ledger._prefixes._kept))
     for worker in engine._ring._workers:  # type: ignore[attr-defined]
         worker.free(0, kept)
     longer = engine.submit([*text[:40], *prompt(random, 5)], GenerateOptions(max_tokens=4))
@@ -210,7 +210,7 @@ def test_a_request_that_waits_can_be_cancelled(engine: EngineLoop, monkeypatch: 
 def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
     """Also while somebody still refers to it, as errors do."""
     with local_engine(tiny, SPLITS[2], ["onnx"]) as engine:
-        held = [weakref.ref(engine._ends), *(weakref.ref(w.model) for w in engine._ring._workers)]  # type: ignore[attr-defined]
+        held = [weakref.ref(engine._runner._ends), *(weakref.ref(w.model) for w in engine._ring._workers)]  # type: ignore[attr-defined]
     assert [one() for one in held] == [None] * 3
 
 

@@ -173,7 +173,7 @@ def test_a_cancelled_request_gives_way_to_the_next(
         other = engine.submit([*reversed(PROMPT)], GenerateOptions(max_tokens=8))
         collect(other)
         assert engine.load.live == 0
-        kept = len(engine._ledger._prefixes)
+        kept = len(engine._core._ledger._prefixes)
         eventually("the stages hold what is kept", lambda: all(one.state().sequences == kept for one in watch))
     eventually("no sequence is left", lambda: all(one.state().sequences == 0 for one in watch))
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.ledger import HEADROOM, MOST_WAITING, Ledger
 from edgepp.engine.prefix import LEAST, MOST_KEPT, PrefixCache
-from edgepp.engine.request import GenerateOptions, SamplingOptions, Timing
-from edgepp.engine.sampling import Sampler
+from edgepp.engine.request import Request, RequestStatus
 from edgepp.errors import EdgeppError
+from tests.builders.core_requests import make_request
 
 TEXTS = [[n % 7 for n in range(100)], [n % 5 for n in range(80)], [n % 7 for n in range(60)] + [9] * 30]
-
-
-def asked(number: int, ids: Sequence[int], tokens: int = 10, owner: str = "ann") -> EngineRequest:
-    options = GenerateOptions(max_tokens=tokens)
-    sampler = Sampler(SamplingOptions())
-    return EngineRequest(number, owner, list(ids), len(ids), options, frozenset(), Timing(0.0), sampler)
 
 
 class Stages:
@@ -29,21 +20,41 @@ class Stages:
 
     def __init__(self, budget: int | None, spare: int = 300) -> None:
         self.sent: dict[int, int] = {}
-        self.ledger = Ledger(budget, spare, self.sent.__getitem__, shares=True)
+        self.ledger: Ledger[Request] = Ledger(budget, spare, shares=True)
 
-    def begin(self) -> list[EngineRequest]:
+    def begin(self) -> list[Request]:
         begun = []
-        for request, held in self.ledger.begin():
+        for request in self.ledger.admit():
+            held = request.sent
             if request.source:
                 assert self.sent[request.source] >= held
             elif held:
                 assert self.sent[request.sequence] >= held
             assert held < len(request.ids)
-            self.sent[request.sequence] = len(request.ids)
-            request.decoding, request.source = True, 0
+            self.compute(request)
+            request.status, request.source = RequestStatus.READY, 0
             begun.append(request)
         self.free()
         return begun
+
+    def compute(self, request: Request) -> None:
+        self.sent[request.sequence] = request.sent = len(request.ids)
+
+    def make_room(self) -> None:
+        while (request := self.ledger.over_share()) is not None:
+            check_who_gives_way(request, self.ledger)
+            self.ledger.preempt(request, end_turn=True)
+        self.free()
+
+    def reclaim(self) -> None:
+        while (request := self.ledger.over_budget()) is not None:
+            check_who_gives_way(request, self.ledger)
+            self.ledger.preempt(request)
+        self.free()
+
+    def finish(self, request: Request, held: int, steps_in_ring: int = 0) -> None:
+        request.sent, request.steps_in_ring = held, steps_in_ring
+        self.ledger.finish(request)
 
     def free(self) -> None:
         for sequence in self.ledger.freed():
@@ -70,24 +81,21 @@ def test_nothing_is_held_beyond_the_budget_and_everyone_ends(
 ) -> None:
     stages, ended = Stages(budget), []
     coming = [
-        asked(n + 1, TEXTS[which][:length], tokens, owner) for n, (which, length, tokens, owner) in enumerate(texts)
+        make_request(n + 1, TEXTS[which][:length], tokens, owner)
+        for n, (which, length, tokens, owner) in enumerate(texts)
     ]
     total = len(coming)
     for _ in range(3000):
         if coming and random.random() < 0.3:  # type: ignore[attr-defined]
-            stages.ledger.wait(coming.pop(0))
-        for request in stages.ledger.make_room():
-            check_who_gives_way(request, stages.ledger)
-        stages.free()
+            stages.ledger.add(coming.pop(0))
+        stages.make_room()
         stages.begin()
-        for request in stages.ledger.squeeze():
-            check_who_gives_way(request, stages.ledger)
-        stages.free()
+        stages.reclaim()
         assert stages.held <= budget
         for request in list(stages.ledger.live.values()):
-            stages.sent[request.sequence] = len(request.ids)
-            if request.tokens == request.options.max_tokens or random.random() < 0.02:  # type: ignore[attr-defined]
-                stages.ledger.leave(request, stages.sent[request.sequence], in_ring=0)
+            stages.compute(request)
+            if request.tokens == request.max_tokens or random.random() < 0.02:  # type: ignore[attr-defined]
+                stages.ledger.finish(request)
                 ended.append(request.id)
             else:
                 request.ids.append(3)
@@ -98,10 +106,10 @@ def test_nothing_is_held_beyond_the_budget_and_everyone_ends(
     assert stages.held == stages.ledger.kept
 
 
-def check_who_gives_way(request: EngineRequest, ledger: Ledger) -> None:
+def check_who_gives_way(request: Request, ledger: Ledger[Request]) -> None:
     """The newest of the owner who holds most, but for the one request that began first."""
     live = ledger.live.values()
-    first = min(live, key=lambda one: ledger._began[one.sequence])
+    first = min(live, key=lambda one: one.turn)
     held = {one.owner: sum(len(other.ids) for other in live if other.owner == one.owner) for one in live}
     assert request is not first
     others = [one for one in live if one is not first]
@@ -123,24 +131,20 @@ def test_whoever_asks_for_much_keeps_nobody_else_waiting_for_long(
         greedy = sum(request.owner == "greedy" for request in (*stages.ledger.live.values(), *stages.ledger.waiting))
         for _ in range(questions - greedy):
             number += 1
-            stages.ledger.wait(asked(number, [number % 97] * 20, tokens=180, owner="greedy"))
+            stages.ledger.add(make_request(number, [number % 97] * 20, max_tokens=180, owner="greedy"))
         for owner in asking:
             if step > 100 and owner not in {r.owner for r in (*stages.ledger.live.values(), *stages.ledger.waiting)}:
                 number += 1
                 asking[owner] += 1
                 waited[owner] = step
-                stages.ledger.wait(asked(number, [number % 97] * 10, tokens=min(tokens, 90), owner=owner))
-        for _ in stages.ledger.make_room():
-            pass
-        stages.free()
+                stages.ledger.add(make_request(number, [number % 97] * 10, max_tokens=min(tokens, 90), owner=owner))
+        stages.make_room()
         stages.begin()
-        for _ in stages.ledger.squeeze():
-            pass
-        stages.free()
+        stages.reclaim()
         for request in list(stages.ledger.live.values()):
-            stages.sent[request.sequence] = len(request.ids)
-            if request.tokens == request.options.max_tokens:
-                stages.ledger.leave(request, stages.sent[request.sequence], in_ring=0)
+            stages.compute(request)
+            if request.tokens == request.max_tokens:
+                stages.ledger.finish(request)
             else:
                 request.ids.append(3)
         stages.free()
@@ -152,8 +156,8 @@ def test_whoever_asks_for_much_keeps_nobody_else_waiting_for_long(
 def test_the_owner_who_has_least_under_way_goes_next() -> None:
     stages = Stages(budget=600)
     for n in range(1, 8):
-        stages.ledger.wait(asked(n, [n] * 100, owner="ann"))
-    stages.ledger.wait(asked(8, [8] * 100, owner="bob"))
+        stages.ledger.add(make_request(n, [n] * 100, owner="ann"))
+    stages.ledger.add(make_request(8, [8] * 100, owner="bob"))
     begun = [request.id for request in stages.begin()]
     assert begun[:2] == [1, 8]
     assert len(begun) < 8
@@ -161,17 +165,17 @@ def test_the_owner_who_has_least_under_way_goes_next() -> None:
 
 def test_a_turn_takes_its_conversation_over_and_a_branch_copies_it() -> None:
     stages = Stages(budget=2000)
-    first = asked(1, TEXTS[0])
-    stages.ledger.wait(first)
+    first = make_request(1, TEXTS[0])
+    stages.ledger.add(first)
     stages.begin()
-    stages.ledger.leave(first, held=100, in_ring=0)
-    branch = asked(2, [*TEXTS[0][:50], *[8] * 50])
-    stages.ledger.wait(branch)
+    stages.finish(first, held=100)
+    branch = make_request(2, [*TEXTS[0][:50], *[8] * 50])
+    stages.ledger.add(branch)
     assert stages.begin() == [branch]
     assert branch.sequence != first.sequence
     assert branch.timing.reused == 50
-    turn = asked(3, [*TEXTS[0], *[8] * 20])
-    stages.ledger.wait(turn)
+    turn = make_request(3, [*TEXTS[0], *[8] * 20])
+    stages.ledger.add(turn)
     assert stages.begin() == [turn]
     assert turn.sequence == first.sequence
     assert turn.timing.reused == 100
@@ -179,10 +183,10 @@ def test_a_turn_takes_its_conversation_over_and_a_branch_copies_it() -> None:
 
 def test_steps_in_the_ring_come_home_before_a_sequence_serves_another() -> None:
     stages = Stages(budget=2000)
-    first = asked(1, TEXTS[0])
-    stages.ledger.wait(first)
+    first = make_request(1, TEXTS[0])
+    stages.ledger.add(first)
     stages.begin()
-    stages.ledger.leave(first, held=100, in_ring=2)
+    stages.finish(first, held=100, steps_in_ring=2)
     stages.ledger.returned(first.sequence)
     assert stages.ledger.kept == 0
     stages.ledger.returned(first.sequence)
@@ -191,58 +195,57 @@ def test_steps_in_the_ring_come_home_before_a_sequence_serves_another() -> None:
 
 def test_a_copy_that_was_never_made_is_not_kept() -> None:
     stages = Stages(budget=2000)
-    first = asked(1, TEXTS[0])
-    stages.ledger.wait(first)
+    first = make_request(1, TEXTS[0])
+    stages.ledger.add(first)
     stages.begin()
-    stages.ledger.leave(first, held=100, in_ring=0)
-    branch = asked(2, [*TEXTS[0][:50], *[8] * 50])
-    stages.ledger.wait(branch)
-    assert list(stages.ledger.begin()) == [(branch, 50)]
+    stages.finish(first, held=100)
+    branch = make_request(2, [*TEXTS[0][:50], *[8] * 50])
+    stages.ledger.add(branch)
+    assert [(one, one.sent) for one in stages.ledger.admit()] == [(branch, 50)]
     assert branch.source == first.sequence
-    stages.ledger.leave(branch, held=50, in_ring=0)
+    stages.finish(branch, held=50)
     assert stages.ledger.freed() == [branch.sequence]
     assert stages.ledger.kept == 100
 
 
-def test_nobody_is_served_with_what_another_asked() -> None:
+def test_nobody_is_served_with_what_another_make_request() -> None:
     stages = Stages(budget=2000)
-    first = asked(1, TEXTS[0], owner="ann")
-    stages.ledger.wait(first)
+    first = make_request(1, TEXTS[0], owner="ann")
+    stages.ledger.add(first)
     stages.begin()
-    stages.ledger.leave(first, held=100, in_ring=0)
-    other = asked(2, TEXTS[0], owner="bob")
-    stages.ledger.wait(other)
+    stages.finish(first, held=100)
+    other = make_request(2, TEXTS[0], owner="bob")
+    stages.ledger.add(other)
     stages.begin()
     assert other.timing.reused == 0
 
 
 def test_what_does_not_fit_waits_for_headroom() -> None:
     stages = Stages(budget=100 + HEADROOM)
-    one, two = asked(1, [1] * 50, tokens=100), asked(2, [2] * 50, tokens=100)
-    stages.ledger.wait(one)
-    stages.ledger.wait(two)
+    one, two = make_request(1, [1] * 50, max_tokens=100), make_request(2, [2] * 50, max_tokens=100)
+    stages.ledger.add(one)
+    stages.ledger.add(two)
     assert stages.begin() == [one]
-    stages.ledger.leave(one, held=50, in_ring=0)
+    stages.finish(one, held=50)
     assert stages.begin() == [two]
 
 
 def test_the_queue_is_bounded() -> None:
-    ledger = Ledger(100, 100, {}.__getitem__, shares=True)
+    ledger = Ledger[Request](100, 100, shares=True)
     for n in range(MOST_WAITING):
-        ledger.wait(asked(n + 1, [1]))
+        ledger.add(make_request(n + 1, [1]))
     with pytest.raises(EdgeppError, match="are waiting already"):
-        ledger.wait(asked(MOST_WAITING + 1, [1]))
+        ledger.add(make_request(MOST_WAITING + 1, [1]))
 
 
 def test_without_a_budget_only_so_much_is_kept() -> None:
     stages = Stages(budget=None, spare=150)
     for n, text in enumerate(TEXTS[:2]):
-        request = asked(n + 1, text)
-        stages.ledger.wait(request)
+        request = make_request(n + 1, text)
+        stages.ledger.add(request)
         stages.begin()
-        stages.ledger.leave(request, held=len(text), in_ring=0)
-    list(stages.ledger.squeeze())
-    stages.free()
+        stages.finish(request, held=len(text))
+    stages.reclaim()
     assert stages.ledger.kept == 80
 
 
@@ -259,6 +262,6 @@ def test_the_least_recently_used_goes_first() -> None:
     cache = PrefixCache()
     for n in range(MOST_KEPT):
         assert cache.keep(n + 1, "ann", [n] * 20) == []
-    ids = asked(1, [0] * 20).known(20)
+    ids = make_request(1, [0] * 20).known(20)
     assert cache.find("ann", ids) is not None
     assert cache.keep(100, "ann", [100] * 20) == [2]

@@ -68,7 +68,7 @@ def test_the_length_of_chunks_changes_no_number(tiny: Path, length: int, monkeyp
     with local_engine(tiny, SPLIT, ["onnx"], exact=False) as engine:
         usual, _ = asked(engine, text)
         monkeypatch.setattr(ChunkSizer, "chunk", length)
-        monkeypatch.setattr(ChunkSizer, "beside", lambda *_: length)
+        monkeypatch.setattr(ChunkSizer, "interleaved", lambda *_: length)
         other = engine.submit(text, GenerateOptions(12, sampling=SamplingOptions(logprobs=3)), owner="another")
         collect(other)
         assert other.timing.reused == 0

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.engine.chunk_sizer import ChunkSizer
-from edgepp.engine.scheduler import LEAST_ROWS, Chunk, MicroBatch, Scheduler, Step
-from edgepp.errors import LocalProtocolError
+from edgepp.engine.request import Request
+from edgepp.engine.scheduler import LEAST_ROWS, MicroBatch, PrefillChunk, Scheduler, Step
+from tests.builders.core_requests import make_request
 from tests.builders.stages import stage_info
 
 
@@ -20,7 +21,7 @@ class Fixed:
     chunk: int
     between: int = 1 << 30
 
-    def beside(self, _pressure: float) -> int:
+    def interleaved(self, _pressure: float) -> int:
         return self.between
 
 
@@ -34,44 +35,60 @@ class Ring:
         self.steps: deque[Step] = deque()
         self.sent: dict[int, list[tuple[int, int, bool]]] = {}
         self.tokens: dict[int, int] = {}
+        self.requests: dict[int, Request] = {}
 
-    def add(self, request: int, prompt: int, held: int = 0) -> None:
-        self.scheduler.add(request, prompt, held)
-        self.sent[request], self.tokens[request] = [], 0
+    def add(self, sequence: int, prompt: int, held: int = 0) -> None:
+        self.scheduler.add(holding(self.requests, sequence, prompt, held))
+        self.sent[sequence], self.tokens[sequence] = [], 0
 
     def send(self) -> bool:
         step = self.scheduler.next_step()
         if step is None:
             return False
         self.steps.append(step)
-        for request, start, stop, last in _parts(step):
-            self.sent[request].append((start, stop, last))
+        for sequence, start, stop, last in _parts(step):
+            self.sent[sequence].append((start, stop, last))
         return True
 
     def give_back(self) -> None:
         step = self.steps.popleft()
-        for request, _, stop, _ in _parts(step):
+        for sequence, _, stop, _ in _parts(step):
+            request = self.requests[sequence]
             if self.scheduler.returned(request):
                 guessed = self.right if isinstance(step, MicroBatch) and step.guesses else 0
-                tokens = min(1 + guessed, self.wanted - self.tokens[request])
-                self.tokens[request] += tokens
-                self.scheduler.sampled(request, tokens)
-                assert self.scheduler.sent(request) == stop + tokens - 1
-                if self.tokens[request] == self.wanted:
-                    assert self.scheduler.remove(request) == 0
+                tokens = min(1 + guessed, self.wanted - self.tokens[sequence])
+                self.tokens[sequence] += tokens
+                sample(self.scheduler, request, tokens)
+                assert request.sent == stop + tokens - 1
+                if self.tokens[sequence] == self.wanted:
+                    assert request.steps_in_ring == 0
+                    self.scheduler.remove(request)
+                    del self.requests[sequence]
 
     def run(self) -> None:
-        while len(self.scheduler):
+        while self.requests:
             if not self.send():
                 assert self.steps, "the scheduler has live requests but nothing to send and nothing to wait for"
                 self.give_back()
 
 
+def holding(requests: dict[int, Request], sequence: int, prompt: int, held: int = 0) -> Request:
+    """A request with a sequence of which the stages hold the first ``held`` positions."""
+    requests[sequence] = make_request(sequence, [0] * prompt, sequence=sequence)
+    requests[sequence].sent = held
+    return requests[sequence]
+
+
+def sample(scheduler: Scheduler, request: Request, tokens: int = 1) -> None:
+    request.ids += [0] * tokens
+    scheduler.sampled(request)
+
+
 def _parts(step: Step) -> list[tuple[int, int, int, bool]]:
-    """(request, start, stop, last) of everything that a step carries."""
-    if isinstance(step, Chunk):
-        return [(step.request, step.start, step.stop, step.last)]
-    return [(request, at, at + 1, True) for request, at in zip(step.requests, step.positions, strict=True)]
+    """(sequence, start, stop, last) of everything that a step carries."""
+    if isinstance(step, PrefillChunk):
+        return [(step.sequence, step.start, step.stop, step.last)]
+    return [(sequence, at, at + 1, True) for sequence, at in zip(step.sequences, step.positions, strict=True)]
 
 
 @given(
@@ -107,19 +124,40 @@ def test_every_request_is_sent_whole_in_order_and_ends(
         assert all(stop - start == 1 for start, stop, _ in steps[len(prefill) :])
 
 
-def _decoding(requests: int, stages: int) -> Scheduler:
+class Driven:
+    """A scheduler by the numbers of its sequences."""
+
+    def __init__(self, stages: int, lengths: Fixed) -> None:
+        self.scheduler = Scheduler(stages, lengths)
+        self.requests: dict[int, Request] = {}
+        self.next_step = self.scheduler.next_step
+
+    def add(self, sequence: int, prompt: int) -> None:
+        self.scheduler.add(holding(self.requests, sequence, prompt))
+
+    def returned(self, sequence: int) -> bool:
+        return self.scheduler.returned(self.requests[sequence])
+
+    def sampled(self, sequence: int, tokens: int = 1) -> None:
+        sample(self.scheduler, self.requests[sequence], tokens)
+
+    def remove(self, sequence: int) -> None:
+        self.scheduler.remove(self.requests[sequence])
+
+
+def _decoding(requests: int, stages: int) -> Driven:
     """A scheduler whose requests all have their first token and wait to send it."""
-    scheduler = Scheduler(stages, Fixed(8))
-    for request in range(requests):
-        scheduler.add(request, 8)
+    scheduler = Driven(stages, Fixed(8))
+    for sequence in range(requests):
+        scheduler.add(sequence, 8)
     came: list[int] = []
     while len(came) < requests:
         step = scheduler.next_step()
-        assert isinstance(step, Chunk)
-        assert scheduler.returned(step.request)
-        came.append(step.request)
-    for request in came:
-        scheduler.sampled(request)
+        assert isinstance(step, PrefillChunk)
+        assert scheduler.returned(step.sequence)
+        came.append(step.sequence)
+    for sequence in came:
+        scheduler.sampled(sequence)
     return scheduler
 
 
@@ -127,7 +165,7 @@ def _decoding(requests: int, stages: int) -> Scheduler:
 def test_ready_requests_travel_as_one_micro_batch_a_stage(requests: int, stages: int, sizes: list[int]) -> None:
     scheduler = _decoding(requests, stages=max(stages, 1))
     batches = [scheduler.next_step() for _ in sizes]
-    assert [len(batch.requests) for batch in batches if isinstance(batch, MicroBatch)] == sizes
+    assert [len(batch.sequences) for batch in batches if isinstance(batch, MicroBatch)] == sizes
     assert scheduler.next_step() is None
 
 
@@ -136,50 +174,50 @@ def test_latecomers_wait_for_a_batch_rather_than_splitting_them_up() -> None:
     first, second = scheduler.next_step(), scheduler.next_step()
     assert isinstance(first, MicroBatch)
     assert isinstance(second, MicroBatch)
-    for request in first.requests:
+    for request in first.sequences:
         assert scheduler.returned(request)
         scheduler.sampled(request)
     third = scheduler.next_step()
     assert isinstance(third, MicroBatch)
-    assert set(third.requests) == set(first.requests)
-    scheduler.remove(second.requests[0])
+    assert set(third.sequences) == set(first.sequences)
+    scheduler.remove(second.sequences[0])
     assert scheduler.next_step() is None
-    scheduler.remove(second.requests[1])
+    scheduler.remove(second.sequences[1])
     assert scheduler.next_step() is None
 
 
 def test_chunks_follow_each_other_without_waiting_up_to_the_window() -> None:
-    scheduler = Scheduler(2, Fixed(10))
+    scheduler = Driven(2, Fixed(10))
     scheduler.add(1, 100)
     sent = [scheduler.next_step() for _ in range(5)]
-    assert [step.stop for step in sent if isinstance(step, Chunk)] == [10, 20, 30, 40]
+    assert [step.stop for step in sent if isinstance(step, PrefillChunk)] == [10, 20, 30, 40]
     assert sent[-1] is None
     scheduler.returned(1)
-    assert scheduler.next_step() == Chunk(1, 40, 50, last=False)
+    assert scheduler.next_step() == PrefillChunk(1, 40, 50, last=False)
 
 
 def test_a_decode_step_goes_before_a_prompt_and_one_small_chunk_behind_it() -> None:
-    scheduler = Scheduler(2, Fixed(40, 4))
+    scheduler = Driven(2, Fixed(40, 4))
     scheduler.add(1, 4)
     scheduler.next_step()
     scheduler.add(2, 100)
     assert scheduler.returned(1)
     scheduler.sampled(1)
     assert scheduler.next_step() == MicroBatch((1,), (4,), guesses=True)
-    assert scheduler.next_step() == Chunk(2, 0, 4, last=False)
+    assert scheduler.next_step() == PrefillChunk(2, 0, 4, last=False)
     assert scheduler.next_step() is None
     assert scheduler.returned(1)
     scheduler.sampled(1)
     assert scheduler.next_step() == MicroBatch((1,), (5,), guesses=True)
-    assert scheduler.next_step() == Chunk(2, 4, 8, last=False)
+    assert scheduler.next_step() == PrefillChunk(2, 4, 8, last=False)
 
 
 def test_prompts_take_turns() -> None:
-    scheduler = Scheduler(3, Fixed(4))
+    scheduler = Driven(3, Fixed(4))
     scheduler.add(1, 100)
     scheduler.add(2, 100)
     sent = [scheduler.next_step() for _ in range(4)]
-    assert [step.request for step in sent if isinstance(step, Chunk)] == [1, 2, 1, 2]
+    assert [step.sequence for step in sent if isinstance(step, PrefillChunk)] == [1, 2, 1, 2]
 
 
 def test_a_prompt_gets_in_though_some_micro_batch_is_always_ready() -> None:
@@ -193,7 +231,7 @@ def test_a_prompt_gets_in_though_some_micro_batch_is_always_ready() -> None:
         for request, *_ in _parts(step):
             if scheduler.returned(request):
                 scheduler.sampled(request)
-    assert [isinstance(step, Chunk) for step in sent] == [False, True, *[False] * 6]
+    assert [isinstance(step, PrefillChunk) for step in sent] == [False, True, *[False] * 6]
 
 
 @pytest.mark.parametrize(("stages", "goes"), [(2, False), (3, True)])
@@ -202,34 +240,26 @@ def test_only_two_idle_stages_take_a_chunk_without_a_micro_batch_before_it(stage
     scheduler.add(100, 8)
     scheduler.add(101, 8)
     assert isinstance(scheduler.next_step(), MicroBatch)
-    assert scheduler.next_step() == Chunk(100, 0, 8, last=True)
+    assert scheduler.next_step() == PrefillChunk(100, 0, 8, last=True)
     assert scheduler.next_step() is None
     scheduler.returned(100)
-    assert isinstance(scheduler.next_step(), Chunk) is goes
+    assert isinstance(scheduler.next_step(), PrefillChunk) is goes
 
 
 def test_the_more_prompts_wait_the_longer_a_chunk_beside_decode_steps_may_take() -> None:
     sizer = ChunkSizer([stage_info(prefill_s=1 / 32, decode_s=0.5)])
-    lengths = [sizer.beside(pressure) for pressure in (0.1, 1, 2, 3, 16)]
+    lengths = [sizer.interleaved(pressure) for pressure in (0.1, 1, 2, 3, 16)]
     assert lengths == [9, 9, 33, 57, 57]
     assert sizer.chunk == 64
 
 
 def test_removing_a_request_frees_its_place_in_the_window() -> None:
-    scheduler = Scheduler(1, Fixed(4))
+    scheduler = Driven(1, Fixed(4))
     scheduler.add(1, 100)
     scheduler.add(2, 4)
     assert scheduler.next_step()
     scheduler.remove(1)
-    assert scheduler.next_step() == Chunk(2, 0, 4, last=True)
-
-
-def test_what_cannot_happen_is_refused() -> None:
-    scheduler = Scheduler(1, Fixed(4))
-    scheduler.add(1, 8)
-    scheduler.next_step()
-    with pytest.raises(LocalProtocolError, match="SAMPLED cannot happen to a request in PREFILL"):
-        scheduler.sampled(1)
+    assert scheduler.next_step() == PrefillChunk(2, 0, 4, last=True)
 
 
 def test_guesses_that_were_right_move_a_request_on() -> None:

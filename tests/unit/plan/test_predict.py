@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.engine.chunk_sizer import ChunkSizer
-from edgepp.engine.scheduler import Chunk, MicroBatch, Scheduler
+from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.catalogue.cards import find
@@ -19,6 +19,7 @@ from edgepp.placement.types import LinkSpeed, ModelSize
 from edgepp.plan.costs import Costs
 from edgepp.plan.machines import MEASURED, Efficiency, Machine, Model, Stage, Workload
 from edgepp.plan.predict import Decode, predict
+from tests.builders.core_requests import make_request
 from tests.builders.stages import stage_info
 
 near = pytest.approx
@@ -213,17 +214,19 @@ def test_a_slow_link_holds_many_requests_up() -> None:
 def test_micro_batches_are_those_of_the_scheduler(stages: int, requests: int) -> None:
     one = stage_info(chunk=1)
     scheduler = Scheduler(stages, ChunkSizer([one]))
-    for request in range(requests):
-        scheduler.add(request, prompt=1)
+    asked = {sequence: make_request(sequence, [0], sequence=sequence) for sequence in range(1, requests + 1)}
+    for request in asked.values():
+        scheduler.add(request)
     for _ in range(requests):  # everyone's prompt first, so that all are ready at once
         chunk = scheduler.next_step()
-        assert isinstance(chunk, Chunk)
-        scheduler.returned(chunk.request)
-    for request in range(requests):
+        assert isinstance(chunk, PrefillChunk)
+        scheduler.returned(asked[chunk.sequence])
+    for request in asked.values():
+        request.ids.append(0)
         scheduler.sampled(request)
     sizes = []
     while isinstance(step := scheduler.next_step(), MicroBatch):
-        sizes.append(len(step.requests))
+        sizes.append(len(step.sequences))
     found = predict(MODEL, even([machine(f"m{n}") for n in range(stages)]), {}, Workload(requests=(requests,))).one
     assert max(sizes) == -(-requests // found.micro_batches) or max(sizes) == 128
     assert len(sizes) == min(found.micro_batches, stages)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgepp.engine import loop as loop_module
+from edgepp.engine import core
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop, EngineParts
 from edgepp.engine.request import GenerateOptions
@@ -21,7 +21,6 @@ from edgepp.engine.scheduler import MicroBatch, Scheduler, Step
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
-from edgepp.simulator import pipeline as sim_pipeline
 from edgepp.simulator.job import Job
 from edgepp.simulator.simulate import Arrival, CoordinatorCost, LinkCost, Replica, StageCost, simulate
 from edgepp.wire.mailbox import Mailbox
@@ -179,8 +178,7 @@ def test_the_simulation_sends_the_steps_of_the_engine(
     links = (LinkCost(HOP_S),) * (stages + 1)
     replica = Replica(costs, links, CoordinatorCost(((1, 0.0),)), 4, chunk=32, context=4096, budget=budget)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop_module, "Scheduler", Recording)
-        patch.setattr(sim_pipeline, "Scheduler", Recording)
+        patch.setattr(core, "Scheduler", Recording)
         report = simulate([replica], arrivals)
         simulated = list(Recording.latest)
         steps, reused, preempted = by_engine(replica, arrivals)

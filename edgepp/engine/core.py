@@ -1,0 +1,280 @@
+"""The life of all requests, from the queue to the end: every status and every transition is here. Pure.
+
+No socket, tensor, thread or clock: who feeds the core says what happened, and does what the core answers. The engine
+thread feeds it with a real ring (``engine.loop``), the simulator with a modelled one.
+
+    core.add(request)                      a request has come: it waits
+    for request in core.admit(): ...       requests begin, and others give way to them or to the budget
+    for sequence in core.freed(): ...      the stages are to forget these
+    step = core.next_step()                to be sent into the ring
+    due = core.returned(...)               a step came round: tokens of these requests are to be sampled
+    core.sampled(request)                  its ``ids`` have grown
+    core.finish(request)                   it has ended: by its last token, an error, or ``core.cancel``
+
+The parts hold no status: ``Ledger`` counts KV positions and keeps prefixes, ``Scheduler`` orders steps, ``ChunkSizer``
+cuts prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Generic
+
+from edgepp.engine.chunk_sizer import ChunkSizer, StageSpeed
+from edgepp.engine.ledger import Ledger
+from edgepp.engine.request import AnyRequest, Request, RequestStatus, Reuse
+from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler, Step
+from edgepp.errors import LocalProtocolError
+
+
+class RequestEvent(Enum):
+    """What happens to a request."""
+
+    ADDED = auto()
+    ADMITTED = auto()
+    CHUNK_SENT = auto()
+    LAST_CHUNK_SENT = auto()
+    TOKEN_SENT = auto()
+    SAMPLED = auto()
+    PREEMPTED = auto()
+    FINISHED = auto()
+
+
+_TRANSITIONS: dict[tuple[RequestStatus, RequestEvent], RequestStatus] = {
+    (RequestStatus.WAITING, RequestEvent.ADDED): RequestStatus.WAITING,
+    (RequestStatus.WAITING, RequestEvent.ADMITTED): RequestStatus.PREFILL,
+    (RequestStatus.WAITING, RequestEvent.FINISHED): RequestStatus.FINISHED,
+    (RequestStatus.PREFILL, RequestEvent.CHUNK_SENT): RequestStatus.PREFILL,
+    (RequestStatus.PREFILL, RequestEvent.LAST_CHUNK_SENT): RequestStatus.PREFILL_IN_FLIGHT,
+    (RequestStatus.PREFILL, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
+    (RequestStatus.PREFILL, RequestEvent.FINISHED): RequestStatus.FINISHED,
+    (RequestStatus.PREFILL_IN_FLIGHT, RequestEvent.SAMPLED): RequestStatus.READY,
+    (RequestStatus.PREFILL_IN_FLIGHT, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
+    (RequestStatus.PREFILL_IN_FLIGHT, RequestEvent.FINISHED): RequestStatus.FINISHED,
+    (RequestStatus.READY, RequestEvent.TOKEN_SENT): RequestStatus.DECODE_IN_FLIGHT,
+    (RequestStatus.READY, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
+    (RequestStatus.READY, RequestEvent.FINISHED): RequestStatus.FINISHED,
+    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.SAMPLED): RequestStatus.READY,
+    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
+    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.FINISHED): RequestStatus.FINISHED,
+    (
+        RequestStatus.PREEMPTED,
+        RequestEvent.ADDED,
+    ): RequestStatus.PREEMPTED,  # to another core, whose stages replace lost ones
+    (RequestStatus.PREEMPTED, RequestEvent.ADMITTED): RequestStatus.PREFILL,
+    (RequestStatus.PREEMPTED, RequestEvent.FINISHED): RequestStatus.FINISHED,
+}
+
+
+def _move(request: Request, event: RequestEvent) -> None:
+    try:
+        request.status = _TRANSITIONS[request.status, event]
+    except KeyError:
+        what = f"{event.name} cannot happen to request {request.id}, which is {request.status.name}"
+        raise LocalProtocolError(what) from None
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """How much is asked of an engine."""
+
+    live: int
+    waiting: int
+    kept: int
+    """KV positions kept for prompts to come."""
+    reuse: Reuse
+    preempted: int
+    """Times that a request lost its KV positions to others and began again."""
+
+
+class EngineCore(Generic[AnyRequest]):
+    """All requests of one pipeline."""
+
+    def __init__(self, stages: Sequence[StageSpeed], budget: int | None) -> None:
+        """Begin with ``stages`` that hold nothing; all sequences together may take ``budget`` positions.
+
+        Without a budget, as many positions as one sequence may take are kept for prompts to come.
+        """
+        self._sizer = ChunkSizer(stages)
+        self._scheduler = Scheduler(len(stages), self._sizer)
+        spare = min(stage.context for stage in stages)
+        self._ledger: Ledger[AnyRequest] = Ledger(budget, spare, shares=all(stage.rewinds for stage in stages))
+        self._bounded = budget is not None
+        self._preempted = 0
+        self._changed = True
+        """Whether something has happened since the last look by which another request may begin."""
+        self._growth = 0
+        """Positions by which live requests may grow before the next look."""
+
+    @property
+    def live(self) -> Mapping[int, AnyRequest]:
+        """Admitted requests, by sequence."""
+        return self._ledger.live
+
+    @property
+    def waiting(self) -> tuple[AnyRequest, ...]:
+        """Requests that wait to be admitted, new ones and preempted ones, in order of arrival."""
+        return tuple(self._ledger.waiting)
+
+    @property
+    def load(self) -> EngineLoad:
+        """How much is asked now. Safe from any thread."""
+        ledger = self._ledger
+        return EngineLoad(len(ledger.live), len(ledger.waiting), ledger.kept, ledger.reuse, self._preempted)
+
+    def add(self, request: AnyRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            EdgeppError: too many are waiting; the request is as it was.
+        """
+        _move(request, RequestEvent.ADDED)
+        self._ledger.add(request)
+        self._changed = True
+
+    def admit(self) -> list[AnyRequest]:
+        """Let requests begin as far as the budget goes, and others give way; the requests that begin.
+
+        To be called before every step. It looks only where something has changed that decides.
+        """
+        if not self._changed and self._growth >= 0:
+            return []
+        self._changed = False
+        ledger, admitted = self._ledger, []
+        while (request := ledger.over_share()) is not None:
+            self._give_way(request, end_turn=True)
+        for request in ledger.admit():
+            _move(request, RequestEvent.ADMITTED)
+            self._scheduler.add(request)
+            self._look_if_any_wait()
+            admitted.append(request)
+        while (request := ledger.over_budget()) is not None:
+            self._give_way(request)
+        self._growth = ledger.room if self._bounded else 0
+        return admitted
+
+    def freed(self) -> list[int]:
+        """Sequences that the stages are to forget, each named once."""
+        return self._ledger.freed()
+
+    def next_step(self) -> Step | None:
+        """The step to send now, which counts as sent; None when everything waits for the ring."""
+        step, live = self._scheduler.next_step(), self._ledger.live
+        match step:
+            case PrefillChunk():
+                event = RequestEvent.LAST_CHUNK_SENT if step.last else RequestEvent.CHUNK_SENT
+                _move(live[step.sequence], event)
+                self._look_if_any_wait()
+            case MicroBatch():
+                for sequence in step.sequences:
+                    _move(live[sequence], RequestEvent.TOKEN_SENT)
+        return step
+
+    def speculate(self, request: AnyRequest, guesses: tuple[int, ...]) -> None:
+        """Note that the step just named carries ``guesses`` behind the request's newest token."""
+        request.guesses = guesses
+        self._grow(len(guesses))
+
+    def returned(
+        self, sequences: Sequence[int], positions: int, compute_s: Sequence[float]
+    ) -> list[tuple[AnyRequest, slice]]:
+        """Note that a step came round; the requests whose next token it brings, each with its rows of the result.
+
+        The step computed so many ``positions`` of each sequence, and each stage took its part of ``compute_s``.
+        """
+        self._learn(sequences[0], positions, compute_s)
+        self._look_if_any_wait()
+        due, row = [], 0
+        for sequence in sequences:
+            request = self._ledger.live.get(sequence)
+            if request is None:
+                self._ledger.returned(sequence)
+                row += 1
+                continue
+            request.source = 0
+            stop = row + 1 + len(request.guesses)
+            if self._scheduler.returned(request):
+                due.append((request, slice(row, stop)))
+            row = stop
+        return due
+
+    def sampled(self, request: AnyRequest) -> None:
+        """Note that tokens of a request that was due are known, and in its ``ids``: its next, and right guesses."""
+        _move(request, RequestEvent.SAMPLED)
+        self._grow(len(request.ids) - request.sent - len(request.guesses))
+        request.guesses = ()
+        self._scheduler.sampled(request)
+
+    def preempt(self, request: AnyRequest) -> None:
+        """Take a live request's sequence from it; it waits before those that came later, to be prefilled again."""
+        self._preempt(request, end_turn=False)
+
+    def finish(self, request: AnyRequest, *, keep: bool = True) -> None:
+        """End a request wherever it stands, also one that was never added.
+
+        What the stages hold of it is kept for prompts to come, unless ``keep`` is false because it may be wrong.
+        """
+        _move(request, RequestEvent.FINISHED)
+        self._changed = True
+        if not request.sequence:
+            self._ledger.withdraw(request)
+            return
+        self._scheduler.remove(request)
+        if keep:
+            self._ledger.finish(request)
+        else:
+            self._ledger.forget(request.sequence)
+            request.sequence = 0
+
+    def cancel(self, request: AnyRequest) -> bool:
+        """End a request early; False where it has ended already."""
+        if request.status is RequestStatus.FINISHED:
+            return False
+        self.finish(request)
+        return True
+
+    def failed(self, sequence: int) -> AnyRequest | None:
+        """Note that the stages have dropped a sequence; the request that is to end by it, if one is.
+
+        What began as a copy, or while kept sequences took memory, is preempted and begins once more on its own.
+        """
+        request = self._ledger.live.get(sequence)
+        if request is None:
+            self._ledger.forget(sequence)
+            self._changed = True
+        elif not request.alone and (self._ledger.clear() or request.source):
+            request.alone = True
+            self.preempt(request)
+        else:
+            return request
+        return None
+
+    def _give_way(self, request: AnyRequest, *, end_turn: bool = False) -> None:
+        self._preempted += 1
+        self._preempt(request, end_turn=end_turn)
+
+    def _preempt(self, request: AnyRequest, *, end_turn: bool) -> None:
+        _move(request, RequestEvent.PREEMPTED)
+        self._changed = True
+        self._scheduler.remove(request)
+        self._ledger.preempt(request, end_turn=end_turn)
+
+    def _learn(self, sequence: int, positions: int, compute_s: Sequence[float]) -> None:
+        """Let the lengths of chunks follow what steps take."""
+        request = self._ledger.live.get(sequence)
+        if request is None:
+            return
+        if not request.status.decodes:
+            self._sizer.prefilled(positions, compute_s)
+        elif positions == 1:  # guesses make a step longer
+            self._sizer.decoded(compute_s)
+
+    def _look_if_any_wait(self) -> None:
+        """Note what changes shares and prefixes: it decides only where requests wait for them."""
+        self._changed = self._changed or bool(self._ledger.waiting)
+
+    def _grow(self, positions: int) -> None:
+        if self._bounded:
+            self._growth -= positions
