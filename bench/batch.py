@@ -65,7 +65,7 @@ class BatchDecoder:
             tokens = self._ends.logits(hidden).argmax(-1).tolist()
         spent_s = time.perf_counter() - start_s
         return {
-            "aggregate_tok_s": batch * self._steps / spent_s,
+            "aggregate_tokens_per_s": batch * self._steps / spent_s,
             "stage_ms": in_stage_s / self._steps * 1e3,
             "ends_ms": (spent_s - in_stage_s) / self._steps * 1e3,
         }
@@ -81,12 +81,13 @@ def measured(options: argparse.Namespace) -> Result:
 def lines(result: Result) -> Iterator[str]:
     """The result for people."""
     rows = result["rows"]
-    first = rows[0]["aggregate_tok_s"]
+    first = rows[0]["aggregate_tokens_per_s"]
     yield from table(
         ("batch", "aggregate tok/s", "times the first", "stage ms", "ends ms"),
         [
             (
-                str(row["batch"]), cell(row, "aggregate_tok_s", ".4g"), f"{row['aggregate_tok_s'] / first:.2f}",
+                str(row["batch"]), cell(row, "aggregate_tokens_per_s", ".4g"),
+                f"{row['aggregate_tokens_per_s'] / first:.2f}",
                 f"{row['stage_ms']:.2f}", f"{row['ends_ms']:.2f}",
             )
             for row in rows

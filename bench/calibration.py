@@ -248,8 +248,8 @@ def _link(rig: Rig, link: SlowLink, hidden: int) -> LinkSpeed:
         stack.enter_context(slowed(link, [((FAR, port), (HERE, port))]))
         far = _echoes(FAR, port, hidden)
     row = hidden * _FLOAT32
-    bytes_s = 2 * (_PAYLOAD - row) / max(far[1] - far[0] - (near[1] - near[0]), 1e-6)
-    return LinkSpeed(max(0.0, (far[0] - near[0]) / 2 - row / bytes_s), bytes_s)
+    bytes_per_s = 2 * (_PAYLOAD - row) / max(far[1] - far[0] - (near[1] - near[0]), 1e-6)
+    return LinkSpeed(max(0.0, (far[0] - near[0]) / 2 - row / bytes_per_s), bytes_per_s)
 
 
 def _echoes(host: str, port: int, hidden: int) -> tuple[float, float]:

@@ -76,7 +76,7 @@ def summary(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
     return {
         **one_way(trips, nbytes),
         "ratio": nbytes / trips[0].sent_bytes,
-        "pays_below_mbit_s": max(0.0, (nbytes - trips[0].sent_bytes) * 8e-6 / codec_s),
+        "pays_below_mbit_per_s": max(0.0, (nbytes - trips[0].sent_bytes) * 8e-6 / codec_s),
     }
 
 
@@ -110,7 +110,7 @@ def lines(result: Result) -> Iterator[str]:
     for name in codec.NAMES[1:]:
         limits = (row for row in result["rows"] if row["codec"] == name)
         yield f"{name} pays on links below (Mbit/s): " + ", ".join(
-            f"{row['rows']} {row['data']} {row['pays_below_mbit_s']:.0f}" for row in limits
+            f"{row['rows']} {row['data']} {row['pays_below_mbit_per_s']:.0f}" for row in limits
         )
     hop_us = result["hop_us"]
     yield f"one way, 1 x {WIDTH} float16, none: median {hop_us['median']:.0f} µs, p95 {hop_us['p95']:.0f} µs"
@@ -125,7 +125,7 @@ def lines(result: Result) -> Iterator[str]:
 def _cell(row: Result) -> str:
     return (
         f"{row['transmission_ms']:.3f} + {row['codec_ms']:.3f} = {row['total_ms']:.3f}"
-        f" ({row['mb_s']:.0f}; {row['ratio']:.2f})"
+        f" ({row['mb_per_s']:.0f}; {row['ratio']:.2f})"
     )
 
 

@@ -48,7 +48,7 @@ def measured(options: argparse.Namespace) -> Result:
         found: dict[str, Any] = {
             side.name: {
                 **medians(results[side.name], RATES),
-                "step_ms": middle_decode(results[side.name], lambda one: float(one["decode_tok_s"]))["step_ms"],
+                "step_ms": middle_decode(results[side.name], lambda one: float(one["decode_tokens_per_s"]))["step_ms"],
                 "resident_bytes": side.resident_bytes,
                 **about[side.name],
             }

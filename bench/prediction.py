@@ -243,7 +243,7 @@ def about(machine: CalibratedMachine) -> dict[str, Any]:
         "hop_ms": {"awake": machine.hop_s(awake=True) * 1e3, "asleep": machine.hop_s(awake=False) * 1e3},
         "crowded": machine.crowded,
         "links": {
-            name: {"latency_ms": speed.latency_s * 1e3, "mbit_s": speed.bytes_per_s * 8e-6}
+            name: {"latency_ms": speed.latency_s * 1e3, "mbit_per_s": speed.bytes_per_s * 8e-6}
             for name, speed in machine.samples[-1].links.items()
         },
     }

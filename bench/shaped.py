@@ -96,9 +96,9 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
             say(f"no real hidden states: {error}")
     found = []
     with link_to(options.far, options.delay_ms) as link:
-        for mbit_s in options.rates:
-            say(f"{mbit_s:g} Mbit/s")
-            shape(options.far, mbit_s)
+        for mbit_per_s in options.rates:
+            say(f"{mbit_per_s:g} Mbit/s")
+            shape(options.far, mbit_per_s)
             cases = {
                 (kind, rows, name): partial(_trips, link, states[:rows], name)
                 for kind, states in data.items()
@@ -107,7 +107,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
             }
             for case, rounds in interleave(cases, options.rounds).items():
                 kind, rows, _ = case
-                found.append(row(mbit_s, case, data[kind][:rows], [trip for trips in rounds for trip in trips]))
+                found.append(row(mbit_per_s, case, data[kind][:rows], [trip for trips in rounds for trip in trips]))
     return found
 
 
@@ -115,18 +115,18 @@ def _trips(link: RoundTrips, states: Array, name: Codec, _turn: int) -> list[One
     return [link.trip(states, name) for _ in range(max(1, _SHORT_ROWS // len(states)))]
 
 
-def row(mbit_s: float, case: Case, states: Array, trips: Sequence[OneWayTrip]) -> dict[str, Any]:
+def row(mbit_per_s: float, case: Case, states: Array, trips: Sequence[OneWayTrip]) -> dict[str, Any]:
     """One cell of the tables: one way of ``states``, and what ``auto`` would have sent them with."""
     kind, rows, name = case
     found = one_way(trips, states.nbytes)
     return {
-        "mbit_s": mbit_s,
+        "mbit_per_s": mbit_per_s,
         "data": kind,
         "rows": rows,
         "codec": name,
         **found,
-        "reached_mbit_s": trips[0].sent_bytes * 8e-3 / found["transmission_ms"],
-        "auto": CodecChoice("auto", mbit_s * 125e3).encode(states)[0],
+        "reached_mbit_per_s": trips[0].sent_bytes * 8e-3 / found["transmission_ms"],
+        "auto": CodecChoice("auto", mbit_per_s * 125e3).encode(states)[0],
     }
 
 
@@ -138,14 +138,14 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"One way in ms: transmission + codec = total (MB/s); **bold** is fastest; {result['rounds']} rounds, median."
     yield f"Origin: {TOGETHER}, there and back over about {SENDING_MBIT_S:g} Mbit/s, zlib in zstd's place."
     yield taken_on(result)
-    for mbit_s in dict.fromkeys(row["mbit_s"] for row in result["rows"]):
+    for mbit_per_s in dict.fromkeys(row["mbit_per_s"] for row in result["rows"]):
         for kind in dict.fromkeys(row["data"] for row in result["rows"]):
-            cells = [row for row in result["rows"] if (row["mbit_s"], row["data"]) == (mbit_s, kind)]
-            reached = max(row["reached_mbit_s"] for row in cells if row["codec"] == "none")
+            cells = [row for row in result["rows"] if (row["mbit_per_s"], row["data"]) == (mbit_per_s, kind)]
+            reached = max(row["reached_mbit_per_s"] for row in cells if row["codec"] == "none")
             yield ""
-            yield f"### {mbit_s:g} Mbit/s, {kind} ({reached:.4g} reached)"
+            yield f"### {mbit_per_s:g} Mbit/s, {kind} ({reached:.4g} reached)"
             yield ""
-            yield from _rate_table(cells, beside=mbit_s == SENDING_MBIT_S and kind == "noise")
+            yield from _rate_table(cells, beside=mbit_per_s == SENDING_MBIT_S and kind == "noise")
 
 
 def _rate_table(cells: Sequence[Mapping[str, Any]], *, beside: bool) -> Iterator[str]:
@@ -156,7 +156,9 @@ def _rate_table(cells: Sequence[Mapping[str, Any]], *, beside: bool) -> Iterator
         best = min(mine, key=lambda cell: float(cell["total_ms"]))
         ours = [_cell(cell, bold=cell is best) for cell in mine]
         theirs = [SENDING[rows].get(name) for name in ("none", "lz4", "zlib") if beside]
-        said = [f"{t.transmission_ms:g} + {t.codec_ms:g} = {t.total_ms:g} ({t.mb_s:g})" if t else "-" for t in theirs]
+        said = [
+            f"{t.transmission_ms:g} + {t.codec_ms:g} = {t.total_ms:g} ({t.mb_per_s:g})" if t else "-" for t in theirs
+        ]
         lines.append([str(rows), *ours, statistics.mode(cell["auto"] for cell in mine), *said])
     yield from markdown_table([f">{heading}" for heading in headings], lines)
 
@@ -164,7 +166,7 @@ def _rate_table(cells: Sequence[Mapping[str, Any]], *, beside: bool) -> Iterator
 def _cell(cell: Mapping[str, Any], *, bold: bool) -> str:
     total = f"{cell['total_ms']:.2f}"
     total = f"**{total}**" if bold else total
-    return f"{cell['transmission_ms']:.2f} + {cell['codec_ms']:.2f} = {total} ({cell['mb_s']:.3g})"
+    return f"{cell['transmission_ms']:.2f} + {cell['codec_ms']:.2f} = {total} ({cell['mb_per_s']:.3g})"
 
 
 def within(options: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ _STAGE_PORT = 5700  # and the next one; each stage has a namespace to itself
 _STAGES = 2
 _STOP_S = 5.0
 _RATIOS = ("prefill", "decode")
-_FIGURES = ("link_mbit_s", "prompt_bytes", "there_bytes", "back_bytes", "wire_ms")
+_FIGURES = ("link_mbit_per_s", "prompt_bytes", "there_bytes", "back_bytes", "wire_ms")
 """Figures of a round that are no rates."""
 _UNSHAPED = "unshaped"
 _FORWARD = b"\xa7forward"
@@ -62,12 +62,12 @@ def checked(options: argparse.Namespace) -> None:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All rates in turn, round after round, and the cable without a rate too; this process is at its near end."""
     front = ModelFrontend.open(options.model, whole=False)
-    links = {_UNSHAPED: None} | {f"{mbit_s:g} Mbit/s": mbit_s for mbit_s in options.rates}
+    links = {_UNSHAPED: None} | {f"{mbit_per_s:g} Mbit/s": mbit_per_s for mbit_per_s in options.rates}
     with stages(options, front.checkpoint.num_layers):
-        work = {name: JoinedPipeline(options, front, mbit_s) for name, mbit_s in links.items()}
+        work = {name: JoinedPipeline(options, front, mbit_per_s) for name, mbit_per_s in links.items()}
         results = interleave({name: one.answer for name, one in work.items()}, options.rounds, rates_text)
         pinned = work[_UNSHAPED].pinned
-    rows = [row(mbit_s, results[name], results[_UNSHAPED]) for name, mbit_s in links.items()]
+    rows = [row(mbit_per_s, results[name], results[_UNSHAPED]) for name, mbit_per_s in links.items()]
     return {"rows": rows, "pinned": pinned}
 
 
@@ -129,14 +129,14 @@ class JoinedPipeline:
 
     options: argparse.Namespace
     front: ModelFrontend
-    mbit_s: float | None
+    mbit_per_s: float | None
     pinned: list[list[int]] | None = None
     """CPUs of each stage, once they are known."""
 
     def answer(self, turn: int) -> RunRates:
         """The work of one round: one short answer, watched, and one timed."""
         options = self.options
-        shape(options.far, self.mbit_s)
+        shape(options.far, self.mbit_per_s)
         endpoints = tuple(Endpoint((Address(where, _STAGE_PORT),)) for where in (HERE, FAR))
         how = PipelineOptions(
             options.model, endpoints, backend=options.backend, threads=options.threads, speculate="off"
@@ -147,11 +147,11 @@ class JoinedPipeline:
                 _, first = self._ask(pipeline, options.rounds + 1 + turn, 1)
                 codecs = codecs_sent(packets)
             timing, whole = self._ask(pipeline, turn, options.gen)
-            link_mbit_s = pipeline.stages[1].bytes_s * 8e-6
+            link_mbit_per_s = pipeline.stages[1].bytes_per_s * 8e-6
         steps, more = options.gen - 1, whole - first
         took = rates(options.prompt_tokens, options.gen, timing.submitted_s, timing.first_token_s, timing.last_token_s)
         return took | {
-            "link_mbit_s": link_mbit_s,
+            "link_mbit_per_s": link_mbit_per_s,
             "codecs": codecs,
             "prompt_bytes": first.there / options.prompt_tokens,
             "there_bytes": more.there / steps,
@@ -202,13 +202,13 @@ def codecs_sent(packets: Iterable[bytes]) -> dict[str, int]:
     return dict(found)
 
 
-def row(mbit_s: float | None, results: Sequence[RunRates], unshaped: Sequence[RunRates]) -> dict[str, Any]:
+def row(mbit_per_s: float | None, results: Sequence[RunRates], unshaped: Sequence[RunRates]) -> dict[str, Any]:
     """One link of the table, over all rounds; None for the cable without a rate."""
     codecs: Counter[str] = Counter()
     for result in results:
         codecs.update(result["codecs"])
     return {
-        "mbit_s": mbit_s,
+        "mbit_per_s": mbit_per_s,
         **medians(results, RATES),
         "ratio": ratios(results, unshaped, _RATIOS),
         **{name: statistics.median(result[name] for result in results) for name in _FIGURES},
@@ -234,9 +234,9 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cells(each: Mapping[str, Any]) -> Iterator[str]:
-    yield _UNSHAPED if each["mbit_s"] is None else f"{each['mbit_s']:g} Mbit/s"
-    yield f"{each['link_mbit_s']:.4g}"
-    for name in ("prefill_tok_s", "ttft_s", "decode_tok_s"):
+    yield _UNSHAPED if each["mbit_per_s"] is None else f"{each['mbit_per_s']:g} Mbit/s"
+    yield f"{each['link_mbit_per_s']:.4g}"
+    for name in ("prefill_tokens_per_s", "ttft_s", "decode_tokens_per_s"):
         yield cell(each, name)
     for name in _RATIOS:
         yield cell(each["ratio"], name)

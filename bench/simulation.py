@@ -174,7 +174,7 @@ def simulated(options: argparse.Namespace, pipelines: int, stages: int, requests
 
 def summary(found: Report) -> dict[str, Any]:
     """A report without its long lists."""
-    names = ("tok_s", "requests_s", "seconds", "requests", "answered", "failed", "refused", "tokens", "rows")
+    names = ("tokens_per_s", "requests_per_s", "seconds", "requests", "answered", "failed", "refused", "tokens", "rows")
     uses = ("stage_use", "bubbles", "coordinator_use")
     return {
         **{name: getattr(found, name) for name in (*names, *uses)},
@@ -191,7 +191,10 @@ def one_simulation(result: Result) -> Iterator[str]:
         f"{result['requests']} requests: {result['answered']} answered, {result['failed']} failed,"
         f" {result['refused']} refused; {result['seconds']:.1f} s, simulated in {result['took_s']:.1f} s"
     )
-    yield f"{result['tok_s']:.1f} token/s, {result['requests_s']:.2f} requests/s, {result['rows']:.1f} rows a batch"
+    yield (
+        f"{result['tokens_per_s']:.1f} token/s, {result['requests_per_s']:.2f} requests/s,"
+        f" {result['rows']:.1f} rows per batch"
+    )
     yield (
         f"stages compute {result['stage_use']:.0%} of the time, bubbles {result['bubbles']:.0%},"
         f" coordinator {result['coordinator_use']:.0%};"
@@ -215,7 +218,7 @@ COLUMNS = (
     ("pipelines", "pipes"),
     ("stages", "stages"),
     ("requests", "requests"),
-    ("tok_s", "token/s"),
+    ("tokens_per_s", "token/s"),
     ("ttft_s.p50", "first p50 s"),
     ("ttft_s.p99", "p99 s"),
     ("itl_s.p50", "gap p50 s"),

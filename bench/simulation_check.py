@@ -43,13 +43,13 @@ def run(pipeline: RecordedPipeline, requests: int, tokens: int, answer: int, tur
     began_s = asked[0].timing.submitted_s
     return {
         "arrivals_s": [request.timing.submitted_s - began_s for request in asked],
-        "tok_s": requests * answer / (max(request.timing.last_token_s for request in asked) - began_s),
+        "tokens_per_s": requests * answer / (max(request.timing.last_token_s for request in asked) - began_s),
         "ttft_s": statistics.fmean(request.timing.ttft_s for request in asked),
-        "decode_tok_s": statistics.fmean(request.timing.decode_tok_s for request in asked),
+        "decode_tokens_per_s": statistics.fmean(request.timing.decode_tokens_per_s for request in asked),
     }
 
 
-FIGURES = ("tok_s", "ttft_s", "decode_tok_s")
+FIGURES = ("tokens_per_s", "ttft_s", "decode_tokens_per_s")
 
 
 def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dic
         "rows": rows,
         "median_error": statistics.median(errors),
         "worst_error": max(errors),
-        "coordinator_limit_tok_s": {str(batch): limit(middle, batch) for batch in (1, 2, 4)},
+        "coordinator_limit_tokens_per_s": {str(batch): limit(middle, batch) for batch in (1, 2, 4)},
         "costs": {"model": model, "stages_measured": stages, **asdict(middle)},
     }
 
@@ -93,8 +93,12 @@ def compared(replica: Replica, real: Mapping[str, Any]) -> dict[str, Any]:
     """One real run and its simulation."""
     arrivals = [Arrival(at_s, f"owner-{i}", *CHECK) for i, at_s in enumerate(real["arrivals_s"])]
     report = simulate([replica], arrivals)
-    rates = [outcome.decode_tok_s for outcome in report.outcomes]
-    model = {"tok_s": report.tok_s, "ttft_s": report.ttft_s.mean, "decode_tok_s": Spread.of(rates).mean}
+    rates = [outcome.decode_tokens_per_s for outcome in report.outcomes]
+    model = {
+        "tokens_per_s": report.tokens_per_s,
+        "ttft_s": report.ttft_s.mean,
+        "decode_tokens_per_s": Spread.of(rates).mean,
+    }
     uses = {"stage_use": report.stage_use, "coordinator_use": report.coordinator_use, "rows": report.rows}
     return {
         "real": {name: real[name] for name in FIGURES},
@@ -121,7 +125,7 @@ def fitted(pipeline: RecordedPipeline) -> Replica:
     """The pipeline's costs, by least squares over what was recorded."""
     record, stages = pipeline.record, pipeline.stages
     link_s = statistics.median(record.lone_s) / (len(stages) + 1)
-    rates = [stage.bytes_s for stage in stages if stage.bytes_s]
+    rates = [stage.bytes_per_s for stage in stages if stage.bytes_per_s]
     link = LinkCost(max(0.0, link_s), min(rates)) if rates else LinkCost(max(0.0, link_s))
     fixed_s, row_s = solve([(1.0, rows) for rows, _ in record.embedding], [took for _, took in record.embedding])
     taken_s, sampled_s = solve([(taken, rows) for taken, rows, _ in record.rest], [rest for _, _, rest in record.rest])
@@ -222,7 +226,9 @@ def table_of_check(result: Mapping[str, Any]) -> Iterator[str]:
     headings = ("requests", "figure", "real (spread)", "simulated", "error (spread)")
     yield from table(headings, [_cells(one, name) for one in result["rows"] for name in FIGURES])
     yield f"error: median {result['median_error']:.1%}, worst {result['worst_error']:.1%}"
-    limits = ", ".join(f"{rows}: {tok_s:.0f}" for rows, tok_s in result["coordinator_limit_tok_s"].items())
+    limits = ", ".join(
+        f"{rows}: {tokens_per_s:.0f}" for rows, tokens_per_s in result["coordinator_limit_tokens_per_s"].items()
+    )
     yield f"the coordinator's limit in token/s by rows of a micro-batch: {limits}"
 
 

@@ -133,11 +133,11 @@ def measured(options: argparse.Namespace) -> Result:
 def row(task: str, rounds: Sequence[Sequence[TextStream]]) -> dict[str, Any]:
     """Both medians, the ratio of each round, and what the guesses were worth."""
     plain, guessing = ([answers[which].timing for answers in rounds] for which in (0, 1))
-    rates = [[timing.decode_tok_s for timing in timings] for timings in (plain, guessing)]
+    rates = [[timing.decode_tokens_per_s for timing in timings] for timings in (plain, guessing)]
     return {
         "task": task,
-        "plain_tok_s": statistics.median(rates[0]),
-        "guessing_tok_s": statistics.median(rates[1]),
+        "plain_tokens_per_s": statistics.median(rates[0]),
+        "guessing_tokens_per_s": statistics.median(rates[1]),
         **ratio(Spread.of_ratios(rates[1], rates[0])),
         "guessed": sum(timing.guessed for timing in guessing),
         "right": sum(timing.right for timing in guessing),
@@ -153,8 +153,8 @@ def lines(result: Result) -> Iterator[str]:
 def _cells(one: Result) -> tuple[str, ...]:
     return (
         str(one["task"]),
-        f"{one['plain_tok_s']:.1f}",
-        f"{one['guessing_tok_s']:.1f}",
+        f"{one['plain_tokens_per_s']:.1f}",
+        f"{one['guessing_tokens_per_s']:.1f}",
         spread_text(one["ratio"], one["spread"]),
         f"{one['right']} of {one['guessed']}",
         str(one["same_answers"]),

@@ -6,7 +6,7 @@
 
     async with edgepp.connect() as cluster:
         answer = await cluster.ask("Why is the sky blue?").whole()
-        print(answer.text, answer.finish_reason, answer.timing.decode_tok_s)
+        print(answer.text, answer.finish_reason, answer.timing.decode_tokens_per_s)
 
     async with edgepp.serve("smollm2-135m") as cluster:  # and edgepp.join on other machines
         print(await cluster.invite())

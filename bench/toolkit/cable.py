@@ -69,18 +69,18 @@ def cable() -> Iterator[tuple[str, str]]:
         yield near, far
 
 
-def shape(far: str, mbit_s: float | None) -> None:
+def shape(far: str, mbit_per_s: float | None) -> None:
     """Hold both directions of the cable to a rate, or with None to none; this process is at its near end."""
     for within in ((), inside(far)):
-        _call(*within, "tc", "qdisc", "replace", "dev", PORT, "root", *discipline(mbit_s))
+        _call(*within, "tc", "qdisc", "replace", "dev", PORT, "root", *discipline(mbit_per_s))
 
 
-def discipline(mbit_s: float | None) -> tuple[str, ...]:
+def discipline(mbit_per_s: float | None) -> tuple[str, ...]:
     """The queue, in tc's words, that holds a direction to a rate."""
-    if mbit_s is None:
+    if mbit_per_s is None:
         return ("noqueue",)
-    burst = max(_LEAST_BURST, round(mbit_s * 125e3 * _BURST_S))
-    return ("tbf", "rate", f"{mbit_s * 1e6:.0f}bit", "burst", str(burst), "limit", str(_QUEUE_BYTES))
+    burst = max(_LEAST_BURST, round(mbit_per_s * 125e3 * _BURST_S))
+    return ("tbf", "rate", f"{mbit_per_s * 1e6:.0f}bit", "burst", str(burst), "limit", str(_QUEUE_BYTES))
 
 
 def host(delay_ms: float) -> str:

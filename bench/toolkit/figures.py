@@ -51,8 +51,8 @@ def medians(results: Results, names: Sequence[str]) -> dict[str, Any]:
 def ratios(
     over: Sequence[Mapping[str, Any]], under: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Of each rate ``NAME_tok_s``: ``over``'s divided by ``under``'s in the same round, median and ``spread``."""
-    sides = {name: [[float(one[f"{name}_tok_s"]) for one in side] for side in (over, under)] for name in names}
+    """Ratio of each rate ``NAME_tokens_per_s`` in one round, ``over`` divided by ``under``: median and ``spread``."""
+    sides = {name: [[float(one[f"{name}_tokens_per_s"]) for one in side] for side in (over, under)] for name in names}
     return _flat({name: Spread.of_ratios(*columns) for name, columns in sides.items()})
 
 

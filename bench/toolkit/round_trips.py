@@ -51,7 +51,7 @@ def one_way(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
         "transmission_ms": (total.median - codec_s) * 1e3,
         "total_ms": total.median * 1e3,
         "total_ms_spread": [total.low * 1e3, total.high * 1e3],
-        "mb_s": nbytes / total.median / 1e6,
+        "mb_per_s": nbytes / total.median / 1e6,
     }
 
 

@@ -24,7 +24,7 @@ Config = Mapping[str, Any]
 RunRates = dict[str, Any]
 """A run's rates, by the names in ``RATES``, and whatever else the engine can tell."""
 
-RATES = ("prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s")
+RATES = ("prefill_tokens_per_s", "decode_tokens_per_s", "e2e_tokens_per_s", "ttft_s")
 
 
 class MeasuredEngine(Protocol):
@@ -43,9 +43,9 @@ class MeasuredEngine(Protocol):
 def rates(prompt: int, generated: int, start_s: float, first_s: float, last_s: float) -> RunRates:
     """The four rates of one run, from its token counts and three times; METHODOLOGY.md says why these."""
     return {
-        "prefill_tok_s": prompt / (first_s - start_s),
-        "decode_tok_s": (generated - 1) / (last_s - first_s) if generated > 1 else 0.0,
-        "e2e_tok_s": generated / (last_s - start_s),
+        "prefill_tokens_per_s": prompt / (first_s - start_s),
+        "decode_tokens_per_s": (generated - 1) / (last_s - first_s) if generated > 1 else 0.0,
+        "e2e_tokens_per_s": generated / (last_s - start_s),
         "ttft_s": first_s - start_s,
     }
 

@@ -123,7 +123,7 @@ def _import_path() -> str:
 
 def rates_text(result: RunRates) -> str:
     """The two main rates of one run, to tell how it goes."""
-    return f"prefill {result['prefill_tok_s']:.1f}, decode {result['decode_tok_s']:.1f} tok/s"
+    return f"prefill {result['prefill_tokens_per_s']:.1f}, decode {result['decode_tokens_per_s']:.1f} tok/s"
 
 
 def rate_cells(side: Mapping[str, Any]) -> tuple[str, ...]:

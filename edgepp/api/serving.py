@@ -84,7 +84,7 @@ def serve(
     memory: int | str | None = None,
     policy: Policy = ServeOptions.policy,
     context: int = ServeOptions.context,
-    slots: int = ServeOptions.slots,
+    max_sequences: int = ServeOptions.max_sequences,
     backend: str = ServeOptions.backend,
     threads: int | None = None,
     exact: bool = False,
@@ -101,7 +101,7 @@ def serve(
         memory: The most that the model may use here, in bytes or like ``8GB``; all that is free unless given.
         policy: ``memory`` spreads layers by memory; ``speed`` and ``throughput`` by measured speed.
         context: Positions of a conversation for which there is to be memory.
-        slots: Conversations at a time for which there is to be memory.
+        max_sequences: Conversations at a time for which there is to be memory.
         backend: ``auto``, ``mlx`` or ``onnx``.
         threads: Compute threads of this machine; all cores unless given.
         exact: Float32 arithmetic on every node, so that tokens do not depend on the split; slower.
@@ -120,7 +120,7 @@ def serve(
             memory=parse_bytes(memory) if isinstance(memory, str) else memory,
             policy=policy,
             context=context,
-            slots=slots,
+            max_sequences=max_sequences,
             backend=backend,
             threads=threads,
             exact=exact,

@@ -26,7 +26,7 @@ class Sent:
     transmission_ms: float
     codec_ms: float
     total_ms: float
-    mb_s: float
+    mb_per_s: float
 
 
 SENDING: Mapping[int, Mapping[str, Sent]] = {
@@ -90,7 +90,7 @@ class PublishedAnswer:
 
     tokens: float
     time_s: float
-    tok_s: float
+    tokens_per_s: float
 
 
 STORIES: Mapping[tuple[int, int], PublishedAnswer] = {

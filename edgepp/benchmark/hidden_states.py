@@ -115,11 +115,11 @@ def _once(states: Array, name: Codec) -> tuple[float, int]:
     return (time.perf_counter() - began_s) * 1e3, sum(len(frame) for frame in frames)
 
 
-def chosen(kind: str, states: Array, rates_mbit_s: Sequence[float]) -> list[Chosen]:
+def chosen(kind: str, states: Array, rates_mbit_per_s: Sequence[float]) -> list[Chosen]:
     """What ``auto`` chooses for every size on links of these rates: the most frequent of a few first trials."""
     found = []
-    for mbit_s in rates_mbit_s:
+    for mbit_per_s in rates_mbit_per_s:
         for rows in ROWS:
-            trials = (CodecChoice("auto", mbit_s * 125e3).encode(states[:rows])[0] for _ in range(_TRIALS))
-            found.append(Chosen(mbit_s, kind, rows, statistics.mode(trials)))
+            trials = (CodecChoice("auto", mbit_per_s * 125e3).encode(states[:rows])[0] for _ in range(_TRIALS))
+            found.append(Chosen(mbit_per_s, kind, rows, statistics.mode(trials)))
     return found

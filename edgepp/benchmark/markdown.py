@@ -87,7 +87,7 @@ def _target(report: BenchmarkReport) -> Iterator[str]:
         (
             str(index), stage.layers, stage.node, f"{stage.backend} on {stage.device}",
             "" if stage.hop_s is None else f"{stage.hop_s * 1e3:.2f}",
-            "" if not stage.bytes_s else number(stage.bytes_s / 125e3),
+            "" if not stage.bytes_per_s else number(stage.bytes_per_s / 125e3),
         )
         for index, stage in enumerate(report.target.stages)
     ]  # fmt: skip
@@ -97,7 +97,8 @@ def _target(report: BenchmarkReport) -> Iterator[str]:
 def _node(node: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(node["name"]), ", ".join(node["roles"]) or "spare", str(node["state"]), str(node["backend"]),
-        str(node["device"]), str(node["threads"]), f"{node['memory'] / 1e9:.1f}", f"{node['stream_bytes_s'] / 1e9:.1f}",
+        str(node["device"]), str(node["threads"]), f"{node['memory'] / 1e9:.1f}",
+        f"{node['stream_bytes_per_s'] / 1e9:.1f}",
         f"{node['flops'] / 1e9:.0f}", f"{node['rtt_s'] * 1e3:.1f}", str(node["version"]),
     )  # fmt: skip
 
@@ -187,17 +188,18 @@ def _at_once(report: BenchmarkReport, *, text: bool) -> Iterator[str]:
 
 def _row(row: ConcurrentResult) -> list[str]:
     known = baselines.TITLES.get(row.requests) if row.text else baselines.STORIES.get((row.requests, row.words))
-    theirs = [f"{known.tokens:g}", f"{known.time_s:g}", f"{known.tok_s:g}"] if known else ["", "", ""]
+    theirs = [f"{known.tokens:g}", f"{known.time_s:g}", f"{known.tokens_per_s:g}"] if known else ["", "", ""]
     return [
         str(row.requests), *([] if row.text else [str(row.words)]), f"{row.tokens:g}", spread(row.time_s),
-        spread(row.tok_s), spread(row.aggregate_tok_s), f"{number(row.ttft_p50_s)} / {number(row.ttft_p99_s)}",
+        spread(row.tokens_per_s), spread(row.aggregate_tokens_per_s),
+        f"{number(row.ttft_p50_s)} / {number(row.ttft_p99_s)}",
         f"{row.itl_p50_s * 1e3:.1f} / {row.itl_p99_s * 1e3:.1f}", *theirs,
     ]  # fmt: skip
 
 
 def _gain(rows: Sequence[ConcurrentResult]) -> str:
     """Four requests together against one, as the origin puts it."""
-    rates = {(row.requests, row.words): row.aggregate_tok_s.median for row in rows}
+    rates = {(row.requests, row.words): row.aggregate_tokens_per_s.median for row in rows}
     gains = [rates[4, words] / rates[1, words] for requests, words in rates if requests == 4 and (1, words) in rates]
     if not gains:
         return ""
@@ -229,7 +231,7 @@ def _codecs(report: BenchmarkReport) -> Iterator[str]:
 
 def _coded(one: Coded) -> list[str]:
     theirs = baselines.SENDING.get(one.rows, {}).get({"zstd": "zlib"}.get(one.codec, one.codec))
-    pays = "" if one.codec == "none" else number(one.pays_below_mbit_s) if one.pays_below_mbit_s else "never"
+    pays = "" if one.codec == "none" else number(one.pays_below_mbit_per_s) if one.pays_below_mbit_per_s else "never"
     return [
         str(one.rows), one.data, one.codec, f"{one.codec_ms.median:.3f}", f"{one.ratio:.2f}", pays,
         number(one.total_ms(baselines.SENDING_MBIT_S)),
@@ -245,9 +247,9 @@ def _choices(report: BenchmarkReport) -> Iterator[str]:
     yield ""
     lines = []
     for data in dict.fromkeys(one.data for one in report.chosen):
-        for mbit_s in sorted({one.mbit_s for one in report.chosen}):
-            codecs = {one.rows: one.codec for one in report.chosen if (one.data, one.mbit_s) == (data, mbit_s)}
-            lines.append([data, number(mbit_s), *(codecs.get(count, "") for count in rows)])
+        for mbit_per_s in sorted({one.mbit_per_s for one in report.chosen}):
+            codecs = {one.rows: one.codec for one in report.chosen if (one.data, one.mbit_per_s) == (data, mbit_per_s)}
+            lines.append([data, number(mbit_per_s), *(codecs.get(count, "") for count in rows)])
     yield from table(["data", ">Mbit/s", *(f"{count} row{'s' if count > 1 else ''}" for count in rows)], lines)
     yield ""
     yield (

@@ -135,7 +135,7 @@ class Measurement:
     def _links(self) -> None:
         """Codecs on this machine, and what ``auto`` makes of the origin's rates and of the links' own."""
         target = self._report.target
-        measured = {round(stage.bytes_s / 125e3, 1) for stage in target.stages if stage.bytes_s}
+        measured = {round(stage.bytes_per_s / 125e3, 1) for stage in target.stages if stage.bytes_per_s}
         rates = sorted({*RATES_MBIT_S, *(measured if target.kind == "cluster" else ())})
         data = {"noise": hidden_states.noise()}
         self._step(f"hidden states of {target.model}")

@@ -10,9 +10,9 @@ from typing import Any
 SCHEMA = 1
 ALONE = "one process"
 NAMES: Mapping[str, str] = {
-    "decode_tok_s": "decode token/s, without the first token",
-    "e2e_tok_s": "token/s, with the first token",
-    "prefill_tok_s": "prefill token/s",
+    "decode_tokens_per_s": "decode token/s, without the first token",
+    "e2e_tokens_per_s": "token/s, with the first token",
+    "prefill_tokens_per_s": "prefill token/s",
     "ttft_s": "time to the first token, s",
 }
 
@@ -48,9 +48,9 @@ class SingleResult:
     guessed: int
     right: int
     """Tokens guessed ahead, over all rounds, and those of them that were right."""
-    decode_tok_s: Spread
-    e2e_tok_s: Spread
-    prefill_tok_s: Spread
+    decode_tokens_per_s: Spread
+    e2e_tokens_per_s: Spread
+    prefill_tokens_per_s: Spread
     ttft_s: Spread
     stages_ms: tuple[float, ...] = ()
     """Of a decode step in the round of middle decode rate: each stage's own computing."""
@@ -71,9 +71,9 @@ class ConcurrentResult:
     """Tokens of a prompt that the stages still held, as a mean."""
     tokens: float
     time_s: Spread
-    tok_s: Spread
+    tokens_per_s: Spread
     """Of each request, first token included."""
-    aggregate_tok_s: Spread
+    aggregate_tokens_per_s: Spread
     ttft_p50_s: float
     ttft_p99_s: float
     itl_p50_s: float
@@ -106,20 +106,20 @@ class Coded:
         return self.nbytes / self.sent_bytes
 
     @property
-    def pays_below_mbit_s(self) -> float:
+    def pays_below_mbit_per_s(self) -> float:
         """The rate of a link below which the bytes saved take longer to send than the codec takes; 0: never."""
         return max(0.0, (self.nbytes - self.sent_bytes) * 8e-3 / self.codec_ms.median)
 
-    def total_ms(self, mbit_s: float, latency_s: float = 0.0) -> float:
+    def total_ms(self, mbit_per_s: float, latency_s: float = 0.0) -> float:
         """Milliseconds of one way over a link, computed from its rate and latency."""
-        return self.codec_ms.median + latency_s * 1e3 + self.sent_bytes * 8e-3 / mbit_s
+        return self.codec_ms.median + latency_s * 1e3 + self.sent_bytes * 8e-3 / mbit_per_s
 
 
 @dataclass(frozen=True)
 class Chosen:
     """What ``auto`` sends (rows, width) with over a link of so many Mbit/s."""
 
-    mbit_s: float
+    mbit_per_s: float
     data: str
     rows: int
     codec: str
@@ -135,7 +135,7 @@ class StageFacts:
     device: str
     hop_s: float | None
     """One way of a hidden state into this stage; the last stage's includes the way back."""
-    bytes_s: float | None
+    bytes_per_s: float | None
     """Measured rate of the link from the stage before; None where it was not measured."""
 
 
@@ -177,7 +177,8 @@ class BenchmarkReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON; ``figures`` are all that were measured, one by one, for ``compare``."""
         codecs = [
-            {**asdict(one), "ratio": one.ratio, "pays_below_mbit_s": one.pays_below_mbit_s} for one in self.codecs
+            {**asdict(one), "ratio": one.ratio, "pays_below_mbit_per_s": one.pays_below_mbit_per_s}
+            for one in self.codecs
         ]
         figures = [{**asdict(spread), **about} for about, spread in self._figures()]
         whole = {"schema": SCHEMA, "bench": "edgepp", **asdict(self), "codecs": codecs, "figures": figures}
@@ -189,8 +190,8 @@ class BenchmarkReport:
             for name, words in NAMES.items() if single is not None else ():
                 yield _about(f"{side}{words}", "less" if name == "ttft_s" else "more"), getattr(single, name)
         for row in self.requests:
-            yield _about(f"{row.name}: token/s each", "more"), row.tok_s
-            yield _about(f"{row.name}: token/s together", "more"), row.aggregate_tok_s
+            yield _about(f"{row.name}: token/s each", "more"), row.tokens_per_s
+            yield _about(f"{row.name}: token/s together", "more"), row.aggregate_tokens_per_s
             yield _about(f"{row.name}: time, s", "less"), row.time_s
         for one in self.codecs:
             if one.codec != "none":

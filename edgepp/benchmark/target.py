@@ -12,7 +12,8 @@ from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 
 _OF_A_NODE = (
-    "name", "roles", "state", "backend", "device", "threads", "memory", "stream_bytes_s", "flops", "rtt_s", "version",
+    "name", "roles", "state", "backend", "device", "threads", "memory", "stream_bytes_per_s",
+    "flops", "rtt_s", "version",
 )  # fmt: skip
 
 
@@ -23,7 +24,9 @@ def shown(model: str) -> str:
 
 def local(model: str, stages: Sequence[StageInfo]) -> Target:
     """A pipeline on this machine."""
-    facts = (StageFacts(str(s.layers), s.node, s.backend, s.device, s.hop_s or None, s.bytes_s or None) for s in stages)
+    facts = (
+        StageFacts(str(s.layers), s.node, s.backend, s.device, s.hop_s or None, s.bytes_per_s or None) for s in stages
+    )
     return Target("local", shown(model), tuple(facts))
 
 
@@ -43,7 +46,7 @@ def cluster(status: Mapping[str, Any]) -> Target:
             stage["backend"],
             stage["device"],
             stage.get("hop_s"),
-            stage.get("link_bytes_s"),
+            stage.get("link_bytes_per_s"),
         )
         for stage in status["stages"]
     )

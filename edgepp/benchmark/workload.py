@@ -139,7 +139,7 @@ def _check(answer: Answer, tokens: int) -> None:
 def single_result(runs: Sequence[SingleRun]) -> SingleResult:
     """The rates of one request, from all rounds."""
     times = [run.timing for run in runs]
-    step = decode_step(middle_decode(times, lambda timing: timing.decode_tok_s))
+    step = decode_step(middle_decode(times, lambda timing: timing.decode_tokens_per_s))
 
     def spread(rate: Callable[[SingleRun], float]) -> Spread:
         return Spread.of([rate(run) for run in runs])
@@ -150,9 +150,9 @@ def single_result(runs: Sequence[SingleRun]) -> SingleResult:
         reused=sum(timing.reused for timing in times),
         guessed=sum(timing.guessed for timing in times),
         right=sum(timing.right for timing in times),
-        decode_tok_s=spread(lambda run: run.timing.decode_tok_s),
-        e2e_tok_s=spread(lambda run: run.timing.e2e_tok_s),
-        prefill_tok_s=spread(lambda run: (run.prompt_tokens - run.timing.reused) / run.timing.ttft_s),
+        decode_tokens_per_s=spread(lambda run: run.timing.decode_tokens_per_s),
+        e2e_tokens_per_s=spread(lambda run: run.timing.e2e_tokens_per_s),
+        prefill_tokens_per_s=spread(lambda run: (run.prompt_tokens - run.timing.reused) / run.timing.ttft_s),
         ttft_s=spread(lambda run: run.timing.ttft_s),
         stages_ms=step.stages_ms,
         wire_ms=step.wire_ms,
@@ -189,9 +189,9 @@ def decode_step(timing: Timing) -> DecodeStep:
     return DecodeStep(stages_ms, wire_ms, total_ms - wire_ms - sum(stages_ms))
 
 
-def middle_decode(rounds: Sequence[R], decode_tok_s: Callable[[R], float]) -> R:
+def middle_decode(rounds: Sequence[R], decode_tokens_per_s: Callable[[R], float]) -> R:
     """The round of middle decode rate."""
-    return sorted(rounds, key=decode_tok_s)[len(rounds) // 2]
+    return sorted(rounds, key=decode_tokens_per_s)[len(rounds) // 2]
 
 
 def concurrent_result(setting: RequestGroup, rounds: Sequence[Sequence[ObservedAnswer]]) -> ConcurrentResult:
@@ -207,8 +207,8 @@ def concurrent_result(setting: RequestGroup, rounds: Sequence[Sequence[ObservedA
         reused=statistics.fmean(wait.reused for wait in waits),
         tokens=statistics.fmean(wait.tokens for wait in waits),
         time_s=Spread.of([statistics.fmean(wait.time_s for wait in waits) for waits in rounds]),
-        tok_s=Spread.of([statistics.fmean(wait.tokens / wait.time_s for wait in waits) for waits in rounds]),
-        aggregate_tok_s=Spread.of(
+        tokens_per_s=Spread.of([statistics.fmean(wait.tokens / wait.time_s for wait in waits) for waits in rounds]),
+        aggregate_tokens_per_s=Spread.of(
             [sum(wait.tokens for wait in waits) / max(wait.time_s for wait in waits) for waits in rounds]
         ),
         ttft_p50_s=percentile(firsts, 50),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgepp.plan.machines import Model
 
 _MOST_REQUESTS = 10_000
-_NOT_WITH_SLICES = ("nodes", "links", "file", "peer", "slots", "kv_bits", "policy", "ttft", "plot", "lengths")
+_NOT_WITH_SLICES = ("nodes", "links", "file", "peer", "max_sequences", "kv_bits", "policy", "ttft", "plot", "lengths")
 """Parameters about a cluster, which say nothing about slices of a chip."""
 _PREFILL_SHARE = 0.4
 """Share of a chip's FLOP/s that prefill reaches unless --reached gives another."""
@@ -53,7 +53,7 @@ _PREFILL_SHARE = 0.4
 )
 @click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if the live cluster is not found.")
 @click.option("--context", type=int, default=4096, show_default=True, help="Positions (tokens) per conversation.")
-@click.option("--slots", type=int, default=2, show_default=True, help="Conversations at the same time.")
+@click.option("--max-sequences", type=int, default=2, show_default=True, help="Conversations at the same time.")
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
 @click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of a prompt.")
 @click.option("--answer", type=int, default=256, show_default=True, help="Tokens of an answer.")
@@ -92,7 +92,7 @@ def plan(
     dtypes: str | None,
     peer: str | None,
     context: int,
-    slots: int,
+    max_sequences: int,
     kv_bits: str | None,
     prompt: int,
     answer: int,
@@ -164,7 +164,7 @@ def plan(
     if reached is not None and not nodes and file is None:
         raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
     sizes = read_model(model, int(kv_bits) if kv_bits else None)
-    question = _question(sizes, context, slots, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
+    question = _question(sizes, context, max_sequences, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
     cluster = _cluster(nodes, links, file, peer, question)
     if reached is not None:
         cluster = cluster.reaching(*parse_shares(reached))
@@ -241,7 +241,7 @@ def _workload_of(prompt: int, answer: int, requests: str) -> tuple[int, int, tup
 def _question(
     model: Model,
     context: int,
-    slots: int,
+    max_sequences: int,
     policy: str,
     work: tuple[int, int, tuple[int, ...]],
     wishes: tuple[str | None, str | None],
@@ -256,7 +256,7 @@ def _question(
         model=model,
         workload=Workload(prompt, answer, requests),
         context=context,
-        slots=slots,
+        max_sequences=max_sequences,
         policy=policy,  # type: ignore[arg-type]  # click has checked it
         tpot_s=tpot_s,
         ttft_s=ttft_s,

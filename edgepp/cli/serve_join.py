@@ -55,7 +55,7 @@ def _serve_options() -> type[ServeOptions]:
     help="Layers in proportion to memory; for the fastest single answer; for the least slow stage.  [default: memory]",
 )
 @click.option("--context", type=int, help="Positions of a conversation to plan for.  [default: 4096]")
-@click.option("--slots", type=int, help="Conversations at a time to plan for.  [default: 2]")
+@click.option("--max-sequences", type=int, help="Conversations at a time to plan for.  [default: 2]")
 @click.option("--backend", type=BACKENDS, help="What computes here.")
 @click.option("--threads", type=int, metavar="N", help="Compute threads here; all cores unless given.")
 @click.option(

@@ -214,7 +214,7 @@ def _key_pair(stored: Mapping[str, Any]) -> KeyPair | None:
 def _view(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the coordinator says of the cluster, with what is shown of it; None where any of that is missing."""
     view = stored.get("view")
-    if type(view) is not dict or not all(type(view.get(name)) is int for name in ("version", "epoch")):
+    if type(view) is not dict or not all(type(view.get(name)) is int for name in ("version", "plan_version")):
         return None
     members = view.get("members")
     if type(view.get("heard")) is not str or type(members) is not list:

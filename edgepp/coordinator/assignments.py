@@ -28,15 +28,16 @@ def _spare(director: Planner, member: Member) -> str:
     want, facts = director.want, member.facts
     if member.phase is MemberPhase.GONE:
         return f"it {member.went}"
-    if not facts.slots:
+    if not facts.stage_slots:
         return "it offers no stage process"
     if why := director.why_out(member.node):
         return why
     needed = memory_needed(want, 1, member.node == director.coordinator)
-    if facts.memory // facts.slots < needed:
+    if facts.memory // facts.stage_slots < needed:
         return (
-            f"one layer needs {needed / 1e6:.0f} MB in {want.slots} conversations of {want.context} positions, and it"
-            f" offers {facts.memory // facts.slots / 1e6:.0f} MB to each stage process; free some, or raise --memory"
+            f"one layer needs {needed / 1e6:.0f} MB for {want.max_sequences} conversations of {want.context} positions,"
+            f" and the node offers {facts.memory // facts.stage_slots / 1e6:.0f} MB to each stage process; free"
+            " some, or raise --memory"
         )
     if not director.settled:
         return ""

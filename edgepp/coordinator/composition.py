@@ -57,7 +57,7 @@ class ServeOptions:
     """The most that the model may use here, in bytes; None for all that is free."""
     policy: Policy = "memory"
     context: int = 4096
-    slots: int = 2
+    max_sequences: int = 2
     """Conversations at a time for which there is to be memory."""
     backend: str = "auto"
     threads: int | None = None
@@ -67,7 +67,7 @@ class ServeOptions:
     """See ``PipelineOptions``."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("stages", 0, 64), ("context", 1, 1 << 24), ("slots", 1, 1024)):
+        for name, low, high in (("stages", 0, 64), ("context", 1, 1 << 24), ("max_sequences", 1, 1024)):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between {low} and {high}, not {getattr(self, name)}")
         if self.pinned is not None and self.stages != 1:
@@ -116,7 +116,7 @@ class CoordinatorService:
         offer = _offer(options, on_event, given_up)
         context = min(options.context, frontend.checkpoint.context)
         director = Planner(
-            want=PlacementRequest(size, context, options.slots, options.policy),
+            want=PlacementRequest(size, context, options.max_sequences, options.policy),
             model=_pinned_name(frontend),
             exact=options.exact,
             kv_bits=options.kv_bits or 0,
@@ -131,7 +131,7 @@ class CoordinatorService:
             exact=options.exact,
             keys=identity.keys,
             context=context,
-            budget=context * options.slots,
+            budget=context * options.max_sequences,
             speculate=options.speculate,
         )
         self.serving = PipelineManager(frontend, pipeline, on_event)

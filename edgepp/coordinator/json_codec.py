@@ -182,7 +182,7 @@ def _stage(form: Mapping[str, Any]) -> StageInfo:
         prefill_s=float(form.get("prefill_s", 0.0)),
         decode_s=float(form["decode_s"] or 0.0),
         hop_s=float(form.get("hop_s", 0.0)),
-        bytes_s=float(form.get("bytes_s", 0.0)),
+        bytes_per_s=float(form.get("bytes_per_s", 0.0)),
         rewinds=bool(form.get("rewinds", True)),
     )
 

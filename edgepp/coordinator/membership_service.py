@@ -103,7 +103,7 @@ class MembershipService:
         parts = node_assignments(director, members)
         view = {
             "version": members.version,
-            "epoch": director.count,
+            "plan_version": director.count,
             "cluster": self._registry.cluster.id,
             "model": director.model,
             "keys": sorted(self._registry.keys),

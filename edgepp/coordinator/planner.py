@@ -253,7 +253,7 @@ class Planner:
         idle: list[Order] = [
             (member.node, Unload(self.number, slot))
             for member in members.present
-            for slot in range(member.facts.slots)
+            for slot in range(member.facts.stage_slots)
             if _host(member.node, slot) not in wanted
         ]
         return idle + [self._order(host, layers, now_s) for host, layers in (self.plan.stages if self.plan else ())]

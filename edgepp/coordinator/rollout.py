@@ -130,7 +130,7 @@ class Rollout:
     def _replaced(self, stages: Stages) -> EdgeppError:
         """Why what was answered over these ``stages`` ends now that another plan is in force."""
         for index, (member, slot, layers, _) in enumerate(stages):
-            if member.phase is MemberPhase.GONE or slot >= member.facts.slots:
+            if member.phase is MemberPhase.GONE or slot >= member.facts.stage_slots:
                 name = self._names.get((member.node, slot), _stage_name(index, member, layers, None))
                 how = member.went if member.phase is MemberPhase.GONE else "offers it no longer"
                 return StageLost(f"{name} is gone: {member.facts.name} {how}", "ask again: the others take its layers")
@@ -188,8 +188,8 @@ class Rollout:
             return
         nodes = [self._director.coordinator, *(member.node for member in stages)]
         for one, other, stage in zip(nodes, nodes[1:], pipeline.stages, strict=False):
-            if one != other and stage.bytes_s:
-                self._director.links[one, other] = LinkSpeed(stage.hop_s, stage.bytes_s)
+            if one != other and stage.bytes_per_s:
+                self._director.links[one, other] = LinkSpeed(stage.hop_s, stage.bytes_per_s)
 
 
 def _stage_name(index: int, member: Member, layers: LayerRange, loaded: Loaded | None) -> str:

@@ -55,7 +55,7 @@ class StageHosts:
             except PlanError as error:
                 self._unfit[member.node] = f"{error}; {error.hint}"
                 continue
-            hosts += offered[: member.facts.slots]
+            hosts += offered[: member.facts.stage_slots]
         return sorted(hosts, key=lambda host: host.id)
 
     def possible(self, hosts: Sequence[StageHost], error: PlanError) -> Sequence[StageHost] | None:
@@ -92,13 +92,13 @@ class StageHosts:
             id=member.node,
             node=member.node,
             memory=facts.memory,
-            stream_bytes_per_s=max(1.0, facts.stream_bps),
+            stream_bytes_per_s=max(1.0, facts.stream_bytes_per_s),
             flops_per_s=max(1.0, facts.flops),
-            pinned=pinned if facts.slots else None,
+            pinned=pinned if facts.stage_slots else None,
             coordinator=member.node == self._coordinator,
             name=facts.name,
         )
-        return whole.divided(facts.slots) or (whole,)
+        return whole.divided(facts.stage_slots) or (whole,)
 
 
 def check_overlap(newcomers: Sequence[StageHost], taken: Sequence[StageHost]) -> None:

@@ -49,11 +49,11 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "model": serving.model,
         "state": state,
         "reason": sources.rollout.waiting(sources.registry.away({member.node for member in sources.members.present})),
-        "epoch": director.count,
+        "plan_version": director.count,
         "view": sources.members.version,
         "policy": director.want.policy,
         "context": director.want.context,
-        "slots": director.want.slots,
+        "max_sequences": director.want.max_sequences,
         "exact": director.exact,
         "kv_bits": director.kv_bits or None,
         "sampling": encode_sampling(serving.sampling),
@@ -61,7 +61,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "answers": {
             "under_way": len(sources.answers),
             "done": sources.answers.done,
-            "last_decode_tok_s": round(timing.decode_tok_s, 3) if timing else None,
+            "last_decode_tokens_per_s": round(timing.decode_tokens_per_s, 3) if timing else None,
             "last_ttft_s": round(timing.ttft_s, 4) if timing else None,
         },
         "engine": _engine(sources),
@@ -105,12 +105,12 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                 "device": facts.device,
                 "threads": facts.threads,
                 "pinned": [facts.start, facts.stop] if facts.stop else None,
-                "stream_bytes_s": facts.stream_bps,
+                "stream_bytes_per_s": facts.stream_bytes_per_s,
                 "flops": facts.flops,
                 "rtt_s": member.rtt_us / 1e6,
                 "clock_off_s": round(member.clock_off_us / 1e6, 3),
                 "version": facts.version,
-                "stage_slots": facts.slots,
+                "stage_slots": facts.stage_slots,
                 **parts[member.node],
             }
         )
@@ -138,11 +138,11 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             "progress": _share(progress.done, progress.total) if progress and not loaded else float(loaded is not None),
             "weight_bytes": loaded.weight_bytes if loaded else None,
             "resident_bytes": loaded.resident_bytes if loaded else None,
-            "prefill_tok_s": round(1e6 / loaded.prefill_us, 1) if loaded and loaded.prefill_us else None,
+            "prefill_tokens_per_s": round(1e6 / loaded.prefill_us, 1) if loaded and loaded.prefill_us else None,
             "decode_s": loaded.decode_us / 1e6 if loaded else None,
         }
         if index < len(infos):
-            stage |= {"hop_s": infos[index].hop_s, "link_bytes_s": infos[index].bytes_s or None}
+            stage |= {"hop_s": infos[index].hop_s, "link_bytes_per_s": infos[index].bytes_per_s or None}
         if index < len(stage_stats):
             stats = stage_stats[index]
             stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes, "dropped": stats.dropped}

@@ -87,14 +87,14 @@ class SpeculationControl:
         if self._rest:
             return 0
         rate = self._right / self._tried
-        best, best_tok_s = 0, 1 / max(costs.plain_s, 1e-9)
+        best, best_tokens_per_s = 0, 1 / max(costs.plain_s, 1e-9)
         tokens = gain = 1.0
         for guesses in range(1, MOST_GUESSES + 1):
             gain *= rate
             tokens += gain
-            tok_s = tokens / max(costs.plain_s + guesses * costs.guess_s, 1e-9)
-            if tok_s > best_tok_s:
-                best, best_tok_s = guesses, tok_s
+            tokens_per_s = tokens / max(costs.plain_s + guesses * costs.guess_s, 1e-9)
+            if tokens_per_s > best_tokens_per_s:
+                best, best_tokens_per_s = guesses, tokens_per_s
         if not best:
             self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _LONGEST_REST)
             self._right, self._tried = _HOPE, 1.0

@@ -142,7 +142,7 @@ class EngineLoop:
             raise UsageError(
                 f"a prompt of {prompt} tokens and an answer of {answer} need {needed} positions of KV cache,"
                 f" and there are {self._budget} in all",
-                "ask for fewer tokens, or run with more --slots or --context",
+                "ask for fewer tokens, or run with more --max-sequences or --context",
             )
         if needed > self.context:
             raise UsageError(

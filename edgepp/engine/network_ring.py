@@ -140,27 +140,27 @@ class NetworkRing:
         """Attach the stages, last to first, so that each finds the next one listening; one-way seconds a hop."""
         route = b"c" + secrets.token_bytes(15)
         hops_s = [0.0] * len(self._peers)
-        self._bytes_s = [0] * len(self._peers)
+        self._bytes_per_s = [0] * len(self._peers)
         self._links.append(self._data_link(self._peers[-1], route))
         if len(self._peers) > 1:
             self._links.append(self._data_link(self._peers[0]))
-        back_s, back_bytes_s = self._measure(self._links[0], self._peers[-1])
-        there_s, self._bytes_s[0] = self._measure(self._links[-1], self._peers[0])
+        back_s, back_bytes_per_s = self._measure(self._links[0], self._peers[-1])
+        there_s, self._bytes_per_s[0] = self._measure(self._links[-1], self._peers[0])
         for i in reversed(range(len(self._peers))):
-            attached = self._attach(i, route, back_bytes_s if i + 1 == len(self._peers) else 0)
+            attached = self._attach(i, route, back_bytes_per_s if i + 1 == len(self._peers) else 0)
             if i + 1 < len(self._peers):
                 hops_s[i + 1] = attached.echo_us / 2e6
-                self._bytes_s[i + 1] = attached.bytes_s
+                self._bytes_per_s[i + 1] = attached.bytes_per_s
         hops_s[-1] += back_s
         hops_s[0] += there_s
-        self._codec = CodecChoice(self._codecs[0], self._bytes_s[0])
+        self._codec = CodecChoice(self._codecs[0], self._bytes_per_s[0])
         return hops_s
 
     def _data_link(self, peer: Peer, route: bytes | None = None) -> Link:
         protection = pinned(self._keys, peer.endpoint.key)
         return Link(self._context, peer.data_address, data_frame_bytes(self._width), route, protection)
 
-    def _attach(self, index: int, route: bytes, back_bytes_s: int) -> Attached:
+    def _attach(self, index: int, route: bytes, back_bytes_per_s: int) -> Attached:
         peer = self._peers[index]
         addresses, next_key = "", ""
         if index + 1 < len(self._peers):
@@ -173,7 +173,7 @@ class NetworkRing:
             next_key=next_key,
             route=route.hex(),
             codec=self._codecs[index + 1],
-            return_bytes_s=back_bytes_s,
+            return_bytes_per_s=back_bytes_per_s,
         )
         answer = ask(peer.control, message, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
@@ -233,7 +233,7 @@ class NetworkRing:
             decode_s=welcome.decode_us / 1e6,
             rewinds=welcome.rewinds,
             hop_s=hop_s,
-            bytes_s=float(self._bytes_s[index]),
+            bytes_per_s=float(self._bytes_per_s[index]),
         )
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:

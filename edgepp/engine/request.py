@@ -194,13 +194,13 @@ class Timing:
         return self.first_token_s - self.submitted_s if self.tokens else 0.0
 
     @property
-    def decode_tok_s(self) -> float:
+    def decode_tokens_per_s(self) -> float:
         """Rate without the first token: (N - 1) / (last - first)."""
         span = self.last_token_s - self.first_token_s
         return (self.tokens - 1) / span if self.tokens > 1 and span > 0 else 0.0
 
     @property
-    def e2e_tok_s(self) -> float:
+    def e2e_tokens_per_s(self) -> float:
         """Rate with the first token: N / (last - request)."""
         span = self.last_token_s - self.submitted_s
         return self.tokens / span if self.tokens and span > 0 else 0.0

@@ -42,7 +42,7 @@ class StageInfo:
     """Measured seconds of a decode step."""
     hop_s: float = 0.0
     """One-way seconds of a hidden state on the link into this stage; the last stage's includes the way back."""
-    bytes_s: float = 0.0
+    bytes_per_s: float = 0.0
     """Measured bytes per second on the link from the stage before; 0 where that was not measured."""
     rewinds: bool = True
     """Whether its sequences can go back to any position, and begin as copies of others."""

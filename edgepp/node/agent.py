@@ -98,7 +98,7 @@ class NodeAgent(threading.Thread):
         self._closing = False
         self._slots = [
             StageSupervisor(i, offer.stage_settings(i, identity, cluster.coordinator.key), self._outbox.put)
-            for i in range(offer.slots)
+            for i in range(offer.stage_slots)
         ]
 
     def close(self) -> None:

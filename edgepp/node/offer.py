@@ -23,15 +23,15 @@ class Offer:
     memory: int
     """Bytes that the model may use."""
     backend: str = "auto"
-    slots: int = 1
+    stage_slots: int = 1
     pinned: LayerRange | None = None
     listen: Address = field(default_factory=lambda: Address("*", 0))
-    """Where its stages listen; with a port, each slot takes two from there on."""
+    """Where its stages listen; with a port, each stage slot takes two from there on."""
 
     def stage_settings(self, index: int, identity: Identity, driver: str) -> StageSettings:
-        """How slot ``index`` of the node with this ``identity`` runs stages for the owner of the key ``driver``."""
+        """Settings of stage slot ``index`` on the node ``identity``; ``driver`` is the coordinator's key."""
         return StageSettings(
-            policy=ComputePolicy.node(self.resources.threads, self.slots),
+            policy=ComputePolicy.node(self.resources.threads, self.stage_slots),
             backend=self.backend,
             listen=Address(self.listen.host, self.listen.port + 2 * index if self.listen.port else 0),
             node=identity.name,
@@ -51,9 +51,9 @@ class Offer:
             backend=resources.backend,
             device=resources.device,
             threads=resources.threads,
-            slots=self.slots,
+            stage_slots=self.stage_slots,
             start=pinned.start if pinned else 0,
             stop=pinned.stop if pinned else 0,
-            stream_bps=int(resources.stream_bps),
+            stream_bytes_per_s=int(resources.stream_bytes_per_s),
             flops=int(resources.flops),
         )

@@ -49,7 +49,7 @@ class Resources:
     backend: str
     device: str
     threads: int
-    stream_bps: float
+    stream_bytes_per_s: float
     """Bytes of weights that decoding streams in a second."""
     flops: float
     """FLOP/s of a prefill chunk."""
@@ -174,7 +174,7 @@ def measure(
 class _Speed:
     backend: str
     device: str
-    stream_bps: float
+    stream_bytes_per_s: float
     flops: float
 
 
@@ -189,11 +189,11 @@ def _measured(values: Any) -> _Speed:
     for name in ("backend", "device"):
         if not isinstance(values.get(name), str):
             raise ValueError(f"{name} is {values.get(name)!r}")
-    for name in ("stream_bps", "flops"):
+    for name in ("stream_bytes_per_s", "flops"):
         value = values.get(name)
         if not isinstance(value, float) or not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}")
-    return _Speed(values["backend"], values["device"], values["stream_bps"], values["flops"])
+    return _Speed(values["backend"], values["device"], values["stream_bytes_per_s"], values["flops"])
 
 
 def _remembered(file: Path) -> _Speed | None:

@@ -40,7 +40,7 @@ def check_pins(want: PlacementRequest, hosts: Sequence[StageHost]) -> None:
             raise PlanError(
                 f"layers {layers} do not fit {name}: with {_load(want)} they need {_gb(needed)}, it has"
                 f" {_gb(host.memory)}",
-                "give it fewer layers, or choose a smaller context or fewer slots",
+                "give it fewer layers, or choose a smaller context or fewer sequences",
             )
     for (one, one_name, _), (other, other_name, _) in pairwise(pins):
         if other.start < one.stop:
@@ -87,9 +87,9 @@ def _suggestions(
     context = _largest(want.context // _CONTEXT_STEP, lambda n: _with_context(want, n), hosts, coordinator)
     if context:
         yield f"a context of {context * _CONTEXT_STEP} or less"
-    slots = _largest(want.slots - 1, lambda n: dataclasses.replace(want, slots=n), hosts, coordinator)
-    if slots:
-        yield f"{slots} slot{'s' if slots > 1 else ''} instead of {want.slots}"
+    fewer = _largest(want.max_sequences - 1, lambda n: dataclasses.replace(want, max_sequences=n), hosts, coordinator)
+    if fewer:
+        yield f"{fewer} sequence{'s' if fewer > 1 else ''} instead of {want.max_sequences}"
     for bits, stored in _STORED_BITS:
         smaller = _quantised(want, stored)
         if smaller is not None and fits(smaller, hosts, coordinator):
@@ -146,7 +146,7 @@ def _quantised(want: PlacementRequest, bits: float) -> PlacementRequest | None:
 
 
 def _load(want: PlacementRequest) -> str:
-    return f"{want.slots} slot{'s' if want.slots > 1 else ''} of {want.context} positions"
+    return f"{want.max_sequences} sequence{'s' if want.max_sequences > 1 else ''} of {want.context} positions"
 
 
 def _gb(size: int) -> str:

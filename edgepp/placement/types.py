@@ -169,11 +169,11 @@ def link_between(links: Links, one: str, other: str) -> LinkSpeed:
 
 @dataclass(frozen=True)
 class PlacementRequest:
-    """What is to be placed: a model, for ``slots`` sequences of ``context`` positions each."""
+    """What is to be placed: a model, for ``max_sequences`` sequences of ``context`` positions each."""
 
     size: ModelSize
     context: int
-    slots: int
+    max_sequences: int
     policy: Policy = "memory"
 
 
@@ -193,7 +193,7 @@ def memory_needed(want: PlacementRequest, layers: int, ends: bool) -> int:
     size = want.size
     weights = layers * size.layer_bytes + (size.ends_bytes if ends else 0)
     working = _WORKING_BYTES + size.hidden_bytes(_WORKING_ROWS)
-    return weights * 5 // 4 + layers * size.kv_bytes * want.context * want.slots + working
+    return weights * 5 // 4 + layers * size.kv_bytes * want.context * want.max_sequences + working
 
 
 def most_layers(want: PlacementRequest, host: StageHost) -> int:

@@ -94,7 +94,7 @@ class ClusterSpec:
 
     def kv_room(self, want: PlacementRequest, plan: Plan) -> int:
         """Positions of all sequences together for which every stage has memory in addition to its weights."""
-        stages = zip(plan.stages, self.stage_memory(dataclasses.replace(want, slots=0), plan), strict=True)
+        stages = zip(plan.stages, self.stage_memory(dataclasses.replace(want, max_sequences=0), plan), strict=True)
         return min((has - takes) // (len(layers) * want.size.kv_bytes) for (_, layers), (takes, has) in stages)
 
     def only(self, *names: str) -> ClusterSpec:

@@ -191,7 +191,7 @@ def _live_node(node: Mapping[str, Any], name: str) -> Node:
     lanes = max(1, slots)
     machine = Machine(
         name,
-        float(node["stream_bytes_s"]),
+        float(node["stream_bytes_per_s"]),
         float(node["flops"]),
         replace(MEASURED, overlap=float(gpu)),
         lanes,
@@ -210,11 +210,11 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
     arithmetic of one row if that takes longer. The output head has no such overhead.
     """
     stages = [stage for stage in status["stages"] if stage["node_id"] == identity]
-    if not stages or not all(stage["decode_s"] and stage["prefill_tok_s"] for stage in stages):
+    if not stages or not all(stage["decode_s"] and stage["prefill_tokens_per_s"] for stage in stages):
         return node
     layers = sum(stage["layers"][1] - stage["layers"][0] for stage in stages)
     decode_s = sum(min(stage["decode_s"], stage.get("stage_s") or math.inf) for stage in stages)
-    token_s = sum(1 / stage["prefill_tok_s"] for stage in stages)
+    token_s = sum(1 / stage["prefill_tokens_per_s"] for stage in stages)
     machine = node.machine
     stream_bytes_per_s = max(machine.stream_bytes_per_s, layers * size.layer_bytes / decode_s)
     weights_s, chunk = layers * size.layer_bytes / stream_bytes_per_s, machine.chunk
@@ -244,7 +244,7 @@ def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tup
             )
     before, stages = here, status["stages"]
     for stage in stages:
-        after, rate = str(stage["node_id"]), stage.get("link_bytes_s")
+        after, rate = str(stage["node_id"]), stage.get("link_bytes_per_s")
         if before != after and before in names and after in names and rate:
             ways = 2 if stage is stages[-1] else 1  # the last stage's hop includes the way back
             found[_either_way(names[before], names[after])] = LinkSpeed(stage["hop_s"] / ways, float(rate))

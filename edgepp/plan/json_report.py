@@ -28,11 +28,11 @@ def forecast_dict(forecast: Forecast) -> dict[str, Any]:
         "fits": True,
         "policy": question.policy,
         "context": question.context,
-        "slots": question.slots,
+        "max_sequences": question.max_sequences,
         "weight_bytes": size.weight_bytes,
         "kv": {
             "token_bytes": size.kv_token_bytes,
-            "planned_bytes": size.kv_token_bytes * question.context * question.slots,
+            "planned_bytes": size.kv_token_bytes * question.context * question.max_sequences,
             "room_tokens": forecast.kv_room,
         },
         "nodes": [
@@ -83,8 +83,8 @@ def requests_fit(decode: Decode, forecast: Forecast) -> bool:
     return decode.requests * (workload.prompt + workload.answer) <= forecast.kv_room
 
 
-def slots_needed(decode: Decode, question: Question) -> int:
-    """Number of slots of the planned context for ``decode.requests`` prompts and answers to decode at the same time."""
+def sequences_needed(decode: Decode, question: Question) -> int:
+    """Number of sequences of the planned context that ``decode.requests`` prompts and answers fill together."""
     positions = question.workload.prompt + question.workload.answer
     return -(-decode.requests * positions // question.context)
 
@@ -167,7 +167,7 @@ def _decode_dict(decode: Decode, forecast: Forecast) -> dict[str, Any]:
     return {
         "requests": decode.requests,
         "fits": requests_fit(decode, forecast),
-        "slots_needed": slots_needed(decode, forecast.question),
+        "sequences_needed": sequences_needed(decode, forecast.question),
         "micro_batches": decode.micro_batches,
         "tpot_s": decode.tpot_s,
         "tokens_per_s": decode.tokens_per_s,

@@ -19,15 +19,15 @@ class Question:
     model: Model
     workload: Workload = field(default_factory=Workload)
     context: int = 4096
-    slots: int = 2
+    max_sequences: int = 2
     policy: Policy = "memory"
     tpot_s: float | None = None
     ttft_s: float | None = None
 
     def __post_init__(self) -> None:
         positions = self.workload.prompt + self.workload.answer
-        if min(self.slots, self.context) < 1:
-            raise UsageError("a plan needs at least 1 slot and 1 position of context")
+        if min(self.max_sequences, self.context) < 1:
+            raise UsageError("a plan needs at least 1 sequence and 1 position of context")
         if positions > self.context:
             raise UsageError(
                 f"a prompt of {self.workload.prompt} and an answer of {self.workload.answer} tokens take {positions}"
@@ -46,7 +46,7 @@ class Question:
     @property
     def want(self) -> PlacementRequest:
         """The request to placement."""
-        return PlacementRequest(self.model.size, self.context, self.slots, self.policy)
+        return PlacementRequest(self.model.size, self.context, self.max_sequences, self.policy)
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,13 @@ class LinkCost:
 
     latency_s: float
     """From sending to computing, wake-ups and codec with it."""
-    bytes_s: float = math.inf
+    bytes_per_s: float = math.inf
     """Bytes per second."""
 
     def __post_init__(self) -> None:
         _check(latency_s=self.latency_s)
-        if not self.bytes_s > 0:
-            raise UsageError(f"a link carries more than {self.bytes_s} bytes per second")
+        if not self.bytes_per_s > 0:
+            raise UsageError(f"a link carries more than {self.bytes_per_s} bytes per second")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class SimPipeline:
         self._costs = list(dict.fromkeys(replica.stages))
         self._cost_of = [self._costs.index(cost) for cost in replica.stages]
         self._latency_s = [link.latency_s for link in replica.links]
-        self._byte_s = [1 / link.bytes_s for link in replica.links]
+        self._byte_s = [1 / link.bytes_per_s for link in replica.links]
         self._jobs: dict[int, Job] = {}
         self._inbox: deque[Job] = deque()
         self._worked_s = [0.0] * len(self._costs)

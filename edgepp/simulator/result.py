@@ -48,7 +48,7 @@ class Outcome:
     last_s: float
 
     @property
-    def decode_tok_s(self) -> float:
+    def decode_tokens_per_s(self) -> float:
         """Tokens per second without the first."""
         return (self.tokens - 1) / (self.last_s - self.first_s) if self.tokens > 1 else 0.0
 
@@ -116,12 +116,12 @@ class Report:
     """In the order of the arrivals that were given."""
 
     @property
-    def tok_s(self) -> float:
+    def tokens_per_s(self) -> float:
         """Tokens of all answers together, per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
-    def requests_s(self) -> float:
+    def requests_per_s(self) -> float:
         """Requests answered per second."""
         return self.answered / self.seconds if self.seconds else 0.0
 

@@ -166,12 +166,12 @@ class ComputeThread:
                 link.close()
             return
         self._detach(message.epoch)
-        choice = CodecChoice(message.codec, joined.bytes_s if link is not None else message.return_bytes_s)
+        choice = CodecChoice(message.codec, joined.bytes_per_s if link is not None else message.return_bytes_per_s)
         route = bytes.fromhex(message.route)
         self._rings[message.epoch] = Attachment(
             message.stage, attempt.control, message.previous_key, link, route, choice
         )
-        self.outbox.put((attempt.control, Attached(message.epoch, int(joined.echo_s * 1e6), joined.bytes_s)))
+        self.outbox.put((attempt.control, Attached(message.epoch, int(joined.echo_s * 1e6), joined.bytes_per_s)))
 
     def _detach(self, epoch: int) -> None:
         ring = self._rings.pop(epoch, None)

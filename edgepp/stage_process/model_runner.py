@@ -51,9 +51,9 @@ class StepOutcome:
 
 @dataclass
 class _Open:
-    """A sequence under the number ``slot`` by which the model knows it."""
+    """A sequence under the number ``cache_id`` by which the model knows it."""
 
-    slot: int
+    cache_id: int
     capacity: int
     """The most positions it may reach."""
     room: int
@@ -103,7 +103,7 @@ class ModelRunner:
                 opened = self._begin(key, frame)
             opened.capacity = frame.capacity
             self._prepare(opened, frame.position, frame.rows)
-            out = self.model.extend(opened.slot, hidden)
+            out = self.model.extend(opened.cache_id, hidden)
             if not all_finite(out):
                 raise StageFault(_not_finite(hidden))
             return StepOutcome(frame, out)
@@ -113,7 +113,7 @@ class ModelRunner:
 
     def _batch(self, frame: Batch, hidden: Array) -> StepOutcome:
         rows: list[int] = []
-        slots: list[int] = []
+        cache_ids: list[int] = []
         faults: list[tuple[int, str]] = []
         for row, (sequence, position) in enumerate(zip(frame.sequences, frame.positions, strict=True)):
             opened = self._open.get((frame.epoch, sequence))
@@ -126,14 +126,14 @@ class ModelRunner:
                 self._fail(frame, sequence, fault, faults)
                 continue
             rows.append(row)
-            slots.append(opened.slot)
-        while slots:
+            cache_ids.append(opened.cache_id)
+        while cache_ids:
             try:
-                out = self.model.decode(slots, hidden if len(rows) == frame.rows else hidden[rows])
+                out = self.model.decode(cache_ids, hidden if len(rows) == frame.rows else hidden[rows])
             except SequenceFault as fault:
-                for slot in fault.sequences:
-                    row = rows.pop(slots.index(slot))
-                    slots.remove(slot)
+                for cache_id in fault.sequences:
+                    row = rows.pop(cache_ids.index(cache_id))
+                    cache_ids.remove(cache_id)
                     self._fail(frame, frame.sequences[row], fault, faults)
             except StageFault as fault:
                 for row in rows:
@@ -171,35 +171,35 @@ class ModelRunner:
             source = self._open.get((frame.epoch, frame.source))
             if source is None:
                 raise StageFault("the sequence that it was to begin with is gone")
-            self.model.fork(source.slot, opened.slot, frame.position, opened.room)
+            self.model.fork(source.cache_id, opened.cache_id, frame.position, opened.room)
         else:
-            self.model.open(opened.slot, opened.room)
+            self.model.open(opened.cache_id, opened.room)
         self._open[key] = opened
         return opened
 
     def _prepare(self, opened: _Open, position: int, rows: int) -> None:
         """Bring a sequence to where ``rows`` positions from ``position`` on can be computed."""
-        held, end = self.model.length(opened.slot), position + rows
+        held, end = self.model.length(opened.cache_id), position + rows
         if position > held:
             raise StageFault(f"positions {held} to {position - 1} of the sequence never arrived")
         if position < held:
-            self.model.truncate(opened.slot, position)
+            self.model.truncate(opened.cache_id, position)
         if end > min(opened.capacity, self._context):
             raise StageFault(f"the sequence would have {end} positions, and it may have {opened.capacity}")
         if end > opened.room:
             opened.room = min(opened.capacity, self._context, end + _ROOM)
-            self.model.resize(opened.slot, opened.room)
+            self.model.resize(opened.cache_id, opened.room)
 
     def free(self, epoch: int, sequence: int) -> None:
-        """Release a sequence's slot; frames of it that are still on the way will be dropped."""
+        """Release a sequence's cache_id; frames of it that are still on the way will be dropped."""
         key = (epoch, sequence)
         self._freed.append(key)
         opened = self._open.pop(key, None)
         if opened is not None:
-            self.model.free(opened.slot)
+            self.model.free(opened.cache_id)
 
     def forget(self, epoch: int) -> None:
-        """Release every slot of an epoch."""
+        """Release every cache_id of an epoch."""
         for key in [key for key in self._open if key[0] == epoch]:
             self.free(*key)
 

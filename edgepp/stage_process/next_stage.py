@@ -49,7 +49,7 @@ class NextStageLink:
     link: Link | None = None
     """None where there is no next stage."""
     echo_s: float = 0.0
-    bytes_s: int = 0
+    bytes_per_s: int = 0
 
 
 class NextStageConnector:

@@ -189,12 +189,13 @@ def _show(report: BenchmarkReport) -> None:
         for row in report.requests:
             table.add_row(
                 str(row.requests), "a title" if row.text else f"{row.words} words", f"{row.tokens:g}",
-                spread(row.time_s), spread(row.tok_s), spread(row.aggregate_tok_s), number(row.ttft_p50_s),
+                spread(row.time_s), spread(row.tokens_per_s), spread(row.aggregate_tokens_per_s),
+                number(row.ttft_p50_s),
             )  # fmt: skip
         console.show("", table)
     pays = [one for one in report.codecs if one.codec != "none" and one.rows == max(c.rows for c in report.codecs)]
     for one in pays:
-        below = f"below {number(one.pays_below_mbit_s)} Mbit/s" if one.pays_below_mbit_s else "on no link"
+        below = f"below {number(one.pays_below_mbit_per_s)} Mbit/s" if one.pays_below_mbit_per_s else "on no link"
         console.show(f"{one.codec} pays {below} for {one.rows} rows ({one.data}).")
 
 

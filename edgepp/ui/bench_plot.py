@@ -44,18 +44,18 @@ def _requests(axes: Any, report: BenchmarkReport) -> None:
     """Token/s together against requests at once, as multiples of one request's: hardware drops out."""
     for words in sorted({row.words for row in report.requests if not row.text}):
         rows = [row for row in report.requests if row.words == words and not row.text]
-        one = next((row.aggregate_tok_s.median for row in rows if row.requests == 1), None)
+        one = next((row.aggregate_tokens_per_s.median for row in rows if row.requests == 1), None)
         if one is None:
             continue
-        rates = [row.aggregate_tok_s for row in rows]
+        rates = [row.aggregate_tokens_per_s for row in rows]
         medians = [rate.median / one for rate in rates]
         bars = [[(r.median - r.low) / one for r in rates], [(r.high - r.median) / one for r in rates]]
         counts = [row.requests for row in rows]
         line, *_ = axes.errorbar(counts, medians, yerr=bars, marker="o", capsize=3, label=f"{words} words")
         theirs = [count for count in counts if (count, words) in baselines.STORIES]
         if 1 in theirs:
-            base = baselines.STORIES[1, words].tok_s
-            ratios = [count * baselines.STORIES[count, words].tok_s / base for count in theirs]
+            base = baselines.STORIES[1, words].tokens_per_s
+            ratios = [count * baselines.STORIES[count, words].tokens_per_s / base for count in theirs]
             axes.plot(theirs, ratios, linestyle=":", marker="x", color=line.get_color())
     axes.set(
         title=f"{report.target.model}, {len(report.target.stages)} stages (dotted: {baselines.OLLAMA})",

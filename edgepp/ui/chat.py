@@ -63,8 +63,8 @@ def report(answer: Answer) -> dict[str, Any]:
         "right_tokens": timing.right,
         "completion_tokens": len(answer.token_ids),
         "ttft_s": round(timing.ttft_s, 6),
-        "decode_tok_s": round(timing.decode_tok_s, 3),
-        "e2e_tok_s": round(timing.e2e_tok_s, 3),
+        "decode_tokens_per_s": round(timing.decode_tokens_per_s, 3),
+        "e2e_tokens_per_s": round(timing.e2e_tokens_per_s, 3),
         "stages": stages,
     } | _logprobs(answer)
 
@@ -109,7 +109,7 @@ def summary(answer: Answer) -> str:
     timing = answer.timing
     if not answer.token_ids and answer.finish_reason == "cancelled":
         return "stopped before the answer began"
-    then = f" · then {timing.decode_tok_s:.1f} token/s" if timing.decode_tok_s else ""
+    then = f" · then {timing.decode_tokens_per_s:.1f} token/s" if timing.decode_tokens_per_s else ""
     return f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s{then}"
 
 

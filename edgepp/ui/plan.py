@@ -16,7 +16,7 @@ from edgepp.plan.advice import Need
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.hardware import catalogue
-from edgepp.plan.json_report import forecast_dict, requests_fit, slots_needed, unfit_dict
+from edgepp.plan.json_report import forecast_dict, requests_fit, sequences_needed, unfit_dict
 from edgepp.plan.layout import Question
 from edgepp.plan.predict import Decode
 from edgepp.plan.quantities import link_rate
@@ -100,13 +100,13 @@ def picture(found: Forecast) -> Iterator[Any]:
 
 def _head(found: Forecast) -> Text:
     question, size = found.question, found.question.model.size
-    kv = size.kv_token_bytes
+    kv, sequences = size.kv_token_bytes, question.max_sequences
     return Text.assemble(
         (question.model.name, "bold"),
         (" fits", "green"),
         f": {megabytes(size.weight_bytes)} of weights; KV caches take"
-        f" {kv / 1e3:,.0f} kB per position, {megabytes(kv * question.context * question.slots)} for {question.slots}"
-        f" slot{'s' if question.slots > 1 else ''} of {question.context:,}; there is room for {found.kv_room:,}"
+        f" {kv / 1e3:,.0f} kB per position, {megabytes(kv * question.context * sequences)} for {sequences}"
+        f" sequence{'s' if sequences > 1 else ''} of {question.context:,}; there is room for {found.kv_room:,}"
         " positions",
     )
 
@@ -136,11 +136,11 @@ def _stages(found: Forecast) -> Rows:
 def _requests(found: Forecast) -> Rows:
     table = Rows(">REQUESTS", ">TOKEN/S EACH", ">TOGETHER", ">PER TOKEN", "LIMITED BY", "")
     for decode in found.layout.prediction.decode:
-        slots, room = slots_needed(decode, found.question), ""
+        needed, room = sequences_needed(decode, found.question), ""
         if not requests_fit(decode, found):
             room = "their KV caches do not fit at the same time: they take turns"
-        elif slots > found.question.slots:
-            room = f"with --slots {slots}, for which there is memory"
+        elif needed > found.question.max_sequences:
+            room = f"with --max-sequences {needed}, for which there is memory"
         rates = (f"{1 / decode.tpot_s:.1f}", f"{decode.tokens_per_s:.1f}", _ms(decode.tpot_s))
         table.add_row(str(decode.requests), *rates, _limit(decode), Text(room, style="yellow"))
     return table

@@ -65,7 +65,7 @@ def _show_event(console: Screen, cluster: ServedCluster, event: Event, *, as_jso
     click.echo(json.dumps({"event": "note", "text": str(event)}))
     if isinstance(event, PipelineOpened):
         state = cluster.status
-        click.echo(json.dumps({"event": "ready", "epoch": state["epoch"], "stages": state["stages"]}))
+        click.echo(json.dumps({"event": "ready", "plan_version": state["plan_version"], "stages": state["stages"]}))
 
 
 async def _show_loading(console: Screen, cluster: ServedCluster) -> None:

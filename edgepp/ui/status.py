@@ -59,7 +59,9 @@ def _last_heard(error: EdgeppError) -> None:
     view = load_view()
     if view is not None:
         names = ", ".join(f"{m['name']} {m['state']} at {m['address']}" for m in view["members"])
-        error.hint = f"{error.hint}. Last heard {view['heard']}: view {view['version']}, plan {view['epoch']}: {names}"
+        error.hint = (
+            f"{error.hint}. Last heard {view['heard']}: view {view['version']}, plan {view['plan_version']}: {names}"
+        )
 
 
 def _watch(peer: str | None, show: Callable[[dict[str, Any]], None], complain: Callable[[str], None]) -> None:
@@ -88,12 +90,14 @@ def picture(state: Mapping[str, Any]) -> Group:
         (str(state["model"]), "bold"),
         f" on {state['coordinator']} · ",
         (str(state["state"]), _COLOURS[state["state"]]),
-        f" · plan {state['epoch']} by {state['policy']} · view {state['view']} ·"
+        f" · plan {state['plan_version']} by {state['policy']} · view {state['view']} ·"
         f" {answers['under_way']} answers under way,"
         f" {answers['done']} done",
     )
-    if answers["last_decode_tok_s"]:
-        head.append(f" · last {answers['last_decode_tok_s']:.1f} token/s, first after {answers['last_ttft_s']:.2f} s")
+    if answers["last_decode_tokens_per_s"]:
+        head.append(
+            f" · last {answers['last_decode_tokens_per_s']:.1f} token/s, first after {answers['last_ttft_s']:.2f} s"
+        )
     engine = state["engine"]
     if engine.get("prompt_tokens"):
         hit = engine["reused_tokens"] / engine["prompt_tokens"]
@@ -115,7 +119,7 @@ def _nodes(state: Mapping[str, Any]) -> Rows:
             megabytes(node["memory"]),
             megabytes(node["memory_free"]),
             f"{node['backend']} × {node['threads']}",
-            f"{node['stream_bytes_s'] / 1e9:.1f} GB/s",
+            f"{node['stream_bytes_per_s'] / 1e9:.1f} GB/s",
             f"{node['flops'] / 1e9:.0f}",
             f"{node['rtt_s'] * 1e3:.1f} ms",
         )
@@ -130,7 +134,7 @@ def _spares(state: Mapping[str, Any]) -> list[Text]:
 
 def _stages(state: Mapping[str, Any]) -> Rows:
     table = Rows(
-        "STAGE", "LAYERS", "NODE", "ADDRESS", "STATE", "BACKEND", ">IN MEMORY", ">KV", ">SLOTS", ">STAGE", ">WIRE"
+        "STAGE", "LAYERS", "NODE", "ADDRESS", "STATE", "BACKEND", ">IN MEMORY", ">KV", ">SEQUENCES", ">STAGE", ">WIRE"
     )
     for stage in state["stages"]:
         loaded = stage["state"] == "ready"

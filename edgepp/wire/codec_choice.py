@@ -23,10 +23,10 @@ _LOSSLESS: tuple[Codec, ...] = ("none", "lz4", "zstd")
 class CodecChoice:
     """The codec of one link, decided by whoever sends on it."""
 
-    def __init__(self, wanted: LinkCodec, bytes_s: float) -> None:
-        """``bytes_s`` is the link's measured rate; 0, where it is unknown, compresses nothing."""
+    def __init__(self, wanted: LinkCodec, bytes_per_s: float) -> None:
+        """``bytes_per_s`` is the link's measured rate; 0, where it is unknown, compresses nothing."""
         self._wanted = wanted
-        self._bytes_s = bytes_s
+        self._bytes_per_s = bytes_per_s
         self._chosen: Codec = "none" if wanted == "auto" else wanted
         self._until_trial = 0
 
@@ -39,7 +39,7 @@ class CodecChoice:
         """The codec of this frame, and ``array`` (T, D) in it."""
         if self._wanted != "auto":
             return self._chosen, encode(array, self._chosen)
-        if array.nbytes < LEAST_BYTES or not self._bytes_s:
+        if array.nbytes < LEAST_BYTES or not self._bytes_per_s:
             return "none", encode(array, "none")
         if not self._until_trial:
             self._until_trial = TRIAL_EVERY
@@ -54,4 +54,4 @@ class CodecChoice:
             frames = encode(array, name)
             decode(frames, len(array), array.shape[1], dtype_name(array.dtype), name)
             computing_s = time.perf_counter() - began_s
-            yield computing_s + sum(len(frame) for frame in frames) / self._bytes_s, name
+            yield computing_s + sum(len(frame) for frame in frames) / self._bytes_per_s, name

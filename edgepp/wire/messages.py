@@ -172,7 +172,7 @@ class Attach(NamedTuple):
     next_key: LinkKey
     route: Route
     codec: LinkCodec
-    return_bytes_s: Count
+    return_bytes_per_s: Count
     """Bytes a second on the way back to the coordinator, as it measured them; 0 where this stage has a next one."""
     previous_key: LinkKey = ""
 
@@ -182,7 +182,7 @@ class Attached(NamedTuple):
 
     epoch: Id
     echo_us: Count
-    bytes_s: Count
+    bytes_per_s: Count
     """Measured bytes a second one way; 0 without a next stage."""
 
 
@@ -199,7 +199,7 @@ class Detach(NamedTuple):
 
 
 class Free(NamedTuple):
-    """Cancel a sequence and free its slot, whatever of it is still on the way."""
+    """Cancel a sequence and free its KV cache, whatever of it is still on the way."""
 
     epoch: Id
     sequence: Id
@@ -289,12 +289,12 @@ class Enrol(NamedTuple):
     backend: Label
     device: Label
     threads: Annotated[int, 0, 1 << 16]
-    slots: Annotated[int, 0, 64]
+    stage_slots: Annotated[int, 0, 64]
     """Stage processes that it offers to run; memory and threads are for all together."""
     start: Layer
     stop: Layer
-    """The range that its first slot is pinned to; both 0 without."""
-    stream_bps: Count
+    """The range that its first stage slot is pinned to; both 0 without."""
+    stream_bytes_per_s: Count
     """Measured bytes of weights a second in decode steps, with all threads."""
     flops: Count
     """Measured floating-point operations a second in a prompt."""

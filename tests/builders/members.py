@@ -18,10 +18,10 @@ def facts(incarnation: int = 1, **changes: Any) -> Enrol:
         backend="onnx",
         device="cpu",
         threads=2,
-        slots=1,
+        stage_slots=1,
         start=0,
         stop=0,
-        stream_bps=10_000_000_000,
+        stream_bytes_per_s=10_000_000_000,
         flops=100_000_000_000,
     )
     return given._replace(**changes)
@@ -41,7 +41,7 @@ def live_node(name: str, **more: Any) -> dict[str, Any]:
     """A node of ``edgepp status --json``, with ``more`` of its keys."""
     return {
         "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory": 8 * 10**9, "backend": "onnx",
-        "device": "cpu", "pinned": None, "stream_bytes_s": 1e10, "flops": 1e11, "rtt_s": 0.004, "layers": [[0, 15]],
+        "device": "cpu", "pinned": None, "stream_bytes_per_s": 1e10, "flops": 1e11, "rtt_s": 0.004, "layers": [[0, 15]],
         "stage_slots": 1,
         **more,
     }  # fmt: skip
@@ -49,4 +49,4 @@ def live_node(name: str, **more: Any) -> dict[str, Any]:
 
 def live_stage(name: str, **more: Any) -> dict[str, Any]:
     """A stage of ``edgepp status --json``, with ``more`` of its keys."""
-    return {"node_id": name * 8, "layers": [0, 15], "hop_s": 0.001, "link_bytes_s": None, **more}
+    return {"node_id": name * 8, "layers": [0, 15], "hop_s": 0.001, "link_bytes_per_s": None, **more}

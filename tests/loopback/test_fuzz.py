@@ -247,7 +247,8 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
     serving = SimpleNamespace(
         pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
     )
-    director = Planner(PlacementRequest(SIZE, context=1024, slots=1), "m", False, identity.node, kv_bits=0, base=1000)
+    request = PlacementRequest(SIZE, context=1024, max_sequences=1)
+    director = Planner(request, "m", False, identity.node, kv_bits=0, base=1000)
     made = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, lambda _: None)  # type: ignore[arg-type]
     yield made
     made._outbox.put(None)

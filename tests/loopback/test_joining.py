@@ -115,7 +115,7 @@ def test_a_link_is_made_and_handed_over() -> None:
         (joined,) = handed
         assert joined.link is not None
         assert joined.echo_s > 0
-        assert joined.bytes_s > 0
+        assert joined.bytes_per_s > 0
         stage.compute.obey(joined)
         assert [type(message) for message in answers(stage)] == [Attached]
     finally:

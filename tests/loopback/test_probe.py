@@ -22,18 +22,18 @@ def test_the_probe_measures_once_and_is_measured_again_when_its_record_is_damage
     monkeypatch.setenv("EDGEPP_CACHE", str(tmp_path))
     first = measure("onnx", 2)
     assert (first.backend, first.device, first.threads) == ("onnx", "cpu", 2)
-    assert 1e7 < first.stream_bps < 1e13
+    assert 1e7 < first.stream_bytes_per_s < 1e13
     assert 1e8 < first.flops < 1e16
 
     runs: list[tuple[str, int, bool]] = []
 
     def fake(backend: str, threads: int, exact: bool) -> dict[str, object]:
         runs.append((backend, threads, exact))
-        return {"backend": backend, "device": "cpu", "stream_bps": 5.0, "flops": 7.0}
+        return {"backend": backend, "device": "cpu", "stream_bytes_per_s": 5.0, "flops": 7.0}
 
     monkeypatch.setattr(resources, "run_probe", fake)
     again = measure("onnx", 2)
-    assert (again.stream_bps, again.flops, runs) == (first.stream_bps, first.flops, [])
+    assert (again.stream_bytes_per_s, again.flops, runs) == (first.stream_bytes_per_s, first.flops, [])
     (record,) = tmp_path.glob("speed/*.json")
     whole = json.loads(record.read_text())
     for damaged in (
@@ -42,9 +42,9 @@ def test_the_probe_measures_once_and_is_measured_again_when_its_record_is_damage
     ):  # fmt: skip
         record.write_bytes(damaged.encode("utf-8", "surrogateescape"))
         runs.clear()
-        assert measure("onnx", 2).stream_bps == 5.0
+        assert measure("onnx", 2).stream_bytes_per_s == 5.0
         assert len(runs) == 1
-    assert json.loads(record.read_text())["stream_bps"] == 5.0
+    assert json.loads(record.read_text())["stream_bytes_per_s"] == 5.0
     assert measure("onnx", 1).threads == 1
     measure("onnx", 2, exact=True)
     assert runs[1:] == [("onnx", 1, False), ("onnx", 2, True)]

@@ -20,7 +20,7 @@ from tests.builders.checkpoints import Checkpoints
 from tests.waiting import PATIENCE_S
 
 CLONE = Path(__file__).parents[2]
-RATES = {"prefill_tok_s", "decode_tok_s", "e2e_tok_s", "ttft_s"}
+RATES = {"prefill_tokens_per_s", "decode_tokens_per_s", "e2e_tokens_per_s", "ttft_s"}
 SHORT = ["--prompt-tokens", "20", "--gen", "4", "--rounds", "1"]
 
 
@@ -75,8 +75,8 @@ def test_requests(tiny: Path) -> None:
     ]
     for row in found["rows"]:
         low, high = row["aggregate_spread"]
-        assert 0 < low <= row["aggregate_tok_s"] <= high
-        assert 0 < row["tok_s"] <= row["aggregate_tok_s"] * 1.001
+        assert 0 < low <= row["aggregate_tokens_per_s"] <= high
+        assert 0 < row["tokens_per_s"] <= row["aggregate_tokens_per_s"] * 1.001
         assert 0 < row["ttft_p50_s"] <= row["ttft_p99_s"] <= row["time_s"] * 1.001 * row["requests"]
         assert row["itl_p50_s"] <= row["itl_p99_s"]
         assert not row["text"]
@@ -124,7 +124,7 @@ def test_link(tiny: Path) -> None:
         assert row["width"] == 8192
         assert row["dtype"] == "float16"
         assert row["total_ms"] == pytest.approx(row["transmission_ms"] + row["codec_ms"], rel=0.01)
-        assert row["mb_s"] > 0
+        assert row["mb_per_s"] > 0
     assert {row["ratio"] for row in found["rows"] if row["codec"] == "none"} == {1.0}
     assert 0 < found["hop_us"]["median"] <= found["hop_us"]["p95"]
 

@@ -32,7 +32,7 @@ def check(report: dict[str, Any], stages: int) -> None:
     assert report["partial"] == ""
     assert report["target"]["model"] == "tiny"
     assert [stage["layers"] for stage in report["target"]["stages"]] == ["0-1", "2-3"][:stages]
-    for rate in ("decode_tok_s", "e2e_tok_s", "prefill_tok_s", "ttft_s"):
+    for rate in ("decode_tokens_per_s", "e2e_tokens_per_s", "prefill_tokens_per_s", "ttft_s"):
         figure = report["single"][rate]
         assert 0 < figure["low"] <= figure["median"] <= figure["high"]
     assert report["single"]["reused"] == 0
@@ -50,7 +50,7 @@ def test_a_local_pipeline_beside_one_process(tiny: Path, tmp_path: Path) -> None
     assert "1/" in done.stderr
     report = json.loads((out / "report.json").read_text())
     check(report, 2)
-    assert report["alone"]["decode_tok_s"]["median"] > 0
+    assert report["alone"]["decode_tokens_per_s"]["median"] > 0
     assert [what.partition(":")[0] for what in report["left_out"]] == ["1 at once, a title", "3 at once, a title"]
     said = (out / "report.md").read_text()
     assert said.startswith("# edgepp bench: tiny on 2 stages")
@@ -94,7 +94,7 @@ def test_ctrl_c_leaves_a_partial_report_and_no_process(tiny: Path, tmp_path: Pat
         assert process.returncode == 130
     report = json.loads((out / "report.json").read_text())
     assert report["partial"] == "it was stopped by Ctrl-C"
-    assert report["single"]["decode_tok_s"]["n"] >= 2
+    assert report["single"]["decode_tokens_per_s"]["n"] >= 2
     assert "**This report is partial" in (out / "report.md").read_text()
 
 
@@ -113,7 +113,7 @@ def test_links_of_a_given_rate(tmp_path: Path) -> None:
     for row in result["rows"]:
         assert row["total_ms"] == pytest.approx(row["transmission_ms"] + row["codec_ms"], rel=0.01)
         if row["rows"] == 64:  # long enough to be held to the rate; however busy the machine is
-            assert row["reached_mbit_s"] < 1.1 * row["mbit_s"]
+            assert row["reached_mbit_per_s"] < 1.1 * row["mbit_per_s"]
     assert "262.03 + 0.01 = 262.04 (7.63)" in (tmp_path / "links.md").read_text()
     assert json.loads((tmp_path / "links.json").read_text())["rows"] == result["rows"]
     nothing_left()
@@ -128,9 +128,9 @@ def test_answers_over_links_of_a_given_rate(tiny: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     free, held = json.loads(done.stdout)["rows"]
-    assert (free["mbit_s"], held["mbit_s"]) == (None, 13)
-    assert held["link_mbit_s"] < 1.1 * 13
-    assert min(held["decode_tok_s"], held["there_bytes"], held["back_bytes"]) > 0
+    assert (free["mbit_per_s"], held["mbit_per_s"]) == (None, 13)
+    assert held["link_mbit_per_s"] < 1.1 * 13
+    assert min(held["decode_tokens_per_s"], held["there_bytes"], held["back_bytes"]) > 0
     nothing_left()
 
 

@@ -121,7 +121,7 @@ class OnnxStage:
             raise StageFault(f"hidden states of shape {hidden.shape} are not (T, {self.hidden_size})")
         self._reserve([sequence], [place], len(hidden))
         total = place.length + len(hidden)
-        out: Array = self._run(place.arena, place.slot, hidden[None], [total])[0]
+        out: Array = self._run(place.arena, place.lane, hidden[None], [total])[0]
         place.length = total
         return out
 

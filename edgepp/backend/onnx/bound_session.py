@@ -9,14 +9,14 @@ import numpy as np
 import onnxruntime as ort
 
 from edgepp.backend.onnx.architecture import Rope
-from edgepp.backend.onnx.kv_arena import SLOTS, Arena
+from edgepp.backend.onnx.kv_arena import LANES, Arena
 from edgepp.model.weights.checkpoint import Array
 
-_BINDINGS = 2 * SLOTS  # each slot's own and as many batches; the least recently used goes
+_BINDINGS = 2 * LANES  # each lane's own and as many batches; the least recently used goes
 
 
 class RopeTables:
-    """Cosines and sines, computed as far as the longest slot reaches."""
+    """Cosines and sines, computed as far as the longest lane reaches."""
 
     def __init__(self, rope: Rope) -> None:
         self._rope = rope
@@ -31,7 +31,7 @@ class RopeTables:
 
 
 class BoundSession:
-    """Runs a ``DecoderGraph`` over neighbouring slots of an arena."""
+    """Runs a ``DecoderGraph`` over neighbouring lanes of an arena."""
 
     def __init__(self, session: ort.InferenceSession, rope: Rope) -> None:
         self._session = session
@@ -39,7 +39,7 @@ class BoundSession:
         self._bound: OrderedDict[tuple[Arena, int, int], _Binding] = OrderedDict()
 
     def run(self, arena: Arena, first: int, hidden: Array, totals: Sequence[int]) -> Array:
-        """Run ``hidden`` (B, T, D) in slots ``first`` to ``first + B - 1``; returns float32 (B, T, D).
+        """Run ``hidden`` (B, T, D) in lanes ``first`` to ``first + B - 1``; returns float32 (B, T, D).
 
         Row i ends at position ``totals[i] - 1``, and the keys and values of its T positions are written. B or T is 1.
         """
@@ -54,7 +54,7 @@ class BoundSession:
 
 
 class _Binding:
-    """One session bound to ``rows`` slots of an arena from ``first`` on."""
+    """One session bound to ``rows`` lanes of an arena from ``first`` on."""
 
     def __init__(self, session: ort.InferenceSession, tables: RopeTables, arena: Arena, first: int, rows: int) -> None:
         self._session = session

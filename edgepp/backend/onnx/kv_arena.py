@@ -1,7 +1,7 @@
-"""Room for the KV caches of many sequences: slots side by side, so that neighbours are one batch without a copy.
+"""Room for the KV caches of many sequences: lanes side by side, so that neighbours are one batch without a copy.
 
-A slot is address space. It takes memory page by page as positions are written, and gives all of it back when its
-sequence leaves; so a slot's length costs nothing, and a sequence need not be copied each time it doubles.
+A lane is address space. It takes memory page by page as positions are written, and gives all of it back when its
+sequence leaves; so a lane's length costs nothing, and a sequence need not be copied each time it doubles.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from edgepp.backend.onnx.architecture import Architecture
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
 
-SLOTS = 32
-"""Slots of an arena, and the most rows that one run takes."""
+LANES = 32
+"""Lanes of an arena, and the most rows that one run takes."""
 
-_ADDRESSES = 16 << 30  # bytes of address space an arena may take, lest many long slots exhaust a process's
+_ADDRESSES = 16 << 30  # bytes of address space an arena may take, lest many long lanes exhaust a process's
 _DROP = getattr(mmap, "MADV_DONTNEED" if hasattr(mmap, "MADV_NOHUGEPAGE") else "MADV_FREE", None)  # Linux, or others
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANON | getattr(mmap, "MAP_NORESERVE", 0)
 
@@ -62,31 +62,31 @@ class CacheShape:
 
 
 class Arena:
-    """Slots of ``stride`` positions each; ``memory`` holds an array (slots, kv_heads, stride, head_dim) a name."""
+    """Lanes of ``stride`` positions each; ``memory`` holds an array (lanes, kv_heads, stride, head_dim) a name."""
 
     def __init__(self, shape: CacheShape, stride: int) -> None:
-        """Take address space, for fewer slots where the system is sparing of it.
+        """Take address space, for fewer lanes where the system is sparing of it.
 
         Raises:
-            MemoryError: not even one slot is to be had.
+            MemoryError: not even one lane is to be had.
         """
         self.stride = stride
         self._head_bytes = stride * shape.head_bytes
         self._part_bytes = shape.kv_heads * self._head_bytes
         self.memory: dict[str, Array] = {}
-        slot_bytes = shape.position_bytes * stride
-        slots = max(1, min(SLOTS, _ADDRESSES // slot_bytes))
-        while not self._map(shape, slots):
-            if slots == 1:
+        lane_bytes = shape.position_bytes * stride
+        lanes = max(1, min(LANES, _ADDRESSES // lane_bytes))
+        while not self._map(shape, lanes):
+            if lanes == 1:
                 raise MemoryError
-            slots //= 2
-        self.free = set(range(slots))
-        self.slots = slots
+            lanes //= 2
+        self.free = set(range(lanes))
+        self.lanes = lanes
 
-    def _map(self, shape: CacheShape, slots: int) -> bool:
-        rows = (slots, shape.kv_heads, self.stride, shape.head_dim)
+    def _map(self, shape: CacheShape, lanes: int) -> bool:
+        rows = (lanes, shape.kv_heads, self.stride, shape.head_dim)
         try:
-            self._pages = {name: mmap.mmap(-1, slots * self._part_bytes, flags=_FLAGS) for name in shape.names}
+            self._pages = {name: mmap.mmap(-1, lanes * self._part_bytes, flags=_FLAGS) for name in shape.names}
         except OSError:
             self._pages = {}
             return False
@@ -96,21 +96,21 @@ class Arena:
             self.memory[name] = np.frombuffer(pages, shape.dtype).reshape(rows)
         return True
 
-    def take(self, slot: int | None = None) -> int:
-        """Occupy ``slot``, or the first that is free."""
-        chosen = min(self.free) if slot is None else slot
+    def take(self, lane: int | None = None) -> int:
+        """Occupy ``lane``, or the first that is free."""
+        chosen = min(self.free) if lane is None else lane
         self.free.remove(chosen)
         return chosen
 
-    def release(self, slot: int) -> None:
-        """Give a slot's memory back to the system, as far as it is whole pages."""
-        self.free.add(slot)
-        self._drop(slot * self._part_bytes, (slot + 1) * self._part_bytes)
+    def release(self, lane: int) -> None:
+        """Give a lane's memory back to the system, as far as it is whole pages."""
+        self.free.add(lane)
+        self._drop(lane * self._part_bytes, (lane + 1) * self._part_bytes)
 
-    def cut(self, slot: int, length: int) -> None:
-        """Give the memory of a slot's positions from ``length`` on back to the system, as far as it is whole pages."""
+    def cut(self, lane: int, length: int) -> None:
+        """Give the memory of a lane's positions from ``length`` on back to the system, as far as it is whole pages."""
         kept = length * self._head_bytes // self.stride
-        for start in range(slot * self._part_bytes, (slot + 1) * self._part_bytes, self._head_bytes):
+        for start in range(lane * self._part_bytes, (lane + 1) * self._part_bytes, self._head_bytes):
             self._drop(start + kept, start + self._head_bytes)
 
     def _drop(self, start: int, stop: int) -> None:

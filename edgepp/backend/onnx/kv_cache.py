@@ -1,4 +1,4 @@
-"""Where each sequence's keys and values lie: in which arena and slot, and when it pays to move them."""
+"""Where each sequence's keys and values lie: in which arena and lane, and when it pays to move them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from edgepp.backend.onnx.kv_arena import Arena, CacheShape
 
 FIRST_POSITIONS = 1024
-"""Positions of the shortest slots; a sequence that outgrows its slot moves to a longer one."""
+"""Positions of the shortest lanes; a sequence that outgrows its lane moves to a longer one."""
 
-_QUADRUPLED = 4096  # longer slots double: attention's working space grows with them
+_QUADRUPLED = 4096  # longer lanes double: attention's working space grows with them
 _MOVED_BYTES = 64 << 20  # what one step copies at most to bring a batch together, or one sequence
 
 
 @dataclass(eq=False)
 class CachedSequence:
-    """One sequence: ``length`` positions are filled, in ``slot`` of ``arena``."""
+    """One sequence: ``length`` positions are filled, in ``lane`` of ``arena``."""
 
     number: int
     capacity: int
     arena: Arena
-    slot: int
+    lane: int
     length: int = 0
     touched: int = 0
     """Positions whose pages are resident."""
@@ -32,7 +32,7 @@ class CachedSequence:
 
 @dataclass(frozen=True)
 class LaneRun:
-    """Neighbouring slots of an arena that are computed together."""
+    """Neighbouring lanes of an arena that are computed together."""
 
     arena: Arena
     first: int
@@ -68,7 +68,7 @@ class SequenceCaches:
             MemoryError: the system gives no more address space.
         """
         place = self._occupy(_stride(FIRST_POSITIONS, min(length + 1, capacity)), capacity)
-        _copy(source, place.arena, place.slot, length)
+        _copy(source, place.arena, place.lane, length)
         place.length = place.touched = length
         return place
 
@@ -76,13 +76,13 @@ class SequenceCaches:
         """Let a sequence reach ``capacity`` positions, at least those that it has, and give back memory for more."""
         place.capacity = capacity
         if place.touched > capacity:
-            place.arena.cut(place.slot, capacity)
+            place.arena.cut(place.lane, capacity)
             place.touched = capacity
 
     def free(self, place: CachedSequence) -> None:
         """Give a sequence's memory back."""
-        del self._places[place.arena, place.slot]
-        place.arena.release(place.slot)
+        del self._places[place.arena, place.lane]
+        place.arena.release(place.lane)
 
     def reserve(self, place: CachedSequence, positions: int) -> None:
         """See to it that ``place`` can hold ``positions``.
@@ -113,21 +113,21 @@ class SequenceCaches:
 
     def _neighbours(self, batch: Sequence[CachedSequence]) -> list[LaneRun]:
         runs: list[list[CachedSequence]] = []
-        for place in sorted(batch, key=lambda place: (self._arenas.index(place.arena), place.slot)):
+        for place in sorted(batch, key=lambda place: (self._arenas.index(place.arena), place.lane)):
             before = runs[-1][-1] if runs else None
-            if before is not None and before.arena is place.arena and before.slot + 1 == place.slot:
+            if before is not None and before.arena is place.arena and before.lane + 1 == place.lane:
                 runs[-1].append(place)
             else:
                 runs.append([place])
-        return [LaneRun(run[0].arena, run[0].slot, tuple(run)) for run in runs]
+        return [LaneRun(run[0].arena, run[0].lane, tuple(run)) for run in runs]
 
     def _gather(self, batch: Sequence[CachedSequence]) -> None:
-        """Move some of ``batch`` so that it comes to lie in neighbouring slots, of the longest stride that it has."""
-        arena, slots = self._window(batch, max(place.arena.stride for place in batch))
-        vacant = [slot for slot in slots if slot in arena.free]
+        """Move some of ``batch`` so that it comes to lie in neighbouring lanes, of the longest stride that it has."""
+        arena, lanes = self._window(batch, max(place.arena.stride for place in batch))
+        vacant = [lane for lane in lanes if lane in arena.free]
         moved = 0
         for place in batch:
-            if place.arena is arena and place.slot in slots:
+            if place.arena is arena and place.lane in lanes:
                 continue
             if not vacant or moved > _MOVED_BYTES:
                 return
@@ -135,28 +135,28 @@ class SequenceCaches:
             moved += place.length * self._shape.position_bytes
 
     def _window(self, batch: Sequence[CachedSequence], stride: int) -> tuple[Arena, range]:
-        """As many neighbouring slots as ``batch`` needs, free but for it, and holding most of it already."""
+        """As many neighbouring lanes as ``batch`` needs, free but for it, and holding most of it already."""
         best: tuple[int, Arena, range] | None = None
         for arena in self._arenas:
             if arena.stride != stride:
                 continue
-            rows = min(len(batch), arena.slots)
-            mine = {place.slot for place in batch if place.arena is arena}
-            for first in range(arena.slots - rows + 1):
-                slots = range(first, first + rows)
-                held = len(mine.intersection(slots))
-                if held + len(arena.free.intersection(slots)) == rows and (best is None or held > best[0]):
-                    best = held, arena, slots
+            rows = min(len(batch), arena.lanes)
+            mine = {place.lane for place in batch if place.arena is arena}
+            for first in range(arena.lanes - rows + 1):
+                lanes = range(first, first + rows)
+                held = len(mine.intersection(lanes))
+                if held + len(arena.free.intersection(lanes)) == rows and (best is None or held > best[0]):
+                    best = held, arena, lanes
         if best is not None:
             return best[1], best[2]
         self._arenas.append(Arena(self._shape, stride))
-        return self._arenas[-1], range(min(len(batch), self._arenas[-1].slots))
+        return self._arenas[-1], range(min(len(batch), self._arenas[-1].lanes))
 
     def _occupy(self, stride: int, capacity: int) -> CachedSequence:
         arena = self._with_room(stride)
         self._opened += 1
         place = CachedSequence(self._opened, capacity, arena, arena.take())
-        self._places[arena, place.slot] = place
+        self._places[arena, place.lane] = place
         return place
 
     def _with_room(self, stride: int) -> Arena:
@@ -166,20 +166,20 @@ class SequenceCaches:
         self._arenas.append(Arena(self._shape, stride))
         return self._arenas[-1]
 
-    def _move(self, place: CachedSequence, arena: Arena, slot: int) -> None:
-        _copy(place, arena, slot, place.length)
+    def _move(self, place: CachedSequence, arena: Arena, lane: int) -> None:
+        _copy(place, arena, lane, place.length)
         self.free(place)
-        place.arena, place.slot, place.touched = arena, arena.take(slot), place.length + 1
-        self._places[arena, slot] = place
+        place.arena, place.lane, place.touched = arena, arena.take(lane), place.length + 1
+        self._places[arena, lane] = place
 
 
 def _stride(stride: int, positions: int) -> int:
-    """The stride of slots for ``positions``, from ``stride`` on."""
+    """The stride of lanes for ``positions``, from ``stride`` on."""
     while stride < positions:
         stride *= 4 if stride < _QUADRUPLED else 2
     return stride
 
 
-def _copy(source: CachedSequence, arena: Arena, slot: int, length: int) -> None:
+def _copy(source: CachedSequence, arena: Arena, lane: int, length: int) -> None:
     for name, old in source.arena.memory.items():
-        arena.memory[name][slot, :, :length] = old[source.slot, :, :length]
+        arena.memory[name][lane, :, :length] = old[source.lane, :, :length]

@@ -38,12 +38,12 @@ CAPACITY = 60
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_slots() -> Iterator[None]:
-    """Slots so few and short that sequences outgrow them, and move one at a time."""
+def _small_lanes() -> Iterator[None]:
+    """Lanes so few and short that sequences outgrow them, and move one at a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_cache, "FIRST_POSITIONS", 16)
         patch.setattr(onnx_cache, "_MOVED_BYTES", 1)
-        patch.setattr(onnx_arena, "SLOTS", 4)
+        patch.setattr(onnx_arena, "LANES", 4)
         yield
 
 

@@ -244,7 +244,7 @@ def test_a_copy_that_memory_cannot_hold_leaves_nothing_half_open(
 
 
 def test_the_onnx_stage_says_when_addresses_are_short(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_arena, "SLOTS", 1)
+    monkeypatch.setattr(onnx_arena, "LANES", 1)
     stage = OnnxBackend().load_stage(checkpoint, LAYERS, EXACT)
     begin(stage)
     with monkeypatch.context() as patch:

@@ -147,7 +147,7 @@ def test_chunks_and_room_to_grow_change_nothing(
     for chunks in ([64] * 5 + [n - 320], [17, n - 17], [n - 2, 2], [2] * (n // 2)):
         np.testing.assert_array_equal(run(stages, hidden, chunks), whole)
     np.testing.assert_array_equal(run(stages, hidden, [n], capacity=n), whole)
-    monkeypatch.setattr(onnx_cache, "FIRST_POSITIONS", 64)  # it outgrows two slots
+    monkeypatch.setattr(onnx_cache, "FIRST_POSITIONS", 64)  # it outgrows two lanes
     for chunks in ([n], [64] * 5 + [n - 320], [2] * (n // 2)):
         np.testing.assert_array_equal(run(stages, hidden, chunks), whole)
 

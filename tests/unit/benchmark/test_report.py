@@ -91,10 +91,10 @@ def test_the_rates_of_one_request_are_those_of_the_methodology() -> None:
     found = single_result(
         [SingleRun(100, timing(0.5, 1.3, 9)), SingleRun(100, timing(0.5, 1.5, 9)), SingleRun(120, timing(0.5, 1.4, 9))]
     )
-    assert found.decode_tok_s.median == pytest.approx(8 / 0.9)
-    assert (found.decode_tok_s.low, found.decode_tok_s.high) == pytest.approx((8 / 1.0, 8 / 0.8))
-    assert found.e2e_tok_s.median == pytest.approx(9 / 1.4)
-    assert found.prefill_tok_s.median == pytest.approx(100 / 0.5)
+    assert found.decode_tokens_per_s.median == pytest.approx(8 / 0.9)
+    assert (found.decode_tokens_per_s.low, found.decode_tokens_per_s.high) == pytest.approx((8 / 1.0, 8 / 0.8))
+    assert found.e2e_tokens_per_s.median == pytest.approx(9 / 1.4)
+    assert found.prefill_tokens_per_s.median == pytest.approx(100 / 0.5)
     assert found.ttft_s.median == pytest.approx(0.5)
     assert found.stages_ms == pytest.approx((400 / 8,))
     assert found.wire_ms + found.coordinator_ms + sum(found.stages_ms) == pytest.approx(900 / 8)
@@ -102,7 +102,7 @@ def test_the_rates_of_one_request_are_those_of_the_methodology() -> None:
 
 def test_what_the_stages_still_held_is_no_prefill_and_guesses_are_no_steps() -> None:
     found = single_result([SingleRun(100, timing(0.5, 1.3, 9, reused=60, guessed=4, right=3))])
-    assert found.prefill_tok_s.median == pytest.approx(40 / 0.5)
+    assert found.prefill_tokens_per_s.median == pytest.approx(40 / 0.5)
     assert (found.reused, found.guessed, found.right) == (60, 4, 3)
     assert found.stages_ms == ()
     assert "4 tokens were guessed ahead over all rounds, 3 of them right" in markdown(replaced(single=found))
@@ -112,9 +112,9 @@ def test_a_row_of_requests_at_once() -> None:
     row = concurrent_result(
         RequestGroup(2, 25), [[wait(29, 0.5, 1.0), wait(29, 1.0, 2.0)], [wait(29, 0.5, 2.0), wait(29, 0.5, 4.0)]]
     )
-    assert row.tok_s.median == pytest.approx(((29 + 14.5) / 2 + (14.5 + 7.25) / 2) / 2)
+    assert row.tokens_per_s.median == pytest.approx(((29 + 14.5) / 2 + (14.5 + 7.25) / 2) / 2)
     assert row.time_s == Spread(2.25, 1.5, 3.0, 2)
-    assert (row.aggregate_tok_s.low, row.aggregate_tok_s.high) == (58 / 4, 58 / 2)
+    assert (row.aggregate_tokens_per_s.low, row.aggregate_tokens_per_s.high) == (58 / 4, 58 / 2)
     assert (row.ttft_p50_s, row.ttft_p99_s) == (0.5, 1.0)
     assert row.name == "2 at once, 25 words"
     assert percentile([3.0, 1.0, 2.0], 99) == 3.0
@@ -137,16 +137,16 @@ def test_codecs_are_lossless_and_auto_compresses_slow_links_only() -> None:
     assert [(one.rows, one.codec) for one in found] == [
         (rows, name) for rows in hidden_states.ROWS for name in hidden_states.CODECS
     ]
-    assert all(one.ratio == 1 and one.pays_below_mbit_s == 0 for one in found if one.codec == "none")
-    assert all(one.ratio > 1.05 and one.pays_below_mbit_s > 0 for one in found if one.codec == "zstd")
+    assert all(one.ratio == 1 and one.pays_below_mbit_per_s == 0 for one in found if one.codec == "none")
+    assert all(one.ratio > 1.05 and one.pays_below_mbit_per_s > 0 for one in found if one.codec == "zstd")
     chosen = hidden_states.chosen("noise", states, [0.5, 1e9])
-    assert {one.codec for one in chosen if one.mbit_s == 0.5 and one.rows > 4} == {"zstd"}
-    assert {one.codec for one in chosen if one.mbit_s == 1e9} == {"none"}
+    assert {one.codec for one in chosen if one.mbit_per_s == 0.5 and one.rows > 4} == {"zstd"}
+    assert {one.codec for one in chosen if one.mbit_per_s == 1e9} == {"none"}
 
 
 def test_when_a_codec_pays_follows_from_its_bytes_and_its_time() -> None:
     one = Coded(64, 8192, "float16", "noise", "zstd", Spread(5.0, 5.0, 5.0, 1), 1_000_000, 900_000)
-    assert one.pays_below_mbit_s == pytest.approx(160)  # 800 kbit in 5 ms
+    assert one.pays_below_mbit_per_s == pytest.approx(160)  # 800 kbit in 5 ms
     plain = replace(one, codec="none", codec_ms=Spread(0.0, 0.0, 0.0, 1), sent_bytes=1_000_000)
     assert one.total_ms(160) == pytest.approx(plain.total_ms(160))
     assert one.total_ms(100) < plain.total_ms(100)
@@ -165,7 +165,7 @@ def test_a_ratio_is_formed_within_a_round() -> None:
     ours = [SingleRun(100, timing(0.5, 1.5, 9)), SingleRun(100, timing(1.0, 3.0, 9))]
     alone = [SingleRun(100, timing(1.0, 1.8, 9)), SingleRun(100, timing(2.0, 3.6, 9))]
     found = ratio(ours, alone)
-    decode = found["decode_tok_s"]
+    decode = found["decode_tokens_per_s"]
     assert (decode.low, decode.median, decode.high) == pytest.approx((0.8, 0.8, 0.8))
     assert found["ttft_s"] == Spread(0.5, 0.5, 0.5, 2)
 
@@ -176,7 +176,7 @@ def test_a_ratio_is_formed_within_a_round() -> None:
 def test_the_origin_is_as_it_is_printed() -> None:
     assert pytest.approx(0.73, abs=0.005) == baselines.PIPELINE_KEPT
     one, four = baselines.STORIES[1, 100], baselines.STORIES[4, 100]
-    assert 4 * four.tok_s / one.tok_s == pytest.approx(2.55, abs=0.005)
+    assert 4 * four.tokens_per_s / one.tokens_per_s == pytest.approx(2.55, abs=0.005)
     assert [len(row) for row in baselines.SENDING.values()] == [3, 3, 3, 2, 3]
     for row in baselines.SENDING.values():
         for sent in row.values():
@@ -184,9 +184,9 @@ def test_the_origin_is_as_it_is_printed() -> None:
     # Its link: 64 rows of float16 there and back. Its MB/s: float32 one way, in MiB, by the way there and back.
     plain = baselines.SENDING[64]["none"]
     assert 2 * 64 * 8192 * 16 / plain.total_ms / 1e3 == pytest.approx(baselines.SENDING_MBIT_S, rel=0.01)
-    assert 64 * 8192 * 4 / 2**20 / plain.total_ms * 1e3 == pytest.approx(plain.mb_s, rel=0.01)
+    assert 64 * 8192 * 4 / 2**20 / plain.total_ms * 1e3 == pytest.approx(plain.mb_per_s, rel=0.01)
     for answered in (*baselines.STORIES.values(), *baselines.TITLES.values()):
-        assert answered.tokens / answered.time_s == pytest.approx(answered.tok_s, rel=0.03)
+        assert answered.tokens / answered.time_s == pytest.approx(answered.tokens_per_s, rel=0.03)
 
 
 # The report
@@ -229,8 +229,8 @@ def test_the_json_form_holds_every_figure() -> None:
     form = json.loads(json.dumps(filled().to_dict()))
     names = [one["name"] for one in form["figures"]]
     assert len(names) == len(set(names)) == 8 + 3 * 3 + 1
-    assert form["single"]["decode_tok_s"] == {"median": 9.0, "low": 8.0, "high": 10.0, "n": 2}
-    assert form["codecs"][1]["pays_below_mbit_s"] == 237.7
+    assert form["single"]["decode_tokens_per_s"] == {"median": 9.0, "low": 8.0, "high": 10.0, "n": 2}
+    assert form["codecs"][1]["pays_below_mbit_per_s"] == 237.7
     assert (form["schema"], form["bench"], form["partial"]) == (1, "edgepp", "")
 
 
@@ -372,7 +372,7 @@ def test_sides_are_asked_in_turn_and_rows_round_after_round() -> None:
     assert alone.prompts == model.prompts[:3]
     assert [row.tokens for row in report.requests] == [29, 29, 18, 18]
     assert report.single is not None
-    assert report.single.decode_tok_s.n == 2
+    assert report.single.decode_tokens_per_s.n == 2
 
 
 def test_a_row_that_does_not_fit_the_context_is_left_out() -> None:
@@ -391,7 +391,7 @@ def test_a_stage_that_is_lost_on_a_busy_machine_costs_one_more_try(question: int
     assert "stage 1 stopped answering" in report.left_out[0]
     assert len(report.requests) == 4
     assert report.single is not None
-    assert report.single.decode_tok_s.n == 2
+    assert report.single.decode_tokens_per_s.n == 2
 
 
 def test_what_was_measured_before_a_loss_stands_in_the_report() -> None:
@@ -414,19 +414,20 @@ def test_the_default_is_the_origins_table() -> None:
 def status(**values: Any) -> dict[str, Any]:
     node = {
         "node": "key-id", "address": "192.168.1.20", "name": "mini", "roles": ["stage"], "state": "ready",
-        "backend": "onnx", "device": "cpu", "threads": 4, "memory": 8 * 10**9, "stream_bytes_s": 1e10, "flops": 1e11,
+        "backend": "onnx", "device": "cpu", "threads": 4, "memory": 8 * 10**9, "stream_bytes_per_s": 1e10,
+        "flops": 1e11,
         "rtt_s": 0.001, "version": "0.1.0",
     }  # fmt: skip
     stage = {
         "layers": [0, 4], "node": "mini", "address": "192.168.1.20:5000", "backend": "onnx", "device": "cpu",
-        "hop_s": 1e-4, "link_bytes_s": 1.2e7,
+        "hop_s": 1e-4, "link_bytes_per_s": 1.2e7,
     }  # fmt: skip
     return {"state": "ready", "reason": "", "model": "/home/me/tiny", "nodes": [node], "stages": [stage]} | values
 
 
 def test_a_cluster_is_described_without_addresses_and_keys() -> None:
     found = target.cluster(status())
-    assert (found.model, found.stages[0].layers, found.stages[0].bytes_s) == ("tiny", "0-3", 1.2e7)
+    assert (found.model, found.stages[0].layers, found.stages[0].bytes_per_s) == ("tiny", "0-3", 1.2e7)
     said = json.dumps(replaced(target=found).to_dict()) + markdown(replaced(target=found))
     assert "mini" in said
     assert not any(secret in said for secret in ("192.168", "key-id", "/home/me"))

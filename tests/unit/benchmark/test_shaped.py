@@ -31,9 +31,14 @@ def forward(name: str) -> bytes:
 
 
 def one_round(prefill: float, decode: float, **more: Any) -> dict[str, Any]:
-    rates = {"prefill_tok_s": prefill, "decode_tok_s": decode, "e2e_tok_s": decode / 2, "ttft_s": 100 / prefill}
+    rates = {
+        "prefill_tokens_per_s": prefill,
+        "decode_tokens_per_s": decode,
+        "e2e_tokens_per_s": decode / 2,
+        "ttft_s": 100 / prefill,
+    }
     bytes_ = {"prompt_bytes": 2300.0, "there_bytes": 2500.0, "back_bytes": 2600.0}
-    return rates | bytes_ | {"link_mbit_s": 12.5, "wire_ms": 4.0, "codecs": {"none": 8}} | more
+    return rates | bytes_ | {"link_mbit_per_s": 12.5, "wire_ms": 4.0, "codecs": {"none": 8}} | more
 
 
 def decoding() -> dict[str, Any]:
@@ -160,12 +165,12 @@ def test_a_header_in_two_packets_is_left_out(capsys: pytest.CaptureFixture[str])
 
 def test_a_row_has_medians_and_ratios_within_rounds() -> None:
     _, slow = decoding()["rows"]
-    assert (slow["mbit_s"], slow["prefill_tok_s"], slow["decode_tok_s"]) == (13.0, 60, 9)
-    assert slow["spread"]["decode_tok_s"] == [3, 15]
+    assert (slow["mbit_per_s"], slow["prefill_tokens_per_s"], slow["decode_tokens_per_s"]) == (13.0, 60, 9)
+    assert slow["spread"]["decode_tokens_per_s"] == [3, 15]
     assert slow["ratio"]["decode"] == 0.75  # of 0.75, 0.9 and 0.2
     assert slow["ratio"]["prefill"] == 0.5
     assert slow["codecs"] == {"zstd": 15, "none": 9}
-    assert (slow["prompt_bytes"], slow["link_mbit_s"]) == (2300, 12.5)
+    assert (slow["prompt_bytes"], slow["link_mbit_per_s"]) == (2300, 12.5)
 
 
 # Tables, and what is kept
@@ -194,7 +199,7 @@ def test_both_kinds_are_kept_side_by_side(tmp_path: Path) -> None:
     for result in (decoding(), sending(), decoding()):
         shaped.write(folder, shaped.joined(shaped.read(folder), result))
         kept = json.loads((folder / "links.json").read_text())
-        assert kept["decode"]["rows"][1]["mbit_s"] == 13.0
+        assert kept["decode"]["rows"][1]["mbit_per_s"] == 13.0
     assert kept["bench"] == "shaped"
     assert len(kept["rows"]) == 15
     text = (folder / "links.md").read_text()

@@ -27,12 +27,15 @@ def test_cases_take_turns_and_the_warm_up_does_not_count(capsys: pytest.CaptureF
 
 
 def test_a_ratio_is_formed_within_a_round() -> None:
-    over, under = ([{"decode_tok_s": value} for value in values] for values in ((10, 40, 30), (10, 20, 60)))
+    over, under = ([{"decode_tokens_per_s": value} for value in values] for values in ((10, 40, 30), (10, 20, 60)))
     found = ratios(over, under, ["decode"])
     assert found == {"decode": 1.0, "spread": {"decode": [0.5, 2.0]}}
     assert ratio_text(found) == "decode 1 (0.5-2)"
-    assert medians(over, ["decode_tok_s"]) == {"decode_tok_s": 30.0, "spread": {"decode_tok_s": [10.0, 40.0]}}
-    assert cell(medians(over, ["decode_tok_s"]), "decode_tok_s", ".4g") == "30 (10-40)"
+    assert medians(over, ["decode_tokens_per_s"]) == {
+        "decode_tokens_per_s": 30.0,
+        "spread": {"decode_tokens_per_s": [10.0, 40.0]},
+    }
+    assert cell(medians(over, ["decode_tokens_per_s"]), "decode_tokens_per_s", ".4g") == "30 (10-40)"
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:

@@ -230,13 +230,14 @@ def test_a_file_that_is_too_long_is_named(home: Path, monkeypatch: pytest.Monkey
     "view",
     [
         {},
-        {"version": 1, "epoch": 1, "heard": "now"},
-        {"version": 1, "epoch": 1, "heard": "now", "members": [{"name": "a", "state": 1, "address": "x"}]},
-        {"version": "1", "epoch": 1, "heard": "now", "members": []},
+        {"version": 1, "plan_version": 1, "heard": "now"},
+        {"version": 1, "plan_version": 1, "heard": "now", "members": [{"name": "a", "state": 1, "address": "x"}]},
+        {"version": "1", "plan_version": 1, "heard": "now", "members": []},
     ],
 )
 def test_a_view_that_cannot_be_shown_is_neither_kept_nor_read(home: Path, view: dict[str, object]) -> None:
-    whole = {"version": 1, "epoch": 2, "heard": "now", "members": [{"name": "a", "state": "ready", "address": "x"}]}
+    member = {"name": "a", "state": "ready", "address": "x"}
+    whole = {"version": 1, "plan_version": 2, "heard": "now", "members": [member]}
     save_view(whole)
     save_view(view)
     assert load_view() == whole

@@ -384,8 +384,8 @@ def test_what_would_help_does_help(memories: list[int], layers: int, context: in
         place(dataclasses.replace(model, context=int(found[1])), hosts)
         with pytest.raises(PlanError):
             place(dataclasses.replace(model, context=int(found[1]) + 256), hosts)
-    if found := re.search(r"(\d+) slots? instead", hint):
-        place(dataclasses.replace(model, slots=int(found[1])), hosts)
+    if found := re.search(r"(\d+) sequences? instead", hint):
+        place(dataclasses.replace(model, max_sequences=int(found[1])), hosts)
     found = re.search(r"one more machine with ([\d.]+) (GB|MB)", hint)
     assert found, hint
     place(model, [*hosts, host("new", int(float(found[1]) * (1e9 if found[2] == "GB" else 1e6)))])

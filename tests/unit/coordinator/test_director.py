@@ -25,7 +25,7 @@ class Cluster:
     """A director and its members, with a clock that the test moves."""
 
     def __init__(self, known: frozenset[str] = frozenset()) -> None:
-        want = PlacementRequest(SIZE, context=1024, slots=1)
+        want = PlacementRequest(SIZE, context=1024, max_sequences=1)
         self.director = Planner(want, "model", False, HERE, kv_bits=0, base=1000, known=known)
         self.members = Membership()
         self.now_s = 0.0
@@ -157,7 +157,7 @@ def test_each_node_is_told_its_layers_or_why_it_has_none() -> None:
     assert node_assignments(cluster.director, cluster.members) == {HERE: {"layers": [], "reason": ""}}
     cluster.join(MINI, memory=50_000_000)
     cluster.join(AIR, start=25, stop=31)
-    cluster.join("d" * 16, slots=0)
+    cluster.join("d" * 16, stage_slots=0)
     cluster.after(2.0)
     told = node_assignments(cluster.director, cluster.members)
     assert told[HERE] == {"layers": [[0, 30]], "reason": ""}
@@ -299,7 +299,7 @@ def test_waiting_times_grow_from_the_last_failure_and_end() -> None:
 def test_a_report_counts_only_from_the_node_that_was_told_to_load_that_and_when_it_can_be_true() -> None:
     cluster = Cluster()
     cluster.join(HERE, 10_000_000_000)
-    cluster.join(MINI, slots=0, memory=0)
+    cluster.join(MINI, stage_slots=0, memory=0)
     orders = cluster.after(2.0)
     number = cluster.director.number
 
@@ -436,7 +436,7 @@ def test_whatever_is_pinned_one_free_node_that_can_hold_the_model_has_a_plan(pin
     cluster.join(HERE)
     for number, (start, length, slots) in enumerate(pins):
         node = f"{number + 1:016x}"
-        cluster.join(node, start=start, stop=start + length, slots=slots)
+        cluster.join(node, start=start, stop=start + length, stage_slots=slots)
     cluster.until_complete(10.0)
     told = node_assignments(cluster.director, cluster.members)
     assert all(bool(part["layers"]) != bool(part["reason"]) for part in told.values()), told
@@ -450,7 +450,7 @@ def test_absurd_facts_of_a_node_cost_the_others_nothing_for_long(memory: int, ra
     cluster = Cluster()
     cluster.director.want = replace(cluster.director.want, policy=policy)
     cluster.join(HERE)
-    cluster.join(MINI, memory=memory, stream_bps=rate, flops=rate)
+    cluster.join(MINI, memory=memory, stream_bytes_per_s=rate, flops=rate)
     began_s = cluster.now_s
     while not cluster.director.complete(cluster.members):
         assert cluster.now_s - began_s < 60, cluster.director

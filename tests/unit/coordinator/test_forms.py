@@ -35,7 +35,7 @@ STAGE = stage_info(
     prefill_s=0.001,
     decode_s=0.01,
     hop_s=0.0002,
-    bytes_s=1e8,
+    bytes_per_s=1e8,
 )
 OUTCOME = AnswerSummary("stop", 12, Timing(1.0, 1.5, 2.5, 9, stages=[StageTimes(0.1, 0.2, 0.3)]), (STAGE,))
 

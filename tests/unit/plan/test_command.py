@@ -50,7 +50,7 @@ def test_it_says_what_a_person_asks() -> None:
     text = said(SEVENTY, *TWO, "--tpot", "50ms", "--ttft", "30s")
     assert "0-63 studio" in text
     assert "64-79 mini" in text
-    assert "5.37 GB for 2 slots of 4,096" in text
+    assert "5.37 GB for 2 sequences of 4,096" in text
     assert "No node holds the model alone: it takes 55.18 GB, and studio, the largest, has 48.00 GB." in text
     assert "For 50 ms per token no link is fast enough" in text
     assert "For 30.0 s to the first token (reached" in text
@@ -59,7 +59,7 @@ def test_it_says_what_a_person_asks() -> None:
 
 
 def test_caches_of_8_bits_take_less() -> None:
-    assert "1.68 GB for 2 slots of 4,096" in said(SEVENTY, *TWO, "--kv-bits", "8")
+    assert "1.68 GB for 2 sequences of 4,096" in said(SEVENTY, *TWO, "--kv-bits", "8")
 
 
 def test_two_nodes_that_are_slower_than_one_are_for_size() -> None:
@@ -89,7 +89,7 @@ def test_one_node_is_enough_where_the_plan_takes_one() -> None:
 
 def test_more_requests_than_slots_or_memory_are_marked() -> None:
     text = said("llama-3.1-8b-4bit", "--node", "mem=12GB", "--requests", "8,16,64")
-    assert "with --slots 3, for which there is memory" in text
+    assert "with --max-sequences 3, for which there is memory" in text
     assert "they take turns" in text
 
 
@@ -253,7 +253,7 @@ class Connection:
     ],
 )
 def test_a_live_cluster_is_asked(running: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = live_stage("a", layers=[0, 30], decode_s=0.02, prefill_tok_s=300.0)
+    stage = live_stage("a", layers=[0, 30], decode_s=0.02, prefill_tokens_per_s=300.0)
     node = live_node("a", roles=["coordinator"])
     status = {"coordinator": "a", "model": running, "nodes": [node], "stages": [stage]}
     monkeypatch.setattr("edgepp.ui.peers.connect", lambda peer: Connection(status))

@@ -225,7 +225,11 @@ def test_a_live_cluster_is_what_its_nodes_measured() -> None:
             live_node("c", state="gone"),
             live_node("d"),
         ],
-        "stages": [live_stage("a"), live_stage("b", link_bytes_s=5e7), live_stage("d", hop_s=0.006, link_bytes_s=1e7)],
+        "stages": [
+            live_stage("a"),
+            live_stage("b", link_bytes_per_s=5e7),
+            live_stage("d", hop_s=0.006, link_bytes_per_s=1e7),
+        ],
     }
     cluster = describe.from_status(status)
     assert [node.name for node in cluster.nodes] == ["a", "b", "d"]
@@ -242,7 +246,7 @@ def test_a_live_cluster_is_what_its_nodes_measured() -> None:
 
 def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     """Two stages of 15 layers in 10 ms each, of which the probe explains 1.5 ms; at 300 token/s each in prefill."""
-    timed: dict[str, Any] = {"decode_s": 0.02, "stage_s": 0.01, "prefill_tok_s": 300.0}
+    timed: dict[str, Any] = {"decode_s": 0.02, "stage_s": 0.01, "prefill_tokens_per_s": 300.0}
     status: dict[str, Any] = {
         "coordinator": "a",
         "nodes": [live_node("a", roles=["coordinator"], layers=[[0, 15], [15, 30]], stage_slots=2), live_node("b")],
@@ -263,7 +267,7 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
     assert describe.from_status(status, size).nodes[0].machine.efficiency.layer_s == near(0)
     assert a.source.endswith("with this model")
     assert b.machine.stream_bytes_per_s == 1e10
-    status["stages"][0]["prefill_tok_s"] = None
+    status["stages"][0]["prefill_tokens_per_s"] = None
     assert describe.from_status(status, size).nodes[0].machine.stream_bytes_per_s == 1e10
 
 
@@ -271,15 +275,16 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
 def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: int, slots: int) -> None:
     """The same stages on the same nodes, by the coordinator's own director and by a plan on what it says of them."""
     real = Members()
-    real.join(HERE, memory, slots=slots)
+    real.join(HERE, memory, stage_slots=slots)
     real.join(MINI, 10**9)
     real.after(2.0)
     stages = real.director.stages(real.members)
     nodes = [
         live_node(
-            member.node[0], node=member.node, memory=member.facts.memory, stream_bytes_s=member.facts.stream_bps,
+            member.node[0], node=member.node, memory=member.facts.memory,
+            stream_bytes_per_s=member.facts.stream_bytes_per_s,
             flops=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
-            stage_slots=member.facts.slots,
+            stage_slots=member.facts.stage_slots,
         )
         for member in real.members
     ]  # fmt: skip
@@ -308,7 +313,7 @@ def test_a_coordinator_without_layers_stands_first() -> None:
         {},
         {"nodes": 3, "stages": [], "coordinator": "a"},
         {"nodes": [{"state": "ready"}], "stages": [], "coordinator": "a"},
-        {"nodes": [live_node("a", stream_bytes_s="fast")], "stages": [], "coordinator": "a"},
+        {"nodes": [live_node("a", stream_bytes_per_s="fast")], "stages": [], "coordinator": "a"},
         {"nodes": [live_node("a", pinned=[1])], "stages": [], "coordinator": "a"},
     ],
 )
@@ -319,6 +324,6 @@ def test_a_status_that_cannot_be_read_is_said(status: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_that_no_machine_has_is_refused(rate: float) -> None:
-    status = {"nodes": [live_node("a", stream_bytes_s=rate)], "stages": [], "coordinator": "a"}
+    status = {"nodes": [live_node("a", stream_bytes_per_s=rate)], "stages": [], "coordinator": "a"}
     with pytest.raises(EdgeppError):
         describe.from_status(status)

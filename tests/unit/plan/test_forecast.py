@@ -14,7 +14,7 @@ from edgepp.placement.types import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec
 from edgepp.plan.describe_cluster import described, parse_named_link, parse_node, read_nodes
 from edgepp.plan.forecast import Forecast, forecast
-from edgepp.plan.json_report import forecast_dict, requests_fit, slots_needed, unfit_dict
+from edgepp.plan.json_report import forecast_dict, requests_fit, sequences_needed, unfit_dict
 from edgepp.plan.layout import Question, lay
 from edgepp.plan.machines import MEASURED, Machine, Model, Workload
 
@@ -131,13 +131,13 @@ def test_room_for_kv_caches_is_what_placement_would_grant() -> None:
     two = cluster("name=a,mem=6GB", "name=b,mem=6GB")
     found = forecast(asked(), two)
     for positions, fits in ((found.kv_room, True), (found.kv_room + 1, False)):
-        want = dataclasses.replace(found.question.want, context=positions, slots=1)
+        want = dataclasses.replace(found.question.want, context=positions, max_sequences=1)
         assert all(takes <= has for takes, has in two.stage_memory(want, found.layout.plan)) is fits
     each = 512 + 256
     for decode in found.layout.prediction.decode:
         assert requests_fit(decode, found) is (decode.requests * each <= found.kv_room)
-        assert (slots_needed(decode, found.question) - 1) * 4096 < decode.requests * each
-        assert decode.requests * each <= slots_needed(decode, found.question) * 4096
+        assert (sequences_needed(decode, found.question) - 1) * 4096 < decode.requests * each
+        assert decode.requests * each <= sequences_needed(decode, found.question) * 4096
 
 
 def test_what_does_not_fit_is_said_with_what_would_help() -> None:
@@ -158,7 +158,7 @@ def test_pinned_layers_and_policies_are_kept() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"slots": 0}, "at least 1 slot"),
+        ({"max_sequences": 0}, "at least 1 sequence"),
         ({"context": 100}, "more than the context of 100"),
         ({"context": 10**6}, "has a context of 131072"),
     ],

@@ -169,7 +169,7 @@ def test_the_matrix_tables_mb_s_is_mib_of_one_way_float32_by_the_round_trip(
         assert size / MIB / (transmission / 1e3) == near(rate, abs=0.011)
 
 
-def test_the_matrix_tables_link_is_about_64_mbit_s() -> None:
+def test_the_matrix_tables_link_is_about_64_mbit_per_s() -> None:
     """What really passes is float16, there and back; at 64 rows latency hardly counts."""
     both_ways = 2 * SIZE.hidden_bytes(64, 2)
     assert mbit(both_ways / (PLAIN[64][0] / 1e3)) == near(64, abs=0.5)

@@ -38,7 +38,7 @@ def even(stages: int = 2, model: StageCost = MODEL, link: LinkCost | None = None
 
 def test_a_lone_request_takes_what_its_parts_take() -> None:
     coordinator = CoordinatorCost(((1, 0.003),), send_s=0.001, row_s=0.0001, receive_s=0.0005)
-    link = LinkCost(0.01, bytes_s=1e6)
+    link = LinkCost(0.01, bytes_per_s=1e6)
     lone = simulate([even(2, link=link, coordinator=coordinator)], [Arrival(5.0, "a", 8, 3)]).outcomes[0]
     wire_s = 2 * (HEADER_BYTES + 8 * 1000) / 1e6 + (HEADER_BYTES + 1000) / 1e6 + 3 * 0.01
     first_s = 0.001 + 8 * 0.0001 + 8 * 0.004 + wire_s + 0.0005 + 0.003
@@ -46,7 +46,7 @@ def test_a_lone_request_takes_what_its_parts_take() -> None:
     assert lone.fate == "answered"
     assert lone.first_s == pytest.approx(first_s)
     assert lone.last_s == pytest.approx(first_s + 2 * step_s)
-    assert lone.decode_tok_s == pytest.approx(1 / step_s)
+    assert lone.decode_tokens_per_s == pytest.approx(1 / step_s)
 
 
 def test_positions_looked_back_on_cost_time() -> None:
@@ -62,33 +62,33 @@ def test_as_many_requests_as_stages_keep_all_busy_and_one_leaves_bubbles() -> No
     four = simulate([even(4)], at_once(4, 4, 200))
     assert one.bubbles == pytest.approx(0.75, abs=0.01)
     assert four.bubbles < 0.03
-    assert four.tok_s == pytest.approx(4 * one.tok_s, rel=0.02)
+    assert four.tokens_per_s == pytest.approx(4 * one.tokens_per_s, rel=0.02)
 
 
 def test_more_rows_travel_together_where_there_are_more_requests() -> None:
     report = simulate([even(2)], at_once(8, 4, 100))
     assert 3.8 < report.rows <= 4
-    assert report.tok_s == pytest.approx(8 / (2 * along(MODEL.decode, 4) / 2), rel=0.05)
+    assert report.tokens_per_s == pytest.approx(8 / (2 * along(MODEL.decode, 4) / 2), rel=0.05)
 
 
 def test_the_coordinator_is_a_limit_of_its_own() -> None:
     coordinator = CoordinatorCost(((1, 0.01), (16, 0.16)))
     report = simulate([even(8, coordinator=coordinator)], at_once(64, 4, 400))
-    assert 90 < report.tok_s < 100
+    assert 90 < report.tokens_per_s < 100
     assert report.coordinator_use > 0.9
     assert report.stage_use < 0.25
 
 
 def test_a_link_carries_one_chunk_after_the_other() -> None:
-    link = LinkCost(0.001, bytes_s=1e5)
+    link = LinkCost(0.001, bytes_per_s=1e5)
     report = simulate([even(2, link=link)], [Arrival(0.0, "a", 640, 1)])
     assert report.ttft_s.most == pytest.approx(6.4 + 0.32 + 2 * 32 * 0.002, rel=0.02)
 
 
 def test_no_more_micro_batches_than_stages_so_slow_links_leave_stages_idle() -> None:
-    link = LinkCost(0.001, bytes_s=(HEADER_BYTES + 1000) * 10)
+    link = LinkCost(0.001, bytes_per_s=(HEADER_BYTES + 1000) * 10)
     report = simulate([even(2, link=link)], at_once(2, 1, 100))
-    assert report.tok_s == pytest.approx(2 / (0.08 + 3 * (0.1 + 0.001)), rel=0.02)
+    assert report.tokens_per_s == pytest.approx(2 / (0.08 + 3 * (0.1 + 0.001)), rel=0.02)
     assert report.bubbles > 0.75
 
 

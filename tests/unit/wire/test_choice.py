@@ -15,13 +15,13 @@ NOISE = np.random.default_rng(0).integers(0, 1 << 32, (64, 512), np.uint32).view
 
 @pytest.mark.parametrize("wanted", ["none", "lz4", "zstd", "int8"])
 def test_a_named_codec_is_kept_to(wanted: LinkCodec) -> None:
-    choice = CodecChoice(wanted, bytes_s=1e4)
+    choice = CodecChoice(wanted, bytes_per_s=1e4)
     assert choice.encode(ZEROS)[0] == wanted
     assert choice.encode(ZEROS[:1])[0] == wanted
 
 
 def test_a_slow_link_compresses_what_can_be_compressed() -> None:
-    choice = CodecChoice("auto", bytes_s=1e4)
+    choice = CodecChoice("auto", bytes_per_s=1e4)
     name, frames = choice.encode(ZEROS)
     assert name in ("lz4", "zstd")
     assert sum(len(frame) for frame in frames) < ZEROS.nbytes / 50
@@ -29,14 +29,14 @@ def test_a_slow_link_compresses_what_can_be_compressed() -> None:
 
 
 def test_a_fast_link_and_noise_and_short_frames_and_an_unknown_link_do_not() -> None:
-    assert CodecChoice("auto", bytes_s=1e14).encode(ZEROS)[0] == "none"
-    assert CodecChoice("auto", bytes_s=1e4).encode(NOISE)[0] == "none"
-    assert CodecChoice("auto", bytes_s=1e4).encode(ZEROS[: LEAST_BYTES // 2048 - 1])[0] == "none"
-    assert CodecChoice("auto", bytes_s=0).encode(ZEROS)[0] == "none"
+    assert CodecChoice("auto", bytes_per_s=1e14).encode(ZEROS)[0] == "none"
+    assert CodecChoice("auto", bytes_per_s=1e4).encode(NOISE)[0] == "none"
+    assert CodecChoice("auto", bytes_per_s=1e4).encode(ZEROS[: LEAST_BYTES // 2048 - 1])[0] == "none"
+    assert CodecChoice("auto", bytes_per_s=0).encode(ZEROS)[0] == "none"
 
 
 def test_a_trial_now_and_then_notices_that_frames_have_changed() -> None:
-    choice = CodecChoice("auto", bytes_s=1e4)
+    choice = CodecChoice("auto", bytes_per_s=1e4)
     assert choice.encode(NOISE)[0] == "none"
     names = [choice.encode(ZEROS)[0] for _ in range(TRIAL_EVERY)]
     assert names[0] == "none"
