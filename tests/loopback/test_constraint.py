@@ -43,14 +43,15 @@ def tokenizer() -> Tokenizer:
 
 
 @lru_cache(maxsize=1)
-def _closing(tokenizer: Tokenizer) -> list[int]:
+def _closing() -> list[int]:
+    tokenizer = Tokenizer.load(fetch("smollm2-135m"))
     return tokenizer.encode('"}]', special=False) + [tokenizer.encode(one, special=False)[0] for one in '"}]']
 
 
 def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: int = 400) -> str:
     """What a model that knows nothing says when held to a constraint; past half of the limit it likes to close."""
     draw = np.random.default_rng(seed)
-    closing = _closing(tokenizer)
+    closing = _closing()
     sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed), matcher)
     tokens: list[int] = []
     while not sampler.done:

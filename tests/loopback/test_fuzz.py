@@ -171,7 +171,7 @@ def test_frames_come_from_the_previous_stage_alone(stage: Stage) -> None:
     assert len(stage.data.sent) == 1
 
 
-@pytest.mark.parametrize(("key", "previous_key"), [(DRIVER.key, ""), ("", KEYS[1])])
+@pytest.mark.parametrize(("key", "previous_key"), [(DRIVER.key, ""), ("", KEYS[1])], ids=["driver", "no name"])
 def test_a_previous_key_that_no_sender_could_prove_is_refused(stage: Stage, key: str, previous_key: str) -> None:
     (refused,) = stage.order(DRIVER._replace(key=key), encode(ATTACH._replace(previous_key=previous_key)))
     assert isinstance(refused, Refused)

@@ -36,12 +36,12 @@ class _Watch:
         raise MisplacedError(f"{what} in tests/unit; move this test to tests/loopback")
 
 
-_watch = _Watch()
+watch = _Watch()
 
 
 def _audited(event: str, arguments: tuple[Any, ...]) -> None:
     if event in _REFUSED:
-        _watch.refuse(event)
+        watch.refuse(event)
 
 
 sys.addaudithook(_audited)  # cannot be removed again
@@ -54,17 +54,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("bind", "connect"):  # libzmq raises no audit event
-            patch.setattr(zmq.Socket, name, lambda *_, name=name, **__: _watch.refuse(f"zmq.Socket.{name}"))
-        _watch.on = True
+            patch.setattr(zmq.Socket, name, lambda *_, name=name, **__: watch.refuse(f"zmq.Socket.{name}"))
+        watch.on = True
         try:
             return (yield)
         finally:
-            _watch.on = False
+            watch.on = False
 
 
 @pytest.fixture(autouse=True)
 def stays_on_its_shelf() -> Iterator[None]:
     """Fail also where the code under test survived the refusal."""
-    _watch.refused.clear()
+    watch.refused.clear()
     yield
-    assert not _watch.refused, f"{_watch.refused[0]} in tests/unit; move this test to tests/loopback"
+    assert not watch.refused, f"{watch.refused[0]} in tests/unit; move this test to tests/loopback"

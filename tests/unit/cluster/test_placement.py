@@ -162,7 +162,7 @@ def check(want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> Non
     assert {(one.id, one.pinned) for one in hosts if one.pinned is not None} <= set(plan.stages)
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(clusters())
 def test_small_cases_equal_brute_force(
     case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str],
@@ -203,7 +203,7 @@ def test_six_hosts_equal_brute_force(
         assert reckon(model, place(*case), hosts, speeds, coordinator)[0] == pytest.approx(found)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(clusters(most=14, layers=40, pins=False), st.randoms(use_true_random=False))
 def test_a_plan_is_valid_no_worse_than_the_even_split_and_the_same_for_every_order_of_hosts(
     case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str], shuffler: random.Random
@@ -230,7 +230,7 @@ def test_a_plan_is_valid_no_worse_than_the_even_split_and_the_same_for_every_ord
             assert reckon(model, plan, hosts, speeds, coordinator)[0] <= least * (1 + 1e-9)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(clusters(most=12, layers=40, smallest=400))
 def test_pins_are_kept_among_many_hosts(
     case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str],
