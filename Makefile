@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # One worker per processor; tests/conftest.py says which tests share one.
 PARALLEL := --numprocesses logical --dist load
 
-.PHONY: demo test check unit format bench clean
+.PHONY: demo test check unit format diagram bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready  ## one Llama over two stage processes on this machine
@@ -33,6 +33,9 @@ check: $(VENV)/.ready-dev  ## format, lint, strict types, layer diagram
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+diagram: $(VENV)/.ready-dev  ## the rooms in ARCHITECTURE.md, from the contract that `check` enforces
+	$(BIN)/python -m tests.builders.architecture
 
 bench: $(VENV)/.ready-dev  ## the figures in the README; see bench/METHODOLOGY.md
 	$(BIN)/edgepp models pull smollm2-135m
