@@ -12,7 +12,7 @@ _LEAST_TOKENS = 4
 _SMOOTHING = 0.2
 
 
-class StageSpeed(Protocol):
+class StageTraits(Protocol):
     """What the engine core reads of a stage."""
 
     @property
@@ -39,7 +39,7 @@ class StageSpeed(Protocol):
 class ChunkSizer:
     """The lengths of prefill chunks."""
 
-    def __init__(self, stages: Sequence[StageSpeed]) -> None:
+    def __init__(self, stages: Sequence[StageTraits]) -> None:
         slowest = max(stages, key=lambda stage: stage.decode_s)
         self._decode_s, self._token_s = slowest.decode_s, slowest.prefill_s
         self._weights_s = max(0.0, slowest.decode_s - slowest.prefill_s)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic
 
-from edgepp.engine.chunk_sizer import ChunkSizer, StageSpeed
+from edgepp.engine.chunk_sizer import ChunkSizer, StageTraits
 from edgepp.engine.ledger import Ledger
 from edgepp.engine.request import AnyRequest, Request, RequestStatus, Reuse
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler, Step
@@ -92,7 +92,7 @@ class EngineLoad:
 class EngineCore(Generic[AnyRequest]):
     """All requests of one pipeline."""
 
-    def __init__(self, stages: Sequence[StageSpeed], budget: int | None) -> None:
+    def __init__(self, stages: Sequence[StageTraits], budget: int | None) -> None:
         """Begin with ``stages`` that hold nothing; all sequences together may take ``budget`` positions.
 
         Without a budget, as many positions as one sequence may take are kept for prompts to come.

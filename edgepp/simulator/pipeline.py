@@ -22,8 +22,8 @@ from edgepp.simulator.workload import AfterLoss, Failure
 
 
 @dataclass(frozen=True)
-class _Speed:
-    """A stage's measured figures, as the core reads them; see ``StageSpeed``."""
+class _Traits:
+    """A modelled stage as the core reads it; see ``StageTraits``."""
 
     chunk: int
     context: int
@@ -63,7 +63,7 @@ class SimPipeline:
         replica = self._replica
         chunk = replica.chunk
         speeds = [
-            _Speed(chunk, replica.context, cost.prefill_s(chunk, 0) / chunk, cost.decode_s(1, 0))
+            _Traits(chunk, replica.context, cost.prefill_s(chunk, 0) / chunk, cost.decode_s(1, 0))
             for cost in replica.stages
         ]
         self._core: EngineCore[Request] = EngineCore(speeds, replica.budget)

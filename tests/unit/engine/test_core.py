@@ -77,9 +77,12 @@ class Side:
         for request in admitted:
             assert request.sent < len(request.ids)
             assert request.sent <= self.held.get(request.source or request.sequence, 0)
+            assert all(request.sequence not in sequences_of(step) for step in self.ring), "steps of another are there"
             self.held[request.sequence] = request.sent
+        sources = {request.source for request in self.core.live.values()}
         for sequence in self.core.freed():
             assert sequence not in self.core.live
+            assert sequence not in sources
             self.held.pop(sequence, None)
         assert first is None or first.status is not RequestStatus.PREEMPTED, "the oldest request gave way"
         being_copied = {request.source for request in self.core.live.values()} - self.core.live.keys()
@@ -106,7 +109,7 @@ class Side:
     def give_back(self, right: int, *, ends: bool) -> None:
         """The oldest step comes round; so many guesses of a lone request were ``right``; ``ends``: the answer does."""
         step = self.ring.popleft()
-        sequences = (step.sequence,) if isinstance(step, PrefillChunk) else step.sequences
+        sequences = sequences_of(step)
         positions = step.stop - step.start if isinstance(step, PrefillChunk) else 1
         for request, rows in self.core.returned(sequences, positions, (0.05,)):
             assert rows.stop - rows.start == 1 + len(request.guesses)
@@ -123,6 +126,10 @@ class Side:
     def live(self, which: int) -> Request | None:
         numbers = sorted(self.core.live)
         return self.core.live[numbers[which % len(numbers)]] if numbers else None
+
+
+def sequences_of(step: Step) -> tuple[int, ...]:
+    return (step.sequence,) if isinstance(step, PrefillChunk) else step.sequences
 
 
 class Life(RuleBasedStateMachine):
@@ -161,6 +168,13 @@ class Life(RuleBasedStateMachine):
         for side in self.sides:
             if side.ring:
                 side.give_back(right, ends=ends)
+
+    @rule(turns=st.integers(1, 60), guesses=st.sampled_from([0, 4]), right=st.integers(0, 4))
+    def go_on(self, turns: int, guesses: int, right: int) -> None:
+        for turn in range(turns):
+            self.step(guesses)
+            if turn % 3:
+                self.give_back(right, ends=False)
 
     @rule(which=st.integers(0, 99))
     def cancel(self, which: int) -> None:
@@ -254,6 +268,24 @@ def test_owners_who_ask_for_more_than_there_is_get_equal_shares(owners: int, slo
         for waiting in side.core.waiting:
             assert held.get(waiting.owner, 0) >= share - 2 * (prompt + answer)
     assert all(request.status is RequestStatus.FINISHED for request in side.requests.values())
+
+
+def test_a_token_that_shifts_the_shares_lets_a_request_begin_at_once() -> None:
+    """The owner with less may not make another have less than itself; one token more, and it may."""
+    core: EngineCore[Request] = EngineCore([Speed(chunk=128)], 300)
+    first, greedy = make_request(1, [1] * 40, 200, "ann"), make_request(2, [2] * 115, 60, "ann")
+    small, waits = make_request(3, [3] * 41, 20, "bob"), make_request(4, [4] * 41, 64, "bob")
+    for request in (first, greedy, small, waits):
+        core.add(request)
+    assert core.admit() == [first, small, greedy]
+    for _ in range(3):
+        assert isinstance(core.next_step(), PrefillChunk)
+    assert core.admit() == []
+    assert core.returned([first.sequence], 40, [0.1]) == [(first, slice(0, 1))]
+    first.ids.append(5)
+    core.sampled(first)
+    assert core.admit() == [waits]
+    assert greedy.status is RequestStatus.PREEMPTED
 
 
 def begun(core: EngineCore[Request], ids: Sequence[int] = (1, 2, 3, 4)) -> Request:
