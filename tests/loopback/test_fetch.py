@@ -463,7 +463,7 @@ def test_processes_that_fetch_at_once_do_not_harm_each_other(hub: FakeHub, singl
 
 def test_a_process_killed_while_it_fetches_leaves_nothing_false(hub: FakeHub, single: Path) -> None:
     script = (
-        "from edgepp.model import download; from edgepp.model.fetch import fetch; "
+        "from edgepp.model.hub import download; from edgepp.model.fetch import fetch; "
         "download._PIECE_BYTES, download._SAVE_BYTES, download._CONNECTIONS = 1 << 20, 1, 2; fetch('org/model')"
     )
     hub.hold, hub.cut_after, hub.cuts = threading.Event(), 5_000_000, 2
