@@ -19,7 +19,7 @@ import zmq
 
 from edgepp.cluster.identity import Cluster, Identity, clean_name
 from edgepp.cluster.identity import PairedNode as Paired
-from edgepp.cluster.membership import Membership
+from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.coordinator.answers import AnswerService, Asker, declined
 from edgepp.coordinator.fair_shares import FairQueue
 from edgepp.coordinator.join_endpoint import JoinEndpoint
@@ -63,6 +63,10 @@ from edgepp.wire.transport import Address, Listener, Sender
 log = logging.getLogger("edgepp.coordinator")
 
 TICK_S = 0.1
+FAREWELL_S = GONE_S
+"""How long members have to leave a cluster that ends; a silent one is gone by then."""
+_LAST_ANSWERS_S = 0.2
+"""How long connections stay open behind the last answers."""
 _WAITING_S = 1.0
 _MOST_WAITING = 256
 """Messages of one owner that wait for their turn; more are declined."""
@@ -124,6 +128,8 @@ class Coordinator(threading.Thread):
         self._rarely = LogSampler()
         self._revoked: set[Asker] = set()
         """Those who were revoked in the middle of an answer, until its thread has ended."""
+        self._dissolving = False
+        self._dissolved = threading.Event()
         self.error: BaseException | None = None
         """What ended the thread by itself."""
 
@@ -149,10 +155,12 @@ class Coordinator(threading.Thread):
         self.join()
 
     def dissolve(self) -> None:
-        """Tell every member that the cluster ends. Safe from any thread."""
-        for member in self.members.present:
-            if member.node != self._identity.node:
-                self._outbox.put(((member.route, 0), [encode(Expelled(f"{self._identity.name} ended the cluster"))]))
+        """Tell every member that the cluster ends; wait until all have left, for ``FAREWELL_S`` at most.
+
+        A member that is not told would look for this coordinator for ever. Safe from any other thread.
+        """
+        self._dissolving = True
+        self._dissolved.wait(FAREWELL_S)
 
     def run(self) -> None:
         """Serve until closed."""
@@ -164,9 +172,12 @@ class Coordinator(threading.Thread):
             log.exception("the coordinator ended")
             self.error = error
         finally:
-            self.answers.cancel_all()
+            self._dissolved.set()  # nobody is told any more
+            told = False
+            with self._surviving("telling askers"):
+                told = self._decline_all()
             with self._surviving("closing"):
-                self._listener.close(linger_s=0.2)  # the last word to members and askers
+                self._listener.close(_LAST_ANSWERS_S if told else 0.0)
             for part in (self._entrance, self._gate, self._outbox):
                 with self._surviving("closing"):
                     part.close()
@@ -198,14 +209,31 @@ class Coordinator(threading.Thread):
         with self._surviving("attendance"):
             self._attendance.tick(now_s)
         with self._surviving("planning"):
-            self.director.known = frozenset({*self.registry.nodes, *self._own})
-            self._order(self.rollout.step(now_s))
+            if self._dissolving:
+                self._expel_all()
+            else:
+                self.director.known = frozenset({*self.registry.nodes, *self._own})
+                self._order(self.rollout.step(now_s))
         with self._surviving("telling the members"):
             self._attendance.publish()
         if now_s - self._waited_s >= _WAITING_S:
             self._waited_s = now_s
             with self._surviving("telling askers"):
                 self._tell_askers()
+
+    def _expel_all(self) -> None:
+        if self._attendance.expel_all(f"{self._identity.name} ended the cluster"):
+            self._dissolved.set()
+
+    def _decline_all(self) -> bool:
+        """End every answer, and tell the askers; whether there was one."""
+        askers = self.answers.askers
+        self.answers.cancel_all()
+        stopped = EdgeppError(f"{self._identity.name} stopped serving", "start `edgepp serve` there, then ask again")
+        for asker in askers:
+            if asker not in self._revoked:
+                self._send(asker[0], declined(asker[1], stopped))
+        return bool(askers)
 
     def _tell_askers(self) -> None:
         askers = self.answers.askers

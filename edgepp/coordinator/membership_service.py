@@ -17,7 +17,7 @@ from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import UsageError
 from edgepp.events import NodeChanged, NodeJoined, NodeMoved, NodeRefused, OnEvent
 from edgepp.printable import one_line
-from edgepp.wire.messages import Enrol, Enrolled, Heartbeat, HeartbeatAck, Leave, View, encode, encode_payload
+from edgepp.wire.messages import Enrol, Enrolled, Expelled, Heartbeat, HeartbeatAck, Leave, View, encode, encode_payload
 from edgepp.wire.security import LogSampler
 from edgepp.wire.transport import Sender
 
@@ -83,6 +83,16 @@ class MembershipService:
         if member is not None and member.facts.incarnation == message.incarnation:
             self._members.left(node)
             self._on_event(NodeChanged(member.facts.name, "stopped"))
+
+    def expel_all(self, reason: str) -> bool:
+        """Send ``Expelled`` to every member but this machine's own node; True where none of them is left.
+
+        Call this again until then: a member that reconnects just now misses what was sent to its old connection.
+        """
+        others = [member for member in self._members.present if member.node != self._identity.node]
+        for member in others:
+            self._send(member.route, [encode(Expelled(reason))])
+        return not others
 
     def tick(self, now_s: float) -> None:
         """Let silence count, but not that of the time in which this machine itself slept."""

@@ -144,7 +144,11 @@ class NodeAgent(threading.Thread):
                     self._on_event(CoordinatorSought(self._cluster.coordinator.name, str(error)))
                 time.sleep(0.2)
                 continue
-            reason = self._ask_in(link)
+            try:
+                reason = self._ask_in(link)
+            except BaseException:
+                link.close()
+                raise
             if reason is None:
                 self._found(link)
                 return link
@@ -177,6 +181,8 @@ class NodeAgent(threading.Thread):
                     return None
                 case Refused(reason=reason):
                     return reason
+                case Expelled(reason=reason):
+                    raise self._expelled(link, reason)
                 case message:
                     log.debug("a %s before the enrolment", type(message).__name__)
         return ""
@@ -260,16 +266,20 @@ class NodeAgent(threading.Thread):
             case Unload() if message.slot < len(self._slots):
                 self._slots[message.slot].want(None)
             case Expelled():
-                raise PairingError(
-                    f"{self._cluster.coordinator.name}: {message.reason}",
-                    "a new code of `edgepp invite` lets it in again",
-                )
+                raise self._expelled(link, message.reason)
             case Refused():
                 raise PairingError(f"{self._cluster.coordinator.name} refused this node: {message.reason}")
             case Enrolled():
                 return
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} message where none is expected")
+
+    def _expelled(self, link: Link, reason: str) -> PairingError:
+        """Take leave of a coordinator that expels this node and may be waiting for that; why the node ends."""
+        link.send([encode(Leave(self._incarnation))])
+        return PairingError(
+            f"{self._cluster.coordinator.name}: {reason}", "a new code of `edgepp invite` lets it in again"
+        )
 
     def _take_view(self, view: dict[str, Any]) -> None:
         keys = view.get("keys")

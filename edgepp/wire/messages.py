@@ -36,7 +36,7 @@ A coordinator that serves a cluster binds one ROUTER, by CURVE, for its members 
                      ◄ View              who belongs to the cluster and runs what, as JSON; whenever that changes
                      ◄ Load, Unload      run these layers in that slot; stop
         Loading, Loaded, NotLoaded       how a Load goes
-        Leave        ◄ Expelled          going; you are revoked
+        Leave        ◄ Expelled          going, also as the answer to Expelled; you are revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  from the holder of a token: admit my own key
 
               chat ──► coordinator      one DEALER a chat or command
@@ -393,7 +393,7 @@ class Leave(NamedTuple):
 
 
 class Expelled(NamedTuple):
-    """The node's key is no longer admitted."""
+    """The node is a member no more: its key was revoked, or the cluster ends. The node answers ``Leave`` and ends."""
 
     reason: Text
 

@@ -242,12 +242,20 @@ class Listener:
         return _send(self.socket, [route, *parts])
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Stop listening; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
-        self.socket.close(int(linger_s * 1000))
+        """Stop listening, after ``linger_s`` seconds in which peers can receive what was sent to them last.
+
+        What a peer's ``Link`` has not received by then may be lost, although it was sent.
+        """
+        time.sleep(linger_s)
+        self.socket.close(0)
 
 
 class Link:
-    """A DEALER connected to one listener; reconnects by itself, also after a refusal while it is used."""
+    """A DEALER connected to one listener; reconnects by itself, also after a refusal while it is used.
+
+    When a connection ends, libzmq drops what came by it and was not received yet (a consequence of ZMQ_IMMEDIATE). So
+    whoever ends a connection behind a message that matters has to wait for the other side to close or answer first.
+    """
 
     def __init__(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,9 @@ from edgepp.wire.messages import (
     Call,
     Cancel,
     Declined,
+    Enrolled,
+    Expelled,
+    Leave,
     Loaded,
     Message,
     NotLoaded,
@@ -40,6 +45,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link
+from tests.builders.members import facts
 from tests.waiting import PATIENCE_S, eventually
 
 WAIT_S = PATIENCE_S
@@ -211,3 +217,47 @@ def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> N
     eventually("its place is free", lambda: not len(desk.coordinator.answers))
     call(member)
     assert "no longer, a member's" in getattr(hear(member), "reason", "")
+
+
+def test_a_cluster_that_ends_waits_for_a_member_that_listens_late(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepp.coordinator.coordinator.FAREWELL_S", PATIENCE_S)
+    member = desk.link(desk.keys)
+    assert member.send([encode(facts())], WAIT_S)
+    assert isinstance(hear(member), Enrolled)
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(desk.coordinator.dissolve)
+        time.sleep(0.5)  # the member is busy
+        assert not ending.done()
+        while not isinstance(said := hear(member), Expelled):
+            continue
+        assert "ended the cluster" in said.reason
+        assert not ending.done()
+        assert member.send([encode(Leave(facts().incarnation))], WAIT_S)
+        ending.result(WAIT_S)
+
+
+def test_a_cluster_that_ends_tells_a_member_that_reconnects_and_waits_for_none_for_ever(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, again = desk.link(desk.keys), desk.link(desk.keys)
+    assert member.send([encode(facts())], WAIT_S)
+    assert isinstance(hear(member), Enrolled)
+    monkeypatch.setattr("edgepp.coordinator.coordinator.FAREWELL_S", 0.2)
+    desk.coordinator.dissolve()
+    assert again.send([encode(facts())], WAIT_S)
+    while not isinstance(hear(again), Expelled):
+        continue
+
+
+def test_an_asker_hears_that_the_coordinator_stops(desk: Desk) -> None:
+    link = desk.own
+    form = encode_question([{"role": "user", "content": "hi"}], GenerateOptions())
+    assert link.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
+    assert isinstance(hear(link), Waiting)
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(desk.coordinator.close)
+        while isinstance(said := hear(link), Waiting):
+            continue
+        closing.result(WAIT_S)
+    assert isinstance(said, Declined)
+    assert (said.request, "stopped serving" in said.reason) == (7, True)
