@@ -162,7 +162,7 @@ class StageModel(Protocol):
         """Bytes that the caches of all open sequences take."""
 
 
-class Ends(Protocol):
+class EmbeddingAndHead(Protocol):
     """The coordinator's share of a model: embedding before the first layer, norm and output head after the last."""
 
     positional: bool
@@ -195,7 +195,7 @@ class Backend(Protocol):
             ModelError: it lacks them, or the family does not fit.
         """
 
-    def load_ends(self, checkpoint: Checkpoint, options: BackendOptions) -> Ends:
+    def load_embedding_and_head(self, checkpoint: Checkpoint, options: BackendOptions) -> EmbeddingAndHead:
         """Load embedding, final norm and head of the checkpoint and nothing else.
 
         Raises:

@@ -10,15 +10,17 @@ from edgepp.errors import ModelError
 from edgepp.model import smollm2
 from edgepp.model.cache import Progress
 from edgepp.model.catalogue.source import HubRepository, LocalFolder, Source, Wheel, resolve
-from edgepp.model.hub.snapshot import on_disk
+from edgepp.model.hub.snapshot import find_on_disk
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.model.weights.model_parts import WHOLE, ModelParts, missing_files, summary
+from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts, missing_files, summary
 from edgepp.model.weights.weight_files import files_here
 
-__all__ = ["WHOLE", "ModelParts", "Source", "describe", "fetch", "is_cached", "located", "resolve"]
+__all__ = ["ALL_PARTS", "ModelParts", "Source", "describe", "fetch", "find_local", "is_cached", "resolve"]
 
 
-def fetch(model: str, parts: ModelParts = WHOLE, on_progress: Progress | None = None, *, newest: bool = False) -> Path:
+def fetch(
+    model: str, parts: ModelParts = ALL_PARTS, on_progress: Progress | None = None, *, newest: bool = False
+) -> Path:
     """The folder that holds ``parts`` of ``model``; fetches what this disk lacks, and else asks nobody.
 
     A branch keeps the commit that it meant when it was first fetched, so that a model is never put together
@@ -32,14 +34,14 @@ def fetch(model: str, parts: ModelParts = WHOLE, on_progress: Progress | None = 
         return smollm2.provide(on_progress)
     if isinstance(source, LocalFolder):
         return _checked(source, parts)
-    if not newest and (found := on_disk(source, parts)):
+    if not newest and (found := find_on_disk(source, parts)):
         return found
     from edgepp.model.hub.download import download  # the hub's library is slow to import and not needed until here
 
     return download(source, parts, on_progress, newest)
 
 
-def located(model: str, parts: ModelParts = WHOLE) -> Path | None:
+def find_local(model: str, parts: ModelParts = ALL_PARTS) -> Path | None:
     """The folder that holds ``parts`` of ``model`` on this disk, or None; opens no connection.
 
     Raises:
@@ -50,12 +52,12 @@ def located(model: str, parts: ModelParts = WHOLE) -> Path | None:
         return smollm2.folder() if smollm2.is_converted() else None
     if isinstance(source, LocalFolder):
         return None if _lacking(source, parts) else source.path
-    return on_disk(source, parts)
+    return find_on_disk(source, parts)
 
 
-def is_cached(model: str, parts: ModelParts = WHOLE) -> bool:
+def is_cached(model: str, parts: ModelParts = ALL_PARTS) -> bool:
     """Whether ``parts`` of ``model`` are on this disk, so that no network is needed."""
-    return located(model, parts) is not None
+    return find_local(model, parts) is not None
 
 
 def describe(model: str) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def describe(model: str) -> dict[str, Any]:
         ModelError: there is no such model, or what is here of it is damaged.
         HubUnreachable: nothing is known of it here, and the hub does not answer.
     """
-    source, path = resolve(model), located(model)
+    source, path = resolve(model), find_local(model)
     facts: dict[str, Any] = {"model": model, "cached": path is not None, "path": str(path) if path else None}
     card = None if isinstance(source, LocalFolder) else source.card
     if card is not None:

@@ -21,10 +21,10 @@ def shape_of(model: str, checkpoint: Checkpoint) -> Shape:
     card = None if isinstance(source, LocalFolder) else source.card
     if card is not None:
         return card
-    return shape_in(checkpoint.settings)
+    return shape_from_config(checkpoint.settings)
 
 
-def shape_in(settings: ModelConfig) -> Shape:
+def shape_from_config(settings: ModelConfig) -> Shape:
     """The shape that a configuration gives.
 
     Raises:
@@ -53,7 +53,7 @@ def shape_in(settings: ModelConfig) -> Shape:
     )
 
 
-def check_used(checkpoint: Checkpoint, layers: LayerRange) -> None:
+def refuse_unused_tensors(checkpoint: Checkpoint, layers: LayerRange) -> None:
     """Refuse tensors in ``layers`` of a plain family that its configuration has no use for, such as biases.
 
     Raises:
@@ -62,7 +62,7 @@ def check_used(checkpoint: Checkpoint, layers: LayerRange) -> None:
     settings = checkpoint.settings
     if not settings.plain:
         return
-    shape = shape_in(settings)
+    shape = shape_from_config(settings)
     used = {*shape.layer_vectors(), "self_attn.rotary_emb.inv_freq"}
     for module in shape.layer_matrices():
         parts = ("weight", "scales", "biases", *(["bias"] if module.rpartition(".")[2] in settings.biased else []))

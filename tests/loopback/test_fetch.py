@@ -18,7 +18,7 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.cache import locked
 from edgepp.model.catalogue.source import HubRepository, resolve
-from edgepp.model.fetch import ModelParts, describe, fetch, is_cached, located
+from edgepp.model.fetch import ModelParts, describe, fetch, find_local, is_cached
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download
 from edgepp.model.hub.client import HubUnreachable
@@ -88,7 +88,7 @@ class TestOnlyWhatIsWanted:
         assert folder.name == "model"
 
     def test_a_coordinator_fetches_the_ends_and_the_tokenizer(self, hub: FakeHub, single: Path) -> None:
-        folder = fetch(NAME, ModelParts(ends=True))
+        folder = fetch(NAME, ModelParts(embedding_and_head=True))
         assert {name for name in Checkpoint.open(folder).tensors if layer_of(name) is not None} == set()
         assert "model.embed_tokens.weight" in Checkpoint.open(folder).tensors
         same(folder, single)
@@ -188,7 +188,7 @@ class TestFaults:
             hub.cut_after, hub.cuts = cut_after, 9
             with pytest.raises(ModelError):
                 fetch(NAME)
-            folder = located(NAME, ModelParts())
+            folder = find_local(NAME, ModelParts())
             if folder is not None:
                 same(folder, single)
 
@@ -256,7 +256,7 @@ class TestFaults:
 class TestHostileHubs:
     def test_names_that_leave_the_folder_are_not_fetched(self, hub: FakeHub, tmp_path: Path) -> None:
         hub.extra_names = ["../evil.json", "/etc/evil.json", "a/b.json", ".hidden.json", "..json", "C:\\x.json"]
-        folder = fetch(NAME, ModelParts(ends=True))
+        folder = fetch(NAME, ModelParts(embedding_and_head=True))
         assert not [path for path in tmp_path.rglob("*") if "evil" in path.name or "hidden" in path.name]
         assert {path.name for path in folder.glob("*.json")} == {
             "config.json",
@@ -342,13 +342,13 @@ class TestWithoutNetwork:
     def test_what_is_here_is_used(self, single: Path) -> None:
         same(fetch(NAME, ModelParts(LayerRange(0, 4))), single)
         same(fetch(NAME, ModelParts(LayerRange(0, 4)), newest=True), single)
-        assert located(NAME, ModelParts(LayerRange(1, 2))) == fetch(NAME, ModelParts(LayerRange(1, 2)))
+        assert find_local(NAME, ModelParts(LayerRange(1, 2))) == fetch(NAME, ModelParts(LayerRange(1, 2)))
 
     def test_what_is_missing_is_named(self) -> None:
         with pytest.raises(ModelError, match=r"only in part on this disk, without layers 4-5, and .* cannot be"):
             fetch(NAME, ModelParts(LayerRange(3, 6)))
         with pytest.raises(ModelError, match=r"without tokenizer\.json, tokenizer_config\.json"):
-            fetch(NAME, ModelParts(ends=True))
+            fetch(NAME, ModelParts(embedding_and_head=True))
 
     def test_offline_by_choice(self, monkeypatch: pytest.MonkeyPatch, single: Path) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -405,7 +405,7 @@ def test_one_commit_makes_one_model(hub: FakeHub, tmp_path: Path, single: Path) 
     second = fetch(NAME, ModelParts(LayerRange(0, 2)), newest=True)
     assert second != first
     same(second, newer)
-    assert located(NAME, ModelParts(LayerRange(0, 2))) == second
+    assert find_local(NAME, ModelParts(LayerRange(0, 2))) == second
 
 
 def test_models_that_other_programs_fetched_are_used(hub: FakeHub, tmp_path: Path, single: Path) -> None:
@@ -463,7 +463,7 @@ def test_processes_that_fetch_at_once_do_not_harm_each_other(hub: FakeHub, singl
 
 def test_a_process_killed_while_it_fetches_leaves_nothing_false(hub: FakeHub, single: Path) -> None:
     script = (
-        "from edgepp.model import download; from edgepp.model.fetch import fetch; "
+        "from edgepp.model.hub import download; from edgepp.model.fetch import fetch; "
         "download._PIECE_BYTES, download._SAVE_BYTES, download._CONNECTIONS = 1 << 20, 1, 2; fetch('org/model')"
     )
     hub.hold, hub.cut_after, hub.cuts = threading.Event(), 5_000_000, 2
@@ -475,7 +475,7 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_false(hub: FakeHub, si
     came = hub.weights_sent()
     hub.hold, hub.cut_after = None, None
     hub.sent.clear()
-    folder = fetch(NAME, ModelParts(ends=True))
+    folder = fetch(NAME, ModelParts(embedding_and_head=True))
     same(folder, single)
     fetch(NAME)
     same(folder, single)

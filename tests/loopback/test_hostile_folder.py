@@ -199,9 +199,12 @@ def test_of_a_tensor_in_two_files_the_indexs_one_is_taken(tmp_path: Path, indexe
     for name in mine:
         theirs[name] = mx.zeros_like(mine[name])
     mx.save_safetensors(second, theirs)
-    expected = MlxBackend().load_ends(Checkpoint.open(indexed), BackendOptions()).embed([5, 6])
+    expected = MlxBackend().load_embedding_and_head(Checkpoint.open(indexed), BackendOptions()).embed([5, 6])
     for backend in (MlxBackend(), OnnxBackend()):
-        assert (backend.load_ends(Checkpoint.open(folder), BackendOptions(exact=True)).embed([5, 6]) == expected).all()
+        assert (
+            backend.load_embedding_and_head(Checkpoint.open(folder), BackendOptions(exact=True)).embed([5, 6])
+            == expected
+        ).all()
 
 
 def test_without_an_index_one_file_or_one_set_counts(tmp_path: Path, indexed: Path, single: Path) -> None:
@@ -366,7 +369,7 @@ def test_both_backends_hold_tensors_to_the_configuration(
     checkpoint = Checkpoint.open(folder)
 
     def load() -> None:
-        backend.load_ends(checkpoint, BackendOptions(exact=True))
+        backend.load_embedding_and_head(checkpoint, BackendOptions(exact=True))
         backend.load_stage(checkpoint, LayerRange(0, 1), BackendOptions(exact=True))
 
     with pytest.raises(ModelError, match=r"has shape .*; the model needs"):
@@ -382,7 +385,7 @@ def test_a_set_without_its_head_is_not_taken_for_a_tied_model(tmp_path: Path) ->
     (folder / "model-00002-of-00002.safetensors").unlink()
     for backend in (MlxBackend(), OnnxBackend()):
         with pytest.raises(ModelError, match="lacks"):
-            backend.load_ends(Checkpoint.open(folder), BackendOptions(exact=True))
+            backend.load_embedding_and_head(Checkpoint.open(folder), BackendOptions(exact=True))
 
 
 @given(change=st.dictionaries(st.sampled_from(CONFIG), PLAIN_JSON, max_size=2))

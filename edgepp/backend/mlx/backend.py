@@ -11,12 +11,12 @@ from edgepp.backend.base import BackendOptions, Progress
 from edgepp.backend.device import has_metal
 from edgepp.backend.mlx.arrays import STORED
 from edgepp.backend.mlx.cut_points import find_cut_points
-from edgepp.backend.mlx.embedding_and_head import MlxEnds
+from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.backend.mlx.weights import load_part
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.shape import check_used
+from edgepp.model.shape import refuse_unused_tensors
 from edgepp.model.weights.checkpoint import Checkpoint, layer_of
 from edgepp.printable import one_line
 
@@ -37,7 +37,7 @@ class MlxBackend:
     ) -> MlxStage:
         """See ``Backend.load_stage``."""
         checkpoint.require(layers)
-        check_used(checkpoint, layers)
+        refuse_unused_tensors(checkpoint, layers)
         _prepare()
         dtype = _dtype(checkpoint, options, checkpoint.layer_names(layers))
         model = load_part(checkpoint, layers, wide=dtype == "float32")
@@ -49,15 +49,15 @@ class MlxBackend:
         _settle()
         return MlxStage(model, anatomy, layers, checkpoint, dtype, _device(), options.kv_bits)
 
-    def load_ends(self, checkpoint: Checkpoint, options: BackendOptions) -> MlxEnds:
-        """See ``Backend.load_ends``."""
+    def load_embedding_and_head(self, checkpoint: Checkpoint, options: BackendOptions) -> MlxEmbeddingAndHead:
+        """See ``Backend.load_embedding_and_head``."""
         _prepare()
         dtype = _dtype(checkpoint, options, [name for name in checkpoint.tensors if layer_of(name) is None])
         model = load_part(checkpoint, None, wide=dtype == "float32")
         anatomy = find_cut_points(model, checkpoint.family, checkpoint.num_layers)
         _evaluate(model.parameters(), "embedding and head", checkpoint)
         _settle()
-        return MlxEnds(model, anatomy, checkpoint, dtype)
+        return MlxEmbeddingAndHead(model, anatomy, checkpoint, dtype)
 
 
 def _device() -> str:

@@ -16,8 +16,8 @@ from edgepp.errors import StageFault, UsageError
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 
-class MlxEnds:
-    """See ``Ends``."""
+class MlxEmbeddingAndHead:
+    """See ``EmbeddingAndHead``."""
 
     def __init__(self, model: Any, anatomy: Anatomy, checkpoint: Checkpoint, dtype: str) -> None:
         """Take over ``model``, whose weights outside the layers are loaded.
@@ -77,7 +77,7 @@ class MlxEnds:
         return hidden
 
     def logits(self, hidden: Array) -> Array:
-        """See ``Ends.logits``.
+        """See ``EmbeddingAndHead.logits``.
 
         Raises:
             StageFault: the hidden states do not fit the model, or memory ran out.

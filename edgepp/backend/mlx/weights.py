@@ -37,7 +37,7 @@ def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, wide: bool) 
         ModelError: mlx-lm does not know the family, or a tensor is absent or has the wrong shape.
     """
     if layers is None:
-        checkpoint.require_ends()
+        checkpoint.require_embedding_and_head()
 
     def classes(config: dict[str, Any]) -> tuple[Any, Any]:
         model_class, arguments = _get_classes(config)

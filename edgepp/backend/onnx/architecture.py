@@ -13,7 +13,7 @@ import numpy as np
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.config.model_config import PLAIN, ModelConfig
-from edgepp.model.shape import check_used, shape_in
+from edgepp.model.shape import refuse_unused_tensors, shape_from_config
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 FAMILIES = PLAIN
@@ -134,14 +134,14 @@ def check_tensors(checkpoint: Checkpoint, layers: LayerRange | None) -> None:
     """
     model = checkpoint.settings
     if layers is None:
-        checkpoint.require_ends()
+        checkpoint.require_embedding_and_head()
         heads = ["model.embed_tokens", *([] if model.tied else ["lm_head"])]
         for module in heads:
             _check_matrix(checkpoint, module, model.vocab_size, model.hidden_size)
         _check_shape(checkpoint, "model.norm.weight", (model.hidden_size,))
         return
-    check_used(checkpoint, layers)
-    shape = shape_in(model)
+    refuse_unused_tensors(checkpoint, layers)
+    shape = shape_from_config(model)
     for n in range(layers.start, layers.stop):
         for name, (rows, columns) in shape.layer_matrices().items():
             _check_matrix(checkpoint, f"model.layers.{n}.{name}", rows, columns)

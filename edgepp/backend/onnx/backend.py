@@ -54,13 +54,13 @@ class OnnxBackend:
         """
         return OnnxStage(checkpoint, layers, options, progress)
 
-    def load_ends(self, checkpoint: Checkpoint, options: BackendOptions) -> OnnxEnds:
+    def load_embedding_and_head(self, checkpoint: Checkpoint, options: BackendOptions) -> OnnxEmbeddingAndHead:
         """Load embedding, final norm and head of the checkpoint and nothing else.
 
         Raises:
             ModelError: it lacks them, or the family does not fit.
         """
-        return OnnxEnds(checkpoint, options)
+        return OnnxEmbeddingAndHead(checkpoint, options)
 
 
 class OnnxStage:
@@ -244,7 +244,7 @@ def _reporter(checkpoint: Checkpoint, layers: LayerRange, progress: Progress | N
     return added
 
 
-class OnnxEnds:
+class OnnxEmbeddingAndHead:
     """Embedding straight from the mapped checkpoint; final norm and head in one session."""
 
     positional = False

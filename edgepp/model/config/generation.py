@@ -20,7 +20,7 @@ class GenerationDefaults:
     repetition_penalty: float = 1.0
 
 
-UNSAID = GenerationDefaults(temperature=0.6, top_p=0.9)
+FALLBACK_DEFAULTS = GenerationDefaults(temperature=0.6, top_p=0.9)
 """For a model whose makers say nothing: what Meta gives for the Llama 3 Instruct models. Greedy chats tend to loop."""
 
 _BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -50,7 +50,7 @@ def generation_defaults(path: Path) -> GenerationDefaults:
         said[name] = value
     drawn = section.get("do_sample")
     if drawn is None and not said:
-        return UNSAID
+        return FALLBACK_DEFAULTS
     greedy = drawn is not None and not section.flag("do_sample")
     return GenerationDefaults(
         temperature=0.0 if greedy else float(said.get("temperature", 1.0)),

@@ -15,7 +15,7 @@ from edgepp.model.catalogue.cards import Card
 from edgepp.model.catalogue.source import HubRepository
 from edgepp.model.hub.client import HubClient
 from edgepp.model.hub.http import HubUnreachable
-from edgepp.model.hub.snapshot import Snapshot, on_disk, recorded, root
+from edgepp.model.hub.snapshot import Snapshot, find_on_disk, recorded, root
 from edgepp.model.weights.byte_ranges import Range, cut, total
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.model_parts import ModelParts, summary, weight_files
@@ -43,13 +43,13 @@ def download(source: HubRepository, parts: ModelParts, on_progress: Progress | N
     """
     hub = HubClient(source.name)
     with locked(root(source) / "lock", on_progress):
-        if not newest and (found := on_disk(source, parts)):
+        if not newest and (found := find_on_disk(source, parts)):
             return found  # another process fetched it while this one waited
         known = recorded(source)
         try:
             listing = hub.listing(known.commit if known and not newest else source.revision)
         except HubUnreachable as error:
-            if found := on_disk(source, parts):
+            if found := find_on_disk(source, parts):
                 return found
             lacking = (
                 f"only in part on this disk, without {summary(known.absent(parts))}" if known else "not on this disk"

@@ -78,7 +78,7 @@ def recorded(source: HubRepository) -> Snapshot | None:
     return Snapshot(source, commit) if commit is not None else None
 
 
-def on_disk(source: HubRepository, parts: ModelParts) -> Path | None:
+def find_on_disk(source: HubRepository, parts: ModelParts) -> Path | None:
     """The folder that holds ``parts`` of the source, in edgepp's cache or in huggingface_hub's."""
     snapshot = recorded(source)
     if snapshot is not None and not snapshot.absent(parts):
@@ -109,6 +109,6 @@ def _in_shared_cache(source: HubRepository, parts: ModelParts) -> Path | None:
     if not folder.is_dir():
         return None
     names = files_here(folder)
-    if (parts.ends or parts.everything) and not any(name.startswith("tokenizer") for name in names):
+    if (parts.embedding_and_head or parts.everything) and not any(name.startswith("tokenizer") for name in names):
         return None
     return None if missing_files(folder, names, parts) else folder

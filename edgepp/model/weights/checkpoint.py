@@ -135,7 +135,7 @@ class Checkpoint:
                 "fetch them with `edgepp models pull`",
             )
 
-    def require_ends(self) -> None:
+    def require_embedding_and_head(self) -> None:
         """Check that every tensor outside the layers is on this disk.
 
         A head that is absent must not be taken for one that is tied to the embedding.

@@ -21,7 +21,7 @@ class ModelParts:
     """A node needs its ``layers``; a coordinator the ``ends``: embedding, final norm, head and tokenizer."""
 
     layers: LayerRange | None = None
-    ends: bool = False
+    embedding_and_head: bool = False
     everything: bool = False
 
     def wants(self, tensor: str) -> bool:
@@ -29,15 +29,15 @@ class ModelParts:
         layer = layer_of(tensor)
         if self.everything:
             return True
-        return self.ends if layer is None else self.layers is not None and layer in self.layers
+        return self.embedding_and_head if layer is None else self.layers is not None and layer in self.layers
 
     def wants_file(self, name: str) -> bool:
         """Whether the file called ``name``, which holds no weights, is among the parts."""
-        patterns = _ENDS if self.ends or self.everything else _SETTINGS
+        patterns = _ENDS if self.embedding_and_head or self.everything else _SETTINGS
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-WHOLE = ModelParts(everything=True)
+ALL_PARTS = ModelParts(everything=True)
 
 
 def weight_files(folder: Path, listed: Iterable[str], parts: ModelParts) -> dict[str, list[str]]:

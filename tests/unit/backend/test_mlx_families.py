@@ -16,7 +16,7 @@ from mlx_lm.utils import _get_classes, load_model
 
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.mlx.backend import MlxBackend
-from edgepp.backend.mlx.embedding_and_head import MlxEnds
+from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.errors import ModelError
 from edgepp.layers import split_evenly
@@ -255,7 +255,7 @@ def whole_logits(folder: Path) -> np.ndarray[Any, Any]:
     return np.concatenate(rows)
 
 
-def piped_logits(ends: MlxEnds, stages: list[MlxStage]) -> np.ndarray[Any, Any]:
+def piped_logits(ends: MlxEmbeddingAndHead, stages: list[MlxStage]) -> np.ndarray[Any, Any]:
     """The same from a pipeline."""
     rows: list[Any] = []
     for stage in stages:
@@ -271,7 +271,7 @@ def piped_logits(ends: MlxEnds, stages: list[MlxStage]) -> np.ndarray[Any, Any]:
 def check(folder: Path) -> None:
     checkpoint, backend = Checkpoint.open(folder), MlxBackend()
     expected = whole_logits(folder)
-    ends = backend.load_ends(checkpoint, BackendOptions())
+    ends = backend.load_embedding_and_head(checkpoint, BackendOptions())
     for stages in (1, 2, 3):
         split = split_evenly(checkpoint.num_layers, stages)
         loaded = [backend.load_stage(checkpoint, layers, BackendOptions()) for layers in split]
@@ -335,12 +335,12 @@ def test_families_that_do_not_fit_are_refused_with_the_reason(family: str, tmp_p
     settings, reason = UNFIT[family]
     checkpoint = Checkpoint.open(make_family(tmp_path / "model", family, settings))
     with pytest.raises(ModelError, match=f"'{family}' does not fit a layer pipeline: .*{reason}"):
-        MlxBackend().load_ends(checkpoint, BackendOptions())
+        MlxBackend().load_embedding_and_head(checkpoint, BackendOptions())
 
 
 def test_a_family_that_embeds_positions_needs_them(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(make_family(tmp_path / "model", "gpt2", FITTING["gpt2"]))
-    ends = MlxBackend().load_ends(checkpoint, BackendOptions())
+    ends = MlxBackend().load_embedding_and_head(checkpoint, BackendOptions())
     with pytest.raises(ModelError, match="embeds positions"):
         ends.embed([1])
     assert not np.array_equal(ends.embed([1], 0), ends.embed([1], 9))

@@ -63,9 +63,9 @@ def test_a_stage_reads_only_its_layers(tmp_path: Path, shape: Shape) -> None:
 def test_the_ends_read_no_layer(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, replace(QUANTISED, tied=False))
     hidden = np.ones((2, TINY.hidden), np.float32)
-    whole = MlxBackend().load_ends(Checkpoint.open(folder), EXACT)
+    whole = MlxBackend().load_embedding_and_head(Checkpoint.open(folder), EXACT)
     expected = whole.embed([3, 9]), whole.logits(hidden)
-    ends = MlxBackend().load_ends(keep(folder, lambda name: layer_of(name) is None), EXACT)
+    ends = MlxBackend().load_embedding_and_head(keep(folder, lambda name: layer_of(name) is None), EXACT)
     np.testing.assert_array_equal(ends.embed([3, 9]), expected[0])
     np.testing.assert_array_equal(ends.logits(hidden), expected[1])
 
@@ -94,7 +94,7 @@ def test_an_absent_head_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     checkpoint = keep(folder, lambda name: "lm_head" not in name)
     with pytest.raises(ModelError, match=r"outside the layers, among them lm_head\.weight"):
-        MlxBackend().load_ends(checkpoint, EXACT)
+        MlxBackend().load_embedding_and_head(checkpoint, EXACT)
 
 
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.device import has_metal
 from edgepp.backend.mlx.backend import MlxBackend
-from edgepp.backend.mlx.embedding_and_head import MlxEnds
+from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.errors import StageFault, UsageError
 from edgepp.layers import LayerRange
@@ -37,8 +37,8 @@ def stage(checkpoint: Checkpoint) -> MlxStage:
 
 
 @pytest.fixture(scope="module")
-def ends(checkpoint: Checkpoint) -> MlxEnds:
-    return MlxBackend().load_ends(checkpoint, EXACT)
+def ends(checkpoint: Checkpoint) -> MlxEmbeddingAndHead:
+    return MlxBackend().load_embedding_and_head(checkpoint, EXACT)
 
 
 def states(tokens: int, seed: int = 0) -> Array:
@@ -188,7 +188,7 @@ def test_a_failed_step_forgets_its_sequence(stage: MlxStage, monkeypatch: pytest
         stage.length(1)
 
 
-def test_the_ends_check_what_they_get(ends: MlxEnds) -> None:
+def test_the_ends_check_what_they_get(ends: MlxEmbeddingAndHead) -> None:
     with pytest.raises(UsageError, match=f"from 0 to {TINY.vocabulary - 1}"):
         ends.embed([3, TINY.vocabulary])
     with pytest.raises(StageFault, match="shape"):

@@ -60,7 +60,7 @@ def mixed(tmp_path: Path) -> Checkpoint:
 
 
 def logits(checkpoint: Checkpoint, ids: list[int], options: BackendOptions, cuts: tuple[int, ...] = (0, 4)) -> Array:
-    ends = OnnxBackend().load_ends(checkpoint, options)
+    ends = OnnxBackend().load_embedding_and_head(checkpoint, options)
     hidden = ends.embed(ids)
     for start, stop in pairwise(cuts):
         stage = OnnxBackend().load_stage(checkpoint, LayerRange(start, stop), options)

@@ -20,7 +20,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
-from edgepp.model.shape import shape_in
+from edgepp.model.shape import shape_from_config
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 from tests.engines import greedy_tokens, local_engine
@@ -269,7 +269,7 @@ def test_a_window_of_every_layer_bounds_the_context() -> None:
 
 
 def test_the_planner_reads_the_same_configuration() -> None:
-    shape = shape_in(
+    shape = shape_from_config(
         settings_of(quantization={"bits": 4, "group_size": 32, "model.embed_tokens": {"bits": 8, "group_size": 32}})
     )
     assert (shape.bits, shape.group_size, shape.embedding_bits) == (4, 32, 8)
@@ -295,7 +295,7 @@ def test_a_head_that_is_promised_and_absent_is_refused_by_both(tmp_path: Path) -
     write(folder, read(folder) | {"tie_word_embeddings": False})
     for backend in (MlxBackend(), OnnxBackend()):
         with pytest.raises(ModelError, match=r"no lm_head\.weight"):
-            backend.load_ends(Checkpoint.open(folder), BackendOptions(exact=True))
+            backend.load_embedding_and_head(Checkpoint.open(folder), BackendOptions(exact=True))
 
 
 def test_biases_that_the_configuration_does_not_mention_are_refused_by_both(tmp_path: Path) -> None:

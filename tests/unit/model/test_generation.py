@@ -13,7 +13,7 @@ from edgepp.cli.answer_options import drawn
 from edgepp.coordinator.json_codec import decode_sampling, encode_sampling
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import ModelError, RemoteProtocolError
-from edgepp.model.config.generation import UNSAID, GenerationDefaults, end_ids, generation_defaults
+from edgepp.model.config.generation import FALLBACK_DEFAULTS, GenerationDefaults, end_ids, generation_defaults
 
 QWEN = SamplingOptions(temperature=0.7, repetition_penalty=1.05, top_p=0.8, top_k=20)
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path, form: Any) -> Path:
 @pytest.mark.parametrize(
     ("form", "expected"),
     [
-        ({"eos_token_id": 2}, UNSAID),
+        ({"eos_token_id": 2}, FALLBACK_DEFAULTS),
         (
             {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
             GenerationDefaults(0.7, 0.8, 20, 1.05),
@@ -43,7 +43,7 @@ def test_what_a_models_makers_say(tmp_path: Path, form: Any, expected: Generatio
 
 
 def test_a_model_without_the_file_is_drawn_from_as_well(tmp_path: Path) -> None:
-    assert generation_defaults(tmp_path) == UNSAID
+    assert generation_defaults(tmp_path) == FALLBACK_DEFAULTS
 
 
 @pytest.mark.parametrize(
