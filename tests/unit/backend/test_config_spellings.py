@@ -24,7 +24,7 @@ from edgepp.model.shape import shape_from_config
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 from tests.engines import greedy_tokens, local_engine
-from tests.unit.backend.test_onnx_family import CONFIG
+from tests.unit.backend.test_onnx_architecture import CONFIG
 
 PROMPT = [7, 91, 300, 12, 12, 45, 200, 3, 88, 17, 260, 33, 5, 140, 9, 77]
 GENERATED = 6

@@ -15,7 +15,9 @@ import pytest
 
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.onnx import kv_cache as onnx_cache
-from edgepp.backend.onnx.backend import OnnxBackend, OnnxEmbeddingAndHead, OnnxStage
+from edgepp.backend.onnx.backend import OnnxBackend
+from edgepp.backend.onnx.embedding_and_head import OnnxEmbeddingAndHead
+from edgepp.backend.onnx.stage import OnnxStage
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
