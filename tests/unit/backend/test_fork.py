@@ -256,7 +256,7 @@ def test_the_onnx_stage_says_when_addresses_are_short(checkpoint: Checkpoint, mo
     check_next(stage, 1, SUFFIXES[0], PREFIX)
 
 
-def test_families_whose_caches_cannot_be_cut_say_so(tmp_path: Path) -> None:
+def test_families_whose_caches_cannot_be_truncated_say_so(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, TINY)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8}
@@ -264,7 +264,7 @@ def test_families_whose_caches_cannot_be_cut_say_so(tmp_path: Path) -> None:
     stage: MlxStage = MlxBackend().load_stage(Checkpoint.open(tmp_path), LAYERS, EXACT)
     begin(stage)
     assert not stage.rewinds
-    with pytest.raises(StageFault, match="layers 1-2 cannot be cut"):
+    with pytest.raises(StageFault, match="layers 1-2 cannot be truncated"):
         stage.fork(1, 2, 5, 30)
     stage.resize(1, 60)
     stage.extend(1, states(35))

@@ -91,10 +91,10 @@ class Pairs(Toy):
 def test_dissect_finds_the_list_and_the_cache_entries() -> None:
     model = Toy()
     blocks = list(model.blocks)
-    anatomy = find_cut_points(model, "toy", 3)
-    assert anatomy.layers is model.blocks
-    assert list(anatomy.layers) == blocks  # the taps are gone
-    assert anatomy.entries == {0: 0, 1: 1, 2: 2}
+    cut_points = find_cut_points(model, "toy", 3)
+    assert cut_points.layers is model.blocks
+    assert list(cut_points.layers) == blocks  # the taps are gone
+    assert cut_points.cache_entries == {0: 0, 1: 1, 2: 2}
     assert find_layers(model, "toy")[0] == "blocks"
 
 
@@ -103,7 +103,7 @@ def test_dissect_finds_the_list_and_the_cache_entries() -> None:
     [
         (Reversed, "once each and in order"),
         (Scaled, "changes the hidden states between layers 0 and 1"),
-        (Reinforced, "needs more of the tokens"),
+        (Reinforced, "needs more than the hidden states"),
         (SharedCache, "layer 1 shares a KV cache"),
         (Blackboard, "share a dict"),
         (Pairs, "hand on more than hidden states"),

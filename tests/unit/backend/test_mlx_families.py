@@ -163,7 +163,7 @@ GEMMA3N = {
 }
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
-    "gemma3n": ({"text_config": {**BASE, **GEMMA3N, "model_type": "gemma3n"}}, "more of the tokens"),
+    "gemma3n": ({"text_config": {**BASE, **GEMMA3N, "model_type": "gemma3n"}}, "more than the hidden states"),
     "gemma4_text": (
         {
             "global_head_dim": 16,

@@ -152,7 +152,7 @@ def test_faults_name_what_is_wrong(stage: MlxStage) -> None:
         stage.open(1, TINY.context + 1)
     stage.open(1, 4)
     stage.extend(1, states(3))
-    with pytest.raises(StageFault, match="5 positions are more than the sequence's 4"):
+    with pytest.raises(StageFault, match="would have 5 positions, and it was opened for 4"):
         stage.extend(1, states(2))
     with pytest.raises(StageFault, match="cannot be cut to 4"):
         stage.truncate(1, 4)
@@ -181,7 +181,7 @@ def test_a_failed_step_forgets_its_sequence(stage: MlxStage, monkeypatch: pytest
 
     stage.open(1, 8)
     stage.extend(1, states(2))
-    monkeypatch.setattr(stage._part, "_model", fail)
+    monkeypatch.setattr(stage._model, "_model", fail)
     with pytest.raises(StageFault, match=r"layers 1-2 failed at position 2: .*Unable to allocate"):
         stage.extend(1, states(1))
     with pytest.raises(StageFault, match="no sequence 1"):
