@@ -1,4 +1,4 @@
-"""A model's shape from its own configuration, for models without a card."""
+"""The shape of a model: from its card, or from its configuration where it has none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgepp.model.weights.checkpoint import Checkpoint
 
 
 def shape_of(model: str, checkpoint: Checkpoint) -> Shape:
-    """The shape of ``model``: its card's, or what its ``config.json`` says of a Llama of these sizes.
+    """The shape of ``model``: that of its card, or a Llama's with the sizes in its ``config.json``.
 
     Raises:
         ModelError: the configuration lacks a size.
@@ -25,10 +25,10 @@ def shape_of(model: str, checkpoint: Checkpoint) -> Shape:
 
 
 def shape_from_config(settings: ModelConfig) -> Shape:
-    """The shape that a configuration gives.
+    """The shape with the sizes of a configuration.
 
     Raises:
-        ModelError: it lacks a size.
+        ModelError: the configuration lacks a size.
     """
     for key, size in (("num_attention_heads", settings.heads), ("intermediate_size", settings.ffn)):
         if not size:
@@ -54,10 +54,10 @@ def shape_from_config(settings: ModelConfig) -> Shape:
 
 
 def refuse_unused_tensors(checkpoint: Checkpoint, layers: LayerRange) -> None:
-    """Refuse tensors in ``layers`` of a plain family that its configuration has no use for, such as biases.
+    """Refuse tensors in ``layers`` of a plain family that its configuration does not use, such as biases.
 
     Raises:
-        ModelError: without them the answers would be another model's.
+        ModelError: there is such a tensor; without it, the answers would be those of another model.
     """
     settings = checkpoint.settings
     if not settings.plain:

@@ -1,4 +1,4 @@
-"""Loading a part of a model: nothing else is read, nothing may be absent, memory stays near what is stored."""
+"""Loading a part of a model: nothing else is read, nothing may be missing, memory stays near the stored bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def in_part(name: str) -> bool:
 
 
 def result(checkpoint: Checkpoint) -> Array:
-    """What layers ``PART`` make of three tokens."""
+    """Hidden states of three tokens after layers ``PART``."""
     stage = MlxBackend().load_stage(checkpoint, PART, EXACT)
     stage.open(1, 8)
     hidden = np.random.default_rng(0).normal(size=(3, TINY.hidden)).astype(np.float32)
@@ -39,7 +39,7 @@ def result(checkpoint: Checkpoint) -> Array:
 
 
 def keep(folder: Path, wanted: Callable[[str], bool]) -> Checkpoint:
-    """Overwrite all but the wanted tensors with rubbish and note that they are not here."""
+    """Overwrite all other tensors with rubbish, and record that they are not on this disk."""
     file = folder / "model.safetensors"
     held = []
     with file.open("r+b") as stream:
@@ -60,7 +60,7 @@ def test_a_stage_reads_only_its_layers(tmp_path: Path, shape: Shape) -> None:
     np.testing.assert_array_equal(result(keep(folder, in_part)), expected)
 
 
-def test_the_ends_read_no_layer(tmp_path: Path) -> None:
+def test_embedding_and_head_read_no_layer(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, replace(QUANTISED, tied=False))
     hidden = np.ones((2, TINY.hidden), np.float32)
     whole = MlxBackend().load_embedding_and_head(Checkpoint.open(folder), EXACT)
@@ -80,14 +80,14 @@ def test_a_folder_may_hold_only_the_files_of_the_part(tmp_path: Path) -> None:
     np.testing.assert_array_equal(result(Checkpoint.open(some)), expected)
 
 
-def test_one_absent_tensor_is_named(tmp_path: Path) -> None:
+def test_one_missing_tensor_is_named(tmp_path: Path) -> None:
     name = "model.layers.2.mlp.up_proj.weight"
     checkpoint = keep(make_checkpoint(tmp_path, TINY), lambda tensor: tensor != name)
     with pytest.raises(ModelError, match=f"lacks 1 tensors of the part to load, among them {name}"):
         result(checkpoint)
 
 
-def test_an_absent_head_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
+def test_a_missing_head_is_not_mistaken_for_a_tied_one(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, replace(TINY, tied=False))
     config = json.loads((folder / "config.json").read_text())
     del config["tie_word_embeddings"]  # some families then tie wherever there is no head
@@ -139,7 +139,7 @@ def test_progress_ends_at_the_stored_bytes(tmp_path: Path) -> None:
     ],
     ids=["float32", "bfloat16", "4-bit"],
 )
-def test_memory_stays_near_what_is_stored(tmp_path: Path, shape: Shape) -> None:
+def test_memory_stays_near_the_stored_bytes(tmp_path: Path, shape: Shape) -> None:
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path, shape))
     stored = checkpoint.layer_bytes(LayerRange(0, 4))
     before = mx.get_active_memory()

@@ -26,7 +26,7 @@ SHAPE = CacheShape(LayerRange(0, 2), 2, 16)
 
 
 def lanes(allocator: LaneAllocator, batch: list[CachedSequence]) -> list[list[int]]:
-    """The batch's runs as lanes; each of its sequences is one position longer afterwards."""
+    """The lanes of each run of the batch; every sequence is then longer by one position."""
     for sequence in batch:
         allocator.reserve(sequence, sequence.length + 1)
     runs = allocator.runs(batch)

@@ -68,7 +68,7 @@ def load(checkpoint: Checkpoint, cuts: list[int], options: BackendOptions) -> li
 
 
 def run(stages: list[OnnxStage], hidden: Array, chunks: list[int], capacity: int = 512) -> Array:
-    """The last stage's hidden states of a new sequence, taken in by ``chunks``."""
+    """Hidden states of the last stage for a new sequence, computed in ``chunks``."""
     for stage in stages:
         stage.open(0, capacity)
     parts = []
@@ -138,7 +138,7 @@ def test_any_split_into_stages_is_bit_identical(name: str, options: BackendOptio
 
 @pytest.mark.parametrize("options", [DEFAULT, EXACT], ids=["default", "exact"])
 @pytest.mark.parametrize("name", ["f32", "q4-g32", "qwen3"])
-def test_chunks_and_room_to_grow_change_nothing(
+def test_chunks_and_growth_change_no_number(
     name: str, options: BackendOptions, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = make(SHAPES[name])
@@ -154,7 +154,7 @@ def test_chunks_and_room_to_grow_change_nothing(
         np.testing.assert_array_equal(run(stages, hidden, chunks), whole)
 
 
-def test_threads_change_nothing(make: Make) -> None:
+def test_threads_change_no_number(make: Make) -> None:
     checkpoint = make()
     hidden = OnnxBackend().load_embedding_and_head(checkpoint, DEFAULT).embed(ids_of(checkpoint, 64))
     one, two = (load(checkpoint, [0, 4], BackendOptions(threads=n, spin=n == 2)) for n in (1, 2))
@@ -200,7 +200,7 @@ def test_length_truncate_free_and_kv_bytes(make: Make) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_it_takes_half_precision_hidden_states(dtype: str, make: Make) -> None:
+def test_a_stage_takes_half_precision_hidden_states(dtype: str, make: Make) -> None:
     import ml_dtypes
 
     checkpoint = make()
@@ -212,7 +212,7 @@ def test_it_takes_half_precision_hidden_states(dtype: str, make: Make) -> None:
     np.testing.assert_array_equal(out, run([stage], half.astype(np.float32), [6]))
 
 
-def test_faults_name_what_is_wrong_and_leave_the_sequence_usable(make: Make) -> None:
+def test_faults_name_the_cause_and_leave_the_sequence_usable(make: Make) -> None:
     checkpoint = make()
     (stage,) = load(checkpoint, [0, 1], DEFAULT)
     hidden = np.ones((8, checkpoint.hidden_size), np.float32)
@@ -229,7 +229,7 @@ def test_faults_name_what_is_wrong_and_leave_the_sequence_usable(make: Make) -> 
     assert stage.extend(3, hidden[:2]).shape == (2, checkpoint.hidden_size)
 
 
-def test_ends_refuse_tokens_outside_the_vocabulary(make: Make) -> None:
+def test_the_embedding_refuses_tokens_outside_the_vocabulary(make: Make) -> None:
     ends = OnnxBackend().load_embedding_and_head(make(), DEFAULT)
     with pytest.raises(StageFault, match="vocabulary"):
         ends.embed([320])
