@@ -23,7 +23,7 @@ from bench.toolkit.script import Arguments, Result, say, script
 from edgepp.benchmark.hidden_states import WIDTH, noise, real
 from edgepp.benchmark.workload import percentile
 from edgepp.errors import ModelError
-from edgepp.model.fetch import located
+from edgepp.model.fetch import find_local
 from edgepp.wire import codec
 from edgepp.wire.messages import Codec
 
@@ -48,7 +48,7 @@ def manual(tokens: int) -> str:
 
 def matrices(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, Any]]:
     """Every size, codec and kind of data in turn, round after round."""
-    located(options.model)  # a name that means nothing is a mistake; a model that is not here is none
+    find_local(options.model)  # a name that means nothing is a mistake; a model that is not here is none
     data = {"random": noise(options.dtype, max(ROWS))}
     say(f"computing hidden states of {options.model}")
     try:

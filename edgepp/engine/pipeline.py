@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from edgepp import backend
-from edgepp.backend.base import BackendOptions, Ends
+from edgepp.backend.base import BackendOptions, EmbeddingAndHead
 from edgepp.engine.draft import Draft, PromptLookup
 from edgepp.engine.draft_model import DraftModel
 from edgepp.engine.frontend import ModelFrontend, OnProgress
@@ -190,7 +190,7 @@ class Pipeline:
         self._owned.callback(child.stop)
         return child
 
-    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, Ends]:
+    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
         checkpoint = self._checkpoint
         expected = Expectation(
             self.options.model,
@@ -207,7 +207,7 @@ class Pipeline:
             ring.close()
             raise
 
-    def _open_alone(self, on_progress: OnProgress | None) -> tuple[Ring, Ends]:
+    def _open_alone(self, on_progress: OnProgress | None) -> tuple[Ring, EmbeddingAndHead]:
         checkpoint = self._checkpoint
         chosen = backend.choose(self.options.backend, checkpoint)
         layers = LayerRange(0, checkpoint.num_layers)
@@ -248,11 +248,13 @@ class Pipeline:
         chosen = backend.choose(self.options.backend, checkpoint)
         progress = _named(on_progress, guide.model)
         stage = chosen.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), compute, progress)
-        ends = chosen.load_ends(checkpoint, compute)
+        ends = chosen.load_embedding_and_head(checkpoint, compute)
         return DraftModel(stage, ends, checkpoint.context, self._checkpoint.vocab_size).begin
 
-    def _load_ends(self) -> Ends:
-        return backend.choose(self.options.backend, self._checkpoint).load_ends(self._checkpoint, self.options.compute)
+    def _load_ends(self) -> EmbeddingAndHead:
+        return backend.choose(self.options.backend, self._checkpoint).load_embedding_and_head(
+            self._checkpoint, self.options.compute
+        )
 
 
 def _check_text(prompt: str | Sequence[Mapping[str, str]]) -> None:

@@ -44,13 +44,13 @@ def pair(tiny: Path) -> Iterator[list[Node]]:
 def open_engine(path: Path, started: list[Node]) -> EngineLoop:
     """A real engine over real nodes."""
     from edgepp.backend import choose
-    from edgepp.backend.base import BackendOptions, Ends
+    from edgepp.backend.base import BackendOptions, EmbeddingAndHead
 
-    def open_ring() -> tuple[Ring, Ends]:
+    def open_ring() -> tuple[Ring, EmbeddingAndHead]:
         checkpoint = Checkpoint.open(path)
         expected = Expectation("tiny", checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, True)
         ring = NetworkRing([Endpoint((Address.parse(one.address),)) for one in started], expected, "test")
-        return ring, choose("auto", checkpoint).load_ends(checkpoint, BackendOptions(exact=True))
+        return ring, choose("auto", checkpoint).load_embedding_and_head(checkpoint, BackendOptions(exact=True))
 
     return EngineLoop(lambda: EngineParts(*open_ring()), eos=frozenset())
 
