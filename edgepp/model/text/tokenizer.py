@@ -18,6 +18,7 @@ from edgepp.model.bounded_files import check_readable
 from edgepp.model.config.generation import end_ids
 from edgepp.model.text.client import TextClient
 from edgepp.model.text.detokenizer import Detokenizer, decoding
+from edgepp.model.text.token_bound import TokenBound
 from edgepp.model.text.tokenizer_definition import FILLER
 
 _THINKING = (
@@ -71,28 +72,29 @@ class Tokenizer:
         tokenizer.detokenizer()  # what is wrong with it shows here
         return tokenizer
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True, context: int | None = None) -> list[int]:
         """Token ids of a raw text, in which the names of special tokens stand for these tokens.
 
         With ``special``, the tokens that the model wants around a text (such as a BOS) are added as mlx-lm's
         ``generate`` adds them: not where the text already begins with the BOS.
 
         Raises:
-            UsageError: the text is not Unicode.
+            UsageError: the text is not Unicode, or so long that it cannot fit into ``context`` tokens.
             ModelError: the tokenizer cannot do it, or not within its limits.
         """
         _check(text)
         bos = self._facts["bos"]
+        self._check_length(text, context)
         add = special and (bos is None or not text.startswith(bos))
         return self._client.encode(text, add)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], context: int | None = None) -> list[int]:
         """Token ids of a conversation, each message a ``role`` and its ``content``, up to where the answer begins.
 
         Only the chat template writes control tokens: their names in a message are text.
 
         Raises:
-            UsageError: there is no message, or one is not Unicode.
+            UsageError: there is no message, one is not Unicode, or their text cannot fit into ``context`` tokens.
             ModelError: the model has no chat template, or its template refuses the messages.
         """
         template = self._facts["template"]
@@ -106,11 +108,12 @@ class Tokenizer:
         told = [{key: value for key, value in message.items() if value is not None} for message in messages]
         _check(told)
         text, content = self._client.render(template, told, self._variables)
+        self._check_length(text, context)
         return self._client.encode_chat(text, content)
 
     def detokenizer(self) -> Detokenizer:
         """A detokenizer for a new sequence, which goes on in mid-text: nothing is trimmed from its beginning."""
-        decoder, tokens = self._decoding
+        decoder, tokens, _ = self._decoding
         return decoder(tokens)
 
     def vocabulary(self) -> dict[str, int]:
@@ -137,8 +140,8 @@ class Tokenizer:
         return {**self._facts["special"], "enable_thinking": any(tokens <= vocabulary for tokens in _THINKING)}
 
     @cached_property
-    def _decoding(self) -> tuple[Callable[[Mapping[int, str]], Detokenizer], dict[int, str]]:
-        """What makes detokenizers, and the text of every id that is a token."""
+    def _decoding(self) -> tuple[Callable[[Mapping[int, str]], Detokenizer], dict[int, str], TokenBound | None]:
+        """What makes detokenizers, the text of every id that is a token, and the ``TokenBound``."""
         form = json.loads(self._facts["definition"])
         try:
             decoder = decoding(form["decoder"])
@@ -149,7 +152,20 @@ class Tokenizer:
             tokens = {token: text for text, token in vocabulary.items()}
         else:  # ids are places in a list
             tokens = {place: text for place, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
-        return decoder, tokens | {one["id"]: one["content"] for one in form["added_tokens"]}
+        tokens |= {one["id"]: one["content"] for one in form["added_tokens"]}
+        return decoder, tokens, TokenBound.of(form)
+
+    def _check_length(self, text: str, context: int | None) -> None:
+        """Refuse a text that cannot fit before it occupies the tokenizer's process, which all requests share."""
+        bound = self._decoding[2]
+        if context is None or bound is None or len(text) < context:
+            return
+        least = bound.least_tokens(text)
+        if least >= context:
+            raise UsageError(
+                f"a prompt of at least {least} tokens and an answer do not fit into the context of {context} tokens",
+                "shorten the prompt",
+            )
 
 
 def _check(value: Any) -> None:
