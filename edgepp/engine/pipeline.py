@@ -148,9 +148,17 @@ class Pipeline:
             UsageError: the prompt is empty or no Unicode text, or leaves no room for an answer.
         """
         _check_text(prompt)
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt, context=self.context)
+        else:
+            tokens = self.tokenizer.chat(prompt, self.context)
         room = self.context - len(tokens)
-        if 0 < room < options.max_tokens:
+        if room < 1:
+            raise UsageError(
+                f"a prompt of {len(tokens)} tokens and an answer do not fit into the context of {self.context} tokens",
+                "shorten the prompt",
+            )
+        if room < options.max_tokens:
             options = replace(options, max_tokens=room)
         request = self.engine.submit(tokens, options, owner)
         return TextStream(self.engine, request, self.tokenizer.detokenizer(), self._spell)

@@ -83,7 +83,7 @@ class _Bytes:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: str) -> list[str]:
-        values = [_BYTES.get(char) for char in token]
+        values = [BYTE_OF_CHARACTER.get(char) for char in token]
         raw = bytes(byte for byte in values if byte is not None)
         return [self._utf8.decode(raw if len(raw) == len(token) else token.encode("utf-8", "replace"))]
 
@@ -250,7 +250,7 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(rest)}
 
 
-_BYTES = _alphabet()
+BYTE_OF_CHARACTER = _alphabet()
 _MAX_OLD = 64  # characters of a replaced string, held back until it is decided
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CLEANUP = (

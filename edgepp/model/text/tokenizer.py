@@ -18,6 +18,7 @@ from edgepp.model.bounded_files import check_readable
 from edgepp.model.config.generation import end_ids
 from edgepp.model.text.client import TextClient
 from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
+from edgepp.model.text.token_bound import TokenBound
 from edgepp.model.text.tokenizer_definition import FILLER
 
 _THINKING_TOKENS = (
@@ -71,28 +72,29 @@ class Tokenizer:
         tokenizer.detokenizer()  # raises for an unsupported decoder
         return tokenizer
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True, context: int | None = None) -> list[int]:
         """Token ids of a raw text, in which the names of special tokens become these tokens.
 
         ``special`` adds the tokens that the model wants around a text, such as BOS, like mlx-lm's ``generate``: not if
         the text already begins with BOS.
 
         Raises:
-            UsageError: the text is not Unicode.
+            UsageError: the text is not Unicode, or so long that it cannot fit into ``context`` tokens.
             ModelError: the tokenizer fails, or exceeds its limits.
         """
         _check_unicode(text)
         bos = self._facts["bos"]
+        self._check_length(text, context)
         add = special and (bos is None or not text.startswith(bos))
         return self._client.encode(text, add)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], context: int | None = None) -> list[int]:
         """Token ids of a conversation up to the beginning of the answer; a message has ``role`` and ``content``.
 
         Only the chat template writes control tokens: in a message, their names are text.
 
         Raises:
-            UsageError: there is no message, or one is not Unicode.
+            UsageError: there is no message, one is not Unicode, or their text cannot fit into ``context`` tokens.
             ModelError: the model has no chat template, or its template refuses the messages.
         """
         template = self._facts["template"]
@@ -106,11 +108,12 @@ class Tokenizer:
         present = [{key: value for key, value in message.items() if value is not None} for message in messages]
         _check_unicode(present)
         text, content = self._client.render(template, present, self._variables)
+        self._check_length(text, context)
         return self._client.encode_chat(text, content)
 
     def detokenizer(self) -> Detokenizer:
         """A detokenizer for a new sequence that continues a text: nothing is trimmed from its beginning."""
-        decoder, tokens = self._decoding
+        decoder, tokens, _ = self._decoding
         return decoder(tokens)
 
     def vocabulary(self) -> dict[str, int]:
@@ -137,8 +140,8 @@ class Tokenizer:
         return {**self._facts["special"], "enable_thinking": any(tokens <= vocabulary for tokens in _THINKING_TOKENS)}
 
     @cached_property
-    def _decoding(self) -> tuple[Callable[[Mapping[int, str]], Detokenizer], dict[int, str]]:
-        """A factory of detokenizers, and the text of each token by its id."""
+    def _decoding(self) -> tuple[Callable[[Mapping[int, str]], Detokenizer], dict[int, str], TokenBound | None]:
+        """A factory of detokenizers, the text of each token by its id, and the ``TokenBound``."""
         definition = json.loads(self._facts["definition"])
         try:
             decoder = detokenizer_factory(definition["decoder"])
@@ -149,7 +152,20 @@ class Tokenizer:
             tokens = {token: text for text, token in vocabulary.items()}
         else:  # a list, whose indices are the ids
             tokens = {place: text for place, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
-        return decoder, tokens | {one["id"]: one["content"] for one in definition["added_tokens"]}
+        tokens |= {one["id"]: one["content"] for one in definition["added_tokens"]}
+        return decoder, tokens, TokenBound.of(definition)
+
+    def _check_length(self, text: str, context: int | None) -> None:
+        """Refuse a text that cannot fit before it occupies the tokenizer's process, which all requests share."""
+        bound = self._decoding[2]
+        if context is None or bound is None or len(text) < context:
+            return
+        least = bound.least_tokens(text)
+        if least >= context:
+            raise UsageError(
+                f"a prompt of at least {least} tokens and an answer do not fit into the context of {context} tokens",
+                "shorten the prompt",
+            )
 
 
 def _check_unicode(value: Any) -> None:
