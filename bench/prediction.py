@@ -253,8 +253,8 @@ def drift(before: CalibrationSample, after: CalibrationSample) -> dict[str, floa
     """What the last calibration's seconds are of the first one's, less one: medians over the same steps."""
     pairs = list(zip(before.timed, after.timed, strict=True))
     return {
-        "decode": statistics.median(b.seconds / a.seconds for a, b in pairs if not a.attended) - 1,
-        "prefill": statistics.median(b.seconds / a.seconds for a, b in pairs if a.attended) - 1,
+        "decode": statistics.median(b.seconds / a.seconds for a, b in pairs if not a.attended_pairs) - 1,
+        "prefill": statistics.median(b.seconds / a.seconds for a, b in pairs if a.attended_pairs) - 1,
         "ends": statistics.median(after.ends_s[rows] / before.ends_s[rows] for rows in ROWS) - 1,
     }
 
