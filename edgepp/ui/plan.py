@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,11 +20,12 @@ from edgepp.plan.json_report import forecast_dict, requests_fit, sequences_neede
 from edgepp.plan.layout import Question
 from edgepp.plan.predict import Decode
 from edgepp.plan.quantities import link_rate
+from edgepp.ui.plan_plot import draw, load_pyplot
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen, say
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_MOST_CHANGES = 3
+_MAX_CHANGES = 3
 _PARTS = {
     "weights": "reading weights",
     "KV": "reading the KV cache",
@@ -38,12 +39,17 @@ _ALIKE = 0.05
 _MINUTES_S = 180.0
 
 
-def show_plan(question: Question, cluster: ClusterSpec, *, as_json: bool) -> None:
-    """Print the forecast of a model on a cluster.
+def show_plan(
+    question: Question, cluster: ClusterSpec, plot: str | None = None, lengths: Sequence[int] = (), *, as_json: bool
+) -> None:
+    """Print the forecast of a model on a cluster; draw it to the file ``plot`` for sequences of ``lengths`` positions.
 
     Raises:
         PlanError: the cluster cannot hold the model; the hint says what would help.
+        UsageError: the plot cannot be drawn or written.
     """
+    if plot is not None:
+        load_pyplot()  # fails before the tables are printed if matplotlib is missing
     try:
         found = forecast(question, cluster)
     except PlanError as error:
@@ -53,8 +59,10 @@ def show_plan(question: Question, cluster: ClusterSpec, *, as_json: bool) -> Non
         raise SystemExit(1) from error
     if as_json:
         click.echo(json.dumps(forecast_dict(found)))
-        return
-    Screen().show(*picture(found))
+    else:
+        Screen().show(*picture(found))
+    if plot is not None:
+        draw(question, cluster, plot, lengths)
 
 
 def list_hardware(*, as_json: bool) -> None:
@@ -214,7 +222,7 @@ def _need(need: Need, found: Forecast) -> str:
 def _help(found: Forecast) -> str:
     if not found.changes:
         return "No single change would make an answer more than 5 % faster."
-    best, *others = (f"{change.what} ({change.gain:.2f} times as fast)" for change in found.changes[:_MOST_CHANGES])
+    best, *others = (f"{change.what} ({change.gain:.2f} times as fast)" for change in found.changes[:_MAX_CHANGES])
     return f"What would help one answer most: {best}" + (f"; then {'; '.join(others)}." if others else ".")
 
 
