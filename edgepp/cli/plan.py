@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from edgepp.plan.machines import Workload
 
 _MAX_REQUESTS = 10_000
-_PREFILL_SHARE = 0.4
-"""Share of a chip's FLOP/s that prefill reaches unless --reached gives another."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class SliceArguments:
             ModelError: there is no such model.
         """
         from edgepp.plan import hardware
-        from edgepp.plan.chip_slices import ITEM_BYTES, SliceQuestion, read_precision, read_slices
+        from edgepp.plan.chip_slices import ITEM_BYTES, PREFILL_UTILISATION, SliceQuestion, read_precision, read_slices
         from edgepp.plan.planned_model import read_shape
         from edgepp.plan.quantities import parse_seconds, parse_shares
 
@@ -145,7 +143,7 @@ class SliceArguments:
             raise UsageError(f"{given[wrong[0]]} does not go with --slices", "leave one of them out")
         chip_name, _, slice_name = slices.partition(":")
         chip = hardware.find(chip_name)
-        shares = (1.0, _PREFILL_SHARE) if plan.reached is None else parse_shares(plan.reached)
+        shares = (1.0, PREFILL_UTILISATION) if plan.reached is None else parse_shares(plan.reached)
         dtypes = (self.dtypes or ",".join(ITEM_BYTES)).split(",")
         workload = plan.workload()
         name, shape = read_shape(model)
