@@ -1,7 +1,7 @@
 """One model on a slice of accelerator chips: which slice holds it, and what each batch size takes there.
 
-The chapter "Serving LLaMA 3-70B" of *How To Scale Your Model* as functions; ``roofline`` has the formulas. Weights are sharded over the
-whole slice, and each chip holds its part of all KV caches.
+The chapter "Serving LLaMA 3-70B" of *How To Scale Your Model* as functions; ``roofline`` has the formulas. Weights are
+sharded over the whole slice, and each chip holds its part of all KV caches.
 """
 
 from __future__ import annotations

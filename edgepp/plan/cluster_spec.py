@@ -61,7 +61,7 @@ class ClusterSpec:
             for host in StageHost(
                 id=node.name,
                 node=node.name,
-                memory=node.memory_bytes,
+                memory_bytes=node.memory_bytes,
                 stream_bytes_per_s=node.machine.stream_bytes_per_s * node.machine.efficiency.stream,
                 flops_per_s=node.machine.flops_per_s * node.machine.efficiency.flops,
                 pinned=node.pinned,
@@ -70,13 +70,13 @@ class ClusterSpec:
             ).divided(node.machine.lanes)
         )
 
-    def place(self, want: PlacementRequest) -> Plan:
+    def place(self, request: PlacementRequest) -> Plan:
         """The plan that `edgepp serve` would make over ``hosts``.
 
         Raises:
             PlanError: the nodes cannot hold the model; the hint says what would help.
         """
-        return place(want, self.hosts, self.links, self.coordinator.name)
+        return place(request, self.hosts, self.links, self.coordinator.name)
 
     def stages(self, plan: Plan) -> tuple[Stage, ...]:
         """The plan's stages, in order, on this cluster's machines."""
@@ -84,18 +84,18 @@ class ClusterSpec:
         nodes = {host.id: host.node for host in self.hosts}
         return tuple(Stage(machines[nodes[host]], layers) for host, layers in plan.stages)
 
-    def stage_memory(self, want: PlacementRequest, plan: Plan) -> list[tuple[int, int]]:
+    def stage_memory(self, request: PlacementRequest, plan: Plan) -> list[tuple[int, int]]:
         """For each stage of a plan, the bytes that it takes and the bytes that it may take."""
         hosts = {host.id: host for host in self.hosts}
         return [
-            (memory_needed(want, len(layers), hosts[host].coordinator), hosts[host].memory)
+            (memory_needed(request, len(layers), hosts[host].coordinator), hosts[host].memory_bytes)
             for host, layers in plan.stages
         ]
 
-    def kv_room(self, want: PlacementRequest, plan: Plan) -> int:
+    def kv_room(self, request: PlacementRequest, plan: Plan) -> int:
         """Positions of all sequences together for which every stage has memory in addition to its weights."""
-        stages = zip(plan.stages, self.stage_memory(dataclasses.replace(want, max_sequences=0), plan), strict=True)
-        return min((has - takes) // (len(layers) * want.size.kv_bytes) for (_, layers), (takes, has) in stages)
+        stages = zip(plan.stages, self.stage_memory(dataclasses.replace(request, max_sequences=0), plan), strict=True)
+        return min((has - takes) // (len(layers) * request.size.kv_bytes) for (_, layers), (takes, has) in stages)
 
     def only(self, *names: str) -> ClusterSpec:
         """The cluster of only these nodes; the first of them coordinates."""

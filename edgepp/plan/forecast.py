@@ -62,7 +62,7 @@ def forecast(question: Question, cluster: ClusterSpec) -> Forecast:
     return Forecast(
         question=question,
         layout=layout,
-        kv_room=cluster.kv_room(question.want, layout.plan),
+        kv_room=cluster.kv_room(question.placement, layout.plan),
         best_node=best_node(question, layout),
         needs=tuple(needs(question, layout)),
         changes=tuple(sorted(changes(question, layout), key=lambda change: -change.gain)),
@@ -86,7 +86,9 @@ def smaller_models(question: Question, cluster: ClusterSpec, most: int = 3) -> l
     def fits(card: Card) -> bool:
         size = Model.of(card.name, card).size
         try:
-            cluster.place(dataclasses.replace(question.want, size=size, context=min(question.context, card.context)))
+            cluster.place(
+                dataclasses.replace(question.placement, size=size, context=min(question.context, card.context))
+            )
         except PlanError:
             return False
         return True

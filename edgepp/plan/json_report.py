@@ -59,7 +59,7 @@ def forecast_dict(forecast: Forecast) -> dict[str, Any]:
                 "memory_needed_bytes": takes,
             }
             for stage, (takes, _) in zip(
-                layout.stages, layout.cluster.stage_memory(question.want, layout.plan), strict=True
+                layout.stages, layout.cluster.stage_memory(question.placement, layout.plan), strict=True
             )
         ],
         "prefill": _prefill_dict(layout.prediction.prefill),

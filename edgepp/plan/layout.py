@@ -44,7 +44,7 @@ class Question:
             )
 
     @property
-    def want(self) -> PlacementRequest:
+    def placement(self) -> PlacementRequest:
         """The request to placement."""
         return PlacementRequest(self.model.size, self.context, self.max_sequences, self.policy)
 
@@ -71,7 +71,7 @@ def lay(question: Question, cluster: ClusterSpec) -> Layout:
     Raises:
         PlanError: the cluster cannot hold the model; the hint says what would help.
     """
-    plan = cluster.place(question.want)
+    plan = cluster.place(question.placement)
     stages = cluster.stages(plan)
     workload = dataclasses.replace(question.workload, requests=tuple({1, *question.workload.requests}))
     prediction = predict(question.model, stages, cluster.links, workload, cluster.coordinator.machine)

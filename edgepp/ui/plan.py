@@ -125,7 +125,7 @@ def _stages(found: Forecast) -> Rows:
         "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SOFTWARE",
         ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
     )  # fmt: skip
-    memory = layout.cluster.stage_memory(found.question.want, layout.plan)
+    memory = layout.cluster.stage_memory(found.question.placement, layout.plan)
     stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
     for index, (time, prefill, (takes, has)) in enumerate(stages):
         seconds = (
@@ -178,7 +178,7 @@ def _against_one(found: Forecast) -> str:
     layout, single = found.layout, found.best_node
     if single is None:
         largest = max(layout.cluster.nodes, key=lambda node: node.memory_bytes)
-        needed = memory_needed(found.question.want, found.question.model.size.layers, True)
+        needed = memory_needed(found.question.placement, found.question.model.size.layers, True)
         parts = f" for {largest.machine.lanes} stages" if largest.machine.lanes > 1 else ""
         return (
             f"No node holds the model alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"

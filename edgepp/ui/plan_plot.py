@@ -36,7 +36,7 @@ def draw(question: Question, cluster: ClusterSpec, file: str, lengths: Sequence[
     figure, axes = pyplot.subplots(1, 1 + len(shown), figsize=(6 * (1 + len(shown)), 5), layout="constrained")
     for index, length in enumerate(shown):
         decodes = decodes_at(question, layout, length)
-        _curve(axes[0], decodes, length, cluster.kv_room(question.want, layout.plan))
+        _curve(axes[0], decodes, length, cluster.kv_room(question.placement, layout.plan))
         _parts(axes[1 + index], decodes, length)
     axes[0].set(
         title=f"{question.model.name}, {len(layout.stages)} stages",

@@ -131,8 +131,8 @@ def test_room_for_kv_caches_is_what_placement_would_grant() -> None:
     two = cluster("name=a,mem=6GB", "name=b,mem=6GB")
     found = forecast(asked(), two)
     for positions, fits in ((found.kv_room, True), (found.kv_room + 1, False)):
-        want = dataclasses.replace(found.question.want, context=positions, max_sequences=1)
-        assert all(takes <= has for takes, has in two.stage_memory(want, found.layout.plan)) is fits
+        request = dataclasses.replace(found.question.placement, context=positions, max_sequences=1)
+        assert all(takes <= has for takes, has in two.stage_memory(request, found.layout.plan)) is fits
     each = 512 + 256
     for decode in found.layout.prediction.decode:
         assert requests_fit(decode, found) is (decode.requests * each <= found.kv_room)
