@@ -27,7 +27,7 @@ from bench.toolkit.figures import table
 from bench.toolkit.script import Arguments, Result, count, counts, script
 from edgepp.errors import UsageError
 from edgepp.simulator.simulate import (
-    ENTRANCES,
+    ROUTING_POLICIES,
     AfterLoss,
     Arrival,
     Curve,
@@ -56,10 +56,10 @@ def parse() -> argparse.Namespace:
     add("--hop-ms", type=amount, help="one way of a hop, without its bytes")
     add("--mbit", type=amount, help="Mbit/s of every link; unlimited unless given here or in the costs")
     add("--row-bytes", type=count, help="of one hidden state")
-    add("--pipelines", type=counts, default=[1], help="replicas behind one entrance; as 1,2,4 each in turn (1)")
+    add("--pipelines", type=counts, default=[1], help="replicas that share the requests; as 1,2,4 each in turn (1)")
     add("--stages", type=counts, default=[2], help="machines of a pipeline; as 2,4,8 each in turn (2)")
     add("--budget", type=count, help="positions that all sequences of a pipeline may take; unlimited unless given")
-    add("--entrance", choices=ENTRANCES, default="least-loaded", help="(%(default)s)")
+    add("--routing", choices=ROUTING_POLICIES, default="least-loaded", help="(%(default)s)")
     add("--requests", type=counts, default=[8], help="how many; as 1,8,64 each in turn (8)")
     add("--rate", type=amount, help="requests per second, at random; all at once unless given")
     add("--prompt", type=span, default=(64, 64), help="tokens, or a range of them (64)")
@@ -167,7 +167,7 @@ def simulated(options: argparse.Namespace, pipelines: int, stages: int, requests
         losses += failures([stages] * pipelines, options.mean_between_failures, options.away, until_s, options.seed)
     after = AfterLoss(options.detect, options.reload, options.recover)
     began_s = time.perf_counter()
-    found = simulate(cluster, arrivals, losses, options.entrance, after)
+    found = simulate(cluster, arrivals, losses, options.routing, after)
     took_s = time.perf_counter() - began_s
     return {"pipelines": pipelines, "stages": stages, "took_s": took_s, **summary(found)}
 

@@ -20,12 +20,12 @@ from edgepp.engine.constraint import Matcher
 from edgepp.engine.core import EngineCore, EngineLoad
 from edgepp.engine.draft import Draft
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.failure import failure
 from edgepp.engine.guarded import token_ids
 from edgepp.engine.request import Constraint, GenerateOptions, StageTimes, Timing
 from edgepp.engine.ring import Failed, Ring, RingEvent, StageInfo, StageStats
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.step_runner import StepRunner
+from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.wire.mailbox import Mailbox
 

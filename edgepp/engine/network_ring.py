@@ -43,7 +43,7 @@ from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Link
 
 ATTACH_S = 10.0
-MOST_ADDRESSES = 8
+MAX_ADDRESSES = 8
 """Addresses of one stage that another is told to try."""
 PING_S = 1.0
 LOST_S = 5.0
@@ -52,10 +52,10 @@ GONE_PINGS = 2
 """A stage to which so many pings in a row find no connection is gone."""
 STEP_S = 8.0
 """How long a step may take, or four times what the measured speeds say, before its stage counts as wedged."""
-MOST_STEP_S = 120.0
+MAX_STEP_S = 120.0
 """The same, whatever a stage says of its speeds."""
 
-_MOST_A_TURN = 100
+_MAX_MESSAGES_PER_TURN = 100
 """Messages of one link that are taken before others, and deadlines, have their turn."""
 
 
@@ -198,7 +198,7 @@ class NetworkRing:
                 f"{peer} cannot reach {following}, which only this machine can reach",
                 "restart that one with --listen and its address on your network, and give that to --peer",
             )
-        return ",".join(map(str, addresses[:MOST_ADDRESSES]))
+        return ",".join(map(str, addresses[:MAX_ADDRESSES]))
 
     def _measure(self, link: Link, peer: Peer) -> tuple[float, int]:
         """Seconds one way, and bytes a second."""
@@ -288,7 +288,7 @@ class NetworkRing:
     def _receive(self, link: Link) -> None:
         index = next((i for i, peer in enumerate(self._peers) if peer.control is link), None)
         try:
-            for _ in range(_MOST_A_TURN):
+            for _ in range(_MAX_MESSAGES_PER_TURN):
                 if (frames := link.receive()) is None:
                     return
                 message = decode(frames[0])
@@ -380,7 +380,7 @@ class NetworkRing:
         if self._outstanding:
             oldest = next(iter(self._outstanding.values()))
             silent_s = now - self._progress_s
-            if silent_s > min(max(STEP_S, 4 * oldest.expected_s), MOST_STEP_S):
+            if silent_s > min(max(STEP_S, 4 * oldest.expected_s), MAX_STEP_S):
                 self._fail(self._blame(silent_s))
             elif oldest.overtaken_s and now - oldest.overtaken_s > STEP_S:
                 self._fail(StageLost(f"{self.stages[-1]} left out a part of an answer: it was lost on the way"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgepp.backend.base import StageModel
-from edgepp.engine.failure import failure
+from edgepp.error_boundary import failure
 from edgepp.errors import StageError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array

@@ -19,7 +19,7 @@ ANSWER_S = 5.0
 """Seconds without an answer to a greeting after which a node counts as absent."""
 
 
-_NOTHING_YET = StageStats(0, 0, 0, 0)
+_NO_STATS = StageStats(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Peer:
     endpoint: Endpoint
     heard_s: float = 0.0
     busy_us: int = 0
-    stats: StageStats = _NOTHING_YET
+    stats: StageStats = _NO_STATS
     unsent: int = 0
     """Pings in a row that found no connection to go out on."""
 

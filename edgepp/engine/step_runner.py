@@ -12,8 +12,7 @@ import numpy as np
 from edgepp.backend.base import Ends
 from edgepp.engine.core import EngineCore
 from edgepp.engine.draft import SpeculationCosts
-from edgepp.engine.engine_request import AnswerEvent, EngineRequest
-from edgepp.engine.failure import request_failure
+from edgepp.engine.engine_request import AnswerEvent, EngineRequest, request_failure
 from edgepp.engine.guarded import GuardedEnds, Rows
 from edgepp.engine.request import FinishReason
 from edgepp.engine.ring import Failed, Returned, Ring, Send, SendBatch

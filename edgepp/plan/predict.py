@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgepp.engine.scheduler import MOST_ROWS, SPARE_CHUNKS
+from edgepp.engine.scheduler import MAX_ROWS, SPARE_CHUNKS
 from edgepp.errors import PlanError
 from edgepp.layers import check_tiling
 from edgepp.placement.types import Links
@@ -120,7 +120,7 @@ def predict(
 def _decode(costs: Costs, requests: int, position: int) -> Decode:
     """One cycle, in which each of ``requests`` gains a token."""
     stages = len(costs.stages)
-    rows = min(-(-requests // stages), MOST_ROWS)
+    rows = min(-(-requests // stages), MAX_ROWS)
     batches = -(-requests // rows)
     costs = costs.beside(batches)
     times = _step(costs, rows, position)

@@ -1,4 +1,4 @@
-"""Many pipelines behind one entrance, simulated event by event: the scheduler itself, with a clock and model costs.
+"""Many pipelines that share the requests, simulated event by event: the scheduler itself, with a clock and model costs.
 
     replica = Replica.even(StageCost(((1, 0.02), (8, 0.05)), token_s=0.002), 4, LinkCost(5e-4), coordinator, 1152)
     report = simulate([replica] * 2, poisson(1000, 3.0, (50, 100), (50, 100)))
@@ -27,13 +27,12 @@ from edgepp.simulator.result import Outcome, Recovery, ReplicaUse, Report, Sprea
 from edgepp.simulator.workload import AfterLoss, Arrival, Failure, at_once, failures, poisson, read_trace
 
 __all__ = [
-    "ENTRANCES",
+    "ROUTING_POLICIES",
     "AfterLoss",
     "Arrival",
     "CoordinatorCost",
     "Cost",
     "Curve",
-    "Entrance",
     "Failure",
     "LinkCost",
     "Outcome",
@@ -41,6 +40,7 @@ __all__ = [
     "Replica",
     "ReplicaUse",
     "Report",
+    "RoutingPolicy",
     "Spread",
     "StageCost",
     "at_once",
@@ -50,9 +50,9 @@ __all__ = [
     "simulate",
 ]
 
-Entrance = Literal["round-robin", "least-loaded", "by-owner"]
+RoutingPolicy = Literal["round-robin", "least-loaded", "by-owner"]
 """Who gets a request: each pipeline in turn, the one with the fewest, or always the same for one owner."""
-ENTRANCES: tuple[Entrance, ...] = get_args(Entrance)
+ROUTING_POLICIES: tuple[RoutingPolicy, ...] = get_args(RoutingPolicy)
 
 
 _AFTER_LOSS = AfterLoss()
@@ -62,7 +62,7 @@ def simulate(
     replicas: Sequence[Replica],
     arrivals: Sequence[Arrival],
     losses: Sequence[Failure] = (),
-    entrance: Entrance = "least-loaded",
+    routing: RoutingPolicy = "least-loaded",
     after: AfterLoss = _AFTER_LOSS,
 ) -> Report:
     """What becomes of ``arrivals`` at these pipelines. The same arguments give the same report.
@@ -72,14 +72,14 @@ def simulate(
     """
     if not replicas or not arrivals:
         raise UsageError("a simulation needs at least one pipeline and one request")
-    if entrance not in ENTRANCES:
-        raise UsageError(f"an entrance is one of {', '.join(ENTRANCES)}, not {entrance!r:.40}")
+    if routing not in ROUTING_POLICIES:
+        raise UsageError(f"the routing policy is one of {', '.join(ROUTING_POLICIES)}, not {routing!r:.40}")
     for loss in losses:
         if not (0 <= loss.replica < len(replicas) and 0 <= loss.stage < len(replicas[loss.replica].stages)):
             raise UsageError(f"there is no stage {loss.stage} of pipeline {loss.replica} that could fail")
         if not 0 <= loss.at_s < math.inf:
             raise UsageError(f"a stage fails at a time from 0 on, not at {loss.at_s}")
-    return _Simulation(replicas, arrivals, losses, entrance, after).run()
+    return _Simulation(replicas, arrivals, losses, routing, after).run()
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ class _Simulation:
         replicas: Sequence[Replica],
         arrivals: Sequence[Arrival],
         losses: Sequence[Failure],
-        entrance: Entrance,
+        routing: RoutingPolicy,
         after: AfterLoss,
     ) -> None:
-        self._entrance = entrance
+        self._routing = routing
         self._after = after
         self._gaps_s: array[float] = array("d")
         self._replicas = replicas
@@ -203,7 +203,7 @@ class _Simulation:
         if not up:
             first = min(self._pipelines, key=lambda pipeline: pipeline.up_s)
             return first if first.up_s < math.inf else None
-        match self._entrance:
+        match self._routing:
             case "round-robin":
                 self._turn += 1
                 return up[self._turn % len(up)]

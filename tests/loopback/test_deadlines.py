@@ -213,7 +213,7 @@ def test_rows_that_never_come_back_lose_the_stage(monkeypatch: pytest.MonkeyPatc
 
 def test_a_stage_that_calls_itself_slow_still_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_ring, "STEP_S", 0.1)
-    monkeypatch.setattr(network_ring, "MOST_STEP_S", 1.0)
+    monkeypatch.setattr(network_ring, "MAX_STEP_S", 1.0)
     (failed,) = events_of(STEP, lambda answer: Free(0, 0))
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, StageLost)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepp.engine.ledger import MOST_WAITING
+from edgepp.engine.ledger import MAX_WAITING
 from edgepp.errors import UsageError
 from edgepp.simulator.costs import HEADER_BYTES, along
 from edgepp.simulator.simulate import (
-    ENTRANCES,
+    ROUTING_POLICIES,
     AfterLoss,
     Arrival,
     CoordinatorCost,
@@ -119,23 +119,23 @@ def test_who_finds_no_room_waits_or_gives_way_and_all_are_answered() -> None:
 def test_what_can_never_fit_is_refused_and_so_are_too_many() -> None:
     report = simulate([even(budget=600, context=1000)], [Arrival(0.0, "a", 500, 101), Arrival(0.0, "a", 5, 5)])
     assert [outcome.fate for outcome in report.outcomes] == ["refused", "answered"]
-    assert simulate([even()], at_once(MOST_WAITING + 4, 1, 1)).refused == 4
+    assert simulate([even()], at_once(MAX_WAITING + 4, 1, 1)).refused == 4
 
 
-@pytest.mark.parametrize("entrance", ENTRANCES)
-def test_every_entrance_spreads_independent_owners(entrance: str) -> None:
+@pytest.mark.parametrize("routing", ROUTING_POLICIES)
+def test_every_routing_policy_spreads_independent_owners(routing: str) -> None:
     arrivals = poisson(400, 20.0, (4, 8), (4, 8), seed=3)
-    report = simulate([even()] * 4, arrivals, entrance=entrance)  # type: ignore[arg-type]
+    report = simulate([even()] * 4, arrivals, routing=routing)  # type: ignore[arg-type]
     shares = [sum(outcome.replica == i for outcome in report.outcomes) for i in range(4)]
     assert report.answered == 400
     assert min(shares) > 60
 
 
-def test_an_entrance_by_owner_finds_what_is_kept() -> None:
+def test_routing_by_owner_finds_the_kept_prefix() -> None:
     arrivals = poisson(200, 2.0, (80, 100), (4, 8), owners=10, shared=64, seed=5)
     reused = {
-        entrance: sum(outcome.reused for outcome in simulate([even()] * 5, arrivals, entrance=entrance).outcomes)
-        for entrance in ENTRANCES
+        routing: sum(outcome.reused for outcome in simulate([even()] * 5, arrivals, routing=routing).outcomes)
+        for routing in ROUTING_POLICIES
     }
     assert reused["by-owner"] > 1.1 * reused["round-robin"]
 
@@ -190,7 +190,9 @@ def test_failures_in_a_row_prolong_what_they_meet() -> None:
     assert [recovery.begun_again for recovery in report.recoveries] == [3, 3]
 
 
-cluster = st.tuples(st.integers(1, 3), st.integers(1, 5), st.sampled_from([None, 150, 400]), st.sampled_from(ENTRANCES))
+cluster = st.tuples(
+    st.integers(1, 3), st.integers(1, 5), st.sampled_from([None, 150, 400]), st.sampled_from(ROUTING_POLICIES)
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -210,7 +212,7 @@ def test_every_request_ends_and_no_time_is_lost(
     lost: list[tuple[float, int, float]],
     recover: bool,
 ) -> None:
-    count, stages, budget, entrance = made_of
+    count, stages, budget, routing = made_of
     arrivals = [
         Arrival(at, f"owner-{owner}", prompt, answer, min(30, prompt), talk)
         for at, owner, prompt, answer, talk in asked
@@ -219,8 +221,8 @@ def test_every_request_ends_and_no_time_is_lost(
     coordinator = CoordinatorCost(((1, 0.001), (8, 0.004)), 0.0002, 0.00001, 0.0001)
     cluster = [even(stages, coordinator=coordinator, budget=budget, link=LinkCost(0.001, 1e7))] * count
     after = AfterLoss(1.0, 3.0, recover)
-    report = simulate(cluster, arrivals, losses, entrance, after)  # type: ignore[arg-type]
-    assert simulate(cluster, arrivals, losses, entrance, after) == report  # type: ignore[arg-type]
+    report = simulate(cluster, arrivals, losses, routing, after)  # type: ignore[arg-type]
+    assert simulate(cluster, arrivals, losses, routing, after) == report  # type: ignore[arg-type]
     for arrival, outcome in zip(arrivals, report.outcomes, strict=True):
         assert outcome.fate == "answered" or (outcome.fate == "failed" and losses and not recover)
         assert outcome.tokens == arrival.answer or outcome.fate == "failed"
@@ -292,7 +294,7 @@ def test_a_model_is_shared_out_evenly() -> None:
         lambda: simulate([even()], []),
         lambda: simulate([even()], at_once(1, 1, 1), [Failure(0.0, 0, 2)]),
         lambda: simulate([even()], at_once(1, 1, 1), [Failure(math.nan, 0, 0)]),
-        lambda: simulate([even()], at_once(1, 1, 1), entrance="by-luck"),  # type: ignore[arg-type]
+        lambda: simulate([even()], at_once(1, 1, 1), routing="by-luck"),  # type: ignore[arg-type]
     ],
 )
 def test_what_makes_no_sense_is_said(mistake: object) -> None:
