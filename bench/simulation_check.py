@@ -20,7 +20,10 @@ from bench.toolkit.recording import EngineRecord, RecordedPipeline
 from bench.toolkit.script import say
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions
-from edgepp.simulator.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
+from edgepp.simulator.costs import CoordinatorCost, Curve, LinkCost, Replica, StageCost
+from edgepp.simulator.result import Distribution
+from edgepp.simulator.simulate import simulate
+from edgepp.simulator.workload import Arrival
 
 CALIBRATE = ((1, 200, 60), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), (1, 20, 60))
 """Requests at once, prompt and answer, in tokens. Not 2: its steps have one row like a lone request's, and what stages
@@ -96,7 +99,7 @@ def compared(replica: Replica, real: Mapping[str, Any]) -> dict[str, Any]:
     model = {
         "tokens_per_s": report.tokens_per_s,
         "ttft_s": report.ttft_s.mean,
-        "decode_tokens_per_s": Spread.of(rates).mean,
+        "decode_tokens_per_s": Distribution.of(rates).mean,
     }
     uses = {"stage_use": report.stage_use, "coordinator_use": report.coordinator_use, "rows": report.rows}
     return {
