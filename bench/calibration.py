@@ -43,7 +43,7 @@ SHORT, LONG = 16, 256
 """Tokens before decode steps at short and at long context."""
 ROWS, LONG_ROWS = (1, 2, 4, 8), (1, 4)
 NODE = "box"
-_CROWD_TOKENS = 384
+_CONTENTION_TOKENS = 384
 """Of the prompts that are computed at once by stages of the fewest layers; others get as many less."""
 _PAYLOAD = 1 << 18
 _WAIT_S = 10.0
@@ -61,7 +61,7 @@ class CalibrationSample:
     """Seconds of a hop's software where stages wait awake."""
     asleep_s: float
     """Seconds of a hop's software where stages sleep."""
-    crowded: float
+    contention: float
     """Factor by which a prompt takes longer while every core computes one."""
     links: Mapping[str, LinkSpeed]
     """Latency and rate, by the name of the link."""
@@ -140,11 +140,11 @@ class Calibrator:
             ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
             awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
             asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
-            crowded=self._crowded(),
+            contention=self._contention(),
             links={link.name: _link(self._asleep, link, hidden) for link in self._slow_links},
         )
 
-    def _crowded(self) -> float:
+    def _contention(self) -> float:
         """Factor by which prompts take longer where all rigs, or as many as there are lanes, compute at once."""
         rigs = [*self._rigs.values(), self._asleep][: lanes(self._threads)]
         if len(rigs) == 1:
@@ -152,9 +152,9 @@ class Calibrator:
         took: list[tuple[float, float]] = []
         least = min(rig.checkpoint.num_layers for rig in rigs)
         for _ in range(2):
-            alone = [rig.first_token_s(_CROWD_TOKENS * least // rig.checkpoint.num_layers)[1] for rig in rigs]
+            alone = [rig.first_token_s(_CONTENTION_TOKENS * least // rig.checkpoint.num_layers)[1] for rig in rigs]
             with ThreadPoolExecutor(len(rigs)) as pool:
-                tokens = [_CROWD_TOKENS * least // rig.checkpoint.num_layers for rig in rigs]
+                tokens = [_CONTENTION_TOKENS * least // rig.checkpoint.num_layers for rig in rigs]
                 together = list(pool.map(lambda rig, n: rig.first_token_s(n, alone=False)[1], rigs, tokens))
             took += [(_compute_s(a), _compute_s(b)) for a, b in zip(alone, together, strict=True)]
         return max(1.0, statistics.median(together / alone for alone, together in took))
@@ -191,14 +191,14 @@ class CalibratedMachine:
             self.parts,
         )
         return (
-            parts.machine(NODE, self.model, max(parts.pass_s), hop_s, count, self.crowded),
+            parts.machine(NODE, self.model, max(parts.pass_s), hop_s, count, self.contention),
             coordinator_machine(NODE, self.model, self.ends_s, hop_s, count),
         )
 
     @property
-    def crowded(self) -> float:
+    def contention(self) -> float:
         """Factor by which a step takes longer while every lane works."""
-        return statistics.fmean(sample.crowded for sample in self.samples)
+        return statistics.fmean(sample.contention for sample in self.samples)
 
     def links(self, link: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
         """The links of a ring whose hops are all alike."""

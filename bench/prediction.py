@@ -241,7 +241,7 @@ def about(machine: CalibratedMachine) -> dict[str, Any]:
         "attend_us": parts.attend_s * 1e6,
         "ends_ms": {str(rows): seconds * 1e3 for rows, seconds in sorted(machine.ends_s.items())},
         "hop_ms": {"awake": machine.hop_s(awake=True) * 1e3, "asleep": machine.hop_s(awake=False) * 1e3},
-        "crowded": machine.crowded,
+        "contention": machine.contention,
         "links": {
             name: {"latency_ms": speed.latency_s * 1e3, "mbit_per_s": speed.bytes_per_s * 8e-6}
             for name, speed in machine.samples[-1].links.items()

@@ -95,7 +95,7 @@ class Calibration:
         return cls(found[_STEP], passes, found.get(_POSITION, 0.0), found.get(_ATTEND, 0.0))
 
     def machine(
-        self, node: str, model: Model, chunk: int, hop_s: float, lanes: int = 1, crowded: float = 1.0
+        self, node: str, model: Model, chunk: int, hop_s: float, lanes: int = 1, contention: float = 1.0
     ) -> Machine:
         """The machine whose steps through layers of ``model`` take these seconds.
 
@@ -122,7 +122,7 @@ class Calibration:
             ),
             lanes=lanes,
             chunk=chunk,
-            crowded=crowded,
+            contention=contention,
         )
 
 

@@ -111,7 +111,7 @@ class ClusterArguments:
             raise UsageError("--link goes with --node", "a file has its own [links]; a live cluster measures its links")
         if self.nodes:
             nodes = describe.read_nodes([describe.parse_node(text) for text in self.nodes])
-            found = describe.described(nodes, [describe.parse_named_link(text) for text in self.links])
+            found = describe.cluster_of(nodes, [describe.parse_named_link(text) for text in self.links])
         elif self.file is not None:
             found = describe.read_file(Path(self.file).expanduser())
         else:

@@ -65,7 +65,7 @@ class Layout:
         return len({self.cluster.coordinator.name, *(stage.machine.node for stage in self.stages)})
 
 
-def lay(question: Question, cluster: ClusterSpec) -> Layout:
+def make_layout(question: Question, cluster: ClusterSpec) -> Layout:
     """Place the model on a cluster and predict its speed.
 
     Raises:
