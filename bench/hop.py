@@ -34,7 +34,7 @@ HOPS = 2000
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
     parser.shared("model", rounds=10)

@@ -80,7 +80,7 @@ class PredictionRound:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "threads", "backend")
     parser.add_argument("--stages", type=counts, default=[1, 2, 3, 4], help="stage processes (1,2,3,4)")
@@ -260,7 +260,7 @@ def drift(before: CalibrationSample, after: CalibrationSample) -> dict[str, floa
 
 
 def lines(found: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     headings = (
         "link", "stages", "requests", "what", "predicted", "measured", "error", "others", "rounds: predicted/measured",
         "ms of a step: predicted/measured",

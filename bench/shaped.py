@@ -48,7 +48,7 @@ _SHORT_ROWS = 16
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("--rates", type=rates, default=list(RATES_MBIT_PER_S), help="Mbit/s (13,64,105,131,1000,2500)")
     parser.add_argument(

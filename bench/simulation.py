@@ -35,7 +35,7 @@ COSTS = Path(__file__).parent / "simulation_costs.json"
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     add = parser.add_argument
     add("--costs", type=Path, default=COSTS, help="a file of --save (bench/simulation_costs.json)")
@@ -175,7 +175,7 @@ def summary(found: Report) -> dict[str, Any]:
 
 
 def one_simulation(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     yield (
         f"{result['requests']} requests: {result['answered']} answered, {result['failed']} failed,"
         f" {result['refused']} refused; {result['seconds']:.1f} s, simulated in {result['took_s']:.1f} s"
@@ -245,7 +245,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     if result["check"]:
         return table_of_check(result)
     return comparison(result["runs"]) if "runs" in result else one_simulation(result)

@@ -65,7 +65,7 @@ def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dic
         pin_stages(pipeline.stages, 1)
         run(pipeline, 2, 40, 10, 1)
         for turn in range(rounds):
-            pipeline.record.forget()
+            pipeline.record.clear()
             for number, setting in enumerate(CALIBRATE):
                 run(pipeline, *setting, 1000 * turn + 100 + number)
             fits.append(fitted(pipeline))
