@@ -24,7 +24,7 @@ from edgepp.model.weights.checkpoint import Checkpoint
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "threads", "rounds", "backend", prompt_tokens=64, gen=32)
     parser.add_argument("--batches", type=counts, default=[1, 2, 4, 8, 16], help="sequences at once (1,2,4,8,16)")
@@ -79,7 +79,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     rows = result["rows"]
     first = rows[0]["aggregate_tokens_per_s"]
     yield from table(

@@ -21,6 +21,7 @@ from bench.toolkit.figures import interleave, table
 from bench.toolkit.round_trips import MAX_ROWS, OneWayTrip, RoundTrips, one_way, peer_and_link
 from bench.toolkit.script import Arguments, Result, say, script
 from edgepp.benchmark.hidden_states import WIDTH, noise, real
+from edgepp.benchmark.report import pays_below_mbit_per_s
 from edgepp.benchmark.workload import percentile
 from edgepp.errors import ModelError
 from edgepp.model.fetch import find_local
@@ -33,7 +34,7 @@ HOPS = 2000
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
     parser.shared("model", rounds=10)
@@ -76,7 +77,7 @@ def summary(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
     return {
         **one_way(trips, nbytes),
         "ratio": nbytes / trips[0].sent_bytes,
-        "pays_below_mbit_per_s": max(0.0, (nbytes - trips[0].sent_bytes) * 8e-6 / codec_s),
+        "pays_below_mbit_per_s": pays_below_mbit_per_s(nbytes, trips[0].sent_bytes, codec_s * 1e3),
     }
 
 

@@ -91,7 +91,7 @@ class StageHosts:
         whole = StageHost(
             id=member.node,
             node=member.node,
-            memory=facts.memory,
+            memory_bytes=facts.memory,
             stream_bytes_per_s=max(1.0, facts.stream_bytes_per_s),
             flops_per_s=max(1.0, facts.flops),
             pinned=pinned if facts.stage_slots else None,

@@ -1,4 +1,4 @@
-"""The model that is planned for: its card, or the configuration of a model on this disk. No network is used."""
+"""Sizes of the model to plan for, from its card or from its configuration on this disk. Uses no network."""
 
 from __future__ import annotations
 

@@ -418,8 +418,8 @@ def test_a_pin_that_leaves_nobody_for_the_rest_keeps_no_plan_from_being_made() -
     cluster.after(2.0)
     assert cluster.ranges == {HERE: "0-29"}
     assert cluster.director.complete(cluster.members)
-    assert "its layers 10-19 leave no plan: nobody is left for layers 0-9, 20-29" in cluster.director.why_out(MINI)
-    assert "nobody is left" in node_assignments(cluster.director, cluster.members)[MINI]["reason"]
+    assert "its layers 10-19 leave no plan: no node is left for layers 0-9, 20-29" in cluster.director.why_out(MINI)
+    assert "no node is left" in node_assignments(cluster.director, cluster.members)[MINI]["reason"]
     cluster.join(AIR)
     cluster.after(2.0)
     assert cluster.ranges[MINI] == "10-19"

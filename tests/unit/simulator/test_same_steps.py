@@ -21,8 +21,10 @@ from edgepp.engine.scheduler import MicroBatch, Scheduler, Step
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
+from edgepp.simulator.costs import CoordinatorCost, LinkCost, Replica, StageCost
 from edgepp.simulator.job import Job
-from edgepp.simulator.simulate import Arrival, CoordinatorCost, LinkCost, Replica, StageCost, simulate
+from edgepp.simulator.simulate import simulate
+from edgepp.simulator.workload import Arrival
 from edgepp.wire.mailbox import Mailbox
 from tests.builders.stages import stage_info
 from tests.waiting import PATIENCE_S
