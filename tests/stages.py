@@ -12,7 +12,8 @@ from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageLink
-from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome
 from edgepp.wire.transport import Sender
 from tests.wire import KEYS
 

@@ -19,8 +19,10 @@ from edgepp.engine.stage_handshake import ANSWER_S, Endpoint, Expectation, Peer,
 from edgepp.errors import EdgeppError, PlanError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
+from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.mailbox import Mailbox, Poller
+from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
     Attach,
     Attached,
@@ -29,14 +31,11 @@ from edgepp.wire.messages import (
     Fault,
     Free,
     Hidden,
-    LinkCodec,
     Message,
     Ping,
     Pong,
     Refused,
-    data_frame_bytes,
-    decode,
-    encode,
+    max_data_frame_bytes,
 )
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.security import KeyPair, pinned
@@ -158,7 +157,7 @@ class NetworkRing:
 
     def _data_link(self, peer: Peer, route: bytes | None = None) -> Link:
         protection = pinned(self._keys, peer.endpoint.key)
-        return Link(self._context, peer.data_address, data_frame_bytes(self._width), route, protection)
+        return Link(self._context, peer.data_address, max_data_frame_bytes(self._width), route, protection)
 
     def _attach(self, index: int, route: bytes, back_bytes_per_s: int) -> Attached:
         peer = self._peers[index]
@@ -203,7 +202,7 @@ class NetworkRing:
     def _measure(self, link: Link, peer: Peer) -> tuple[float, int]:
         """Seconds one way, and bytes a second."""
         itemsize = codec.DTYPES[peer.welcome.dtype].itemsize
-        probe = min(PROBE_BYTES, data_frame_bytes(self._width))
+        probe = min(PROBE_BYTES, max_data_frame_bytes(self._width))
         try:
             echo_s = measure_echo(link, self._width * itemsize, ANSWER_S)
             large_s = measure_echo(link, probe, ANSWER_S, rounds=2)

@@ -23,9 +23,11 @@ from edgepp.events import CoordinatorReached, CoordinatorSought, OnEvent, SlotFa
 from edgepp.node.offer import Offer
 from edgepp.node.supervisor import Report, StageSupervisor
 from edgepp.wire.happy_eyeballs import connect_first
+from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
+from edgepp.wire.message_codec import decode, decode_payload, encode
 from edgepp.wire.messages import (
-    PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
     Enrolled,
     Expelled,
     Heartbeat,
@@ -37,12 +39,9 @@ from edgepp.wire.messages import (
     Refused,
     Unload,
     View,
-    decode,
-    decode_payload,
-    encode,
 )
 from edgepp.wire.permissions import check_speaker
-from edgepp.wire.security import LogSampler, Pinned
+from edgepp.wire.security import Pinned
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address, Link
 
@@ -161,7 +160,7 @@ class NodeAgent(threading.Thread):
     def _reach(self) -> Link:
         """A link to the coordinator. What is sent on every way at once is a beat, which changes nothing."""
         protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
-        link, _ = connect_first(self._context, self._where(), self._beat_now(), _SEEK_S, PAYLOAD_BYTES, protection)
+        link, _ = connect_first(self._context, self._where(), self._beat_now(), _SEEK_S, MAX_PAYLOAD_BYTES, protection)
         return link
 
     def _ask_in(self, link: Link) -> str | None:
@@ -216,7 +215,7 @@ class NodeAgent(threading.Thread):
             self._beat_sent_s = time.monotonic()
 
     def _beat_now(self) -> Heartbeat:
-        free = self._offer.memory - sum(slot.resident_bytes for slot in self._slots)
+        free = self._offer.memory_bytes - sum(slot.resident_bytes for slot in self._slots)
         return Heartbeat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
 
     def _report(self, link: Link) -> None:
@@ -237,12 +236,12 @@ class NodeAgent(threading.Thread):
                 check_speaker(message, "cluster", "coordinator")
                 self._obey(link, message, frames)
             except RemoteProtocolError as error:
-                if self._rarely.tells("frame", type(error).__name__):
+                if self._rarely.should_log("frame", type(error).__name__):
                     log.warning("dropped a frame of the coordinator: %s", error)
             except EdgeppError:
                 raise
             except Exception as error:
-                if self._rarely.tells("message", type(error).__name__):
+                if self._rarely.should_log("message", type(error).__name__):
                     log.exception("a message of the coordinator failed")
 
     def _obey(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:

@@ -48,7 +48,7 @@ class MemberOptions:
     pairing: PairingOptions = field(default_factory=PairingOptions)
     pinned: LayerRange | None = None
     """The layers to run; by memory unless given."""
-    memory: int | None = None
+    memory_bytes: int | None = None
     """The most that the model may use here, in bytes; None for all that is free."""
     backend: str = "auto"
     threads: int | None = None
@@ -105,7 +105,7 @@ class MemberService:
         )
         offer = Offer(
             resources=resources,
-            memory=usable_memory(options.memory),
+            memory_bytes=usable_memory(options.memory_bytes),
             backend=options.backend,
             pinned=options.pinned,
             listen=options.listen,

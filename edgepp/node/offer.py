@@ -20,7 +20,7 @@ class Offer:
     """What a node offers to the cluster."""
 
     resources: Resources
-    memory: int
+    memory_bytes: int
     """Bytes that the model may use."""
     backend: str = "auto"
     stage_slots: int = 1
@@ -47,7 +47,7 @@ class Offer:
             name=name,
             version=__version__,
             addresses=",".join(usable_addresses()[:10]),
-            memory=self.memory,
+            memory_bytes=self.memory_bytes,
             backend=resources.backend,
             device=resources.device,
             threads=resources.threads,
@@ -55,5 +55,5 @@ class Offer:
             start=pinned.start if pinned else 0,
             stop=pinned.stop if pinned else 0,
             stream_bytes_per_s=int(resources.stream_bytes_per_s),
-            flops=int(resources.flops),
+            flops_per_s=int(resources.flops_per_s),
         )

@@ -44,14 +44,14 @@ _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 class Resources:
     """What one machine offers to a model."""
 
-    memory: int
+    memory_bytes: int
     """Bytes that a model may use now."""
     backend: str
     device: str
     threads: int
     stream_bytes_per_s: float
     """Bytes of weights that decoding streams in a second."""
-    flops: float
+    flops_per_s: float
     """FLOP/s of a prefill chunk."""
 
 
@@ -167,7 +167,7 @@ def measure(
                 write_atomically(file, json.dumps({**key, **asdict(found)}, indent=1).encode())
             except OSError as error:
                 _LOG.info("the measurement is not remembered: %s", error)
-    return Resources(memory=usable_memory(), threads=threads, **asdict(found))
+    return Resources(memory_bytes=usable_memory(), threads=threads, **asdict(found))
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class _Speed:
     backend: str
     device: str
     stream_bytes_per_s: float
-    flops: float
+    flops_per_s: float
 
 
 def _measured(values: Any) -> _Speed:
@@ -189,11 +189,11 @@ def _measured(values: Any) -> _Speed:
     for name in ("backend", "device"):
         if not isinstance(values.get(name), str):
             raise ValueError(f"{name} is {values.get(name)!r}")
-    for name in ("stream_bytes_per_s", "flops"):
+    for name in ("stream_bytes_per_s", "flops_per_s"):
         value = values.get(name)
         if not isinstance(value, float) or not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}")
-    return _Speed(values["backend"], values["device"], values["stream_bytes_per_s"], values["flops"])
+    return _Speed(values["backend"], values["device"], values["stream_bytes_per_s"], values["flops_per_s"])
 
 
 def _remembered(file: Path) -> _Speed | None:

@@ -79,7 +79,9 @@ class StageSupervisor(threading.Thread):
                     load = self._running[0] if self._running else None
                     if load is not None:
                         self._running = None
-                        self._report(NotLoaded(load.plan, self._index, _said(error), "see that node's own messages"))
+                        self._report(
+                            NotLoaded(load.plan_version, self._index, _said(error), "see that node's own messages")
+                        )
         finally:
             self._stop()
 
@@ -110,11 +112,11 @@ class StageSupervisor(threading.Thread):
             self._stop()
         except EdgeppError as error:
             self._stop()
-            self._report(NotLoaded(load.plan, self._index, sentence(error), sentence(error.hint)))
+            self._report(NotLoaded(load.plan_version, self._index, sentence(error), sentence(error.hint)))
         except Exception as error:
             log.exception("slot %d failed", self._index)
             self._stop()
-            self._report(NotLoaded(load.plan, self._index, _said(error), "see that node's own messages"))
+            self._report(NotLoaded(load.plan_version, self._index, _said(error), "see that node's own messages"))
         finally:
             self._loading = None
 
@@ -141,7 +143,7 @@ class StageSupervisor(threading.Thread):
             now_s = time.monotonic()
             if now_s - told_s >= _PROGRESS_S:
                 told_s = now_s
-                self._report(Loading(load.plan, self._index, done, total, what))
+                self._report(Loading(load.plan_version, self._index, done, total, what))
 
         return tell
 
@@ -151,7 +153,7 @@ class StageSupervisor(threading.Thread):
         load, ready = self._running
         self._report(
             Loaded(
-                plan=load.plan,
+                plan_version=load.plan_version,
                 slot=self._index,
                 port=ready.address.port,
                 pid=self._child.pid,
@@ -172,7 +174,7 @@ class StageSupervisor(threading.Thread):
         self._stop()
         reason = f"its stage process ended by itself (exit status {status})"
         hint = "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
-        self._report(NotLoaded(load.plan, self._index, reason, hint))
+        self._report(NotLoaded(load.plan_version, self._index, reason, hint))
 
     def _stop(self) -> None:
         self._running = None
@@ -187,4 +189,4 @@ def _said(error: Exception) -> str:
 
 def _same(one: Load, other: Load) -> bool:
     """Whether two orders ask for the same stage."""
-    return one._replace(plan=0, slot=0) == other._replace(plan=0, slot=0)
+    return one._replace(plan_version=0, slot=0) == other._replace(plan_version=0, slot=0)

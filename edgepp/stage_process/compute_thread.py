@@ -16,10 +16,11 @@ from edgepp.stage_process.next_stage import NextStageLink, Reply
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.link_rate import PROBE_BYTES
+from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong
 from edgepp.wire.permissions import check_speaker
-from edgepp.wire.security import LogSampler
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Link, Listener, Sender
 
@@ -155,7 +156,7 @@ class ComputeThread:
                 case Detach():
                     self._detach(command.epoch)
         except Exception as error:
-            if self._rarely.tells("command", type(error).__name__):
+            if self._rarely.should_log("command", type(error).__name__):
                 log.exception("a command failed")
 
     def _attach(self, joined: NextStageLink) -> None:
@@ -191,7 +192,7 @@ class ComputeThread:
             self.status.drop(error)
         except Exception as error:
             self.status.drop(error)
-            if self._rarely.tells("message", type(error).__name__):
+            if self._rarely.should_log("message", type(error).__name__):
                 log.exception("a message failed")
 
     def _take(self, sender: Sender, header: memoryview, tensor: list[memoryview]) -> None:
@@ -223,7 +224,7 @@ class ComputeThread:
         except RemoteProtocolError:
             raise
         except Exception as error:  # the stage loop is a boundary: the node lives on, the requests end
-            if self._rarely.tells("step", type(error).__name__):
+            if self._rarely.should_log("step", type(error).__name__):
                 log.exception("a step failed")
             for sequence in sequences_of(frame):
                 self._fault(ring, frame.epoch, sequence, f"{type(error).__name__}: {error}")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageConnector, Reply
+from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
-from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome
 from edgepp.wire.permissions import Role, check_speaker
-from edgepp.wire.security import LogSampler
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender
 
@@ -91,7 +92,7 @@ class ControlThread(threading.Thread):
             self._compute.status.drop(error)
         except Exception as error:
             self._compute.status.drop(error)
-            if self._rarely.tells("control", type(error).__name__):
+            if self._rarely.should_log("control", type(error).__name__):
                 log.exception("a control message failed")
 
     def _take(self, sender: Sender, frames: Sequence[memoryview]) -> None:

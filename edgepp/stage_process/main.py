@@ -33,7 +33,7 @@ from edgepp.stage_process.next_stage import NextStageConnector
 from edgepp.stage_process.speed_probe import measure_speed
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
-from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
+from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Welcome, max_data_frame_bytes
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
 
@@ -63,9 +63,9 @@ def _listen(
     context: zmq.Context[zmq.Socket[bytes]], listen: Address, hidden_size: int, keys: KeyPair | None
 ) -> tuple[Listener, Listener]:
     """ControlThread on the port that was asked for, data on the next; both free ones for port 0."""
-    control = Listener(context, listen, CONTROL_FRAME_BYTES, keys)
+    control = Listener(context, listen, MAX_CONTROL_FRAME_BYTES, keys)
     data_port = listen.port + 1 if listen.port else 0
-    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys, _MOST_ANSWERS)
+    data = Listener(context, Address(listen.host, data_port), max_data_frame_bytes(hidden_size), keys, _MOST_ANSWERS)
     return control, data
 
 
@@ -108,7 +108,7 @@ def serve(config: StageConfig) -> None:
     del checkpoint  # and with it the mapping of its files
     compute = ComputeThread(worker, data, awake=config.policy.awake)
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
-    frame_bytes = data_frame_bytes(model.hidden_size)
+    frame_bytes = max_data_frame_bytes(model.hidden_size)
     joiner = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
     answering = ControlThread(control, compute, joiner, welcome, config.driver)
     answering.start()

@@ -239,7 +239,7 @@ def answer_to(frame: Frame, hidden: Array) -> tuple[Answer, Array]:
     """What the last stage returns for a finished ``frame``: a batch whole, of a chunk its last ``want`` rows."""
     if isinstance(frame, Batch):
         return frame, hidden
-    wanted = hidden[len(hidden) - frame.want :]
+    wanted = hidden[len(hidden) - frame.wanted_rows :]
     answer = Hidden(
         frame.epoch, frame.sequence, frame.step, len(wanted), frame.width, frame.dtype, frame.codec, frame.compute_us
     )

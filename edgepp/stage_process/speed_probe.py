@@ -76,7 +76,7 @@ class ProbeConfig:
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
-    """Load random layers as a stage would, and time them: backend, device, ``stream_bytes_per_s``, ``flops``.
+    """Load random layers as a stage would, and time them: backend, device, ``stream_bytes_per_s``, ``flops_per_s``.
 
     Raises:
         EdgeppError: the backend is unknown or cannot load.
@@ -94,7 +94,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         "backend": chosen.name,
         "device": stages[0].device,
         "stream_bytes_per_s": _COPIES * _LAYER.layer_bytes() / (decode_us / 1e6),
-        "flops": _COPIES * token_flops(_LAYER.layer_weights()) / (prefill_us / 1e6),
+        "flops_per_s": _COPIES * token_flops(_LAYER.layer_weights()) / (prefill_us / 1e6),
     }
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import zstandard
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
-from edgepp.wire.messages import Codec, Dtype
+from edgepp.wire.field_types import Codec, Dtype
 
 Array: TypeAlias = npt.NDArray[Any]
 Frame: TypeAlias = bytes | memoryview

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from edgepp.wire.codec import Array, Frame, decode, dtype_name, encode
-from edgepp.wire.messages import Codec, LinkCodec
+from edgepp.wire.field_types import Codec, LinkCodec
 
 LEAST_BYTES = 16 << 10
 """A shorter frame is a matter of latency, which no codec lowers."""

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from edgepp.errors import EdgeppError, PairingError, PeerLost, UsageError
-from edgepp.wire.messages import Message, encode
+from edgepp.wire.message_codec import encode
+from edgepp.wire.messages import Message
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 

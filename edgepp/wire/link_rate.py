@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from edgepp.wire.messages import Echo, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Echo
 from edgepp.wire.transport import Link
 
 PROBE_BYTES = 1 << 18

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 from edgepp.errors import RemoteProtocolError
+from edgepp.wire.field_types import Verb
 from edgepp.wire.messages import (
     Adopt,
     Answered,
@@ -45,7 +46,6 @@ from edgepp.wire.messages import (
     Refused,
     Reply,
     Unload,
-    Verb,
     View,
     Waiting,
     Welcome,

@@ -11,12 +11,10 @@ import itertools
 import logging
 import os
 import queue
-import re
 import socket
 import struct
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +26,7 @@ from zmq.utils import z85
 
 from edgepp.errors import PairingError
 from edgepp.wire.connection_limits import CHECK_S, ConnectionLimiter, raise_descriptor_limit
+from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.text_fields import is_key
 
 PLAIN = "it does not encrypt"
@@ -121,20 +120,6 @@ def next_event(pair: zmq.Socket[bytes]) -> tuple[int, int] | None:
         return None
     event, value = struct.unpack("=HI", frames[0])
     return event, value
-
-
-class LogSampler:
-    """Which of a stranger's doings are worth a line: the 1st, 10th, 100th …, so that no flood fills a disk."""
-
-    def __init__(self) -> None:
-        self._times: Counter[tuple[str, str]] = Counter()
-
-    def tells(self, host: str, what: str) -> bool:
-        """Count it, and say whether to tell. Hosts beyond the first thousand count as one."""
-        if (host, what) not in self._times and len(self._times) >= _MOST_ADDRESSES:
-            host = "others"
-        self._times[host, what] += 1
-        return re.fullmatch("10*", str(self._times[host, what])) is not None
 
 
 class Gate:
@@ -241,7 +226,7 @@ class Gate:
         except zmq.ContextTerminated:
             raise
         except Exception as error:  # noqa: BLE001 - such as a stranger of whom nothing can be printed
-            if self._rarely.tells("gate", type(error).__name__):
+            if self._rarely.should_log("gate", type(error).__name__):
                 _LOG.exception("the gate failed at one connection")
         return True
 
@@ -294,7 +279,7 @@ class Gate:
     def _report(self, host: str, why: str) -> None:
         if why == BROKEN_OFF and host in self._members_at:
             return
-        if self._rarely.tells(host, "key" if is_key(why) else why):
+        if self._rarely.should_log(host, "key" if is_key(why) else why):
             self._on_refused(host, why)
 
 

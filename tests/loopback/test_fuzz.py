@@ -22,6 +22,7 @@ from edgepp.coordinator.planner import Planner
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.stage_process.control_thread import MOST_EPOCHS_OF_ONE
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
+from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
     VERSION,
     Answered,
@@ -37,8 +38,6 @@ from edgepp.wire.messages import (
     Pong,
     Refused,
     Welcome,
-    decode,
-    encode,
 )
 from edgepp.wire.transport import Address, Sender
 from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward

@@ -16,7 +16,8 @@ from edgepp.stage_process import compute_thread as compute
 from edgepp.stage_process import next_stage as joining
 from edgepp.stage_process.next_stage import MOST_AT_ONCE, ConnectAttempt, NextStageConnector, NextStageLink
 from edgepp.wire.happy_eyeballs import connect_first
-from edgepp.wire.messages import Attach, Attached, Echo, Message, Refused, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Attached, Echo, Message, Refused
 from edgepp.wire.transport import Address, Listener
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
 from tests.waiting import PATIENCE_S
@@ -44,7 +45,7 @@ class Network:
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     made = Network()
-    monkeypatch.setattr(joining, "reach", made.reach)
+    monkeypatch.setattr(joining, "connect_first", made.connect_first)
     monkeypatch.setattr(joining, "pinned", lambda *_: None)
     return made
 

@@ -7,7 +7,7 @@ import pytest
 
 from edgepp.wire.codec import decode
 from edgepp.wire.codec_choice import LEAST_BYTES, TRIAL_EVERY, CodecChoice
-from edgepp.wire.messages import LinkCodec
+from edgepp.wire.field_types import LinkCodec
 
 ZEROS = np.zeros((64, 512), np.float32)
 NOISE = np.random.default_rng(0).integers(0, 1 << 32, (64, 512), np.uint32).view(np.float32)
