@@ -97,10 +97,10 @@ class Stage:
         self.model = FakeModel()
         self.data, self.listener = FakeListener(), FakeListener()
         self.compute = ComputeThread(ModelRunner(self.model, 64), self.data)  # type: ignore[arg-type]
-        joiner = SimpleNamespace(
+        connector = SimpleNamespace(
             begin=lambda attempt: self.compute.inbox.put(NextStageLink(attempt)), close=lambda: None
         )
-        self.control = ControlThread(self.listener, self.compute, joiner, WELCOME, DRIVER.key)  # type: ignore[arg-type]
+        self.control = ControlThread(self.listener, self.compute, connector, WELCOME, DRIVER.key)  # type: ignore[arg-type]
 
     def order(self, sender: Sender, *frames: bytes) -> list[Message]:
         """Everything that one control message brings about; what is answered to it."""
@@ -114,7 +114,7 @@ class Stage:
     def work(self) -> None:
         for command in self.compute.inbox.drain():
             if command is not None:
-                self.compute.obey(command)
+                self.compute.execute(command)
         for route, message in self.compute.outbox.drain():
             self.listener.send(route, [encode(message)])
 

@@ -248,7 +248,7 @@ class Coordinator(threading.Thread):
         """Let what has come wait for its turn: whoever sends much delays itself, not the others."""
         for _ in range(_RECEIVED_A_TURN):
             try:
-                received = self._listener.receive_from()
+                received = self._listener.receive_even_revoked()
                 if received is None:
                     return
             except RemoteProtocolError as error:

@@ -353,7 +353,7 @@ class NetworkRing:
         if now - self._pinged_s >= PING_S:
             self._pinged_s = now
             for link in self._links:
-                link.look()
+                link.enforce_limits()
             for index, peer in enumerate(self._peers):
                 peer.unsent = 0 if peer.control.send([encode(Ping(self._epoch))]) else peer.unsent + 1
                 if peer.unsent >= GONE_PINGS:

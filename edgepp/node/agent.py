@@ -47,13 +47,13 @@ from edgepp.wire.transport import Address, Link
 
 log = logging.getLogger("edgepp.node")
 
-BEAT_S = 0.5
-SILENT_S = 2.0
+HEARTBEAT_INTERVAL_S = 0.5
+COORDINATOR_SILENCE_S = 2.0
 """A coordinator that does not answer for so long is looked for anew."""
-_SEEK_S = 2.0
-_MOST_A_TURN = 100
+_ATTEMPT_S = 2.0
+_MAX_MESSAGES_PER_TURN = 100
 """Messages that are taken before a beat has its turn."""
-_DUPLICATE_S = 6.0
+_DUPLICATE_GRACE_S = 6.0
 """How long a refusal for a double id is not taken as final: the other process may be the one that just ended here."""
 
 
@@ -78,16 +78,16 @@ class NodeAgent(threading.Thread):
         self._identity = identity
         self._cluster = cluster
         self._offer = offer
-        self._where = where
+        self._coordinator_addresses = where
         self._on_event = on_event
-        self._on_moved = on_moved
+        self._on_address_change = on_moved
         self._on_view = on_view
         self._incarnation = secrets.randbits(62)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox: Mailbox[Report | None] = Mailbox()
         self._watch = Watch()
-        self._rarely = LogSampler()
-        self._beat_sent_s = self._beat_s = self._heard_s = 0.0
+        self._log_sampler = LogSampler()
+        self._heartbeat_sent_s = self._heartbeat_s = self._heard_s = 0.0
         self._rtt_us = 0
         self.address: Address | None = None
         """Where the coordinator was reached."""
@@ -113,7 +113,7 @@ class NodeAgent(threading.Thread):
             slot.start()
         try:
             while not self._closing:
-                link = self._seek()
+                link = self._find_coordinator()
                 if link is not None:
                     try:
                         self._serve(link)
@@ -129,7 +129,7 @@ class NodeAgent(threading.Thread):
             self._context.term()
             self.ended.set()
 
-    def _seek(self) -> Link | None:
+    def _find_coordinator(self) -> Link | None:
         """Find the coordinator and enrol; None when the node is to end."""
         refused_s = 0.0
         told = False
@@ -143,13 +143,13 @@ class NodeAgent(threading.Thread):
                     self._on_event(CoordinatorSought(self._cluster.coordinator.name, str(error)))
                 time.sleep(0.2)
                 continue
-            reason = self._ask_in(link)
+            reason = self._enrol(link)
             if reason is None:
                 self._found(link)
                 return link
             link.close()
             refused_s = (refused_s or time.monotonic()) if reason else 0.0
-            if reason and time.monotonic() - refused_s > _DUPLICATE_S:
+            if reason and time.monotonic() - refused_s > _DUPLICATE_GRACE_S:
                 raise PairingError(
                     f"{self._cluster.coordinator.name} refused this node: {reason}",
                     "end the other one, or give this one its own configuration with EDGEPP_HOME",
@@ -160,13 +160,15 @@ class NodeAgent(threading.Thread):
     def _reach(self) -> Link:
         """A link to the coordinator. What is sent on every way at once is a beat, which changes nothing."""
         protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
-        link, _ = connect_first(self._context, self._where(), self._beat_now(), _SEEK_S, MAX_PAYLOAD_BYTES, protection)
+        link, _ = connect_first(
+            self._context, self._coordinator_addresses(), self._heartbeat(), _ATTEMPT_S, MAX_PAYLOAD_BYTES, protection
+        )
         return link
 
-    def _ask_in(self, link: Link) -> str | None:
+    def _enrol(self, link: Link) -> str | None:
         """Enrol on ``link``: None when the node is in, else why not; empty when nothing was answered."""
-        link.send([self._enrolment()], _SEEK_S)
-        until_s = time.monotonic() + _SEEK_S
+        link.send([self._enrolment()], _ATTEMPT_S)
+        until_s = time.monotonic() + _ATTEMPT_S
         while time.monotonic() < until_s:
             frames = link.receive(0.2)
             if frames is None:
@@ -185,7 +187,7 @@ class NodeAgent(threading.Thread):
 
     def _found(self, link: Link) -> None:
         self._heard_s = time.monotonic()
-        self._beat_sent_s = 0.0
+        self._heartbeat_sent_s = 0.0
         if link.address != self.address:
             self._on_event(CoordinatorReached(self._cluster.coordinator.name, str(link.address)))
         self.address = link.address
@@ -196,12 +198,12 @@ class NodeAgent(threading.Thread):
         while not self._closing:
             now_s = time.monotonic()
             if self._watch.changed():
-                self._on_moved()
+                self._on_address_change()
                 return
-            if now_s - self._heard_s > SILENT_S:
+            if now_s - self._heard_s > COORDINATOR_SILENCE_S:
                 return
-            if now_s - self._beat_s >= BEAT_S:
-                self._beat(link, now_s)
+            if now_s - self._heartbeat_s >= HEARTBEAT_INTERVAL_S:
+                self._send_heartbeat(link, now_s)
             for reader in poller.wait(0.1):
                 if reader is link:
                     self._receive(link)
@@ -209,12 +211,12 @@ class NodeAgent(threading.Thread):
                     self._report(link)
         link.send([encode(Leave(self._incarnation))])
 
-    def _beat(self, link: Link, now_s: float) -> None:
-        self._beat_s = now_s
-        if link.send([encode(self._beat_now())]) and not self._beat_sent_s:
-            self._beat_sent_s = time.monotonic()
+    def _send_heartbeat(self, link: Link, now_s: float) -> None:
+        self._heartbeat_s = now_s
+        if link.send([encode(self._heartbeat())]) and not self._heartbeat_sent_s:
+            self._heartbeat_sent_s = time.monotonic()
 
-    def _beat_now(self) -> Heartbeat:
+    def _heartbeat(self) -> Heartbeat:
         free = self._offer.memory_bytes - sum(slot.resident_bytes for slot in self._slots)
         return Heartbeat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
 
@@ -227,7 +229,7 @@ class NodeAgent(threading.Thread):
                 self._on_event(SlotFailed(report.slot, report.reason))
 
     def _receive(self, link: Link) -> None:
-        for _ in range(_MOST_A_TURN):
+        for _ in range(_MAX_MESSAGES_PER_TURN):
             try:
                 frames = link.receive()
                 if frames is None:
@@ -236,28 +238,28 @@ class NodeAgent(threading.Thread):
                 check_speaker(message, "cluster", "coordinator")
                 self._obey(link, message, frames)
             except RemoteProtocolError as error:
-                if self._rarely.should_log("frame", type(error).__name__):
+                if self._log_sampler.should_log("frame", type(error).__name__):
                     log.warning("dropped a frame of the coordinator: %s", error)
             except EdgeppError:
                 raise
             except Exception as error:
-                if self._rarely.should_log("message", type(error).__name__):
+                if self._log_sampler.should_log("message", type(error).__name__):
                     log.exception("a message of the coordinator failed")
 
     def _obey(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:
         self._heard_s = time.monotonic()
         match message:
             case HeartbeatAck():
-                if self._beat_sent_s:
-                    self._rtt_us, self._beat_sent_s = int((self._heard_s - self._beat_sent_s) * 1e6), 0.0
+                if self._heartbeat_sent_s:
+                    self._rtt_us, self._heartbeat_sent_s = int((self._heard_s - self._heartbeat_sent_s) * 1e6), 0.0
                 if not message.known:
                     link.send([self._enrolment()])
             case View():
                 self._take_view(decode_payload(frames))
             case Load() if message.slot < len(self._slots):
-                self._slots[message.slot].want(message)
+                self._slots[message.slot].assign(message)
             case Unload() if message.slot < len(self._slots):
-                self._slots[message.slot].want(None)
+                self._slots[message.slot].assign(None)
             case Expelled():
                 raise PairingError(
                     f"{self._cluster.coordinator.name}: {message.reason}",

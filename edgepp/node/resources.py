@@ -29,12 +29,12 @@ from edgepp.safe_files import write_atomically
 from edgepp.stage_process.compute_policy import stage_environment
 from edgepp.stage_process.speed_probe import ProbeConfig
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _RESERVE_BYTES = 512_000_000
-_RESERVE_PART = 20
+_RESERVE_DIVISOR = 20
 """What stays free for everything else: 512 MB, or a twentieth of what is available where that is more."""
-_PROBE_S = 60.0
-_LOOK_S = 0.1
+_PROBE_TIMEOUT_S = 60.0
+_POLL_S = 0.1
 _LINUX = platform.system() == "Linux"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -84,7 +84,7 @@ def usable_memory(cap: int | None = None) -> int:
     found = _metal_memory()
     if found is None:
         free = linux_memory() if _LINUX else psutil.virtual_memory().available
-        found = max(0, free - max(_RESERVE_BYTES, free // _RESERVE_PART))
+        found = max(0, free - max(_RESERVE_BYTES, free // _RESERVE_DIVISOR))
     return found if cap is None else min(found, cap)
 
 
@@ -166,7 +166,7 @@ def measure(
             try:
                 write_atomically(file, json.dumps({**key, **asdict(found)}, indent=1).encode())
             except OSError as error:
-                _LOG.info("the measurement is not remembered: %s", error)
+                log.info("the measurement is not remembered: %s", error)
     return Resources(memory_bytes=usable_memory(), threads=threads, **asdict(found))
 
 
@@ -219,7 +219,7 @@ def run_probe(backend: str, threads: int, exact: bool, given_up: threading.Event
             bufsize=0,  # else closing its input would raise again for a child that has died
             env=stage_environment(threads),
         ) as child:
-            deadline = threading.Timer(_PROBE_S, child.kill)
+            deadline = threading.Timer(_PROBE_TIMEOUT_S, child.kill)
             deadline.start()
             try:
                 answer = _ask(child, json.dumps(asdict(config)).encode() + b"\n", given_up)
@@ -241,7 +241,7 @@ def _ask(child: subprocess.Popen[bytes], line: bytes, given_up: threading.Event 
         child.stdin.flush()
         with selectors.DefaultSelector() as answered:
             answered.register(child.stdout, selectors.EVENT_READ)
-            while not answered.select(_LOOK_S):
+            while not answered.select(_POLL_S):
                 if given_up is not None and given_up.is_set():
                     raise EdgeppError("the measurement of this machine was given up")
         answer: dict[str, Any] = json.loads(child.stdout.readline())

@@ -19,7 +19,7 @@ from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.node")
 
-_WATCH_S = 0.2
+_CHECK_INTERVAL_S = 0.2
 _PROGRESS_S = 0.25
 
 Report = Loading | Loaded | NotLoaded
@@ -50,7 +50,7 @@ class StageSupervisor(threading.Thread):
         running = self._running
         return running[1].resident_bytes if running else 0
 
-    def want(self, load: Load | None) -> None:
+    def assign(self, load: Load | None) -> None:
         """Run this from now on, or nothing. Safe from any thread."""
         if load is None or load != self._loading:
             self._wanted.put(load)
@@ -80,14 +80,14 @@ class StageSupervisor(threading.Thread):
                     if load is not None:
                         self._running = None
                         self._report(
-                            NotLoaded(load.plan_version, self._index, _said(error), "see that node's own messages")
+                            NotLoaded(load.plan_version, self._index, _describe(error), "see that node's own messages")
                         )
         finally:
             self._stop()
 
     def _turn(self) -> None:
         try:
-            load = self._wanted.get(timeout=_WATCH_S)
+            load = self._wanted.get(timeout=_CHECK_INTERVAL_S)
         except queue.Empty:
             self._watch()
             return
@@ -100,9 +100,9 @@ class StageSupervisor(threading.Thread):
             self._stop()
             return
         running = self._running
-        if running is not None and _same(running[0], load):
+        if running is not None and _same_stage(running[0], load):
             self._running = (load, running[1])
-            self._tell_loaded()
+            self._report_loaded()
             return
         self._loading = load
         try:
@@ -116,7 +116,7 @@ class StageSupervisor(threading.Thread):
         except Exception as error:
             log.exception("slot %d failed", self._index)
             self._stop()
-            self._report(NotLoaded(load.plan_version, self._index, _said(error), "see that node's own messages"))
+            self._report(NotLoaded(load.plan_version, self._index, _describe(error), "see that node's own messages"))
         finally:
             self._loading = None
 
@@ -131,7 +131,7 @@ class StageSupervisor(threading.Thread):
         ready = self._child.wait_ready(lambda done, total: tell(done, total, ""))
         self._child.admit(self._admitted)  # it may have changed meanwhile
         self._running = (load, ready)
-        self._tell_loaded()
+        self._report_loaded()
 
     def _progress(self, load: Load, what: str) -> Callable[[int, int, str], None]:
         told_s = 0.0
@@ -147,7 +147,7 @@ class StageSupervisor(threading.Thread):
 
         return tell
 
-    def _tell_loaded(self) -> None:
+    def _report_loaded(self) -> None:
         if self._running is None or self._child is None:
             return
         load, ready = self._running
@@ -183,10 +183,10 @@ class StageSupervisor(threading.Thread):
             child.stop()
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return sentence(f"{type(error).__name__}: {error}")
 
 
-def _same(one: Load, other: Load) -> bool:
+def _same_stage(one: Load, other: Load) -> bool:
     """Whether two orders ask for the same stage."""
     return one._replace(plan_version=0, slot=0) == other._replace(plan_version=0, slot=0)

@@ -30,8 +30,8 @@ AWAKE_S = 0.05
 """How long a stage waits for the next frame without sleeping, where that was asked for."""
 _SEND_WAIT_S = 1.0
 """How long a frame waits for a next stage that takes no more, while other rings go on."""
-_SEND_TURN_S = 0.005
-_MOST_WAITING = 64
+_RETRY_INTERVAL_S = 0.005
+_MAX_UNSENT_FRAMES = 64
 """Frames of one ring that may wait so."""
 
 Command = NextStageLink | Detach | Free | None
@@ -52,12 +52,12 @@ class Attachment:
     next: Link | None
     route: bytes
     codec: CodecChoice
-    waiting: deque[_Waiting] = field(default_factory=deque)
+    waiting: deque[_UnsentFrame] = field(default_factory=deque)
     """Frames that the next stage has not taken yet, oldest first."""
 
 
 @dataclass(frozen=True)
-class _Waiting:
+class _UnsentFrame:
     frame: Frame
     parts: list[bytes | memoryview]
     until_s: float
@@ -66,28 +66,28 @@ class _Waiting:
 class ComputeStatus:
     """What the control thread may read while the compute thread works."""
 
-    def __init__(self, worker: ModelRunner) -> None:
-        self._worker = worker
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
         self.busy_since: float | None = None
 
     def pong(self, epoch: int, *, known: bool) -> Pong:
         """The present state as a ``Pong``."""
         since = self.busy_since
         busy_us = 0 if since is None else max(1, int((time.perf_counter() - since) * 1e6))
-        worker = self._worker
+        runner = self._runner
         return Pong(
             epoch,
             known,
             busy_us,
-            worker.counters.frames,
-            worker.counters.dropped,
-            worker.sequences,
-            worker.model.kv_bytes,
+            runner.counters.frames,
+            runner.counters.dropped,
+            runner.sequences,
+            runner.model.kv_bytes,
         )
 
     def drop(self, reason: object) -> None:
         """Count a dropped frame; log the 1st, 10th, 100th … so that a flood cannot fill a disk."""
-        count = self._worker.counters.dropped = self._worker.counters.dropped + 1
+        count = self._runner.counters.dropped = self._runner.counters.dropped + 1
         if str(count).strip("0") == "1":
             log.warning("dropped frame %d: %s", count, reason)
 
@@ -95,17 +95,17 @@ class ComputeStatus:
 class ComputeThread:
     """The compute thread: takes frames off the data socket, runs them, sends them on."""
 
-    def __init__(self, worker: ModelRunner, data: Listener, *, awake: bool = False) -> None:
-        self.worker = worker
+    def __init__(self, runner: ModelRunner, data: Listener, *, awake: bool = False) -> None:
+        self.runner = runner
         self._awake = awake
         self.data = data
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
-        self.status = ComputeStatus(worker)
+        self.status = ComputeStatus(runner)
         self._rings: dict[int, Attachment] = {}
-        self._behind: dict[int, Attachment] = {}
+        self._congested: dict[int, Attachment] = {}
         """Rings with frames that wait for the next stage, by epoch."""
-        self._rarely = LogSampler()
+        self._log_sampler = LogSampler()
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -118,8 +118,8 @@ class ComputeThread:
                     for command in self.inbox.drain():
                         if command is None:
                             return
-                        self.obey(command)
-            if self._behind:
+                        self.execute(command)
+            if self._congested:
                 self._send_on()
 
     def _wait(self, poller: Poller[Command]) -> list[Listener | Link | Mailbox[Command]]:
@@ -127,9 +127,9 @@ class ComputeThread:
 
         A processor that slept through the other stages' part of a token takes up to a millisecond to be fast again.
         """
-        if self._behind:
-            return poller.wait(_SEND_TURN_S)
-        until_s = time.perf_counter() + (AWAKE_S if self._awake and self.worker.sequences else 0.0)
+        if self._congested:
+            return poller.wait(_RETRY_INTERVAL_S)
+        until_s = time.perf_counter() + (AWAKE_S if self._awake and self.runner.sequences else 0.0)
         while time.perf_counter() < until_s:
             if ready := poller.wait(0.0):
                 return ready
@@ -140,23 +140,23 @@ class ComputeThread:
         """Release sockets and caches."""
         for command in self.inbox.drain():
             if isinstance(command, NextStageLink):
-                self.obey(command)
+                self.execute(command)
         for epoch in list(self._rings):
             self._detach(epoch)
         self.data.close()
 
-    def obey(self, command: NextStageLink | Detach | Free) -> None:
+    def execute(self, command: NextStageLink | Detach | Free) -> None:
         """Do what the control thread wants done; an unexpected error costs that command."""
         try:
             match command:
                 case NextStageLink():
                     self._attach(command)
                 case Free():
-                    self.worker.free(command.epoch, command.sequence)
+                    self.runner.free(command.epoch, command.sequence)
                 case Detach():
                     self._detach(command.epoch)
         except Exception as error:
-            if self._rarely.should_log("command", type(error).__name__):
+            if self._log_sampler.should_log("command", type(error).__name__):
                 log.exception("a command failed")
 
     def _attach(self, joined: NextStageLink) -> None:
@@ -176,10 +176,10 @@ class ComputeThread:
 
     def _detach(self, epoch: int) -> None:
         ring = self._rings.pop(epoch, None)
-        self._behind.pop(epoch, None)
+        self._congested.pop(epoch, None)
         if ring is not None and ring.next is not None:
             ring.next.close()
-        self.worker.forget(epoch)
+        self.runner.forget(epoch)
 
     def receive(self) -> None:
         """Take one message of the data socket; an unexpected error costs that message."""
@@ -192,7 +192,7 @@ class ComputeThread:
             self.status.drop(error)
         except Exception as error:
             self.status.drop(error)
-            if self._rarely.should_log("message", type(error).__name__):
+            if self._log_sampler.should_log("message", type(error).__name__):
                 log.exception("a message failed")
 
     def _take(self, sender: Sender, header: memoryview, tensor: list[memoryview]) -> None:
@@ -211,12 +211,12 @@ class ComputeThread:
             raise RemoteProtocolError(f"a frame of the unknown epoch {frame.epoch}")
         if key != ring.previous_key:
             raise RemoteProtocolError("a frame of another sender than the previous stage")
-        if frame.width != self.worker.model.hidden_size:
+        if frame.width != self.runner.model.hidden_size:
             raise RemoteProtocolError(f"a frame of shape ({frame.rows}, {frame.width})")
         self.status.busy_since = time.perf_counter()
         try:
             hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
-            outcome = self.worker.run(frame, hidden)
+            outcome = self.runner.run(frame, hidden)
             for sequence, reason in outcome.faults:
                 self._fault(ring, frame.epoch, sequence, reason)
             if outcome.frame is not None:
@@ -224,7 +224,7 @@ class ComputeThread:
         except RemoteProtocolError:
             raise
         except Exception as error:  # the stage loop is a boundary: the node lives on, the requests end
-            if self._rarely.should_log("step", type(error).__name__):
+            if self._log_sampler.should_log("step", type(error).__name__):
                 log.exception("a step failed")
             for sequence in sequences_of(frame):
                 self._fault(ring, frame.epoch, sequence, f"{type(error).__name__}: {error}")
@@ -241,16 +241,16 @@ class ComputeThread:
             if not self.data.send(ring.route, parts):
                 self.status.drop("the coordinator is gone")
         elif ring.waiting or not ring.next.send(parts):
-            if len(ring.waiting) >= _MOST_WAITING:
+            if len(ring.waiting) >= _MAX_UNSENT_FRAMES:
                 self._unreachable(ring, frame)
                 return
-            ring.waiting.append(_Waiting(frame, parts, time.monotonic() + _SEND_WAIT_S))
-            self._behind[frame.epoch] = ring
+            ring.waiting.append(_UnsentFrame(frame, parts, time.monotonic() + _SEND_WAIT_S))
+            self._congested[frame.epoch] = ring
 
     def _send_on(self) -> None:
         """Send what next stages would not take before, without waiting for them."""
         now_s = time.monotonic()
-        for epoch, ring in list(self._behind.items()):
+        for epoch, ring in list(self._congested.items()):
             while ring.waiting:
                 first = ring.waiting[0]
                 if ring.next is None or ring.next.send(first.parts):
@@ -260,7 +260,7 @@ class ComputeThread:
                 else:
                     break
             if not ring.waiting:
-                del self._behind[epoch]
+                del self._congested[epoch]
 
     def _unreachable(self, ring: Attachment, frame: Frame) -> None:
         for sequence in sequences_of(frame):
@@ -269,5 +269,5 @@ class ComputeThread:
 
     def _fault(self, ring: Attachment, epoch: int, sequence: int, reason: str, stage: int | None = None) -> None:
         culprit = ring.stage if stage is None else stage
-        self.worker.free(epoch, sequence)
+        self.runner.free(epoch, sequence)
         self.outbox.put((ring.control, Fault(epoch, sequence, culprit, sentence(reason))))

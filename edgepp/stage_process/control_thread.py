@@ -21,13 +21,13 @@ from edgepp.wire.transport import Listener, Sender
 
 log = logging.getLogger("edgepp.stage")
 
-SILENCE_S = 10.0
+EPOCH_TIMEOUT_S = 10.0
 """A coordinator that says nothing for so long is gone; its sequences are freed."""
-MOST_EPOCHS = 256
-MOST_EPOCHS_OF_ONE = 16
+MAX_EPOCHS = 256
+MAX_EPOCHS_PER_OWNER = 16
 """Rings that a stage takes part in: of all drivers, and of one key or, without keys, of one host."""
 _WINDOW_S = 0.05
-_MOST_A_WINDOW = 100
+_MAX_MESSAGES_PER_WINDOW = 100
 """Messages that are answered in a window; more wait, so that a flood of them leaves the processor to compute."""
 
 
@@ -44,17 +44,22 @@ class ControlThread(threading.Thread):
     """The control thread: answers at once, whatever the compute thread does."""
 
     def __init__(
-        self, listener: Listener, compute: ComputeThread, joiner: NextStageConnector, welcome: Welcome, driver: str = ""
+        self,
+        listener: Listener,
+        compute: ComputeThread,
+        connector: NextStageConnector,
+        welcome: Welcome,
+        driver: str = "",
     ) -> None:
         """``driver`` is the only key that may order this stage; empty where everyone who is admitted may."""
         super().__init__(name="control", daemon=True)
         self._listener = listener
         self._compute = compute
-        self._joiner = joiner
+        self._connector = connector
         self._welcome = welcome
         self._driver = driver
         self._epochs: dict[int, _Epoch] = {}
-        self._rarely = LogSampler()
+        self._log_sampler = LogSampler()
         self._window_s = 0.0
         self._in_window = 0
         self._stopping = threading.Event()
@@ -63,7 +68,7 @@ class ControlThread(threading.Thread):
         """End the thread and close its socket."""
         self._stopping.set()
         self.join()
-        self._joiner.close()
+        self._connector.close()
         self._listener.close()
 
     def run(self) -> None:
@@ -73,12 +78,12 @@ class ControlThread(threading.Thread):
             while not self._stopping.is_set():
                 for reader in poller.wait(0.2):
                     if reader is self._listener:
-                        self._pace()
+                        self._limit_rate()
                         self.receive()
                     else:
                         for route, message in self._compute.outbox.drain():
                             self._send(route, message)
-                self._forget_the_silent()
+                self._forget_silent_epochs()
         finally:
             self._compute.inbox.put(None)  # a stage that cannot be spoken to any more ends
 
@@ -92,7 +97,7 @@ class ControlThread(threading.Thread):
             self._compute.status.drop(error)
         except Exception as error:
             self._compute.status.drop(error)
-            if self._rarely.should_log("control", type(error).__name__):
+            if self._log_sampler.should_log("control", type(error).__name__):
                 log.exception("a control message failed")
 
     def _take(self, sender: Sender, frames: Sequence[memoryview]) -> None:
@@ -135,12 +140,12 @@ class ControlThread(threading.Thread):
             raise RemoteProtocolError(f"the previous stage's key does not fit this stage, which is {encrypted}")
         others = [one for epoch, one in self._epochs.items() if epoch != message.epoch]
         owner = _owner(sender)
-        if len(others) >= MOST_EPOCHS or sum(one.owner == owner for one in others) >= MOST_EPOCHS_OF_ONE:
+        if len(others) >= MAX_EPOCHS or sum(one.owner == owner for one in others) >= MAX_EPOCHS_PER_OWNER:
             raise RemoteProtocolError("this stage takes part in too many rings already")
         if message.epoch in self._epochs:
             self._forget(message.epoch)
         attempt = ConnectAttempt(sender.route, message)
-        self._joiner.begin(attempt)
+        self._connector.begin(attempt)
         self._epochs[message.epoch] = _Epoch(owner, time.monotonic(), attempt)
 
     def _check_owner(self, sender: Sender, number: int) -> None:
@@ -154,8 +159,8 @@ class ControlThread(threading.Thread):
             epoch.attempt.given_up = True
         self._compute.inbox.put(Detach(number))
 
-    def _forget_the_silent(self) -> None:
-        limit = time.monotonic() - SILENCE_S
+    def _forget_silent_epochs(self) -> None:
+        limit = time.monotonic() - EPOCH_TIMEOUT_S
         for number in [number for number, epoch in self._epochs.items() if epoch.heard_s < limit]:
             log.warning("the coordinator of epoch %d went silent; its sequences are freed", number)
             self._forget(number)
@@ -163,13 +168,13 @@ class ControlThread(threading.Thread):
     def _send(self, route: bytes, message: Message) -> None:
         self._listener.send(route, [encode(message)])
 
-    def _pace(self) -> None:
+    def _limit_rate(self) -> None:
         """Wait where this window's messages have been answered: every connection has its turn, so no ping is lost."""
         now_s = time.monotonic()
         if now_s - self._window_s >= _WINDOW_S:
             self._window_s, self._in_window = now_s, 0
         self._in_window += 1
-        if self._in_window > _MOST_A_WINDOW:
+        if self._in_window > _MAX_MESSAGES_PER_WINDOW:
             self._stopping.wait(self._window_s + _WINDOW_S - now_s)
 
 

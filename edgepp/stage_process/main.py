@@ -39,7 +39,7 @@ from edgepp.wire.transport import Address, Listener
 
 log = logging.getLogger("edgepp.stage")
 _serving = threading.Event()
-_MOST_ANSWERS = 128
+_MAX_QUEUED_ANSWERS = 128
 """Results and echoes that wait for a peer that does not take them; no ring has so many steps in it."""
 
 
@@ -65,7 +65,9 @@ def _listen(
     """ControlThread on the port that was asked for, data on the next; both free ones for port 0."""
     control = Listener(context, listen, MAX_CONTROL_FRAME_BYTES, keys)
     data_port = listen.port + 1 if listen.port else 0
-    data = Listener(context, Address(listen.host, data_port), max_data_frame_bytes(hidden_size), keys, _MOST_ANSWERS)
+    data = Listener(
+        context, Address(listen.host, data_port), max_data_frame_bytes(hidden_size), keys, _MAX_QUEUED_ANSWERS
+    )
     return control, data
 
 
@@ -104,15 +106,15 @@ def serve(config: StageConfig) -> None:
         decode_us=decode_us,
         rewinds=model.rewinds,
     )
-    worker = ModelRunner(model, checkpoint.context)
+    runner = ModelRunner(model, checkpoint.context)
     del checkpoint  # and with it the mapping of its files
-    compute = ComputeThread(worker, data, awake=config.policy.awake)
+    compute = ComputeThread(runner, data, awake=config.policy.awake)
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
     frame_bytes = max_data_frame_bytes(model.hidden_size)
-    joiner = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
-    answering = ControlThread(control, compute, joiner, welcome, config.driver)
-    answering.start()
-    threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
+    connector = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
+    control_thread = ControlThread(control, compute, connector, welcome, config.driver)
+    control_thread.start()
+    threading.Thread(target=_follow_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
     _report(
         "ready",
         address=str(control.address),
@@ -124,13 +126,13 @@ def serve(config: StageConfig) -> None:
     gc.collect()
     gc.freeze()  # what is loaded stays; the collector need not look through it between frames
     compute.run()
-    answering.stop()
+    control_thread.stop()
     compute.close()
     gate.close()
     context.term()
 
 
-def _obey_parent(inbox: Mailbox[Command], gate: Gate) -> None:
+def _follow_parent(inbox: Mailbox[Command], gate: Gate) -> None:
     try:
         for line in sys.stdin:
             gate.admit(json.loads(line)["admit"])

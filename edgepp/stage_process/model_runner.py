@@ -1,6 +1,6 @@
 """What a stage does with a frame, without a socket: checks it, runs its layers, says what to send on.
 
-A worker knows sequences by (epoch, sequence). It knows no peer and no thread; the stage process and the one-process
+A runner knows sequences by (epoch, sequence). It knows no peer and no thread; the stage process and the one-process
 ring both drive it.
 """
 
@@ -20,10 +20,10 @@ from edgepp.model.weights.checkpoint import Array
 from edgepp.wire import codec
 from edgepp.wire.messages import Batch, Forward, Hidden
 
-_REMEMBERED = 1024
+_MAX_FREED = 1024
 """Freed sequences whose late frames are still recognised; more than can be on the way at once."""
 
-_ROOM = 256
+_RESERVE_POSITIONS = 256
 """Positions that a sequence is given at a time."""
 
 Key = tuple[int, int]
@@ -50,7 +50,7 @@ class StepOutcome:
 
 
 @dataclass
-class _Open:
+class _OpenSequence:
     """A sequence under the number ``cache_id`` by which the model knows it."""
 
     cache_id: int
@@ -71,8 +71,8 @@ class ModelRunner:
         self.model = model
         self._context = context
         self.counters = Counters()
-        self._open: dict[Key, _Open] = {}
-        self._freed: deque[Key] = deque(maxlen=_REMEMBERED)
+        self._open: dict[Key, _OpenSequence] = {}
+        self._freed: deque[Key] = deque(maxlen=_MAX_FREED)
         self._next_slot = 0
 
     @property
@@ -144,7 +144,7 @@ class ModelRunner:
                     out = self._only_finite(frame, rows, hidden, out, faults)
                 if not rows:
                     break
-                return StepOutcome(_of_rows(frame, rows), out, faults)
+                return StepOutcome(_select_rows(frame, rows), out, faults)
         return StepOutcome(None, _NOTHING, faults)
 
     def _only_finite(
@@ -162,10 +162,12 @@ class ModelRunner:
         self.free(frame.epoch, sequence)
         faults.append((sequence, str(fault)))
 
-    def _begin(self, key: Key, frame: Forward) -> _Open:
+    def _begin(self, key: Key, frame: Forward) -> _OpenSequence:
         if frame.capacity > self._context:
             raise StageFault(f"{frame.capacity} positions do not fit the model's context of {self._context}")
-        opened = _Open(self._next_slot, frame.capacity, min(frame.capacity, frame.position + frame.rows + _ROOM))
+        opened = _OpenSequence(
+            self._next_slot, frame.capacity, min(frame.capacity, frame.position + frame.rows + _RESERVE_POSITIONS)
+        )
         self._next_slot += 1
         if frame.position:
             source = self._open.get((frame.epoch, frame.source))
@@ -177,7 +179,7 @@ class ModelRunner:
         self._open[key] = opened
         return opened
 
-    def _prepare(self, opened: _Open, position: int, rows: int) -> None:
+    def _prepare(self, opened: _OpenSequence, position: int, rows: int) -> None:
         """Bring a sequence to where ``rows`` positions from ``position`` on can be computed."""
         held, end = self.model.length(opened.cache_id), position + rows
         if position > held:
@@ -187,7 +189,7 @@ class ModelRunner:
         if end > min(opened.capacity, self._context):
             raise StageFault(f"the sequence would have {end} positions, and it may have {opened.capacity}")
         if end > opened.room:
-            opened.room = min(opened.capacity, self._context, end + _ROOM)
+            opened.room = min(opened.capacity, self._context, end + _RESERVE_POSITIONS)
             self.model.resize(opened.cache_id, opened.room)
 
     def free(self, epoch: int, sequence: int) -> None:
@@ -222,7 +224,7 @@ def _not_finite(given: Array) -> str:
     return "its layers' hidden states are not finite numbers: its weights are damaged, or overflow their dtype"
 
 
-def _of_rows(frame: Batch, rows: list[int]) -> Batch:
+def _select_rows(frame: Batch, rows: list[int]) -> Batch:
     """The frame with these of its rows."""
     if len(rows) == frame.rows:
         return frame

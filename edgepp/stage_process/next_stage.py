@@ -23,7 +23,7 @@ from edgepp.wire.transport import Address, Link
 
 log = logging.getLogger("edgepp.stage")
 
-MOST_AT_ONCE = 8
+MAX_CONNECT_ATTEMPTS = 8
 """Links to a next stage that are being made at a time."""
 _ECHO_WAIT_S = 3.0
 _LINK_FRAME_BYTES = 1 << 20  # only echoes come back on a link to the next stage
@@ -83,8 +83,8 @@ class NextStageConnector:
             self._on_joined(NextStageLink(attempt))
             return
         self._threads = {thread: one for thread, one in self._threads.items() if thread.is_alive()}
-        if len(self._threads) >= MOST_AT_ONCE:
-            raise RemoteProtocolError(f"this stage is joining {MOST_AT_ONCE} rings already")
+        if len(self._threads) >= MAX_CONNECT_ATTEMPTS:
+            raise RemoteProtocolError(f"this stage is joining {MAX_CONNECT_ATTEMPTS} rings already")
         thread = threading.Thread(target=self._join, args=(attempt,), name="joining", daemon=True)
         self._threads[thread] = attempt
         thread.start()
