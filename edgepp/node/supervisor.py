@@ -1,4 +1,4 @@
-"""One stage process of a node, brought to the range that is wanted of it, in a thread of its own."""
+"""Supervisor of one stage slot: brings its stage process to the assigned layer range, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ Report = Loading | Loaded | NotLoaded
 
 
 class _SupersededError(EdgeppError):
-    """Something else is wanted by now."""
+    """Another assignment has arrived meanwhile."""
 
 
 class StageSupervisor(threading.Thread):
-    """Runs at most one stage process; whatever becomes of it is reported."""
+    """Runs at most one stage process, and reports its progress, readiness and end."""
 
     def __init__(self, index: int, settings: StageSettings, report: Callable[[Report], None]) -> None:
-        super().__init__(name=f"slot-{index}", daemon=True)
+        """``index`` is the number of the slot; ``report`` is called in the thread of the supervisor."""
+        super().__init__(name=f"stage-slot-{index}", daemon=True)
         self._index = index
         self._settings = settings
         self._report = report
-        self._wanted: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._admitted: tuple[str, ...] = ()
         self._child: StageProcess | None = None
@@ -46,17 +47,17 @@ class StageSupervisor(threading.Thread):
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the stage process took when it was ready; 0 without one."""
+        """Memory of the stage process when it became ready; 0 without a ready stage process."""
         running = self._running
         return running[1].resident_bytes if running else 0
 
     def assign(self, load: Load | None) -> None:
-        """Run this from now on, or nothing. Safe from any thread."""
+        """Run the layers of ``load`` from now on, or none for None. Safe from any thread."""
         if load is None or load != self._loading:
-            self._wanted.put(load)
+            self._orders.put(load)
 
     def admit(self, keys: Sequence[str]) -> None:
-        """Let the owners of ``keys``, and nobody else, connect to the stage. Safe from any thread."""
+        """Admit exactly these keys to the stage. Safe from any thread."""
         self._admitted = tuple(keys)
         child = self._child
         if child is not None:
@@ -65,37 +66,42 @@ class StageSupervisor(threading.Thread):
     def close(self) -> None:
         """End the stage process and the thread."""
         self._closing.set()
-        self._wanted.put(None)
+        self._orders.put(None)
         self.join()
 
     def run(self) -> None:
-        """Serve until closed."""
+        """Follow the assignments until closed."""
         try:
             while not self._closing.is_set():
                 try:
-                    self._turn()
+                    self._step()
                 except Exception as error:
-                    log.exception("slot %d failed", self._index)
+                    log.exception("stage slot %d failed", self._index)
                     load = self._running[0] if self._running else None
                     if load is not None:
                         self._running = None
                         self._report(
-                            NotLoaded(load.plan_version, self._index, _describe(error), "see that node's own messages")
+                            NotLoaded(
+                                load.plan_version,
+                                self._index,
+                                _describe(error),
+                                "read the messages of edgepp on that node",
+                            )
                         )
         finally:
             self._stop()
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         try:
-            load = self._wanted.get(timeout=_CHECK_INTERVAL_S)
+            load = self._orders.get(timeout=_CHECK_INTERVAL_S)
         except queue.Empty:
-            self._watch()
+            self._check_child()
             return
-        while not self._wanted.empty():
-            load = self._wanted.get()
-        self._change(load)
+        while not self._orders.empty():
+            load = self._orders.get()
+        self._apply(load)
 
-    def _change(self, load: Load | None) -> None:
+    def _apply(self, load: Load | None) -> None:
         if load is None or self._closing.is_set():
             self._stop()
             return
@@ -114,9 +120,11 @@ class StageSupervisor(threading.Thread):
             self._stop()
             self._report(NotLoaded(load.plan_version, self._index, sentence(error), sentence(error.hint)))
         except Exception as error:
-            log.exception("slot %d failed", self._index)
+            log.exception("stage slot %d failed", self._index)
             self._stop()
-            self._report(NotLoaded(load.plan_version, self._index, _describe(error), "see that node's own messages"))
+            self._report(
+                NotLoaded(load.plan_version, self._index, _describe(error), "read the messages of edgepp on that node")
+            )
         finally:
             self._loading = None
 
@@ -127,25 +135,25 @@ class StageSupervisor(threading.Thread):
             path, load.model, layers, exact=load.exact, kv_bits=load.kv_bits or None, admit=self._admitted
         )
         self._child = StageProcess(config)
-        tell = self._progress(load, "loading")
-        ready = self._child.wait_ready(lambda done, total: tell(done, total, ""))
-        self._child.admit(self._admitted)  # it may have changed meanwhile
+        on_progress = self._progress(load, "loading")
+        ready = self._child.wait_ready(lambda done, total: on_progress(done, total, ""))
+        self._child.admit(self._admitted)  # the keys may have changed meanwhile
         self._running = (load, ready)
         self._report_loaded()
 
-    def _progress(self, load: Load, what: str) -> Callable[[int, int, str], None]:
-        told_s = 0.0
+    def _progress(self, load: Load, activity: str) -> Callable[[int, int, str], None]:
+        reported_s = 0.0
 
-        def tell(done: int, total: int, _: str) -> None:
-            nonlocal told_s
-            if not self._wanted.empty():
-                raise _SupersededError("something else is wanted")
+        def progress(done: int, total: int, _: str) -> None:
+            nonlocal reported_s
+            if not self._orders.empty():
+                raise _SupersededError("another assignment has arrived")
             now_s = time.monotonic()
-            if now_s - told_s >= _PROGRESS_S:
-                told_s = now_s
-                self._report(Loading(load.plan_version, self._index, done, total, what))
+            if now_s - reported_s >= _PROGRESS_S:
+                reported_s = now_s
+                self._report(Loading(load.plan_version, self._index, done, total, activity))
 
-        return tell
+        return progress
 
     def _report_loaded(self) -> None:
         if self._running is None or self._child is None:
@@ -166,8 +174,8 @@ class StageSupervisor(threading.Thread):
             )
         )
 
-    def _watch(self) -> None:
-        """Notice a stage process that ended by itself."""
+    def _check_child(self) -> None:
+        """Report a stage process that has ended by itself."""
         if self._running is None or self._child is None or (status := self._child.wait(0)) is None:
             return
         load = self._running[0]
@@ -188,5 +196,5 @@ def _describe(error: Exception) -> str:
 
 
 def _same_stage(one: Load, other: Load) -> bool:
-    """Whether two orders ask for the same stage."""
+    """Whether two ``Load`` messages differ at most in plan version and slot."""
     return one._replace(plan_version=0, slot=0) == other._replace(plan_version=0, slot=0)

@@ -187,16 +187,16 @@ def test_a_next_stage_that_takes_nothing_holds_up_no_other_ring(stage: Stage, mo
         stage.feed(frame, ROW)
         stage.feed(forward(7, frame.position), ROW)
     assert len(stage.data.sent) == 3
-    stage.compute._send_on()
+    stage.compute._retry_unsent()
     assert link.sent == []
     link.takes = True
-    stage.compute._send_on()
+    stage.compute._retry_unsent()
     assert [frame.position for frame in link.sent] == [0, 1, 2]
     assert stage.compute._congested == {}
     link.takes = False
     monkeypatch.setattr(compute, "_SEND_WAIT_S", -1.0)
     stage.feed(onward[0], ROW)
-    stage.compute._send_on()
+    stage.compute._retry_unsent()
     (fault,) = stage.faults()
     assert (fault.epoch, fault.stage) == (2, 1)
-    assert "cannot reach it" in fault.reason
+    assert "cannot reach this stage" in fault.reason
