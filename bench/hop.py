@@ -26,7 +26,7 @@ from edgepp.benchmark.workload import percentile
 from edgepp.errors import ModelError
 from edgepp.model.fetch import find_local
 from edgepp.wire import codec
-from edgepp.wire.messages import Codec
+from edgepp.wire.field_types import Codec
 
 ROWS = (1, 4, 16, 32, 64, MAX_ROWS)
 HOPS = 2000

@@ -23,7 +23,7 @@ from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.wire import codec
 from edgepp.wire.codec import Array
 from edgepp.wire.codec_choice import CodecChoice
-from edgepp.wire.messages import Codec
+from edgepp.wire.field_types import Codec
 
 ROWS = (1, 4, 16, 32, 64)
 WIDTH = 8192

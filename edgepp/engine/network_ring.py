@@ -20,20 +20,19 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, check_pla
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
+from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.mailbox import Mailbox, Poller
+from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
     Batch,
     Detach,
     Fault,
     Free,
     Hidden,
-    LinkCodec,
     Message,
     Ping,
     Pong,
     Refused,
-    decode,
-    encode,
 )
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.security import KeyPair
@@ -199,7 +198,7 @@ class NetworkRing:
             return
         self._pinged_s = now_s
         for link in self._links.opened:
-            link.look()
+            link.enforce_limits()
         for index, peer in enumerate(self._peers):
             peer.unsent = 0 if peer.control.send([encode(Ping(self._epoch))]) else peer.unsent + 1
             if peer.unsent >= GONE_PINGS:

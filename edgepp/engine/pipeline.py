@@ -26,7 +26,7 @@ from edgepp.node.stage_handle import StageProcess
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
 from edgepp.stage_process.speed_probe import measure_speed
-from edgepp.wire.messages import LinkCodec
+from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.security import KeyPair
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

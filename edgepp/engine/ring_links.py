@@ -14,8 +14,9 @@ import zmq
 from edgepp.engine.stage_handshake import ANSWER_S, Peer, ask
 from edgepp.errors import PlanError, RemoteProtocolError, StageLost
 from edgepp.wire import codec
+from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
-from edgepp.wire.messages import Attach, Attached, LinkCodec, Refused, data_frame_bytes
+from edgepp.wire.messages import Attach, Attached, Refused, max_data_frame_bytes
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Link
 
@@ -85,7 +86,7 @@ class RingLinks:
 
     def _open(self, peer: Peer, route: bytes | None = None) -> None:
         protection = pinned(self._keys, peer.endpoint.key)
-        self.opened.append(Link(self._context, peer.data_address, data_frame_bytes(self._width), route, protection))
+        self.opened.append(Link(self._context, peer.data_address, max_data_frame_bytes(self._width), route, protection))
 
     def _attach(self, index: int, epoch: int, route: bytes, return_bytes_per_s: int) -> Attached:
         peer = self._peers[index]
@@ -118,7 +119,7 @@ class RingLinks:
     def _measure(self, link: Link, peer: Peer) -> tuple[float, int]:
         """One-way seconds of one hidden state, and bytes per second, on the ``link`` to ``peer``."""
         itemsize = codec.DTYPES[peer.welcome.dtype].itemsize
-        probe = min(PROBE_BYTES, data_frame_bytes(self._width))
+        probe = min(PROBE_BYTES, max_data_frame_bytes(self._width))
         try:
             echo_s = measure_echo(link, self._width * itemsize, ANSWER_S)
             large_s = measure_echo(link, probe, ANSWER_S, rounds=2)

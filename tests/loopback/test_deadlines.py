@@ -20,6 +20,7 @@ from edgepp.engine.ring import Failed, Returned, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.wire.mailbox import Poller
+from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
     Attach,
     Attached,
@@ -33,8 +34,6 @@ from edgepp.wire.messages import (
     Ping,
     Pong,
     Welcome,
-    decode,
-    encode,
 )
 from edgepp.wire.transport import Address, Listener
 from tests.waiting import eventually

@@ -13,18 +13,8 @@ from edgepp.errors import PairingError
 from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import Resources
-from edgepp.wire.messages import (
-    PAYLOAD_BYTES,
-    Enrol,
-    Enrolled,
-    Expelled,
-    Heartbeat,
-    HeartbeatAck,
-    Leave,
-    Message,
-    decode,
-    encode,
-)
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Enrol, Enrolled, Expelled, Heartbeat, HeartbeatAck, Leave, Message
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
 from tests.waiting import PATIENCE_S, eventually
@@ -70,7 +60,7 @@ def coordinator(identity: Identity) -> Iterator[FakeCoordinator]:
     gate = Gate(context)
     gate.admit([identity.keys.public])
     keys = KeyPair.of_secret(SECRET)
-    listener = Listener(context, Address("127.0.0.1", 0), PAYLOAD_BYTES, keys)
+    listener = Listener(context, Address("127.0.0.1", 0), MAX_PAYLOAD_BYTES, keys)
     yield FakeCoordinator(listener)
     listener.close()
     gate.close()

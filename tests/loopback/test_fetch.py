@@ -18,14 +18,15 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.cache import locked
 from edgepp.model.catalogue.source import HubRepository, resolve
-from edgepp.model.fetch import ModelParts, describe, fetch, find_local, is_cached
+from edgepp.model.fetch import describe, fetch, find_local, is_cached
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download
-from edgepp.model.hub.client import HubUnreachable
+from edgepp.model.hub.http import HubUnreachable
 from edgepp.model.hub.snapshot import repository_folder
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.remove import remove
 from edgepp.model.weights.checkpoint import Checkpoint, layer_of
+from edgepp.model.weights.model_parts import ModelParts
 from tests.hub import COMMIT, FakeHub, serving
 from tests.waiting import PATIENCE_S, eventually
 

@@ -29,7 +29,8 @@ from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.tokenizer import Tokenizer
-from edgepp.model.weights.checkpoint import Checkpoint, parse_header
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.model.weights.safetensors_header import parse_header
 from tests.builders.checkpoints import Checkpoints
 
 INDEX = "model.safetensors.index.json"

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import find
-from edgepp.model.fetch import ModelParts, fetch, is_cached
+from edgepp.model.fetch import fetch, is_cached
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download
 from edgepp.model.hub import http as hub_http
 from edgepp.model.random_checkpoint import TINY
+from edgepp.model.weights.model_parts import ModelParts
 from edgepp.model.weights.partial_file import PartialFile
 from tests.builders.checkpoints import Checkpoints
 from tests.hub import COMMIT, FakeHub, serving

@@ -34,8 +34,9 @@ from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.client import TextClient
-from edgepp.model.weights.checkpoint import read_header
-from edgepp.wire.messages import Declined, decode
+from edgepp.model.weights.safetensors_header import read_header
+from edgepp.wire.message_codec import decode
+from edgepp.wire.messages import Declined
 from tests.engines import collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
 
@@ -419,4 +420,4 @@ def test_no_asker_of_a_cluster_is_left_waiting_whatever_an_answer_raises(error: 
     answers.begin((b"route", 3), "key", form, heard.put)
     message = decode(heard.get(timeout=PATIENCE_S)[0])
     assert isinstance(message, Declined)
-    assert message.request == 3
+    assert message.request_id == 3

@@ -15,9 +15,10 @@ import pytest
 from edgepp.errors import ModelError
 from edgepp.model import smollm2
 from edgepp.model.catalogue.cards import find
+from edgepp.model.config.quantisation import Quantisation
 from edgepp.model.fetch import fetch, is_cached
 from edgepp.model.text.tokenizer import Tokenizer
-from edgepp.model.weights.checkpoint import Checkpoint, Quantisation
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests.builders.checkpoints import assert_bytes_equal
 
 mx = pytest.importorskip("mlx.core")

@@ -20,7 +20,8 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.wire.messages import Attach, Echo, Forward, Hello, Ping, Pong, Refused, Welcome, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Echo, Forward, Hello, Ping, Pong, Refused, Welcome
 from edgepp.wire.transport import Address, Link
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import EDGEPP, Node, chat, nodes, peers

@@ -18,7 +18,8 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from edgepp.model.weights.checkpoint import PARTIAL_SUFFIX, Array, Checkpoint, layer_of, read_header
+from edgepp.model.weights.checkpoint import Array, Checkpoint, layer_of
+from edgepp.model.weights.safetensors_header import PARTIAL_SUFFIX, read_header
 
 EXACT = BackendOptions(exact=True)
 PART = LayerRange(1, 3)

@@ -12,8 +12,10 @@ import pytest
 
 from edgepp.errors import ModelError, UsageError
 from edgepp.layers import LayerRange
+from edgepp.model.config.quantisation import Quantisation
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
-from edgepp.model.weights.checkpoint import Checkpoint, Quantisation, layer_of, read_header
+from edgepp.model.weights.checkpoint import Checkpoint, layer_of
+from edgepp.model.weights.safetensors_header import read_header
 
 mx = pytest.importorskip("mlx.core")
 

@@ -284,9 +284,9 @@ def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: 
     stages = real.director.stages(real.members)
     nodes = [
         live_node(
-            member.node[0], node=member.node, memory=member.facts.memory,
+            member.node[0], node=member.node, memory=member.facts.memory_bytes,
             stream_bytes_per_s=member.facts.stream_bytes_per_s,
-            flops=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
+            flops=member.facts.flops_per_s, roles=["coordinator"] if member.node == HERE else [],
             stage_slots=member.facts.stage_slots,
         )
         for member in real.members
