@@ -47,7 +47,7 @@ class ServedCluster(Background[CoordinatorService]):
         Raises:
             EdgeppError: the cluster was closed, or a part of it ended by itself.
         """
-        while self._service.serving.pipeline is None:
+        while self._service.pipeline_manager.pipeline is None:
             await self._next_change()
 
     async def invite(self) -> str:

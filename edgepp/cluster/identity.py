@@ -18,12 +18,12 @@ from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address
 
 NAME_CHARACTERS = 40
-ADDRESSES = 8
+MAX_ADDRESSES = 8
 """Addresses of a coordinator that are remembered."""
-MOST_MEMBERS = 1024
+MAX_MEMBERS = 1024
 """Nodes that are paired with one cluster, and keys of which it is remembered that they are revoked."""
-MOST_TOKENS = 64
-_LOG = logging.getLogger(__name__)
+MAX_TOKENS = 64
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class Cluster:
     def reached(self, address: str) -> Cluster:
         """The same cluster, its coordinator last seen at ``address``."""
         older = [known for known in self.addresses if known != address]
-        return replace(self, addresses=(address, *older)[:ADDRESSES])
+        return replace(self, addresses=(address, *older)[:MAX_ADDRESSES])
 
 
-_MOST: Mapping[str, int] = {
-    "members": MOST_MEMBERS,
-    "tokens": MOST_TOKENS,
-    "revoked": MOST_MEMBERS,
-    "withdrawn": MOST_MEMBERS,
+_MAX_ENTRIES: Mapping[str, int] = {
+    "members": MAX_MEMBERS,
+    "tokens": MAX_TOKENS,
+    "revoked": MAX_MEMBERS,
+    "withdrawn": MAX_MEMBERS,
 }
 """The longest lists of a cluster that are kept."""
 
@@ -159,7 +159,7 @@ def remember_address(identifier: str, address: Address) -> None:
     try:
         change_cluster(identifier, lambda cluster: cluster.reached(str(address)))
     except EdgeppError as error:
-        _LOG.info("%s is not remembered: %s", address, error)
+        log.info("%s is not remembered: %s", address, error)
 
 
 def has_left() -> bool:
@@ -189,7 +189,7 @@ def load_view() -> dict[str, Any] | None:
     try:
         return load(config_dir() / "view.json", _view)
     except EdgeppError as error:
-        _LOG.info("%s", error)
+        log.info("%s", error)
         return None
 
 
@@ -200,7 +200,7 @@ def save_view(view: Mapping[str, Any]) -> None:
         with changing(path):
             save(path, {"view": view}, _view)
     except EdgeppError as error:
-        _LOG.info("%s", error)
+        log.info("%s", error)
 
 
 def _key_pair(stored: Mapping[str, Any]) -> KeyPair | None:
@@ -226,8 +226,8 @@ def _view(stored: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _cluster_within_bounds(stored: Mapping[str, Any]) -> Cluster | None:
     """What is written: nothing that reading would cut."""
-    fits = all(len(stored[name]) <= most for name, most in _MOST.items())
-    return _cluster(stored) if fits and len(stored["addresses"]) <= ADDRESSES else None
+    fits = all(len(stored[name]) <= most for name, most in _MAX_ENTRIES.items())
+    return _cluster(stored) if fits and len(stored["addresses"]) <= MAX_ADDRESSES else None
 
 
 def _cluster(stored: Mapping[str, Any]) -> Cluster | None:
@@ -239,15 +239,15 @@ def _cluster(stored: Mapping[str, Any]) -> Cluster | None:
     addresses = stored.get("addresses")
     if not is_cluster_id(identifier) or coordinator is None or type(addresses) is not list:
         return None
-    known = [_address(one) for one in addresses[:ADDRESSES]]
+    known = [_address(one) for one in addresses[:MAX_ADDRESSES]]
     lists: dict[str, tuple[PairedNode, ...]] = {}
-    for name, most in _MOST.items():
+    for name, most in _MAX_ENTRIES.items():
         listed = stored.get(name, [] if name in ("revoked", "withdrawn") else None)
         members = [_member(one) for one in listed[:most]] if type(listed) is list else [None]
         if None in members:
             return None
         if len(listed) > most:
-            _LOG.warning("of the cluster's %d %s only the first %d are kept", len(listed), name, most)
+            log.warning("of the cluster's %d %s only the first %d are kept", len(listed), name, most)
         lists[name] = tuple(member for member in members if member is not None)
     if None in known:
         return None

@@ -15,7 +15,7 @@ from platformdirs import user_config_path
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.safe_files import NotRegular, TooLarge, open_regular, read_whole, write_atomically
 
-MOST_BYTES = 1 << 24
+MAX_FILE_BYTES = 1 << 24
 """The longest file that is read or written."""
 _WAIT_S = 10.0
 _VERSION = 1
@@ -53,7 +53,7 @@ def read_private(path: Path) -> str | None:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 raise EdgeppError(f"others may read {path}, which holds secrets", f"run: chmod 600 {path}")
-            return read_whole(file, MOST_BYTES).decode()
+            return read_whole(file, MAX_FILE_BYTES).decode()
     except FileNotFoundError:
         return None
     except (NotRegular, TooLarge) as error:
@@ -88,7 +88,7 @@ def save(path: Path, value: Mapping[str, Any], read: Reader[T]) -> None:
         EdgeppError: ``read`` would not take it, or it cannot be written; the old one stands.
     """
     text = json.dumps({"version": _VERSION, **value}, indent=1) + "\n"
-    if len(text) > MOST_BYTES or _parse(text, read) is None:
+    if len(text) > MAX_FILE_BYTES or _parse(text, read) is None:
         hint = "there may be too many entries: drop some with `edgepp revoke`"
         raise EdgeppError(f"{path} stays as it is: what was to be written could not be read again", hint)
     try:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgepp.coordinator.fair_shares import FairPlaces
+from edgepp.coordinator.fair_shares import FairLimiter
 from edgepp.coordinator.json_codec import AnswerSummary, Prompt, decode_question, encode_summary
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.engine.pipeline import Pipeline
@@ -21,11 +21,11 @@ from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.coordinator")
 
-MOST = 128
-"""AnswerService at a time beside one of each owner (``FairPlaces``); more are declined."""
-WAIT_S = 120.0
+MAX_ANSWERS = 128
+"""AnswerService at a time beside one of each owner (``FairLimiter``); more are declined."""
+PIPELINE_WAIT_S = 120.0
 """How long a question waits for a cluster that is loading, and for one that lost a stage before the first token."""
-TRIES = 3
+MAX_ATTEMPTS = 3
 """How often an answer is begun: a question that costs a stage each time must not do so for ever."""
 
 Send = Callable[[list[bytes]], None]
@@ -37,11 +37,11 @@ Asker = tuple[bytes, int]
 class AnswerService:
     """Every answer that is being given."""
 
-    def __init__(self, serving: PipelineManager) -> None:
-        self._serving = serving
+    def __init__(self, pipeline_manager: PipelineManager) -> None:
+        self._pipeline_manager = pipeline_manager
         self._lock = threading.Lock()
         self._live: dict[Asker, _Live] = {}
-        self._places = FairPlaces(MOST)
+        self._limiter = FairLimiter(MAX_ANSWERS)
         self.done = 0
         self.last: Timing | None = None
         """The times of the newest whole answer."""
@@ -66,7 +66,7 @@ class AnswerService:
         with self._lock:
             if asker in self._live:
                 raise EdgeppError("a question with this number is being answered")
-            if not self._places.take(key):
+            if not self._limiter.acquire(key):
                 raise EdgeppError(
                     f"{len(self._live)} answers are under way already, and your share of them is taken",
                     "ask again when one of yours has ended",
@@ -102,11 +102,11 @@ class AnswerService:
         for live in gone:
             live.cancel()
         if gone:
-            self._serving.wake()
+            self._pipeline_manager.wake()
 
     def _end(self, asker: Asker) -> None:
         with self._lock:
-            self._places.give_back(self._live.pop(asker).key)
+            self._limiter.release(self._live.pop(asker).key)
 
     def _answer(self, asker: Asker, live: _Live, prompt: Prompt, options: GenerateOptions) -> None:
         """The thread of one answer. Whatever happens in it, the asker hears how it ended and its place is free."""
@@ -127,11 +127,11 @@ class AnswerService:
     def _stream(self, live: _Live, prompt: Prompt, options: GenerateOptions) -> None:
         """Answer, and begin again where a stage is lost before anything of the answer was shown."""
         asked_s = time.perf_counter()
-        until_s = time.monotonic() + WAIT_S
+        until_s = time.monotonic() + PIPELINE_WAIT_S
         failed: EdgeppError | None = None
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(MAX_ATTEMPTS)):
             try:
-                pipeline = self._serving.acquire(until_s - time.monotonic(), lambda: live.cancelled)
+                pipeline = self._pipeline_manager.acquire(until_s - time.monotonic(), lambda: live.cancelled)
             except EdgeppError as error:
                 if live.cancelled:
                     live.tell(_ended(live.number, AnswerSummary("cancelled", 0, Timing(0.0), ())))

@@ -41,11 +41,11 @@ from edgepp.wire.messages import (
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 
-HERE_S = 1.0
+CONNECT_S = 1.0
 """How long a remembered address has to answer."""
 DISCOVER_S = 2.0
 """How long the network is listened to for the coordinator."""
-SILENT_S = 5.0
+COORDINATOR_SILENT_S = 5.0
 """A coordinator that says nothing for so long is lost; it speaks every second."""
 _POLL_S = 0.2
 
@@ -120,14 +120,14 @@ class CoordinatorClient:
         Raises:
             PeerLost: it is gone.
         """
-        if not self._link.send(frames, SILENT_S):
+        if not self._link.send(frames, COORDINATOR_SILENT_S):
             self._fail("is gone: its connection is closed")
 
     def listen(self) -> Iterator[tuple[Message, list[memoryview]]]:
         """What the coordinator sends, for as long as it does.
 
         Raises:
-            PeerLost: nothing comes for ``SILENT_S`` seconds.
+            PeerLost: nothing comes for ``COORDINATOR_SILENT_S`` seconds.
         """
         heard_s = time.monotonic()
         while True:
@@ -142,8 +142,8 @@ class CoordinatorClient:
                     yield decode(frames[0]), frames
                 except RemoteProtocolError as error:
                     self._fail(f"cannot be understood: {error}")
-            elif now_s - heard_s > SILENT_S:
-                self._fail(f"has said nothing for {SILENT_S:.0f} s")
+            elif now_s - heard_s > COORDINATOR_SILENT_S:
+                self._fail(f"has said nothing for {COORDINATOR_SILENT_S:.0f} s")
 
     def close(self) -> None:
         """Disconnect."""
@@ -186,7 +186,7 @@ class CoordinatorClient:
                 continue
             try:
                 link, frames = connect_first(
-                    self._context, addresses, hello, HERE_S, PAYLOAD_BYTES, protection, encode_payload({})
+                    self._context, addresses, hello, CONNECT_S, PAYLOAD_BYTES, protection, encode_payload({})
                 )
             except PeerLost as error:
                 failure = error

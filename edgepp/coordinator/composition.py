@@ -115,7 +115,7 @@ class CoordinatorService:
         size = ModelSize.of(shape_of(options.model, frontend.checkpoint), options.kv_bits)
         offer = _offer(options, on_event, given_up)
         context = min(options.context, frontend.checkpoint.context)
-        director = Planner(
+        planner = Planner(
             want=PlacementRequest(size, context, options.max_sequences, options.policy),
             model=_pinned_name(frontend),
             exact=options.exact,
@@ -134,9 +134,9 @@ class CoordinatorService:
             budget=context * options.max_sequences,
             speculate=options.speculate,
         )
-        self.serving = PipelineManager(frontend, pipeline, on_event)
-        self._owned.callback(self.serving.close)
-        self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
+        self.pipeline_manager = PipelineManager(frontend, pipeline, on_event)
+        self._owned.callback(self.pipeline_manager.close)
+        self.coordinator = Coordinator(identity, cluster, options.listen, planner, self.pipeline_manager, on_event)
         self.coordinator.start()
         self._owned.callback(self.coordinator.close)
         if offer is not None:
@@ -147,7 +147,7 @@ class CoordinatorService:
 
     def connect(self) -> CoordinatorClient:
         """A connection of this machine to its own coordinator, for calls and questions."""
-        cluster = self.coordinator.registry.cluster
+        cluster = self.coordinator.trust_store.cluster
         return CoordinatorClient(self._identity, cluster, [self.coordinator.here])
 
     def report(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class CoordinatorService:
         if not self.coordinator.is_alive():
             found = explained(self.coordinator.error or RuntimeError("its thread ended"))
             raise EdgeppError(f"the coordinator ended by itself: {found}", f"start it again; {found.hint}")
-        if not self.serving.alive:
+        if not self.pipeline_manager.alive:
             raise RuntimeError("the part that opens pipelines ended by itself")
         if self.node is not None and self.node.ended.is_set():
             raise self.node.error or EdgeppError("this machine's own node ended by itself", "start it again")

@@ -82,8 +82,8 @@ class Coordinator(threading.Thread):
         identity: Identity,
         cluster: Cluster,
         listen: Address,
-        director: Planner,
-        serving: PipelineManager,
+        planner: Planner,
+        pipeline_manager: PipelineManager,
         on_event: OnEvent,
     ) -> None:
         """Bind ``listen``; members are let in when the thread is started.
@@ -93,19 +93,19 @@ class Coordinator(threading.Thread):
         """
         super().__init__(name="coordinator", daemon=True)
         self._identity = identity
-        self.director = director
-        self.serving = serving
+        self.planner = planner
+        self.pipeline_manager = pipeline_manager
         self._on_event = on_event
-        self._own = director.known
+        self._own = planner.known
         """Nodes that are expected although the book does not name them: this machine's own."""
         self.members = Membership()
-        self.answers = AnswerService(serving)
-        self.rollout = Rollout(director, self.members, serving, self.answers, on_event)
+        self.answers = AnswerService(pipeline_manager)
+        self.rollout = Rollout(planner, self.members, pipeline_manager, self.answers, on_event)
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._refused)
         try:
-            self.registry = TrustStore(identity, cluster, self._gate)
+            self.trust_store = TrustStore(identity, cluster, self._gate)
             self._listener = Listener(self._context, listen, PAYLOAD_BYTES, identity.keys)
         except EdgeppError:
             self._gate.close()
@@ -114,14 +114,25 @@ class Coordinator(threading.Thread):
             raise
         self.address = self._listener.address
         self._sources = StatusSources(
-            self.registry, self.members, director, self.rollout, serving, self.answers, self.address, time.monotonic()
+            self.trust_store,
+            self.members,
+            planner,
+            self.rollout,
+            pipeline_manager,
+            self.answers,
+            self.address,
+            time.monotonic(),
         )
-        self.registry.reached_at(self.here)
-        self._entrance = JoinEndpoint(identity, self.address, lambda: self.registry.cluster, self._paired, on_event)
-        self._attendance = MembershipService(self.members, identity, self.registry, director, self._send, on_event)
+        self.trust_store.reached_at(self.here)
+        self._join_endpoint = JoinEndpoint(
+            identity, self.address, lambda: self.trust_store.cluster, self._paired, on_event
+        )
+        self._membership_service = MembershipService(
+            self.members, identity, self.trust_store, planner, self._send, on_event
+        )
         self._waited_s = self._ticked_s = 0.0
         self._turns: FairQueue[Received] = FairQueue(_MOST_WAITING, _MOST_BYTES)
-        self._rarely = LogSampler()
+        self._log_sampler = LogSampler()
         self._revoked: set[Asker] = set()
         """Those who were revoked in the middle of an answer, until its thread has ended."""
         self.error: BaseException | None = None
@@ -140,7 +151,7 @@ class Coordinator(threading.Thread):
     @property
     def reason(self) -> str:
         """What answers wait for, and for which machines; empty where there is a pipeline."""
-        return self.rollout.waiting(self.registry.away({member.node for member in self.members.present}))
+        return self.rollout.waiting(self.trust_store.away({member.node for member in self.members.present}))
 
     def close(self) -> None:
         """End answers and the thread; members look for a new coordinator."""
@@ -167,7 +178,7 @@ class Coordinator(threading.Thread):
             self.answers.cancel_all()
             with self._surviving("closing"):
                 self._listener.close(linger_s=0.2)  # the last word to members and askers
-            for part in (self._entrance, self._gate, self._outbox):
+            for part in (self._join_endpoint, self._gate, self._outbox):
                 with self._surviving("closing"):
                     part.close()
             self._context.term()
@@ -194,14 +205,14 @@ class Coordinator(threading.Thread):
         """What is due now and then; each part by itself, so that one that fails keeps no other from its turn."""
         self._ticked_s = now_s
         with self._surviving("announcing"):
-            self._entrance.announce()
+            self._join_endpoint.announce()
         with self._surviving("attendance"):
-            self._attendance.tick(now_s)
+            self._membership_service.tick(now_s)
         with self._surviving("planning"):
-            self.director.known = frozenset({*self.registry.nodes, *self._own})
+            self.planner.known = frozenset({*self.trust_store.nodes, *self._own})
             self._order(self.rollout.step(now_s))
         with self._surviving("telling the members"):
-            self._attendance.publish()
+            self._membership_service.publish()
         if now_s - self._waited_s >= _WAITING_S:
             self._waited_s = now_s
             with self._surviving("telling askers"):
@@ -222,7 +233,7 @@ class Coordinator(threading.Thread):
             yield
         except Exception as error:
             log.exception("%s failed", what)
-            if self._rarely.tells(type(error).__name__, what):
+            if self._log_sampler.tells(type(error).__name__, what):
                 self._on_event(StepFailed(what, f"{type(error).__name__}: {error}"))
 
     def _order(self, orders: Sequence[Order]) -> None:
@@ -237,7 +248,7 @@ class Coordinator(threading.Thread):
 
     def _paired(self, paired: Paired) -> None:
         """A node was invited. Called in the desk's thread."""
-        self.registry.pair(paired)
+        self.trust_store.pair(paired)
         self.members.version += 1
 
     def _send(self, route: bytes, frames: Sequence[bytes]) -> bool:
@@ -254,12 +265,12 @@ class Coordinator(threading.Thread):
                 if received is None:
                     return
             except RemoteProtocolError as error:
-                if self._rarely.tells("frame", type(error).__name__):
+                if self._log_sampler.tells("frame", type(error).__name__):
                     log.warning("dropped a frame: %s", error)
                 continue
             except Exception as error:  # such as no memory for it, or no descriptor
                 log.exception("a message could not be received")
-                if self._rarely.tells(type(error).__name__, "receiving"):
+                if self._log_sampler.tells(type(error).__name__, "receiving"):
                     self._on_event(StepFailed("receiving a message", f"{type(error).__name__}: {error}"))
                 return
             with self._surviving("taking a message"):
@@ -270,7 +281,7 @@ class Coordinator(threading.Thread):
         try:
             message = decode(frames[0])
         except RemoteProtocolError as error:
-            if self._rarely.tells(sender.host, "frame"):
+            if self._log_sampler.tells(sender.host, "frame"):
                 log.warning("refused a frame of %s: %s", sender.host, error)
             self._send(sender.route, [encode(Refused(sentence(error)))])
             return
@@ -291,7 +302,7 @@ class Coordinator(threading.Thread):
                 try:
                     self._take(sender, message, frames)
                 except EdgeppError as error:
-                    if self._rarely.tells(sender.host, type(message).__name__):
+                    if self._log_sampler.tells(sender.host, type(message).__name__):
                         log.info("refused %s of %s: %s", type(message).__name__, sender.host, error)
                     refusal = [encode(Refused(sentence(error)))] if request is None else declined(request, error)
                     self._send(sender.route, refusal)
@@ -305,17 +316,17 @@ class Coordinator(threading.Thread):
         if isinstance(message, Adopt):
             self._adopt(sender, message)
             return
-        node = self.registry.node_of(sender.key)
+        node = self.trust_store.node_of(sender.key)
         check_speaker(message, "cluster", "member")
         match message:
             case Enrol():
-                self._attendance.enrol(node, sender, message)
+                self._membership_service.enrol(node, sender, message)
             case Heartbeat():
-                self._attendance.beat(node, sender, message)
+                self._membership_service.beat(node, sender, message)
             case Loading() | Loaded() | NotLoaded():
                 self.rollout.heard(node, message, time.monotonic())
             case Leave():
-                self._attendance.leave(node, message)
+                self._membership_service.leave(node, message)
             case Call():
                 self._call(sender, message, decode_payload(frames))
             case Ask():
@@ -326,9 +337,9 @@ class Coordinator(threading.Thread):
                 self.answers.cancel((sender.route, message.request))
 
     def _adopt(self, sender: Sender, message: Adopt) -> None:
-        adoption = self.registry.adopt(sender.key, sender.host, message)
+        adoption = self.trust_store.adopt(sender.key, sender.host, message)
         if adoption.refusal:
-            if self._rarely.tells(sender.host, "adopt"):
+            if self._log_sampler.tells(sender.host, "adopt"):
                 name = clean_name(message.name)
                 self._on_event(NodeRefused(name, sender.host, adoption.refusal, by_token=True))
             self._send(sender.route, [encode(Refused(sentence(adoption.refusal)))])
@@ -336,7 +347,7 @@ class Coordinator(threading.Thread):
         if adoption.paired is not None:
             self.members.version += 1
             self._on_event(adoption.paired)
-        self._send(sender.route, [encode(Enrolled(self.registry.cluster.id, self._identity.name))])
+        self._send(sender.route, [encode(Enrolled(self.trust_store.cluster.id, self._identity.name))])
 
     def _call(self, sender: Sender, message: Call, form: dict[str, Any]) -> None:
         if message.verb in VERBS_OF_OWNER and sender.key != self._identity.keys.public:
@@ -345,12 +356,12 @@ class Coordinator(threading.Thread):
             case "status":
                 answer = self.status()
             case "peers":
-                answer = self.registry.peers({member.node: member.phase.value for member in self.members})
+                answer = self.trust_store.peers({member.node: member.phase.value for member in self.members})
             case "invite":
-                self.registry.check_room()
-                answer = self._entrance.invite()
+                self.trust_store.check_room()
+                answer = self._join_endpoint.invite()
             case "token":
-                answer = self.registry.token()
+                answer = self.trust_store.token()
             case "revoke":
                 answer = self._revoke(str(form.get("node", "")))
             case "leave":
@@ -359,7 +370,7 @@ class Coordinator(threading.Thread):
 
     def _revoke(self, name: str) -> dict[str, Any]:
         """Admit a node or token no longer, and drop it at once."""
-        gone = self.registry.revoke(name, {member.node: member.facts.name for member in self.members})
+        gone = self.trust_store.revoke(name, {member.node: member.facts.name for member in self.members})
         why = f"{self._identity.name} revoked this node"
         for asker in self.answers.cancel_of(gone.key):
             self._send(asker[0], declined(asker[1], EdgeppError(why)))
@@ -370,15 +381,15 @@ class Coordinator(threading.Thread):
             self.members.left(member.node, "was revoked")
         self.members.version += 1
         self._on_event(NodeRevoked(gone.name))
-        kind = "token" if gone in self.registry.cluster.withdrawn else "node"
-        return {"revoked": gone.name, "node": gone.node, "kind": kind, "came_by": self.registry.token_of(gone)}
+        kind = "token" if gone in self.trust_store.cluster.withdrawn else "node"
+        return {"revoked": gone.name, "node": gone.node, "kind": kind, "came_by": self.trust_store.token_of(gone)}
 
     def _dismiss(self, key: str) -> dict[str, Any]:
         """Take out the node with this key, which leaves for good."""
         if key == self._identity.keys.public:
             raise UsageError("the coordinator leaves by ending", "press Ctrl-C where `edgepp serve` runs")
-        gone = next(member for member in self.registry.cluster.members if member.key == key)
-        self.registry.forget(gone.node)
+        gone = next(member for member in self.trust_store.cluster.members if member.key == key)
+        self.trust_store.forget(gone.node)
         if self.members.get(gone.node) is not None:
             self.members.left(gone.node, "left for good")
         self.members.version += 1

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FIRST_S = 1.0
+FIRST_SLOT_RETRY_S = 1.0
 """How long after its first failure a slot is tried again; each further failure doubles it."""
-LONGEST_S = 16.0
-TRIES = 3
+MAX_SLOT_RETRY_S = 16.0
+MAX_FAILURES = 3
 """Failures in a row after which others take over a slot's work, where they can."""
-BARRED_S = 30.0
+FIRST_BAN_S = 30.0
 """For how long, the first time; each further failure doubles it."""
-LONGEST_BARRED_S = 600.0
+MAX_BAN_S = 600.0
 STEADY_S = 10.0
 """A stage that ran for so long had loaded well: a failure after it is the first of a new row."""
 
@@ -24,8 +24,8 @@ STEADY_S = 10.0
 class _Record:
     failures: int = 0
     reason: str = ""
-    barred_s: float = 0.0
-    works_s: float | None = None
+    banned_until_s: float = 0.0
+    loaded_s: float | None = None
     """Since when its stage runs; None while it does not."""
 
 
@@ -38,18 +38,18 @@ class FailureBackoff:
     def failed(self, host: str, reason: str, now_s: float, *, grave: bool = False) -> float:
         """Note a failure, a ``grave`` one as the last of a row; when the slot is to be tried again."""
         record = self._records.setdefault(host, _Record())
-        if record.works_s is not None and now_s - record.works_s >= STEADY_S:
+        if record.loaded_s is not None and now_s - record.loaded_s >= STEADY_S:
             record.failures = 0
-        record.failures = max(record.failures + 1, TRIES if grave else 0)
-        record.reason, record.works_s = reason, None
-        if record.failures >= TRIES:
-            record.barred_s = now_s + _growing(BARRED_S, record.failures - TRIES, LONGEST_BARRED_S)
-        return now_s + _growing(FIRST_S, record.failures - 1, LONGEST_S)
+        record.failures = max(record.failures + 1, MAX_FAILURES if grave else 0)
+        record.reason, record.loaded_s = reason, None
+        if record.failures >= MAX_FAILURES:
+            record.banned_until_s = now_s + _growing(FIRST_BAN_S, record.failures - MAX_FAILURES, MAX_BAN_S)
+        return now_s + _growing(FIRST_SLOT_RETRY_S, record.failures - 1, MAX_SLOT_RETRY_S)
 
-    def works(self, host: str, now_s: float) -> None:
+    def loaded(self, host: str, now_s: float) -> None:
         """Note that a slot has loaded."""
         if host in self._records:
-            self._records[host].works_s = now_s
+            self._records[host].loaded_s = now_s
 
     def clear(self, host: str) -> None:
         """Forget the failures of a slot that did its work."""
@@ -60,10 +60,10 @@ class FailureBackoff:
         for host in [host for host in self._records if host.partition("/")[0] == node]:
             del self._records[host]
 
-    def bars(self, host: str, now_s: float) -> bool:
+    def is_banned(self, host: str, now_s: float) -> bool:
         """Whether a slot's work is better done by others now."""
         record = self._records.get(host)
-        return record is not None and now_s < record.barred_s
+        return record is not None and now_s < record.banned_until_s
 
     def reason(self, host: str) -> str:
         """Why a slot failed last; empty where it did not."""

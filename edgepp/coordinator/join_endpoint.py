@@ -29,7 +29,7 @@ class JoinEndpoint:
         self._announcer = None  # nobody else could reach a loopback address
         if not address.is_loopback:
             self._announcer = Announcer(cluster().id, identity.node, identity.name, address.port)
-        self._desk = PairingServer(address, cluster, on_paired, on_event)
+        self._pairing_server = PairingServer(address, cluster, on_paired, on_event)
         self._watch = Watch()
         self._invitations: tuple[int, ...] = ()
 
@@ -39,7 +39,7 @@ class JoinEndpoint:
         Raises:
             UsageError: too many are open, or the desk's port is taken.
         """
-        return {"code": self._desk.invite(), "port": self._port, "addresses": usable_addresses()}
+        return {"code": self._pairing_server.invite(), "port": self._port, "addresses": usable_addresses()}
 
     def announce(self) -> None:
         """Keep the announcement as this machine's addresses and the invitations are now."""
@@ -47,12 +47,12 @@ class JoinEndpoint:
             return
         if self._watch.changed():
             self._announcer.refresh()
-        if (numbers := self._desk.numbers()) != self._invitations:
+        if (numbers := self._pairing_server.numbers()) != self._invitations:
             self._invitations = numbers
             self._announcer.update(numbers)
 
     def close(self) -> None:
         """Void what is open, and be announced no more."""
-        self._desk.close()
+        self._pairing_server.close()
         if self._announcer is not None:
             self._announcer.close()

@@ -31,19 +31,19 @@ class MembershipService:
         self,
         members: Membership,
         identity: Identity,
-        registry: TrustStore,
-        director: Planner,
+        trust_store: TrustStore,
+        planner: Planner,
         send: Callable[[bytes, Sequence[bytes]], bool],
         on_event: OnEvent,
     ) -> None:
         """``send`` takes a route and frames; False where that peer is gone."""
         self._members = members
         self._identity = identity
-        self._registry = registry
-        self._director = director
+        self._trust_store = trust_store
+        self._planner = planner
         self._send = send
         self._on_event = on_event
-        self._rarely = LogSampler()
+        self._log_sampler = LogSampler()
         self._viewed: tuple[object, ...] | None = None
         self._ticked_s = 0.0
 
@@ -59,11 +59,11 @@ class MembershipService:
             raise UsageError(f"it runs edgepp {facts.version}, and this cluster {__version__}", "install the same one")
         new = (old := self._members.get(node)) is None or old.phase is MemberPhase.GONE
         if reason := self._members.enrol(node, sender.key, facts, sender.route, sender.host, now_s):
-            if self._rarely.tells(sender.host, "double"):
+            if self._log_sampler.tells(sender.host, "double"):
                 self._on_event(NodeRefused(facts.name, sender.host, reason))
             raise UsageError(reason)
-        self._director.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
-        self._send(sender.route, [encode(Enrolled(self._registry.cluster.id, self._identity.name))])
+        self._planner.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
+        self._send(sender.route, [encode(Enrolled(self._trust_store.cluster.id, self._identity.name))])
         self._viewed = None
         if new:
             self._on_event(NodeJoined(facts.name, sender.host, facts.memory, facts.backend))
@@ -95,18 +95,18 @@ class MembershipService:
 
     def publish(self) -> None:
         """Send the members a new view whenever there is one."""
-        members, director = self._members, self._director
-        newest = (members.version, director.number, director.reason, director.settled)
+        members, planner = self._members, self._planner
+        newest = (members.version, planner.number, planner.reason, planner.settled)
         if newest == self._viewed:
             return
         self._viewed = newest
-        parts = node_assignments(director, members)
+        parts = node_assignments(planner, members)
         view = {
             "version": members.version,
-            "plan_version": director.count,
-            "cluster": self._registry.cluster.id,
-            "model": director.model,
-            "keys": sorted(self._registry.keys),
+            "plan_version": planner.count,
+            "cluster": self._trust_store.cluster.id,
+            "model": planner.model,
+            "keys": sorted(self._trust_store.keys),
             "members": [
                 {"node": m.node, "name": m.facts.name, "state": m.phase.value, "address": m.host, **parts[m.node]}
                 for m in members

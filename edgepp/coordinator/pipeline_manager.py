@@ -19,9 +19,9 @@ from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpen
 
 log = logging.getLogger("edgepp.coordinator")
 
-AGAIN_S = 0.5
+FIRST_REOPEN_S = 0.5
 """How long after a failure a pipeline is tried again; each further failure of the same one doubles it."""
-LONGEST_S = 8.0
+MAX_REOPEN_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class PipelineManager:
         self._failed_s = 0.0
         self._failures = 0
         """Failures in a row to open what is wanted."""
-        self._lacks: EdgeppError | None = None
+        self._shortage: EdgeppError | None = None
         self.reason = "no plan yet"
         """Why there is no pipeline now."""
-        self._thread = threading.Thread(target=self._run, name="serving", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pipeline-manager", daemon=True)
         self._thread.start()
 
     @property
@@ -75,9 +75,9 @@ class PipelineManager:
         """Whether its thread runs."""
         return self._thread.is_alive()
 
-    def keep(self, wanted: PipelineOrder) -> None:
+    def ensure_open(self, wanted: PipelineOrder) -> None:
         """See to it that ``wanted`` is open: called again and again, it does something only when that is not so."""
-        if wanted == self._wanted and (self._busy or time.monotonic() - self._failed_s < self._again_s):
+        if wanted == self._wanted and (self._busy or time.monotonic() - self._failed_s < self._reopen_wait_s):
             return
         if wanted == self._wanted and self.pipeline is not None:
             return
@@ -86,18 +86,18 @@ class PipelineManager:
         self._wanted = wanted
         self._order(wanted)
 
-    def shut(self, reason: str, error: EdgeppError) -> None:
+    def close_pipeline(self, reason: str, error: EdgeppError) -> None:
         """Close the pipeline: ``reason`` is told to who waits for the next one, ``error`` to who is being answered."""
         self.reason = reason
         if self._wanted is not None:
             self._wanted = None
             self._order(error)
 
-    def lacks(self, error: EdgeppError | None) -> None:
+    def set_shortage(self, error: EdgeppError | None) -> None:
         """Note what is missing for there to be a pipeline at all: nobody needs to wait for one then."""
-        if error is not self._lacks:
+        if error is not self._shortage:
             with self._changed:
-                self._lacks = error
+                self._shortage = error
                 self._changed.notify_all()
 
     def acquire(self, wait_s: float, given_up: Callable[[], bool]) -> Pipeline:
@@ -109,8 +109,8 @@ class PipelineManager:
         until_s = time.monotonic() + wait_s
         with self._changed:
             while (pipeline := self.pipeline) is None:
-                if self._lacks is not None:
-                    raise EdgeppError(f"the cluster cannot answer: {self._lacks}", self._lacks.hint)
+                if self._shortage is not None:
+                    raise EdgeppError(f"the cluster cannot answer: {self._shortage}", self._shortage.hint)
                 if time.monotonic() >= until_s or given_up():
                     raise EdgeppError(f"the cluster cannot answer yet: {self.reason}", "see `edgepp status`")
                 self._changed.wait(1.0)
@@ -131,8 +131,8 @@ class PipelineManager:
         return self._done != self._ordered
 
     @property
-    def _again_s(self) -> float:
-        return min(LONGEST_S, AGAIN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
+    def _reopen_wait_s(self) -> float:
+        return min(MAX_REOPEN_S, FIRST_REOPEN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
 
     def _order(self, command: PipelineOrder | EdgeppError) -> None:
         self._ordered += 1

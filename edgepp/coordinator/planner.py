@@ -24,11 +24,11 @@ QUIET_S = 1.0
 """How long members must not have changed before a plan is made."""
 RESTLESS_S = 5.0
 """The same for members that never stop changing, from the first change on."""
-GATHER_S = 4.0
+START_WAIT_S = 4.0
 """How long, after its start, the coordinator waits for the members that it knows."""
-PATIENCE_S = 30.0
+MAX_BUSY_S = 30.0
 """How long a better plan waits for answers to end."""
-AGAIN_S = 5.0
+REORDER_S = 5.0
 """A load of which nothing is heard for so long is ordered again."""
 STALLED_S = 120.0
 """A load that has come no further for so long has failed."""
@@ -70,11 +70,11 @@ class Planner:
     plan: Plan | None = None
     shortage: PlanError | None = None
     """Why the members cannot hold the model, or not in a better way than they do; None where they can."""
-    left_out: str = ""
+    excluded: str = ""
     """Which slots are left out for now, since they fail, and why."""
     links: dict[tuple[str, str], LinkSpeed] = field(default_factory=dict)
     """As measured so far, by node ids."""
-    trouble: FailureBackoff = field(default_factory=FailureBackoff)
+    backoff: FailureBackoff = field(default_factory=FailureBackoff)
     _began_s: float | None = None
     _seen: tuple[object, ...] = ()
     _planned: tuple[object, ...] | None = None
@@ -83,7 +83,7 @@ class Planner:
     """Since when members have changed without a plan being made."""
     _loads: dict[str, _Load] = field(default_factory=dict)
     """By host of the plan."""
-    _barred: tuple[str, ...] = ()
+    _banned: tuple[str, ...] = ()
     """Hosts that are left out for now, since they failed."""
     _offers: StageHosts = field(init=False)
 
@@ -102,10 +102,10 @@ class Planner:
         if self.shortage is None:
             return unfit or ("" if self.plan is not None else "no node has joined yet")
         text = f"{self.shortage}; {self.shortage.hint}" if self.shortage.hint else str(self.shortage)
-        out = "; ".join(filter(None, (unfit, self.left_out)))
+        out = "; ".join(filter(None, (unfit, self.excluded)))
         return f"{out}; without it, {text}" if out else text
 
-    def lacking(self, members: Membership) -> PlanError | None:
+    def certain_shortage(self, members: Membership) -> PlanError | None:
         """What is missing to hold the model, if that is certain: everyone who belongs to the cluster is here."""
         return self.shortage if self.plan is None and self.settled and self._gathered(members) else None
 
@@ -114,11 +114,11 @@ class Planner:
         """Whether the members of now have been planned for."""
         return self._planned is not None and self._planned == self._seen
 
-    def why_out(self, node: str) -> str:
+    def why_excluded(self, node: str) -> str:
         """Why a node is left out of plans; empty where it is not."""
         if refusal := self._offers.refused.get(node):
             return refusal
-        reasons = [self.trouble.reason(host) for host in self._barred if _split(host)[0] == node]
+        reasons = [self.backoff.reason(host) for host in self._banned if _split(host)[0] == node]
         return f"it failed to run its layers: {reasons[-1]}" if reasons else ""
 
     def decide(self, members: Membership, now_s: float, *, idle: bool) -> list[Order]:
@@ -127,18 +127,18 @@ class Planner:
             self._began_s = self._changed_s = now_s
         self._expire(members, now_s)
         hosts = self._offers.hosts(members.present)
-        self._barred = barred = tuple(host.id for host in hosts if self.trouble.bars(host.id, now_s))
-        self._notice((*hosts, *barred, *self._offers.unfit), now_s)
+        self._banned = banned = tuple(host.id for host in hosts if self.backoff.is_banned(host.id, now_s))
+        self._notice((*hosts, *banned, *self._offers.unfit), now_s)
         planned = {host for host, _ in self.plan.stages} if self.plan else set()
         broken = not planned <= {host.id for host in hosts}
-        urgent = broken or not planned.isdisjoint(barred)
+        urgent = broken or not planned.isdisjoint(banned)
         if broken or (self._planned != self._seen and (urgent or self._settled(members, now_s, idle=idle))):
             self._planned, self._restless_s = self._seen, None
-            if self._replan(hosts, barred, broken=broken):
+            if self._replan(hosts, banned, broken=broken):
                 return self._orders(members, now_s)
         return self._reminders(members, now_s)
 
-    def believes(self, members: Membership, node: str, report: Loading | Loaded | NotLoaded) -> bool:
+    def is_expected(self, members: Membership, node: str, report: Loading | Loaded | NotLoaded) -> bool:
         """Whether a report can be true: its plan and slot are what this node was told, and it was not done before."""
         host = _host(node, report.slot)
         load, member = self._loads.get(host), members.get(node)
@@ -159,19 +159,19 @@ class Planner:
         """A slot has loaded what it was told to."""
         host = _host(node, slot)
         self._loads[host].under_way = False
-        self.trouble.works(host, now_s)
+        self.backoff.loaded(host, now_s)
 
     def failed(self, node: str, slot: int, reason: str, now_s: float, *, grave: bool = False) -> None:
         """A slot could not load, or lost its stage: it is tried again, later each time."""
         host = _host(node, slot)
         load = self._loads[host]
         load.under_way = False
-        load.ordered_s = self.trouble.failed(host, reason, now_s, grave=grave) - AGAIN_S
+        load.ordered_s = self.backoff.failed(host, reason, now_s, grave=grave) - REORDER_S
 
     def answered(self) -> None:
         """An answer was finished: every stage of the plan has done its work, whatever was wrong with it before."""
         for host, _ in self.plan.stages if self.plan else ():
-            self.trouble.clear(host)
+            self.backoff.clear(host)
 
     def stages(self, members: Membership) -> list[tuple[Member, int, LayerRange, Loaded | None]]:
         """Member, slot, range and what is loaded of each stage of the plan, in order."""
@@ -206,25 +206,25 @@ class Planner:
         restless_s = now_s - (self._changed_s if self._restless_s is None else self._restless_s)
         quiet = now_s - self._changed_s >= QUIET_S or restless_s >= RESTLESS_S
         if self.plan is None:
-            return quiet and (self._gathered(members) or now_s - (self._began_s or now_s) >= GATHER_S)
-        return quiet and (idle or restless_s >= PATIENCE_S)
+            return quiet and (self._gathered(members) or now_s - (self._began_s or now_s) >= START_WAIT_S)
+        return quiet and (idle or restless_s >= MAX_BUSY_S)
 
-    def _replan(self, hosts: Sequence[StageHost], barred: Sequence[str], *, broken: bool) -> bool:
+    def _replan(self, hosts: Sequence[StageHost], banned: Sequence[str], *, broken: bool) -> bool:
         """Whether another plan is in force now."""
-        self.shortage, self.left_out = None, ""
+        self.shortage, self.excluded = None, ""
         self._offers.take_back()
-        well = [host for host in hosts if host.id not in barred]
+        well = [host for host in hosts if host.id not in banned]
         try:
             plan = self._place(well)
         except PlanError as error:
             plan, self.shortage = None, error
         if plan is None and len(well) < len(hosts):  # rather one that has failed than none
-            out = [host for host in hosts if host.id in barred]
-            self.left_out = ", ".join(f"{host} cannot run its layers: {self.trouble.reason(host.id)}" for host in out)
+            out = [host for host in hosts if host.id in banned]
+            self.excluded = ", ".join(f"{host} cannot run its layers: {self.backoff.reason(host.id)}" for host in out)
             try:
                 plan = self._place(hosts)
             except PlanError as error:
-                self.shortage, self.left_out = error, ""
+                self.shortage, self.excluded = error, ""
         if plan is None and self.plan is not None and not broken:
             return False
         changed = plan != self.plan
@@ -271,7 +271,7 @@ class Planner:
         return [
             self._order(host, layers, now_s)
             for host, layers in self._missing(members)
-            if host not in self._loads or now_s - self._loads[host].ordered_s >= AGAIN_S
+            if host not in self._loads or now_s - self._loads[host].ordered_s >= REORDER_S
         ]
 
     def _expire(self, members: Membership, now_s: float) -> None:
@@ -293,9 +293,9 @@ class Planner:
         """A member enrolled again: what it was told before may be lost. A new process of it has not failed yet."""
         for host, load in self._loads.items():
             if _split(host)[0] == node and (restarted or load.under_way):
-                load.ordered_s = -AGAIN_S
+                load.ordered_s = -REORDER_S
         if restarted:
-            self.trouble.forget(node)
+            self.backoff.forget(node)
 
 
 def _host(node: str, slot: int) -> str:

@@ -63,7 +63,7 @@ class StageHosts:
 
         ``error`` says why there is no plan with all of them.
         """
-        for out in self._left_out({host.node for host in hosts}):
+        for out in self._candidates_to_exclude({host.node for host in hosts}):
             kept = [host for host in hosts if host.node not in out]
             if fits(self._want, kept, self._coordinator):
                 self._idle = {
@@ -76,7 +76,7 @@ class StageHosts:
         """Let every pinned range count again that the others leave room for: a new plan is to be made."""
         self._idle = {}
 
-    def _left_out(self, nodes: set[str]) -> Iterator[frozenset[str]]:
+    def _candidates_to_exclude(self, nodes: set[str]) -> Iterator[frozenset[str]]:
         """One of the last ``_ALONE`` pinned nodes, then the last 2, 4, 8 … and all: few, for each is a search."""
         late = [node for node in reversed(self._pins) if node in nodes]
         yield from (frozenset({node}) for node in late[:_ALONE])

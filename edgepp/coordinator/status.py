@@ -23,11 +23,11 @@ SCHEMA = 1
 class StatusSources:
     """The parts of a coordinator that a cluster's state is read from."""
 
-    registry: TrustStore
+    trust_store: TrustStore
     members: Membership
-    director: Planner
+    planner: Planner
     rollout: Rollout
-    serving: PipelineManager
+    pipeline_manager: PipelineManager
     answers: AnswerService
     address: Address
     """Where the coordinator listens."""
@@ -37,26 +37,28 @@ class StatusSources:
 
 def cluster_status(sources: StatusSources) -> dict[str, Any]:
     """Everything that people ask of a cluster. Layers are half-open, times in seconds, memory in bytes."""
-    director, serving = sources.director, sources.serving
+    planner, pipeline_manager = sources.planner, sources.pipeline_manager
     stages = stage_statuses(sources)
-    state = "ready" if serving.pipeline is not None else "loading" if stages else "waiting"
+    state = "ready" if pipeline_manager.pipeline is not None else "loading" if stages else "waiting"
     timing = sources.answers.last
     return {
         "schema": SCHEMA,
-        "cluster": sources.registry.cluster.id,
-        "coordinator": sources.registry.cluster.coordinator.name,
+        "cluster": sources.trust_store.cluster.id,
+        "coordinator": sources.trust_store.cluster.coordinator.name,
         "address": str(sources.address),
-        "model": serving.model,
+        "model": pipeline_manager.model,
         "state": state,
-        "reason": sources.rollout.waiting(sources.registry.away({member.node for member in sources.members.present})),
-        "plan_version": director.count,
+        "reason": sources.rollout.waiting(
+            sources.trust_store.away({member.node for member in sources.members.present})
+        ),
+        "plan_version": planner.count,
         "view": sources.members.version,
-        "policy": director.want.policy,
-        "context": director.want.context,
-        "max_sequences": director.want.max_sequences,
-        "exact": director.exact,
-        "kv_bits": director.kv_bits or None,
-        "sampling": encode_sampling(serving.sampling),
+        "policy": planner.want.policy,
+        "context": planner.want.context,
+        "max_sequences": planner.want.max_sequences,
+        "exact": planner.exact,
+        "kv_bits": planner.kv_bits or None,
+        "sampling": encode_sampling(pipeline_manager.sampling),
         "uptime_s": round(time.monotonic() - sources.began_s, 1),
         "answers": {
             "under_way": len(sources.answers),
@@ -72,7 +74,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
 
 def _engine(sources: StatusSources) -> dict[str, Any]:
     """What the engine has to do, and how much of the prompts it had computed before; counts begin with the pipeline."""
-    pipeline = sources.serving.pipeline
+    pipeline = sources.pipeline_manager.pipeline
     if pipeline is None:
         return {}
     load = pipeline.engine.load
@@ -87,11 +89,11 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
 
 
 def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
-    parts = node_assignments(sources.director, sources.members)
+    parts = node_assignments(sources.planner, sources.members)
     nodes = []
     for member in sources.members:
         facts = member.facts
-        here = member.node == sources.registry.cluster.coordinator.node
+        here = member.node == sources.trust_store.cluster.coordinator.node
         nodes.append(
             {
                 "node": member.node,
@@ -119,11 +121,11 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
 
 def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
     """One object a stage of the plan, in order."""
-    pipeline, timing = sources.serving.pipeline, sources.answers.last
+    pipeline, timing = sources.pipeline_manager.pipeline, sources.answers.last
     stage_stats = pipeline.engine.stage_stats if pipeline else []
     infos = pipeline.stages if pipeline else ()
     reports = []
-    for index, (member, slot, layers, loaded) in enumerate(sources.director.stages(sources.members)):
+    for index, (member, slot, layers, loaded) in enumerate(sources.planner.stages(sources.members)):
         progress = sources.rollout.progress.get((member.node, slot))
         stage: dict[str, Any] = {
             "index": index,

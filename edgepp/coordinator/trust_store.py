@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgepp.cluster.identity import (
-    MOST_MEMBERS,
-    MOST_TOKENS,
+    MAX_MEMBERS,
+    MAX_TOKENS,
     Cluster,
     Identity,
     PairedNode,
@@ -95,9 +95,9 @@ class TrustStore:
         Raises:
             UsageError: the cluster has as many as are kept.
         """
-        if len(self.cluster.members) >= MOST_MEMBERS:
+        if len(self.cluster.members) >= MAX_MEMBERS:
             raise UsageError(
-                f"{MOST_MEMBERS} nodes are paired with this cluster already",
+                f"{MAX_MEMBERS} nodes are paired with this cluster already",
                 "revoke some that are away: `edgepp peers`",
             )
 
@@ -142,12 +142,12 @@ class TrustStore:
         book = self.cluster
         if any(key == one.key for one in book.revoked):
             return f"{self._identity.name} revoked this machine's key, which only a code of `edgepp invite` lifts"
-        if len(book.revoked) >= MOST_MEMBERS:  # an older one may have been forgotten
-            return f"{MOST_MEMBERS} keys are revoked, so that only a code of `edgepp invite` lets machines in"
+        if len(book.revoked) >= MAX_MEMBERS:  # an older one may have been forgotten
+            return f"{MAX_MEMBERS} keys are revoked, so that only a code of `edgepp invite` lets machines in"
         if sum(one.token == token.node for one in (*book.members, *book.revoked)) >= TOKEN_MEMBERS:
             return f"{token.name} has let in {TOKEN_MEMBERS} machines, which is all that one token does"
-        if len(book.members) >= MOST_MEMBERS:
-            return f"{MOST_MEMBERS} nodes are paired with this cluster already"
+        if len(book.members) >= MAX_MEMBERS:
+            return f"{MAX_MEMBERS} nodes are paired with this cluster already"
         return ""
 
     def token(self) -> dict[str, Any]:
@@ -158,8 +158,8 @@ class TrustStore:
         """
         with self._lock:
             tokens = self.cluster.tokens
-            if len(tokens) >= MOST_TOKENS:
-                raise UsageError(f"there are {MOST_TOKENS} tokens already", "withdraw one: `edgepp revoke token-1`")
+            if len(tokens) >= MAX_TOKENS:
+                raise UsageError(f"there are {MAX_TOKENS} tokens already", "withdraw one: `edgepp revoke token-1`")
             text, token = make_token(self.cluster)
             self._change(lambda cluster: replace(cluster, tokens=(*tokens, token)))
         return {"token": text, "name": token.name}
@@ -180,9 +180,9 @@ class TrustStore:
 
             def change(cluster: Cluster) -> Cluster:
                 if gone in cluster.tokens:
-                    withdrawn = (*cluster.withdrawn, gone)[-MOST_MEMBERS:]
+                    withdrawn = (*cluster.withdrawn, gone)[-MAX_MEMBERS:]
                     return replace(cluster, tokens=without(cluster.tokens), withdrawn=withdrawn)
-                revoked = (*(one for one in cluster.revoked if one.node != gone.node), gone)[-MOST_MEMBERS:]
+                revoked = (*(one for one in cluster.revoked if one.node != gone.node), gone)[-MAX_MEMBERS:]
                 return replace(cluster, members=without(cluster.members), revoked=revoked)
 
             self._change(change)

@@ -244,12 +244,12 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
     identity = load_identity()
     cluster = new_cluster(identity)
     cluster = cluster.__class__(cluster.id, cluster.coordinator, (PairedNode.of("mini", GUEST.key),))
-    serving = SimpleNamespace(
+    pipeline_manager = SimpleNamespace(
         pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
     )
     request = PlacementRequest(SIZE, context=1024, max_sequences=1)
-    director = Planner(request, "m", False, identity.node, kv_bits=0, base=1000)
-    made = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, lambda _: None)  # type: ignore[arg-type]
+    planner = Planner(request, "m", False, identity.node, kv_bits=0, base=1000)
+    made = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, lambda _: None)  # type: ignore[arg-type]
     yield made
     made._outbox.put(None)
     made.run()
@@ -263,7 +263,7 @@ def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list
             coordinator.take(sender, [memoryview(frame) for frame in frames])
             coordinator.handle()
     coordinator._tick(time.monotonic())
-    assert coordinator.registry.node_of(GUEST.key)
+    assert coordinator.trust_store.node_of(GUEST.key)
 
 
 @pytest.mark.parametrize("message", [Answered(1), WELCOME, Loaded(1, 0, 1, 1, "", "", 1, 1, 1, 1), ATTACH])

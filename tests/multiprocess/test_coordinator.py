@@ -51,7 +51,7 @@ class Desk:
     """A running coordinator, a member's keys, and connections to it."""
 
     coordinator: Coordinator
-    serving: PipelineManager
+    pipeline_manager: PipelineManager
     keys: KeyPair
     events: list[str]
     context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
@@ -80,10 +80,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         events.append(str(event))
 
     front = SimpleNamespace(sampling=SamplingOptions())  # all that a status reads of a model
-    serving = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
-    director = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base=1 << 16)
-    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, tell)
-    made = Desk(coordinator, serving, member, events)
+    pipeline_manager = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
+    planner = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base=1 << 16)
+    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, tell)
+    made = Desk(coordinator, pipeline_manager, member, events)
     coordinator.start()
     try:
         yield made
@@ -92,7 +92,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
             link.close()
         made.context.term()
         coordinator.close()
-        serving.close()
+        pipeline_manager.close()
 
 
 def call(link: Link, number: int = 1) -> None:
@@ -110,9 +110,9 @@ def test_an_error_in_what_is_due_now_and_then_costs_that_round(desk: Desk, monke
         raise OSError(24, "Too many open files")
 
     link = desk.own
-    monkeypatch.setattr(desk.coordinator._entrance, "announce", fails)
+    monkeypatch.setattr(desk.coordinator._join_endpoint, "announce", fails)
     monkeypatch.setattr(desk.coordinator.rollout, "step", fails)
-    monkeypatch.setattr(desk.coordinator._attendance, "tick", fails)
+    monkeypatch.setattr(desk.coordinator._membership_service, "tick", fails)
     for number in range(3):
         call(link, number)
         assert isinstance(hear(link), Reply)
@@ -145,7 +145,7 @@ def test_a_coordinator_that_ended_by_itself_is_noticed_and_said(desk: Desk, monk
     monkeypatch.setattr(desk.coordinator, "_turn", fails)
     desk.coordinator.join(WAIT_S)
     assert not desk.coordinator.is_alive()
-    service = SimpleNamespace(coordinator=desk.coordinator, serving=desk.serving, node=None)
+    service = SimpleNamespace(coordinator=desk.coordinator, pipeline_manager=desk.pipeline_manager, node=None)
     with pytest.raises(EdgeppError, match=r"the coordinator ended by itself: .*RuntimeError: its socket is gone"):
         CoordinatorService.check(service)  # type: ignore[arg-type]
 
@@ -171,7 +171,7 @@ def test_what_a_member_says_of_loads_that_it_was_not_told_changes_nothing(desk: 
     call(own)
     hear(own)
     version = desk.coordinator.members.version
-    number = desk.coordinator.director.number
+    number = desk.coordinator.planner.number
     for plan in (number - 1, number, number + 1):
         for slot in (0, 63):
             assert link.send([encode(NotLoaded(plan, slot, "it feels like it", ""))], WAIT_S)

@@ -35,7 +35,7 @@ _RESOLVE_MS = 1000
 _SETTLE_S = 0.2  # for others, after the first acceptable record
 _JOIN_S = 15.0
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class _Responder(ABC):
@@ -112,7 +112,7 @@ class _Responder(ABC):
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             reason = str(error) or type(error).__name__
-            _log.warning("multicast DNS does not work (%s), so %s; use --peer HOST:PORT", reason, self._purpose)
+            log.warning("multicast DNS does not work (%s), so %s; use --peer HOST:PORT", reason, self._purpose)
         self._warned = True
 
     def _end(self) -> None:
@@ -199,7 +199,7 @@ class Browser(_Responder):
         self._unresolved: list[str] = []
         super().__init__("other machines are not found by themselves")
 
-    def records(self) -> tuple[Announcement, ...]:
+    def announcements(self) -> tuple[Announcement, ...]:
         """Those heard of now, in no order."""
         with self._changed:
             zeroconf, names = self._zeroconf, tuple(self._names)
@@ -218,7 +218,7 @@ class Browser(_Responder):
         given_up = given_up or threading.Event()
         deadline, settled = time.monotonic() + wait_s, False
         while True:
-            found = tuple(record for record in self.records() if accept(record))
+            found = tuple(record for record in self.announcements() if accept(record))
             left = deadline - time.monotonic()
             if settled or left <= 0 or given_up.is_set():
                 return found

@@ -33,7 +33,7 @@ class Front:
             self.cluster.members,
             here,
             book,
-            self.cluster.director,
+            self.cluster.planner,
             self._send,
             lambda event: self.events.append(str(event)),
         )

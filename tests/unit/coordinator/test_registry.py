@@ -14,8 +14,8 @@ from zmq.utils import z85
 
 from edgepp.cluster import identity as identities
 from edgepp.cluster.identity import (
-    MOST_MEMBERS,
-    MOST_TOKENS,
+    MAX_MEMBERS,
+    MAX_TOKENS,
     PairedNode,
     forget_cluster,
     load_cluster,
@@ -77,15 +77,15 @@ def test_a_token_lets_in_so_many_and_no_more(book: TrustStore) -> None:
 
 def test_a_full_book_takes_nobody_and_is_read_again(home: Path) -> None:
     identity = load_identity()
-    members = tuple(PairedNode.of(f"node {n}", key(n)) for n in range(MOST_MEMBERS))
+    members = tuple(PairedNode.of(f"node {n}", key(n)) for n in range(MAX_MEMBERS))
     book = TrustStore(identity, replace(new_cluster(identity), members=members), Gate())  # type: ignore[arg-type]
-    assert "paired with this cluster already" in adopted(book, token_key(book), MOST_MEMBERS)
+    assert "paired with this cluster already" in adopted(book, token_key(book), MAX_MEMBERS)
     with pytest.raises(UsageError, match="paired with this cluster already"):
-        book.pair(PairedNode.of("mini", key(MOST_MEMBERS)))
+        book.pair(PairedNode.of("mini", key(MAX_MEMBERS)))
     book.pair(PairedNode.of("renamed", key(0)))
     assert load_cluster() == book.cluster
     with pytest.raises(EdgeppError, match="stays as it is"):
-        save_cluster(replace(book.cluster, members=(*members, PairedNode.of("one more", key(MOST_MEMBERS)))))
+        save_cluster(replace(book.cluster, members=(*members, PairedNode.of("one more", key(MAX_MEMBERS)))))
     assert load_cluster() == book.cluster
 
 
@@ -95,12 +95,12 @@ def test_an_older_book_that_is_too_long_loses_its_end_and_is_served(
     identity = load_identity()
     save_cluster(new_cluster(identity))
     path = home / "cluster.json"
-    members = [{"node": identities.node_id(key(n)), "name": f"n{n}", "key": key(n)} for n in range(MOST_MEMBERS + 1)]
+    members = [{"node": identities.node_id(key(n)), "name": f"n{n}", "key": key(n)} for n in range(MAX_MEMBERS + 1)]
     path.write_text(json.dumps({**json.loads(path.read_text()), "members": members}))
     cluster = load_cluster()
     assert cluster is not None
-    assert len(cluster.members) == MOST_MEMBERS
-    assert f"of the cluster's {MOST_MEMBERS + 1} members only the first {MOST_MEMBERS} are kept" in caplog.text
+    assert len(cluster.members) == MAX_MEMBERS
+    assert f"of the cluster's {MAX_MEMBERS + 1} members only the first {MAX_MEMBERS} are kept" in caplog.text
     TrustStore(identity, cluster, Gate())  # type: ignore[arg-type]
     caplog.clear()
     assert load_cluster() == cluster
@@ -142,9 +142,9 @@ def test_a_withdrawn_token_lets_nobody_in_and_its_name_is_not_given_again(book: 
 
 
 def test_tokens_have_a_bound(book: TrustStore) -> None:
-    for _ in range(MOST_TOKENS):
+    for _ in range(MAX_TOKENS):
         book.token()
-    with pytest.raises(UsageError, match=f"{MOST_TOKENS} tokens already"):
+    with pytest.raises(UsageError, match=f"{MAX_TOKENS} tokens already"):
         book.token()
     assert load_cluster() == book.cluster
 
