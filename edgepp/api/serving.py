@@ -28,7 +28,7 @@ class ServedCluster(Background[CoordinatorService]):
     @property
     def address(self) -> str:
         """Where nodes and chats on this machine reach the coordinator, as ``HOST:PORT``."""
-        return str(self._service.coordinator.here)
+        return str(self._service.coordinator.local_address)
 
     @property
     def status(self) -> Mapping[str, Any]:

@@ -140,7 +140,7 @@ class CoordinatorService:
         self.coordinator.start()
         self._owned.callback(self.coordinator.close)
         if offer is not None:
-            here = self.coordinator.here
+            here = self.coordinator.local_address
             self.node = NodeAgent(identity, cluster, offer, lambda: [here], lambda _: None)
             self.node.start()
             self._owned.callback(self.node.close)
@@ -148,7 +148,7 @@ class CoordinatorService:
     def connect(self) -> CoordinatorClient:
         """A connection of this machine to its own coordinator, for calls and questions."""
         cluster = self.coordinator.trust_store.cluster
-        return CoordinatorClient(self._identity, cluster, [self.coordinator.here])
+        return CoordinatorClient(self._identity, cluster, [self.coordinator.local_address])
 
     def report(self) -> dict[str, Any]:
         """The cluster's state: what `edgepp status --json` prints."""

@@ -70,7 +70,7 @@ class MembershipService:
         elif old is not None and old.host != sender.host:
             self._on_event(NodeMoved(facts.name, old.host, sender.host))
 
-    def beat(self, node: str, sender: Sender, beat: Heartbeat) -> None:
+    def heartbeat(self, node: str, sender: Sender, beat: Heartbeat) -> None:
         """Note a sign of life, and answer it."""
         now_us = time.time_ns() // 1000
         off_us = beat.clock_us + beat.rtt_us // 2 - now_us

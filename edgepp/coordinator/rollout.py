@@ -85,7 +85,7 @@ class Rollout:
         self._keep_serving()
         return orders
 
-    def heard(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
+    def report(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
         """Take what a member says of its loads, if it was told to load that and it can be true now."""
         member = self._members.get(node)
         if member is None or not self._planner.is_expected(self._members, node, message):

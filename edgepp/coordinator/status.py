@@ -1,4 +1,4 @@
-"""A cluster's state as one JSON object: what `edgepp status --json` prints."""
+"""The cluster's state as one JSON object, as `edgepp status --json` prints it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class StatusSources:
-    """The parts of a coordinator that a cluster's state is read from."""
+    """The parts of a coordinator from which the cluster's state is read."""
 
     trust_store: TrustStore
     members: Membership
@@ -34,9 +34,14 @@ class StatusSources:
     began_s: float
     """When the coordinator began, by ``time.monotonic``."""
 
+    @property
+    def reason(self) -> str:
+        """What answers wait for, such as machines that are away; empty while a pipeline is open."""
+        return self.rollout.waiting(self.trust_store.away({member.node for member in self.members.present}))
+
 
 def cluster_status(sources: StatusSources) -> dict[str, Any]:
-    """Everything that people ask of a cluster. Layers are half-open, times in seconds, memory in bytes."""
+    """The cluster's state. Layer ranges are half-open pairs, times in seconds, memory in bytes, rates per second."""
     planner, pipeline_manager = sources.planner, sources.pipeline_manager
     stages = stage_statuses(sources)
     state = "ready" if pipeline_manager.pipeline is not None else "loading" if stages else "waiting"
@@ -48,9 +53,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "address": str(sources.address),
         "model": pipeline_manager.model,
         "state": state,
-        "reason": sources.rollout.waiting(
-            sources.trust_store.away({member.node for member in sources.members.present})
-        ),
+        "reason": sources.reason,
         "plan_version": planner.count,
         "view": sources.members.version,
         "policy": planner.want.policy,
@@ -73,7 +76,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
 
 
 def _engine(sources: StatusSources) -> dict[str, Any]:
-    """What the engine has to do, and how much of the prompts it had computed before; counts begin with the pipeline."""
+    """The engine's load and prefix reuse, counted since the pipeline was opened; empty without a pipeline."""
     pipeline = sources.pipeline_manager.pipeline
     if pipeline is None:
         return {}
@@ -120,7 +123,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
 
 
 def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
-    """One object a stage of the plan, in order."""
+    """One object per stage of the plan, in order."""
     pipeline, timing = sources.pipeline_manager.pipeline, sources.answers.last
     stage_stats = pipeline.engine.stage_stats if pipeline else []
     infos = pipeline.stages if pipeline else ()
@@ -137,7 +140,9 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             "backend": loaded.backend if loaded else member.facts.backend,
             "device": loaded.device if loaded else member.facts.device,
             "state": "ready" if loaded else "loading",
-            "progress": _share(progress.done, progress.total) if progress and not loaded else float(loaded is not None),
+            "progress": _fraction(progress.done, progress.total)
+            if progress and not loaded
+            else float(loaded is not None),
             "weight_bytes": loaded.weight_bytes if loaded else None,
             "resident_bytes": loaded.resident_bytes if loaded else None,
             "prefill_tokens_per_s": round(1e6 / loaded.prefill_us, 1) if loaded and loaded.prefill_us else None,
@@ -158,5 +163,5 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
     return reports
 
 
-def _share(done: int, total: int) -> float:
+def _fraction(done: int, total: int) -> float:
     return round(min(1.0, done / total), 3) if total else 0.0

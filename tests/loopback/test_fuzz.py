@@ -260,8 +260,8 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
 def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list[tuple[Sender, list[bytes]]]) -> None:
     for sender, frames in said:
         with ceiling():
-            coordinator.take(sender, [memoryview(frame) for frame in frames])
-            coordinator.handle()
+            coordinator.inbox.put(sender, [memoryview(frame) for frame in frames])
+            coordinator.handle_waiting()
     coordinator._tick(time.monotonic())
     assert coordinator.trust_store.node_of(GUEST.key)
 
@@ -270,6 +270,6 @@ def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list
 def test_a_stranger_and_a_wrong_role_change_nothing(coordinator: Coordinator, message: Message) -> None:
     version = coordinator.members.version
     for sender in (DRIVER, GUEST):
-        coordinator.take(sender, [memoryview(encode(message))])
-    coordinator.handle()
+        coordinator.inbox.put(sender, [memoryview(encode(message))])
+    coordinator.handle_waiting()
     assert coordinator.members.version == version

@@ -1,4 +1,4 @@
-"""Invitation codes, such as ``7-tango-lemon``, which people read to each other: a public number and two secret words."""
+"""Invitation codes that people read to each other, such as ``7-tango-lemon``: a public number, two secret words."""
 
 from __future__ import annotations
 
