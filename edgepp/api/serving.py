@@ -39,7 +39,7 @@ class ServedCluster(Background[CoordinatorService]):
     def loading(self) -> Mapping[str, float]:
         """What is being fetched or loaded on the nodes, by name, and the share that is done, from 0 to 1."""
         progress = list(self._service.coordinator.rollout.progress.values())
-        return {one.what: min(1.0, one.done / one.total) for one in progress if one.total}
+        return {one.what: min(1.0, one.done_bytes / one.total_bytes) for one in progress if one.total_bytes}
 
     async def ready(self) -> None:
         """Wait until the cluster can answer.

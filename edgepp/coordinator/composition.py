@@ -116,13 +116,13 @@ class CoordinatorService:
         offer = _offer(options, on_event, given_up)
         context = min(options.context, frontend.checkpoint.context)
         planner = Planner(
-            want=PlacementRequest(size, context, options.max_sequences, options.policy),
+            request=PlacementRequest(size, context, options.max_sequences, options.policy),
             model=_pinned_name(frontend),
             exact=options.exact,
             kv_bits=options.kv_bits or 0,
             coordinator=identity.node,
-            base=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
-            known=frozenset({identity.node} if offer is not None else ()),
+            base_number=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
+            expected_nodes=frozenset({identity.node} if offer is not None else ()),
         )
         pipeline = PipelineOptions(
             options.model,

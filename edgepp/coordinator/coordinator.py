@@ -91,7 +91,7 @@ class Coordinator(threading.Thread):
         self.planner = planner
         self.pipeline_manager = pipeline_manager
         self._on_event = on_event
-        self._own_nodes = planner.known
+        self._own_nodes = planner.expected_nodes
         """Nodes that are expected although they are not paired: this machine's own."""
         self.members = Membership()
         self.answers = AnswerService(pipeline_manager)
@@ -192,7 +192,7 @@ class Coordinator(threading.Thread):
         with self._surviving("checking the members"):
             self._membership_service.tick(now_s)
         with self._surviving("planning"):
-            self.planner.known = frozenset({*self.trust_store.nodes, *self._own_nodes})
+            self.planner.expected_nodes = frozenset({*self.trust_store.nodes, *self._own_nodes})
             self._send_orders(self.rollout.step(now_s))
         with self._surviving("publishing the view"):
             self._membership_service.publish()

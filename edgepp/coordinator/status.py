@@ -12,8 +12,9 @@ from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.json_codec import encode_sampling
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
-from edgepp.coordinator.rollout import Rollout
+from edgepp.coordinator.rollout import Progress, Rollout
 from edgepp.coordinator.trust_store import TrustStore
+from edgepp.wire.messages import Loaded
 from edgepp.wire.transport import Address
 
 SCHEMA = 1
@@ -54,18 +55,18 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "model": pipeline_manager.model,
         "state": state,
         "reason": sources.reason,
-        "plan_version": planner.count,
+        "plan_version": planner.plan_version,
         "view": sources.members.version,
-        "policy": planner.want.policy,
-        "context": planner.want.context,
-        "max_sequences": planner.want.max_sequences,
+        "policy": planner.request.policy,
+        "context": planner.request.context,
+        "max_sequences": planner.request.max_sequences,
         "exact": planner.exact,
         "kv_bits": planner.kv_bits or None,
         "sampling": encode_sampling(pipeline_manager.sampling),
         "uptime_s": round(time.monotonic() - sources.began_s, 1),
         "answers": {
             "under_way": len(sources.answers),
-            "done": sources.answers.done,
+            "done": sources.answers.num_finished,
             "last_decode_tokens_per_s": round(timing.decode_tokens_per_s, 3) if timing else None,
             "last_ttft_s": round(timing.ttft_s, 4) if timing else None,
         },
@@ -140,9 +141,7 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             "backend": loaded.backend if loaded else member.facts.backend,
             "device": loaded.device if loaded else member.facts.device,
             "state": "ready" if loaded else "loading",
-            "progress": _fraction(progress.done, progress.total)
-            if progress and not loaded
-            else float(loaded is not None),
+            "progress": _progress(progress, loaded),
             "weight_bytes": loaded.weight_bytes if loaded else None,
             "resident_bytes": loaded.resident_bytes if loaded else None,
             "prefill_tokens_per_s": round(1e6 / loaded.prefill_us, 1) if loaded and loaded.prefill_us else None,
@@ -163,5 +162,10 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
     return reports
 
 
-def _fraction(done: int, total: int) -> float:
-    return round(min(1.0, done / total), 3) if total else 0.0
+def _progress(progress: Progress | None, loaded: Loaded | None) -> float:
+    """The loaded fraction of a stage, from 0 to 1."""
+    if loaded is not None:
+        return 1.0
+    if progress is None or not progress.total_bytes:
+        return 0.0
+    return round(min(1.0, progress.done_bytes / progress.total_bytes), 3)

@@ -226,7 +226,7 @@ def test_a_member_that_asks_for_all_it_can_get_takes_no_place_of_another(monkeyp
     asked = Asked(FakePipeline("a", release=release))
     for number in range(5):
         asked.ask(number, key="greedy")
-    with pytest.raises(EdgeppError, match="your share of them is taken"):
+    with pytest.raises(EdgeppError, match="this machine's share of them is taken"):
         asked.ask(5, key="greedy")
     for number, key in enumerate(["ann", "bob", "cay", "dee", "eve"]):
         asked.ask(100 + number, key=key)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.coordinator.assignments import node_assignments
-from edgepp.coordinator.failure_backoff import FIRST_BAN_S, MAX_FAILURES, MAX_SLOT_RETRY_S, STEADY_S, FailureBackoff
-from edgepp.coordinator.planner import MAX_BUSY_S, QUIET_S, REORDER_S, RESTLESS_S, STALLED_S, START_WAIT_S, Planner
+from edgepp.coordinator.failure_backoff import FIRST_BAN_S, MAX_FAILURES, MAX_SLOT_RETRY_S, STEADY_S
+from edgepp.coordinator.load_tracker import REORDER_S, STALLED_S, host_id
+from edgepp.coordinator.planner import MAX_BUSY_S, QUIET_S, RESTLESS_S, START_WAIT_S, Planner
 from edgepp.layers import LayerRange
 from edgepp.placement.types import ModelSize, PlacementRequest, Policy
 from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
@@ -24,9 +25,11 @@ SIZE = ModelSize(
 class Cluster:
     """A planner and its members, with a clock that the test moves."""
 
-    def __init__(self, known: frozenset[str] = frozenset()) -> None:
-        want = PlacementRequest(SIZE, context=1024, max_sequences=1)
-        self.planner = Planner(want, "model", False, HERE, kv_bits=0, base=1000, known=known)
+    def __init__(self, expected_nodes: frozenset[str] = frozenset()) -> None:
+        request = PlacementRequest(SIZE, context=1024, max_sequences=1)
+        self.planner = Planner(
+            request, "model", False, HERE, kv_bits=0, base_number=1000, expected_nodes=expected_nodes
+        )
         self.members = Membership()
         self.now_s = 0.0
 
@@ -47,16 +50,16 @@ class Cluster:
         for node, order in orders:
             if isinstance(order, Load):
                 loaded = Loaded(order.plan, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
-                assert loaded.plan == self.planner.number
+                assert loaded.plan == self.planner.plan_number
                 self.members.loaded(node, order.slot, loaded)
-                self.planner.loaded(node, order.slot, self.now_s)
+                self.planner.loads.loaded(host_id(node, order.slot), self.now_s)
 
     def fail(self, node: str, reason: str = "out of memory") -> None:
         """A stage of this node dies, as its coordinator hears of it."""
-        report = NotLoaded(self.planner.number, 0, reason, "")
+        report = NotLoaded(self.planner.plan_number, 0, reason, "")
         assert self.planner.is_expected(self.members, node, report)
         self.members.loaded(node, 0, None)
-        self.planner.failed(node, 0, reason, self.now_s)
+        self.planner.loads.failed(host_id(node, 0), reason, self.now_s)
 
     def until_complete(self, within_s: float) -> float:
         """Let every load that is ordered succeed; the seconds until the plan is complete."""
@@ -78,7 +81,7 @@ def test_nodes_that_come_together_get_one_plan() -> None:
     cluster.join(MINI, 2_000_000_000)
     orders = cluster.after(QUIET_S + 0.3)
     assert cluster.ranges == {HERE: "0-9", MINI: "10-29"}
-    assert cluster.planner.count == 1
+    assert cluster.planner.plan_version == 1
     assert not cluster.planner.complete(cluster.members)
     cluster.load(orders)
     assert cluster.planner.complete(cluster.members)
@@ -90,9 +93,9 @@ def test_a_better_plan_waits_for_answers_but_not_for_ever() -> None:
     cluster.load(cluster.after(2.0))
     cluster.join(MINI)
     assert cluster.after(MAX_BUSY_S - 2, idle=False) == []
-    assert cluster.planner.count == 1
+    assert cluster.planner.plan_version == 1
     cluster.after(3.0, idle=False)
-    assert cluster.planner.count == 2
+    assert cluster.planner.plan_version == 2
     assert cluster.ranges == {HERE: "0-14", MINI: "15-29"}
 
 
@@ -111,13 +114,13 @@ def test_a_node_that_is_gone_is_replaced_at_once_and_the_others_keep_what_they_c
 
 
 def test_a_start_waits_a_moment_for_the_members_it_knows() -> None:
-    cluster = Cluster(known=frozenset({MINI}))
+    cluster = Cluster(expected_nodes=frozenset({MINI}))
     cluster.join(HERE)
     assert cluster.after(QUIET_S + 1) == []
     cluster.join(MINI)
     cluster.after(QUIET_S + 0.3)
     assert set(cluster.ranges) == {HERE, MINI}
-    alone = Cluster(known=frozenset({MINI}))
+    alone = Cluster(expected_nodes=frozenset({MINI}))
     alone.join(HERE)
     alone.after(START_WAIT_S + 0.3)
     assert set(alone.ranges) == {HERE}
@@ -181,7 +184,9 @@ def test_a_load_that_got_lost_is_ordered_again() -> None:
     first = cluster.after(2.0)
     assert cluster.after(REORDER_S - 1.5) == []
     assert cluster.after(2.0) == first
-    cluster.planner.progress(HERE, Loading(cluster.planner.number, 0, 1, 2, "loading"), cluster.now_s)
+    cluster.planner.loads.progress(
+        host_id(HERE, 0), Loading(cluster.planner.plan_number, 0, 1, 2, "loading"), cluster.now_s
+    )
     assert cluster.after(REORDER_S - 0.5) == []
 
 
@@ -209,7 +214,7 @@ def test_three_deaths_in_a_clusters_life_cost_seconds_each_and_no_more() -> None
     for _ in range(3 * MAX_FAILURES):
         cluster.fail(HERE)
         assert cluster.until_complete(3.0) < 1.5
-        cluster.planner.answered()
+        cluster.planner.answer_finished()
 
 
 def test_the_only_one_that_can_hold_the_model_is_tried_for_ever_with_growing_waits() -> None:
@@ -222,7 +227,7 @@ def test_the_only_one_that_can_hold_the_model_is_tried_for_ever_with_growing_wai
         waits.append(round(cluster.until_complete(MAX_SLOT_RETRY_S + 1)))
     assert waits == [1, 2, 4, 8, 16, 16, 16, 16]
     assert "out of memory" in cluster.planner.reason
-    assert cluster.planner.count == 1
+    assert cluster.planner.plan_version == 1
 
 
 def test_a_process_that_was_started_again_has_not_failed_yet() -> None:
@@ -236,7 +241,7 @@ def test_a_process_that_was_started_again_has_not_failed_yet() -> None:
     cluster.members.left(HERE)
     cluster.after(0.1)
     cluster.join(HERE, incarnation=2)
-    cluster.planner.remind(HERE, restarted=True)
+    cluster.planner.loads.remind(HERE, restarted=True)
     assert cluster.until_complete(QUIET_S + 0.5) < MAX_SLOT_RETRY_S
 
 
@@ -263,37 +268,21 @@ def test_after_the_last_failure_the_cluster_answers_again_in_bounded_time(
         member = cluster.members.get(node)
         assert member is not None
         if what == "fail" and cluster.planner.is_expected(
-            cluster.members, node, NotLoaded(cluster.planner.number, 0, "", "")
+            cluster.members, node, NotLoaded(cluster.planner.plan_number, 0, "", "")
         ):
             cluster.fail(node)
         elif what == "work":
             cluster.load(cluster.after(seconds))
         elif what == "answer" and cluster.planner.complete(cluster.members):
-            cluster.planner.answered()
+            cluster.planner.answer_finished()
         elif what == "leave" and len(cluster.members.present) > 1:
             cluster.members.left(node)
         elif what == "come" and node not in {one.node for one in cluster.members.present}:
             cluster.join(node, incarnation=incarnation)
-            cluster.planner.remind(node, restarted=True)
+            cluster.planner.loads.remind(node, restarted=True)
         else:
             cluster.after(seconds)
     cluster.until_complete(MAX_SLOT_RETRY_S + REORDER_S + QUIET_S)
-
-
-def test_waiting_times_grow_from_the_last_failure_and_end() -> None:
-    trouble, now_s = FailureBackoff(), 0.0
-    waits, bars = [], []
-    for _ in range(12):
-        waits.append(trouble.failed("a/0", "no memory", now_s) - now_s)
-        bars.append(sum(trouble.is_banned("a/0", now_s + second) for second in range(1000)))
-        now_s += 100.0
-    assert waits == [1, 2, 4, 8, *[16] * 8]
-    assert bars == [0, 0, 30, 60, 120, 240, 480, *[600] * 5]
-    trouble.loaded("a/0", now_s)
-    assert trouble.failed("a/0", "", now_s + STEADY_S) - now_s == STEADY_S + 1
-    assert trouble.failed("a/0", "", now_s) - now_s == 2
-    trouble.forget("a")
-    assert trouble.reason("a/0") == ""
 
 
 def test_a_report_counts_only_from_the_node_that_was_told_to_load_that_and_when_it_can_be_true() -> None:
@@ -301,7 +290,7 @@ def test_a_report_counts_only_from_the_node_that_was_told_to_load_that_and_when_
     cluster.join(HERE, 10_000_000_000)
     cluster.join(MINI, stage_slots=0, memory=0)
     orders = cluster.after(2.0)
-    number = cluster.planner.number
+    number = cluster.planner.plan_number
 
     def is_expected(node: str, report: Loading | Loaded | NotLoaded) -> bool:
         return cluster.planner.is_expected(cluster.members, node, report)
@@ -331,7 +320,9 @@ def test_a_load_that_comes_no_further_is_given_to_others() -> None:
     cluster.join(MINI)
     cluster.load([order for order in cluster.after(2.0) if order[0] == HERE])
     for done in range(20):
-        cluster.planner.progress(MINI, Loading(cluster.planner.number, 0, done, 100, "fetching"), cluster.now_s)
+        cluster.planner.loads.progress(
+            host_id(MINI, 0), Loading(cluster.planner.plan_number, 0, done, 100, "fetching"), cluster.now_s
+        )
         cluster.after(STALLED_S / 4)
     assert set(cluster.ranges) == {HERE, MINI}
     cluster.load(cluster.after(STALLED_S * 3 / 4 + 2))
@@ -350,7 +341,7 @@ def test_a_member_that_never_stops_changing_keeps_nobody_from_a_plan() -> None:
 
 
 def test_what_is_lacking_is_certain_once_everyone_is_here() -> None:
-    cluster = Cluster(known=frozenset({HERE, MINI}))
+    cluster = Cluster(expected_nodes=frozenset({HERE, MINI}))
     cluster.join(HERE, memory=100_000_000)
     cluster.after(START_WAIT_S + 1)
     assert cluster.planner.shortage is not None
@@ -392,10 +383,10 @@ def test_of_two_overlapping_pins_the_one_that_was_there_first_counts() -> None:
     cluster.join(HERE)
     cluster.join(AIR, start=15, stop=30)
     cluster.load(cluster.after(2.0))
-    before, count = cluster.ranges, cluster.planner.count
+    before, count = cluster.ranges, cluster.planner.plan_version
     cluster.join(MINI, start=20, stop=30)  # an id before AIR's: the order of arrival counts, not that of ids
     assert cluster.after(2.0) == []
-    assert (cluster.ranges, cluster.planner.count) == (before, count)
+    assert (cluster.ranges, cluster.planner.plan_version) == (before, count)
     assert cluster.planner.complete(cluster.members)
     why = "layers 20-29 are pinned twice: c came first and keeps 15-29, so b, which is to hold 20-29, is spare"
     told = node_assignments(cluster.planner, cluster.members)
@@ -448,7 +439,7 @@ def test_whatever_is_pinned_one_free_node_that_can_hold_the_model_has_a_plan(pin
 def test_absurd_facts_of_a_node_cost_the_others_nothing_for_long(memory: int, rate: int, policy: Policy) -> None:
     """A node without memory is spare; one that claims all there can be, and dies at every load, is taken over."""
     cluster = Cluster()
-    cluster.planner.want = replace(cluster.planner.want, policy=policy)
+    cluster.planner.request = replace(cluster.planner.request, policy=policy)
     cluster.join(HERE)
     cluster.join(MINI, memory=memory, stream_bytes_per_s=rate, flops=rate)
     began_s = cluster.now_s
