@@ -27,7 +27,7 @@ def _why_spare(planner: Planner, member: Member) -> str:
     """Why a member runs no layers."""
     request, facts = planner.request, member.facts
     if member.phase is MemberPhase.GONE:
-        return f"it {member.went}"
+        return f"it {member.gone_reason}"
     if not facts.stage_slots:
         return "it offers no stage process"
     if why := planner.why_excluded(member.node):

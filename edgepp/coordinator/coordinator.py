@@ -108,7 +108,7 @@ class Coordinator(threading.Thread):
             self._context.term()
             raise
         self.address = self._listener.address
-        self.trust_store.reached_at(self.local_address)
+        self.trust_store.remember_address(self.local_address)
         store, members, answers = self.trust_store, self.members, self.answers
         self._sources = StatusSources(
             store, members, planner, self.rollout, pipeline_manager, answers, self.address, time.monotonic()

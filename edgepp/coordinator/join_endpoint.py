@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgepp.cluster.discovery.mdns import Announcer
-from edgepp.cluster.discovery.network_interfaces import Watch, usable_addresses
+from edgepp.cluster.discovery.network_interfaces import AddressWatch, usable_addresses
 from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.pairing.server import PairingServer
 from edgepp.events import OnEvent
@@ -34,7 +34,7 @@ class JoinEndpoint:
         if not address.is_loopback:
             self._announcer = Announcer(cluster().id, identity.node, identity.name, address.port)
         self._pairing_server = PairingServer(address, cluster, on_paired, on_event)
-        self._watch = Watch()
+        self._watch = AddressWatch()
         self._invitations: tuple[int, ...] = ()
 
     def invite(self) -> dict[str, Any]:

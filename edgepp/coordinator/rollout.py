@@ -137,7 +137,7 @@ class Rollout:
         for index, (member, slot, layers, _) in enumerate(stages):
             if member.phase is MemberPhase.GONE or slot >= member.facts.stage_slots:
                 name = self._names.get((member.node, slot), _stage_name(index, member, layers, None))
-                how = member.went if member.phase is MemberPhase.GONE else "offers it no longer"
+                how = member.gone_reason if member.phase is MemberPhase.GONE else "offers it no longer"
                 return StageLost(
                     f"{name} is gone: {member.facts.name} {how}", "ask again: the other nodes take its layers"
                 )

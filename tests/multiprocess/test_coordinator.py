@@ -210,4 +210,4 @@ def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> N
     assert (ended.request, "revoked this node" in ended.reason) == (7, True)
     eventually("its place is free", lambda: not len(desk.coordinator.answers))
     call(member)
-    assert "no longer, a member's" in getattr(hear(member), "reason", "")
+    assert "no longer, admitted" in getattr(hear(member), "reason", "")

@@ -25,7 +25,7 @@ from edgepp.cluster.identity import (
     save_cluster,
 )
 from edgepp.cluster.pairing.tokens import parse_token
-from edgepp.coordinator.trust_store import TOKEN_MEMBERS, TrustStore
+from edgepp.coordinator.trust_store import MAX_NODES_PER_TOKEN, TrustStore
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.wire.messages import Adopt
 from edgepp.wire.transport import Address
@@ -66,12 +66,12 @@ def adopted(book: TrustStore, token: str, number: int) -> str:
 
 def test_a_token_lets_in_so_many_and_no_more(book: TrustStore) -> None:
     token = token_key(book)
-    assert [adopted(book, token, n) for n in range(TOKEN_MEMBERS)] == [""] * TOKEN_MEMBERS
-    assert "all that one token does" in adopted(book, token, TOKEN_MEMBERS)
+    assert [adopted(book, token, n) for n in range(MAX_NODES_PER_TOKEN)] == [""] * MAX_NODES_PER_TOKEN
+    assert "the most that one token can" in adopted(book, token, MAX_NODES_PER_TOKEN)
     assert adopted(book, token, 3) == ""  # it is a member already
     book.revoke("node 3")
-    assert "all that one token does" in adopted(book, token, TOKEN_MEMBERS)  # a revoked one counts on
-    assert adopted(book, token_key(book), TOKEN_MEMBERS) == ""
+    assert "the most that one token can" in adopted(book, token, MAX_NODES_PER_TOKEN)  # a revoked one counts on
+    assert adopted(book, token_key(book), MAX_NODES_PER_TOKEN) == ""
     assert load_cluster() == book.cluster
 
 
@@ -132,7 +132,7 @@ def test_a_withdrawn_token_lets_nobody_in_and_its_name_is_not_given_again(book: 
     book.revoke("token-1")
     assert token not in gate.admitted
     assert key(1) in gate.admitted
-    with pytest.raises(UsageError, match="only a token's holder"):
+    with pytest.raises(UsageError, match="a connection with a token's key"):
         adopted(book, token, 2)
     assert book.token()["name"] == "token-2"
     told = book.peers({})
