@@ -54,7 +54,7 @@ class PairedNode:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster: its coordinator's key and addresses, and on the coordinator all paired and revoked nodes and tokens."""
+    """A cluster: its coordinator's key and addresses; on the coordinator also paired and revoked nodes and tokens."""
 
     id: str
     coordinator: PairedNode

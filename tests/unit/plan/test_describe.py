@@ -281,9 +281,9 @@ def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: 
     stages = real.planner.stages(real.members)
     nodes = [
         live_node(
-            member.node[0], node=member.node, memory=member.facts.memory,
+            member.node[0], node=member.node, memory_bytes=member.facts.memory,
             stream_bytes_per_s=member.facts.stream_bytes_per_s,
-            flops=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
+            flops_per_s=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
             stage_slots=member.facts.stage_slots,
         )
         for member in real.members
