@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from edgepp.cluster.discovery.network_interfaces import Watch
+from edgepp.cluster.discovery.network_interfaces import AddressWatch
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
@@ -87,9 +87,9 @@ class NodeAgent(threading.Thread):
         self._incarnation = secrets.randbits(62)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox: Mailbox[Report | None] = Mailbox()
-        self._watch = Watch()
+        self._watch = AddressWatch()
         self._log_sampler = LogSampler()
-        self._heartbeat_sent_s = self._heartbeat_s = self._heard_s = 0.0
+        self._beat_sent_s = self._beat_s = self._heard_s = 0.0
         self._rtt_us = 0
         self.address: Address | None = None
         """Address at which the coordinator answered last; None before."""

@@ -13,7 +13,7 @@ from edgepp.wire.messages import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender
 from tests.builders.members import facts
-from tests.unit.coordinator.test_director import MINI, Cluster
+from tests.unit.coordinator.test_planner import MINI, Cluster
 
 KEYS = KeyPair.generate()
 
@@ -33,7 +33,7 @@ class Front:
             self.cluster.members,
             here,
             book,
-            self.cluster.director,
+            self.cluster.planner,
             self._send,
             lambda event: self.events.append(str(event)),
         )
