@@ -1,4 +1,4 @@
-"""Hostile messages at every handler: each costs itself, within a ceiling of time and memory, and no other."""
+"""Hostile messages at every handler: each is dropped within bounds of time and memory, and affects no other message."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthC
 
 @contextmanager
 def ceiling() -> Iterator[None]:
-    """Fail where what is done takes more processor time or memory than any message may."""
+    """Fail where the body takes more processor time or memory than one message may."""
     tracemalloc.start()
     began_s = time.thread_time()
     try:

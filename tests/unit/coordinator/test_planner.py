@@ -49,7 +49,7 @@ class Cluster:
     def load(self, orders: list[tuple[str, Load | Unload]]) -> None:
         for node, order in orders:
             if isinstance(order, Load):
-                loaded = Loaded(order.plan, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
+                loaded = Loaded(order.plan_version, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
                 assert loaded.plan == self.planner.plan_number
                 self.members.loaded(node, order.slot, loaded)
                 self.planner.loads.loaded(host_id(node, order.slot), self.now_s)
@@ -303,8 +303,8 @@ def test_a_report_counts_only_from_the_node_that_was_told_to_load_that_and_when_
         assert not is_expected(MINI, report)
         assert not is_expected("nobody", report)
         assert not is_expected(HERE, report._replace(slot=1))
-        assert not is_expected(HERE, report._replace(plan=number - 1))
-        assert not is_expected(HERE, report._replace(plan=number + 1))
+        assert not is_expected(HERE, report._replace(plan_version=number - 1))
+        assert not is_expected(HERE, report._replace(plan_version=number + 1))
     cluster.load(orders)
     assert is_expected(HERE, lost)
     assert is_expected(HERE, loaded)
