@@ -50,7 +50,7 @@ class Cluster:
         for node, order in orders:
             if isinstance(order, Load):
                 loaded = Loaded(order.plan_version, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
-                assert loaded.plan == self.planner.plan_number
+                assert loaded.plan_version == self.planner.plan_number
                 self.members.loaded(node, order.slot, loaded)
                 self.planner.loads.loaded(host_id(node, order.slot), self.now_s)
 
