@@ -200,7 +200,7 @@ def one_simulation(result: Result) -> Iterator[str]:
         f" coordinator {result['coordinator_use']:.0%};"
         f" {result['preempted']} preempted, {result['reused']} tokens reused"
     )
-    headings = ("mean", "p50", "p90", "p99", "most")
+    headings = ("mean", "p50", "p90", "p99", "max")
     times = (("ttft_s", "first token s"), ("itl_s", "between tokens s"), ("queue_s", "queue s"))
     rows = [(what, *(f"{result[name][column]:.3f}" for column in headings)) for name, what in times]
     yield from table(("", *headings), rows)
@@ -209,7 +209,7 @@ def one_simulation(result: Result) -> Iterator[str]:
         yield (
             f"at {one['at_s']:.0f} s stage {one['stage']} of pipeline {one['replica']} died:"
             f" {one['failed']} requests failed, {one['begun_again']} went on {stall['p50']:.1f} s later"
-            f" (median; {stall['most']:.1f} at most), {one['lost_positions']} positions lost;"
+            f" (median; {stall['max']:.1f} at most), {one['lost_positions']} positions lost;"
             f" it was down for {one['down_s']:.0f} s"
         )
 

@@ -1,4 +1,4 @@
-"""What a simulated cluster is made of: stages, links, coordinators, each by the seconds that it takes. Pure data."""
+"""A simulated cluster: stages, links and coordinators, each by the seconds of its work. Pure data."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Protocol
 from edgepp.errors import UsageError
 
 HEADER_BYTES = 100
-"""About what a step's header and ZeroMQ's framing add to its rows."""
+"""Bytes per step besides its rows: header and ZeroMQ's framing, roughly."""
 
 Curve = tuple[tuple[int, float], ...]
-"""Pairs of a number of rows and the seconds that these take, fewest rows first."""
+"""Pairs of a number of rows and the seconds for these rows, fewest rows first."""
 
 
 class Cost(Protocol):
-    """What a stage takes for a step, in seconds. Hashable: stages with equal costs are computed once."""
+    """The seconds of a stage per step. Hashable: stages with equal costs are computed once per step."""
 
     def decode_s(self, rows: int, positions: int) -> float:
-        """A micro-batch of ``rows`` sequences that hold ``positions`` positions together."""
+        """Seconds for a micro-batch of ``rows`` sequences that hold ``positions`` positions together."""
 
     def prefill_s(self, tokens: int, position: int) -> float:
-        """A chunk of ``tokens`` tokens behind ``position`` earlier ones."""
+        """Seconds for a chunk of ``tokens`` tokens after ``position`` earlier ones."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """A stage by measured figures."""
+    """A stage by measured figures. Implements ``Cost``."""
 
     decode: Curve
-    """Of a micro-batch, by its rows, with empty caches."""
+    """Seconds of a micro-batch by its rows, with empty caches."""
     token_s: float
-    """More for each token of a chunk."""
+    """Seconds per token of a chunk."""
     chunk_s: float = 0.0
-    """Of a chunk, however short."""
+    """Seconds per chunk, in addition."""
     row_position_s: float = 0.0
-    """More for each position that a row of a micro-batch looks back on."""
+    """Seconds per position that a row of a micro-batch attends to, in addition."""
     token_position_s: float = 0.0
-    """More for each position that a token of a chunk looks back on."""
+    """Seconds per position that a token of a chunk attends to, in addition."""
 
     def __post_init__(self) -> None:
         check_curve(self.decode)
@@ -47,16 +47,16 @@ class StageCost:
         _check(row_position_s=self.row_position_s, token_position_s=self.token_position_s)
 
     def decode_s(self, rows: int, positions: int) -> float:
-        """See ``Cost``."""
-        return along(self.decode, rows) + self.row_position_s * positions
+        """Seconds for a micro-batch of ``rows`` sequences that hold ``positions`` positions together."""
+        return interpolate(self.decode, rows) + self.row_position_s * positions
 
     def prefill_s(self, tokens: int, position: int) -> float:
-        """See ``Cost``."""
+        """Seconds for a chunk of ``tokens`` tokens after ``position`` earlier ones."""
         back = position + tokens / 2
         return self.chunk_s + tokens * (self.token_s + self.token_position_s * back)
 
     def share(self, part: float) -> StageCost:
-        """A stage with ``part`` of this one's layers."""
+        """The cost of a stage with the share ``part`` of this stage's layers."""
         return replace(
             self,
             decode=tuple((rows, part * seconds) for rows, seconds in self.decode),
@@ -69,56 +69,55 @@ class StageCost:
 
 @dataclass(frozen=True)
 class LinkCost:
-    """One way between two machines: it carries one step after the other."""
+    """One direction between two machines, which carries one step after the other."""
 
     latency_s: float
-    """From sending to computing, wake-ups and codec with it."""
+    """Seconds from sending to computing, wake-ups and codec included."""
     bytes_per_s: float = math.inf
-    """Bytes per second."""
 
     def __post_init__(self) -> None:
         _check(latency_s=self.latency_s)
         if not self.bytes_per_s > 0:
-            raise UsageError(f"a link carries more than {self.bytes_per_s} bytes per second")
+            raise UsageError(f"bytes_per_s of a link must be above 0, not {self.bytes_per_s}")
 
 
 @dataclass(frozen=True)
 class CoordinatorCost:
-    """What the engine's one thread takes; its parts run one after the other."""
+    """The work of the engine thread, whose parts run one after the other."""
 
     head: Curve
-    """Norm, head, sampling and handing over, by the rows of a step."""
+    """Seconds of norm, head, sampling and delivery, by the rows of a step."""
     send_s: float = 0.0
-    """Choosing a step and sending it."""
+    """Seconds per step to choose and send it."""
     row_s: float = 0.0
-    """More for each row or prompt token that is sent: its embedding."""
+    """Seconds per row or prompt token of a step, for its embedding."""
     receive_s: float = 0.0
-    """Taking a step that came round."""
+    """Seconds per step to receive its result."""
 
     def __post_init__(self) -> None:
         check_curve(self.head)
         _check(send_s=self.send_s, row_s=self.row_s, receive_s=self.receive_s)
 
     def head_s(self, rows: int) -> float:
-        """Seconds from a step's hidden states to the tokens of its ``rows``."""
-        return along(self.head, rows)
+        """Seconds from the hidden states of ``rows`` rows to their tokens."""
+        return interpolate(self.head, rows)
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One pipeline with a coordinator of its own: link i leads into stage i, the last one back."""
+    """One pipeline with its own coordinator: link i leads into stage i, the last link back to the coordinator."""
 
     stages: tuple[Cost, ...]
     links: tuple[LinkCost, ...]
     coordinator: CoordinatorCost
     row_bytes: int
-    """Of one hidden state on the wire."""
+    """Bytes of one hidden state on the wire."""
     chunk: int = 64
-    """Tokens of a chunk with which a stage is efficient."""
+    """Tokens per chunk with which a stage is efficient."""
     context: int = 8192
-    """Positions that one request may take."""
+    """Positions that one request may take at most."""
     budget: int | None = None
-    """Positions that all sequences together may take."""
+    """Positions that all sequences together may take; None for no limit."""
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -141,41 +140,41 @@ class Replica:
         context: int = 8192,
         budget: int | None = None,
     ) -> Replica:
-        """A whole ``model`` over so many equal machines."""
+        """A replica of ``model``, the cost of all layers on one machine, divided over equal ``stages``."""
         if stages < 1:
             raise UsageError("a pipeline has at least one stage")
         shares = (model.share(1 / stages),) * stages
         return cls(shares, (link,) * (stages + 1), coordinator, row_bytes, chunk, context, budget)
 
 
-def along(curve: Curve, rows: int) -> float:
-    """Seconds for ``rows`` by straight lines between a curve's points.
+def interpolate(curve: Curve, rows: int) -> float:
+    """Seconds for ``rows`` by straight lines between the points of ``curve``.
 
-    Past the last, each row takes what it does in the mean between the first and the last.
+    Beyond the last point, each further row takes the mean of a row between the first and the last point.
     """
-    (fewest, least_s), (most, most_s) = curve[0], curve[-1]
-    if rows <= fewest:
-        return least_s
-    if rows >= most:
-        each_s = (most_s - least_s) / (most - fewest) if most > fewest else most_s / most
-        return most_s + each_s * (rows - most)
+    (min_rows, min_s), (max_rows, max_s) = curve[0], curve[-1]
+    if rows <= min_rows:
+        return min_s
+    if rows >= max_rows:
+        row_s = (max_s - min_s) / (max_rows - min_rows) if max_rows > min_rows else max_s / max_rows
+        return max_s + row_s * (rows - max_rows)
     at = bisect_left(curve, (rows, -math.inf))
     (low, low_s), (high, high_s) = curve[at - 1], curve[at]
     return low_s + (high_s - low_s) * (rows - low) / (high - low)
 
 
 def check_curve(curve: Curve) -> None:
-    """Hold a curve to at least one point, in order.
+    """Check that ``curve`` has at least one point, and rising rows with seconds that do not fall.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the curve has no point, or its points are out of order.
     """
     rows = [point[0] for point in curve]
     seconds = [point[1] for point in curve]
     if not rows or rows[0] < 1 or rows != sorted(set(rows)) or seconds != sorted(seconds) or not seconds[0] >= 0:
-        raise UsageError(f"{curve!r:.80} is no curve", "give rows in rising order, and seconds that do not fall")
+        raise UsageError(f"{curve!r:.80} is not a curve", "give rows in rising order, and seconds that do not fall")
     if not math.isfinite(seconds[-1]):
-        raise UsageError(f"{curve!r:.80} has no finite seconds")
+        raise UsageError(f"{curve!r:.80} must have finite seconds")
 
 
 def _check(**seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""A simulated request and a simulated failure while they last."""
+"""The state of a simulated request, and of a simulated failure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from edgepp.simulator.workload import Arrival, Failure
 
 @dataclass
 class Job:
-    """A request as the simulation knows it."""
+    """A request within the simulation."""
 
     arrival: Arrival
     request: Request
     text: int
-    """The token id that its text has wherever its owner's prompts do not share one: another for another text."""
+    """The token id that the text repeats beyond the shared beginning; different texts have different ids."""
     replica: int = -1
+    """The index of the pipeline that has the request; -1 for none."""
     fate: Fate = "refused"
     begun_s: float | None = None
+    """When the request was first admitted."""
     stalled: Loss | None = None
-    """The failure that it goes on from, until its next token."""
+    """The failure that interrupted the request, until its next token."""
 
     @classmethod
     def of(cls, number: int, arrival: Arrival) -> Job:
@@ -39,7 +41,7 @@ class Job:
         return cls(arrival, request, text)
 
     def outcome(self) -> Outcome:
-        """What became of it."""
+        """The result of the request, for the report."""
         at_s, timing = self.arrival.at_s, self.request.timing
         begun_s = 0.0 if self.begun_s is None else self.begun_s - at_s
         first_s = timing.first_token_s - at_s if timing.tokens else 0.0
@@ -49,19 +51,20 @@ class Job:
 
 @dataclass
 class Loss:
-    """A failure and what it has cost so far."""
+    """A failure, and its cost so far."""
 
     failure: Failure
     returns_s: float
-    """When the last of the machines that failed is back."""
+    """When the last of the failed machines is back."""
     up_s: float = math.inf
+    """When the pipeline can begin requests again."""
     failed: int = 0
     begun_again: int = 0
     lost_positions: int = 0
     stalls_s: list[float] = field(default_factory=list)
 
     def recovery(self) -> Recovery:
-        """For the report."""
+        """The cost of the failure, for the report."""
         failure = self.failure
         return Recovery(
             failure.replica,

@@ -1,7 +1,7 @@
-"""One simulated pipeline: the engine's own core, with model costs in place of all else.
+"""One simulated pipeline: the engine's own core, with modelled costs in place of stages, links and coordinator.
 
-It feeds ``EngineCore`` as the engine thread does: take what came round, admit, send one step. Its ring is a line of
-servers that each take one step after the other, so when a step comes back is known as it is sent.
+The pipeline drives ``EngineCore`` as the engine thread does: receive results, admit, send one step. Its ring is a line
+of servers that take one step after the other, so the time of a step's return is known when the step is sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgepp.simulator.workload import AfterLoss, Failure
 
 @dataclass(frozen=True)
 class _Traits:
-    """A modelled stage as the core reads it; see ``StageTraits``."""
+    """A modelled stage as the core reads it. Implements ``StageTraits``."""
 
     chunk: int
     context: int
@@ -33,17 +33,17 @@ class _Traits:
 
 
 class SimPipeline:
-    """A pipeline and its coordinator. Who drives it tells it of arrivals and failures in the order of time."""
+    """A pipeline and its coordinator. The simulation reports arrivals and failures in the order of time."""
 
     def __init__(self, index: int, replica: Replica, gaps_s: array[float]) -> None:
-        """``gaps_s`` takes the seconds between tokens."""
+        """Seconds between the tokens of each request are appended to ``gaps_s``."""
         self.index = index
         self.next_s = math.inf
-        """When it does something again by itself."""
+        """When the coordinator acts next without a new arrival; infinite for never."""
         self.outstanding = 0
-        """Requests that it has and has not ended."""
+        """Requests that have arrived and not ended."""
         self.up_s = 0.0
-        """When it can begin requests: past, unless it is known to be down."""
+        """When the pipeline can begin requests; in the future only while it is known to be down."""
         self._replica = replica
         self._gaps_s = gaps_s
         self._costs = list(dict.fromkeys(replica.stages))
@@ -59,7 +59,7 @@ class SimPipeline:
         self._open(0.0)
 
     def _open(self, now_s: float) -> None:
-        """Begin with empty caches and an empty ring."""
+        """Start at ``now_s`` with empty caches and an empty ring."""
         replica = self._replica
         chunk = replica.chunk
         speeds = [
@@ -74,7 +74,7 @@ class SimPipeline:
         self._polled = self._active = False
 
     def submit(self, job: Job, now_s: float) -> None:
-        """Take a request."""
+        """Add a request that arrives at ``now_s``."""
         job.replica = self.index
         self.outstanding += 1
         self._jobs[job.request.id] = job
@@ -83,7 +83,7 @@ class SimPipeline:
             self.next_s = min(self.next_s, max(now_s, self._free_s))
 
     def advance(self, until_s: float) -> None:
-        """Go on until its next turn begins at ``until_s`` or later."""
+        """Simulate until the coordinator's next action is at ``until_s`` or later."""
         while self.next_s < until_s:
             if not self._polled:
                 self._poll()
@@ -92,9 +92,9 @@ class SimPipeline:
             self._send_next()
 
     def fail(self, failure: Failure) -> bool:
-        """A stage dies: what is in the ring is lost, and so is what is sent until somebody notices.
+        """Let a stage die: steps in the ring are lost, and so are steps sent until the failure is detected.
 
-        Whether that is still to come: False where another failure is being noticed.
+        Returns whether the failure has to be detected; False if the detection of another one is under way.
         """
         if self._loss is not None:
             self._loss.returns_s = max(self._loss.returns_s, failure.returns_s)
@@ -105,11 +105,11 @@ class SimPipeline:
         return True
 
     def prolong(self, up_s: float) -> None:
-        """A stage dies while the pipeline is known to be down."""
+        """Let a stage die while the pipeline is known to be down."""
         self.up_s = max(self.up_s, up_s)
 
     def lose(self, now_s: float, after: AfterLoss) -> Loss | None:
-        """Notice that a stage is gone: every request fails, or is to begin again when the stages are back."""
+        """Detect that a stage is gone: every request fails, or waits to be prefilled when the stages are back."""
         loss, self._loss = self._loss, None
         if loss is None:
             return None
@@ -119,15 +119,15 @@ class SimPipeline:
         live = list(self._core.live.values())
         self._inbox.clear()
         loss.lost_positions = sum(request.sent for request in live)
-        goes_on = after.recover and self.up_s < math.inf
-        if goes_on:
+        recovers = after.recover and self.up_s < math.inf
+        if recovers:
             loss.begun_again = len(live)
             for request in live:
                 self._core.preempt(request)
                 job = self._jobs[request.id]
                 job.stalled = job.stalled or loss
         for job in sorted(self._jobs.values(), key=lambda job: job.request.id):
-            if goes_on:
+            if recovers:
                 self._inbox.append(job)
             else:
                 loss.failed += 1
@@ -136,7 +136,7 @@ class SimPipeline:
         return loss
 
     def restart(self, now_s: float) -> bool:
-        """All stages are loaded again, unless another has failed meanwhile; whether it goes on."""
+        """Start again if all stages are loaded; False if another stage has failed meanwhile."""
         if now_s < self.up_s:
             return False
         self._preempted += self._core.load.preempted
@@ -145,7 +145,7 @@ class SimPipeline:
         return True
 
     def use(self) -> ReplicaUse:
-        """How busy it was."""
+        """How busy the pipeline was."""
         active_s = self._active_s or 1.0
         return ReplicaUse(
             self._active_s,
@@ -158,7 +158,7 @@ class SimPipeline:
         )
 
     def _poll(self) -> None:
-        """Take the steps that came round."""
+        """Receive the steps that have come round."""
         now_s = began_s = self.next_s
         ring = self._ring
         while ring and ring[0][0] <= began_s:
@@ -169,7 +169,7 @@ class SimPipeline:
         self._polled = True
 
     def _send_next(self) -> None:
-        """Send the step that the scheduler names; without one, wait for the ring."""
+        """Send the core's next step; without one, wait for the ring."""
         self._polled = False
         now_s = self.next_s
         self._admit(now_s)
@@ -197,7 +197,7 @@ class SimPipeline:
             self._ring.append((self._back_s(took, rows, wanted), step, max(took)))
 
     def _back_s(self, took: list[float], rows: int, wanted: int) -> float:
-        """When a step that leaves now comes back, with ``wanted`` of its ``rows``."""
+        """When a step sent now comes back with ``wanted`` of its ``rows``; ``took`` holds seconds per stage cost."""
         at_s = self.next_s
         latency_s, byte_s = self._latency_s, self._byte_s
         link_free_s, stage_free_s = self._link_free_s, self._stage_free_s
@@ -217,7 +217,7 @@ class SimPipeline:
         return at_s + latency_s[-1]
 
     def _returned(self, step: Step, slowest_s: float, now_s: float) -> float:
-        """Sample for every sequence whose step brought its next token; when that is done."""
+        """Sample for the requests that are due; when that is done."""
         coordinator = self._replica.coordinator
         now_s += coordinator.receive_s
         if isinstance(step, PrefillChunk):
@@ -249,7 +249,7 @@ class SimPipeline:
                 self._rest(now_s)
 
     def _admit(self, now_s: float) -> None:
-        """Queue the requests that have come, and let requests begin."""
+        """Queue the requests that have arrived, and admit requests."""
         core = self._core
         while self._inbox:
             job = self._inbox.popleft()

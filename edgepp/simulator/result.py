@@ -1,4 +1,4 @@
-"""What a simulation finds. Pure data."""
+"""The report of a simulation. Pure data."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Fate = Literal["answered", "failed", "refused"]
 
 @dataclass(frozen=True)
 class Spread:
-    """How a figure is spread; all 0 where there is none."""
+    """The distribution of a figure; all 0 without values."""
 
     count: int
     mean: float
     p50: float
     p90: float
     p99: float
-    most: float
+    max: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of so many ``values``, in any order."""
+        """The distribution of ``values``, given in any order."""
         if not len(values):
             return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0)
         numbers = np.asarray(values, np.float64)
@@ -34,22 +34,25 @@ class Spread:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one request; times are seconds from its arrival, 0 where it did not come so far."""
+    """The result of one request. Times are seconds from its arrival, 0 for what did not happen."""
 
     replica: int
-    """Who had it; -1 where nobody did."""
+    """The index of the pipeline that had the request; -1 for none."""
     fate: Fate
     tokens: int
-    """Of its answer."""
+    """Tokens of the answer."""
     reused: int
-    """Of its prompt."""
+    """Tokens of the prompt that were not computed, since the stages held them."""
     begun_s: float
+    """To the first admission."""
     first_s: float
+    """To the first token."""
     last_s: float
+    """To the last token."""
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens per second without the first."""
+        """Tokens per second without the first token."""
         return (self.tokens - 1) / (self.last_s - self.first_s) if self.tokens > 1 else 0.0
 
 
@@ -58,45 +61,45 @@ class ReplicaUse:
     """How busy one pipeline was."""
 
     active_s: float
-    """With at least one request begun."""
+    """Seconds with at least one admitted request."""
     stages: tuple[float, ...]
-    """Each stage's computing as a share of that."""
+    """Each stage's computing as a share of ``active_s``."""
     coordinator: float
-    """The coordinator's work as a share of that."""
+    """The coordinator's work as a share of ``active_s``."""
     steps: int
     rows: int
-    """Of all micro-batches together."""
+    """Rows of all micro-batches together."""
     batches: int
     preempted: int
 
     @property
     def bubbles(self) -> float:
-        """The share of that time in which a stage waits for something to do, in the mean over stages."""
+        """The share of ``active_s`` in which a stage is idle, in the mean over stages."""
         return 1 - sum(self.stages) / len(self.stages) if self.active_s else 0.0
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What one failure cost."""
+    """The cost of one failure."""
 
     replica: int
     stage: int
     at_s: float
     down_s: float
-    """Until the pipeline could begin requests again; infinite where it never could."""
+    """Seconds until the pipeline could begin requests again; infinite for never."""
     failed: int
-    """Requests that ended in an error."""
+    """Requests that ended with an error."""
     begun_again: int
-    """Requests that went on where they were."""
+    """Requests that were prefilled again and continued."""
     lost_positions: int
-    """Positions whose keys and values were lost: what is computed again, if anything is."""
+    """Positions whose keys and values were lost."""
     stall_s: Spread
-    """From the failure to the next token of each request that went on."""
+    """Seconds from the failure to the next token of each request that continued."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A simulation's result. Rates are over ``seconds``: from the first arrival to the last token."""
+    """The result of a simulation. Rates are over ``seconds``, from the first arrival to the last token."""
 
     seconds: float
     requests: int
@@ -104,16 +107,17 @@ class Report:
     failed: int
     refused: int
     tokens: int
-    """Of answers, unfinished ones with them."""
+    """Tokens of all answers, unfinished answers included."""
     ttft_s: Spread
+    """Seconds from arrival to first token."""
     itl_s: Spread
-    """Gaps between a request's tokens."""
+    """Seconds between a request's tokens."""
     queue_s: Spread
-    """From arrival to the start of a request."""
+    """Seconds from arrival to first admission."""
     replicas: tuple[ReplicaUse, ...]
     recoveries: tuple[Recovery, ...]
     outcomes: tuple[Outcome, ...]
-    """In the order of the arrivals that were given."""
+    """In the order of the arrivals."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -127,22 +131,22 @@ class Report:
 
     @property
     def stage_use(self) -> float:
-        """How much of its active time a stage computes, in the mean over stages and pipelines."""
+        """The share of active time in which a stage computes, in the mean over stages and pipelines."""
         return _mean([sum(use.stages) / len(use.stages) for use in self.replicas if use.active_s])
 
     @property
     def bubbles(self) -> float:
-        """The rest of it."""
+        """The share of active time in which a stage is idle, in the mean over stages and pipelines."""
         return _mean([use.bubbles for use in self.replicas if use.active_s])
 
     @property
     def coordinator_use(self) -> float:
-        """How much of its active time a coordinator works, in the mean over pipelines."""
+        """The share of active time in which a coordinator works, in the mean over pipelines."""
         return _mean([use.coordinator for use in self.replicas if use.active_s])
 
     @property
     def rows(self) -> float:
-        """Rows of a micro-batch in the mean."""
+        """Mean rows per micro-batch."""
         return sum(use.rows for use in self.replicas) / max(1, sum(use.batches for use in self.replicas))
 
 

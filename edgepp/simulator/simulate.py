@@ -1,11 +1,10 @@
-"""Many pipelines that share the requests, simulated event by event: the scheduler itself, with a clock and model costs.
+"""Simulates several pipelines that share requests, event by event: the engine's core, a clock and modelled costs.
 
     replica = Replica.even(StageCost(((1, 0.02), (8, 0.05)), token_s=0.002), 4, LinkCost(5e-4), coordinator, 1152)
     report = simulate([replica] * 2, poisson(1000, 3.0, (50, 100), (50, 100)))
 
-What the engine decides is decided by its own code: admission, budget, preemption, prefixes, the order of steps, the
-lengths of chunks. What is left out: guesses ahead, jitter, cancelled requests, and what copying a prefix takes.
-The names that callers need of the other ``sim_`` files are offered here too.
+Admission, budget, preemption, prefixes, the order of steps and the lengths of chunks are those of the engine's own
+code. Not modelled: guesses, jitter, cancelled requests, and the time to copy a prefix.
 """
 
 from __future__ import annotations
@@ -51,9 +50,8 @@ __all__ = [
 ]
 
 RoutingPolicy = Literal["round-robin", "least-loaded", "by-owner"]
-"""Who gets a request: each pipeline in turn, the one with the fewest, or always the same for one owner."""
+"""Which pipeline gets a request: each in turn, the one with the fewest requests, or always the same for one owner."""
 ROUTING_POLICIES: tuple[RoutingPolicy, ...] = get_args(RoutingPolicy)
-
 
 _AFTER_LOSS = AfterLoss()
 
@@ -65,10 +63,10 @@ def simulate(
     routing: RoutingPolicy = "least-loaded",
     after: AfterLoss = _AFTER_LOSS,
 ) -> Report:
-    """What becomes of ``arrivals`` at these pipelines. The same arguments give the same report.
+    """Simulate ``arrivals`` at these pipelines. The same arguments give the same report.
 
     Raises:
-        UsageError: a failure names no stage, or there is no pipeline or no request.
+        UsageError: there is no pipeline or no request, a failure names no stage, or ``routing`` is unknown.
     """
     if not replicas or not arrivals:
         raise UsageError("a simulation needs at least one pipeline and one request")
@@ -83,24 +81,24 @@ def simulate(
 
 
 @dataclass(frozen=True)
-class _Noticed:
-    """A pipeline is seen to have failed."""
+class _Detection:
+    """The detection of a pipeline's failure."""
 
     replica: int
 
 
 @dataclass(frozen=True)
 class _Restart:
-    """A pipeline may be whole again."""
+    """The time at which a pipeline's stages should be loaded again."""
 
     replica: int
 
 
-_Event = _Restart | Failure | _Noticed | Job
+_Event = _Restart | Failure | _Detection | Job
 
 
 class _Simulation:
-    """The clock: arrivals, failures and what follows, in order; between two of them each pipeline is alone."""
+    """The clock: handles events in the order of time; between two events, pipelines do not affect each other."""
 
     def __init__(
         self,
@@ -118,7 +116,7 @@ class _Simulation:
         order = sorted(range(len(arrivals)), key=lambda i: arrivals[i].at_s)
         in_order = {i: Job.of(number, arrivals[i]) for number, i in enumerate(order)}
         self._jobs = [in_order[i] for i in range(len(arrivals))]
-        self._found: list[Loss] = []
+        self._losses: list[Loss] = []
         self._turn = 0
         self._numbers = itertools.count()
         self._events: list[tuple[float, int, _Event]] = []
@@ -129,7 +127,7 @@ class _Simulation:
         self._wakes: list[tuple[float, int]] = []
 
     def run(self) -> Report:
-        """Go through all events."""
+        """Handle all events."""
         while self._events:
             now_s, _, event = heapq.heappop(self._events)
             self._advance(now_s)
@@ -138,8 +136,8 @@ class _Simulation:
                     self._arrive(event, now_s)
                 case Failure():
                     self._fail(event, now_s)
-                case _Noticed(replica=index):
-                    self._notice(index, now_s)
+                case _Detection(replica=index):
+                    self._detect(index, now_s)
                 case _Restart(replica=index):
                     if self._pipelines[index].restart(now_s):
                         self._wake(index)
@@ -155,11 +153,11 @@ class _Simulation:
             heapq.heappush(self._wakes, (next_s, index))
 
     def _advance(self, until_s: float) -> None:
-        """Let every pipeline go on until then."""
+        """Simulate every pipeline until ``until_s``."""
         while self._wakes and self._wakes[0][0] < until_s:
             at_s, index = heapq.heappop(self._wakes)
             pipeline = self._pipelines[index]
-            if pipeline.next_s == at_s:  # else it was woken earlier, for another entry
+            if pipeline.next_s == at_s:  # else an earlier entry has advanced it
                 pipeline.advance(until_s)
                 self._wake(index)
 
@@ -170,13 +168,13 @@ class _Simulation:
             self._restart(pipeline)
         elif pipeline.fail(failure):
             self._wake(failure.replica)
-            self._at(now_s + after.detect_s, _Noticed(failure.replica))
+            self._at(now_s + after.detect_s, _Detection(failure.replica))
 
-    def _notice(self, index: int, now_s: float) -> None:
+    def _detect(self, index: int, now_s: float) -> None:
         pipeline = self._pipelines[index]
         loss = pipeline.lose(now_s, self._after)
         if loss is not None:
-            self._found.append(loss)
+            self._losses.append(loss)
             self._restart(pipeline)
 
     def _restart(self, pipeline: SimPipeline) -> None:
@@ -198,7 +196,7 @@ class _Simulation:
         return needed <= replica.context and (replica.budget is None or needed <= replica.budget)
 
     def _choose(self, owner: str, now_s: float) -> SimPipeline | None:
-        """Who takes a request: none that is known to be down, unless all are; then who is back first."""
+        """The pipeline for a request: one that is not known to be down, else the one that is back first."""
         up = [pipeline for pipeline in self._pipelines if pipeline.up_s <= now_s]
         if not up:
             first = min(self._pipelines, key=lambda pipeline: pipeline.up_s)
@@ -230,6 +228,6 @@ class _Simulation:
             itl_s=Spread.of(self._gaps_s),
             queue_s=Spread.of([outcome.begun_s for outcome in begun]),
             replicas=tuple(pipeline.use() for pipeline in self._pipelines),
-            recoveries=tuple(loss.recovery() for loss in self._found),
+            recoveries=tuple(loss.recovery() for loss in self._losses),
             outcomes=outcomes,
         )

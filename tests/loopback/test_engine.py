@@ -48,8 +48,10 @@ class Restless:
     def __init__(self) -> None:
         self._lookup, self._random = PromptLookup(), np.random.default_rng(0)
 
-    def propose(self, ids: Sequence[int], most: int) -> Sequence[int]:
-        return self._lookup.propose(ids, most) or prompt(self._random, int(self._random.integers(0, most + 1)))
+    def propose(self, ids: Sequence[int], max_guesses: int) -> Sequence[int]:
+        return self._lookup.propose(ids, max_guesses) or prompt(
+            self._random, int(self._random.integers(0, max_guesses + 1))
+        )
 
     def close(self) -> None:
         pass
@@ -88,7 +90,7 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
     Float32; where the two best logits lie closer than ``TOLERANCE``, either is right, and such places must be few.
     """
     monkeypatch.setattr(
-        SpeculationControl, "most", lambda *_: MAX_GUESSES
+        SpeculationControl, "num_guesses", lambda *_: MAX_GUESSES
     )  # else guessing that goes wrong is soon given up
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(stages)
@@ -173,7 +175,7 @@ def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: EngineLoop)
     text = prompt(random, 60)
     expected = greedy_tokens(engine, text, 8)
     kept = next(iter(engine._core._ledger._prefixes._kept))
-    for worker in engine._ring._workers:  # type: ignore[attr-defined]
+    for worker in engine._ring._runners:  # type: ignore[attr-defined]
         worker.free(0, kept)
     longer = engine.submit([*text[:40], *prompt(random, 5)], GenerateOptions(max_tokens=4))
     assert len(collect(longer)) == 4
@@ -210,7 +212,7 @@ def test_a_request_that_waits_can_be_cancelled(engine: EngineLoop, monkeypatch: 
 def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
     """Also while somebody still refers to it, as errors do."""
     with local_engine(tiny, SPLITS[2], ["onnx"]) as engine:
-        held = [weakref.ref(engine._runner._ends), *(weakref.ref(w.model) for w in engine._ring._workers)]  # type: ignore[attr-defined]
+        held = [weakref.ref(engine._runner._ends), *(weakref.ref(w.model) for w in engine._ring._runners)]  # type: ignore[attr-defined]
     assert [one() for one in held] == [None] * 3
 
 

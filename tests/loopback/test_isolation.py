@@ -215,14 +215,14 @@ def test_a_step_that_fails_in_a_stage_ends_its_requests_alone(
         expected = greedy_tokens(engine, text(0), 12)
         ring: Any = engine._ring
         assert isinstance(ring, LocalRing)
-        extend = ring._workers[1].model.extend
+        extend = ring._runners[1].model.extend
 
         def failing(slot: int, hidden: Any) -> Any:
             if len(hidden) in (2, 34):  # the last chunk of text(2), which has 34 tokens
                 raise error
             return extend(slot, hidden)
 
-        monkeypatch.setattr(ring._workers[1].model, "extend", failing)
+        monkeypatch.setattr(ring._runners[1].model, "extend", failing)
         bad, good = engine.submit(text(2), GenerateOptions(12)), engine.submit(text(0), GenerateOptions(12))
         assert collect(good) == expected
         with pytest.raises(EdgeppError, match="stage 1"):
@@ -370,7 +370,7 @@ def test_a_prompt_that_is_no_text_is_refused_and_the_engine_answers_on(tmp_path:
             for raw in (True, False):
                 with pytest.raises(EdgeppError, match="surrogate"):
                     await engine.ask("half \ud83d of a pair", raw=raw).whole()
-            with pytest.raises(UsageError, match="are text"):
+            with pytest.raises(UsageError, match="must be text"):
                 await engine.ask([{"role": "user", "content": 5}]).whole()  # type: ignore[dict-item]
             answer = await engine.ask("Once upon", GenerateOptions(4, ignore_eos=True), raw=True).whole()
             assert len(answer.token_ids) == 4

@@ -50,16 +50,16 @@ def test_lookup_is_the_same_read_at_once_or_token_by_token(ids: list[int], most:
 def test_guesses_that_are_right_grow_in_number() -> None:
     control = SpeculationControl()
     for _ in range(5):
-        guesses = control.most(CHEAP)
-        control.judged(guesses, guesses + 1)
-    assert control.most(CHEAP) == MAX_GUESSES
+        guesses = control.num_guesses(CHEAP)
+        control.observe(guesses, guesses + 1)
+    assert control.num_guesses(CHEAP) == MAX_GUESSES
 
 
 def test_guessing_stops_where_it_does_not_pay_and_is_tried_ever_more_rarely() -> None:
     control, guessed = SpeculationControl(), []
     for step in range(2000):
-        guesses = control.most(DEAR)
-        control.judged(guesses, 1)
+        guesses = control.num_guesses(DEAR)
+        control.observe(guesses, 1)
         if guesses:
             guessed.append(step)
     assert len([step for step in guessed if step < 100]) <= 15
@@ -69,8 +69,8 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_ever_more_rarely() ->
 def test_costs_follow_what_is_measured() -> None:
     costs = SpeculationCosts(1.0, 1.0)
     for _ in range(40):
-        costs.note(0, 0.05)
-        costs.note(4, 0.07)
+        costs.observe(0, 0.05)
+        costs.observe(4, 0.07)
     assert costs.plain_s == pytest.approx(0.05, rel=0.1)
     assert costs.guess_s == pytest.approx(0.005, rel=0.1)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgepp.engine.ledger import MAX_WAITING
 from edgepp.errors import UsageError
-from edgepp.simulator.costs import HEADER_BYTES, along
+from edgepp.simulator.costs import HEADER_BYTES, interpolate
 from edgepp.simulator.simulate import (
     ROUTING_POLICIES,
     AfterLoss,
@@ -68,7 +68,7 @@ def test_as_many_requests_as_stages_keep_all_busy_and_one_leaves_bubbles() -> No
 def test_more_rows_travel_together_where_there_are_more_requests() -> None:
     report = simulate([even(2)], at_once(8, 4, 100))
     assert 3.8 < report.rows <= 4
-    assert report.tokens_per_s == pytest.approx(8 / (2 * along(MODEL.decode, 4) / 2), rel=0.05)
+    assert report.tokens_per_s == pytest.approx(8 / (2 * interpolate(MODEL.decode, 4) / 2), rel=0.05)
 
 
 def test_the_coordinator_is_a_limit_of_its_own() -> None:
@@ -82,7 +82,7 @@ def test_the_coordinator_is_a_limit_of_its_own() -> None:
 def test_a_link_carries_one_chunk_after_the_other() -> None:
     link = LinkCost(0.001, bytes_per_s=1e5)
     report = simulate([even(2, link=link)], [Arrival(0.0, "a", 640, 1)])
-    assert report.ttft_s.most == pytest.approx(6.4 + 0.32 + 2 * 32 * 0.002, rel=0.02)
+    assert report.ttft_s.max == pytest.approx(6.4 + 0.32 + 2 * 32 * 0.002, rel=0.02)
 
 
 def test_no_more_micro_batches_than_stages_so_slow_links_leave_stages_idle() -> None:
@@ -112,8 +112,8 @@ def test_who_finds_no_room_waits_or_gives_way_and_all_are_answered() -> None:
     assert report.answered == 12
     assert report.tokens == 1200
     assert report.replicas[0].preempted > 0
-    assert report.queue_s.most > 1
-    assert simulate([even()], at_once(12, 60, 100)).queue_s.most < 0.01
+    assert report.queue_s.max > 1
+    assert simulate([even()], at_once(12, 60, 100)).queue_s.max < 0.01
 
 
 def test_what_can_never_fit_is_refused_and_so_are_too_many() -> None:
@@ -161,7 +161,7 @@ def test_recovered_requests_go_on_where_they_were() -> None:
     assert recovery.lost_positions > 200
     prefill_s = recovery.lost_positions * MODEL.token_s / 2
     assert 12 < recovery.stall_s.p50 < 12 + 3 * prefill_s
-    assert report.itl_s.most == pytest.approx(recovery.stall_s.most, abs=0.2)
+    assert report.itl_s.max == pytest.approx(recovery.stall_s.max, abs=0.2)
 
 
 def test_a_machine_that_comes_back_late_keeps_its_pipeline_down_and_others_take_over() -> None:
@@ -240,7 +240,7 @@ def test_a_trace_is_read_and_its_mistakes_are_named() -> None:
     for bad in ("x,ann,1,2", "1,ann,0,2", "-1,ann,1,2", "1,ann,1", "1,ann,1,2,3", "nan,ann,1,2"):
         with pytest.raises(UsageError, match="line 2 of the trace"):
             read_trace(["at_s,owner,prompt,answer", bad])
-    with pytest.raises(UsageError, match="line 3 of the trace is no request: it has more or fewer values"):
+    with pytest.raises(UsageError, match="line 3 of the trace is not a request: the line has more or fewer values"):
         read_trace(["at_s,prompt,answer,owner", "1,1,2,ann", "1,1,2"])
 
 
@@ -257,8 +257,8 @@ def test_chance_is_by_seed() -> None:
 
 def test_curves_go_on_in_straight_lines() -> None:
     curve = ((2, 1.0), (4, 2.0), (8, 3.0))
-    assert [along(curve, rows) for rows in (1, 2, 3, 4, 6, 8, 14)] == [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0]
-    assert [along(((4, 2.0),), rows) for rows in (1, 4, 8)] == [2.0, 2.0, 4.0]
+    assert [interpolate(curve, rows) for rows in (1, 2, 3, 4, 6, 8, 14)] == [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0]
+    assert [interpolate(((4, 2.0),), rows) for rows in (1, 4, 8)] == [2.0, 2.0, 4.0]
 
 
 def test_a_model_is_shared_out_evenly() -> None:
