@@ -125,7 +125,7 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
 
 
 @pytest.mark.parametrize("engine", [90], indirect=True)
-def test_who_came_last_gives_way_and_still_gets_its_answer(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preempted_request_still_gets_its_answer(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     brake = Brake(monkeypatch)
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(4)
@@ -169,7 +169,7 @@ def test_prompts_that_come_together_share_what_they_begin_with(engine: EngineLoo
     ]  # two rows are left to compute: see MIN_ROWS
 
 
-def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: EngineLoop) -> None:
+def test_a_request_whose_source_was_freed_is_prefilled_alone(engine: EngineLoop) -> None:
     """A copy whose source was freed on the way begins once more on its own."""
     random = np.random.default_rng(3)
     text = prompt(random, 60)
@@ -193,7 +193,7 @@ def test_requests_beyond_the_budget_wait_their_turn(engine: EngineLoop) -> None:
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
-def test_what_can_never_fit_is_refused_with_the_numbers(engine: EngineLoop) -> None:
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers(engine: EngineLoop) -> None:
     with pytest.raises(UsageError, match="need 70 positions of KV cache, and there are 64"):
         engine.submit(prompt(np.random.default_rng(0), 50), GenerateOptions(max_tokens=20))
 
@@ -217,7 +217,7 @@ def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
-def test_the_queue_has_an_end(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_bounded(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "MAX_WAITING", 2)
     text = prompt(np.random.default_rng(0), 30)
     brake = Brake(monkeypatch)

@@ -20,7 +20,7 @@ CHEAP = SpeculationCosts(plain_s=0.05, guess_s=0.001)
 DEAR = SpeculationCosts(plain_s=0.05, guess_s=0.05)
 
 
-def test_lookup_goes_on_as_the_text_did_before() -> None:
+def test_lookup_continues_as_the_text_did_before() -> None:
     assert PromptLookup().propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 3) == [4, 5, 6]
 
 
@@ -29,11 +29,11 @@ def test_lookup_prefers_the_longer_and_the_later_context() -> None:
     assert PromptLookup().propose([2, 3, 7, 5, 2, 3, 8, 5, 2, 3], 1) == [8]
 
 
-def test_lookup_goes_round_a_text_that_repeats_itself() -> None:
+def test_lookup_continues_a_repetition() -> None:
     assert PromptLookup().propose([1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
 
 
-def test_lookup_knows_nothing_of_a_text_without_repetition() -> None:
+def test_lookup_guesses_nothing_without_repetition() -> None:
     assert not PromptLookup().propose(list(range(50)), 8)
     assert not PromptLookup().propose([1], 8)
 
@@ -55,7 +55,7 @@ def test_guesses_that_are_right_grow_in_number() -> None:
     assert control.num_guesses(CHEAP) == MAX_GUESSES
 
 
-def test_guessing_stops_where_it_does_not_pay_and_is_tried_ever_more_rarely() -> None:
+def test_guesses_that_do_not_pay_become_rarer() -> None:
     control, guessed = SpeculationControl(), []
     for step in range(2000):
         guesses = control.num_guesses(DEAR)

@@ -38,7 +38,7 @@ def asked(engine: EngineLoop, text: Sequence[int], tokens: int = 12) -> tuple[li
 
 
 @pytest.mark.parametrize("which", ["onnx", "mlx"])
-def test_a_question_asked_again_gets_the_same_numbers(tiny: Path, which: str) -> None:
+def test_a_repeated_prompt_gets_the_same_numbers(tiny: Path, which: str) -> None:
     text = prompt(0, LENGTH)
     with local_engine(tiny, SPLIT, [which], exact=False) as engine:
         first, none = asked(engine, text)

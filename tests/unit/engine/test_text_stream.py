@@ -43,7 +43,7 @@ def test_a_stop_string_across_pieces_is_never_shown() -> None:
     assert _through(["Hello <", "|en", "d|> more"], ["<|end|>"]) == ("Hello ", True)
 
 
-def test_what_only_looked_like_a_stop_string_is_shown_in_the_end() -> None:
+def test_an_incomplete_stop_string_is_shown_in_the_end() -> None:
     assert _through(["a <|en"], ["<|end|>"]) == ("a <|en", False)
 
 
@@ -65,7 +65,7 @@ def test_the_text_ends_before_the_stop_string_that_is_complete_first(pieces: lis
         assert _through(pieces, stop) == (text, False)
 
 
-def test_stop_strings_of_any_kind_take_a_few_steps_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_stop_strings_take_a_few_steps_per_character(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted, not timed: as many, as long and as much alike as they may be, and a text that nearly matches always."""
     stop = ["a" * (MAX_STOP_CHARACTERS - n) + "b" for n in range(1, MAX_STOPS + 1)]
     held = StopFilter(stop)

@@ -36,7 +36,7 @@ def even(stages: int = 2, model: StageCost = MODEL, link: LinkCost | None = None
     return Replica.even(model, stages, link or LinkCost(0.0), **settings)  # type: ignore[arg-type]
 
 
-def test_a_lone_request_takes_what_its_parts_take() -> None:
+def test_a_lone_request_takes_the_sum_of_its_parts() -> None:
     coordinator = CoordinatorCost(((1, 0.003),), send_s=0.001, row_s=0.0001, receive_s=0.0005)
     link = LinkCost(0.01, bytes_per_s=1e6)
     lone = simulate([even(2, link=link, coordinator=coordinator)], [Arrival(5.0, "a", 8, 3)]).outcomes[0]
@@ -49,7 +49,7 @@ def test_a_lone_request_takes_what_its_parts_take() -> None:
     assert lone.decode_tokens_per_s == pytest.approx(1 / step_s)
 
 
-def test_positions_looked_back_on_cost_time() -> None:
+def test_attention_to_earlier_positions_costs_time() -> None:
     slow = replace(MODEL, row_position_s=0.001, token_position_s=0.0001)
     short, long = (simulate([even(1, slow)], [Arrival(0.0, "a", prompt, 2)]).outcomes[0] for prompt in (10, 60))
     assert long.last_s - long.first_s == pytest.approx(0.08 + 0.060)
@@ -92,7 +92,7 @@ def test_no_more_micro_batches_than_stages_so_slow_links_leave_stages_idle() -> 
     assert report.bubbles > 0.75
 
 
-def test_an_owner_s_shared_beginning_is_computed_once() -> None:
+def test_a_shared_prefix_of_one_owner_is_computed_once() -> None:
     mine = [Arrival(at, "me", 100, 4, shared=80) for at in (0.0, 50.0)]
     other = Arrival(100.0, "other", 100, 4, shared=80)
     report = simulate([even()], [*mine, other])
@@ -100,14 +100,14 @@ def test_an_owner_s_shared_beginning_is_computed_once() -> None:
     assert report.outcomes[1].first_s < report.outcomes[0].first_s / 3
 
 
-def test_a_conversation_goes_on_from_its_last_answer() -> None:
+def test_a_conversation_continues_from_its_last_answer() -> None:
     turns = [Arrival(0.0, "me", 100, 20, conversation=1), Arrival(50.0, "me", 150, 5, conversation=1)]
     others = [Arrival(100.0, "me", 150, 5, conversation=2), Arrival(150.0, "me", 150, 5)]
     report = simulate([even()], turns + others)
     assert [outcome.reused for outcome in report.outcomes] == [0, 119, 0, 0]
 
 
-def test_who_finds_no_room_waits_or_gives_way_and_all_are_answered() -> None:
+def test_requests_without_room_wait_or_are_preempted_and_all_are_answered() -> None:
     report = simulate([even(budget=600)], at_once(12, 60, 100))
     assert report.answered == 12
     assert report.tokens == 1200
@@ -116,7 +116,7 @@ def test_who_finds_no_room_waits_or_gives_way_and_all_are_answered() -> None:
     assert simulate([even()], at_once(12, 60, 100)).queue_s.max < 0.01
 
 
-def test_what_can_never_fit_is_refused_and_so_are_too_many() -> None:
+def test_requests_that_cannot_fit_or_are_too_many_are_refused() -> None:
     report = simulate([even(budget=600, context=1000)], [Arrival(0.0, "a", 500, 101), Arrival(0.0, "a", 5, 5)])
     assert [outcome.fate for outcome in report.outcomes] == ["refused", "answered"]
     assert simulate([even()], at_once(MAX_WAITING + 4, 1, 1)).refused == 4
@@ -151,7 +151,7 @@ def test_requests_end_in_an_error_when_a_stage_dies() -> None:
     assert 10 < report.outcomes[0].tokens < 1000
 
 
-def test_recovered_requests_go_on_where_they_were() -> None:
+def test_recovered_requests_continue() -> None:
     after = AfterLoss(detect_s=2, reload_s=10, recover=True)
     report = simulate([even()], at_once(2, 10, 300), [Failure(10.0, 0, 1)], after=after)
     (recovery,) = report.recoveries
@@ -175,14 +175,14 @@ def test_a_machine_that_comes_back_late_keeps_its_pipeline_down_and_others_take_
     assert [at for at, replica in took if replica == 0 and at > 65]
 
 
-def test_nobody_is_there_for_good() -> None:
+def test_requests_fail_where_no_pipeline_comes_back() -> None:
     report = simulate([even()], poisson(50, 5.0, (4, 8), (4, 8)), [Failure(1.0, 0, 0, math.inf)])
     assert report.refused > 20
     assert report.failed > 0
     assert report.answered + report.failed + report.refused == 50
 
 
-def test_failures_in_a_row_prolong_what_they_meet() -> None:
+def test_failures_during_an_outage_prolong_it() -> None:
     losses = [Failure(5.0, 0, 0), Failure(6.0, 0, 1), Failure(10.0, 0, 0), Failure(40.0, 0, 0)]
     after = AfterLoss(detect_s=2, reload_s=10, recover=True)
     report = simulate([even()], at_once(3, 10, 500), losses, after=after)
@@ -232,7 +232,7 @@ def test_every_request_ends_and_no_time_is_lost(
         assert all(0 <= share <= 1 + 1e-9 for share in (*use.stages, use.coordinator)) or losses
 
 
-def test_a_trace_is_read_and_its_mistakes_are_named() -> None:
+def test_a_trace_is_read_and_its_errors_are_named() -> None:
     lines = ["at_s,owner,prompt,answer,shared", "0.5,ann,10,20,4", "1.5,bob,30,40,"]
     assert read_trace(lines) == (Arrival(0.5, "ann", 10, 20, 4), Arrival(1.5, "bob", 30, 40))
     with pytest.raises(UsageError, match="columns at_s, owner, prompt, answer"):
@@ -244,7 +244,7 @@ def test_a_trace_is_read_and_its_mistakes_are_named() -> None:
         read_trace(["at_s,prompt,answer,owner", "1,1,2,ann", "1,1,2"])
 
 
-def test_chance_is_by_seed() -> None:
+def test_random_load_is_reproduced_by_its_seed() -> None:
     assert poisson(50, 2.0, (1, 9), (1, 9), seed=4) == poisson(50, 2.0, (1, 9), (1, 9), seed=4)
     assert poisson(50, 2.0, (1, 9), (1, 9), seed=4) != poisson(50, 2.0, (1, 9), (1, 9), seed=5)
     arrivals = poisson(4000, 2.0, (1, 9), (1, 9))
@@ -255,13 +255,13 @@ def test_chance_is_by_seed() -> None:
     assert all(a.at_s <= b.at_s for a, b in itertools.pairwise(lost))
 
 
-def test_curves_go_on_in_straight_lines() -> None:
+def test_curves_are_interpolated_and_extended_by_straight_lines() -> None:
     curve = ((2, 1.0), (4, 2.0), (8, 3.0))
     assert [interpolate(curve, rows) for rows in (1, 2, 3, 4, 6, 8, 14)] == [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0]
     assert [interpolate(((4, 2.0),), rows) for rows in (1, 4, 8)] == [2.0, 2.0, 4.0]
 
 
-def test_a_model_is_shared_out_evenly() -> None:
+def test_a_model_is_divided_evenly() -> None:
     part = MODEL.share(0.25)
     assert part.decode_s(8, 0) == pytest.approx(MODEL.decode_s(8, 0) / 4)
     assert part.prefill_s(10, 5) == pytest.approx(MODEL.prefill_s(10, 5) / 4)
@@ -297,6 +297,6 @@ def test_a_model_is_shared_out_evenly() -> None:
         lambda: simulate([even()], at_once(1, 1, 1), routing="by-luck"),  # type: ignore[arg-type]
     ],
 )
-def test_what_makes_no_sense_is_said(mistake: object) -> None:
+def test_invalid_arguments_are_refused(mistake: object) -> None:
     with pytest.raises(UsageError):
         mistake()  # type: ignore[operator]
