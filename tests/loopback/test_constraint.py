@@ -49,7 +49,7 @@ def _closing() -> list[int]:
 
 
 def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: int = 400) -> str:
-    """What a model that knows nothing says when held to a constraint; past half of the limit it likes to close."""
+    """The text of a random model under a constraint; past half of the limit, closing brackets become likelier."""
     draw = np.random.default_rng(seed)
     closing = _closing()
     sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed), matcher)
@@ -68,7 +68,7 @@ def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: 
 
 
 def _fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether ``value`` is valid, by as much of JSON schema as the schemas below use."""
+    """Whether ``value`` is valid, by the part of JSON schema that the schemas below use."""
     if "enum" in schema:
         return value in schema["enum"]
     if "anyOf" in schema:

@@ -1,4 +1,4 @@
-"""Many requests at once: whatever the mix, each gets what it gets alone; and nothing grows without limit."""
+"""Many requests at once: each gets the tokens that it gets alone, and nothing grows without limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPLITS = {
     4: tuple(LayerRange(layer, layer + 1) for layer in range(4)),
 }
 TOLERANCE = 1e-4
-"""Log-probabilities closer than this may come out either way: float32 sums depend on how a prompt is cut up."""
+"""Log-probabilities closer than this may change order: float32 sums depend on how a prompt is cut."""
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def prompt(random: np.random.Generator, tokens: int) -> list[int]:
 
 
 class Restless:
-    """Guesses what the text suggests, else anything: right and wrong guesses, each where it may hurt most."""
+    """Guesses by prompt lookup, else random tokens: a mix of right and wrong guesses."""
 
     def __init__(self) -> None:
         self._lookup, self._random = PromptLookup(), np.random.default_rng(0)
@@ -59,7 +59,7 @@ class Restless:
 
 @dataclass
 class Alone:
-    """What a prompt gets alone, and where its two best logits lie too close to tell one from the other."""
+    """The tokens that a prompt gets alone, and the places where its two best logits are nearly equal."""
 
     tokens: list[int]
     ties: set[int]
@@ -170,7 +170,7 @@ def test_prompts_that_come_together_share_what_they_begin_with(engine: EngineLoo
 
 
 def test_a_request_whose_source_was_freed_is_prefilled_alone(engine: EngineLoop) -> None:
-    """A copy whose source was freed on the way begins once more on its own."""
+    """A copy whose source was freed before its first step is prefilled without sharing."""
     random = np.random.default_rng(3)
     text = prompt(random, 60)
     expected = greedy_tokens(engine, text, 8)
@@ -210,7 +210,7 @@ def test_a_request_that_waits_can_be_cancelled(engine: EngineLoop, monkeypatch: 
 
 
 def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
-    """Also while somebody still refers to it, as errors do."""
+    """Also while something still refers to the engine, as errors do."""
     with local_engine(tiny, SPLITS[2], ["onnx"]) as engine:
         held = [weakref.ref(engine._runner._ends), *(weakref.ref(w.model) for w in engine._ring._runners)]  # type: ignore[attr-defined]
     assert [one() for one in held] == [None] * 3
@@ -232,7 +232,7 @@ def test_the_queue_is_bounded(engine: EngineLoop, monkeypatch: pytest.MonkeyPatc
 
 
 def _last(request: EngineRequest) -> object:
-    """How a request ended: its reason or its error."""
+    """The finish reason or the error of a request."""
     while isinstance(event := request.events.get(timeout=PATIENCE_S), int):
         continue
     return event

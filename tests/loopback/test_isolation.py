@@ -1,4 +1,4 @@
-"""One request's trouble is its own: whatever befalls it, all others get the tokens that they get alone."""
+"""An error in one request ends that request alone: all others get the tokens that they get alone."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ POISON = 7
 
 
 class Panic(BaseException):
-    """Like what a library in Rust raises: no ``Exception``."""
+    """Like an error of a Rust library: not an ``Exception``."""
 
 
 class Trouble:
-    """A matcher or draft that allows anything, and fails in one of its calls, at one of its tokens."""
+    """A matcher or draft that allows everything, and fails in one of its methods at one token."""
 
     def __init__(self, call: str, at: int, error: BaseException) -> None:
         self._call, self._at, self._error = call, at, error
@@ -101,7 +101,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineLoo
 
 @pytest.fixture
 def sound(engine: EngineLoop) -> dict[int, list[int]]:
-    """What some prompts get alone."""
+    """The tokens that some prompts get alone."""
     return {seed: greedy_tokens(engine, text(seed), 12) for seed in range(4)}
 
 
@@ -131,7 +131,7 @@ def test_a_poisoned_request_fails_alone(
     temperature: float,
     place: int,
 ) -> None:
-    """Any mix of requests, one of which is poisoned somewhere, at some token, by some error."""
+    """A random mix of requests, one of which fails at a random place and token with a random error."""
     sampling = SamplingOptions(temperature=temperature, logprobs=2)
     asked: list[tuple[int, EngineRequest]] = []
     bad: EngineRequest | None = None
@@ -183,7 +183,7 @@ def test_forced_tokens_that_the_model_does_not_have_are_not_sent(tmp_path: Path,
 def test_hidden_states_that_are_not_finite_fail_only_their_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    """And the error names where they come from."""
+    """The error names the stage that computed the hidden states."""
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = [greedy_tokens(engine, text(seed), 12) for seed in range(3)]
         poll = engine._ring.poll
@@ -279,7 +279,7 @@ def test_logits_without_a_distribution_are_an_error(row: list[float], temperatur
 def test_any_other_logits_give_a_token_that_the_model_allows(
     row: list[float], temperature: float, penalty: float, top_p: float, top_k: int, min_p: float
 ) -> None:
-    """Also the largest floats, with options at the end of their range; and log-probabilities are numbers."""
+    """Also for the largest floats and for options at the ends of their ranges; log-probabilities are numbers."""
     logits = np.array(row, np.float32)
     if logits.max() == -np.inf:
         logits[0] = 0

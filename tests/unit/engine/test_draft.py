@@ -1,4 +1,4 @@
-"""Guesses, and when they pay."""
+"""Guesses by prompt lookup and by a small model, and when guesses pay."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_costs_follow_what_is_measured() -> None:
 
 
 def test_a_draft_model_that_is_the_model_itself_is_always_right(tiny: Path) -> None:
-    """Rewound after wrong guesses, behind a prompt of several chunks, with an answer that is the plain one."""
+    """After a prompt of several chunks and after wrong guesses too; the answer is the one without guesses."""
     prompt = [3 + n * 7 % 200 for n in range(150)]
     split = [LayerRange(0, 2), LayerRange(2, 4)]
     with local_engine(tiny, split, ["onnx"]) as engine:

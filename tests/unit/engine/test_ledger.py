@@ -1,4 +1,4 @@
-"""Who begins, waits and gives way: by the ledger alone, without an engine."""
+"""Admission, waiting and preemption: the ledger alone, without an engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXTS = [[n % 7 for n in range(100)], [n % 5 for n in range(80)], [n % 7 for n i
 
 
 class Stages:
-    """What the stages hold, and an engine that does nothing but count."""
+    """The positions that the stages hold, and an engine that only counts."""
 
     def __init__(self, budget: int | None, spare: int = 300) -> None:
         self.sent: dict[int, int] = {}
@@ -107,7 +107,7 @@ def test_the_budget_holds_and_every_request_ends(
 
 
 def check_who_gives_way(request: Request, ledger: Ledger[Request]) -> None:
-    """The newest of the owner who holds most, but for the one request that began first."""
+    """The newest request of the owner who holds most, but never the request that was admitted first."""
     live = ledger.live.values()
     first = min(live, key=lambda one: one.turn)
     held = {one.owner: sum(len(other.ids) for other in live if other.owner == one.owner) for one in live}

@@ -16,7 +16,7 @@ from tests.builders.stages import stage_info
 
 @dataclass(frozen=True)
 class Fixed:
-    """Chunks of the same length always."""
+    """Chunks of one constant length."""
 
     chunk: int
     between: int = 1 << 30
@@ -26,7 +26,7 @@ class Fixed:
 
 
 class Ring:
-    """Returns steps in order, and notes what each request was sent; so many guesses of a lone one are right."""
+    """Returns steps in order, and records what was sent of each request; a fixed number of guesses is right."""
 
     def __init__(self, scheduler: Scheduler, wanted: int, right: int = 0) -> None:
         self.scheduler = scheduler
@@ -73,7 +73,7 @@ class Ring:
 
 
 def holding(requests: dict[int, Request], sequence: int, prompt: int, held: int = 0) -> Request:
-    """A request with a sequence of which the stages hold the first ``held`` positions."""
+    """An admitted request; the stages hold the first ``held`` positions of its sequence."""
     requests[sequence] = make_request(sequence, [0] * prompt, sequence=sequence)
     requests[sequence].sent = held
     return requests[sequence]
@@ -85,7 +85,7 @@ def sample(scheduler: Scheduler, request: Request, tokens: int = 1) -> None:
 
 
 def _parts(step: Step) -> list[tuple[int, int, int, bool]]:
-    """(sequence, start, stop, last) of everything that a step carries."""
+    """(sequence, start, stop, last) of each part of a step."""
     if isinstance(step, PrefillChunk):
         return [(step.sequence, step.start, step.stop, step.last)]
     return [(sequence, at, at + 1, True) for sequence, at in zip(step.sequences, step.positions, strict=True)]
@@ -126,7 +126,7 @@ def test_every_request_is_sent_whole_in_order_and_ends(
 
 
 class Driven:
-    """A scheduler by the numbers of its sequences."""
+    """A scheduler whose requests are named by their sequences."""
 
     def __init__(self, stages: int, lengths: Fixed) -> None:
         self.scheduler = Scheduler(stages, lengths)
@@ -147,7 +147,7 @@ class Driven:
 
 
 def _decoding(requests: int, stages: int) -> Driven:
-    """A scheduler whose requests all have their first token and wait to send it."""
+    """A scheduler whose requests all have their first token, not yet sent."""
     scheduler = Driven(stages, Fixed(8))
     for sequence in range(requests):
         scheduler.add(sequence, 8)

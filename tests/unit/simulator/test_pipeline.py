@@ -1,4 +1,4 @@
-"""The simulation sends the very steps that the engine sends: both are given one clock and one set of costs."""
+"""The simulation sends exactly the steps that the engine sends, given the same clock and costs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOP_S = 0.0013
 
 
 class Recording(Scheduler):
-    """Notes the steps that it names."""
+    """A scheduler that records its steps."""
 
     steps: list[Step]
 
@@ -50,7 +50,7 @@ class Recording(Scheduler):
 
 
 class Ends:
-    """Hidden states are token ids, and the likeliest token is the one before."""
+    """Model ends whose hidden states are token ids, and whose likeliest token is the id below."""
 
     positional = False
     vocabulary = 256
@@ -63,7 +63,7 @@ class Ends:
 
 
 class ClockRing:
-    """A ring whose steps take what the costs say by a clock of its own; requests come by that clock too."""
+    """A ring with its own clock, by which steps take their modelled costs and requests arrive."""
 
     def __init__(self, replica: Replica, arrivals: Sequence[Arrival]) -> None:
         self.stages = tuple(
