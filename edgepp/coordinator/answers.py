@@ -89,20 +89,20 @@ class AnswerService:
     def cancel_of(self, key: str) -> list[Asker]:
         """Stop all answers for the node with this ``key``; returns their askers."""
         with self._lock:
-            gone = [(asker, live) for asker, live in self._live.items() if live.key == key]
-        self._cancel([live for _, live in gone])
-        return [asker for asker, _ in gone]
+            found = [(asker, live) for asker, live in self._live.items() if live.key == key]
+        self._cancel([live for _, live in found])
+        return [asker for asker, _ in found]
 
     def cancel_all(self, route: bytes | None = None) -> None:
         """Stop all answers, or those for one ``route`` that is lost."""
         with self._lock:
-            gone = [live for asker, live in self._live.items() if route is None or asker[0] == route]
-        self._cancel(gone)
+            found = [live for asker, live in self._live.items() if route is None or asker[0] == route]
+        self._cancel(found)
 
-    def _cancel(self, gone: list[_Live]) -> None:
-        for live in gone:
+    def _cancel(self, answers: list[_Live]) -> None:
+        for live in answers:
             live.cancel()
-        if gone:
+        if answers:
             self._pipeline_manager.wake()
 
     def _end(self, asker: Asker) -> None:

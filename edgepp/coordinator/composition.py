@@ -201,7 +201,7 @@ def _own_cluster(identity: Identity) -> Cluster:
     if cluster.coordinator.node != identity.node:
         raise UsageError(
             f"this machine belongs to the cluster of {cluster.coordinator.name}",
-            "run `edgepp serve` there and `edgepp join` here, or `edgepp leave` first",
+            "run `edgepp join` on this machine, or `edgepp leave` first",
         )
     return cluster
 

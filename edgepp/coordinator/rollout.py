@@ -60,7 +60,7 @@ class Rollout:
         self._reason = ""
         """The planner's reason after the last step."""
         self._num_finished = 0
-        """Finished answers of which the planner was told."""
+        """Finished answers of which the planner knows."""
         self._names: dict[tuple[str, int], str] = {}
         """The names of the stages of the last complete plan, by node and slot."""
         self.progress: dict[tuple[str, int], Progress] = {}
@@ -167,8 +167,8 @@ class Rollout:
             self._on_event(PlanMissing(self._planner.reason))
         else:
             stages = self._planner.stages(self._members)
-            places = tuple((layers, member.facts.name) for member, _, layers, _ in stages)
-            self._on_event(PlanMade(self._planner.plan_version, places, self._planner.reason))
+            ranges = tuple((layers, member.facts.name) for member, _, layers, _ in stages)
+            self._on_event(PlanMade(self._planner.plan_version, ranges, self._planner.reason))
 
     def _distribution(self) -> str:
         stages = self._planner.stages(self._members)

@@ -93,7 +93,7 @@ class StageHosts:
     def _offered(self, member: Member, pinned: LayerRange | None) -> Sequence[StageHost]:
         """The hosts that a member offers, one per stage slot; for a member without slots, one host for its machine."""
         facts = member.facts
-        whole = StageHost(
+        machine = StageHost(
             id=member.node,
             node=member.node,
             memory_bytes=facts.memory_bytes,
@@ -103,7 +103,7 @@ class StageHosts:
             coordinator=member.node == self._coordinator,
             name=facts.name,
         )
-        return whole.divided(facts.stage_slots) or (whole,)
+        return machine.divided(facts.stage_slots) or (machine,)
 
 
 def check_overlap(newcomers: Sequence[StageHost], taken: Sequence[StageHost]) -> None:

@@ -93,16 +93,19 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
 
 
 def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
-    parts = node_assignments(sources.planner, sources.members)
+    assignments = node_assignments(sources.planner, sources.members)
     nodes = []
     for member in sources.members:
         facts = member.facts
-        here = member.node == sources.trust_store.cluster.coordinator.node
+        is_coordinator = member.node == sources.trust_store.cluster.coordinator.node
         nodes.append(
             {
                 "node": member.node,
                 "name": facts.name,
-                "roles": [*(["coordinator"] if here else []), *(["stage"] if parts[member.node]["layers"] else [])],
+                "roles": [
+                    *(["coordinator"] if is_coordinator else []),
+                    *(["stage"] if assignments[member.node]["layers"] else []),
+                ],
                 "state": member.phase.value,
                 "address": member.host,
                 "memory_bytes": facts.memory_bytes,
@@ -117,7 +120,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                 "clock_offset_s": round(member.clock_offset_us / 1e6, 3),
                 "version": facts.version,
                 "stage_slots": facts.stage_slots,
-                **parts[member.node],
+                **assignments[member.node],
             }
         )
     return nodes

@@ -1,4 +1,4 @@
-"""Joining by a code, over real connections: what a right one gives, and that a wrong one gives nothing, thrice."""
+"""Joining with a code over real connections: a right code pairs, and three wrong guesses void the invitation."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_server_listens_only_while_an_invitation_is_open(harness: Harness) -
     assert harness.join().id == CLUSTER.id
 
 
-def test_a_used_code_says_so(harness: Harness) -> None:
+def test_a_used_code_is_refused_as_used(harness: Harness) -> None:
     used, harness.code = harness.code, harness.server.invite()
     harness.join(used)
     with pytest.raises(PairingError, match="used already"):
@@ -161,7 +161,7 @@ def test_guesses_made_at_once_are_all_counted(harness: Harness) -> None:
         connection.close()
 
 
-def test_an_exchange_that_ends_early_tells_nothing_and_costs_no_guess(harness: Harness) -> None:
+def test_an_exchange_that_ends_early_costs_no_guess(harness: Harness) -> None:
     for _ in range(MAX_GUESSES + 1):
         with harness.connect() as connection:
             channel = Channel(connection)
@@ -172,14 +172,14 @@ def test_an_exchange_that_ends_early_tells_nothing_and_costs_no_guess(harness: H
     assert harness.join().id == CLUSTER.id
 
 
-def test_greetings_without_a_guess_void_nothing(harness: Harness) -> None:
+def test_greetings_without_a_proof_cost_no_guess(harness: Harness) -> None:
     for _ in range(40):
         with harness.connect() as connection:
             Channel(connection).send("join", harness.number, Spake("client", harness.wrong).element)
     assert harness.join().id == CLUSTER.id
 
 
-def test_one_try_is_one_guess_by_however_many_addresses(harness: Harness) -> None:
+def test_one_attempt_is_one_guess_over_any_number_of_addresses(harness: Harness) -> None:
     addresses = [Address(host, harness.address.port) for host in ("127.0.0.1", "localhost", "127.0.0.1.")]
     with pytest.raises(PairingError, match=f"the code is wrong .2 of {MAX_GUESSES} guesses left"):
         join_by_code(harness.wrong, addresses, JOINER)
@@ -188,7 +188,7 @@ def test_one_try_is_one_guess_by_however_many_addresses(harness: Harness) -> Non
     assert join_by_code(harness.code, addresses, JOINER).id == CLUSTER.id
 
 
-def test_a_try_is_judged_once_so_that_its_number_buys_no_other_guess(harness: Harness) -> None:
+def test_an_attempt_id_is_judged_once(harness: Harness) -> None:
     def answer(code: str) -> object:
         with harness.connect() as connection:
             channel = Channel(connection)
@@ -208,7 +208,7 @@ def test_a_try_is_judged_once_so_that_its_number_buys_no_other_guess(harness: Ha
     assert harness.join().id == CLUSTER.id
 
 
-def test_the_inviter_hears_who_made_an_invitation_void(harness: Harness) -> None:
+def test_the_hosts_of_wrong_guesses_are_reported(harness: Harness) -> None:
     for _ in range(MAX_GUESSES):
         with pytest.raises(PairingError):
             harness.join(harness.wrong)
@@ -222,7 +222,7 @@ def test_the_code_of_another_cluster_is_left_unused(harness: Harness) -> None:
     assert join_by_code(harness.code, [harness.address], JOINER, known=CLUSTER.id).id == CLUSTER.id
 
 
-def test_a_member_that_cannot_be_written_down_is_told(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_is_told_when_its_node_cannot_be_saved(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: PairedNode) -> None:
         raise EdgeppError("cannot write cluster.json: no space left")
 
@@ -232,7 +232,7 @@ def test_a_member_that_cannot_be_written_down_is_told(harness: Harness, monkeypa
     harness.heard("cannot be let in: cannot write cluster.json: no space left")
 
 
-def test_an_expired_code_says_so(harness: Harness) -> None:
+def test_an_expired_code_is_refused_as_expired(harness: Harness) -> None:
     expired = harness.code
     harness.now_s += INVITATION_S / 2
     harness.code = harness.server.invite()
@@ -252,18 +252,18 @@ def test_an_invitation_that_was_never_made(harness: Harness) -> None:
 @pytest.mark.parametrize(
     "code", ["", "7", "7-tango", "tango-lemon", "777-tango-lemon", "7-tango-lemon-x", "7_tango_le"]
 )
-def test_what_is_no_code(code: str) -> None:
+def test_malformed_codes_are_refused(code: str) -> None:
     with pytest.raises(UsageError, match="is not a code"):
         join_by_code(code, [Address("127.0.0.1", 1)], JOINER)
 
 
-def test_a_slip_in_a_word_costs_no_guess() -> None:
+def test_a_typing_error_in_a_word_costs_no_guess() -> None:
     with pytest.raises(UsageError, match="'lemom' is not a word that codes have") as raised:
         join_by_code("7-tango-lemom", [Address("127.0.0.1", 1)], JOINER)
     assert raised.value.hint == "is it 'lemon'?"
 
 
-def test_only_so_many_are_open_at_once(harness: Harness) -> None:
+def test_the_number_of_open_invitations_is_bounded(harness: Harness) -> None:
     codes = [harness.server.invite() for _ in range(MAX_OPEN_INVITATIONS - 1)]
     assert len({code.split("-")[0] for code in (*codes, harness.code)}) == MAX_OPEN_INVITATIONS
     with pytest.raises(UsageError, match="open already"):
@@ -315,7 +315,7 @@ class _Tap:
         self._threads[0].join()
 
 
-def test_a_recording_is_of_no_use_and_shows_no_secret(harness: Harness) -> None:
+def test_a_recorded_exchange_is_useless_and_contains_no_secret(harness: Harness) -> None:
     harness.server.invite()
     tap = _Tap(harness)
     assert join_by_code(harness.code, [tap.address], JOINER).id == CLUSTER.id
@@ -388,7 +388,7 @@ def test_many_false_servers_get_three_guesses_together() -> None:
     assert sum(one.boxes for one in false) == MAX_GUESSES
 
 
-def test_another_version_is_named(harness: Harness) -> None:
+def test_another_protocol_version_is_refused(harness: Harness) -> None:
     with harness.connect() as connection:
         channel = Channel(connection)
         packed = msgpack.packb((protocol.VERSION + 1, "join", harness.number, bytes(33)))
@@ -418,7 +418,7 @@ def test_garbage_leaves_the_server_alive(harness: Harness) -> None:
     assert harness.join().id == CLUSTER.id
 
 
-def test_silent_strangers_give_way_to_a_client(harness: Harness) -> None:
+def test_silent_connections_are_dropped_for_a_joining_node(harness: Harness) -> None:
     silent = [harness.connect() for _ in range(MAX_CONNECTIONS_PER_NETWORK)]
     eventually(
         "the connections are as wanted",
@@ -431,7 +431,7 @@ def test_silent_strangers_give_way_to_a_client(harness: Harness) -> None:
     eventually("the connections are as wanted", lambda: not harness.server._connections)
 
 
-def test_strangers_who_greet_and_wait_give_way_to_a_client(harness: Harness) -> None:
+def test_connections_without_a_proof_are_dropped_for_a_joining_node(harness: Harness) -> None:
     greeters = [harness.connect() for _ in range(MAX_CONNECTIONS_PER_NETWORK)]
     for connection in greeters:
         channel = Channel(connection)
@@ -441,8 +441,8 @@ def test_strangers_who_greet_and_wait_give_way_to_a_client(harness: Harness) -> 
         connection.close()
 
 
-def test_a_client_has_its_turn_among_strangers_who_come_again_and_again(harness: Harness) -> None:
-    """100 clients of one host greet, hold their places and come back as soon as they are sent away."""
+def test_a_joining_node_is_served_among_clients_that_reconnect_all_the_time(harness: Harness) -> None:
+    """100 clients of one host greet, keep their connections, and reconnect as soon as they are dropped."""
     over = threading.Event()
     element = Spake("client", harness.wrong).element
 
@@ -473,7 +473,7 @@ def test_a_client_has_its_turn_among_strangers_who_come_again_and_again(harness:
             holder.join(PATIENCE_S)
 
 
-def test_callers_without_a_place_are_seated_in_the_order_of_their_arrival() -> None:
+def test_waiting_clients_are_admitted_in_the_order_of_arrival() -> None:
     queue = AdmissionQueue()
     pairs = []
 
@@ -503,8 +503,8 @@ def test_callers_without_a_place_are_seated_in_the_order_of_their_arrival() -> N
         there.close()
 
 
-def test_who_gives_way() -> None:
-    """Of its own host where that has its part, else of the largest; never one that waits for the harness."""
+def test_which_connection_is_dropped() -> None:
+    """One of its own network where that is full, else of the largest; never one that waits for the server."""
     queue = AdmissionQueue()
     pairs = []
 
@@ -538,7 +538,7 @@ def test_a_silent_connection_ends_in_time(harness: Harness, monkeypatch: pytest.
             channel.receive()
 
 
-def test_closing_the_server_ends_what_is_under_way(harness: Harness) -> None:
+def test_closing_the_server_ends_open_connections(harness: Harness) -> None:
     with harness.connect():
         eventually("one is connected", lambda: harness.server._connections)
         harness.server.close()

@@ -19,7 +19,7 @@ TWO = PipelineOrder(2, (Endpoint((Address("127.0.0.1", 2),)),))
 
 
 class FakePipeline:
-    """Stands in for a pipeline of real stages: opening one is slow and has to be under the test's control."""
+    """Stands in for a pipeline of real stages, with opening under the test's control."""
 
     opened: list[FakePipeline]
     opening: threading.Event
@@ -56,7 +56,7 @@ def pipeline_manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelineManage
 
 
 def keep(pipeline_manager: PipelineManager, wanted: PipelineOrder) -> None:
-    """What the coordinator does: ask for the same again and again."""
+    """Ask for the same pipeline repeatedly, as the coordinator does."""
     for _ in range(30):
         pipeline_manager.ensure_open(wanted)
 
@@ -80,7 +80,7 @@ def until_next(pipeline_manager: PipelineManager, wanted: PipelineOrder, before:
     return found
 
 
-def test_what_is_wanted_is_opened_once(pipeline_manager: PipelineManager) -> None:
+def test_a_wanted_pipeline_is_opened_once(pipeline_manager: PipelineManager) -> None:
     until_open(pipeline_manager, ONE)
     keep(pipeline_manager, ONE)
     until_open(pipeline_manager, TWO)  # one thread opens in turn: a second ONE would have come before
@@ -121,7 +121,7 @@ def test_an_asker_waits_for_the_pipeline_and_not_for_ever(pipeline_manager: Pipe
     assert pipeline_manager.acquire(PATIENCE_S, lambda: False) is pipeline_manager.pipeline
 
 
-def test_an_asker_that_gave_up_is_let_go_at_once(pipeline_manager: PipelineManager) -> None:
+def test_an_asker_that_gave_up_stops_waiting_at_once(pipeline_manager: PipelineManager) -> None:
     given_up = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(pipeline_manager.acquire, 60, given_up.is_set)
@@ -131,7 +131,7 @@ def test_an_asker_that_gave_up_is_let_go_at_once(pipeline_manager: PipelineManag
             waiting.result(PATIENCE_S)
 
 
-def test_what_is_missing_for_good_is_said_at_once(pipeline_manager: PipelineManager) -> None:
+def test_a_shortage_ends_the_wait_at_once(pipeline_manager: PipelineManager) -> None:
     pipeline_manager.set_shortage(PlanError("the model does not fit", "add a machine"))
     with pytest.raises(EdgeppError, match="the model does not fit") as caught:
         pipeline_manager.acquire(60, lambda: False)
@@ -141,7 +141,7 @@ def test_what_is_missing_for_good_is_said_at_once(pipeline_manager: PipelineMana
     assert pipeline_manager.acquire(0.0, lambda: False) is pipeline_manager.pipeline
 
 
-def test_who_is_answered_is_told_why_the_pipeline_is_closed(pipeline_manager: PipelineManager) -> None:
+def test_answers_end_with_the_reason_why_the_pipeline_is_closed(pipeline_manager: PipelineManager) -> None:
     first = until_open(pipeline_manager, ONE)
     lost = StageLost("stage 0 (layers 0-3) on node mini is gone: its stage process ended")
     pipeline_manager.close_pipeline("mini: its stage process ended", lost)
@@ -154,7 +154,7 @@ def test_who_is_answered_is_told_why_the_pipeline_is_closed(pipeline_manager: Pi
     assert "the coordinator was closed" in str(third.told)
 
 
-def test_an_unexpected_error_costs_one_try_and_not_the_thread(
+def test_an_unexpected_error_costs_one_attempt_and_not_the_thread(
     pipeline_manager: PipelineManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = until_open(pipeline_manager, ONE)

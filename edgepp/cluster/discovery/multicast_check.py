@@ -63,9 +63,9 @@ def listen_on(where: Sequence[Interface], wait_s: float) -> tuple[Hearing, ...]:
 
 
 def _ask(sock: socket.socket, address: str) -> None:
-    here = socket.inet_aton(address)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + here)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, here)
+    local = socket.inet_aton(address)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + local)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, local)
     sock.sendto(_query(), (GROUP, PORT))
 
 

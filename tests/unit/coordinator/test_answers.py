@@ -1,4 +1,4 @@
-"""The coordinator's answers, over pipelines that the tests make up."""
+"""The coordinator's answers over fake pipelines."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ WAIT_S = PATIENCE_S
 
 
 class PanicException(BaseException):
-    """What a library written in Rust raises when it panics."""
+    """Stands in for the exception of a library in Rust that panics."""
 
 
 class FakeAnswer:
-    """Gives one token for each text, and ends with ``error`` or by itself."""
+    """Gives one token per text, and then raises ``error`` or finishes."""
 
     def __init__(self, texts: list[str], error: BaseException | None, release: threading.Event | None) -> None:
         self._texts, self._error, self._release = texts, error, release
@@ -80,7 +80,7 @@ class FakePipeline:
 
 
 class FakePipelineManager:
-    """One pipeline after the other; the last one stays."""
+    """Gives one pipeline after the other, the last one repeatedly."""
 
     def __init__(self, *pipelines: FakePipeline) -> None:
         self.pipelines = list(pipelines)
@@ -96,7 +96,7 @@ class FakePipelineManager:
 
 
 class Asked:
-    """AnswerService over such pipelines, and what they send."""
+    """An ``AnswerService`` over fake pipelines, and the messages that it sends."""
 
     def __init__(self, *pipelines: FakePipeline) -> None:
         self.pipeline_manager = FakePipelineManager(*pipelines)
@@ -107,7 +107,7 @@ class Asked:
         self.answers.begin((route, number), key, FORM, self.sent.put)
 
     def ending(self, number: int = 1) -> tuple[Message, list[bytes], str]:
-        """The last message of an answer, its frames, and the text before it; its thread has ended then."""
+        """The last message of an answer, its frames, and the text before it; the answer's thread has ended."""
         text = ""
         while True:
             frames = self.sent.get(timeout=WAIT_S)
@@ -122,7 +122,7 @@ class Asked:
         eventually("all have ended", lambda: not len(self.answers))
 
 
-def test_an_answer_that_showed_nothing_yet_is_begun_again_on_the_next_pipeline() -> None:
+def test_an_answer_without_output_so_far_begins_again_on_the_next_pipeline() -> None:
     asked = Asked(FakePipeline(error=LOST, lost=True), FakePipeline(refuses=LOST, lost=True), FakePipeline("a", "b"))
     asked.ask()
     message, frames, text = asked.ending()
@@ -131,7 +131,7 @@ def test_an_answer_that_showed_nothing_yet_is_begun_again_on_the_next_pipeline()
     assert decode_summary(decode_payload(frames)).finish_reason == "stop"
 
 
-def test_it_is_begun_so_often_and_not_for_ever() -> None:
+def test_an_answer_is_begun_at_most_max_attempts_times() -> None:
     dying = FakePipeline(error=LOST, lost=True)
     asked = Asked(dying)
     asked.ask()
@@ -182,7 +182,7 @@ def taking_all(pipeline_manager: FakePipelineManager) -> Callable[[float, Callab
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("when", ["refuses", "error"])
-def test_whatever_a_library_raises_ends_the_answer_and_frees_its_place(error: BaseException, when: str) -> None:
+def test_any_exception_ends_the_answer_and_releases_its_slot(error: BaseException, when: str) -> None:
     asked = Asked(FakePipeline(**{when: error}))  # type: ignore[arg-type]
     asked.ask()
     message, _, _ = asked.ending()
@@ -191,7 +191,7 @@ def test_whatever_a_library_raises_ends_the_answer_and_frees_its_place(error: Ba
     assert message.reason.isprintable()
 
 
-def test_an_asker_that_cannot_be_told_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_asker_that_cannot_be_reached_holds_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(FakePipeline("a"))
 
     def send(_: list[bytes]) -> None:
@@ -209,7 +209,7 @@ def no_thread(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-def test_a_cancelled_answer_ends_with_what_was_shown() -> None:
+def test_a_cancelled_answer_ends_with_the_tokens_so_far() -> None:
     release = threading.Event()
     asked = Asked(FakePipeline("a", release=release))
     asked.ask()
@@ -221,7 +221,7 @@ def test_a_cancelled_answer_ends_with_what_was_shown() -> None:
     assert asked.pipeline_manager.woken == 1
 
 
-def test_a_member_that_asks_for_all_it_can_get_takes_no_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_greedy_member_takes_no_slot_of_another_member(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ANSWERS", 8)
     release = threading.Event()
     asked = Asked(FakePipeline("a", release=release))

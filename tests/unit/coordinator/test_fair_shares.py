@@ -1,4 +1,4 @@
-"""Whatever one owner does, another gets its place and its turn."""
+"""Fair shares: no owner can take the slot or the turn of another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OWNERS = st.sampled_from("abcdef")
 
 
 @given(st.lists(st.tuples(OWNERS, st.booleans()), max_size=300), st.integers(0, 40))
-def test_an_owner_without_a_place_always_gets_one_and_all_together_are_bounded(
+def test_an_owner_without_a_slot_always_gets_one_and_the_total_is_bounded(
     moves: list[tuple[str, bool]], max_slots: int
 ) -> None:
     limiter, held = FairLimiter(max_slots), Counter[str]()
@@ -33,14 +33,14 @@ def test_an_owner_without_a_place_always_gets_one_and_all_together_are_bounded(
         assert limiter.acquire(newcomer)
 
 
-def test_one_owner_alone_gets_half_and_leaves_half_to_the_next() -> None:
+def test_a_single_owner_gets_half_of_the_slots() -> None:
     limiter = FairLimiter(128)
     counts = [sum(limiter.acquire(owner) for _ in range(200)) for owner in "abc"]
     assert counts == [65, 33, 17]
 
 
 @given(st.lists(st.tuples(OWNERS, st.integers(0, 40)), max_size=200))
-def test_turns_go_round_and_keep_each_owners_order(messages: list[tuple[str, int]]) -> None:
+def test_turns_alternate_and_keep_the_order_of_each_owner(messages: list[tuple[str, int]]) -> None:
     turns: FairQueue[tuple[str, int]] = FairQueue(max_items=20, max_bytes=400)
     accepted: dict[str, list[int]] = {}
     for number, (owner, size) in enumerate(messages):
@@ -59,7 +59,7 @@ def test_turns_go_round_and_keep_each_owners_order(messages: list[tuple[str, int
     assert sum(map(len, accepted.values())) == len(taken)
 
 
-def test_a_message_longer_than_an_owners_share_waits_alone() -> None:
+def test_a_message_larger_than_the_limit_waits_alone() -> None:
     turns: FairQueue[int] = FairQueue(max_items=5, max_bytes=100)
     assert turns.add("a", 1, 1000)
     assert not turns.add("a", 2, 1)

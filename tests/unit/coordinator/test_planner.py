@@ -55,7 +55,7 @@ class Cluster:
                 self.planner.loads.loaded(host_id(node, order.slot), self.now_s)
 
     def fail(self, node: str, reason: str = "out of memory") -> None:
-        """A stage of this node dies, as its coordinator hears of it."""
+        """Report that the stage of this node ended."""
         report = NotLoaded(self.planner.plan_number, 0, reason, "")
         assert self.planner.is_expected(self.members, node, report)
         self.members.loaded(node, 0, None)
@@ -113,7 +113,7 @@ def test_a_node_that_is_gone_is_replaced_at_once_and_the_others_keep_what_they_c
     assert before != cluster.ranges
 
 
-def test_a_start_waits_a_moment_for_the_members_it_knows() -> None:
+def test_a_new_coordinator_waits_for_the_nodes_that_it_expects() -> None:
     cluster = Cluster(expected_nodes=frozenset({MINI}))
     cluster.join(HERE)
     assert cluster.after(QUIET_S + 1) == []
@@ -126,7 +126,7 @@ def test_a_start_waits_a_moment_for_the_members_it_knows() -> None:
     assert set(alone.ranges) == {HERE}
 
 
-def test_what_does_not_fit_is_said_and_a_running_plan_stays() -> None:
+def test_a_shortage_is_reported_and_a_running_plan_stays() -> None:
     cluster = Cluster()
     cluster.join(HERE, memory=100_000_000)
     assert cluster.after(2.0) == []
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_said_and_a_running_plan_stays() -> None:
     assert cluster.planner.reason
 
 
-def test_a_pin_that_cannot_be_leaves_out_its_node_alone() -> None:
+def test_an_impossible_pin_excludes_only_its_own_node() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.join(MINI)
@@ -178,7 +178,7 @@ def test_a_node_that_is_not_needed_stands_by() -> None:
     assert node_assignments(cluster.planner, cluster.members)[MINI]["reason"].startswith("the others hold all layers")
 
 
-def test_a_load_that_got_lost_is_ordered_again() -> None:
+def test_a_lost_order_is_sent_again() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     first = cluster.after(2.0)
@@ -190,7 +190,7 @@ def test_a_load_that_got_lost_is_ordered_again() -> None:
     assert cluster.after(REORDER_S - 0.5) == []
 
 
-def test_a_slot_that_fails_again_and_again_is_left_out() -> None:
+def test_a_slot_that_fails_repeatedly_is_excluded() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.join(MINI)
@@ -203,7 +203,7 @@ def test_a_slot_that_fails_again_and_again_is_left_out() -> None:
     assert set(cluster.ranges) == {HERE, MINI}
 
 
-def test_three_deaths_in_a_clusters_life_cost_seconds_each_and_no_more() -> None:
+def test_each_of_many_failures_in_a_long_run_costs_about_a_second() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.load(cluster.after(2.0))
@@ -217,7 +217,7 @@ def test_three_deaths_in_a_clusters_life_cost_seconds_each_and_no_more() -> None
         cluster.planner.answer_finished()
 
 
-def test_the_only_one_that_can_hold_the_model_is_tried_for_ever_with_growing_waits() -> None:
+def test_the_only_host_that_can_hold_the_model_is_retried_with_growing_waits() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.load(cluster.after(2.0))
@@ -230,7 +230,7 @@ def test_the_only_one_that_can_hold_the_model_is_tried_for_ever_with_growing_wai
     assert cluster.planner.plan_version == 1
 
 
-def test_a_process_that_was_started_again_has_not_failed_yet() -> None:
+def test_a_restarted_node_is_free_of_its_failures() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.load(cluster.after(2.0))
@@ -285,7 +285,7 @@ def test_after_the_last_failure_the_cluster_answers_again_in_bounded_time(
     cluster.until_complete(MAX_SLOT_RETRY_S + REORDER_S + QUIET_S)
 
 
-def test_a_report_counts_only_from_the_node_that_was_told_to_load_that_and_when_it_can_be_true() -> None:
+def test_a_report_counts_only_from_the_node_that_was_ordered_to_load() -> None:
     cluster = Cluster()
     cluster.join(HERE, 10_000_000_000)
     cluster.join(MINI, stage_slots=0, memory=0)
@@ -314,7 +314,7 @@ def test_a_report_counts_only_from_the_node_that_was_told_to_load_that_and_when_
         assert not is_expected(HERE, report)
 
 
-def test_a_load_that_comes_no_further_is_given_to_others() -> None:
+def test_a_stalled_load_moves_to_other_nodes() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.join(MINI)
@@ -330,7 +330,7 @@ def test_a_load_that_comes_no_further_is_given_to_others() -> None:
     assert cluster.planner.complete(cluster.members)
 
 
-def test_a_member_that_never_stops_changing_keeps_nobody_from_a_plan() -> None:
+def test_a_member_that_never_stops_changing_does_not_prevent_a_plan() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     began_s = cluster.now_s
@@ -340,7 +340,7 @@ def test_a_member_that_never_stops_changing_keeps_nobody_from_a_plan() -> None:
         assert cluster.now_s - began_s < RESTLESS_S + 1
 
 
-def test_what_is_lacking_is_certain_once_everyone_is_here() -> None:
+def test_a_shortage_is_certain_once_all_expected_nodes_are_present() -> None:
     cluster = Cluster(expected_nodes=frozenset({HERE, MINI}))
     cluster.join(HERE, memory=100_000_000)
     cluster.after(START_WAIT_S + 1)
@@ -367,7 +367,7 @@ def test_a_pinned_range_is_kept() -> None:
     assert LayerRange(25, 30) == cluster.planner.stages(cluster.members)[1][2]
 
 
-def test_a_pin_that_cannot_be_kept_is_said_and_keeps_nobody_from_a_plan() -> None:
+def test_an_impossible_pin_is_reported_and_does_not_prevent_a_plan() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.join(MINI, start=90, stop=99)
@@ -378,7 +378,7 @@ def test_a_pin_that_cannot_be_kept_is_said_and_keeps_nobody_from_a_plan() -> Non
     assert "layers 0-29 do not fit c" in cluster.planner.reason
 
 
-def test_of_two_overlapping_pins_the_one_that_was_there_first_counts() -> None:
+def test_of_two_overlapping_pins_the_earlier_one_counts() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.join(AIR, start=15, stop=30)
@@ -401,7 +401,7 @@ def test_of_two_overlapping_pins_the_one_that_was_there_first_counts() -> None:
     assert "b came first and keeps 20-29" in cluster.planner.why_excluded(AIR)
 
 
-def test_a_pin_that_leaves_nobody_for_the_rest_keeps_no_plan_from_being_made() -> None:
+def test_a_pin_that_leaves_no_node_for_the_rest_does_not_prevent_a_plan() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.load(cluster.after(2.0))
@@ -422,7 +422,7 @@ def test_a_pin_that_leaves_nobody_for_the_rest_keeps_no_plan_from_being_made() -
 
 @given(st.lists(st.tuples(st.integers(0, 33), st.integers(1, 33), st.integers(0, 3)), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_whatever_is_pinned_one_free_node_that_can_hold_the_model_has_a_plan(pins: list[tuple[int, int, int]]) -> None:
+def test_no_pins_prevent_a_plan_of_a_node_that_can_hold_the_model(pins: list[tuple[int, int, int]]) -> None:
     cluster = Cluster()
     cluster.join(HERE)
     for number, (start, length, slots) in enumerate(pins):
@@ -436,8 +436,8 @@ def test_whatever_is_pinned_one_free_node_that_can_hold_the_model_has_a_plan(pin
 @pytest.mark.parametrize("memory", [0, 1, (1 << 48) - 1])
 @pytest.mark.parametrize("rate", [0, (1 << 48) - 1])
 @pytest.mark.parametrize("policy", ["memory", "speed", "throughput"])
-def test_absurd_facts_of_a_node_cost_the_others_nothing_for_long(memory: int, rate: int, policy: Policy) -> None:
-    """A node without memory is spare; one that claims all there can be, and dies at every load, is taken over."""
+def test_absurd_facts_of_one_node_do_not_keep_the_others_from_a_plan(memory: int, rate: int, policy: Policy) -> None:
+    """A node without memory is spare; one that claims the maximum and fails every load is replaced."""
     cluster = Cluster()
     cluster.planner.request = replace(cluster.planner.request, policy=policy)
     cluster.join(HERE)
@@ -454,7 +454,7 @@ def test_absurd_facts_of_a_node_cost_the_others_nothing_for_long(memory: int, ra
     assert node_assignments(cluster.planner, cluster.members)[MINI]["reason"]
 
 
-def test_a_sleeper_is_given_nothing_new_and_then_replaced() -> None:
+def test_a_silent_node_gets_no_new_layers_and_is_replaced() -> None:
     cluster = Cluster()
     cluster.join(HERE)
     cluster.join(MINI)
