@@ -149,11 +149,10 @@ class Membership:
         member = self._members.get(node)
         if member is None or member.phase is MemberPhase.GONE or member.facts.incarnation != beat.incarnation:
             return False
-        if member.host != host:
-            return False  # it moved: its addresses are others now
+        if member.host != host or member.route != route:
+            return False  # its addresses may be others now, and what was sent to its last connection is lost
         self._members[node] = replace(
             member,
-            route=route,
             heard_s=now_s,
             closed=False,
             memory_free=beat.memory_free,
