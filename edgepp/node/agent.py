@@ -10,6 +10,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,6 +87,8 @@ class NodeAgent(threading.Thread):
         self._incarnation = secrets.randbits(62)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox: Mailbox[Report | None] = Mailbox()
+        self._reports: deque[Report] = deque()
+        """What the coordinator has not been told yet."""
         self._watch = Watch()
         self._rarely = LogSampler()
         self._beat_sent_s = self._beat_s = self._heard_s = 0.0
@@ -209,6 +212,7 @@ class NodeAgent(threading.Thread):
                 return
             if now_s - self._beat_s >= BEAT_S:
                 self._beat(link, now_s)
+                self._report(link)
             for reader in poller.wait(0.1):
                 if reader is link:
                     self._receive(link)
@@ -229,9 +233,11 @@ class NodeAgent(threading.Thread):
         for report in self._outbox.drain():
             if report is None:
                 continue
-            link.send([encode(report)], 1.0)
+            self._reports.append(report)
             if isinstance(report, NotLoaded):
                 self._on_event(SlotFailed(report.slot, report.reason))
+        while self._reports and link.send([encode(self._reports[0])]):
+            self._reports.popleft()
 
     def _receive(self, link: Link) -> None:
         for _ in range(_MOST_A_TURN):
