@@ -57,7 +57,7 @@ class WholeModel:
     def __init__(self, backend: str, checkpoint: Checkpoint, options: BackendOptions) -> None:
         runner = choose(backend, checkpoint)
         self._stage = runner.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), options)
-        self._ends = runner.load_ends(checkpoint, options)
+        self._ends = runner.load_embedding_and_head(checkpoint, options)
         self._context = checkpoint.context
         self.device = self._stage.device
 
@@ -188,7 +188,7 @@ def leading(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     yield f"{result['model']}: {result['text_tokens']} tokens of text, {result['answer_tokens']} of greedy answers"
     rows = [
         (name, *(f"{row[heading]:.5g}" if heading in row else "" for heading in HEADINGS))
@@ -200,7 +200,7 @@ def lines(result: Result) -> Iterator[str]:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "threads", gen=64)
     parser.add_argument("--tokens", type=count, default=2048, help="tokens of text (%(default)s)")

@@ -4,7 +4,7 @@ Nothing that is predicted is measured here. A node can do all of this alone, in 
 
 - copies of the model with its first layers only, two numbers of them, each run by one stage process over loopback:
   decode steps of 1, 2, 4 and 8 rows behind a short prompt, of 1 and 4 rows behind a long one, and prompts of half a
-  chunk, of one, and of several; ``edgepp.plan.calibrate`` takes them apart;
+  chunk, of one, and of several; ``bench.toolkit.machine_fit`` takes them apart;
 - on the way, what a hop's software takes (a step's way round less computing, halved), where stages wait awake and where
   they sleep, and what the coordinator takes between a step's return and the next one;
 - how many times as long prompts take while every core has one to compute (of up to three at once): cores share memory,
@@ -26,24 +26,24 @@ from tempfile import TemporaryDirectory
 
 import zmq
 
+from bench.toolkit.machine_fit import Calibration, TimedSteps, coordinator_machine
 from bench.toolkit.quiet import Quiet
 from bench.toolkit.recording import StepTrip
 from bench.toolkit.rig import Rig
 from bench.toolkit.slow_link import FAR, HERE, SlowLink, slowed
 from edgepp.errors import EdgeppError
 from edgepp.placement.types import LinkSpeed
-from edgepp.plan.calibrate import Calibration, Timed, coordinator
 from edgepp.plan.machines import Machine, Model
 from edgepp.stage_process.compute_policy import ComputePolicy, physical_cores
 from edgepp.wire.link_rate import measure_echo
-from edgepp.wire.messages import data_frame_bytes
+from edgepp.wire.messages import max_data_frame_bytes
 from edgepp.wire.transport import Address, Link
 
 SHORT, LONG = 16, 256
 """Tokens before decode steps at short and at long context."""
 ROWS, LONG_ROWS = (1, 2, 4, 8), (1, 4)
 NODE = "box"
-_CROWD_TOKENS = 384
+_CONTENTION_TOKENS = 384
 """Of the prompts that are computed at once by stages of the fewest layers; others get as many less."""
 _PAYLOAD = 1 << 18
 _WAIT_S = 10.0
@@ -54,14 +54,14 @@ _FLOAT32 = 4
 class CalibrationSample:
     """One calibration: the raw seconds of it."""
 
-    timed: tuple[Timed, ...]
+    timed: tuple[TimedSteps, ...]
     ends_s: Mapping[int, float]
     """Seconds of the coordinator between two steps, by rows."""
     awake_s: float
     """Seconds of a hop's software where stages wait awake."""
     asleep_s: float
     """Seconds of a hop's software where stages sleep."""
-    crowded: float
+    contention: float
     """Factor by which a prompt takes longer while every core computes one."""
     links: Mapping[str, LinkSpeed]
     """Latency and rate, by the name of the link."""
@@ -124,7 +124,7 @@ class Calibrator:
 
     def sample(self) -> CalibrationSample:
         """Measure everything once."""
-        timed: list[Timed] = []
+        timed: list[TimedSteps] = []
         trips: dict[int, list[StepTrip]] = {}
         for layers, rig in self._rigs.items():
             for rows, found in _decoded(rig, SHORT, ROWS, self._cycles):
@@ -140,11 +140,11 @@ class Calibrator:
             ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
             awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
             asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
-            crowded=self._crowded(),
+            contention=self._contention(),
             links={link.name: _link(self._asleep, link, hidden) for link in self._slow_links},
         )
 
-    def _crowded(self) -> float:
+    def _contention(self) -> float:
         """Factor by which prompts take longer where all rigs, or as many as there are lanes, compute at once."""
         rigs = [*self._rigs.values(), self._asleep][: lanes(self._threads)]
         if len(rigs) == 1:
@@ -152,9 +152,9 @@ class Calibrator:
         took: list[tuple[float, float]] = []
         least = min(rig.checkpoint.num_layers for rig in rigs)
         for _ in range(2):
-            alone = [rig.first_token_s(_CROWD_TOKENS * least // rig.checkpoint.num_layers)[1] for rig in rigs]
+            alone = [rig.first_token_s(_CONTENTION_TOKENS * least // rig.checkpoint.num_layers)[1] for rig in rigs]
             with ThreadPoolExecutor(len(rigs)) as pool:
-                tokens = [_CROWD_TOKENS * least // rig.checkpoint.num_layers for rig in rigs]
+                tokens = [_CONTENTION_TOKENS * least // rig.checkpoint.num_layers for rig in rigs]
                 together = list(pool.map(lambda rig, n: rig.first_token_s(n, alone=False)[1], rigs, tokens))
             took += [(_compute_s(a), _compute_s(b)) for a, b in zip(alone, together, strict=True)]
         return max(1.0, statistics.median(together / alone for alone, together in took))
@@ -191,14 +191,14 @@ class CalibratedMachine:
             self.parts,
         )
         return (
-            parts.machine(NODE, self.model, max(parts.pass_s), hop_s, count, self.crowded),
-            coordinator(NODE, self.model, self.ends_s, hop_s, count),
+            parts.machine(NODE, self.model, max(parts.pass_s), hop_s, count, self.contention),
+            coordinator_machine(NODE, self.model, self.ends_s, hop_s, count),
         )
 
     @property
-    def crowded(self) -> float:
+    def contention(self) -> float:
         """Factor by which a step takes longer while every lane works."""
-        return statistics.fmean(sample.crowded for sample in self.samples)
+        return statistics.fmean(sample.contention for sample in self.samples)
 
     def links(self, link: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
         """The links of a ring whose hops are all alike."""
@@ -217,18 +217,18 @@ def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterato
         yield count, [trip for trip in trips if len(trip.returned.sequences) == count]
 
 
-def _step(layers: int, rows: int, trips: Sequence[StepTrip]) -> Timed:
+def _step(layers: int, rows: int, trips: Sequence[StepTrip]) -> TimedSteps:
     """The stage's part of the median step, at the middle of their positions."""
     at = [position for trip in trips for position in trip.positions]
     seconds = statistics.median(trip.returned.compute_s[0] for trip in trips)
-    return Timed.decode(layers, rows, round(statistics.fmean(at)), seconds)
+    return TimedSteps.decode(layers, rows, round(statistics.fmean(at)), seconds)
 
 
-def _prompt(rig: Rig, layers: int, tokens: int) -> Timed:
+def _prompt(rig: Rig, layers: int, tokens: int) -> TimedSteps:
     """A prompt alone, the median of three."""
     chunk = min(tokens, rig.engine.stages[0].chunk)
     took = [_compute_s(rig.first_token_s(tokens)[1]) for _ in range(3)]
-    return Timed.prompt(layers, tokens, chunk, statistics.median(took))
+    return TimedSteps.prompt(layers, tokens, chunk, statistics.median(took))
 
 
 def _compute_s(trips: Sequence[StepTrip]) -> float:
@@ -255,7 +255,7 @@ def _link(rig: Rig, link: SlowLink, hidden: int) -> LinkSpeed:
 def _echoes(host: str, port: int, hidden: int) -> tuple[float, float]:
     """Seconds there and back of one hidden state, and of a large frame."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    link = Link(context, Address(host, port), data_frame_bytes(hidden))
+    link = Link(context, Address(host, port), max_data_frame_bytes(hidden))
     try:
         small = measure_echo(link, hidden * _FLOAT32, _WAIT_S)
         large = measure_echo(link, _PAYLOAD, _WAIT_S, rounds=3)

@@ -23,7 +23,7 @@ from edgepp.benchmark.workload import FreshOwners, ObservedAnswer, RequestGroup,
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "stages", "threads", "backend", rounds=3)
     parser.add_argument(
@@ -87,7 +87,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     headings = (
         "requests", "words", "tokens", "time s", "token/s", "together", "TTFT p50/p99 s", "ITL p50/p99 ms",
     )  # fmt: skip

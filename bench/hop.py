@@ -21,11 +21,12 @@ from bench.toolkit.figures import interleave, table
 from bench.toolkit.round_trips import MAX_ROWS, OneWayTrip, RoundTrips, one_way, peer_and_link
 from bench.toolkit.script import Arguments, Result, say, script
 from edgepp.benchmark.hidden_states import WIDTH, noise, real
+from edgepp.benchmark.report import pays_below_mbit_per_s
 from edgepp.benchmark.workload import percentile
 from edgepp.errors import ModelError
-from edgepp.model.fetch import located
+from edgepp.model.fetch import find_local
 from edgepp.wire import codec
-from edgepp.wire.messages import Codec
+from edgepp.wire.field_types import Codec
 
 ROWS = (1, 4, 16, 32, 64, MAX_ROWS)
 HOPS = 2000
@@ -33,7 +34,7 @@ HOPS = 2000
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
     parser.shared("model", rounds=10)
@@ -48,7 +49,7 @@ def manual(tokens: int) -> str:
 
 def matrices(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, Any]]:
     """Every size, codec and kind of data in turn, round after round."""
-    located(options.model)  # a name that means nothing is a mistake; a model that is not here is none
+    find_local(options.model)  # a name that means nothing is a mistake; a model that is not here is none
     data = {"random": noise(options.dtype, max(ROWS))}
     say(f"computing hidden states of {options.model}")
     try:
@@ -76,7 +77,7 @@ def summary(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
     return {
         **one_way(trips, nbytes),
         "ratio": nbytes / trips[0].sent_bytes,
-        "pays_below_mbit_per_s": max(0.0, (nbytes - trips[0].sent_bytes) * 8e-6 / codec_s),
+        "pays_below_mbit_per_s": pays_below_mbit_per_s(nbytes, trips[0].sent_bytes, codec_s * 1e3),
     }
 
 

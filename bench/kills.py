@@ -55,7 +55,7 @@ _QUESTIONS = (
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (%(default)s)")
@@ -177,7 +177,7 @@ class Trial:
             "unnamed": [text for text in self.errors if not _NAMED.search(text)],
             "wrong": self.wrong,
             "unanswered": sum(thread.is_alive() for thread in threads),
-            "whole_again_s": whole_s,
+            "ready_again_s": whole_s,
             "memory_mb": [self.memory[0][1], self.memory[-1][1]],
             "slope_mb_per_min": slope(self.memory[len(self.memory) // 4 :]),
         }
@@ -248,13 +248,13 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     yield f"answers: {result['ended']}; killed: {result['killed']}"
     yield f"wrong tokens: {len(result['wrong'])}; errors that name nothing: {len(result['unnamed'])}"
     yield from (f"  {number} x {text}" for text, number in result["errors"].items())
     before, after = result["memory_mb"]
     yield f"coordinator: {before:.0f} MB -> {after:.0f} MB, {result['slope_mb_per_min']:+.2f} MB per minute"
-    yield f"all three nodes had layers {result['whole_again_s']:.1f} s after the last kill"
+    yield f"all three nodes had layers {result['ready_again_s']:.1f} s after the last kill"
 
 
 def measured(options: argparse.Namespace) -> Result:

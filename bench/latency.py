@@ -34,7 +34,7 @@ _STREAMING = 10
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "stages", "threads", "backend", rounds=3)
     parser.add_argument("--long", type=count, default=4000, help="tokens of the long prompt (%(default)s)")
@@ -59,7 +59,7 @@ class FirstTokens(NamedTuple):
     """Of a conversation's first turn."""
     second_s: float
     """Of its second turn."""
-    stranger_s: float
+    other_owner_s: float
     """Of another owner's request like the second turn."""
 
 
@@ -135,7 +135,7 @@ def measured(options: argparse.Namespace) -> Result:
     worst = [percentile(one.during_s, 99) for one in gaps]
     usual = [statistics.median(one.alone_s) for one in gaps]
     return {
-        "beside_a_long_prompt": {
+        "during_long_prompt": {
             "alone_p50_s": statistics.median(usual),
             "alone_p99_s": statistics.median(percentile(one.alone_s, 99) for one in gaps),
             "during_p50_s": statistics.median(statistics.median(one.during_s) for one in gaps),
@@ -146,15 +146,15 @@ def measured(options: argparse.Namespace) -> Result:
         "second_turn": {
             "first_ttft_s": statistics.median(one.first_s for one in turns),
             "second_ttft_s": statistics.median(one.second_s for one in turns),
-            "stranger_ttft_s": statistics.median(one.stranger_s for one in turns),
+            "other_owner_ttft_s": statistics.median(one.other_owner_s for one in turns),
             **ratio(Spread.of_ratios([one.second_s for one in turns], [one.first_s for one in turns])),
         },
     }
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
-    gaps, turns = result["beside_a_long_prompt"], result["second_turn"]
+    """Lines of the result for people."""
+    gaps, turns = result["during_long_prompt"], result["second_turn"]
     yield (
         f"gap between tokens alone {1e3 * gaps['alone_p50_s']:.1f} ms (p99 {1e3 * gaps['alone_p99_s']:.1f}), beside a"
         f" prompt of {result['long']} tokens {1e3 * gaps['during_p50_s']:.1f} (p99 {1e3 * gaps['during_p99_s']:.1f});"
@@ -164,7 +164,7 @@ def lines(result: Result) -> Iterator[str]:
     yield (
         f"first token of a turn of {result['history']} tokens {turns['first_ttft_s']:.2f} s, of the next"
         f" {turns['second_ttft_s']:.2f} s, {spread_text(turns['ratio'], turns['spread'])} of it;"
-        f" of somebody else's {turns['stranger_ttft_s']:.2f} s"
+        f" of somebody else's {turns['other_owner_ttft_s']:.2f} s"
     )
 
 

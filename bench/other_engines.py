@@ -53,7 +53,7 @@ def sides(text: str) -> tuple[str, ...]:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "threads", "prompt-tokens", "gen", "rounds", "backend")
     parser.add_argument("--mlx-prompt", type=count, default=8, help="the same for mlx-lm (%(default)s)")
@@ -151,7 +151,7 @@ def _comparable(ours: SidePlan, other: SidePlan) -> tuple[str, ...]:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     rows = [
         (name, f"{side['prompt_tokens']}+{side['generated']}", *rate_cells(side))
         for name, side in result["sides"].items()

@@ -26,7 +26,7 @@ SIDES = ("single", "pipeline")
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "stages", "threads", "prompt-tokens", "gen", "rounds", "backend")
     return parser.parse_args()
@@ -59,7 +59,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     yield from table(("", *RATE_HEADINGS), [(name, *rate_cells(result[name])) for name in SIDES])
     yield f"pipeline / single: {ratio_text(result['ratio'])}"
     for name in SIDES:

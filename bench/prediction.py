@@ -80,7 +80,7 @@ class PredictionRound:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "threads", "backend")
     parser.add_argument("--stages", type=counts, default=[1, 2, 3, 4], help="stage processes (1,2,3,4)")
@@ -241,7 +241,7 @@ def about(machine: CalibratedMachine) -> dict[str, Any]:
         "attend_us": parts.attend_s * 1e6,
         "ends_ms": {str(rows): seconds * 1e3 for rows, seconds in sorted(machine.ends_s.items())},
         "hop_ms": {"awake": machine.hop_s(awake=True) * 1e3, "asleep": machine.hop_s(awake=False) * 1e3},
-        "crowded": machine.crowded,
+        "contention": machine.contention,
         "links": {
             name: {"latency_ms": speed.latency_s * 1e3, "mbit_per_s": speed.bytes_per_s * 8e-6}
             for name, speed in machine.samples[-1].links.items()
@@ -253,14 +253,14 @@ def drift(before: CalibrationSample, after: CalibrationSample) -> dict[str, floa
     """What the last calibration's seconds are of the first one's, less one: medians over the same steps."""
     pairs = list(zip(before.timed, after.timed, strict=True))
     return {
-        "decode": statistics.median(b.seconds / a.seconds for a, b in pairs if not a.attended) - 1,
-        "prefill": statistics.median(b.seconds / a.seconds for a, b in pairs if a.attended) - 1,
+        "decode": statistics.median(b.seconds / a.seconds for a, b in pairs if not a.attended_pairs) - 1,
+        "prefill": statistics.median(b.seconds / a.seconds for a, b in pairs if a.attended_pairs) - 1,
         "ends": statistics.median(after.ends_s[rows] / before.ends_s[rows] for rows in ROWS) - 1,
     }
 
 
 def lines(found: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     headings = (
         "link", "stages", "requests", "what", "predicted", "measured", "error", "others", "rounds: predicted/measured",
         "ms of a step: predicted/measured",

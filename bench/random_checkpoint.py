@@ -32,7 +32,7 @@ DEFAULT = Shape(
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("path", type=Path, help="folder to write")
     parser.add_argument("--like", metavar="CARD", help="take the shape of a model in `edgepp models list`")
@@ -79,7 +79,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     yield f"{result['path']}: {result['weight_bytes']} bytes of weights in {result['seconds']:.1f} s"
 
 

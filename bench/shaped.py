@@ -29,7 +29,7 @@ from bench.toolkit.figures import interleave
 from bench.toolkit.round_trips import OneWayTrip, RoundTrips, connected, one_way, peer
 from bench.toolkit.script import Arguments, program, report, say
 from edgepp.benchmark import hidden_states
-from edgepp.benchmark.baselines import RATES_MBIT_S, SENDING, SENDING_MBIT_S, TOGETHER
+from edgepp.benchmark.baselines import RATES_MBIT_PER_S, SENDING, SENDING_MBIT_PER_S, TOGETHER
 from edgepp.benchmark.hidden_states import CODECS, ROWS
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.markdown import table as markdown_table
@@ -38,7 +38,7 @@ from edgepp.child_process import python_command
 from edgepp.errors import ModelError, UsageError
 from edgepp.wire.codec import Array
 from edgepp.wire.codec_choice import CodecChoice
-from edgepp.wire.messages import Codec
+from edgepp.wire.field_types import Codec
 from edgepp.wire.transport import Address
 
 Case = tuple[str, int, Codec]
@@ -48,9 +48,9 @@ _SHORT_ROWS = 16
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("--rates", type=rates, default=list(RATES_MBIT_S), help="Mbit/s (13,64,105,131,1000,2500)")
+    parser.add_argument("--rates", type=rates, default=list(RATES_MBIT_PER_S), help="Mbit/s (13,64,105,131,1000,2500)")
     parser.add_argument(
         "--delay-ms", type=float, default=0.0, help="each way, by proxy.py at the far end (%(default)s)"
     )
@@ -136,7 +136,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     shape_of_all = f"(rows, {hidden_states.WIDTH}) in {hidden_states.DTYPE}"
     yield f"Hidden states {shape_of_all} between two processes over a shaped cable{extra}."
     yield f"One way in ms: transmission + codec = total (MB/s); **bold** is fastest; {result['rounds']} rounds, median."
-    yield f"Origin: {TOGETHER}, there and back over about {SENDING_MBIT_S:g} Mbit/s, zlib in zstd's place."
+    yield f"Origin: {TOGETHER}, there and back over about {SENDING_MBIT_PER_S:g} Mbit/s, zlib in zstd's place."
     yield taken_on(result)
     for mbit_per_s in dict.fromkeys(row["mbit_per_s"] for row in result["rows"]):
         for kind in dict.fromkeys(row["data"] for row in result["rows"]):
@@ -145,7 +145,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
             yield ""
             yield f"### {mbit_per_s:g} Mbit/s, {kind} ({reached:.4g} reached)"
             yield ""
-            yield from _rate_table(cells, beside=mbit_per_s == SENDING_MBIT_S and kind == "noise")
+            yield from _rate_table(cells, beside=mbit_per_s == SENDING_MBIT_PER_S and kind == "noise")
 
 
 def _rate_table(cells: Sequence[Mapping[str, Any]], *, beside: bool) -> Iterator[str]:

@@ -26,27 +26,16 @@ from bench.simulation_check import checked, costs_of, model_of, table_of_check
 from bench.toolkit.figures import table
 from bench.toolkit.script import Arguments, Result, count, counts, script
 from edgepp.errors import UsageError
-from edgepp.simulator.simulate import (
-    ENTRANCES,
-    AfterLoss,
-    Arrival,
-    Curve,
-    Failure,
-    LinkCost,
-    Replica,
-    Report,
-    at_once,
-    failures,
-    poisson,
-    read_trace,
-    simulate,
-)
+from edgepp.simulator.costs import Curve, LinkCost, Replica
+from edgepp.simulator.result import Report
+from edgepp.simulator.simulate import ROUTING_POLICIES, simulate
+from edgepp.simulator.workload import Arrival, Failure, RecoveryPolicy, at_once, failures, poisson, read_trace
 
 COSTS = Path(__file__).parent / "simulation_costs.json"
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     add = parser.add_argument
     add("--costs", type=Path, default=COSTS, help="a file of --save (bench/simulation_costs.json)")
@@ -56,10 +45,10 @@ def parse() -> argparse.Namespace:
     add("--hop-ms", type=amount, help="one way of a hop, without its bytes")
     add("--mbit", type=amount, help="Mbit/s of every link; unlimited unless given here or in the costs")
     add("--row-bytes", type=count, help="of one hidden state")
-    add("--pipelines", type=counts, default=[1], help="replicas behind one entrance; as 1,2,4 each in turn (1)")
+    add("--pipelines", type=counts, default=[1], help="replicas that share the requests; as 1,2,4 each in turn (1)")
     add("--stages", type=counts, default=[2], help="machines of a pipeline; as 2,4,8 each in turn (2)")
     add("--budget", type=count, help="positions that all sequences of a pipeline may take; unlimited unless given")
-    add("--entrance", choices=ENTRANCES, default="least-loaded", help="(%(default)s)")
+    add("--routing", choices=ROUTING_POLICIES, default="least-loaded", help="(%(default)s)")
     add("--requests", type=counts, default=[8], help="how many; as 1,8,64 each in turn (8)")
     add("--rate", type=amount, help="requests per second, at random; all at once unless given")
     add("--prompt", type=span, default=(64, 64), help="tokens, or a range of them (64)")
@@ -165,9 +154,9 @@ def simulated(options: argparse.Namespace, pipelines: int, stages: int, requests
     if options.mean_between_failures is not None:
         until_s = max(arrival.at_s for arrival in arrivals)
         losses += failures([stages] * pipelines, options.mean_between_failures, options.away, until_s, options.seed)
-    after = AfterLoss(options.detect, options.reload, options.recover)
+    recovery = RecoveryPolicy(options.detect, options.reload, options.recover)
     began_s = time.perf_counter()
-    found = simulate(cluster, arrivals, losses, options.entrance, after)
+    found = simulate(cluster, arrivals, losses, options.routing, recovery)
     took_s = time.perf_counter() - began_s
     return {"pipelines": pipelines, "stages": stages, "took_s": took_s, **summary(found)}
 
@@ -186,7 +175,7 @@ def summary(found: Report) -> dict[str, Any]:
 
 
 def one_simulation(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     yield (
         f"{result['requests']} requests: {result['answered']} answered, {result['failed']} failed,"
         f" {result['refused']} refused; {result['seconds']:.1f} s, simulated in {result['took_s']:.1f} s"
@@ -200,7 +189,7 @@ def one_simulation(result: Result) -> Iterator[str]:
         f" coordinator {result['coordinator_use']:.0%};"
         f" {result['preempted']} preempted, {result['reused']} tokens reused"
     )
-    headings = ("mean", "p50", "p90", "p99", "most")
+    headings = ("mean", "p50", "p90", "p99", "maximum")
     times = (("ttft_s", "first token s"), ("itl_s", "between tokens s"), ("queue_s", "queue s"))
     rows = [(what, *(f"{result[name][column]:.3f}" for column in headings)) for name, what in times]
     yield from table(("", *headings), rows)
@@ -208,8 +197,8 @@ def one_simulation(result: Result) -> Iterator[str]:
         stall = one["stall_s"]
         yield (
             f"at {one['at_s']:.0f} s stage {one['stage']} of pipeline {one['replica']} died:"
-            f" {one['failed']} requests failed, {one['begun_again']} went on {stall['p50']:.1f} s later"
-            f" (median; {stall['most']:.1f} at most), {one['lost_positions']} positions lost;"
+            f" {one['failed']} requests failed, {one['resumed']} went on {stall['p50']:.1f} s later"
+            f" (median; {stall['maximum']:.1f} at most), {one['lost_positions']} positions lost;"
             f" it was down for {one['down_s']:.0f} s"
         )
 
@@ -256,7 +245,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     if result["check"]:
         return table_of_check(result)
     return comparison(result["runs"]) if "runs" in result else one_simulation(result)

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from bench.toolkit.figures import prompt, spread_text, table
+from bench.toolkit.least_squares import nonnegative_least_squares
 from bench.toolkit.local import arrivals
 from bench.toolkit.processors import pin_stages
 from bench.toolkit.recording import EngineRecord, RecordedPipeline
 from bench.toolkit.script import say
 from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions
-from edgepp.simulator.simulate import Arrival, CoordinatorCost, Curve, LinkCost, Replica, Spread, StageCost, simulate
+from edgepp.simulator.costs import CoordinatorCost, Curve, LinkCost, Replica, StageCost
+from edgepp.simulator.result import Distribution
+from edgepp.simulator.simulate import simulate
+from edgepp.simulator.workload import Arrival
 
 CALIBRATE = ((1, 200, 60), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), (1, 20, 60))
 """Requests at once, prompt and answer, in tokens. Not 2: its steps have one row like a lone request's, and what stages
@@ -63,7 +65,7 @@ def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dic
         pin_stages(pipeline.stages, 1)
         run(pipeline, 2, 40, 10, 1)
         for turn in range(rounds):
-            pipeline.record.forget()
+            pipeline.record.clear()
             for number, setting in enumerate(CALIBRATE):
                 run(pipeline, *setting, 1000 * turn + 100 + number)
             fits.append(fitted(pipeline))
@@ -97,7 +99,7 @@ def compared(replica: Replica, real: Mapping[str, Any]) -> dict[str, Any]:
     model = {
         "tokens_per_s": report.tokens_per_s,
         "ttft_s": report.ttft_s.mean,
-        "decode_tokens_per_s": Spread.of(rates).mean,
+        "decode_tokens_per_s": Distribution.of(rates).mean,
     }
     uses = {"stage_use": report.stage_use, "coordinator_use": report.coordinator_use, "rows": report.rows}
     return {
@@ -127,8 +129,12 @@ def fitted(pipeline: RecordedPipeline) -> Replica:
     link_s = statistics.median(record.lone_s) / (len(stages) + 1)
     rates = [stage.bytes_per_s for stage in stages if stage.bytes_per_s]
     link = LinkCost(max(0.0, link_s), min(rates)) if rates else LinkCost(max(0.0, link_s))
-    fixed_s, row_s = solve([(1.0, rows) for rows, _ in record.embedding], [took for _, took in record.embedding])
-    taken_s, sampled_s = solve([(taken, rows) for taken, rows, _ in record.rest], [rest for _, _, rest in record.rest])
+    fixed_s, row_s = nonnegative_least_squares(
+        [(1.0, rows) for rows, _ in record.embedding], [took for _, took in record.embedding]
+    )
+    taken_s, sampled_s = nonnegative_least_squares(
+        [(taken, rows) for taken, rows, _ in record.rest], [rest for _, _, rest in record.rest]
+    )
     head = means([(rows, took + rows * sampled_s) for rows, took in record.heads])
     coordinator = CoordinatorCost(head, statistics.fmean(record.sending_s) + fixed_s, row_s, taken_s)
     return Replica(
@@ -146,25 +152,10 @@ def stage_cost(record: EngineRecord, index: int) -> StageCost:
     numbers = often([rows for rows, *_ in record.decoded])
     steps = [step for step in record.decoded if step[0] in numbers]
     columns = [[float(rows == number) for number in numbers] + [positions] for rows, positions, _ in steps]
-    *base, look_s = solve(columns, [took[index] for *_, took in steps])
+    *base, look_s = nonnegative_least_squares(columns, [took[index] for *_, took in steps])
     chunks = [(1.0, tokens, tokens * (before + tokens / 2)) for tokens, before, _ in record.prefilled]
-    chunk_s, token_s, back_s = solve(chunks, [took[index] for _, _, took in record.prefilled])
+    chunk_s, token_s, back_s = nonnegative_least_squares(chunks, [took[index] for _, _, took in record.prefilled])
     return StageCost(rising(numbers, base), token_s, chunk_s, look_s, back_s)
-
-
-def solve(columns: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """Least squares with no weight below 0: columns whose weight would be are left out."""
-    matrix, target = np.asarray(columns, np.float64), np.asarray(values, np.float64)
-    use = list(range(matrix.shape[1]))
-    while True:
-        weights = np.linalg.lstsq(matrix[:, use], target, rcond=None)[0]
-        if not len(use) or weights.min() >= 0:
-            break
-        del use[int(weights.argmin())]
-    found = [0.0] * matrix.shape[1]
-    for at, weight in zip(use, weights, strict=True):
-        found[at] = float(weight)
-    return found
 
 
 def means(samples: Sequence[tuple[int, float]]) -> Curve:

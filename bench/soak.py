@@ -27,13 +27,13 @@ from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
 
-WORKERS = 12
+ASKERS = 12
 OWNERS = ("ann", "bob", "cho")
-MOST_TOKENS = 40
+MAX_TOKENS = 40
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "stages", "threads", "backend")
     parser.add_argument("--requests", type=count, default=2000, help="in all, warm-up included (%(default)s)")
@@ -65,12 +65,12 @@ class Soak:
         for _ in range(requests):
             self.asked += 1
             turns.put(self.asked)
-        workers = [threading.Thread(target=self._ask_all, args=(turns,)) for _ in range(WORKERS)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            while worker.is_alive():
-                worker.join(20.0)
+        askers = [threading.Thread(target=self._ask_all, args=(turns,)) for _ in range(ASKERS)]
+        for asker in askers:
+            asker.start()
+        for asker in askers:
+            while asker.is_alive():
+                asker.join(20.0)
                 say(f"{self.asked - turns.qsize()} asked, {dict(self.ended)}")
 
     def _ask_all(self, turns: queue.SimpleQueue[int]) -> None:
@@ -114,7 +114,7 @@ class Soak:
         )
         constraint = Constraint("regex", "[a-z ]{5,40}[.]") if draw.random() < 0.1 else None
         stop = (".",) if constraint is None and draw.random() < 0.2 else ()
-        return GenerateOptions(draw.randrange(1, MOST_TOKENS), stop, sampling=sampling, constraint=constraint)
+        return GenerateOptions(draw.randrange(1, MAX_TOKENS), stop, sampling=sampling, constraint=constraint)
 
     def held(self) -> dict[str, Any]:
         """What the coordinator's and the stages' processes hold, once nothing is under way."""
@@ -176,7 +176,7 @@ def grown(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float)
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     ended = ", ".join(f"{number} {kind}" for kind, number in result["ended"].items())
     yield f"{result['requests']} requests in {result['seconds']:.0f} s: {ended}; {result['tokens']} tokens"
     for name, before in result["before"].items():

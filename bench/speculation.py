@@ -33,7 +33,7 @@ from edgepp.model.weights.checkpoint import Checkpoint
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model", "stages", "threads", "rounds", "backend", gen=192)
     parser.add_argument("--delay-ms", type=float, default=10.0, help="of every link, each way (%(default)s)")
@@ -145,7 +145,7 @@ def row(task: str, rounds: Sequence[Sequence[TextStream]]) -> dict[str, Any]:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people."""
+    """Lines of the result for people."""
     headings = ("task", "plain tok/s", "guessing", "ratio", "right", "same answers")
     yield from table(headings, [_cells(one) for one in result["rows"]])
 

@@ -7,11 +7,14 @@ as such. What nothing expected is a fault of edgepp's own: a report file is writ
 from __future__ import annotations
 
 import errno
+import logging
 import os
 
 from edgepp.crash_report import write_report
 from edgepp.errors import EdgeppError, InternalError, UsageError
 from edgepp.printable import one_line
+
+log = logging.getLogger("edgepp")
 
 _ELSEWHERE = "or name another place with EDGEPP_HOME, EDGEPP_CACHE or TMPDIR"
 _NOT_THIS_USER = f"let this user read and write it, {_ELSEWHERE}"
@@ -69,6 +72,19 @@ def explained(error: BaseException) -> EdgeppError:
     if isinstance(error, OSError) or number in _HINTS:  # ZeroMQ's error is no OSError
         return _refused(error, number)
     return _fault(error)
+
+
+def failure(error: BaseException, what: str) -> EdgeppError:
+    """``error`` itself where it is an ``EdgeppError``; else, logged, an error that says that ``what`` failed, and why.
+
+    For a boundary that catches ``BaseException``: libraries written in Rust raise what is no ``Exception``, and only
+    the main thread is sent a ``KeyboardInterrupt``.
+    """
+    if isinstance(error, EdgeppError):
+        return error
+    log.error("%s failed", what, exc_info=error)
+    found = explained(error)
+    return EdgeppError(f"{what} failed: {found}", found.hint)
 
 
 def exit_status(error: EdgeppError) -> int:

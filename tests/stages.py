@@ -12,7 +12,8 @@ from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageLink
-from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome
 from edgepp.wire.transport import Sender
 from tests.wire import KEYS
 
@@ -96,10 +97,10 @@ class Stage:
         self.model = FakeModel()
         self.data, self.listener = FakeListener(), FakeListener()
         self.compute = ComputeThread(ModelRunner(self.model, 64), self.data)  # type: ignore[arg-type]
-        joiner = SimpleNamespace(
+        connector = SimpleNamespace(
             begin=lambda attempt: self.compute.inbox.put(NextStageLink(attempt)), close=lambda: None
         )
-        self.control = ControlThread(self.listener, self.compute, joiner, WELCOME, DRIVER.key)  # type: ignore[arg-type]
+        self.control = ControlThread(self.listener, self.compute, connector, WELCOME, DRIVER.key)  # type: ignore[arg-type]
 
     def order(self, sender: Sender, *frames: bytes) -> list[Message]:
         """Everything that one control message brings about; what is answered to it."""
@@ -113,7 +114,7 @@ class Stage:
     def work(self) -> None:
         for command in self.compute.inbox.drain():
             if command is not None:
-                self.compute.obey(command)
+                self.compute.execute(command)
         for route, message in self.compute.outbox.drain():
             self.listener.send(route, [encode(message)])
 

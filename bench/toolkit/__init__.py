@@ -1,1 +1,1 @@
-"""What the scripts share: their entry, rounds and medians, processes to be measured, slow links, a quiet machine."""
+"""Shared parts of the scripts: entry, rounds and medians, measured processes, slow links, a quiet machine."""

@@ -1,6 +1,7 @@
-"""Two network namespaces with a cable between them, held to a rate by tc's tbf: for measurements over real TCP.
+"""Two network namespaces with a cable between them, limited to a rate by tc's tbf, for measurements over real TCP.
 
-Needs Linux, root, and the ip and tc commands. Nothing outside the namespaces is touched, and they are gone at the end.
+Needs Linux, root, and the ip and tc commands. Nothing outside the namespaces is changed, and the namespaces are removed
+at the end.
 """
 
 from __future__ import annotations
@@ -20,37 +21,37 @@ from edgepp.errors import EdgeppError
 
 NEAR, FAR = "10.78.0.1", "10.78.0.2"
 PORT = "eth0"
-"""The cable's plug at either end."""
-_NAMED = Path("/var/run/netns")  # where ip keeps the names
+"""Name of the cable's interface at both ends."""
+_NAMED = Path("/var/run/netns")  # folder where ip keeps the names
 _BURST_S = 200e-6
-"""What may pass at once after a silence, as time at full rate: little, or short frames would not be held up at all."""
-_LEAST_BURST = 1600  # bytes: one Ethernet frame
+"""Burst size as seconds at full rate; small, because a larger burst would let short frames pass without delay."""
+_MIN_BURST_BYTES = 1600  # one Ethernet frame
 _QUEUE_BYTES = 4_000_000
 _END_S = 5.0
 
 
 def unavailable() -> str | None:
-    """Why no link can be shaped here; None where one can."""
+    """Reason why this machine cannot shape a link; None if it can."""
     if not sys.platform.startswith("linux"):
         return "links are shaped in network namespaces, which only Linux has"
     if os.geteuid() != 0:
         return "network namespaces need root"
-    lacking = [name for name in ("ip", "tc") if shutil.which(name) is None]
-    return f"there is no {' and no '.join(lacking)} command" if lacking else None
+    missing = [name for name in ("ip", "tc") if shutil.which(name) is None]
+    return f"there is no {' and no '.join(missing)} command" if missing else None
 
 
 def inside(namespace: str) -> tuple[str, ...]:
-    """What a command stands behind that is to run in a namespace."""
+    """Prefix of a command that runs in ``namespace``."""
     return ("ip", "netns", "exec", namespace)
 
 
 def end_once() -> None:
-    """Let Ctrl-C, SIGTERM and SIGHUP end this process with its clean-up, which further ones do not cut short."""
+    """End this process with its clean-up on Ctrl-C, SIGTERM or SIGHUP; further signals are ignored."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(*_: object) -> None:
         for number in signals:
-            signal.signal(number, signal.SIG_IGN)  # also for the commands that clean up
+            signal.signal(number, signal.SIG_IGN)  # inherited by the commands of the clean-up
         raise KeyboardInterrupt
 
     for number in signals:
@@ -59,7 +60,7 @@ def end_once() -> None:
 
 @contextmanager
 def cable() -> Iterator[tuple[str, str]]:
-    """Two namespaces with a cable between them: their names."""
+    """Make two namespaces with a cable between them; yields their names."""
     with ExitStack() as stack:
         near, far = (stack.enter_context(_namespace(f"edgepp{os.getpid()}-{end}")) for end in ("near", "far"))
         _call("ip", "-n", near, "link", "add", PORT, "type", "veth", "peer", "name", PORT, "netns", far)
@@ -70,27 +71,27 @@ def cable() -> Iterator[tuple[str, str]]:
 
 
 def shape(far: str, mbit_per_s: float | None) -> None:
-    """Hold both directions of the cable to a rate, or with None to none; this process is at its near end."""
+    """Limit both directions of the cable to ``mbit_per_s``, None for no limit; this process must be at the near end."""
     for within in ((), inside(far)):
         _call(*within, "tc", "qdisc", "replace", "dev", PORT, "root", *discipline(mbit_per_s))
 
 
 def discipline(mbit_per_s: float | None) -> tuple[str, ...]:
-    """The queue, in tc's words, that holds a direction to a rate."""
+    """Arguments of tc for the queue that limits one direction to ``mbit_per_s``."""
     if mbit_per_s is None:
         return ("noqueue",)
-    burst = max(_LEAST_BURST, round(mbit_per_s * 125e3 * _BURST_S))
+    burst = max(_MIN_BURST_BYTES, round(mbit_per_s * 125e3 * _BURST_S))
     return ("tbf", "rate", f"{mbit_per_s * 1e6:.0f}bit", "burst", str(burst), "limit", str(_QUEUE_BYTES))
 
 
 def host(delay_ms: float) -> str:
-    """Where a program at the far end listens: behind the proxy, if there is one, which has the other address."""
+    """Address on which a program at the far end listens: loopback if a proxy for the delay has the cable's address."""
     return "127.0.0.1" if delay_ms else FAR
 
 
 @contextmanager
 def delayed(far: str, ports: Sequence[int], delay_ms: float) -> Iterator[None]:
-    """Delay every byte to and from ``ports`` at the far end; see ``host`` for who listens there."""
+    """Delay every byte to and from ``ports`` at the far end; programs listen there on the address ``host``."""
     if not delay_ms:
         yield
         return
@@ -112,13 +113,13 @@ def _namespace(name: str) -> Iterator[str]:
         _call("ip", "-n", name, "link", "set", "lo", "up")
         yield name
     finally:
-        if (_NAMED / name).exists():  # Ctrl-C may have come before
+        if (_NAMED / name).exists():  # absent if Ctrl-C came before it was made
             _end(name)
             _call("ip", "netns", "del", name)
 
 
 def _end(namespace: str) -> None:
-    """End what Ctrl-C or an error may have left in a namespace, and what that starts meanwhile."""
+    """Kill the processes that Ctrl-C or an error may have left in a namespace, and their new children."""
     until_s = time.monotonic() + _END_S
     while time.monotonic() < until_s:
         listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)

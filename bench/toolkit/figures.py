@@ -17,11 +17,11 @@ Results = Sequence[Mapping[str, Any]]
 
 
 def interleave(
-    cases: Mapping[K, Callable[[int], V]], rounds: int, tell: Callable[[V], str] | None = None
+    cases: Mapping[K, Callable[[int], V]], rounds: int, describe: Callable[[V], str] | None = None
 ) -> dict[K, list[V]]:
-    """Warm each case up once, then measure all in turn, round after round; each case's results in that order.
+    """Run each case once to warm up, then all cases in turn, round after round; returns the results by case.
 
-    A case is called with the number of the round, 0 to warm up. ``tell`` says how a result went.
+    A case is called with the number of the round, 0 for the warm-up. ``describe`` makes the progress text of a result.
     """
     results: dict[K, list[V]] = {case: [] for case in cases}
     for turn in range(rounds + 1):
@@ -30,21 +30,21 @@ def interleave(
             found = measure(turn)
             if turn:
                 results[case].append(found)
-            if tell is not None:
-                say(f"{which}: {case}: {tell(found)}")
-        if tell is None:
+            if describe is not None:
+                say(f"{which}: {case}: {describe(found)}")
+        if describe is None:
             say(which)
     return results
 
 
 def prompt(vocabulary: int, tokens: int, turn: int) -> list[int]:
-    """The prompt of one round: fixed, but another each round, so that no cache of prompts can help."""
+    """Prompt of one round: always the same for a round, different between rounds, so that no prompt cache helps."""
     numbers = random.Random(turn)  # noqa: S311 - not a secret
     return [numbers.randrange(vocabulary) for _ in range(tokens)]
 
 
 def medians(results: Results, names: Sequence[str]) -> dict[str, Any]:
-    """Median of each figure, and ``spread``: its smallest and largest value."""
+    """Median of each figure, and as ``spread`` the smallest and the largest value of each."""
     return _flat({name: Spread.of([float(result[name]) for result in results]) for name in names})
 
 
@@ -57,7 +57,7 @@ def ratios(
 
 
 def ratio(value: Spread) -> dict[str, Any]:
-    """One ratio by the names that a result has for it."""
+    """One ratio as ``ratio`` and ``spread`` of a result."""
     return {"ratio": value.median, "spread": [value.low, value.high]}
 
 
@@ -67,23 +67,23 @@ def _flat(values: Mapping[str, Spread]) -> dict[str, Any]:
 
 
 def spread_text(value: float, spread: Sequence[float], form: str = ".3g") -> str:
-    """A median with its smallest and largest value."""
+    """A median with the smallest and the largest value."""
     low, high = spread
     return f"{value:{form}} ({low:.3g}-{high:.3g})"
 
 
 def cell(figures: Mapping[str, Any], name: str, form: str = ".3g") -> str:
-    """One figure of ``medians`` or ``ratios`` with its spread."""
+    """One figure of ``medians`` or ``ratios`` with its spread, as text."""
     return spread_text(figures[name], figures["spread"][name], form)
 
 
 def ratio_text(found: Mapping[str, Any]) -> str:
-    """All of ``ratios`` in words."""
+    """All ratios of ``ratios``, as text."""
     return ", ".join(f"{name} {cell(found, name)}" for name in found["spread"])
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table in fixed width: the first column at the left, the others at the right."""
+    """Lines of a table in fixed width, with the first column aligned left and the others right."""
     widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
     for line in (headings, *rows):
         first, *others = (text.rjust(width) for text, width in zip(line, widths, strict=True))

@@ -1,4 +1,4 @@
-"""What is measured on this machine: a model that fits the options, a pipeline over it, stage processes behind links."""
+"""Targets of measurements on this machine: a checked model, a local pipeline, stage processes behind links."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from edgepp.wire.transport import Address
 
 
 def checked_model(options: argparse.Namespace, stages: int) -> Checkpoint:
-    """The model of ``options``, fetched if need be, once it is known to hold a prompt and an answer.
+    """The model of ``options``, fetched if necessary.
 
     Raises:
-        EdgeppError: the model does not hold them or cannot be split so, no decode rate can be formed, or there is no
-            such model.
+        EdgeppError: there is no such model, it has fewer layers than ``stages``, prompt and answer do not fit its
+            context, or the answer is too short for a decode rate.
     """
     if options.gen < 2:
         raise UsageError("a decode rate needs at least 2 generated tokens", "raise --gen")
@@ -38,10 +38,10 @@ def checked_model(options: argparse.Namespace, stages: int) -> Checkpoint:
 
 
 def check_context(tokens: int, context: int) -> None:
-    """See that a prompt and its answer fit.
+    """Check that prompt and answer of ``tokens`` in all fit ``context``.
 
     Raises:
-        UsageError: they do not.
+        UsageError: they do not fit.
     """
     if tokens > context:
         raise UsageError(
@@ -51,14 +51,14 @@ def check_context(tokens: int, context: int) -> None:
 
 @contextmanager
 def local_pipeline(options: PipelineOptions) -> Iterator[Pipeline]:
-    """A pipeline of stage processes of this machine, each pinned to CPUs of its own where that can be."""
+    """A pipeline of stage processes on this machine, each pinned to its own CPUs if possible."""
     with Pipeline(options) as pipeline:
         pin_stages(pipeline.stages, options.threads or 1)
         yield pipeline
 
 
 def arrivals(request: EngineRequest, came: list[float] | None = None) -> list[float]:
-    """Wait for a request's last token: when each came, in ``came`` as soon as it has.
+    """Wait for the last token of a request; returns the time of each token, appended to ``came`` as it arrives.
 
     Raises:
         EdgeppError: the answer failed.
@@ -83,12 +83,12 @@ def stage_processes(
     awake: bool,
     exact: bool = False,
 ) -> Iterator[tuple[Address, ...]]:
-    """Stage processes with a link of one kind at every hop: where they are reached.
+    """Run stage processes with a link of one kind at every hop; yields their addresses.
 
-    ``model`` is what they are asked for by; the folder unless given.
+    ``model`` is the name under which the stages serve the model; empty: the folder.
 
     Raises:
-        EdgeppError: a stage, or the link, does not come up.
+        EdgeppError: a stage or the link does not start.
     """
     with ExitStack() as owned:
         children = []

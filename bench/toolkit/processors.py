@@ -1,4 +1,4 @@
-"""CPUs for processes that are measured at the same time. Standard library only: sides of other engines use this too."""
+"""CPU pinning of measured processes. Standard library only, because the programs of other engines use it too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class HasPid(Protocol):
-    """A stage, or anything else with a process of its own."""
+    """A stage, or another object with its own process."""
 
     @property
     def pid(self) -> int:
@@ -17,13 +17,13 @@ class HasPid(Protocol):
 
 
 def pin(pid: int, cpus: Sequence[int]) -> None:
-    """Hold every thread of a process, and every thread that those start later, to ``cpus``."""
+    """Pin every thread of a process, and threads that they start later, to ``cpus``."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), cpus)
 
 
 def pin_stages(stages: Iterable[HasPid], threads: int) -> list[list[int]] | None:
-    """Pin each stage to ``threads`` CPUs of its own: which ones; None where that cannot be, and nothing is pinned."""
+    """Pin each stage to its own ``threads`` CPUs; returns the CPUs, or None if nothing could be pinned."""
     pids = [stage.pid for stage in stages]
     shares = share_cpus(len(pids), threads)
     for pid, cpus in zip(pids, shares or (), strict=False):
@@ -31,18 +31,18 @@ def pin_stages(stages: Iterable[HasPid], threads: int) -> list[list[int]] | None
     return shares
 
 
-def share_cpus(groups: int, each: int) -> list[list[int]] | None:
-    """Disjoint groups of ``each`` CPUs to pin to, cores before their hyper-threads; None where that cannot be."""
+def share_cpus(groups: int, size: int) -> list[list[int]] | None:
+    """Disjoint groups of ``size`` CPUs, first hardware threads of all cores first; None if the system cannot pin."""
     if not hasattr(os, "sched_setaffinity"):
         return None
-    cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (_place_in_core(cpu), cpu))
-    if len(cpus) < groups * each:
+    cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (_index_in_core(cpu), cpu))
+    if len(cpus) < groups * size:
         return None
-    return [cpus[group * each : (group + 1) * each] for group in range(groups)]
+    return [cpus[group * size : (group + 1) * size] for group in range(groups)]
 
 
-def _place_in_core(cpu: int) -> int:
-    """0 for a core's first hardware thread, 1 for its second, ..."""
+def _index_in_core(cpu: int) -> int:
+    """Index of the hardware thread in its core."""
     file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     try:
         parts = [part.split("-") for part in file.read_text(encoding="ascii").strip().split(",")]

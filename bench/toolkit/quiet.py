@@ -1,4 +1,4 @@
-"""Measurements on a machine that others use too: wait until they are quiet, and measure again what they disturbed."""
+"""Measurements on a shared machine: wait until other programs are idle, and repeat disturbed measurements."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TypeVar
 
 import psutil
 
-QUIET = 0.1
-"""Cores that other programs may have."""
-_LOOK_S = 0.2
+QUIET_CORES = 0.1
+"""Greatest number of cores that other programs may use."""
+_SAMPLE_S = 0.2
 
 T = TypeVar("T")
 
 
 class Quiet:
-    """How long each measurement may wait for others, and be done again, before it is taken as it is."""
+    """Measures with repetition: each measurement may wait and be repeated for ``patience_s`` seconds."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
 
     def measure(self, work: Callable[[], T]) -> tuple[T, float]:
-        """Do ``work`` while nobody else does much; what came of it, and how many cores others had meanwhile.
+        """Run ``work`` while other programs are idle; returns its result and the cores that other programs used.
 
         Of several tries the least disturbed one counts.
         """
@@ -30,26 +30,26 @@ class Quiet:
         until_s = time.perf_counter() + self._patience_s
         while True:
             _wait(until_s)
-            before_s, before = time.perf_counter(), _seconds()
+            before_s, before = time.perf_counter(), _other_cpu_s()
             found = work()
-            took_s, after = time.perf_counter() - before_s, _seconds()
+            took_s, after = time.perf_counter() - before_s, _other_cpu_s()
             others = max(0.0, after - before) / took_s
             if best is None or others < best[1]:
                 best = found, others
-            if best[1] <= QUIET or time.perf_counter() > until_s:
+            if best[1] <= QUIET_CORES or time.perf_counter() > until_s:
                 return best
 
 
 def _wait(until_s: float) -> None:
     while time.perf_counter() < until_s:
-        before = _seconds()
-        time.sleep(_LOOK_S)
-        if (_seconds() - before) / _LOOK_S <= QUIET:
+        before = _other_cpu_s()
+        time.sleep(_SAMPLE_S)
+        if (_other_cpu_s() - before) / _SAMPLE_S <= QUIET_CORES:
             return
 
 
-def _seconds() -> float:
-    """Processor seconds of everything on this machine but this process and those that it started."""
+def _other_cpu_s() -> float:
+    """CPU seconds of all processes on this machine except this process and its descendants."""
     times = psutil.cpu_times()
     busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
     busy -= getattr(times, "guest_nice", 0.0)

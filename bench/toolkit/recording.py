@@ -1,4 +1,4 @@
-"""Rings, and a pipeline, that write down what passes them, in the engine's own thread."""
+"""Rings and a pipeline that record every step, in the engine thread."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgepp.backend.base import Ends
+from edgepp.backend.base import EmbeddingAndHead
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
 from edgepp.engine.stage_handshake import Endpoint
@@ -17,32 +17,32 @@ from edgepp.wire.mailbox import Mailbox
 
 
 class WatchedRing:
-    """A ring behind which another one works. Subclasses send and poll, and note what passes."""
+    """A ring that delegates to another ring. Subclasses send and poll, and record steps."""
 
     def __init__(self, ring: Ring) -> None:
         self.stages: tuple[StageInfo, ...] = ring.stages
         self._ring = ring
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
-        """See ``Ring``."""
+        """As in ``Ring``."""
         self._ring.wake_on(mailbox)
 
     def free(self, sequence: int) -> None:
-        """See ``Ring``."""
+        """As in ``Ring``."""
         self._ring.free(sequence)
 
     def stage_stats(self) -> list[StageStats]:
-        """See ``Ring``."""
+        """As in ``Ring``."""
         return self._ring.stage_stats()
 
     def close(self) -> None:
-        """See ``Ring``."""
+        """As in ``Ring``."""
         self._ring.close()
 
 
 @dataclass(frozen=True)
 class StepTrip:
-    """A step that went through all stages and came back."""
+    """A step that passed all stages and returned."""
 
     step: Send | SendBatch
     sent_s: float
@@ -51,7 +51,7 @@ class StepTrip:
 
     @property
     def wire_s(self) -> float:
-        """Seconds of the trip less the stages' computing."""
+        """Seconds of the trip without the computing of the stages."""
         return self.returned.ring_s - sum(self.returned.compute_s)
 
     @property
@@ -61,7 +61,7 @@ class StepTrip:
 
 
 class Recorder(WatchedRing):
-    """A ring that writes down what passes it."""
+    """A ring that records the trip of every step."""
 
     def __init__(self, ring: Ring) -> None:
         super().__init__(ring)
@@ -69,19 +69,19 @@ class Recorder(WatchedRing):
         self._sent: deque[tuple[Send | SendBatch, float]] = deque()
 
     def send(self, step: Send | SendBatch) -> None:
-        """See ``Ring``."""
+        """As in ``Ring``."""
         self._sent.append((step, time.perf_counter()))
         self._ring.send(step)
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
-        """See ``Ring``."""
+        """As in ``Ring``."""
         events = self._ring.poll(timeout_s)
         now = time.perf_counter()
         for event in events:
             if isinstance(event, Failed):
                 raise event.error
             step, sent_s = self._sent.popleft()
-            while not set(_sequences(step)) & set(event.sequences):  # cancelled meanwhile
+            while not set(_sequences(step)) & set(event.sequences):  # cancelled
                 step, sent_s = self._sent.popleft()
             self.trips.append(StepTrip(step, sent_s, now, event))
         return events
@@ -93,42 +93,42 @@ def _sequences(step: Send | SendBatch) -> tuple[int, ...]:
 
 @dataclass
 class EngineRecord:
-    """What the engine's thread did, in order; written by that thread only."""
+    """Record of the engine thread, in order; only that thread writes it."""
 
     sent: list[tuple[int, int, bool]] = field(default_factory=list)
-    """Rows, positions that they look back on together, and whether they decode, of the steps in the ring."""
+    """Steps in the ring: rows, cached positions of all rows, and whether the step decodes."""
     decoded: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
-    """Rows, positions, each stage's seconds."""
+    """Decode steps: rows, positions, seconds of each stage."""
     prefilled: list[tuple[int, int, tuple[float, ...]]] = field(default_factory=list)
-    """Tokens, positions before them, each stage's seconds."""
+    """Prefill chunks: tokens, earlier positions, seconds of each stage."""
     lone_s: list[float] = field(default_factory=list)
-    """What is neither computing nor sending, of steps that had the ring to themselves."""
+    """Seconds of steps alone in the ring, without computing and sending."""
     sending_s: list[float] = field(default_factory=list)
     embedding: list[tuple[int, float]] = field(default_factory=list)
     heads: list[tuple[int, float]] = field(default_factory=list)
     rest: list[tuple[int, int, float]] = field(default_factory=list)
-    """Results taken, rows sampled and seconds between two waits, less what is counted above."""
+    """Between two waits: received results, sampled rows, and seconds without those recorded above."""
     alone: bool = True
-    """Whether the step in the ring is the only one."""
+    """Whether the last sent step was alone in the ring."""
     row_bytes: int = 1
 
-    def forget(self) -> None:
-        """Forget everything noted, while nothing is in the ring."""
+    def clear(self) -> None:
+        """Clear the record; the ring must be empty."""
         for notes in (self.decoded, self.prefilled, self.lone_s, self.sending_s, self.embedding, self.heads, self.rest):
             notes.clear()
 
 
 class RecordingEnds:
-    """The model's ends, timed."""
+    """Ends of the model that record their times."""
 
-    def __init__(self, ends: Ends, record: EngineRecord) -> None:
+    def __init__(self, ends: EmbeddingAndHead, record: EngineRecord) -> None:
         self._ends, self._record = ends, record
         self.positional, self.vocabulary = ends.positional, ends.vocabulary
         self.spent_s = 0.0
         self.sampled = 0
 
     def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
-        """See ``Ends``."""
+        """Embed ``tokens``, and add the time to the record."""
         began_s = time.perf_counter()
         hidden = self._ends.embed(tokens, position)
         took_s = time.perf_counter() - began_s
@@ -137,7 +137,7 @@ class RecordingEnds:
         return hidden
 
     def logits(self, hidden: Array) -> Array:
-        """See ``Ends``."""
+        """Compute logits of ``hidden``, and add the time to the record."""
         began_s = time.perf_counter()
         logits = self._ends.logits(hidden)
         took_s = time.perf_counter() - began_s
@@ -148,16 +148,16 @@ class RecordingEnds:
 
 
 class RecordingRing(WatchedRing):
-    """A ring, timed."""
+    """A ring that records its times."""
 
     def __init__(self, ring: Ring, ends: RecordingEnds, record: EngineRecord) -> None:
         super().__init__(ring)
         self._ends, self._record = ends, record
-        self._left_s: float | None = None
+        self._polled_s: float | None = None
         self._taken = 0
 
     def send(self, step: Send | SendBatch) -> None:
-        """See ``Ring``."""
+        """As in ``Ring``."""
         record = self._record
         rows = len(step.hidden)
         decodes = isinstance(step, SendBatch) or step.want == rows == 1
@@ -172,22 +172,22 @@ class RecordingRing(WatchedRing):
         self._ends.spent_s += took_s
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
-        """See ``Ring``."""
+        """As in ``Ring``."""
         now_s, record, ends = time.perf_counter(), self._record, self._ends
-        if self._left_s is not None and self._taken:
-            record.rest.append((self._taken, ends.sampled, max(0.0, now_s - self._left_s - ends.spent_s)))
+        if self._polled_s is not None and self._taken:
+            record.rest.append((self._taken, ends.sampled, max(0.0, now_s - self._polled_s - ends.spent_s)))
         events = self._ring.poll(timeout_s)
-        self._left_s, self._taken, ends.spent_s, ends.sampled = time.perf_counter(), len(events), 0.0, 0
+        self._polled_s, self._taken, ends.spent_s, ends.sampled = time.perf_counter(), len(events), 0.0, 0
         for event in events:
             if isinstance(event, Returned):
-                self._note(event)
+                self._record_returned(event)
         return events
 
-    def _note(self, event: Returned) -> None:
+    def _record_returned(self, event: Returned) -> None:
         record = self._record
         rows, positions, decodes = record.sent.pop(0)
         if decodes and not all(other for *_, other in record.sent):
-            return  # a chunk is being computed at the same time, on the same machine
+            return  # a chunk is computed at the same time, on the same machine
         if decodes:
             record.decoded.append((rows, positions, event.compute_s))
             if record.alone and rows == 1:
@@ -197,7 +197,7 @@ class RecordingRing(WatchedRing):
 
 
 class RecordedPipeline(Pipeline):
-    """A pipeline that notes what its engine's thread does."""
+    """A pipeline that records the work of its engine thread."""
 
     def __init__(self, options: PipelineOptions) -> None:
         self.record = EngineRecord()
@@ -206,7 +206,7 @@ class RecordedPipeline(Pipeline):
     def __enter__(self) -> RecordedPipeline:
         return self
 
-    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, Ends]:
+    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
         ring, ends = super()._open_network(endpoints)
         timed = RecordingEnds(ends, self.record)
         return RecordingRing(ring, timed, self.record), timed

@@ -1,4 +1,4 @@
-"""A rig: stage processes behind links, an engine over them, and a record of every step."""
+"""Rig of a measurement: stage processes behind links, an engine that uses them, and a record of every step."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.stage_process.compute_policy import physical_cores
 
 _POLL_S = 0.02
-_JOINING = 800
-"""Tokens that the first of several requests may get before the last one's prompt is through."""
+_MAX_JOINING_TOKENS = 800
+"""Greatest number of tokens of the first request before the prompt of the last request is computed."""
 _turns = itertools.count()
 
 
 @dataclass(frozen=True)
 class SteadyDecode:
-    """Requests that decode together, from when the last of them began."""
+    """Decoding of several requests together, from the second token of the last request on."""
 
     trips: tuple[StepTrip, ...]
     tokens_per_s: float
     """Rate of all requests together."""
     position: int
-    """Positions before a row, in the middle of the measurement."""
+    """Mean position of a row during the measurement."""
 
     @property
     def compute_s(self) -> float:
-        """What all stages together compute in the median step."""
+        """Median over steps of the computing time of all stages."""
         return statistics.median(sum(trip.returned.compute_s) for trip in self.trips)
 
     @property
     def wire_s(self) -> float:
-        """The rest of the median step's way round: hops, and waiting for stages that are busy."""
+        """Median over steps of the rest of the round trip: hops, and waiting for busy stages."""
         return statistics.median(trip.wire_s for trip in self.trips)
 
 
 class Rig:
-    """Stages, a link of one kind at every hop, and an engine. Use it in a ``with`` statement."""
+    """Stages, a link of one kind at every hop, and an engine. A context manager."""
 
     def __init__(
         self,
@@ -70,11 +70,11 @@ class Rig:
         *,
         awake: bool | None = None,
     ) -> None:
-        """Stages wait awake where a pipeline's would, unless ``awake`` says otherwise."""
+        """``awake`` says whether stages spin while they wait; None: as in a pipeline."""
         self.folder, self.threads, self.backend_name = folder, threads, backend_name
         self.checkpoint = Checkpoint.open(folder)
         self.others = 0.0
-        """Cores that other programs had during the last measurement."""
+        """Cores that other programs used during the last measurement."""
         self._quiet = quiet
         self._owned = ExitStack()
         self._recorder: Recorder | None = None
@@ -102,9 +102,9 @@ class Rig:
         return self._recorder.trips
 
     def first_token_s(self, tokens: int, *, alone: bool = True) -> tuple[float, list[StepTrip]]:
-        """Seconds from a prompt to its first token, with nothing else to do here, and the steps that it took.
+        """Seconds from a prompt to its first token in the idle engine, and the steps of the prompt.
 
-        ``alone`` says that this is the only rig at work.
+        ``alone`` says that no other rig is working.
         """
         if not alone:
             return self._first_token_s(tokens)
@@ -118,19 +118,19 @@ class Rig:
         return request.timing.first_token_s - request.timing.submitted_s, self.trips[began:]
 
     def steady(self, requests: int, tokens: int, cycles: int) -> SteadyDecode:
-        """Let so many requests with prompts of ``tokens`` decode together until each has done ``cycles`` steps so."""
+        """Decode ``requests`` requests with prompts of ``tokens`` together until each has made ``cycles`` steps."""
         found, self.others = self._quiet.measure(lambda: self._steady(requests, tokens, cycles))
         return found
 
     def _steady(self, requests: int, tokens: int, cycles: int) -> SteadyDecode:
-        room = min(self.checkpoint.context - tokens, cycles + _JOINING)
-        asked = [self._submit(tokens, room) for _ in range(requests)]
+        room = min(self.checkpoint.context - tokens, cycles + _MAX_JOINING_TOKENS)
+        submitted = [self._submit(tokens, room) for _ in range(requests)]
         try:
-            trips = self._together(asked, cycles)
+            trips = self._together(submitted, cycles)
         finally:
-            for request in asked:
+            for request in submitted:
                 self.engine.cancel(request)
-            for request in asked:
+            for request in submitted:
                 arrivals(request)
         times: dict[int, list[float]] = defaultdict(list)
         for trip in trips:
@@ -140,19 +140,19 @@ class Rig:
         positions = [at for trip in trips for at in trip.positions]
         return SteadyDecode(tuple(trips), rate, round(statistics.fmean(positions)))
 
-    def _together(self, asked: Sequence[EngineRequest], cycles: int) -> list[StepTrip]:
-        """The decode steps from the last one's second token on."""
-        for request in asked:
+    def _together(self, submitted: Sequence[EngineRequest], cycles: int) -> list[StepTrip]:
+        """Decode steps from the second token of the last request on."""
+        for request in submitted:
             _await_token(request)
-        began_s = max(request.timing.first_token_s for request in asked)
-        wanted = cycles * len(asked)
+        began_s = max(request.timing.first_token_s for request in submitted)
+        wanted = cycles * len(submitted)
         while True:
             trips = [trip for trip in self.trips if trip.sent_s > began_s]
-            if sum(len(trip.returned.sequences) for trip in trips) >= wanted + len(asked):
+            if sum(len(trip.returned.sequences) for trip in trips) >= wanted + len(submitted):
                 return trips
             if self.engine.lost is not None:
                 raise self.engine.lost
-            if any(request.tokens == request.options.max_tokens for request in asked):
+            if any(request.tokens == request.options.max_tokens for request in submitted):
                 raise EdgeppError("a request ended before enough steps were measured", "give fewer --cycles")
             time.sleep(_POLL_S)
 
@@ -169,7 +169,9 @@ class Rig:
         endpoints = [Endpoint((address,)) for address in self.addresses]
         self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
         chosen = backend.choose(self.backend_name, checkpoint)
-        return EngineParts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
+        return EngineParts(
+            self._recorder, chosen.load_embedding_and_head(checkpoint, BackendOptions(threads=self.threads))
+        )
 
 
 def _await_token(request: EngineRequest) -> None:

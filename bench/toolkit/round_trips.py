@@ -1,4 +1,4 @@
-"""Round trips of matrices to another process, which does with a frame what a stage does, without the model."""
+"""Round trips of matrices to another process, which handles a frame like a stage, without the model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from edgepp.child_process import python_command
 from edgepp.errors import EdgeppError
 from edgepp.wire import codec
 from edgepp.wire.codec import Array
+from edgepp.wire.field_types import Codec
 from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages import Codec, Forward, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Forward
 from edgepp.wire.security import Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Sender
 
@@ -35,7 +37,7 @@ _ANSWER_S = 30.0
 
 @dataclass(frozen=True)
 class OneWayTrip:
-    """One matrix there and back, halved: the seconds of one way, those of them in the codec, and bytes sent."""
+    """Half a round trip of one matrix: seconds of one way, seconds of that in the codec, and sent bytes."""
 
     total_s: float
     codec_s: float
@@ -43,7 +45,7 @@ class OneWayTrip:
 
 
 def one_way(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
-    """Medians of one way in milliseconds, and its rate; ``nbytes`` is the size without a codec."""
+    """Medians of one way in milliseconds, and the rate; ``nbytes`` is the size without a codec."""
     total = Spread.of([trip.total_s for trip in trips])
     codec_s = statistics.median(trip.codec_s for trip in trips)
     return {
@@ -56,10 +58,10 @@ def one_way(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
 
 
 def serve(host: str) -> None:
-    """Be the other process: print a port, answer every frame as a stage would, end with standard input.
+    """Run the other process: print a port, answer every frame like a stage, end with standard input.
 
-    The first line of standard input says whom to admit, by its public key, and is empty for a plain socket. With one,
-    this side's public key follows the port.
+    The first line of standard input is the public key to admit, or empty for a plain socket. With a key, the public key
+    of this process follows the port.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     admitted = sys.stdin.readline().strip()
@@ -95,17 +97,17 @@ def _answer(listener: Listener, sender: Sender, frames: Sequence[memoryview]) ->
 
 
 class RoundTrips:
-    """This end of a link, which sends matrices to the other process and takes them back."""
+    """This end of a link: sends matrices to the other process and receives them back."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._poller = Poller[None](link)
 
     def trip(self, hidden: Array, name: Codec) -> OneWayTrip:
-        """Send ``hidden`` (T, D) and wait until it is back.
+        """Send ``hidden`` (T, D) and wait for its return.
 
         Raises:
-            EdgeppError: it did not come back.
+            EdgeppError: the other process does not answer.
         """
         rows, width = hidden.shape
         start = time.perf_counter()
@@ -117,7 +119,7 @@ class RoundTrips:
             step=1,
             position=0,
             capacity=rows,
-            want=rows,
+            wanted_rows=rows,
             rows=rows,
             width=width,
             dtype=codec.dtype_name(hidden.dtype),
@@ -140,7 +142,7 @@ class RoundTrips:
 
 @contextmanager
 def peer_and_link(*, secure: bool = False) -> Iterator[RoundTrips]:
-    """Both processes; the other one is gone when the block ends."""
+    """Run the other process and connect to it; the process ends with the block."""
     own = KeyPair.generate() if secure else None
     with peer(own) as (port, server), connected(Address("127.0.0.1", port), own, server) as link:
         yield link
@@ -148,9 +150,9 @@ def peer_and_link(*, secure: bool = False) -> Iterator[RoundTrips]:
 
 @contextmanager
 def peer(own: KeyPair | None = None, host: str = "127.0.0.1", within: Sequence[str] = ()) -> Iterator[tuple[int, str]]:
-    """The other process, which listens on an address of its own: its port, and with keys its public key.
+    """Run the other process, which listens on ``host``; yields its port, and with keys its public key.
 
-    ``within`` is what its command stands behind, such as ``ip netns exec NAME``.
+    ``within`` is a prefix of its command, such as ``ip netns exec NAME``.
     """
     process = subprocess.Popen(
         [*within, *python_command("bench.toolkit.round_trips", host)],
@@ -172,7 +174,7 @@ def peer(own: KeyPair | None = None, host: str = "127.0.0.1", within: Sequence[s
 
 @contextmanager
 def connected(address: Address, own: KeyPair | None = None, server: str = "") -> Iterator[RoundTrips]:
-    """This end of a link to ``address``; encrypted with keys."""
+    """Connect to ``address``; encrypted if keys are given."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     link = Link(context, address, _FRAME_BYTES, None, Pinned(own, server) if own is not None else None)
     try:
@@ -183,8 +185,8 @@ def connected(address: Address, own: KeyPair | None = None, server: str = "") ->
 
 
 def main() -> int:
-    """Be the other process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started it decides
+    """Run the other process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends this process
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("host", help="address to listen on")
     serve(parser.parse_args().host)

@@ -1,4 +1,4 @@
-"""The entry of every script: its command line, its one JSON line, and the sentence that it ends with when it fails."""
+"""Entry of every script: command line, JSON line of the result, and one sentence for an error."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from edgepp.cli import error_as_json, run_to_end
 from edgepp.errors import EdgeppError
 
 Result = Mapping[str, Any]
-"""What a script measured, as the JSON line has it."""
+"""A script's result, with the names of the JSON line."""
 
 
 def count(text: str) -> int:
@@ -31,19 +32,29 @@ def counts(text: str) -> list[int]:
     return [count(part) for part in text.split(",")]
 
 
-_SHARED: Mapping[str, Mapping[str, Any]] = {
-    "model": {"default": "smollm2-135m", "help": "a name, hub repository or folder (%(default)s)"},
-    "stages": {"type": count, "default": 2, "help": "stage processes of the pipeline (%(default)s)"},
-    "threads": {"type": count, "default": 1, "help": "compute threads of each stage (%(default)s)"},
-    "rounds": {"type": count, "default": 5, "help": "measured rounds, after one to warm up (%(default)s)"},
-    "backend": {"choices": backend.NAMES, "default": "auto", "help": "(%(default)s)"},
-    "prompt-tokens": {"type": count, "default": 512, "help": "tokens of the prompt (%(default)s)"},
-    "gen": {"type": count, "default": 128, "help": "tokens to generate, two at least (%(default)s)"},
+@dataclass(frozen=True)
+class _SharedOption:
+    """An option that several scripts have."""
+
+    help: str
+    default: str | int
+    read: Callable[[str], str | int] = str
+    choices: tuple[str, ...] | None = None
+
+
+_SHARED = {
+    "model": _SharedOption("a name, hub repository or folder (%(default)s)", "smollm2-135m"),
+    "stages": _SharedOption("stage processes of the pipeline (%(default)s)", 2, count),
+    "threads": _SharedOption("compute threads per stage (%(default)s)", 1, count),
+    "rounds": _SharedOption("measured rounds, after one to warm up (%(default)s)", 5, count),
+    "backend": _SharedOption("(%(default)s)", "auto", choices=tuple(backend.NAMES)),
+    "prompt-tokens": _SharedOption("tokens of the prompt (%(default)s)", 512, count),
+    "gen": _SharedOption("tokens to generate, at least two (%(default)s)", 128, count),
 }
 
 
 class Arguments(argparse.ArgumentParser):
-    """A command line whose mistakes are told in one sentence. Every script has ``--json``."""
+    """A command line with ``--json``; an error in the command line is one sentence and exit status 2."""
 
     def __init__(self, description: str | None) -> None:
         """``description`` is the script's docstring."""
@@ -55,15 +66,20 @@ class Arguments(argparse.ArgumentParser):
         )
         self.add_argument("--json", action="store_true", help="print only the JSON line")
 
-    def shared(self, *names: str, **defaults: Any) -> None:
-        """Add options that several scripts have: by name, or with another default."""
+    def shared(self, *names: str, **defaults: int) -> None:
+        """Add options that several scripts have: by name, or by name with another default."""
         for name in (*names, *defaults):
-            option = name.replace("_", "-")
-            changed = {"default": defaults[name]} if name in defaults else {}
-            self.add_argument(f"--{option}", **{**_SHARED[option], **changed})
+            option = _SHARED[name.replace("_", "-")]
+            self.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=option.read,
+                choices=option.choices,
+                default=defaults.get(name, option.default),
+                help=option.help,
+            )
 
     def error(self, message: str) -> NoReturn:
-        """Say it and end with status 2."""
+        """Print ``message`` and end with status 2."""
         hint = f"see {self.prog} --help"
         error_as_json("UsageError", message, hint)
         self.exit(2, f"error: {message}; {hint}\n")
@@ -76,10 +92,10 @@ def script(
     table: Callable[[Result], Iterable[str]],
     faults: Callable[[argparse.Namespace, Result], EdgeppError | None] = lambda *_: None,
 ) -> None:
-    """Run a script: read the command line, measure, print, and end with the status that the result deserves.
+    """Run a script: read the command line, measure, print the result, and set the exit status.
 
-    The JSON line has ``bench``, the options, what was ``measured``, machine and commit. An error of ``faults`` ends
-    the script after the result is printed.
+    The JSON line has ``bench``, the options, the result of ``measured``, machine and commit. An error that ``faults``
+    returns ends the script after the result is printed.
     """
 
     def work() -> int:
@@ -94,7 +110,7 @@ def script(
 
 
 def program(work: Callable[[], int]) -> None:
-    """Run ``work`` as a command of edgepp is run: what goes wrong is one sentence and an exit status."""
+    """Run ``work`` like a command of edgepp: an error is one sentence and an exit status."""
     run_to_end(lambda: work, _show)
 
 
@@ -103,7 +119,7 @@ def _show(error: EdgeppError) -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as JSON has them, less those that only say what is printed."""
+    """Options as JSON values, without ``--json``."""
     return {name: _plain(value) for name, value in vars(options).items() if name != "json"}
 
 
@@ -117,12 +133,12 @@ def _plain(value: Any) -> Any:
 
 
 def say(text: str) -> None:
-    """Tell how it goes, on standard error."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def report(result: Result, table: Iterable[str], *, json_only: bool) -> None:
-    """Print the table and, last, the result with machine and commit as one JSON line."""
+    """Print the table, then the result with machine and commit as one JSON line."""
     for line in () if json_only else table:
         print(line)
     taken_on = {"machine": result.get("machine") or machine(), "commit": commit()}

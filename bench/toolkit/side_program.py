@@ -1,8 +1,8 @@
-"""The program of a side: one engine, loaded once, that answers prompts when it is told to. ``sides`` starts it.
+"""Program of a side: one engine, loaded once, that answers prompts on request. ``sides`` starts the program.
 
-It reads JSON lines on standard input, first its configuration and then one request per line, writes one JSON line for
-each on standard output, and ends with its input. It runs under whatever interpreter has the engine's library, so it
-imports only the standard library and ``processors`` until it knows which engine it is.
+The program reads JSON lines on standard input, first the configuration and then one request per line, writes one JSON
+line per request on standard output, and ends with the input. The interpreter is one that has the engine's library, so
+the program imports only the standard library and ``processors`` before it knows the engine.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from bench.toolkit.processors import pin, pin_stages, share_cpus
 
 Config = Mapping[str, Any]
 RunRates = dict[str, Any]
-"""A run's rates, by the names in ``RATES``, and whatever else the engine can tell."""
+"""Rates of a run by the names in ``RATES``, and other values of the engine."""
 
 RATES = ("prefill_tokens_per_s", "decode_tokens_per_s", "e2e_tokens_per_s", "ttft_s")
 
 
 class MeasuredEngine(Protocol):
-    """What is measured."""
+    """Interface of a measured engine."""
 
     about: Mapping[str, Any]
-    """What the engine says of itself, for the result."""
+    """Description of the engine, for the result."""
 
     def run(self, prompt: Sequence[int], generate: int) -> RunRates:
         """Answer ``prompt`` with exactly ``generate`` greedy tokens."""
@@ -41,7 +41,7 @@ class MeasuredEngine(Protocol):
 
 
 def rates(prompt: int, generated: int, start_s: float, first_s: float, last_s: float) -> RunRates:
-    """The four rates of one run, from its token counts and three times; METHODOLOGY.md says why these."""
+    """The four rates of one run, from token counts and three times, as METHODOLOGY.md defines them."""
     return {
         "prefill_tokens_per_s": prompt / (first_s - start_s),
         "decode_tokens_per_s": (generated - 1) / (last_s - first_s) if generated > 1 else 0.0,
@@ -76,7 +76,7 @@ class EdgeppEngine:
         self.about: Mapping[str, Any] = {"version": version("edgepp"), "stages": stages}
 
     def run(self, prompt: Sequence[int], generate: int) -> RunRates:
-        """As ``MeasuredEngine`` says."""
+        """As in ``MeasuredEngine``."""
         from bench.toolkit.local import arrivals
         from edgepp.benchmark.workload import decode_step
         from edgepp.engine.request import GenerateOptions
@@ -89,7 +89,7 @@ class EdgeppEngine:
         return result | {"step_ms": parts}
 
     def close(self) -> None:
-        """As ``MeasuredEngine`` says."""
+        """As in ``MeasuredEngine``."""
         self._pipeline.close()
 
 
@@ -107,7 +107,7 @@ class MlxLmEngine:
         self.about: Mapping[str, Any] = {"version": version("mlx-lm"), "device": str(mx.default_device())}
 
     def run(self, prompt: Sequence[int], generate: int) -> RunRates:
-        """As ``MeasuredEngine`` says."""
+        """As in ``MeasuredEngine``."""
         import mlx.core as mx
         from mlx_lm.generate import generate_step
 
@@ -117,11 +117,11 @@ class MlxLmEngine:
         return rates(len(prompt), len(times_s) - 1, times_s[0], times_s[1], times_s[-1])
 
     def close(self) -> None:
-        """As ``MeasuredEngine`` says."""
+        """As in ``MeasuredEngine``."""
 
 
 class LlamaCppEngine:
-    """llama.cpp by its C interface, so that no Python of llama-cpp-python's stands in its way."""
+    """llama.cpp through its C interface, without the Python overhead of llama-cpp-python."""
 
     def __init__(self, config: Config) -> None:
         _pin_self(config)
@@ -141,7 +141,7 @@ class LlamaCppEngine:
         }
 
     def run(self, prompt: Sequence[int], generate: int) -> RunRates:
-        """As ``MeasuredEngine`` says."""
+        """As in ``MeasuredEngine``."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._llama.ctx), True)
         start_s = time.perf_counter()
         token = self._step(prompt)
@@ -160,7 +160,7 @@ class LlamaCppEngine:
         return int(np.ctypeslib.as_array(logits, shape=(self._llama.n_vocab(),)).argmax())
 
     def close(self) -> None:
-        """As ``MeasuredEngine`` says."""
+        """As in ``MeasuredEngine``."""
         self._llama.close()
 
 
@@ -172,22 +172,22 @@ KINDS: Mapping[str, Callable[[Config], MeasuredEngine]] = {
 
 
 def _pin_self(config: Config) -> None:
-    """Hold this process to as many CPUs as it has threads, where that can be."""
+    """Pin this process to as many CPUs as it has threads, if possible."""
     if shares := share_cpus(1, config["threads"]):
         pin(os.getpid(), shares[0])
 
 
 def main() -> None:
-    """Be the side that the first line of standard input describes, until that input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    """Run the engine that the first line of standard input describes, until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends this process
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not come between
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
 
     def answer(value: Mapping[str, Any]) -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
-    del sys.path[0]  # the folder of this file: nothing may be imported from it, here or by a stage
+    del sys.path[0]  # the folder of this file must not be imported from, in this process or a stage
     config = json.loads(sys.stdin.readline())
     try:
         engine = KINDS[config["kind"]](config)
@@ -197,7 +197,7 @@ def main() -> None:
                 answer(engine.run(**json.loads(line)))
         finally:
             engine.close()
-    except Exception as error:  # noqa: BLE001 - the process's boundary: the parent says it in one sentence
+    except Exception as error:  # noqa: BLE001 - boundary of the process: the parent prints the error
         answer({"error": f"{type(error).__name__}: {error}"})
         sys.exit(1)
 

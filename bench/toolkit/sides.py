@@ -1,6 +1,6 @@
-"""Sides: engines in processes of their own, all alive during the whole measurement, that answer when they are asked.
+"""Sides of a comparison: engines in their own processes, all alive during the whole measurement.
 
-All sides are asked in turn, so that a machine that slows down slows all of them.
+The sides answer in turn, so that a machine that slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ RATE_HEADINGS = ("prefill tok/s", "decode tok/s", "e2e tok/s", "first token s")
 
 
 class Side:
-    """A child process with an engine in it; ``side_program`` is what it runs. Close it."""
+    """A child process that runs ``side_program`` with one engine. Must be closed."""
 
     def __init__(self, name: str, config: Mapping[str, Any], python: str = sys.executable) -> None:
-        """Start it; ``config`` names the kind of side and says what it needs, see ``side_program.KINDS``.
+        """Start the process; ``config`` has the kind of engine (``side_program.KINDS``) and its settings.
 
         Raises:
-            UsageError: there is no such interpreter.
+            UsageError: ``python`` is not an interpreter.
         """
         self.name = name
         try:
@@ -50,18 +50,18 @@ class Side:
         self._ask(config)
 
     def wait_ready(self) -> dict[str, Any]:
-        """Wait until it has loaded; what it says of itself.
+        """Wait until the engine is loaded; returns its description.
 
         Raises:
-            EdgeppError: it cannot work.
+            EdgeppError: the engine could not be loaded.
         """
         return self._answer()
 
     def run(self, prompt: Sequence[int], generate: int) -> RunRates:
-        """Let it answer ``prompt`` with ``generate`` tokens.
+        """Answer ``prompt`` with ``generate`` tokens.
 
         Raises:
-            EdgeppError: it failed or died.
+            EdgeppError: the engine failed or the process ended.
         """
         self._ask({"prompt": list(prompt), "generate": generate})
         return self._answer()
@@ -72,14 +72,14 @@ class Side:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of its process and of those that it started."""
+        """Resident memory of the process and its descendants."""
         return sum(process.memory_info().rss for process in self._family())
 
     def close(self) -> None:
-        """End it and whatever it started; by force what does not go within seconds."""
+        """End the process and its descendants; kill those that do not end within seconds."""
         family = self._family()
         for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(BrokenPipeError):  # it died with our last words unread
+            with suppress(BrokenPipeError):  # the process ended before it read everything
                 if pipe is not None:
                     pipe.close()
         psutil.wait_procs(family, _STOP_S)
@@ -103,29 +103,29 @@ class Side:
 
     def _ask(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it died; its answer says why
+        with suppress(BrokenPipeError):  # the process ended; ``_answer`` reports why
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": f"died with status {self._process.wait()}"}
+        answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with status {self._process.wait()}"}
         if "error" in answer:
             raise EdgeppError(f"{self.name}: {answer['error']}")
         return answer
 
 
 def _import_path() -> str:
-    """The clone, from which another interpreter must import this package too, before the folders given already."""
+    """PYTHONPATH with the clone first, so that another interpreter can import this package."""
     return os.pathsep.join(filter(None, (str(_CLONE), os.environ.get("PYTHONPATH"))))
 
 
 def rates_text(result: RunRates) -> str:
-    """The two main rates of one run, to tell how it goes."""
+    """The two main rates of one run, for progress."""
     return f"prefill {result['prefill_tokens_per_s']:.1f}, decode {result['decode_tokens_per_s']:.1f} tok/s"
 
 
 def rate_cells(side: Mapping[str, Any]) -> tuple[str, ...]:
-    """All rates of ``figures.medians``, for a table."""
+    """Cells of a table for all rates of ``figures.medians``."""
     return tuple(cell(side, rate, ".4g") for rate in RATES)

@@ -1,10 +1,10 @@
-"""A slow link: a proxy that passes TCP bytes on at a rate and after a delay, the same each way. Tests share it.
+"""Slow link: a TCP proxy that forwards bytes at a rate and after a delay, equal in both directions. Tests use it too.
 
     python -m bench.toolkit.slow_link --delay-ms 10 --mbit 105 127.0.0.2:5720=127.0.0.1:5720
 
-A stage has two neighbouring ports, and tells its peers only their numbers: so give the proxy the same numbers on
+A stage has two neighbouring ports and sends only their numbers to its peers, so the proxy must have the same numbers on
 another address (all of 127.0.0.0/8 is this machine on Linux; macOS needs `ifconfig lo0 alias 127.0.0.2`). The proxy
-prints `ready` when it listens, and ends with its standard input. Every connection and direction has the rate to itself.
+prints `ready` when it listens, and ends with its standard input. The rate is per connection and direction.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Way = tuple[str, int]
 
 
 class Proxy:
-    """Passes connections on, in a thread of its own. Close it, or use it in a ``with`` statement."""
+    """Forwards connections, in its own thread. Must be closed; a context manager."""
 
     def __init__(self, ways: Sequence[tuple[Way, Way]], delay_s: float, bytes_per_s: float = math.inf) -> None:
-        """``ways`` are pairs of where to listen and where to pass on to.
+        """``ways`` are pairs of an address to listen on and an address to forward to.
 
         Raises:
-            OSError: an address cannot be listened on.
+            OSError: a listening address is not available.
         """
         self._delay_s, self._bytes_per_s = delay_s, bytes_per_s
         self._loop = asyncio.new_event_loop()
@@ -56,7 +56,7 @@ class Proxy:
             raise
 
     def close(self) -> None:
-        """Cut every connection."""
+        """Close every connection."""
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -84,30 +84,30 @@ class Proxy:
             return
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pass(reader, far_writer))
-                both.create_task(self._pass(far_reader, writer))
+                both.create_task(self._forward(reader, far_writer))
+                both.create_task(self._forward(far_reader, writer))
         finally:
             writer.close()
             far_writer.close()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction: a piece leaves when those before it and its own bytes have left, and then the delay."""
-        held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        sending = self._loop.create_task(self._send(held, writer))
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward one direction: a piece leaves when all bytes up to its end fit the rate, plus the delay."""
+        pending: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        sending = self._loop.create_task(self._send(pending, writer))
         free_s = 0.0
         try:
             with suppress(ConnectionError):
                 while piece := await reader.read(_CHUNK):
                     free_s = max(free_s, self._loop.time()) + len(piece) / self._bytes_per_s
-                    held.put_nowait((free_s + self._delay_s, piece))
-            held.put_nowait((max(free_s, self._loop.time()) + self._delay_s, b""))
+                    pending.put_nowait((free_s + self._delay_s, piece))
+            pending.put_nowait((max(free_s, self._loop.time()) + self._delay_s, b""))
             await sending
         finally:
             sending.cancel()
 
-    async def _send(self, held: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    async def _send(self, pending: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         while True:
-            due_s, piece = await held.get()
+            due_s, piece = await pending.get()
             await asyncio.sleep(due_s - self._loop.time())
             if not piece:
                 writer.close()
@@ -124,7 +124,7 @@ class Proxy:
 
 @dataclass(frozen=True)
 class SlowLink:
-    """How slow a link is; ``loopback`` is not slowed at all."""
+    """Delay and rate of a link, equal in both directions; the default is loopback without a proxy."""
 
     name: str = "loopback"
     delay_ms: float = 0.0
@@ -135,18 +135,18 @@ class SlowLink:
 
     @property
     def direct(self) -> bool:
-        """Whether nothing stands between."""
+        """Whether the link needs no proxy."""
         return not self.delay_ms and self.mbit_per_s == math.inf
 
 
 @contextmanager
 def slowed(link: SlowLink, ways: Sequence[tuple[Way, Way]], within: Sequence[str] = ()) -> Iterator[None]:
-    """Run a proxy in a process of its own, so that it shares nobody's interpreter.
+    """Run a proxy in its own process, so that it does not share an interpreter with a measured program.
 
-    ``within`` is what its command stands behind, such as ``ip netns exec NAME``.
+    ``within`` is a prefix of its command, such as ``ip netns exec NAME``.
 
     Raises:
-        EdgeppError: the proxy does not come up.
+        EdgeppError: the proxy does not start.
     """
     pairs = [f"{a[0]}:{a[1]}={b[0]}:{b[1]}" for a, b in ways]
     rate = ("--delay-ms", str(link.delay_ms), "--mbit", str(link.mbit_per_s))
@@ -157,7 +157,7 @@ def slowed(link: SlowLink, ways: Sequence[tuple[Way, Way]], within: Sequence[str
         try:
             if child.stdout.readline() != "ready\n":
                 raise EdgeppError(
-                    "the proxy of a slow link did not come up; its own message stands above",
+                    "the proxy of a slow link did not start; its message is above",
                     "on macOS: ifconfig lo0 alias 127.0.0.2",
                 )
             yield
@@ -170,7 +170,7 @@ def slowed(link: SlowLink, ways: Sequence[tuple[Way, Way]], within: Sequence[str
 
 
 def free_pair() -> int:
-    """A port that is free, with the next one, for a stage."""
+    """A free port whose next port is free too, for a stage."""
     while True:
         with socket.socket() as one, socket.socket() as other:
             one.bind(("127.0.0.1", 0))
@@ -181,7 +181,7 @@ def free_pair() -> int:
 
 
 def way(text: str) -> tuple[Way, Way]:
-    """``HOST:PORT=HOST:PORT`` from a command line."""
+    """Parse ``HOST:PORT=HOST:PORT``."""
     try:
         here, there = (part.rsplit(":", 1) for part in text.split("="))
         return (here[0], int(here[1])), (there[0], int(there[1]))
@@ -190,10 +190,12 @@ def way(text: str) -> tuple[Way, Way]:
 
 
 def main() -> int:
-    """Pass on until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started it decides
+    """Forward until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends this process
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ways", nargs="+", type=way, metavar="HERE=THERE", help="where to listen, where to pass on to")
+    parser.add_argument(
+        "ways", nargs="+", type=way, metavar="HERE=THERE", help="addresses to listen on and to forward to"
+    )
     parser.add_argument("--delay-ms", type=float, default=0.0, help="each way (%(default)s)")
     parser.add_argument("--mbit", type=float, default=math.inf, help="Mbit/s each way (%(default)s)")
     options = parser.parse_args()

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from edgepp.backend.device import release_thread
-from edgepp.engine.failure import failure
+from edgepp.error_boundary import failure
 
 T = TypeVar("T")
 

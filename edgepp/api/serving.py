@@ -12,7 +12,7 @@ from edgepp.coordinator.composition import PORT, CoordinatorService, ServeOption
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
 from edgepp.placement.types import Policy
-from edgepp.wire.messages import Verb
+from edgepp.wire.field_types import Verb
 from edgepp.wire.transport import Address
 
 

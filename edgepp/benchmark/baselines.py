@@ -11,7 +11,7 @@ from dataclasses import dataclass
 TOGETHER = "Together-LLM, 2024"
 """A pipeline of two machines over gRPC: a 4-core 2 GHz Intel i5 and an M3 Pro, bfloat16 on CPU."""
 OLLAMA = "ollama, Llama 3.1 70B 4-bit, one A100 80G"
-"""Stories and titles, asked for by 1, 2 and 4 users at once."""
+"""Stories and titles for 1, 2 and 4 users at the same time."""
 SOURCES = (
     f"The origin is two public measurements from before edgepp: {TOGETHER} (a pipeline of two machines over gRPC,"
     f" bfloat16 on CPU) and {OLLAMA} (several users at once). Their hardware and models are not these, so compare"
@@ -20,8 +20,8 @@ SOURCES = (
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A matrix (rows, 8192) there and back, in ms; MB/s divides one way's float32 bytes by the way there and back."""
+class PublishedTrip:
+    """Round trip of a matrix (rows, 8192) in ms; ``mb_per_s`` is one way's float32 bytes / the round trip."""
 
     transmission_ms: float
     codec_ms: float
@@ -29,40 +29,40 @@ class Sent:
     mb_per_s: float
 
 
-SENDING: Mapping[int, Mapping[str, Sent]] = {
+SENDING: Mapping[int, Mapping[str, PublishedTrip]] = {
     1: {
-        "none": Sent(14.05, 0.01, 14.06, 2.22),
-        "lz4": Sent(18.10, 0.08, 18.18, 1.73),
-        "zlib": Sent(13.95, 1.96, 15.91, 2.24),
+        "none": PublishedTrip(14.05, 0.01, 14.06, 2.22),
+        "lz4": PublishedTrip(18.10, 0.08, 18.18, 1.73),
+        "zlib": PublishedTrip(13.95, 1.96, 15.91, 2.24),
     },
     4: {
-        "none": Sent(29.89, 0.01, 29.90, 4.18),
-        "lz4": Sent(30.82, 0.19, 31.01, 4.06),
-        "zlib": Sent(32.74, 9.82, 42.56, 3.82),
+        "none": PublishedTrip(29.89, 0.01, 29.90, 4.18),
+        "lz4": PublishedTrip(30.82, 0.19, 31.01, 4.06),
+        "zlib": PublishedTrip(32.74, 9.82, 42.56, 3.82),
     },
     16: {
-        "none": Sent(76.95, 0.01, 76.97, 6.50),
-        "lz4": Sent(78.23, 2.80, 81.02, 6.39),
-        "zlib": Sent(77.19, 32.65, 109.84, 6.48),
+        "none": PublishedTrip(76.95, 0.01, 76.97, 6.50),
+        "lz4": PublishedTrip(78.23, 2.80, 81.02, 6.39),
+        "zlib": PublishedTrip(77.19, 32.65, 109.84, 6.48),
     },
-    32: {"none": Sent(137.05, 0.01, 137.06, 7.30), "lz4": Sent(136.85, 5.62, 142.47, 7.31)},
+    32: {"none": PublishedTrip(137.05, 0.01, 137.06, 7.30), "lz4": PublishedTrip(136.85, 5.62, 142.47, 7.31)},
     64: {
-        "none": Sent(262.03, 0.01, 262.04, 7.63),
-        "lz4": Sent(249.84, 10.37, 260.20, 8.01),
-        "zlib": Sent(256.25, 83.67, 339.92, 7.80),
+        "none": PublishedTrip(262.03, 0.01, 262.04, 7.63),
+        "lz4": PublishedTrip(249.84, 10.37, 260.20, 8.01),
+        "zlib": PublishedTrip(256.25, 83.67, 339.92, 7.80),
     },
 }
-"""TOGETHER's table by rows and codec; its matrices are normal noise in float16."""
-SENDING_MBIT_S = 64.0
-"""The link under that table: 64 rows of float16, there and back, in 262 ms."""
+"""TOGETHER's table by rows and codec, for matrices of normal noise in float16."""
+SENDING_MBIT_PER_S = 64.0
+"""Rate of the link under ``SENDING``: 64 rows of float16, there and back, in 262 ms."""
 
-RATES_MBIT_S = (13.0, SENDING_MBIT_S, 105.0, 131.0, 1000.0, 2500.0)
-"""13 and 131 are what TOGETHER writes where its own figures say 105 Mbit/s and 1.05 Gbit/s: MB/s called Mbps."""
+RATES_MBIT_PER_S = (13.0, SENDING_MBIT_PER_S, 105.0, 131.0, 1000.0, 2500.0)
+"""Rates of links. TOGETHER prints 13 and 131 Mbps where its own figures give 105 Mbit/s and 1.05 Gbit/s."""
 
 
 @dataclass(frozen=True)
-class Generated:
-    """Token/s of one request."""
+class PublishedRate:
+    """Token rate of one request."""
 
     machines: str
     first_token: bool
@@ -71,22 +71,22 @@ class Generated:
     llama_3b: float | None = None
 
 
-GENERATION: tuple[Generated, ...] = (
-    Generated("one machine", False, 10.96),
-    Generated("one machine", True, 5.73),
-    Generated("PP 2, TP 1", False, 8.04, 3.01),
-    Generated("PP 2, TP 2", False, 7.38, 2.51),
-    Generated("PP 2, TP 1", True, 5.49, 2.42),
-    Generated("PP 2, TP 2", True, 5.66, 2.46),
+GENERATION: tuple[PublishedRate, ...] = (
+    PublishedRate("one machine", False, 10.96),
+    PublishedRate("one machine", True, 5.73),
+    PublishedRate("PP 2, TP 1", False, 8.04, 3.01),
+    PublishedRate("PP 2, TP 2", False, 7.38, 2.51),
+    PublishedRate("PP 2, TP 1", True, 5.49, 2.42),
+    PublishedRate("PP 2, TP 2", True, 5.66, 2.46),
 )
 """TOGETHER's Llama-3.2-1B-Instruct and Llama-3.2-3B-Instruct."""
 PIPELINE_KEPT = 8.04 / 10.96
-"""Of one machine's decode rate, by TOGETHER's pipeline of two."""
+"""Decode rate of TOGETHER's pipeline of two machines / rate of one machine."""
 
 
 @dataclass(frozen=True)
 class PublishedAnswer:
-    """Means over requests that were asked at once; the rate counts the first token."""
+    """Means over requests at the same time; the rate counts the first token."""
 
     tokens: float
     time_s: float
@@ -110,12 +110,12 @@ STORIES: Mapping[tuple[int, int], PublishedAnswer] = {
     (4, 400): PublishedAnswer(478.25, 31.10, 15.4),
     (4, 800): PublishedAnswer(1066.75, 76.19, 14.0),
 }
-"""OLLAMA's answers to "tell a story in N words", by requests at once and N."""
+"""OLLAMA's answers to "tell a story in N words", by requests at the same time and N."""
 TITLES: Mapping[int, PublishedAnswer] = {
     1: PublishedAnswer(16, 2.28, 7.0),
     2: PublishedAnswer(19, 2.64, 7.2),
     4: PublishedAnswer(16.75, 4.59, 3.7),
 }
-"""OLLAMA's answers to "give a title for below text in 10 words" with a text of 484 words, by requests at once."""
+"""OLLAMA's answers to "give a title for below text in 10 words" with 484 words of text, by number of requests."""
 FOUR_TOGETHER = 2.4
-"""What four requests at once got together, as a multiple of one request's rate."""
+"""Rate of four requests together / rate of one request, in OLLAMA's measurement."""

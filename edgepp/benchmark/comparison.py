@@ -1,4 +1,4 @@
-"""Two reports, figure by figure: how much they differ, and whether by more than both spreads."""
+"""Comparison of two reports, figure by figure: ratio, and whether the spreads overlap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgepp.errors import UsageError
 
 FILE = "report.json"
 Verdict = Literal["better", "worse", "within the spread", "one round"]
-_MOST_BYTES = 16 << 20
+_MAX_REPORT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """What the second figure is against the first."""
+        """Verdict on the second figure."""
         if min(self.a.n, self.b.n) < 2:
             return "one round"
         if self.a.low <= self.b.high and self.b.low <= self.a.high:
@@ -60,7 +60,7 @@ class Comparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     unlike: tuple[str, ...]
-    """What else differs between them, so that figures may differ for it."""
+    """Other differences between the reports, which may be the reason for different figures."""
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON."""
@@ -72,26 +72,28 @@ class Comparison:
 
 
 def read(place: str) -> dict[str, Any]:
-    """A report from its file, or the folder that it is in.
+    """Read a report from ``place``, a file or the folder of a report.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no report of this version.
     """
     path = Path(place).expanduser()
     file = path / FILE if path.is_dir() else path
     try:
-        if file.stat().st_size > _MOST_BYTES:
+        if file.stat().st_size > _MAX_REPORT_BYTES:
             raise UsageError(f"{file} is too large for a report")
-        form = json.loads(file.read_text(encoding="utf-8"))
+        report = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as a report: {error}", "name a report.json, or its folder") from error
-    if not isinstance(form, dict) or form.get("bench") != "edgepp" or form.get("schema") != SCHEMA:
-        raise UsageError(f"{file} is not a report of `edgepp bench` in this version's form", "name its report.json")
-    return form
+    if not isinstance(report, dict) or report.get("bench") != "edgepp" or report.get("schema") != SCHEMA:
+        raise UsageError(
+            f"{file} is not a report of `edgepp bench` in the format of this version", "name its report.json"
+        )
+    return report
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
-    """What two reports have in common.
+    """Compare report ``b`` with report ``a``.
 
     Raises:
         UsageError: a report's figures are malformed.
@@ -105,22 +107,22 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
     )
 
 
-def _figures(form: Mapping[str, Any]) -> dict[str, Figure]:
+def _figures(report: Mapping[str, Any]) -> dict[str, Figure]:
     try:
-        return {str(one["name"]): _figure(one) for one in form["figures"]}
+        return {str(one["name"]): _figure(one) for one in report["figures"]}
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"a report has malformed figures: {error}", "measure again with `edgepp bench`") from error
 
 
-def _figure(form: Mapping[str, Any]) -> Figure:
-    better, median, low, high = form["better"], float(form["median"]), float(form["low"]), float(form["high"])
+def _figure(report: Mapping[str, Any]) -> Figure:
+    better, median, low, high = report["better"], float(report["median"]), float(report["low"]), float(report["high"])
     if better not in ("more", "less") or not all(map(math.isfinite, (median, low, high))):
-        raise ValueError("a figure has finite numbers, of which more or less is better")
-    return Figure(better, median, low, high, int(form["n"]))
+        raise ValueError("a figure needs finite numbers, and 'more' or 'less' as better")
+    return Figure(better, median, low, high, int(report["n"]))
 
 
 def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What would make figures differ, in words."""
+    """Other differences, for people."""
     found = []
     for what, at in {
         "the model": ("target", "model"),
@@ -131,25 +133,25 @@ def _unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         "the commit": ("commit",),
         "the settings": ("settings",),
     }.items():
-        one, other = (_at(form, at) for form in (a, b))
+        one, other = (_at(report, at) for report in (a, b))
         if one != other:
             found.append(what if isinstance(one, dict | list) else f"{what} ({one}, {other})")
-    for name, form in (("the first", a), ("the second", b)):
-        if form.get("partial"):
+    for name, report in (("the first", a), ("the second", b)):
+        if report.get("partial"):
             found.append(f"{name} is partial")
-        if _was_busy(form):
+        if _was_busy(report):
             found.append(f"{name} is from a busy machine")
     return found
 
 
-def _was_busy(form: Mapping[str, Any]) -> bool:
-    load, cpus = _at(form, ("machine", "load_1m")), _at(form, ("machine", "cpus"))
+def _was_busy(report: Mapping[str, Any]) -> bool:
+    load, cpus = _at(report, ("machine", "load_1m")), _at(report, ("machine", "cpus"))
     return isinstance(load, int | float) and isinstance(cpus, int) and busy({"load_1m": load, "cpus": cpus})
 
 
-def _at(form: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """A value of nested objects; of stages only what was planned, not what was measured."""
-    value: Any = form
+def _at(report: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """A value in nested objects; of stages only the planned fields, without the measured ones."""
+    value: Any = report
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     if names[-1] == "stages" and isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a figure was taken on: hardware, library versions, commit."""
+"""Facts about the machine of a measurement: hardware, library versions, commit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 
 LIBRARIES = ("edgepp", "onnxruntime", "mlx", "mlx-lm", "numpy", "pyzmq")
-_BUSY = 0.75  # load for each CPU
+_BUSY_LOAD_PER_CPU = 0.75
 _CLONE = Path(__file__).resolve().parents[2]
 
 
 def machine() -> dict[str, Any]:
-    """This machine, as JSON."""
+    """Facts about this machine, as JSON values."""
     return {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=False),
@@ -33,8 +33,8 @@ def machine() -> dict[str, Any]:
 
 
 def busy(about: Mapping[str, Any]) -> bool:
-    """Whether a machine had so much else to do that its figures are not ones to quote."""
-    return bool(about["load_1m"] > _BUSY * about["cpus"])
+    """Whether the load of other programs was too high for figures worth quoting."""
+    return bool(about["load_1m"] > _BUSY_LOAD_PER_CPU * about["cpus"])
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -56,10 +56,10 @@ def _cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the clone that runs, with ``-dirty`` where it was changed; None where edgepp runs from no clone."""
+    """Commit of the running clone, with ``-dirty`` if it has changes; None if edgepp does not run from a clone."""
     top = _output("git", "-C", str(_CLONE), "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != _CLONE:
-        return None  # installed somewhere inside another project's repository
+        return None  # installed inside the repository of another project
     return _output("git", "-C", str(_CLONE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 

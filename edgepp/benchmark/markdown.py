@@ -1,4 +1,4 @@
-"""A report for people: tables in Markdown, each next to the origin's own figures."""
+"""A report in Markdown: tables, each next to the origin's figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from edgepp.benchmark import baselines
 from edgepp.benchmark.machine import busy
-from edgepp.benchmark.report import ALONE, NAMES, BenchmarkReport, Coded, ConcurrentResult, SingleResult, Spread
+from edgepp.benchmark.report import ALONE, NAMES, BenchmarkReport, CodecResult, ConcurrentResult, SingleResult, Spread
 
 
 def markdown(report: BenchmarkReport) -> str:
@@ -27,7 +27,7 @@ def markdown(report: BenchmarkReport) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of a Markdown table; a heading that begins with ``>`` stands at the right."""
+    """Lines of a Markdown table; a column whose heading begins with ``>`` is aligned right."""
     yield "| " + " | ".join(heading.lstrip(">") for heading in headings) + " |"
     yield "|" + "|".join("---:" if heading.startswith(">") else "---" for heading in headings) + "|"
     for row in rows:
@@ -35,7 +35,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
 
 
 def number(value: float) -> str:
-    """A number with three digits."""
+    """A number with three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
@@ -229,12 +229,12 @@ def _codecs(report: BenchmarkReport) -> Iterator[str]:
     yield from table(headings, [_coded(one) for one in report.codecs])
 
 
-def _coded(one: Coded) -> list[str]:
+def _coded(one: CodecResult) -> list[str]:
     theirs = baselines.SENDING.get(one.rows, {}).get({"zstd": "zlib"}.get(one.codec, one.codec))
     pays = "" if one.codec == "none" else number(one.pays_below_mbit_per_s) if one.pays_below_mbit_per_s else "never"
     return [
         str(one.rows), one.data, one.codec, f"{one.codec_ms.median:.3f}", f"{one.ratio:.2f}", pays,
-        number(one.total_ms(baselines.SENDING_MBIT_S)),
+        number(one.total_ms(baselines.SENDING_MBIT_PER_S)),
         *((f"{theirs.codec_ms:g}", f"{theirs.total_ms:g}") if theirs and one.data == "noise" else ("", "")),
     ]  # fmt: skip
 

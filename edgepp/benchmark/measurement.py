@@ -1,4 +1,4 @@
-"""The order in which everything is measured. What was found stands in the report at any time."""
+"""Order of all measurements. The report has every result as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from edgepp.benchmark import hidden_states
-from edgepp.benchmark.baselines import RATES_MBIT_S
+from edgepp.benchmark.baselines import RATES_MBIT_PER_S
 from edgepp.benchmark.prompts import numbers
 from edgepp.benchmark.report import ALONE, BenchmarkReport
 from edgepp.benchmark.workload import (
@@ -30,17 +30,17 @@ CODEC_ROUNDS = 5
 
 T = TypeVar("T")
 
-Tell = Callable[[int, int, str], None]
-"""Called with what is done of how many steps, and what comes now."""
+ReportProgress = Callable[[int, int, str], None]
+"""Called with the number of finished steps, the number of all steps, and the name of the next step."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """How much is measured."""
+    """Amount of work of a measurement."""
 
     rounds: int
     warm: bool
-    """Whether each table's row is asked once, unmeasured, before its rounds; the single request always is."""
+    """Whether each row of a table has a warm-up round; the single request always has one."""
     prompt_words: int
     answer: int
     requests: tuple[int, ...] = (1, 2, 4)
@@ -60,39 +60,41 @@ QUICK = BenchmarkSettings(rounds=2, warm=False, prompt_words=100, answer=48, wor
 class Measurement:
     """One measurement of a cluster or pipeline."""
 
-    def __init__(self, model: str, settings: BenchmarkSettings, report: BenchmarkReport, tell: Tell) -> None:
+    def __init__(
+        self, model: str, settings: BenchmarkSettings, report: BenchmarkReport, report_progress: ReportProgress
+    ) -> None:
         self._model = model
         self._settings = settings
         self._report = report
-        self._tell = tell
+        self._report_progress = report_progress
         self._numbers = numbers()
         self._done = 0
 
-    async def run(self, asked: Askable, alone: Askable | None) -> None:
+    async def run(self, target: Askable, alone: Askable | None) -> None:
         """Measure everything; ``alone`` is the model in one process of this machine.
 
         Raises:
-            EdgeppError: an answer failed; what was measured before stands in the report.
+            EdgeppError: an answer failed; the report has the results until then.
         """
         began_s = time.monotonic()
         try:
-            await self._singles(asked, alone)
-            await self._together(asked)
-            await asyncio.to_thread(self._links)
+            await self._measure_single(target, alone)
+            await self._measure_concurrent(target)
+            await asyncio.to_thread(self._measure_codecs)
         finally:
             self._report.took_s = time.monotonic() - began_s
 
-    async def _singles(self, asked: Askable, alone: Askable | None) -> None:
-        """One request: a round to warm up, then the rounds, both sides in turn with the same prompt."""
+    async def _measure_single(self, target: Askable, alone: Askable | None) -> None:
+        """Measure one request: a warm-up round, then the rounds, both sides in turn with the same prompt."""
         chosen = self._settings
-        sides = {"one request": asked} | ({ALONE: alone} if alone is not None else {})
+        sides = {"one request": target} | ({ALONE: alone} if alone is not None else {})
         runs: dict[str, list[SingleRun]] = {name: [] for name in sides}
         for turn in range(chosen.rounds + 1):
             number = next(self._numbers)
             for name, side in sides.items():
                 self._step(f"{name}, round {turn} of {chosen.rounds}" if turn else f"{name}, warm-up")
                 ask = partial(ask_alone, side, number, chosen.prompt_words, chosen.answer)
-                run = await self._twice(side, name, ask)
+                run = await self._with_retry(side, name, ask)
                 if turn:
                     runs[name].append(run)
             if turn:
@@ -101,30 +103,30 @@ class Measurement:
                     self._report.alone = single_result(runs[ALONE])
                     self._report.ratio = ratio(runs["one request"], runs[ALONE])
 
-    async def _together(self, asked: Askable) -> None:
-        """All rows in turn, round after round; a row that the context cannot hold is left out."""
+    async def _measure_concurrent(self, target: Askable) -> None:
+        """Measure all rows in turn, round after round; a row that the context cannot hold is left out."""
         rows = {row: list[list[ObservedAnswer]]() for row in self._settings.rows()}
         for turn in self._turns():
             for row in list(rows):
                 what = "a title" if row.text else f"{row.words} words"
                 self._step(f"{row.requests} at once, {what}, {turn}")
                 try:
-                    waits = await self._twice(asked, what, partial(ask_at_once, asked, row, self._numbers))
+                    answers = await self._with_retry(target, what, partial(ask_at_once, target, row, self._numbers))
                 except (UsageError, StageFault) as error:
                     del rows[row]
                     self._report.left_out.append(f"{row.requests} at once, {what}: {error}")
                     continue
                 if turn != "warm-up":
-                    rows[row].append(waits)
+                    rows[row].append(answers)
                 self._report.requests = [concurrent_result(row, rounds) for row, rounds in rows.items() if rounds]
 
-    async def _twice(self, asked: Askable, what: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask, and ask again if a stage was lost: on a busy machine a stage may be silent for longer than allowed."""
+    async def _with_retry(self, target: Askable, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Run ``ask``, and once more if a stage was lost: on a busy machine a stage may exceed the time limit."""
         try:
             return await ask()
         except StageLost as error:
-            self._report.left_out.append(f"a first try of {what}: {error}")
-            await asked.open()
+            self._report.left_out.append(f"first try of {what}: {error}")
+            await target.open()
             return await ask()
 
     def _turns(self) -> Iterator[str]:
@@ -132,24 +134,24 @@ class Measurement:
             yield "warm-up"
         yield from (f"round {turn + 1} of {self._settings.rounds}" for turn in range(self._settings.rounds))
 
-    def _links(self) -> None:
-        """Codecs on this machine, and what ``auto`` makes of the origin's rates and of the links' own."""
-        target = self._report.target
-        measured = {round(stage.bytes_per_s / 125e3, 1) for stage in target.stages if stage.bytes_per_s}
-        rates = sorted({*RATES_MBIT_S, *(measured if target.kind == "cluster" else ())})
+    def _measure_codecs(self) -> None:
+        """Measure the codecs, and the choices of ``auto`` at the origin's rates and the measured rates of the links."""
+        described = self._report.target
+        measured = {round(stage.bytes_per_s / 125e3, 1) for stage in described.stages if stage.bytes_per_s}
+        rates = sorted({*RATES_MBIT_PER_S, *(measured if described.kind == "cluster" else ())})
         data = {"noise": hidden_states.noise()}
-        self._step(f"hidden states of {target.model}")
+        self._step(f"hidden states of {described.model}")
         try:
             data["real"] = hidden_states.real(self._model)
         except ModelError as error:
             self._report.left_out.append(f"real hidden states: {error}")
         for kind, states in data.items():
             self._step(f"codecs, {kind}")
-            self._report.codecs += hidden_states.coded(kind, states, CODEC_ROUNDS)
-            self._report.chosen += hidden_states.chosen(kind, states, rates)
+            self._report.codecs += hidden_states.measure_codecs(kind, states, CODEC_ROUNDS)
+            self._report.chosen += hidden_states.auto_choices(kind, states, rates)
 
     def _step(self, what: str) -> None:
-        self._tell(self._done, self._steps, what)
+        self._report_progress(self._done, self._steps, what)
         self._done += 1
 
     @property

@@ -1,4 +1,4 @@
-"""The text that prompts are made of; no prompt is asked twice."""
+"""Prompts of the benchmark, each used once."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ def words() -> tuple[str, ...]:
 
 
 def numbers() -> Iterator[int]:
-    """Numbers of eight digits that begin anywhere.
+    """Consecutive numbers of eight digits from a random start.
 
-    Each prompt begins with one of its own. Otherwise the stages would still hold its keys and values from the round, or
-    the run of `edgepp bench`, before, and nothing would be computed.
+    Each prompt begins with its own number. Otherwise the stages would still have its keys and values from the last
+    round, or from the last run of `edgepp bench`, and would compute nothing.
     """
     return itertools.count(secrets.randbelow(80_000_000) + 10_000_000)
 
 
 def passage(number: int, count: int) -> str:
-    """A text of ``count`` words, from anywhere in it, behind its number."""
+    """``number``, then a passage of ``count`` words that depends on ``number``."""
     text = words()
     start = number * 37
     return f"{number}\n\n" + " ".join(text[(start + i) % len(text)] for i in range(count))
 
 
 def story(number: int, count: int) -> str:
-    """The origin's question for a story, behind a number."""
+    """``number``, then the origin's question for a story of ``count`` words."""
     return f"{number}: tell a story in {count} words"
 
 
 def title(number: int) -> str:
-    """The origin's question for the title of a text of 484 words, behind a number."""
+    """``number``, then the origin's question for the title of a text of 484 words."""
     return f"{number}: give a title for below text in 10 words: {' '.join(words()[:TITLE_WORDS])}"

@@ -1,4 +1,4 @@
-"""What a run of `edgepp bench` found, and its JSON form. Pure data; times in seconds unless a name says otherwise."""
+"""Results of `edgepp bench`, and their JSON form. Pure data."""
 
 from __future__ import annotations
 
@@ -44,35 +44,36 @@ class SingleResult:
     prompt_tokens: int
     tokens: int
     reused: int
-    """Tokens of the prompts, over all rounds, that the stages still held."""
+    """Prompt tokens of all rounds that the prefix cache of the stages held."""
     guessed: int
+    """Tokens guessed ahead, over all rounds."""
     right: int
-    """Tokens guessed ahead, over all rounds, and those of them that were right."""
+    """Correct ones of the ``guessed`` tokens, over all rounds."""
     decode_tokens_per_s: Spread
     e2e_tokens_per_s: Spread
     prefill_tokens_per_s: Spread
     ttft_s: Spread
     stages_ms: tuple[float, ...] = ()
-    """Of a decode step in the round of middle decode rate: each stage's own computing."""
+    """Computing time of each stage in a decode step, from the round with the median decode rate."""
     wire_ms: float = 0.0
     coordinator_ms: float = 0.0
 
 
 @dataclass(frozen=True)
 class ConcurrentResult:
-    """Requests asked at once: means over requests, as the origin's tables have them, with the spread of the rounds."""
+    """Requests at the same time: means over requests, as in the origin's tables, with the spread of the rounds."""
 
     requests: int
     words: int
     text: bool
-    """Whether a title of a text was asked for and no story."""
+    """Whether the question was for the title of a text, not for a story."""
     prompt_tokens: float
     reused: float
-    """Tokens of a prompt that the stages still held, as a mean."""
+    """Mean prompt tokens that the prefix cache of the stages held."""
     tokens: float
     time_s: Spread
     tokens_per_s: Spread
-    """Of each request, first token included."""
+    """Rate of one request, first token included."""
     aggregate_tokens_per_s: Spread
     ttft_p50_s: float
     ttft_p99_s: float
@@ -81,19 +82,24 @@ class ConcurrentResult:
 
     @property
     def name(self) -> str:
-        """Which row of which table it is."""
+        """Name of the row."""
         return f"{self.requests} at once, {'a title' if self.text else f'{self.words} words'}"
 
 
+def pays_below_mbit_per_s(plain_bytes: int, sent_bytes: int, codec_ms: float) -> float:
+    """Rate of a link below which the saved bytes take longer to send than the codec takes; 0: never."""
+    return max(0.0, (plain_bytes - sent_bytes) * 8e-3 / codec_ms)
+
+
 @dataclass(frozen=True)
-class Coded:
+class CodecResult:
     """Hidden states (rows, width) encoded and decoded on this machine."""
 
     rows: int
     width: int
     dtype: str
     data: str
-    """``noise``, or ``real``: the model's own after half of its layers."""
+    """``noise``, or ``real`` for hidden states after half of the model's layers."""
     codec: str
     codec_ms: Spread
     """Milliseconds of encoding and decoding."""
@@ -102,22 +108,22 @@ class Coded:
 
     @property
     def ratio(self) -> float:
-        """Bytes without the codec over bytes with it."""
+        """Bytes without the codec / bytes with it."""
         return self.nbytes / self.sent_bytes
 
     @property
     def pays_below_mbit_per_s(self) -> float:
-        """The rate of a link below which the bytes saved take longer to send than the codec takes; 0: never."""
-        return max(0.0, (self.nbytes - self.sent_bytes) * 8e-3 / self.codec_ms.median)
+        """Rate of a link below which the codec saves time; 0: never."""
+        return pays_below_mbit_per_s(self.nbytes, self.sent_bytes, self.codec_ms.median)
 
     def total_ms(self, mbit_per_s: float, latency_s: float = 0.0) -> float:
-        """Milliseconds of one way over a link, computed from its rate and latency."""
+        """Milliseconds of one way over a link, computed from the rate and latency of the link."""
         return self.codec_ms.median + latency_s * 1e3 + self.sent_bytes * 8e-3 / mbit_per_s
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What ``auto`` sends (rows, width) with over a link of so many Mbit/s."""
+class AutoChoice:
+    """Codec that ``auto`` chooses for ``rows`` rows over a link of ``mbit_per_s``."""
 
     mbit_per_s: float
     data: str
@@ -134,14 +140,14 @@ class StageFacts:
     backend: str
     device: str
     hop_s: float | None
-    """One way of a hidden state into this stage; the last stage's includes the way back."""
+    """Seconds of a hidden state into this stage; for the last stage, the way back is included."""
     bytes_per_s: float | None
     """Measured rate of the link from the stage before; None where it was not measured."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What was measured."""
+    """Target of a measurement."""
 
     kind: str
     """``cluster``, or ``local`` for a pipeline on this machine."""
@@ -153,7 +159,7 @@ class Target:
 
 @dataclass
 class BenchmarkReport:
-    """Everything that a run found; filled in while it measures."""
+    """All results of a run; filled in during the measurement."""
 
     began: str
     settings: Mapping[str, Any]
@@ -163,27 +169,27 @@ class BenchmarkReport:
     machine: Mapping[str, Any]
     took_s: float = 0.0
     partial: str = ""
-    """Why the report is not whole; empty for a whole one."""
+    """Reason why the report is incomplete; empty if it is complete."""
     single: SingleResult | None = None
     alone: SingleResult | None = None
-    """The same model in one process of this machine, asked in turn with the other."""
+    """The same model in one process of this machine, measured in turn with ``single``."""
     ratio: Mapping[str, Spread] = field(default_factory=dict)
     """For each of NAMES: ``single`` divided by ``alone`` within a round."""
     requests: list[ConcurrentResult] = field(default_factory=list)
-    codecs: list[Coded] = field(default_factory=list)
-    chosen: list[Chosen] = field(default_factory=list)
+    codecs: list[CodecResult] = field(default_factory=list)
+    chosen: list[AutoChoice] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON; ``figures`` are all that were measured, one by one, for ``compare``."""
+        """The report as JSON; ``figures`` is a flat list of all measured figures, for ``compare``."""
         codecs = [
             {**asdict(one), "ratio": one.ratio, "pays_below_mbit_per_s": one.pays_below_mbit_per_s}
             for one in self.codecs
         ]
         figures = [{**asdict(spread), **about} for about, spread in self._figures()]
         whole = {"schema": SCHEMA, "bench": "edgepp", **asdict(self), "codecs": codecs, "figures": figures}
-        form: dict[str, Any] = rounded(whole)
-        return form
+        rounded_report: dict[str, Any] = rounded(whole)
+        return rounded_report
 
     def _figures(self) -> Iterator[tuple[dict[str, str], Spread]]:
         for side, single in (("", self.single), (f"{ALONE}: ", self.alone)):
@@ -203,7 +209,7 @@ def _about(name: str, better: str) -> dict[str, str]:
 
 
 def rounded(value: Any) -> Any:
-    """``value`` with four digits of every float in it, which is more than a measurement has."""
+    """``value`` with every float rounded to four significant digits."""
     match value:
         case float():
             return float(f"{value:.4g}")

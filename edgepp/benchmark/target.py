@@ -1,4 +1,7 @@
-"""What a cluster or a pipeline is made of, for a report. No address and no key: a report may be shown to others."""
+"""Description of a cluster or a pipeline for a report.
+
+Reports are shown to others, so the description has no address and no key.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ _OF_A_NODE = (
 
 
 def shown(model: str) -> str:
-    """A model's name; of a folder only its last part."""
+    """Name of a model; for a folder, the last part of the path."""
     return Path(model).name if model.startswith(("/", ".", "~")) else model
 
 
 def local(model: str, stages: Sequence[StageInfo]) -> Target:
-    """A pipeline on this machine."""
+    """Target of a pipeline on this machine."""
     facts = (
         StageFacts(str(s.layers), s.node, s.backend, s.device, s.hop_s or None, s.bytes_per_s or None) for s in stages
     )
@@ -31,10 +34,10 @@ def local(model: str, stages: Sequence[StageInfo]) -> Target:
 
 
 def cluster(status: Mapping[str, Any]) -> Target:
-    """A live cluster, by what `edgepp status --json` prints.
+    """Target of a live cluster, from the output of `edgepp status --json`.
 
     Raises:
-        EdgeppError: it does not answer questions at present.
+        EdgeppError: the cluster is not ready.
     """
     if status["state"] != "ready":
         why = f": {status['reason']}" if status["reason"] else ""

@@ -1,4 +1,4 @@
-"""Questions to a cluster or a pipeline, and how long their answers took."""
+"""Questions to a cluster or a pipeline, and the times of the answers."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from edgepp.benchmark.report import NAMES, ConcurrentResult, SingleResult, Sprea
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import UsageError
 
-TOKENS_A_WORD = 1.15
-"""Tokens per word of a story, as the origin's model took them."""
+TOKENS_PER_WORD = 1.15
+"""Tokens per word of a story, for the origin's model."""
 TITLE_TOKENS = 18
 
 R = TypeVar("R")
 
 
 class Askable(Protocol):
-    """An open ``Connection``, or ``FreshOwners``."""
+    """Interface of an open ``Connection`` and of ``FreshOwners``."""
 
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
-        """See ``Engine.ask``."""
+        """Ask a question, as ``Engine.ask`` does."""
 
     async def open(self) -> None:
-        """See ``Engine.open``: what was lost is opened again."""
+        """Open again what was lost, as ``Engine.open`` does."""
 
 
 class FreshOwners:
-    """An engine of which each question has another owner, so that nothing asked before helps."""
+    """An engine that asks each question as another owner, so that no cached prompt helps."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._owners = itertools.count()
 
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
-        """See ``Engine.ask``."""
+        """Ask a question, as ``Engine.ask`` does."""
         return self._engine.ask(prompt, options, raw=raw, owner=str(next(self._owners)))
 
     async def open(self) -> None:
-        """See ``Engine.open``."""
+        """Open the engine."""
         await self._engine.open()
 
 
 @dataclass(frozen=True)
 class RequestGroup:
-    """So many requests at once, each of a story of so many words, or of a title of a text."""
+    """``requests`` requests at the same time, each for a story of ``words`` words, or for the title of a text."""
 
     requests: int
     words: int
@@ -60,16 +60,16 @@ class RequestGroup:
     @property
     def tokens(self) -> int:
         """Tokens of each answer."""
-        return TITLE_TOKENS if self.text else round(self.words * TOKENS_A_WORD)
+        return TITLE_TOKENS if self.text else round(self.words * TOKENS_PER_WORD)
 
     def prompt(self, number: int) -> str:
-        """A prompt that begins with ``number``."""
+        """The prompt with ``number``."""
         return prompts.title(number) if self.text else prompts.story(number, self.words)
 
 
 @dataclass(frozen=True)
 class SingleRun:
-    """One request alone, on the clock of the process that generates."""
+    """Timing of a single request, on the clock of the process that generates."""
 
     prompt_tokens: int
     timing: Timing
@@ -77,13 +77,13 @@ class SingleRun:
 
 @dataclass(frozen=True)
 class ObservedAnswer:
-    """The answer to one of several requests, as its asker saw it; times in seconds from the question."""
+    """Answer to one of several requests, as the client sees it; times are seconds from the question."""
 
     prompt_tokens: int
     reused: int
     tokens: int
     arrivals_s: tuple[float, ...]
-    """When each piece of text came: a token, unless it takes several to make a character or they were guessed."""
+    """Arrival of each piece of text: one token, or several for one character or after guessing ahead."""
 
     @property
     def time_s(self) -> float:
@@ -92,41 +92,41 @@ class ObservedAnswer:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Seconds between a piece and the next."""
+        """Seconds between consecutive pieces."""
         return [later - earlier for earlier, later in itertools.pairwise(self.arrivals_s)]
 
 
-async def ask_alone(asked: Askable, number: int, words: int, tokens: int) -> SingleRun:
+async def ask_alone(target: Askable, number: int, words: int, tokens: int) -> SingleRun:
     """Ask for ``tokens`` tokens after a passage of ``words`` words.
 
     Raises:
-        UsageError: they do not fit the model's context.
-        EdgeppError: there is no answer.
+        UsageError: prompt and answer do not fit the model's context.
+        EdgeppError: the answer failed.
     """
     options = GenerateOptions(max_tokens=tokens, ignore_eos=True)
-    answer = await asked.ask(prompts.passage(number, words), options, raw=True).whole()
+    answer = await target.ask(prompts.passage(number, words), options, raw=True).whole()
     _check(answer, tokens)
     return SingleRun(answer.prompt_tokens, answer.timing)
 
 
-async def ask_at_once(asked: Askable, setting: RequestGroup, numbers: Iterator[int]) -> list[ObservedAnswer]:
-    """Ask all requests of a setting at once and wait for the last token.
+async def ask_at_once(target: Askable, group: RequestGroup, numbers: Iterator[int]) -> list[ObservedAnswer]:
+    """Ask all requests of ``group`` at the same time and wait for the last token.
 
     Raises:
-        UsageError: they do not fit the model's context.
+        UsageError: prompt and answer do not fit the model's context.
         EdgeppError: an answer failed.
     """
-    options = GenerateOptions(max_tokens=setting.tokens, ignore_eos=True)
+    options = GenerateOptions(max_tokens=group.tokens, ignore_eos=True)
 
     async def ask(prompt: str) -> ObservedAnswer:
         asked_s = time.perf_counter()
-        answer = asked.ask(prompt, options)
+        answer = target.ask(prompt, options)
         arrivals = [time.perf_counter() - asked_s async for _ in answer]
-        _check(answer, setting.tokens)
+        _check(answer, group.tokens)
         arrivals = arrivals or [time.perf_counter() - asked_s]
         return ObservedAnswer(answer.prompt_tokens, answer.timing.reused, len(answer.token_ids), tuple(arrivals))
 
-    return await asyncio.gather(*(ask(setting.prompt(next(numbers))) for _ in range(setting.requests)))
+    return await asyncio.gather(*(ask(group.prompt(next(numbers))) for _ in range(group.requests)))
 
 
 def _check(answer: Answer, tokens: int) -> None:
@@ -137,7 +137,7 @@ def _check(answer: Answer, tokens: int) -> None:
 
 
 def single_result(runs: Sequence[SingleRun]) -> SingleResult:
-    """The rates of one request, from all rounds."""
+    """Rates of one request, over all rounds."""
     times = [run.timing for run in runs]
     step = decode_step(middle_decode(times, lambda timing: timing.decode_tokens_per_s))
 
@@ -161,19 +161,19 @@ def single_result(runs: Sequence[SingleRun]) -> SingleResult:
 
 
 def ratio(over: Sequence[SingleRun], under: Sequence[SingleRun]) -> dict[str, Spread]:
-    """Each of a single request's figures, one side's over the other's, formed within a round."""
+    """Ratio of each figure in NAMES, ``over`` / ``under``, formed within a round."""
     sides = [[single_result([run]) for run in runs] for runs in (over, under)]
     return {name: Spread.of_ratios(*([getattr(one, name).median for one in side] for side in sides)) for name in NAMES}
 
 
 @dataclass(frozen=True)
 class DecodeStep:
-    """Where the time of one decode step went, in milliseconds; nothing where guesses make steps uncountable."""
+    """Parts of one decode step in milliseconds; all 0 if tokens were guessed ahead (no count of steps)."""
 
     stages_ms: tuple[float, ...] = ()
-    """Each stage's own computing."""
+    """Computing time of each stage."""
     wire_ms: float = 0.0
-    """The way round less that computing: codec, sockets, wake-ups and queues."""
+    """Round trip without that computing: codec, sockets, wake-ups and queues."""
     coordinator_ms: float = 0.0
     """The rest: embedding, norm, head, sampling."""
 
@@ -190,26 +190,28 @@ def decode_step(timing: Timing) -> DecodeStep:
 
 
 def middle_decode(rounds: Sequence[R], decode_tokens_per_s: Callable[[R], float]) -> R:
-    """The round of middle decode rate."""
+    """The round with the median decode rate."""
     return sorted(rounds, key=decode_tokens_per_s)[len(rounds) // 2]
 
 
-def concurrent_result(setting: RequestGroup, rounds: Sequence[Sequence[ObservedAnswer]]) -> ConcurrentResult:
-    """A table's row from all rounds of a setting."""
-    waits = [wait for waits in rounds for wait in waits]
-    firsts = [wait.arrivals_s[0] for wait in waits]
-    gaps = [gap for wait in waits for gap in wait.gaps_s] or [0.0]
+def concurrent_result(group: RequestGroup, rounds: Sequence[Sequence[ObservedAnswer]]) -> ConcurrentResult:
+    """Row of a table, over all rounds of ``group``."""
+    answers = [answer for answers in rounds for answer in answers]
+    firsts = [answer.arrivals_s[0] for answer in answers]
+    gaps = [gap for answer in answers for gap in answer.gaps_s] or [0.0]
     return ConcurrentResult(
-        requests=setting.requests,
-        words=setting.words,
-        text=setting.text,
-        prompt_tokens=statistics.fmean(wait.prompt_tokens for wait in waits),
-        reused=statistics.fmean(wait.reused for wait in waits),
-        tokens=statistics.fmean(wait.tokens for wait in waits),
-        time_s=Spread.of([statistics.fmean(wait.time_s for wait in waits) for waits in rounds]),
-        tokens_per_s=Spread.of([statistics.fmean(wait.tokens / wait.time_s for wait in waits) for waits in rounds]),
+        requests=group.requests,
+        words=group.words,
+        text=group.text,
+        prompt_tokens=statistics.fmean(answer.prompt_tokens for answer in answers),
+        reused=statistics.fmean(answer.reused for answer in answers),
+        tokens=statistics.fmean(answer.tokens for answer in answers),
+        time_s=Spread.of([statistics.fmean(answer.time_s for answer in answers) for answers in rounds]),
+        tokens_per_s=Spread.of(
+            [statistics.fmean(answer.tokens / answer.time_s for answer in answers) for answers in rounds]
+        ),
         aggregate_tokens_per_s=Spread.of(
-            [sum(wait.tokens for wait in waits) / max(wait.time_s for wait in waits) for waits in rounds]
+            [sum(answer.tokens for answer in answers) / max(answer.time_s for answer in answers) for answers in rounds]
         ),
         ttft_p50_s=percentile(firsts, 50),
         ttft_p99_s=percentile(firsts, 99),
@@ -219,5 +221,5 @@ def concurrent_result(setting: RequestGroup, rounds: Sequence[Sequence[ObservedA
 
 
 def percentile(values: Sequence[float], share: int) -> float:
-    """The smallest value that ``share`` in a hundred do not exceed."""
+    """Percentile: the smallest of ``values`` that ``share`` percent of them do not exceed."""
     return sorted(values)[max(0, -(-len(values) * share // 100) - 1)]

@@ -3,24 +3,163 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgepp.cli.options import KV_BITS, KV_BITS_HELP
+from edgepp.cli.options import KV_BITS, KV_BITS_HELP, given_as
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgepp.placement.types import Policy
     from edgepp.plan.chip_slices import SliceQuestion
     from edgepp.plan.cluster_spec import ClusterSpec
     from edgepp.plan.layout import Question
-    from edgepp.plan.machines import Model
+    from edgepp.plan.machines import Workload
 
-_MOST_REQUESTS = 10_000
-_NOT_WITH_SLICES = ("nodes", "links", "file", "peer", "max_sequences", "kv_bits", "policy", "ttft", "plot", "lengths")
-"""Parameters about a cluster, which say nothing about slices of a chip."""
-_PREFILL_SHARE = 0.4
-"""Share of a chip's FLOP/s that prefill reaches unless --reached gives another."""
+_MAX_REQUESTS = 10_000
+
+
+@dataclass(frozen=True)
+class PlanArguments:
+    """The model and the requests of `edgepp plan`, for a cluster or for slices of a chip."""
+
+    model: str | None = None
+    context: int = 4096
+    prompt: int = 512
+    answer: int = 256
+    requests: str = "1,2,4,8,16"
+    tpot: str | None = None
+    reached: str | None = None
+
+    def workload(self) -> Workload:
+        """Lengths and numbers of requests.
+
+        Raises:
+            UsageError: a length is below 1, or ``requests`` is not a list of numbers.
+        """
+        from edgepp.plan.machines import Workload
+
+        counts = [part.strip() for part in self.requests.split(",")]
+        if not all(re.fullmatch(r"[0-9]{1,5}", count) and 0 < int(count) <= _MAX_REQUESTS for count in counts):
+            raise UsageError(
+                f"'{self.requests}' is not a list of numbers of requests",
+                f"write them like 1,2,4,8, none above {_MAX_REQUESTS:,}",
+            )
+        if min(self.prompt, self.answer) < 1:
+            raise UsageError("a prompt and an answer have at least 1 token")
+        return Workload(self.prompt, self.answer, tuple(sorted({int(count) for count in counts})))
+
+
+@dataclass(frozen=True)
+class ClusterArguments:
+    """The cluster of `edgepp plan`; none of these options goes with --slices."""
+
+    nodes: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    file: str | None = None
+    peer: str | None = None
+    max_sequences: int = 2
+    kv_bits: int | None = None
+    policy: Policy = "memory"
+    ttft: str | None = None
+    plot: str | None = None
+    lengths: tuple[int, ...] = ()
+
+    def question(self, plan: PlanArguments, model: str) -> Question:
+        """The question to a cluster.
+
+        Raises:
+            UsageError: an option cannot be read, or does not go with another one.
+            ModelError: there is no such model.
+        """
+        from edgepp.plan.layout import Question
+        from edgepp.plan.planned_model import read_model
+        from edgepp.plan.quantities import parse_seconds
+
+        if self.lengths and self.plot is None:
+            raise UsageError("--length is for --plot", "add --plot FILE, like --plot plan.png")
+        if self.lengths and min(self.lengths) < 1:
+            raise UsageError("a length is at least 1 position", "write it like --length 4096")
+        if plan.reached is not None and not self.nodes and self.file is None:
+            raise UsageError("--reached goes with --node or --file", "a live node reports the rates that it reaches")
+        return Question(
+            model=read_model(model, self.kv_bits),
+            workload=plan.workload(),
+            context=plan.context,
+            max_sequences=self.max_sequences,
+            policy=self.policy,
+            tpot_s=None if plan.tpot is None else parse_seconds(plan.tpot),
+            ttft_s=None if self.ttft is None else parse_seconds(self.ttft),
+        )
+
+    def spec(self, question: Question, reached: str | None) -> ClusterSpec:
+        """The described cluster, or the live one; ``reached`` are the shares of described rates that are reached.
+
+        Raises:
+            UsageError: an option cannot be read, or does not go with another one.
+            EdgeppError: the live cluster does not answer.
+        """
+        from edgepp.plan import describe_cluster as describe
+        from edgepp.plan.quantities import parse_shares
+
+        if sum((bool(self.nodes), self.file is not None, self.peer is not None)) > 1:
+            raise UsageError("--node, --file and --peer exclude each other")
+        if self.links and not self.nodes:
+            raise UsageError("--link goes with --node", "a file has its own [links]; a live cluster measures its links")
+        if self.nodes:
+            nodes = describe.read_nodes([describe.parse_node(text) for text in self.nodes])
+            found = describe.cluster_of(nodes, [describe.parse_named_link(text) for text in self.links])
+        elif self.file is not None:
+            found = describe.read_file(Path(self.file).expanduser())
+        else:
+            found = _live(self.peer, question)
+        return found if reached is None else found.reaching(*parse_shares(reached))
+
+
+@dataclass(frozen=True)
+class SliceArguments:
+    """The chip and the precisions of `edgepp plan --slices`."""
+
+    slices: str | None = None
+    dtypes: str | None = None
+
+    def question(self, plan: PlanArguments, model: str, slices: str) -> SliceQuestion:
+        """The question to slices of a chip.
+
+        Raises:
+            UsageError: an option cannot be read, or does not go with --slices.
+            ModelError: there is no such model.
+        """
+        from edgepp.plan import hardware
+        from edgepp.plan.chip_slices import ITEM_BYTES, PREFILL_UTILISATION, SliceQuestion, read_precision, read_slices
+        from edgepp.plan.planned_model import read_shape
+        from edgepp.plan.quantities import parse_seconds, parse_shares
+
+        given = _given()
+        if wrong := [field.name for field in fields(ClusterArguments) if field.name in given]:
+            raise UsageError(f"{given[wrong[0]]} does not go with --slices", "leave one of them out")
+        chip_name, _, slice_name = slices.partition(":")
+        chip = hardware.find(chip_name)
+        shares = (1.0, PREFILL_UTILISATION) if plan.reached is None else parse_shares(plan.reached)
+        dtypes = (self.dtypes or ",".join(ITEM_BYTES)).split(",")
+        workload = plan.workload()
+        name, shape = read_shape(model)
+        return SliceQuestion(
+            name=name,
+            shape=shape,
+            chip=replace(chip, memory_bytes_per_s=shares[0] * chip.memory_bytes_per_s),
+            slices=read_slices(chip, slice_name),
+            precisions=tuple(read_precision(text.strip(), chip) for text in dtypes),
+            context=plan.context,
+            prompt=workload.prompt,
+            answer=workload.answer,
+            batches=workload.requests if "requests" in given else (),
+            tpot_s=None if plan.tpot is None else parse_seconds(plan.tpot),
+            utilisation=shares[1],
+        )
 
 
 @click.command()
@@ -52,23 +191,19 @@ _PREFILL_SHARE = 0.4
     help="Precisions for --slices, bf16,int8,int4 by default; arithmetic is in bf16, or in int8 with int8:int8.",
 )
 @click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if the live cluster is not found.")
-@click.option("--context", type=int, default=4096, show_default=True, help="Positions (tokens) per conversation.")
-@click.option("--max-sequences", type=int, default=2, show_default=True, help="Conversations at the same time.")
+@click.option("--context", type=int, help="Positions (tokens) per conversation.  [default: 4096]")
+@click.option("--max-sequences", type=int, help="Conversations at the same time.  [default: 2]")
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
-@click.option("--prompt", type=int, default=512, show_default=True, help="Tokens of a prompt.")
-@click.option("--answer", type=int, default=256, show_default=True, help="Tokens of an answer.")
+@click.option("--prompt", type=int, help="Tokens of a prompt.  [default: 512]")
+@click.option("--answer", type=int, help="Tokens of an answer.  [default: 256]")
 @click.option(
     "--requests",
-    default="1,2,4,8,16",
-    show_default=True,
-    help="Numbers of requests at the same time to predict; 1 is always shown.",
+    help="Numbers of requests at the same time to predict; 1 is always shown.  [default: 1,2,4,8,16]",
 )
 @click.option(
     "--policy",
     type=click.Choice(["memory", "speed", "throughput"]),
-    default="memory",
-    show_default=True,
-    help="How layers are placed, as for `edgepp serve`.",
+    help="How layers are placed, as for `edgepp serve`.  [default: memory]",
 )
 @click.option(
     "--tpot", metavar="TIME", help="Show the links needed for one token per TIME, like 50ms; with --slices the batches."
@@ -83,29 +218,9 @@ _PREFILL_SHARE = 0.4
 @click.option("--length", "lengths", type=int, multiple=True, help="Positions of a sequence to draw; repeat it.")
 @click.option("--list-hardware", is_flag=True, help="List the hardware for hw= and --slices, with sources.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, in seconds, bytes and FLOP/s.")
+@given_as(lambda: PlanArguments, lambda: ClusterArguments, lambda: SliceArguments)
 def plan(
-    model: str | None,
-    nodes: tuple[str, ...],
-    links: tuple[str, ...],
-    file: str | None,
-    slices: str | None,
-    dtypes: str | None,
-    peer: str | None,
-    context: int,
-    max_sequences: int,
-    kv_bits: str | None,
-    prompt: int,
-    answer: int,
-    requests: str,
-    policy: str,
-    tpot: str | None,
-    ttft: str | None,
-    reached: str | None,
-    plot: str | None,
-    lengths: tuple[int, ...],
-    *,
-    list_hardware: bool,
-    as_json: bool,
+    arguments: PlanArguments, cluster: ClusterArguments, slices: SliceArguments, *, list_hardware: bool, as_json: bool
 ) -> None:
     """Predict whether MODEL fits a cluster, and how fast it will be. Downloads nothing.
 
@@ -140,80 +255,22 @@ def plan(
             --context 8192 --prompt 8192 --answer 512
         edgepp plan llama-3.3-70b --slices v5e --dtype int8 --tpot 15ms
     """
-    from edgepp.plan.planned_model import read_model
-    from edgepp.plan.quantities import parse_shares
     from edgepp.ui import plan as ui
 
     if list_hardware:
         ui.list_hardware(as_json=as_json)
-        return
-    if model is None:
+    elif arguments.model is None:
         raise UsageError("MODEL is missing", "see `edgepp models list`, or `edgepp plan --help`")
-    if slices is not None:
+    elif slices.slices is not None:
         from edgepp.ui.plan_slices import show_slices
 
-        work = (prompt, answer, requests)
-        show_slices(_slice_question(model, slices, dtypes, reached, context, work, tpot), as_json=as_json)
-        return
-    if dtypes is not None:
+        show_slices(slices.question(arguments, arguments.model, slices.slices), as_json=as_json)
+    elif slices.dtypes is not None:
         raise UsageError("--dtype goes with --slices", "a cluster runs MODEL in the precision that it is stored in")
-    if lengths and plot is None:
-        raise UsageError("--length is for --plot", "add --plot FILE, like --plot plan.png")
-    if lengths and min(lengths) < 1:
-        raise UsageError("a length is at least 1 position", "write it like --length 4096")
-    if reached is not None and not nodes and file is None:
-        raise UsageError("--reached goes with --node or --file", "what a live node measured is what it reaches")
-    sizes = read_model(model, int(kv_bits) if kv_bits else None)
-    question = _question(sizes, context, max_sequences, policy, _workload_of(prompt, answer, requests), (tpot, ttft))
-    cluster = _cluster(nodes, links, file, peer, question)
-    if reached is not None:
-        cluster = cluster.reaching(*parse_shares(reached))
-    if plot is not None:
-        from edgepp.ui.plan_plot import draw, load_pyplot
-
-        load_pyplot()  # fails before the tables are printed if it is missing
-    ui.show_plan(question, cluster, as_json=as_json)
-    if plot is not None:
-        draw(question, cluster, plot, lengths)
-
-
-def _slice_question(
-    model: str,
-    slices: str,
-    dtypes: str | None,
-    reached: str | None,
-    context: int,
-    work: tuple[int, int, str],
-    tpot: str | None,
-) -> SliceQuestion:
-    from dataclasses import replace
-
-    from edgepp.plan import hardware
-    from edgepp.plan.chip_slices import ITEM_BYTES, SliceQuestion, read_precision, read_slices
-    from edgepp.plan.planned_model import read_shape
-    from edgepp.plan.quantities import parse_seconds, parse_shares
-
-    given = _given()
-    if wrong := [name for name in _NOT_WITH_SLICES if name in given]:
-        raise UsageError(f"{given[wrong[0]]} does not go with --slices", "leave one of them out")
-    name, _, one = slices.partition(":")
-    chip = hardware.find(name)
-    shares = (1.0, _PREFILL_SHARE) if reached is None else parse_shares(reached)
-    prompt, answer, batches = _workload_of(*work)
-    shape_name, shape = read_shape(model)
-    return SliceQuestion(
-        name=shape_name,
-        shape=shape,
-        chip=replace(chip, memory_bytes_per_s=shares[0] * chip.memory_bytes_per_s),
-        slices=read_slices(chip, one),
-        precisions=tuple(read_precision(text.strip(), chip) for text in (dtypes or ",".join(ITEM_BYTES)).split(",")),
-        context=context,
-        prompt=prompt,
-        answer=answer,
-        batches=batches if "requests" in given else (),
-        tpot_s=None if tpot is None else parse_seconds(tpot),
-        utilisation=shares[1],
-    )
+    else:
+        question = cluster.question(arguments, arguments.model)
+        spec = cluster.spec(question, arguments.reached)
+        ui.show_plan(question, spec, cluster.plot, cluster.lengths, as_json=as_json)
 
 
 def _given() -> dict[str, str]:
@@ -226,64 +283,6 @@ def _given() -> dict[str, str]:
     }
 
 
-def _workload_of(prompt: int, answer: int, requests: str) -> tuple[int, int, tuple[int, ...]]:
-    counts = [part.strip() for part in requests.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,5}", count) and 0 < int(count) <= _MOST_REQUESTS for count in counts):
-        raise UsageError(
-            f"'{requests}' is not a list of numbers of requests",
-            f"write them like 1,2,4,8, none above {_MOST_REQUESTS:,}",
-        )
-    if min(prompt, answer) < 1:
-        raise UsageError("a prompt and an answer have at least 1 token")
-    return prompt, answer, tuple(sorted({int(count) for count in counts}))
-
-
-def _question(
-    model: Model,
-    context: int,
-    max_sequences: int,
-    policy: str,
-    work: tuple[int, int, tuple[int, ...]],
-    wishes: tuple[str | None, str | None],
-) -> Question:
-    from edgepp.plan.layout import Question
-    from edgepp.plan.machines import Workload
-    from edgepp.plan.quantities import parse_seconds
-
-    prompt, answer, requests = work
-    tpot_s, ttft_s = (None if wish is None else parse_seconds(wish) for wish in wishes)
-    return Question(
-        model=model,
-        workload=Workload(prompt, answer, requests),
-        context=context,
-        max_sequences=max_sequences,
-        policy=policy,  # type: ignore[arg-type]  # click has checked it
-        tpot_s=tpot_s,
-        ttft_s=ttft_s,
-    )
-
-
-def _cluster(
-    nodes: tuple[str, ...], links: tuple[str, ...], file: str | None, peer: str | None, question: Question
-) -> ClusterSpec:
-    from pathlib import Path
-
-    from edgepp.plan import describe_cluster as describe
-
-    if sum((bool(nodes), file is not None, peer is not None)) > 1:
-        raise UsageError("--node, --file and --peer exclude each other")
-    if links and not nodes:
-        raise UsageError("--link goes with --node", "a file has its own [links]; a live cluster measures them")
-    if nodes:
-        return describe.described(
-            describe.read_nodes([describe.parse_node(text) for text in nodes]),
-            [describe.parse_named_link(text) for text in links],
-        )
-    if file is not None:
-        return describe.read_file(Path(file).expanduser())
-    return _live(peer, question)
-
-
 def _live(peer: str | None, question: Question) -> ClusterSpec:
     from edgepp.errors import PairingError
     from edgepp.plan.describe_cluster import from_status
@@ -291,10 +290,10 @@ def _live(peer: str | None, question: Question) -> ClusterSpec:
     from edgepp.ui.peers import connect
 
     try:
-        with connect(peer) as served:
-            status = served.status
+        with connect(peer) as coordinator:
+            status = coordinator.status
         running = same_model(str(status.get("model")), question.model)
         return from_status(status, question.model.size if running else None)
     except PairingError as error:
-        error.hint = f"describe the machines with --node mem=16GB, once a machine; or {error.hint}"
+        error.hint = f"describe the machines with --node mem=16GB, once per machine; or {error.hint}"
         raise

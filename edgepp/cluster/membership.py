@@ -155,7 +155,7 @@ class Membership:
             member,
             heard_s=now_s,
             closed=False,
-            memory_free=beat.memory_free,
+            memory_free=beat.free_memory_bytes,
             rtt_us=beat.rtt_us,
             clock_off_us=clock_off_us,
         )

@@ -16,7 +16,8 @@ from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.engine.text_stream import TextStream
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
-from edgepp.wire.messages import Answered, Declined, Piece, encode, encode_payload
+from edgepp.wire.message_codec import encode, encode_payload
+from edgepp.wire.messages import Answered, Declined, Piece
 from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.coordinator")

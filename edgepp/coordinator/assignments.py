@@ -33,10 +33,10 @@ def _spare(director: Planner, member: Member) -> str:
     if why := director.why_out(member.node):
         return why
     needed = memory_needed(want, 1, member.node == director.coordinator)
-    if facts.memory // facts.stage_slots < needed:
+    if facts.memory_bytes // facts.stage_slots < needed:
         return (
             f"one layer needs {needed / 1e6:.0f} MB for {want.max_sequences} conversations of {want.context} positions,"
-            f" and the node offers {facts.memory // facts.stage_slots / 1e6:.0f} MB to each stage process; free"
+            f" and the node offers {facts.memory_bytes // facts.stage_slots / 1e6:.0f} MB to each stage process; free"
             " some, or raise --memory"
         )
     if not director.settled:

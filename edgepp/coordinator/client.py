@@ -19,10 +19,12 @@ from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
+from edgepp.wire.field_types import Verb
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.mailbox import Mailbox, Poller
+from edgepp.wire.message_codec import decode, decode_payload, encode, encode_payload
 from edgepp.wire.messages import (
-    PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
     Answered,
     Ask,
     Call,
@@ -31,12 +33,7 @@ from edgepp.wire.messages import (
     Message,
     Piece,
     Reply,
-    Verb,
     Waiting,
-    decode,
-    decode_payload,
-    encode,
-    encode_payload,
 )
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
@@ -97,9 +94,9 @@ class CoordinatorClient:
         number = next(self._numbers)
         self.send([encode(Call(number, verb)), encode_payload(arguments or {})])
         for message, frames in self.listen():
-            if isinstance(message, Reply) and message.request == number:
+            if isinstance(message, Reply) and message.request_id == number:
                 return decode_payload(frames)
-            if isinstance(message, Declined) and message.request == number:
+            if isinstance(message, Declined) and message.request_id == number:
                 raise EdgeppError(message.reason, message.hint)
         raise PeerLost("the coordinator was closed")
 
@@ -186,7 +183,7 @@ class CoordinatorClient:
                 continue
             try:
                 link, frames = connect_first(
-                    self._context, addresses, hello, HERE_S, PAYLOAD_BYTES, protection, encode_payload({})
+                    self._context, addresses, hello, HERE_S, MAX_PAYLOAD_BYTES, protection, encode_payload({})
                 )
             except PeerLost as error:
                 failure = error
@@ -248,17 +245,17 @@ class RemoteAnswer:
             return
         for message, frames in self._served.listen():
             match message:
-                case Waiting(request=self._number):
+                case Waiting(request_id=self._number):
                     self.waiting = message.reason
                     continue
-                case Piece(request=self._number):
+                case Piece(request_id=self._number):
                     self.waiting = ""
                     self.token_ids += message.tokens
                     if len(frames) == 2 and (text := str(frames[1], "utf-8", "replace")):
                         yield text
-                case Declined(request=self._number):
+                case Declined(request_id=self._number):
                     raise StageFault(message.reason, message.hint)
-                case Answered(request=self._number):
+                case Answered(request_id=self._number):
                     outcome = decode_summary(decode_payload(frames))
                     self.finish_reason, self.prompt_tokens = outcome.finish_reason, outcome.prompt_tokens
                     self.timing, self.stages, self.sampled = outcome.timing, outcome.stages, list(outcome.sampled)

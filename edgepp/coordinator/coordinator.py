@@ -31,9 +31,11 @@ from edgepp.coordinator.status import StatusSources, cluster_status
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.events import NodeChanged, NodeRefused, NodeRevoked, OnEvent, StepFailed
+from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
+from edgepp.wire.message_codec import decode, decode_payload, encode, encode_payload
 from edgepp.wire.messages import (
-    PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
     Adopt,
     Ask,
     Call,
@@ -50,13 +52,9 @@ from edgepp.wire.messages import (
     Refused,
     Reply,
     Waiting,
-    decode,
-    decode_payload,
-    encode,
-    encode_payload,
 )
 from edgepp.wire.permissions import VERBS_OF_OWNER, check_speaker
-from edgepp.wire.security import Gate, LogSampler
+from edgepp.wire.security import Gate
 from edgepp.wire.text_fields import is_key, sentence
 from edgepp.wire.transport import Address, Listener, Sender
 
@@ -70,7 +68,7 @@ _LAST_ANSWERS_S = 0.2
 _WAITING_S = 1.0
 _MOST_WAITING = 256
 """Messages of one owner that wait for their turn; more are declined."""
-_MOST_BYTES = 4 * PAYLOAD_BYTES
+_MOST_BYTES = 4 * MAX_PAYLOAD_BYTES
 _RECEIVED_A_TURN = 512
 _HANDLED_A_TURN_S = 0.05
 
@@ -110,7 +108,7 @@ class Coordinator(threading.Thread):
         self._gate = Gate(self._context, self._refused)
         try:
             self.registry = TrustStore(identity, cluster, self._gate)
-            self._listener = Listener(self._context, listen, PAYLOAD_BYTES, identity.keys)
+            self._listener = Listener(self._context, listen, MAX_PAYLOAD_BYTES, identity.keys)
         except EdgeppError:
             self._gate.close()
             self._outbox.close()
@@ -250,7 +248,7 @@ class Coordinator(threading.Thread):
             yield
         except Exception as error:
             log.exception("%s failed", what)
-            if self._rarely.tells(type(error).__name__, what):
+            if self._rarely.should_log(type(error).__name__, what):
                 self._on_event(StepFailed(what, f"{type(error).__name__}: {error}"))
 
     def _order(self, orders: Sequence[Order]) -> None:
@@ -278,16 +276,16 @@ class Coordinator(threading.Thread):
         """Let what has come wait for its turn: whoever sends much delays itself, not the others."""
         for _ in range(_RECEIVED_A_TURN):
             try:
-                received = self._listener.receive_from()
+                received = self._listener.receive_even_revoked()
                 if received is None:
                     return
             except RemoteProtocolError as error:
-                if self._rarely.tells("frame", type(error).__name__):
+                if self._rarely.should_log("frame", type(error).__name__):
                     log.warning("dropped a frame: %s", error)
                 continue
             except Exception as error:  # such as no memory for it, or no descriptor
                 log.exception("a message could not be received")
-                if self._rarely.tells(type(error).__name__, "receiving"):
+                if self._rarely.should_log(type(error).__name__, "receiving"):
                     self._on_event(StepFailed("receiving a message", f"{type(error).__name__}: {error}"))
                 return
             with self._surviving("taking a message"):
@@ -298,7 +296,7 @@ class Coordinator(threading.Thread):
         try:
             message = decode(frames[0])
         except RemoteProtocolError as error:
-            if self._rarely.tells(sender.host, "frame"):
+            if self._rarely.should_log(sender.host, "frame"):
                 log.warning("refused a frame of %s: %s", sender.host, error)
             self._send(sender.route, [encode(Refused(sentence(error)))])
             return
@@ -319,7 +317,7 @@ class Coordinator(threading.Thread):
                 try:
                     self._take(sender, message, frames)
                 except EdgeppError as error:
-                    if self._rarely.tells(sender.host, type(message).__name__):
+                    if self._rarely.should_log(sender.host, type(message).__name__):
                         log.info("refused %s of %s: %s", type(message).__name__, sender.host, error)
                     refusal = [encode(Refused(sentence(error)))] if request is None else declined(request, error)
                     self._send(sender.route, refusal)
@@ -347,16 +345,16 @@ class Coordinator(threading.Thread):
             case Call():
                 self._call(sender, message, decode_payload(frames))
             case Ask():
-                asker = (sender.route, message.request)
+                asker = (sender.route, message.request_id)
                 form = decode_payload(frames)
                 self.answers.begin(asker, sender.key, form, lambda out: self._outbox.put((asker, out)))
             case Cancel():
-                self.answers.cancel((sender.route, message.request))
+                self.answers.cancel((sender.route, message.request_id))
 
     def _adopt(self, sender: Sender, message: Adopt) -> None:
         adoption = self.registry.adopt(sender.key, sender.host, message)
         if adoption.refusal:
-            if self._rarely.tells(sender.host, "adopt"):
+            if self._rarely.should_log(sender.host, "adopt"):
                 name = clean_name(message.name)
                 self._on_event(NodeRefused(name, sender.host, adoption.refusal, by_token=True))
             self._send(sender.route, [encode(Refused(sentence(adoption.refusal)))])
@@ -383,7 +381,7 @@ class Coordinator(threading.Thread):
                 answer = self._revoke(str(form.get("node", "")))
             case "leave":
                 answer = self._dismiss(sender.key)
-        self._send(sender.route, [encode(Reply(message.request)), encode_payload(answer)])
+        self._send(sender.route, [encode(Reply(message.request_id)), encode_payload(answer)])
 
     def _revoke(self, name: str) -> dict[str, Any]:
         """Admit a node or token no longer, and drop it at once."""

@@ -17,8 +17,9 @@ from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import UsageError
 from edgepp.events import NodeChanged, NodeJoined, NodeMoved, NodeRefused, OnEvent
 from edgepp.printable import one_line
-from edgepp.wire.messages import Enrol, Enrolled, Expelled, Heartbeat, HeartbeatAck, Leave, View, encode, encode_payload
-from edgepp.wire.security import LogSampler
+from edgepp.wire.log_sampler import LogSampler
+from edgepp.wire.message_codec import encode, encode_payload
+from edgepp.wire.messages import Enrol, Enrolled, Expelled, Heartbeat, HeartbeatAck, Leave, View
 from edgepp.wire.transport import Sender
 
 _PROBE_S = (0.8, 1.2)
@@ -59,14 +60,14 @@ class MembershipService:
             raise UsageError(f"it runs edgepp {facts.version}, and this cluster {__version__}", "install the same one")
         new = (old := self._members.get(node)) is None or old.phase is MemberPhase.GONE
         if reason := self._members.enrol(node, sender.key, facts, sender.route, sender.host, now_s):
-            if self._rarely.tells(sender.host, "double"):
+            if self._rarely.should_log(sender.host, "double"):
                 self._on_event(NodeRefused(facts.name, sender.host, reason))
             raise UsageError(reason)
         self._director.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
         self._send(sender.route, [encode(Enrolled(self._registry.cluster.id, self._identity.name))])
         self._viewed = None
         if new:
-            self._on_event(NodeJoined(facts.name, sender.host, facts.memory, facts.backend))
+            self._on_event(NodeJoined(facts.name, sender.host, facts.memory_bytes, facts.backend))
         elif old is not None and old.host != sender.host:
             self._on_event(NodeMoved(facts.name, old.host, sender.host))
 

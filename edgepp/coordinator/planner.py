@@ -142,18 +142,18 @@ class Planner:
         """Whether a report can be true: its plan and slot are what this node was told, and it was not done before."""
         host = _host(node, report.slot)
         load, member = self._loads.get(host), members.get(node)
-        if report.plan != self.number or load is None or member is None:
+        if report.plan_version != self.number or load is None or member is None:
             return False
         loaded = member.slot(report.slot)
-        serves = loaded is not None and loaded.plan == report.plan
+        serves = loaded is not None and loaded.plan_version == report.plan_version
         return load.under_way or (serves and not isinstance(report, Loading))
 
     def progress(self, node: str, report: Loading, now_s: float) -> None:
         """A load is under way: no need to order it again."""
         load = self._loads[_host(node, report.slot)]
         load.ordered_s = now_s
-        if (report.what, report.done) != load.at:
-            load.at, load.moved_s = (report.what, report.done), now_s
+        if (report.activity, report.done_bytes) != load.at:
+            load.at, load.moved_s = (report.activity, report.done_bytes), now_s
 
     def loaded(self, node: str, slot: int, now_s: float) -> None:
         """A slot has loaded what it was told to."""
@@ -181,7 +181,7 @@ class Planner:
             member = members.get(node)
             if member is not None:
                 loaded = member.slot(slot)
-                found.append((member, slot, layers, loaded if loaded and loaded.plan == self.number else None))
+                found.append((member, slot, layers, loaded if loaded and loaded.plan_version == self.number else None))
         return found
 
     def complete(self, members: Membership) -> bool:

@@ -95,7 +95,9 @@ class Rollout:
         match message:
             case Loading():
                 self._director.progress(node, message, now_s)
-                self.progress[slot] = Progress(message.done, message.total, f"{member.facts.name} {message.what}")
+                self.progress[slot] = Progress(
+                    message.done_bytes, message.total_bytes, f"{member.facts.name} {message.activity}"
+                )
             case Loaded():
                 self._loaded(member, message, now_s)
             case NotLoaded():
@@ -105,7 +107,7 @@ class Rollout:
         present = member.slot(message.slot)
         if present == message:
             return
-        if present is not None and present.plan == message.plan:  # that it ended was lost on the way
+        if present is not None and present.plan_version == message.plan_version:  # that it ended was lost on the way
             self._lost(member, message.slot, "its stage process was started anew", "", now_s)
         self.progress.pop((member.node, message.slot), None)
         self._members.loaded(member.node, message.slot, message)

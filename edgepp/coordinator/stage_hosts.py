@@ -91,9 +91,9 @@ class StageHosts:
         whole = StageHost(
             id=member.node,
             node=member.node,
-            memory=facts.memory,
+            memory_bytes=facts.memory_bytes,
             stream_bytes_per_s=max(1.0, facts.stream_bytes_per_s),
-            flops_per_s=max(1.0, facts.flops),
+            flops_per_s=max(1.0, facts.flops_per_s),
             pinned=pinned if facts.stage_slots else None,
             coordinator=member.node == self._coordinator,
             name=facts.name,

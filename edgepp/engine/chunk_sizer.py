@@ -7,8 +7,8 @@ from typing import Protocol
 
 _STEP_S = 2.0
 _STEPS_PER_CHUNK = 1.5
-_MOST_PRESSURE = 3.0
-_LEAST_TOKENS = 4
+_MAX_PRESSURE = 3.0
+_MIN_TOKENS = 4
 _SMOOTHING = 0.2
 
 
@@ -56,12 +56,12 @@ class ChunkSizer:
         """Tokens of a chunk that goes between decode steps: it takes a stage as long as ``_STEPS_PER_CHUNK`` of them.
 
         Where more prompts wait than requests decode (``pressure`` is their ratio), they wait longer in all than a
-        stream does, so the chunk takes as much longer, up to ``_MOST_PRESSURE``.
+        stream does, so the chunk takes as much longer, up to ``_MAX_PRESSURE``.
         """
-        steps = _STEPS_PER_CHUNK * min(max(1.0, pressure), _MOST_PRESSURE)
+        steps = _STEPS_PER_CHUNK * min(max(1.0, pressure), _MAX_PRESSURE)
         spare_s = steps * self._decode_s - self._weights_s
         tokens = int(spare_s / self._token_s) if self._token_s else 0
-        return min(self._chunk, max(_LEAST_TOKENS, tokens))
+        return min(self._chunk, max(_MIN_TOKENS, tokens))
 
     def decoded(self, compute_s: Sequence[float]) -> None:
         """Learn from a decode step, by what each stage took."""

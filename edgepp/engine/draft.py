@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-MOST_GUESSES = 16
+MAX_GUESSES = 16
 """Tokens guessed at a time."""
 
 _SIZES = (3, 2)
@@ -17,7 +17,7 @@ _HOPE = 0.6
 """How often a guess is right, before any was tried."""
 _FORGET = 0.85
 _REST = 16
-_LONGEST_REST = 512
+_MAX_REST_TOKENS = 512
 _SMOOTHING = 0.2
 
 
@@ -89,14 +89,14 @@ class SpeculationControl:
         rate = self._right / self._tried
         best, best_tokens_per_s = 0, 1 / max(costs.plain_s, 1e-9)
         tokens = gain = 1.0
-        for guesses in range(1, MOST_GUESSES + 1):
+        for guesses in range(1, MAX_GUESSES + 1):
             gain *= rate
             tokens += gain
             tokens_per_s = tokens / max(costs.plain_s + guesses * costs.guess_s, 1e-9)
             if tokens_per_s > best_tokens_per_s:
                 best, best_tokens_per_s = guesses, tokens_per_s
         if not best:
-            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _LONGEST_REST)
+            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _MAX_REST_TOKENS)
             self._right, self._tried = _HOPE, 1.0
         return best
 

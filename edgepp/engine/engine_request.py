@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from edgepp.engine.draft import MOST_GUESSES, Draft, SpeculationControl, SpeculationCosts
-from edgepp.engine.failure import failure
+from edgepp.engine.draft import MAX_GUESSES, Draft, SpeculationControl, SpeculationCosts
 from edgepp.engine.request import FinishReason, GenerateOptions, Request
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
+from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError
 from edgepp.model.weights.checkpoint import Array
 
@@ -37,7 +37,7 @@ class EngineRequest(Request):
 
     def guess(self, costs: SpeculationCosts, vocabulary: int) -> tuple[int, ...]:
         """Tokens that may well come next, as many as pay; only ids below ``vocabulary``, which the model has."""
-        room = max(0, min(MOST_GUESSES, self.max_tokens - self.tokens - 1))
+        room = max(0, min(MAX_GUESSES, self.max_tokens - self.tokens - 1))
         guesses: Sequence[int] = self.sampler.forced()
         if not guesses and self.draft is not None:
             guesses = self._drafted(self.draft, min(room, self.speculation.most(costs)))
@@ -97,3 +97,11 @@ class EngineRequest(Request):
             if self.sent_s:
                 costs.note(len(self.guesses), now_s - self.sent_s)
         self.sent_s = 0.0
+
+
+def request_failure(error: BaseException, request: int, doing: str) -> EdgeppError:
+    """``error`` with the id of the ``request`` that it ends; ``doing`` is named unless ``error`` is an EdgeppError."""
+    found = failure(error, f"request {request}, {doing},")
+    if found is error:
+        found.args = (f"request {request}: {found}",)
+    return found

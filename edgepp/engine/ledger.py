@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-from edgepp.engine.prefix import LEAST, PrefixCache, common
+from edgepp.engine.prefix import MIN_SHARED_TOKENS, PrefixCache, common
 from edgepp.engine.request import AnyRequest, Request, Reuse
-from edgepp.engine.scheduler import LEAST_ROWS
+from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.errors import EdgeppError
 
-MOST_WAITING = 256
+MAX_WAITING = 256
 """Requests that wait for room; more are refused."""
 HEADROOM = 64
 """Positions that must be free beyond its own for a request to be admitted, so that it does not give way at once."""
-_MOST_OWNERS = 4096
+_MAX_OWNERS = 4096
 """Owners whose turns are remembered."""
 
 
@@ -80,8 +80,8 @@ class Ledger(Generic[AnyRequest]):
         Raises:
             EdgeppError: too many are waiting.
         """
-        if len(self.waiting) >= MOST_WAITING:
-            raise EdgeppError(f"{MOST_WAITING} requests are waiting already", "ask again later")
+        if len(self.waiting) >= MAX_WAITING:
+            raise EdgeppError(f"{MAX_WAITING} requests are waiting already", "ask again later")
         self.waiting.append(request)
 
     def withdraw(self, request: AnyRequest) -> None:
@@ -225,7 +225,7 @@ class Ledger(Generic[AnyRequest]):
         """Put ``owner`` behind all others."""
         self._turn.pop(owner, None)
         self._turn[owner] = next(self._turns)
-        if len(self._turn) > _MOST_OWNERS:
+        if len(self._turn) > _MAX_OWNERS:
             del self._turn[next(iter(self._turn))]
         return self._turn[owner]
 
@@ -234,22 +234,22 @@ class Ledger(Generic[AnyRequest]):
         best = _Match()
         if not self._shares or request.alone:
             return best
-        ids = request.known(max(0, len(request.ids) - LEAST_ROWS))  # the last is wanted, and goes with one more
+        ids = request.known(max(0, len(request.ids) - MIN_ROWS))  # the last is wanted, and goes with one more
         found = self._prefixes.find(request.owner, ids)
         if found is not None:
             kept, length = found
             best = _Match(kept.sequence, length, self._moves(len(kept.ids), length, len(ids)))
         for ended in self._draining.values():
             held = min(ended.sent, len(ids))
-            if ended.owner == request.owner and common(ended.known(held), ids) > max(best.length, LEAST):
+            if ended.owner == request.owner and common(ended.known(held), ids) > max(best.length, MIN_SHARED_TOKENS):
                 return None
         for live in self.live.values():
             if live.owner != request.owner:
                 continue
             shared = common(live.known(min(len(live.ids), len(ids))), ids)
-            if min(shared, live.sent) > best.length and min(shared, live.sent) >= LEAST:
+            if min(shared, live.sent) > best.length and min(shared, live.sent) >= MIN_SHARED_TOKENS:
                 best = _Match(live.sequence, min(shared, live.sent))
-            if not live.status.decodes and shared > max(live.sent, best.length, LEAST):
+            if not live.status.decodes and shared > max(live.sent, best.length, MIN_SHARED_TOKENS):
                 return None
         return best
 

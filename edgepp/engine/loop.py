@@ -14,18 +14,18 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 
-from edgepp.backend.base import Ends
+from edgepp.backend.base import EmbeddingAndHead
 from edgepp.backend.device import release_thread
 from edgepp.engine.constraint import Matcher
 from edgepp.engine.core import EngineCore, EngineLoad
 from edgepp.engine.draft import Draft
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.failure import failure
 from edgepp.engine.guarded import token_ids
 from edgepp.engine.request import Constraint, GenerateOptions, StageTimes, Timing
 from edgepp.engine.ring import Failed, Ring, RingEvent, StageInfo, StageStats
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.step_runner import StepRunner
+from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.wire.mailbox import Mailbox
 
@@ -39,7 +39,7 @@ class EngineParts:
     """What an engine runs with; all of it belongs to the engine's thread."""
 
     ring: Ring
-    ends: Ends
+    ends: EmbeddingAndHead
     draft: Callable[[], Draft] | None = None
     """Makes what guesses for one request."""
 

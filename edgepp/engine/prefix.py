@@ -15,9 +15,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-LEAST = 16
+MIN_SHARED_TOKENS = 16
 """Fewest tokens in common with a kept sequence for which it is used."""
-MOST_KEPT = 64
+MAX_KEPT = 64
 """Most sequences that are kept."""
 
 Ids: TypeAlias = npt.NDArray[np.int32]
@@ -54,19 +54,19 @@ class PrefixCache:
         """Remember an ended sequence; which sequences are now to be freed, itself perhaps among them."""
         ids = np.asarray(tokens, np.int32)
         shared = [(kept, common(kept.ids, ids)) for kept in self._of(owner)]
-        if len(ids) < LEAST or any(length == len(ids) for _, length in shared):
+        if len(ids) < MIN_SHARED_TOKENS or any(length == len(ids) for _, length in shared):
             return [sequence]
         covered = [kept.sequence for kept, length in shared if length == len(kept.ids)]
         for number in covered:
             self.take(number)
         self._kept[sequence] = Kept(sequence, owner, ids)
         self.positions += len(ids)
-        return covered + ([self.evict()] if len(self._kept) > MOST_KEPT else [])
+        return covered + ([self.evict()] if len(self._kept) > MAX_KEPT else [])
 
     def find(self, owner: str, ids: Ids) -> tuple[Kept, int] | None:
         """The kept sequence of ``owner`` that begins most like ``ids``, and how many tokens that is."""
         found = max(((common(kept.ids, ids), kept) for kept in self._of(owner)), key=_length, default=None)
-        if found is None or found[0] < LEAST:
+        if found is None or found[0] < MIN_SHARED_TOKENS:
             return None
         self._kept.move_to_end(found[1].sequence)
         return found[1], found[0]

@@ -19,9 +19,9 @@ from edgepp.engine.request import Request
 
 SPARE_CHUNKS = 2
 """Chunks in the ring beyond one per stage: stage 0 keeps busy while the coordinator is late."""
-MOST_ROWS = 128
+MAX_ROWS = 128
 """Sequences of one micro-batch."""
-LEAST_ROWS = 2
+MIN_ROWS = 2
 """Least positions of a prompt that one step computes.
 
 Kernels for one row round differently from those for several rows, whose results do not depend on how many they are.
@@ -85,7 +85,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Prefill a request, of whose ``ids`` the stages hold the first ``sent`` already.
 
-        At least ``LEAST_ROWS`` are left to compute, unless the request has fewer.
+        At least ``MIN_ROWS`` are left to compute, unless the request has fewer.
         """
         self._prefilling.append(request)
 
@@ -139,7 +139,7 @@ class Scheduler:
 
     def _decode(self) -> MicroBatch:
         decoding = self._decoding
-        size = min(-(-decoding // self._stages), len(self._ready), MOST_ROWS)
+        size = min(-(-decoding // self._stages), len(self._ready), MAX_ROWS)
         requests = [self._ready.popleft() for _ in range(size)]
         sequences = tuple(request.sequence for request in requests)
         positions = tuple(request.sent for request in requests)
@@ -153,9 +153,9 @@ class Scheduler:
     def _prefill(self, request: Request) -> PrefillChunk:
         start, prompt, decoding = request.sent, len(request.ids), self._decoding
         length = self._lengths.interleaved((1 + len(self._prefilling)) / decoding) if decoding else self._lengths.chunk
-        stop = min(start + max(length, LEAST_ROWS), prompt)
-        if 0 < prompt - stop < LEAST_ROWS:
-            stop = prompt - LEAST_ROWS if prompt - start >= 2 * LEAST_ROWS else prompt
+        stop = min(start + max(length, MIN_ROWS), prompt)
+        if 0 < prompt - stop < MIN_ROWS:
+            stop = prompt - MIN_ROWS if prompt - start >= 2 * MIN_ROWS else prompt
         request.sent = stop
         request.steps_in_ring += 1
         self._chunks[request.sequence] = self._chunks.get(request.sequence, 0) + 1

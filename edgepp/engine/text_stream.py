@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.failure import request_failure
+from edgepp.engine.engine_request import EngineRequest, request_failure
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import FinishReason
 from edgepp.errors import EdgeppError

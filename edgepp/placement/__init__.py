@@ -1,1 +1,1 @@
-"""Which node runs which layers: a search over memory, rates and links. Pure functions."""
+"""Placement of layers on nodes: a search over memory, rates and links. Pure functions."""

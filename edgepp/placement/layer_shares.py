@@ -1,4 +1,7 @@
-"""How many layers each host of a given set takes. All layers cost the same, so taking them one by one is exact."""
+"""Number of layers per host for a given set of hosts.
+
+All layers cost the same, so giving out one layer after the other is exact.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from collections.abc import Sequence
 
 
 def level_shares(rates: Sequence[float], caps: Sequence[int], total: int) -> list[int] | None:
-    """Counts whose greatest count / rate is the least there is; None where the caps do not allow the total.
+    """Counts with the smallest possible maximum of count / rate; None if the sum of ``caps`` is below ``total``.
 
-    Each layer goes where it leaves the least count / rate; of equals to the greatest rate, then to the first.
-    A host may end with none.
+    Each layer goes to the host with the smallest count / rate after it; ties go to the greatest rate, then to the first
+    host. A host may get no layer.
     """
     if sum(caps) < total:
         return None
@@ -28,20 +31,20 @@ def level_shares(rates: Sequence[float], caps: Sequence[int], total: int) -> lis
 
 
 def fill_shares(rates: Sequence[float], caps: Sequence[int], total: int) -> list[int] | None:
-    """Counts whose sum of count / rate is the least there is, at least one for each host; None where none fits."""
+    """Counts with the smallest possible sum of count / rate, at least 1 per host; None if ``caps`` do not allow it."""
     if not len(caps) <= total <= sum(caps) or not all(caps):
         return None
     counts = [1] * len(caps)
     left = total - len(caps)
     for n in sorted(range(len(caps)), key=lambda n: (-rates[n], n)):
-        more = min(left, caps[n] - 1)
-        counts[n] += more
-        left -= more
+        added = min(left, caps[n] - 1)
+        counts[n] += added
+        left -= added
     return counts
 
 
 def layers_within(rate: float, cap: int, bound: float) -> int:
-    """The most layers, up to ``cap``, with count / rate at most ``bound``."""
+    """Greatest count up to ``cap`` with count / rate at most ``bound``."""
     count = min(cap, int(bound * rate) + 1)
     while count and count / rate > bound:
         count -= 1

@@ -1,6 +1,6 @@
-"""The order of nodes: the cheapest way from one node to another through a set of nodes.
+"""Order of nodes: the cheapest path from one node to another through a set of nodes.
 
-Costs are whole numbers, so that equal ways compare equal; among those the first in the nodes' given order is taken.
+Costs are whole numbers, so that equal paths compare equal; of equal paths the first in the given order of nodes wins.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from functools import partial
 
 Hop = Callable[[str, str], int]
 
-_EXACT = 7
-"""Up to so many nodes every order is weighed."""
+_MAX_NODES_EXACT = 7
+"""Greatest number of nodes for which the cheapest order is found exactly."""
 
 
 def cheapest_order(
     start: str, end: str, nodes: Sequence[str], hop: Hop, *, polish: bool
 ) -> tuple[int, tuple[str, ...]]:
-    """The cost and order of a way ``start -> every node -> end``.
+    """Cost and order of the path ``start -> every node -> end``.
 
-    It is the best one for a few nodes; for many it is the better of nearest neighbour and the given order, which
-    ``polish`` improves by 2-opt. Costs are the same in both directions.
+    For up to 7 nodes the path is the cheapest. For more nodes it is the cheaper of nearest neighbour and the given
+    order; ``polish`` improves both by 2-opt. Costs are the same in both directions.
     """
-    if len(nodes) <= _EXACT:
+    if len(nodes) <= _MAX_NODES_EXACT:
         return _best(start, end, nodes, hop)
     orders = [tuple(nodes), _nearest(start, nodes, hop)]
     if polish:
@@ -33,22 +33,22 @@ def cheapest_order(
 
 
 def order_cost(start: str, end: str, order: Sequence[str], hop: Hop) -> int:
-    """The cost of one way."""
-    total, here = 0, start
+    """Cost of the path ``start -> order -> end``."""
+    total, position = 0, start
     for node in order:
-        total += hop(here, node)
-        here = node
-    return total + hop(here, end)
+        total += hop(position, node)
+        position = node
+    return total + hop(position, end)
 
 
 def _best(start: str, end: str, nodes: Sequence[str], hop: Hop) -> tuple[int, tuple[str, ...]]:
-    """Held and Karp: the best way to each node through each set of nodes, set by set."""
+    """The cheapest path by dynamic programming over sets of nodes (Held and Karp 1962)."""
     count = len(nodes)
     reached: list[dict[int, tuple[int, tuple[int, ...]]]] = [{} for _ in range(1 << count)]
     for n in range(count):
         reached[1 << n][n] = (hop(start, nodes[n]), (n,))
-    for visited, ways in enumerate(reached):
-        for last, (cost, order) in ways.items():
+    for visited, paths in enumerate(reached):
+        for last, (cost, order) in paths.items():
             for n in range(count):
                 if not visited >> n & 1:
                     longer = (cost + hop(nodes[last], nodes[n]), (*order, n))
@@ -62,24 +62,24 @@ def _best(start: str, end: str, nodes: Sequence[str], hop: Hop) -> tuple[int, tu
 
 
 def _nearest(start: str, nodes: Sequence[str], hop: Hop) -> tuple[str, ...]:
-    left, order, here = list(nodes), [], start
+    left, order, position = list(nodes), [], start
     while left:
-        here = min(left, key=partial(hop, here))
-        left.remove(here)
-        order.append(here)
+        position = min(left, key=partial(hop, position))
+        left.remove(position)
+        order.append(position)
     return tuple(order)
 
 
 def _two_opt(start: str, end: str, order: Sequence[str], hop: Hop) -> tuple[str, ...]:
-    """Turn stretches of the way round while that makes it shorter."""
-    way = [start, *order, end]
+    """Reverse parts of the path while that makes it cheaper."""
+    path = [start, *order, end]
     improved = True
     while improved:
         improved = False
-        for i in range(1, len(way) - 2):
-            for j in range(i + 1, len(way) - 1):
-                before = hop(way[i - 1], way[i]) + hop(way[j], way[j + 1])
-                if hop(way[i - 1], way[j]) + hop(way[i], way[j + 1]) < before:
-                    way[i : j + 1] = way[i : j + 1][::-1]
+        for i in range(1, len(path) - 2):
+            for j in range(i + 1, len(path) - 1):
+                before = hop(path[i - 1], path[i]) + hop(path[j], path[j + 1])
+                if hop(path[i - 1], path[j]) + hop(path[i], path[j + 1]) < before:
+                    path[i : j + 1] = path[i : j + 1][::-1]
                     improved = True
-    return tuple(way[1:-1])
+    return tuple(path[1:-1])

@@ -1,6 +1,6 @@
-"""What placement computes with: a model's sizes, what hosts and links can do, and what a plan costs on them.
+"""Values of placement: sizes of a model, hosts, links, plans, and the cost of a plan.
 
-Pure: nothing here opens a socket, reads a clock or a file. Bytes, seconds, FLOP/s; layer ranges are half-open.
+Pure: no socket, no clock, no file. Units are bytes, seconds and FLOP/s; layer ranges are half-open.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Policy = Literal["memory", "speed", "throughput"]
 
 FLOAT32_BYTES = 4
 _SCALE_BITS = 2
-"""Of a quantised key or value: its share of a float32 scale and bias for every 32."""
+"""Bits per quantised key or value for the float32 scale and bias that 32 of them share."""
 _WORKING_BYTES = 64_000_000
 _WORKING_ROWS = 128 * 32
-"""A prefill chunk of 128 tokens, and 32 activations of a hidden state's width that it has in flight."""
+"""Rows of working space: a prefill chunk of 128 tokens, with 32 activations of a hidden state's width per token."""
 
 
 def _positive(value: float) -> bool:
@@ -32,7 +32,7 @@ def _positive(value: float) -> bool:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What placement needs to know of a model."""
+    """Sizes of a model, for placement."""
 
     layers: int
     hidden: int
@@ -44,13 +44,13 @@ class ModelSize:
     kv_bytes: int
     """Bytes of one position's keys and values in one layer."""
     layer_flops: int
-    """FLOPs of one token in one layer, two per weight."""
+    """FLOPs of one token in one layer, 2 per weight."""
 
     @classmethod
     def of(cls, shape: Shape, kv_bits: int | None = None) -> ModelSize:
-        """The sizes of a card, or of any shape.
+        """Sizes of a card, or of any shape.
 
-        Keys and values are float32, as the CPU backends keep them, or have ``kv_bits`` and the scales of small groups.
+        Keys and values are float32, as in the CPU backends, or have ``kv_bits`` and the scales of small groups.
         """
         numbers = shape.kv_numbers()
         return cls(
@@ -73,7 +73,7 @@ class ModelSize:
         return self.layers * self.kv_bytes
 
     def hidden_bytes(self, rows: int, item_bytes: int = FLOAT32_BYTES) -> int:
-        """Bytes of hidden states (rows, D) on one hop."""
+        """Bytes of hidden states (rows, D) on one hop, with ``item_bytes`` per number."""
         return rows * self.hidden * item_bytes
 
 
@@ -82,50 +82,50 @@ class StageHost:
     """One stage process that a node offers.
 
     Raises:
-        PlanError: its numbers cannot be those of a machine.
+        PlanError: memory is negative, or a rate is not a positive number.
     """
 
     id: str
     """Unique and stable."""
     node: str
-    """The machine: between hosts of one node there is no network."""
-    memory: int
-    """Bytes that the model may use on it."""
+    """Node id of the machine; there is no network between hosts of one node."""
+    memory_bytes: int
+    """Memory that the model may use."""
     stream_bytes_per_s: float
-    """Measured bytes/s of weight streaming while decoding."""
+    """Measured rate of reading weights while decoding."""
     flops_per_s: float
-    """Measured FLOP/s in prefill."""
+    """Measured rate of arithmetic in prefill."""
     pinned: LayerRange | None = None
     coordinator: bool = False
-    """The model's ends come out of its memory: set it for one host of the coordinator's machine."""
+    """Whether embedding and head take part of ``memory_bytes``; true for one host of the coordinator's machine."""
     name: str = ""
-    """What people call it; the id where that is empty."""
+    """Name for people; empty: the id."""
 
     def __post_init__(self) -> None:
-        if self.memory < 0 or not _positive(self.stream_bytes_per_s) or not _positive(self.flops_per_s):
+        if self.memory_bytes < 0 or not _positive(self.stream_bytes_per_s) or not _positive(self.flops_per_s):
             raise PlanError(
-                f"node {self} reports {self.memory} bytes, {self.stream_bytes_per_s} bytes/s and"
+                f"node {self} reports {self.memory_bytes} bytes, {self.stream_bytes_per_s} bytes/s and"
                 f" {self.flops_per_s} FLOP/s, which no machine has",
-                "start that node again, so that it is measured again",
+                "restart that node, so that it is measured again",
             )
 
     def __str__(self) -> str:
         return self.name or self.id
 
     def decode_bytes_per_s(self, size: ModelSize) -> float:
-        """Bytes/s of weights in a decode step of one row: the rate of reading, or less if arithmetic takes longer."""
+        """Bytes of weights per second in a decode step of one row, limited by reading or by arithmetic."""
         return min(self.stream_bytes_per_s, self.flops_per_s * size.layer_bytes / max(1, size.layer_flops))
 
     def divided(self, slots: int) -> tuple[StageHost, ...]:
-        """So many stage processes in place of one, which share its memory and rates evenly.
+        """``slots`` stage processes in place of one, with equal shares of memory and rates.
 
-        Only the first is pinned, and only the coordinator's first holds the model's ends.
+        Only the first is pinned, and only the first keeps ``coordinator``.
         """
         return tuple(
             replace(
                 self,
                 id=f"{self.id}/{slot}",
-                memory=self.memory // slots,
+                memory_bytes=self.memory_bytes // slots,
                 stream_bytes_per_s=max(1.0, self.stream_bytes_per_s / slots),
                 flops_per_s=max(1.0, self.flops_per_s / slots),
                 pinned=None if slot else self.pinned,
@@ -137,10 +137,10 @@ class StageHost:
 
 @dataclass(frozen=True)
 class LinkSpeed:
-    """One direction of a connection between two nodes; both directions count as equal.
+    """Latency and rate of one direction between two nodes; both directions count as equal.
 
     Raises:
-        PlanError: its numbers cannot be those of a network.
+        PlanError: the latency is negative, or the rate is not a positive number.
     """
 
     latency_s: float
@@ -148,18 +148,18 @@ class LinkSpeed:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.latency_s) and self.latency_s >= 0 and _positive(self.bytes_per_s)):
-            raise PlanError(f"a link of {self.latency_s} s and {self.bytes_per_s} bytes/s cannot be")
+            raise PlanError(f"no link has {self.latency_s} s of latency and {self.bytes_per_s} bytes/s")
 
     def transfer_s(self, num_bytes: float) -> float:
-        """Seconds for which ``num_bytes`` keep the link busy."""
+        """Seconds for which ``num_bytes`` occupy the link."""
         return num_bytes / self.bytes_per_s
 
 
 Links = Mapping[tuple[str, str], LinkSpeed]
-"""By (node id, node id), in either order."""
+"""Links by (node id, node id), in either order."""
 
 UNKNOWN_LINK = LinkSpeed(latency_s=0.0005, bytes_per_s=100e6)
-"""What a link counts as before it is measured: an ordinary wired network."""
+"""Assumption for a link that was not measured: an ordinary wired network."""
 
 
 def link_between(links: Links, one: str, other: str) -> LinkSpeed:
@@ -169,7 +169,7 @@ def link_between(links: Links, one: str, other: str) -> LinkSpeed:
 
 @dataclass(frozen=True)
 class PlacementRequest:
-    """What is to be placed: a model, for ``max_sequences`` sequences of ``context`` positions each."""
+    """Request for a plan: a model, with KV caches for ``max_sequences`` sequences of ``context`` positions each."""
 
     size: ModelSize
     context: int
@@ -179,65 +179,65 @@ class PlacementRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which host runs which layers: (host id, range) in pipeline order, tiling the model."""
+    """Assignment of layers to hosts: (host id, range) in pipeline order; the ranges tile the model."""
 
     stages: tuple[tuple[str, LayerRange], ...]
 
 
-def memory_needed(want: PlacementRequest, layers: int, ends: bool) -> int:
-    """Bytes that a stage of so many layers takes, with the model's ends where it shares their machine.
+def memory_needed(request: PlacementRequest, layers: int, ends: bool) -> int:
+    """Bytes that a stage of ``layers`` layers takes; ``ends`` adds embedding and head.
 
-    Weights count 1.25 times what is stored: backends add scales in float32 and packing (ONNX Runtime measured 1.2
-    to 1.4 on 4-bit layers). KV caches count in full, and a constant and a prefill chunk as working space.
+    Weights count 1.25 times their stored bytes, because backends add float32 scales and packing (ONNX Runtime measured
+    1.2 to 1.4 on 4-bit layers). KV caches count in full; a constant and a prefill chunk are working space.
     """
-    size = want.size
+    size = request.size
     weights = layers * size.layer_bytes + (size.ends_bytes if ends else 0)
     working = _WORKING_BYTES + size.hidden_bytes(_WORKING_ROWS)
-    return weights * 5 // 4 + layers * size.kv_bytes * want.context * want.max_sequences + working
+    return weights * 5 // 4 + layers * size.kv_bytes * request.context * request.max_sequences + working
 
 
-def most_layers(want: PlacementRequest, host: StageHost) -> int:
-    """The most layers, up to all of them, that the host's memory takes."""
-    counts = range(1, want.size.layers + 1)
-    return bisect_right(counts, host.memory, key=lambda n: memory_needed(want, n, host.coordinator))
+def max_layers(request: PlacementRequest, host: StageHost) -> int:
+    """Greatest number of layers, up to all, that the host's memory holds."""
+    counts = range(1, request.size.layers + 1)
+    return bisect_right(counts, host.memory_bytes, key=lambda n: memory_needed(request, n, host.coordinator))
 
 
-def hop_s(want: PlacementRequest, links: Links, start: str, end: str) -> float:
-    """Seconds that one hidden state (1, D) in float32 takes from node to node; nothing within a node."""
+def hop_s(request: PlacementRequest, links: Links, start: str, end: str) -> float:
+    """Seconds of one hidden state (1, D) in float32 from node ``start`` to node ``end``; 0 within a node."""
     if start == end:
         return 0.0
     link = link_between(links, start, end)
-    return link.latency_s + link.transfer_s(want.size.hidden_bytes(1))
+    return link.latency_s + link.transfer_s(request.size.hidden_bytes(1))
 
 
 def _pass_s(size: ModelSize, host: StageHost, layers: LayerRange) -> float:
-    """Seconds in which one row passes the weights of ``layers`` on ``host``."""
+    """Seconds for one row to pass the weights of ``layers`` on ``host``."""
     return len(layers) * size.layer_bytes / host.decode_bytes_per_s(size)
 
 
 def decode_step_s(
-    want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost], links: Links, coordinator: str
+    request: PlacementRequest, plan: Plan, hosts: Sequence[StageHost], links: Links, coordinator: str
 ) -> float:
-    """Predicted seconds of a decode step: each stage passes its weights, and N stages make N + 1 hops."""
+    """Predicted seconds of a decode step of one row: the pass of every stage, and N + 1 hops for N stages."""
     by_id = {host.id: host for host in hosts}
-    weights_s = sum(_pass_s(want.size, by_id[host], layers) for host, layers in plan.stages)
-    way = [coordinator, *(by_id[host].node for host, _ in plan.stages), coordinator]
-    return weights_s + sum(hop_s(want, links, a, b) for a, b in pairwise(way))
+    weights_s = sum(_pass_s(request.size, by_id[host], layers) for host, layers in plan.stages)
+    path = [coordinator, *(by_id[host].node for host, _ in plan.stages), coordinator]
+    return weights_s + sum(hop_s(request, links, a, b) for a, b in pairwise(path))
 
 
-def slowest_stage_s(want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> float:
-    """Predicted decode seconds of the slowest stage, which bounds the tokens/s of many sequences together."""
+def slowest_stage_s(request: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> float:
+    """Predicted decode seconds of the slowest stage, which bounds the token rate of many sequences together."""
     by_id = {host.id: host for host in hosts}
-    return max(_pass_s(want.size, by_id[host], layers) for host, layers in plan.stages)
+    return max(_pass_s(request.size, by_id[host], layers) for host, layers in plan.stages)
 
 
 def plan_cost_s(
-    want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost], links: Links, coordinator: str
+    request: PlacementRequest, plan: Plan, hosts: Sequence[StageHost], links: Links, coordinator: str
 ) -> float:
-    """What the policy minimises: the fullest host's layers per byte of its memory, or seconds."""
-    if want.policy == "speed":
-        return decode_step_s(want, plan, hosts, links, coordinator)
-    if want.policy == "throughput":
-        return slowest_stage_s(want, plan, hosts)
+    """The quantity that the policy minimises: greatest layers per byte of a host's memory, or seconds."""
+    if request.policy == "speed":
+        return decode_step_s(request, plan, hosts, links, coordinator)
+    if request.policy == "throughput":
+        return slowest_stage_s(request, plan, hosts)
     by_id = {host.id: host for host in hosts}
-    return max(len(layers) / max(1, by_id[host].memory) for host, layers in plan.stages)
+    return max(len(layers) / max(1, by_id[host].memory_bytes) for host, layers in plan.stages)

@@ -1,1 +1,1 @@
-"""Arithmetic before anything runs: what hardware could do at best, and what a cluster will do."""
+"""Predictions without a run: rooflines of hardware, and the speed of a model on a cluster."""

@@ -1,6 +1,6 @@
-"""What the links would have to do for a wanted latency, and which single changes would make answers faster.
+"""Link speeds that a wanted latency needs, and single changes that make answers faster.
 
-Each suggestion was tried: the model was placed again, predicted, and compared.
+Each suggestion comes from a new placement and prediction with the change.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from itertools import pairwise
 from edgepp.errors import PlanError
 from edgepp.placement.types import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec, Node
-from edgepp.plan.layout import Layout, Question, lay
+from edgepp.plan.layout import Layout, Question, make_layout
 from edgepp.plan.machines import Machine
 from edgepp.plan.predict import Prediction, predict
 
-_WORTH = 1.05
-"""Least factor of speed for which a change is reported."""
-_FASTEST_LINK = 1e12
-_SLOWEST_LINK = 1e3
+_MIN_GAIN = 1.05
+"""Smallest gain for which a change is reported."""
+_MAX_BYTES_PER_S = 1e12
+_MIN_BYTES_PER_S = 1e3
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Need:
     wanted_s: float
     predicted_s: float
     without_links_s: float
-    """The time with links that take none."""
+    """Predicted time with links that take no time."""
     bytes_per_s: float | None
-    """Least bandwidth of every link, at its latency."""
+    """Lowest sufficient rate of every link, at its latency."""
     latency_s: float | None
-    """Greatest one-way latency of every link, at its bandwidth."""
+    """Highest sufficient one-way latency of every link, at its rate."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change to the cluster, and its effect on a whole answer to one request."""
+    """One change to the cluster, and the time of one answer, prompt and tokens, after it."""
 
     what: str
     answer_s: float
@@ -49,11 +49,11 @@ class Change:
     """Time without the change / time with it."""
 
 
-# What the links must do
+# Needs of the links
 
 
 def needs(question: Question, layout: Layout) -> Iterator[Need]:
-    """What the links need for each time that the question asks for."""
+    """Needs of the links for each time that the question asks for."""
     if question.tpot_s is not None:
         yield _need("tpot", question.tpot_s, question, layout, lambda prediction: prediction.one.tpot_s)
     if question.ttft_s is not None:
@@ -75,19 +75,21 @@ def _need(
     def at_latency(latency_s: float) -> float:
         return with_links(lambda link: LinkSpeed(latency_s, link.bytes_per_s))
 
-    apart = layout.machines > 1
+    linked = layout.machines > 1
     return Need(
         what=what,
         wanted_s=wanted_s,
         predicted_s=measure(layout.prediction),
-        without_links_s=with_links(lambda _: LinkSpeed(0.0, _FASTEST_LINK)),
-        bytes_per_s=_least(_SLOWEST_LINK, _FASTEST_LINK, lambda rate: at_rate(rate) <= wanted_s) if apart else None,
-        latency_s=_most(1e-7, wanted_s, lambda latency: at_latency(latency) <= wanted_s) if apart else None,
+        without_links_s=with_links(lambda _: LinkSpeed(0.0, _MAX_BYTES_PER_S)),
+        bytes_per_s=_smallest(_MIN_BYTES_PER_S, _MAX_BYTES_PER_S, lambda rate: at_rate(rate) <= wanted_s)
+        if linked
+        else None,
+        latency_s=_greatest(1e-7, wanted_s, lambda latency: at_latency(latency) <= wanted_s) if linked else None,
     )
 
 
-def _least(low: float, high: float, enough: Callable[[float], bool]) -> float | None:
-    """The least value that is enough, within 0.1 %; None if ``high`` is not enough."""
+def _smallest(low: float, high: float, enough: Callable[[float], bool]) -> float | None:
+    """Smallest value from ``low`` to ``high`` that is enough, within 0.1 %; None if ``high`` is not enough."""
     if not enough(high):
         return None
     if enough(low):
@@ -98,32 +100,32 @@ def _least(low: float, high: float, enough: Callable[[float], bool]) -> float | 
     return high
 
 
-def _most(low: float, high: float, enough: Callable[[float], bool]) -> float | None:
-    """The greatest value that is enough, within 0.1 %; None if ``low`` is not enough."""
-    found = _least(1 / high, 1 / low, lambda inverse: enough(1 / inverse))
+def _greatest(low: float, high: float, enough: Callable[[float], bool]) -> float | None:
+    """Greatest value from ``low`` to ``high`` that is enough, within 0.1 %; None if ``low`` is not enough."""
+    found = _smallest(1 / high, 1 / low, lambda inverse: enough(1 / inverse))
     return None if found is None else 1 / found
 
 
-# What would help
+# Changes that would help
 
 
 def changes(question: Question, layout: Layout) -> Iterator[Change]:
     """Each change that makes an answer faster, placed and predicted again, in no order."""
     one = dataclasses.replace(question, workload=dataclasses.replace(question.workload, requests=(1,)))
     now_s = layout.prediction.answer_s(question.workload)
-    for what, asked, cluster in _candidates(one, layout):
+    for what, changed, cluster in _candidates(one, layout):
         try:
-            then_s = lay(asked, cluster).prediction.answer_s(question.workload)
+            then_s = make_layout(changed, cluster).prediction.answer_s(question.workload)
         except PlanError:
-            continue  # without that node it does not fit
-        if now_s / then_s >= _WORTH:
+            continue  # the model does not fit after the change
+        if now_s / then_s >= _MIN_GAIN:
             yield Change(what, then_s, now_s / then_s)
 
 
 def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Question, ClusterSpec]]:
     cluster = layout.cluster
-    way = [cluster.coordinator.name, *(stage.machine.node for stage in layout.stages)]
-    if any(a != b for a, b in pairwise(way)):
+    path = [cluster.coordinator.name, *(stage.machine.node for stage in layout.stages)]
+    if any(a != b for a, b in pairwise(path)):
         wider = cluster.with_links(lambda link: LinkSpeed(link.latency_s, 10 * link.bytes_per_s))
         yield "ten times the bandwidth on every link", question, wider
         quicker = cluster.with_links(lambda link: LinkSpeed(link.latency_s / 10, link.bytes_per_s))
@@ -133,7 +135,7 @@ def _candidates(question: Question, layout: Layout) -> Iterator[tuple[str, Quest
     busiest = max(layout.prediction.prefill.stages, key=lambda time: time.busy_s).node
     yield f"twice the FLOP/s on {busiest}", question, cluster.with_machine(busiest, _twice_the_flops)
     for node in cluster.nodes:
-        if len(cluster.nodes) > 1 and node.name in way and node.memory_bytes:
+        if len(cluster.nodes) > 1 and node.name in path and node.memory_bytes:
             yield f"leaving {node.name} out", question, cluster.only(*({n.name for n in cluster.nodes} - {node.name}))
     largest = max(cluster.nodes, key=lambda node: (node.memory_bytes, node.machine.stream_bytes_per_s))
     yield f"one more node like {largest.name}", question, cluster.with_node(_another(largest, cluster))

@@ -1,7 +1,7 @@
 """One model on a slice of accelerator chips: which slice holds it, and what each batch size takes there.
 
-The chapter "Serving LLaMA 3-70B" of Scaling as functions; ``roofline`` has the formulas. Weights are sharded over the
-whole slice, and each chip holds its part of all KV caches.
+The chapter "Serving LLaMA 3-70B" of *How To Scale Your Model* as functions; ``roofline`` has the formulas. Weights are
+sharded over the whole slice, and each chip holds its part of all KV caches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from edgepp.plan.roofline import StepTime
 
 ITEM_BYTES = {"bf16": 2.0, "int8": 1.0, "int4": 0.5}
 """Bytes of one weight, or of one number of a KV cache."""
+PREFILL_UTILISATION = 0.4
+"""Default share of a chip's FLOP/s that prefill reaches (Scaling, "Serving LLaMA 3-70B")."""
 _MESH_AXES = 2
 _COLLECTIVES = 4
 """Exchanges per layer: before and after attention, before and after the MLP."""
@@ -138,7 +140,7 @@ class SliceCapacity:
 
 @dataclass(frozen=True)
 class SliceQuestion:
-    """What is asked of slices of one kind of chip."""
+    """Question about slices of one kind of chip."""
 
     name: str
     shape: Shape
@@ -153,7 +155,7 @@ class SliceQuestion:
     """Batch sizes to show; none: powers of 4 up to as many sequences as fit."""
     tpot_s: float | None = None
     """Longest decode step that is accepted."""
-    utilisation: float = 0.4
+    utilisation: float = PREFILL_UTILISATION
     """Share of the FLOP/s that prefill reaches."""
 
     def __post_init__(self) -> None:
@@ -167,7 +169,7 @@ def read_slices(chip: Hardware, name: str = "") -> tuple[Slice, ...]:
     """The slices of ``chip``, or only the one called ``name``.
 
     Raises:
-        UsageError: none are known, or none has this name.
+        UsageError: no slice of ``chip`` is known, or none has this name.
     """
     if not chip.slices:
         known = ", ".join(one.name for one in catalogue().values() if one.slices)
@@ -181,7 +183,7 @@ def read_precision(text: str, chip: Hardware) -> Precision:
     """A precision such as ``int8``, whose arithmetic is in bf16, or ``int8:int8``.
 
     Raises:
-        UsageError: it is none, or ``chip`` does not compute in it.
+        UsageError: ``text`` is not a precision, or ``chip`` does not compute in it.
     """
     stored, _, computed = text.partition(":")
     rates = {"": chip.flops_per_s, "bf16": chip.flops_per_s, "int8": chip.int8_flops_per_s}
@@ -227,7 +229,7 @@ def slice_step(model: SliceModel, chip: Hardware, chips: int, batch: int) -> Sli
 
 
 def fastest_steps(model: SliceModel, chip: Hardware, limit_s: float, slices: Sequence[Slice]) -> Iterator[SliceStep]:
-    """For each slice on which a step takes at most ``limit_s``: the step of the largest batch that does, and fits."""
+    """Steps of at most ``limit_s``: for each slice that has one, the step of the largest batch that fits the memory."""
     for one in slices:
         room = roofline.sequences_that_fit(one.chips, chip.memory_bytes, model.weight_bytes, model.kv_sequence_bytes)
         batch = bisect_right(range(1, room + 1), limit_s, key=lambda n: slice_step(model, chip, one.chips, n).step_s)

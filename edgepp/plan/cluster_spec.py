@@ -1,4 +1,4 @@
-"""A cluster as it is described: nodes with memory and rates, links, and the placement of a model on them."""
+"""Description of a cluster: nodes with memory and rates, links, and the placement of a model on them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Node:
     memory_bytes: int
     """Memory, shared evenly by the ``lanes`` of the machine, each of which is one stage process for placement."""
     source: str = ""
-    """Where the figures come from, in words."""
+    """Source of the figures, for people."""
     pinned: LayerRange | None = None
     assumed: bool = False
-    """Whether the memory was not given and the usual size was taken."""
+    """Whether the memory is the usual size of the hardware, because no size was given."""
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class Node:
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """Nodes, the first of which coordinates, and links by node names; ``default`` is every link that is not named."""
+    """Nodes, of which the first coordinates, and links by node names; ``default`` stands for links without a name."""
 
     nodes: tuple[Node, ...]
     named: Links = field(default_factory=dict)
@@ -61,7 +61,7 @@ class ClusterSpec:
             for host in StageHost(
                 id=node.name,
                 node=node.name,
-                memory=node.memory_bytes,
+                memory_bytes=node.memory_bytes,
                 stream_bytes_per_s=node.machine.stream_bytes_per_s * node.machine.efficiency.stream,
                 flops_per_s=node.machine.flops_per_s * node.machine.efficiency.flops,
                 pinned=node.pinned,
@@ -70,39 +70,41 @@ class ClusterSpec:
             ).divided(node.machine.lanes)
         )
 
-    def place(self, want: PlacementRequest) -> Plan:
+    def place(self, request: PlacementRequest) -> Plan:
         """The plan that `edgepp serve` would make over ``hosts``.
 
         Raises:
             PlanError: the nodes cannot hold the model; the hint says what would help.
         """
-        return place(want, self.hosts, self.links, self.coordinator.name)
+        return place(request, self.hosts, self.links, self.coordinator.name)
 
     def stages(self, plan: Plan) -> tuple[Stage, ...]:
-        """The plan's stages, in order, on this cluster's machines."""
+        """Stages of ``plan`` in order, with the machines of this cluster."""
         machines = {node.name: node.machine for node in self.nodes}
         nodes = {host.id: host.node for host in self.hosts}
         return tuple(Stage(machines[nodes[host]], layers) for host, layers in plan.stages)
 
-    def stage_memory(self, want: PlacementRequest, plan: Plan) -> list[tuple[int, int]]:
-        """For each stage of a plan, the bytes that it takes and the bytes that it may take."""
+    def stage_memory(self, request: PlacementRequest, plan: Plan) -> list[tuple[int, int]]:
+        """For each stage of ``plan``, the bytes that the stage needs and the bytes that its host offers."""
         hosts = {host.id: host for host in self.hosts}
         return [
-            (memory_needed(want, len(layers), hosts[host].coordinator), hosts[host].memory)
+            (memory_needed(request, len(layers), hosts[host].coordinator), hosts[host].memory_bytes)
             for host, layers in plan.stages
         ]
 
-    def kv_room(self, want: PlacementRequest, plan: Plan) -> int:
+    def kv_room(self, request: PlacementRequest, plan: Plan) -> int:
         """Positions of all sequences together for which every stage has memory in addition to its weights."""
-        stages = zip(plan.stages, self.stage_memory(dataclasses.replace(want, max_sequences=0), plan), strict=True)
-        return min((has - takes) // (len(layers) * want.size.kv_bytes) for (_, layers), (takes, has) in stages)
+        stages = zip(plan.stages, self.stage_memory(dataclasses.replace(request, max_sequences=0), plan), strict=True)
+        return min(
+            (offered - needed) // (len(layers) * request.size.kv_bytes) for (_, layers), (needed, offered) in stages
+        )
 
     def only(self, *names: str) -> ClusterSpec:
         """The cluster of only these nodes; the first of them coordinates."""
         return dataclasses.replace(self, nodes=tuple(node for node in self.nodes if node.name in names))
 
     def alone(self, name: str) -> ClusterSpec:
-        """The cluster of one node, free to hold all layers."""
+        """The cluster of one node, without its pinned range."""
         nodes = (dataclasses.replace(node, pinned=None) for node in self.nodes if node.name == name)
         return dataclasses.replace(self, nodes=tuple(nodes))
 

@@ -16,7 +16,7 @@ from edgepp.plan.roofline import compute_s, read_s
 
 @dataclass(frozen=True)
 class StageTime:
-    """Seconds of one step on one stage by what takes them; ``wire_s`` is the hop into the stage."""
+    """Seconds of one step on one stage, by part; ``wire_s`` is the hop into the stage."""
 
     node: str
     layers: LayerRange
@@ -56,8 +56,8 @@ class Costs:
 
     def __init__(self, model: Model, stages: Sequence[Stage], links: Links, coordinator: Machine) -> None:
         self.model, self.stages, self.coordinator, self.links = model, stages, coordinator, links
-        way = [coordinator, *(stage.machine for stage in stages), coordinator]
-        self.hops = [(_link(links, a.node, b.node), b.efficiency.hop_s) for a, b in pairwise(way)]
+        path = [coordinator, *(stage.machine for stage in stages), coordinator]
+        self.hops = [(_link(links, a.node, b.node), b.efficiency.hop_s) for a, b in pairwise(path)]
 
     @property
     def machines(self) -> list[Machine]:
@@ -66,18 +66,18 @@ class Costs:
             {machine.node: machine for machine in (self.coordinator, *(s.machine for s in self.stages))}.values()
         )
 
-    def beside(self, working: int) -> Costs:
-        """The costs while ``working`` processes of each machine, or all that the machine has, work at the same time."""
+    def shared_by(self, working: int) -> Costs:
+        """The costs while ``working`` processes of each machine, or all if it has fewer, work at the same time."""
         nodes = Counter([self.coordinator.node, *(stage.machine.node for stage in self.stages)])
 
         def shared(machine: Machine) -> Machine:
-            return machine.beside(min(working, nodes[machine.node]))
+            return machine.shared_by(min(working, nodes[machine.node]))
 
         stages = [replace(stage, machine=shared(stage.machine)) for stage in self.stages]
         return Costs(self.model, stages, self.links, shared(self.coordinator))
 
     def stage_s(self, index: int, rows: int, read: float, attended: float) -> StageTime:
-        """One step of ``rows`` that reads ``read`` cached positions and computes attention to ``attended`` of them."""
+        """One step of ``rows`` that reads ``read`` cached positions and attends to ``attended`` positions."""
         stage, size = self.stages[index], self.model.size
         machine, layers = stage.machine, len(stage.layers)
         reached = machine.efficiency
@@ -102,7 +102,7 @@ class Costs:
         )
 
     def transfer_s(self, hop: int, rows: int) -> float:
-        """Seconds for which ``rows`` keep a link busy."""
+        """Seconds for which ``rows`` occupy the link of ``hop``."""
         link = self.hops[hop][0]
         return link.transfer_s(self.model.size.hidden_bytes(rows, self.model.wire_item_bytes)) if link else 0.0
 

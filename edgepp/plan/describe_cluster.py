@@ -19,13 +19,13 @@ from edgepp.plan.cluster_spec import ClusterSpec, Node
 from edgepp.plan.machines import CPU_CHUNK, DATASHEET, DATASHEET_CPU, GPU_CHUNK, MEASURED, Machine
 from edgepp.plan.quantities import parse_bytes_per_s, parse_flops_per_s, parse_link
 
-BANDWIDTH = 50e9
-"""Default bytes/s of a node's memory: two channels of DDR4."""
-FLOPS = 500e9
+MEMORY_BYTES_PER_S = 50e9
+"""Default rate of a node's memory: two channels of DDR4."""
+FLOPS_PER_S = 500e9
 """Default FLOP/s of a node: a few cores of a laptop."""
-USABLE = 0.75
+USABLE_SHARE = 0.75
 """Default share of a node's memory that a model may use, if its hardware is not named."""
-GPU_FLOPS = 2e12
+GPU_FLOPS_PER_S = 2e12
 """FLOP/s from which a described node counts as a GPU."""
 _KEYS = ("name", "hw", "mem", "usable", "bw", "flops", "layers")
 
@@ -44,17 +44,19 @@ def read_node(fields: Mapping[str, str], number: int) -> Node:
         raise UsageError(f"the memory of node {number} is missing", "add mem=16GB, or hw= (see --list-hardware)")
     name = fields.get("name") or (named.name if named else f"node{number}")
     memory = parse_bytes(fields["mem"]) if "mem" in fields else (named.memory_bytes if named else 0)
-    bandwidth = (
-        parse_bytes_per_s(fields["bw"]) if "bw" in fields else (named.memory_bytes_per_s if named else BANDWIDTH)
-    )
-    flops = parse_flops_per_s(fields["flops"]) if "flops" in fields else (named.flops_per_s if named else FLOPS)
-    gpu = named.gpu if named else flops >= GPU_FLOPS
+    bytes_per_s = named.memory_bytes_per_s if named else MEMORY_BYTES_PER_S
+    if "bw" in fields:
+        bytes_per_s = parse_bytes_per_s(fields["bw"])
+    flops_per_s = named.flops_per_s if named else FLOPS_PER_S
+    if "flops" in fields:
+        flops_per_s = parse_flops_per_s(fields["flops"])
+    gpu = named.gpu if named else flops_per_s >= GPU_FLOPS_PER_S
     if "usable" in fields:
         usable = int(memory * _share(fields["usable"]))
     else:
-        usable = named.usable_memory(memory) if named else int(memory * USABLE)
+        usable = named.usable_memory(memory) if named else int(memory * USABLE_SHARE)
     machine = Machine(
-        name, bandwidth, flops, DATASHEET if gpu else DATASHEET_CPU, chunk=GPU_CHUNK if gpu else CPU_CHUNK
+        name, bytes_per_s, flops_per_s, DATASHEET if gpu else DATASHEET_CPU, chunk=GPU_CHUNK if gpu else CPU_CHUNK
     )
     pinned = LayerRange.parse(fields["layers"]) if "layers" in fields else None
     assumed = "mem" not in fields
@@ -110,11 +112,11 @@ def parse_named_link(text: str) -> tuple[tuple[str, str] | None, LinkSpeed]:
     return (pair[0], pair[1]), parse_link(speed)
 
 
-def described(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | None, LinkSpeed]]) -> ClusterSpec:
-    """The cluster of these nodes and links; the first node coordinates.
+def cluster_of(nodes: Iterable[Node], links: Iterable[tuple[tuple[str, str] | None, LinkSpeed]]) -> ClusterSpec:
+    """The cluster of ``nodes`` and ``links``; the first node coordinates.
 
     Raises:
-        UsageError: there is no node, two share a name, or a link names none of them or is given twice.
+        UsageError: there is no node, two nodes share a name, or a link names an unknown node or is given twice.
     """
     found = tuple(nodes)
     names = [node.name for node in found]
@@ -152,7 +154,7 @@ def read_file(path: Path) -> ClusterSpec:
     if values or not tables or not isinstance(links, dict):
         raise UsageError(f"{path} describes no cluster", "it holds [[nodes]] tables and one [links] table")
     texts = ((f"{pair}={speed}" if pair != "default" else str(speed)) for pair, speed in links.items())
-    return described(
+    return cluster_of(
         read_nodes([{key: str(value) for key, value in node.items()} for node in nodes]),
         [parse_named_link(text) for text in texts],
     )
@@ -180,9 +182,9 @@ def from_status(status: Mapping[str, Any], running: ModelSize | None = None) -> 
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise RemoteProtocolError(f"the coordinator's status cannot be read: {error!r}") from error
     if nodes and "coordinator" not in present[0]["roles"]:
-        coordinator = Machine(f"{status['coordinator']} (coordinator)", BANDWIDTH, FLOPS, DATASHEET_CPU)
+        coordinator = Machine(f"{status['coordinator']} (coordinator)", MEMORY_BYTES_PER_S, FLOPS_PER_S, DATASHEET_CPU)
         nodes.insert(0, Node(coordinator, 0, "holds no layers; its speed is assumed"))
-    return described(nodes, links)
+    return cluster_of(nodes, links)
 
 
 def _live_node(node: Mapping[str, Any], name: str) -> Node:
@@ -196,7 +198,7 @@ def _live_node(node: Mapping[str, Any], name: str) -> Node:
         replace(MEASURED, overlap=float(gpu)),
         lanes,
         GPU_CHUNK if gpu else CPU_CHUNK,
-        crowded=float(lanes),
+        contention=float(lanes),
     )
     pinned = LayerRange(*map(int, node["pinned"])) if node["pinned"] else None
     memory = int(node["memory"]) if slots else 0
@@ -228,21 +230,21 @@ def _timed(node: Node, identity: str, status: Mapping[str, Any], size: ModelSize
         stream_bytes_per_s=stream_bytes_per_s,
         flops_per_s=layers * size.layer_flops / row_s,
         efficiency=replace(machine.efficiency, layer_s=overhead_s / layers),
-        crowded=1.0,  # each stage was timed with its own cores
+        contention=1.0,  # each stage was timed with its own cores
     )
     return replace(node, machine=machine, source=f"{node.source} with this model")
 
 
 def _live_links(status: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[tuple[str, str] | None, LinkSpeed]]:
-    """Links by the round trips between coordinator and nodes, replaced by measured hops and rates between stages."""
+    """Links from round trips between coordinator and nodes; measured hops and rates between stages take precedence."""
     found: dict[tuple[str, str], LinkSpeed] = {}
-    here = next((str(node["node"]) for node in status["nodes"] if "coordinator" in node["roles"]), "")
+    coordinator_id = next((str(node["node"]) for node in status["nodes"] if "coordinator" in node["roles"]), "")
     for node in status["nodes"]:
-        if here in names and node["node"] in names and node["node"] != here and node["rtt_s"] > 0:
-            found[_either_way(names[here], names[node["node"]])] = LinkSpeed(
+        if coordinator_id in names and node["node"] in names and node["node"] != coordinator_id and node["rtt_s"] > 0:
+            found[_either_way(names[coordinator_id], names[node["node"]])] = LinkSpeed(
                 node["rtt_s"] / 2, UNKNOWN_LINK.bytes_per_s
             )
-    before, stages = here, status["stages"]
+    before, stages = coordinator_id, status["stages"]
     for stage in stages:
         after, rate = str(stage["node_id"]), stage.get("link_bytes_per_s")
         if before != after and before in names and after in names and rate:

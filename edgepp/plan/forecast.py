@@ -12,7 +12,7 @@ from edgepp.errors import PlanError
 from edgepp.model.catalogue.cards import Card, catalogue
 from edgepp.plan.advice import Change, Need, changes, needs
 from edgepp.plan.cluster_spec import ClusterSpec
-from edgepp.plan.layout import Layout, Question, lay
+from edgepp.plan.layout import Layout, Question, make_layout
 from edgepp.plan.machines import Model
 from edgepp.plan.predict import Prediction, predict
 
@@ -27,7 +27,7 @@ class BestNode:
     name: str
     prediction: Prediction
     speed: float
-    """Time of this node / time of the cluster for a whole answer to one request, prompt and all tokens."""
+    """Time on this node / time on the cluster for one answer, prompt and all tokens."""
     requests: int
     """Number of requests at the same time for ``throughput``."""
     throughput: float
@@ -50,26 +50,26 @@ class Forecast:
 
 
 def forecast(question: Question, cluster: ClusterSpec) -> Forecast:
-    """Everything that is known before anything is downloaded.
+    """Forecast of ``question`` on ``cluster``; nothing is downloaded.
 
     Raises:
         PlanError: the cluster cannot hold the model; the hint says what would help, with models that fit.
     """
     try:
-        layout = lay(question, cluster)
+        layout = make_layout(question, cluster)
     except PlanError as error:
-        raise PlanError(str(error), "; ".join(_ways_out(question, cluster, error.hint))) from error
+        raise PlanError(str(error), "; ".join(_hints(question, cluster, error.hint))) from error
     return Forecast(
         question=question,
         layout=layout,
-        kv_room=cluster.kv_room(question.want, layout.plan),
+        kv_room=cluster.kv_room(question.placement, layout.plan),
         best_node=best_node(question, layout),
         needs=tuple(needs(question, layout)),
         changes=tuple(sorted(changes(question, layout), key=lambda change: -change.gain)),
     )
 
 
-def _ways_out(question: Question, cluster: ClusterSpec, hint: str) -> Iterator[str]:
+def _hints(question: Question, cluster: ClusterSpec, hint: str) -> Iterator[str]:
     """Hints for a model that does not fit: the hint of placement, models that fit, memory that was assumed."""
     if hint:
         yield hint
@@ -80,13 +80,15 @@ def _ways_out(question: Question, cluster: ClusterSpec, hint: str) -> Iterator[s
         yield f"memory was assumed ({sizes}): give mem= where there is more"
 
 
-def smaller_models(question: Question, cluster: ClusterSpec, most: int = 3) -> list[str]:
-    """Names of cards that fit: the same model in fewer bits first, then the largest others; at most ``most``."""
+def smaller_models(question: Question, cluster: ClusterSpec, limit: int = 3) -> list[str]:
+    """Names of at most ``limit`` cards that fit: the same model in fewer bits first, then the largest others."""
 
     def fits(card: Card) -> bool:
         size = Model.of(card.name, card).size
         try:
-            cluster.place(dataclasses.replace(question.want, size=size, context=min(question.context, card.context)))
+            cluster.place(
+                dataclasses.replace(question.placement, size=size, context=min(question.context, card.context))
+            )
         except PlanError:
             return False
         return True
@@ -94,7 +96,7 @@ def smaller_models(question: Question, cluster: ClusterSpec, most: int = 3) -> l
     size = question.model.size
     smaller = [card for card in catalogue().values() if card.bytes_total < size.weight_bytes]
     smaller.sort(key=lambda card: ((card.layers, card.hidden) != (size.layers, size.hidden), -card.bytes_total))
-    return [card.name for card in islice(filter(fits, smaller), most)]
+    return [card.name for card in islice(filter(fits, smaller), limit)]
 
 
 def best_node(question: Question, layout: Layout) -> BestNode | None:
@@ -102,8 +104,8 @@ def best_node(question: Question, layout: Layout) -> BestNode | None:
     many = dataclasses.replace(question, workload=dataclasses.replace(question.workload, requests=(1, _MANY_REQUESTS)))
     alone: list[tuple[str, Prediction]] = []
     for node in layout.cluster.nodes:
-        with suppress(PlanError):  # it does not hold the model
-            alone.append((node.name, lay(many, layout.cluster.alone(node.name)).prediction))
+        with suppress(PlanError):  # the node does not hold the model
+            alone.append((node.name, make_layout(many, layout.cluster.alone(node.name)).prediction))
     if not alone:
         return None
     name, prediction = min(alone, key=lambda one: one[1].answer_s(question.workload))

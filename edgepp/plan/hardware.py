@@ -1,4 +1,4 @@
-"""Named hardware: its maker's figures, each with its source (``hardware.toml``)."""
+"""Named hardware with the maker's figures and their sources, read from ``hardware.toml``."""
 
 from __future__ import annotations
 

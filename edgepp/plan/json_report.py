@@ -15,12 +15,12 @@ from edgepp.plan.predict import Decode, Prefill
 
 
 def unfit_dict(question: Question, error: PlanError) -> dict[str, Any]:
-    """The answer for a cluster that cannot hold the model."""
+    """JSON object for a cluster that cannot hold the model."""
     return {"model": question.model.name, "fits": False, "reason": str(error), "hint": error.hint}
 
 
 def forecast_dict(forecast: Forecast) -> dict[str, Any]:
-    """Everything that `edgepp plan` prints."""
+    """Everything that `edgepp plan` prints, as one JSON object."""
     question, layout = forecast.question, forecast.layout
     size, workload = question.model.size, question.workload
     return {
@@ -59,7 +59,7 @@ def forecast_dict(forecast: Forecast) -> dict[str, Any]:
                 "memory_needed_bytes": takes,
             }
             for stage, (takes, _) in zip(
-                layout.stages, layout.cluster.stage_memory(question.want, layout.plan), strict=True
+                layout.stages, layout.cluster.stage_memory(question.placement, layout.plan), strict=True
             )
         ],
         "prefill": _prefill_dict(layout.prediction.prefill),
@@ -90,7 +90,7 @@ def sequences_needed(decode: Decode, question: Question) -> int:
 
 
 def slices_dict(question: SliceQuestion, found: Sequence[SliceCapacity]) -> dict[str, Any]:
-    """Everything that `edgepp plan --slices` prints."""
+    """Everything that `edgepp plan --slices` prints, as one JSON object."""
     return {
         "model": question.name,
         "num_weights": question.shape.num_weights(),

@@ -44,7 +44,7 @@ class Question:
             )
 
     @property
-    def want(self) -> PlacementRequest:
+    def placement(self) -> PlacementRequest:
         """The request to placement."""
         return PlacementRequest(self.model.size, self.context, self.max_sequences, self.policy)
 
@@ -65,13 +65,13 @@ class Layout:
         return len({self.cluster.coordinator.name, *(stage.machine.node for stage in self.stages)})
 
 
-def lay(question: Question, cluster: ClusterSpec) -> Layout:
+def make_layout(question: Question, cluster: ClusterSpec) -> Layout:
     """Place the model on a cluster and predict its speed.
 
     Raises:
         PlanError: the cluster cannot hold the model; the hint says what would help.
     """
-    plan = cluster.place(question.want)
+    plan = cluster.place(question.placement)
     stages = cluster.stages(plan)
     workload = dataclasses.replace(question.workload, requests=tuple({1, *question.workload.requests}))
     prediction = predict(question.model, stages, cluster.links, workload, cluster.coordinator.machine)

@@ -1,6 +1,6 @@
-"""What predictions start from: a model, machines with the rates that they reach, stages on machines, a workload.
+"""Input of predictions: a model, machines with reached rates, stages on machines, a workload.
 
-Bytes, seconds, bytes/s, FLOP/s.
+Units are bytes, seconds, bytes/s and FLOP/s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CPU_CHUNK, GPU_CHUNK = 64, 512
 
 @dataclass(frozen=True)
 class Model:
-    """What a prediction needs to know of a model."""
+    """Sizes of a model, for predictions."""
 
     name: str
     size: ModelSize
@@ -30,7 +30,7 @@ class Model:
     attention_flops: int
     """FLOPs of one token in one layer per position that it attends to, 4·N·H."""
     context: int
-    """The most positions of a sequence."""
+    """Greatest number of positions of a sequence."""
     wire_item_bytes: int = FLOAT32_BYTES
     """Bytes of one number of a hidden state on the wire."""
 
@@ -76,8 +76,8 @@ class Efficiency:
 
 
 MEASURED = Efficiency(kv=0.5, attention=0.3)
-"""For rates that a node's probe measured, which weights reach. Keys and values are read at half that rate; attention
-over a prompt reaches a third of the FLOP/s: ONNX Runtime on a Xeon, bench/prediction.py."""
+"""For rates that a node's probe measured. Weights reach these rates, keys and values are read at half the rate, and
+attention over a prompt reaches 0.3 of the FLOP/s (ONNX Runtime on a Xeon, bench/prediction.py)."""
 DATASHEET = Efficiency(stream=0.65, kv=0.65, flops=0.5, overlap=1.0)
 """For a GPU by its data sheet. llama.cpp's table of Apple chips (discussion 4167, a 7B model in 4 bits) has
 0.42 (M2 Ultra) to 0.78 (M2) of the bandwidth in decode, 0.6 to 0.7 of the FLOP/s in prefill; the scaling book plans
@@ -87,10 +87,10 @@ DATASHEET_CPU = replace(DATASHEET, overlap=0.0)
 
 @dataclass(frozen=True)
 class Machine:
-    """A node by its rates.
+    """A node with its rates.
 
     Raises:
-        PlanError: its numbers cannot be those of a machine.
+        PlanError: a rate is not a positive number, or another value is below its minimum.
     """
 
     node: str
@@ -105,25 +105,25 @@ class Machine:
     turns, so no cycle is shorter than the seconds of all processes divided by the lanes."""
     chunk: int = CPU_CHUNK
     """Tokens of a prefill chunk that reaches ``flops_per_s``."""
-    crowded: float = 1.0
+    contention: float = 1.0
     """Factor, at least 1, by which a step slows down while every lane works: lanes share the memory's bandwidth."""
 
     def __post_init__(self) -> None:
         reached = self.efficiency
         rates = (self.stream_bytes_per_s, self.flops_per_s, reached.stream, reached.kv, reached.flops)
-        if not all(0 < rate < math.inf for rate in rates) or self.lanes < 1 or self.chunk < 2 or self.crowded < 1:
+        if not all(0 < rate < math.inf for rate in rates) or self.lanes < 1 or self.chunk < 2 or self.contention < 1:
             raise PlanError(
                 f"{self.node} cannot have {self.stream_bytes_per_s} bytes/s, {self.flops_per_s} FLOP/s,"
                 f" {self.lanes} lanes and chunks of {self.chunk}",
-                "if it is a node of a cluster, start it again, so that it is measured again",
+                "if this is a node of a cluster, restart that node, so that it is measured again",
             )
 
-    def beside(self, working: int) -> Machine:
+    def shared_by(self, working: int) -> Machine:
         """The machine as seen by each of ``working`` processes that work at the same time."""
         others = min(working, self.lanes) - 1
         if others < 1:
             return self
-        slower = 1 + (self.crowded - 1) * others / (self.lanes - 1)
+        slower = 1 + (self.contention - 1) * others / (self.lanes - 1)
         return replace(self, stream_bytes_per_s=self.stream_bytes_per_s / slower, flops_per_s=self.flops_per_s / slower)
 
 
@@ -137,7 +137,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Workload:
-    """Lengths and numbers of requests for which a pipeline is predicted."""
+    """Lengths and numbers of requests of a prediction."""
 
     prompt: int = 512
     answer: int = 256

@@ -1,4 +1,4 @@
-"""The model that is planned for: its card, or the configuration of a model on this disk. No network is used."""
+"""Sizes of the model to plan for, from its card or from its configuration on this disk. Uses no network."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ def _named_shape(name: str) -> tuple[str, Shape]:
     source = resolve(name)
     if not isinstance(source, LocalFolder) and source.card is not None:
         return source.card.name, source.card
-    from edgepp.model.fetch import ModelParts, located
+    from edgepp.model.fetch import find_local
     from edgepp.model.shape import shape_of
     from edgepp.model.weights.checkpoint import Checkpoint
+    from edgepp.model.weights.model_parts import ModelParts
 
-    path = source.path if isinstance(source, LocalFolder) else located(name, ModelParts())
+    path = source.path if isinstance(source, LocalFolder) else find_local(name, ModelParts())
     if path is None:
         raise ModelError(
             f"{name} has no card, and nothing of it is on this disk",

@@ -1,16 +1,15 @@
-"""How fast a pipeline will be: decode, prefill and first token from a model's sizes, machines and links.
+"""Predicted speed of a pipeline: decode, prefill and first token from a model's sizes, machines and links.
 
-Pure: no socket, no clock. Seconds, bytes/s, FLOP/s. The model, in short:
+Pure: no socket, no clock. Units are seconds, bytes/s and FLOP/s. The model:
 
-- A stage streams its weights once a step, and reads every sequence's KV caches; rows add arithmetic (``costs``).
-- B requests travel as at most one micro-batch a stage, as ``engine.scheduler`` makes them. A cycle, in which each
-  request gains one token, takes the longer of one micro-batch's whole way round and of what the busiest machine or link
-  has to do for all of them. Processes that share a machine (its stages, and the coordinator) can overlap on as many
-  lanes as it has, and no more: where they are more, they wait for each other as customers of a queue do, and a cycle is
-  never shorter than all their seconds divided by its lanes. Those that do overlap take longer, by what their machine's
-  lanes share (``crowded``).
-- A prompt goes in chunks that follow each other; each waits for a free link, a free stage, a free lane of the stage's
-  machine and room in the ring.
+- A stage reads its weights once per step, and the KV cache of every sequence; rows add arithmetic (``costs``).
+- B requests travel as at most one micro-batch per stage, as ``engine.scheduler`` makes them. A cycle, in which each
+  request gains one token, takes the longer of the round trip of one micro-batch and of the work of the busiest machine
+  or link for all micro-batches. Processes that share a machine (stages and coordinator) overlap on the lanes of the
+  machine. If a machine has more processes than lanes, they wait as customers of a queue, and a cycle is never shorter
+  than the seconds of all processes divided by the lanes. Processes that overlap are slower by the machine's contention.
+- The chunks of a prompt follow each other. Each waits for a free link, a free stage, a free lane of the stage's machine
+  and room in the ring.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgepp.engine.scheduler import MOST_ROWS, SPARE_CHUNKS
+from edgepp.engine.scheduler import MAX_ROWS, SPARE_CHUNKS
 from edgepp.errors import PlanError
 from edgepp.layers import check_tiling
 from edgepp.placement.types import Links
@@ -30,7 +29,7 @@ from edgepp.plan.machines import Machine, Model, Stage, Workload
 
 @dataclass(frozen=True)
 class Decode:
-    """``requests`` that decode at the same time."""
+    """Prediction for ``requests`` requests that decode at the same time."""
 
     requests: int
     micro_batches: int
@@ -43,7 +42,7 @@ class Decode:
     tpot_s: float
     """Seconds between two tokens of one request."""
     limit: str
-    """What bounds the cycle: ``way`` for the whole way of one micro-batch, or the name of a machine, or ``link N``."""
+    """Bound of the cycle: ``round trip`` of one micro-batch, the name of a machine, or ``link N``."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -52,7 +51,7 @@ class Decode:
 
     @property
     def parts(self) -> dict[str, float]:
-        """Seconds of one micro-batch's way round by what takes them."""
+        """Seconds of one micro-batch's round trip, by part."""
         return {
             "weights": sum(stage.weights_s for stage in self.stages),
             "KV": sum(stage.kv_s for stage in self.stages),
@@ -65,7 +64,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Prefill:
-    """One prompt through an idle pipeline."""
+    """Prediction for one prompt in an idle pipeline."""
 
     tokens: int
     chunk: int
@@ -120,18 +119,18 @@ def predict(
 def _decode(costs: Costs, requests: int, position: int) -> Decode:
     """One cycle, in which each of ``requests`` gains a token."""
     stages = len(costs.stages)
-    rows = min(-(-requests // stages), MOST_ROWS)
+    rows = min(-(-requests // stages), MAX_ROWS)
     batches = -(-requests // rows)
-    costs = costs.beside(batches)
+    costs = costs.shared_by(batches)
     times = _step(costs, rows, position)
     ends_s, return_s = costs.ends_s(rows), costs.hop_s(stages, rows)
-    way_s = sum(time.busy_s + time.wire_s for time in times) + return_s + ends_s
+    path_s = sum(time.busy_s + time.wire_s for time in times) + return_s + ends_s
     last = requests - rows * (batches - 1)
     full, rest = (_work(costs, _step(costs, size, position), costs.ends_s(size)) for size in (rows, last))
-    waits_s = {machine.node: _waits_s(machine, full[machine.node], way_s, batches) for machine in costs.machines}
+    waits_s = {machine.node: _waits_s(machine, full[machine.node], path_s, batches) for machine in costs.machines}
     longest = max(waits_s, key=lambda node: waits_s[node])
-    round_s = (way_s + sum(waits_s.values())) * max(1.0, batches / stages)
-    bounds = [(round_s, longest if waits_s[longest] else "way")]
+    round_s = (path_s + sum(waits_s.values())) * max(1.0, batches / stages)
+    bounds = [(round_s, longest if waits_s[longest] else "round trip")]
     bounds += [(costs.transfer_s(hop, requests), f"link {hop}") for hop in range(stages + 1)]
     for machine in costs.machines:
         busy = [(batches - 1) * a + b for a, b in zip(full[machine.node], rest[machine.node], strict=True)]
@@ -140,24 +139,24 @@ def _decode(costs: Costs, requests: int, position: int) -> Decode:
     return Decode(requests, batches, times, ends_s, return_s, cycle_s, limit)
 
 
-def _waits_s(machine: Machine, work: Sequence[float], way_s: float, batches: int) -> float:
-    """Seconds for which a micro-batch waits per cycle for a lane of ``machine``.
+def _waits_s(machine: Machine, work: Sequence[float], path_s: float, batches: int) -> float:
+    """Seconds per cycle for which a micro-batch waits for a lane of ``machine``.
 
-    ``work`` are the seconds that each process of the machine works on one micro-batch.
+    ``work`` has the seconds of each process of the machine for one micro-batch.
 
-    Mean value analysis of a closed queueing network (Reiser and Lavenberg 1980), with the lanes as one server that is
-    as many times as fast, and a delay (Seidmann, Schweitzer and Shalev-Oren 1987). Measured with two lanes. Over a
-    single one, or where each process has its own, the pipeline brings all work in order: there nothing is added.
+    Mean value analysis of a closed queueing network (Reiser and Lavenberg 1980). The lanes count as one server of the
+    same total speed and a delay (Seidmann, Schweitzer and Shalev-Oren 1987). Measured with two lanes. With one lane, or
+    one per process, the pipeline itself brings work in order, so there is no wait.
     """
     if not 1 < machine.lanes < len(work):
         return 0.0
     served_s = sum(work) / machine.lanes
-    cycle_s, queue = way_s, 0.0
+    cycle_s, queue = path_s, 0.0
     for count in range(1, batches + 1):
         there_s = served_s * (1 + queue)
-        cycle_s = way_s - served_s + there_s
+        cycle_s = path_s - served_s + there_s
         queue = count * there_s / cycle_s
-    return cycle_s - way_s
+    return cycle_s - path_s
 
 
 def _step(costs: Costs, rows: int, position: int) -> tuple[StageTime, ...]:
@@ -178,7 +177,7 @@ def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
     """A prompt's chunks, each started as soon as its link, its stage, a lane of the machine and the ring have room."""
     count = len(costs.stages)
     starts = range(0, prompt, chunk)
-    costs = costs.beside(min(count, len(starts)))
+    costs = costs.shared_by(min(count, len(starts)))
     link_free, stage_free = [0.0] * count, [0.0] * count
     lanes = {machine.node: [0.0] * machine.lanes for machine in costs.machines}
     times: list[list[StageTime]] = [[] for _ in costs.stages]
@@ -212,11 +211,11 @@ def _prefill(costs: Costs, prompt: int, chunk: int) -> Prefill:
         last_s = end + costs.delay_s(count)
         if number + count + SPARE_CHUNKS < len(starts):
             send(number + count + SPARE_CHUNKS, 0, last_s)
-    totals = tuple(_together(some) for some in times)
+    totals = tuple(_sum_of(some) for some in times)
     return Prefill(prompt, chunk, totals, last_s + costs.transfer_s(count, 1) + costs.ends_s(1))
 
 
-def _together(times: Sequence[StageTime]) -> StageTime:
+def _sum_of(times: Sequence[StageTime]) -> StageTime:
     """All steps of one stage as one."""
     return StageTime(
         node=times[0].node,

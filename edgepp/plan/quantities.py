@@ -16,10 +16,10 @@ _PAYLOAD = 0.94
 
 
 def parse_bytes_per_s(text: str) -> float:
-    """Read a memory's rate such as ``100GB/s`` or ``51.2 GB/s``, in bytes/s.
+    """Read the rate of a memory, such as ``100GB/s`` or ``51.2 GB/s``, in bytes/s.
 
     Raises:
-        UsageError: ``text`` is not one.
+        UsageError: ``text`` is not such a rate.
     """
     return _scaled(text, r"([kmgtp]?)b(?:/s|ps)?", f"'{text}' is not a bandwidth", "write it like 100GB/s")
 
@@ -28,7 +28,7 @@ def parse_flops_per_s(text: str) -> float:
     """Read a rate of arithmetic such as ``3.6T``, ``500 GFLOP/s`` or ``2e12``, in FLOP/s.
 
     Raises:
-        UsageError: ``text`` is not one, or a small number without a unit.
+        UsageError: ``text`` is not such a rate, or a small number without a unit.
     """
     if re.fullmatch(r"\s*\d{1,6}(\.\d{1,9})?\s*", text):
         raise UsageError(f"'{text}' has no unit", f"write {text.strip()}T or {text.strip()}G")
@@ -39,7 +39,7 @@ def parse_seconds(text: str) -> float:
     """Read a time such as ``50ms``, ``3s`` or ``300us``, in seconds.
 
     Raises:
-        UsageError: ``text`` is not one.
+        UsageError: ``text`` is not a time.
     """
     match = re.fullmatch(_NUMBER + r"(s|ms|us|µs)\s*", text, re.IGNORECASE)
     if match is None:
@@ -53,7 +53,7 @@ def parse_link(text: str) -> LinkSpeed:
     The payload is 0.94 of a rate in bits. The default latency is that of ``UNKNOWN_LINK``.
 
     Raises:
-        UsageError: ``text`` is not one.
+        UsageError: ``text`` is not a link.
     """
     rate, colon, latency = text.partition(":")
     what, hint = f"'{text}' is not a link", "write its rate and one-way latency, like 1Gbit:0.3ms"
@@ -82,7 +82,7 @@ def parse_shares(text: str) -> tuple[float, float]:
     return stream, flops
 
 
-def link_rate(bytes_per_s: float) -> str:
+def format_link_rate(bytes_per_s: float) -> str:
     """A rate of payload in the form that ``parse_link`` reads, rounded up to three digits so that it suffices."""
     bits = 8 * bytes_per_s / _PAYLOAD
     step = 10.0 ** (math.floor(math.log10(bits)) - 2)

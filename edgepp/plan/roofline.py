@@ -33,7 +33,7 @@ def compute_s(flops: float, flops_per_s: float, chips: int = 1, utilisation: flo
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one decode step by what takes them. Arithmetic and reading weights overlap."""
+    """Seconds of one decode step, by part. Arithmetic and reading weights overlap."""
 
     weights_s: float
     kv_s: float
@@ -94,7 +94,7 @@ def chips_needed(num_bytes: float, memory_bytes: float) -> float:
 
 
 def sequences_that_fit(chips: int, memory_bytes: float, weight_bytes: float, kv_sequence_bytes: float) -> int:
-    """Number of sequences whose KV caches fit beside the weights on ``chips`` of ``memory_bytes`` each."""
+    """Number of sequences whose KV caches fit, in addition to the weights, on ``chips`` of ``memory_bytes`` each."""
     return max(0, math.floor((chips * memory_bytes - weight_bytes) / kv_sequence_bytes))
 
 

@@ -1,4 +1,4 @@
-"""What a simulated cluster is made of: stages, links, coordinators, each by the seconds that it takes. Pure data."""
+"""Costs of a simulated cluster in seconds: stages, links, coordinators, and the pipelines made of them. Pure data."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Protocol
 from edgepp.errors import UsageError
 
 HEADER_BYTES = 100
-"""About what a step's header and ZeroMQ's framing add to its rows."""
+"""Approximate bytes that the header and ZeroMQ's framing add to the rows of a step."""
 
 Curve = tuple[tuple[int, float], ...]
-"""Pairs of a number of rows and the seconds that these take, fewest rows first."""
+"""(number of rows, seconds for them), fewest rows first."""
 
 
 class Cost(Protocol):
-    """What a stage takes for a step, in seconds. Hashable: stages with equal costs are computed once."""
+    """Seconds of a step on a stage. Hashable, because equal costs are computed once per step."""
 
     def decode_s(self, rows: int, positions: int) -> float:
-        """A micro-batch of ``rows`` sequences that hold ``positions`` positions together."""
+        """Seconds of a micro-batch of ``rows`` sequences with ``positions`` cached positions in all."""
 
     def prefill_s(self, tokens: int, position: int) -> float:
-        """A chunk of ``tokens`` tokens behind ``position`` earlier ones."""
+        """Seconds of a chunk of ``tokens`` tokens after ``position`` earlier ones."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """A stage by measured figures."""
+    """Costs of a stage, as measured."""
 
     decode: Curve
-    """Of a micro-batch, by its rows, with empty caches."""
+    """Seconds of a micro-batch with empty caches, by rows."""
     token_s: float
-    """More for each token of a chunk."""
+    """Seconds per token of a chunk."""
     chunk_s: float = 0.0
-    """Of a chunk, however short."""
+    """Fixed seconds of a chunk."""
     row_position_s: float = 0.0
-    """More for each position that a row of a micro-batch looks back on."""
+    """Seconds per cached position that a row of a micro-batch attends to."""
     token_position_s: float = 0.0
-    """More for each position that a token of a chunk looks back on."""
+    """Seconds per earlier position that a token of a chunk attends to."""
 
     def __post_init__(self) -> None:
         check_curve(self.decode)
@@ -47,16 +47,16 @@ class StageCost:
         _check(row_position_s=self.row_position_s, token_position_s=self.token_position_s)
 
     def decode_s(self, rows: int, positions: int) -> float:
-        """See ``Cost``."""
-        return along(self.decode, rows) + self.row_position_s * positions
+        """Seconds of a step, as for ``Cost``."""
+        return seconds_at(self.decode, rows) + self.row_position_s * positions
 
     def prefill_s(self, tokens: int, position: int) -> float:
-        """See ``Cost``."""
-        back = position + tokens / 2
-        return self.chunk_s + tokens * (self.token_s + self.token_position_s * back)
+        """Seconds of a step, as for ``Cost``."""
+        mean_position = position + tokens / 2
+        return self.chunk_s + tokens * (self.token_s + self.token_position_s * mean_position)
 
     def share(self, part: float) -> StageCost:
-        """A stage with ``part`` of this one's layers."""
+        """Costs of a stage with the fraction ``part`` of the layers."""
         return replace(
             self,
             decode=tuple((rows, part * seconds) for rows, seconds in self.decode),
@@ -69,31 +69,31 @@ class StageCost:
 
 @dataclass(frozen=True)
 class LinkCost:
-    """One way between two machines: it carries one step after the other."""
+    """One direction between two machines, which carries one step after the other."""
 
     latency_s: float
-    """From sending to computing, wake-ups and codec with it."""
+    """Seconds from sending to computing without the transfer, including wake-ups and codec."""
     bytes_per_s: float = math.inf
-    """Bytes per second."""
+    """Rate of the link."""
 
     def __post_init__(self) -> None:
         _check(latency_s=self.latency_s)
         if not self.bytes_per_s > 0:
-            raise UsageError(f"a link carries more than {self.bytes_per_s} bytes per second")
+            raise UsageError(f"the rate of a link must be above 0 bytes per second, not {self.bytes_per_s}")
 
 
 @dataclass(frozen=True)
 class CoordinatorCost:
-    """What the engine's one thread takes; its parts run one after the other."""
+    """Seconds of the engine thread; its parts run one after the other."""
 
     head: Curve
-    """Norm, head, sampling and handing over, by the rows of a step."""
+    """Seconds of norm, head, sampling and delivery, by the rows of a step."""
     send_s: float = 0.0
-    """Choosing a step and sending it."""
+    """Seconds to choose and send a step."""
     row_s: float = 0.0
-    """More for each row or prompt token that is sent: its embedding."""
+    """Seconds per row or prompt token of a step, for its embedding."""
     receive_s: float = 0.0
-    """Taking a step that came round."""
+    """Seconds to receive a step that returned."""
 
     def __post_init__(self) -> None:
         check_curve(self.head)
@@ -101,24 +101,24 @@ class CoordinatorCost:
 
     def head_s(self, rows: int) -> float:
         """Seconds from a step's hidden states to the tokens of its ``rows``."""
-        return along(self.head, rows)
+        return seconds_at(self.head, rows)
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One pipeline with a coordinator of its own: link i leads into stage i, the last one back."""
+    """One pipeline with its own coordinator. Link i leads to stage i, the last link back to the coordinator."""
 
     stages: tuple[Cost, ...]
     links: tuple[LinkCost, ...]
     coordinator: CoordinatorCost
     row_bytes: int
-    """Of one hidden state on the wire."""
+    """Bytes of one hidden state on the wire."""
     chunk: int = 64
-    """Tokens of a chunk with which a stage is efficient."""
+    """Tokens of a prefill chunk with which a stage is efficient."""
     context: int = 8192
-    """Positions that one request may take."""
+    """Greatest number of positions of one request."""
     budget: int | None = None
-    """Positions that all sequences together may take."""
+    """Greatest number of positions of all sequences together; None: no limit."""
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -141,39 +141,39 @@ class Replica:
         context: int = 8192,
         budget: int | None = None,
     ) -> Replica:
-        """A whole ``model`` over so many equal machines."""
+        """A pipeline of ``stages`` equal machines that share the layers of ``model``."""
         if stages < 1:
             raise UsageError("a pipeline has at least one stage")
         shares = (model.share(1 / stages),) * stages
         return cls(shares, (link,) * (stages + 1), coordinator, row_bytes, chunk, context, budget)
 
 
-def along(curve: Curve, rows: int) -> float:
-    """Seconds for ``rows`` by straight lines between a curve's points.
+def seconds_at(curve: Curve, rows: int) -> float:
+    """Seconds for ``rows``, by linear interpolation between the points of ``curve``.
 
-    Past the last, each row takes what it does in the mean between the first and the last.
+    Above the last point, each row adds the mean slope between the first and the last point.
     """
-    (fewest, least_s), (most, most_s) = curve[0], curve[-1]
-    if rows <= fewest:
-        return least_s
-    if rows >= most:
-        each_s = (most_s - least_s) / (most - fewest) if most > fewest else most_s / most
-        return most_s + each_s * (rows - most)
+    (first, first_s), (last, last_s) = curve[0], curve[-1]
+    if rows <= first:
+        return first_s
+    if rows >= last:
+        row_s = (last_s - first_s) / (last - first) if last > first else last_s / last
+        return last_s + row_s * (rows - last)
     at = bisect_left(curve, (rows, -math.inf))
     (low, low_s), (high, high_s) = curve[at - 1], curve[at]
     return low_s + (high_s - low_s) * (rows - low) / (high - low)
 
 
 def check_curve(curve: Curve) -> None:
-    """Hold a curve to at least one point, in order.
+    """Check that ``curve`` has points, with rising rows and seconds that do not fall.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not such a curve.
     """
     rows = [point[0] for point in curve]
     seconds = [point[1] for point in curve]
     if not rows or rows[0] < 1 or rows != sorted(set(rows)) or seconds != sorted(seconds) or not seconds[0] >= 0:
-        raise UsageError(f"{curve!r:.80} is no curve", "give rows in rising order, and seconds that do not fall")
+        raise UsageError(f"{curve!r:.80} is not a curve", "give rows in rising order, and seconds that do not fall")
     if not math.isfinite(seconds[-1]):
         raise UsageError(f"{curve!r:.80} has no finite seconds")
 

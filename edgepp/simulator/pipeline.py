@@ -1,7 +1,8 @@
-"""One simulated pipeline: the engine's own core, with model costs in place of all else.
+"""One simulated pipeline: the engine's own core with modelled costs.
 
-It feeds ``EngineCore`` as the engine thread does: take what came round, admit, send one step. Its ring is a line of
-servers that each take one step after the other, so when a step comes back is known as it is sent.
+``SimPipeline`` feeds ``EngineCore`` like the engine thread: take returned steps, admit requests, send one step. The
+ring is a sequence of links and stages that each take one step after the other, so the time of a step's return is known
+when the step is sent.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from edgepp.engine.scheduler import PrefillChunk, Step
 from edgepp.errors import EdgeppError
 from edgepp.simulator.costs import HEADER_BYTES, Replica
 from edgepp.simulator.job import Job, Loss
-from edgepp.simulator.result import Fate, ReplicaUse
-from edgepp.simulator.workload import AfterLoss, Failure
+from edgepp.simulator.result import ReplicaUse, Status
+from edgepp.simulator.workload import Failure, RecoveryPolicy
 
 
 @dataclass(frozen=True)
 class _Traits:
-    """A modelled stage as the core reads it; see ``StageTraits``."""
+    """A modelled stage as the core reads it: an ``engine.core.StageTraits``."""
 
     chunk: int
     context: int
@@ -33,17 +34,17 @@ class _Traits:
 
 
 class SimPipeline:
-    """A pipeline and its coordinator. Who drives it tells it of arrivals and failures in the order of time."""
+    """A pipeline and its coordinator. The caller reports arrivals and failures in the order of time."""
 
     def __init__(self, index: int, replica: Replica, gaps_s: array[float]) -> None:
-        """``gaps_s`` takes the seconds between tokens."""
+        """``gaps_s`` collects the seconds between tokens."""
         self.index = index
         self.next_s = math.inf
-        """When it does something again by itself."""
+        """Time of the next turn; infinite while there is nothing to do."""
         self.outstanding = 0
-        """Requests that it has and has not ended."""
+        """Number of requests that have not ended."""
         self.up_s = 0.0
-        """When it can begin requests: past, unless it is known to be down."""
+        """Time from which requests can start; in the future while the pipeline is known to be down."""
         self._replica = replica
         self._gaps_s = gaps_s
         self._costs = list(dict.fromkeys(replica.stages))
@@ -56,10 +57,10 @@ class SimPipeline:
         self._coordinator_s = self._active_s = 0.0
         self._steps = self._rows = self._batches = self._preempted = 0
         self._loss: Loss | None = None
-        self._open(0.0)
+        self._reset(0.0)
 
-    def _open(self, now_s: float) -> None:
-        """Begin with empty caches and an empty ring."""
+    def _reset(self, now_s: float) -> None:
+        """Start with empty caches and an empty ring."""
         replica = self._replica
         chunk = replica.chunk
         speeds = [
@@ -74,7 +75,7 @@ class SimPipeline:
         self._polled = self._active = False
 
     def submit(self, job: Job, now_s: float) -> None:
-        """Take a request."""
+        """Accept a request."""
         job.replica = self.index
         self.outstanding += 1
         self._jobs[job.request.id] = job
@@ -83,7 +84,7 @@ class SimPipeline:
             self.next_s = min(self.next_s, max(now_s, self._free_s))
 
     def advance(self, until_s: float) -> None:
-        """Go on until its next turn begins at ``until_s`` or later."""
+        """Run all turns that start before ``until_s``."""
         while self.next_s < until_s:
             if not self._polled:
                 self._poll()
@@ -92,9 +93,9 @@ class SimPipeline:
             self._send_next()
 
     def fail(self, failure: Failure) -> bool:
-        """A stage dies: what is in the ring is lost, and so is what is sent until somebody notices.
+        """A stage fails: steps in the ring are lost, and so are steps that are sent before the failure is detected.
 
-        Whether that is still to come: False where another failure is being noticed.
+        Returns whether this failure is to be detected; False if an earlier failure has not been detected yet.
         """
         if self._loss is not None:
             self._loss.returns_s = max(self._loss.returns_s, failure.returns_s)
@@ -105,29 +106,29 @@ class SimPipeline:
         return True
 
     def prolong(self, up_s: float) -> None:
-        """A stage dies while the pipeline is known to be down."""
+        """A stage fails while the pipeline is known to be down."""
         self.up_s = max(self.up_s, up_s)
 
-    def lose(self, now_s: float, after: AfterLoss) -> Loss | None:
-        """Notice that a stage is gone: every request fails, or is to begin again when the stages are back."""
+    def notice_loss(self, now_s: float, policy: RecoveryPolicy) -> Loss | None:
+        """Detect the failure of a stage: every request fails, or resumes when the stages are back."""
         loss, self._loss = self._loss, None
         if loss is None:
             return None
-        self.up_s = loss.up_s = max(now_s, loss.returns_s) + after.reload_s
+        self.up_s = loss.up_s = max(now_s, loss.returns_s) + policy.reload_s
         self.next_s = math.inf
-        self._rest(now_s)
+        self._end_active(now_s)
         live = list(self._core.live.values())
         self._inbox.clear()
         loss.lost_positions = sum(request.sent for request in live)
-        goes_on = after.recover and self.up_s < math.inf
-        if goes_on:
-            loss.begun_again = len(live)
+        resumes = policy.recover and self.up_s < math.inf
+        if resumes:
+            loss.resumed = len(live)
             for request in live:
                 self._core.preempt(request)
                 job = self._jobs[request.id]
                 job.stalled = job.stalled or loss
         for job in sorted(self._jobs.values(), key=lambda job: job.request.id):
-            if goes_on:
+            if resumes:
                 self._inbox.append(job)
             else:
                 loss.failed += 1
@@ -136,16 +137,16 @@ class SimPipeline:
         return loss
 
     def restart(self, now_s: float) -> bool:
-        """All stages are loaded again, unless another has failed meanwhile; whether it goes on."""
+        """Start again when all stages are loaded; return False if another stage has failed since."""
         if now_s < self.up_s:
             return False
         self._preempted += self._core.load.preempted
-        self._open(now_s)
+        self._reset(now_s)
         self.next_s = now_s if self._inbox else math.inf
         return True
 
     def use(self) -> ReplicaUse:
-        """How busy it was."""
+        """Shares of time for which stages and coordinator were busy."""
         active_s = self._active_s or 1.0
         return ReplicaUse(
             self._active_s,
@@ -158,7 +159,7 @@ class SimPipeline:
         )
 
     def _poll(self) -> None:
-        """Take the steps that came round."""
+        """Take the steps that returned."""
         now_s = began_s = self.next_s
         ring = self._ring
         while ring and ring[0][0] <= began_s:
@@ -169,7 +170,7 @@ class SimPipeline:
         self._polled = True
 
     def _send_next(self) -> None:
-        """Send the step that the scheduler names; without one, wait for the ring."""
+        """Send the next step of the core; if there is none, wait for the ring."""
         self._polled = False
         now_s = self.next_s
         self._admit(now_s)
@@ -181,11 +182,11 @@ class SimPipeline:
         costs = self._costs
         if isinstance(step, PrefillChunk):
             rows, wanted = step.stop - step.start, int(step.last)
-            took = [cost.prefill_s(rows, step.start) for cost in costs]
+            costs_s = [cost.prefill_s(rows, step.start) for cost in costs]
         else:
             rows = wanted = len(step.sequences)
             positions = sum(step.positions)
-            took = [cost.decode_s(rows, positions) for cost in costs]
+            costs_s = [cost.decode_s(rows, positions) for cost in costs]
             self._rows += rows
             self._batches += 1
         coordinator = self._replica.coordinator
@@ -194,10 +195,10 @@ class SimPipeline:
         self._steps += 1
         self.next_s = self._free_s = now_s + work_s
         if self._loss is None:
-            self._ring.append((self._back_s(took, rows, wanted), step, max(took)))
+            self._ring.append((self._back_s(costs_s, rows, wanted), step, max(costs_s)))
 
-    def _back_s(self, took: list[float], rows: int, wanted: int) -> float:
-        """When a step that leaves now comes back, with ``wanted`` of its ``rows``."""
+    def _back_s(self, costs_s: list[float], rows: int, wanted: int) -> float:
+        """Time when a step of ``rows`` rows that leaves now returns, with ``wanted`` rows."""
         at_s = self.next_s
         latency_s, byte_s = self._latency_s, self._byte_s
         link_free_s, stage_free_s = self._link_free_s, self._stage_free_s
@@ -209,15 +210,15 @@ class SimPipeline:
             at_s += latency_s[i]
             if stage_free_s[i] > at_s:
                 at_s = stage_free_s[i]
-            stage_free_s[i] = at_s = at_s + took[which]
-        for which, seconds in enumerate(took):
+            stage_free_s[i] = at_s = at_s + costs_s[which]
+        for which, seconds in enumerate(costs_s):
             self._worked_s[which] += seconds
         at_s = max(at_s, link_free_s[-1]) + (HEADER_BYTES + wanted * self._replica.row_bytes) * byte_s[-1]
         link_free_s[-1] = at_s
         return at_s + latency_s[-1]
 
     def _returned(self, step: Step, slowest_s: float, now_s: float) -> float:
-        """Sample for every sequence whose step brought its next token; when that is done."""
+        """Sample a token for every sequence that is due; return the time when that is done."""
         coordinator = self._replica.coordinator
         now_s += coordinator.receive_s
         if isinstance(step, PrefillChunk):
@@ -246,10 +247,10 @@ class SimPipeline:
             self._core.finish(request)
             self._finish(job, "answered")
             if not self._core.live:
-                self._rest(now_s)
+                self._end_active(now_s)
 
     def _admit(self, now_s: float) -> None:
-        """Queue the requests that have come, and let requests begin."""
+        """Queue the requests that arrived, and admit requests."""
         core = self._core
         while self._inbox:
             job = self._inbox.popleft()
@@ -263,14 +264,14 @@ class SimPipeline:
             job.begun_s = now_s if job.begun_s is None else job.begun_s
             if not self._active:
                 self._active, self._active_since_s = True, now_s
-        core.freed()  # the modelled stages hold nothing
+        core.freed()  # modelled stages keep no caches to free
 
-    def _finish(self, job: Job, fate: Fate) -> None:
-        job.fate = fate
+    def _finish(self, job: Job, status: Status) -> None:
+        job.status = status
         self.outstanding -= 1
         del self._jobs[job.request.id]
 
-    def _rest(self, now_s: float) -> None:
+    def _end_active(self, now_s: float) -> None:
         if self._active:
             self._active_s += now_s - self._active_since_s
             self._active = False

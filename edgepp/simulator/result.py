@@ -1,4 +1,4 @@
-"""What a simulation finds. Pure data."""
+"""Results of a simulation. Pure data."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Literal
 
 import numpy as np
 
-Fate = Literal["answered", "failed", "refused"]
+Status = Literal["answered", "failed", "refused"]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How a figure is spread; all 0 where there is none."""
+class Distribution:
+    """Mean, percentiles and maximum of ``count`` values; all 0 without values."""
 
     count: int
     mean: float
     p50: float
     p90: float
     p99: float
-    most: float
+    maximum: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Of so many ``values``, in any order."""
+    def of(cls, values: Sequence[float]) -> Distribution:
+        """Distribution of ``values``, in any order."""
         if not len(values):
             return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0)
         numbers = np.asarray(values, np.float64)
@@ -34,69 +34,69 @@ class Spread:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one request; times are seconds from its arrival, 0 where it did not come so far."""
+    """Result of one request. Times are seconds from the arrival, 0 if the request did not get that far."""
 
     replica: int
-    """Who had it; -1 where nobody did."""
-    fate: Fate
+    """Index of the pipeline; -1 if none had the request."""
+    status: Status
     tokens: int
-    """Of its answer."""
+    """Tokens of the answer."""
     reused: int
-    """Of its prompt."""
+    """Tokens of the prompt that the prefix cache held."""
     begun_s: float
     first_s: float
     last_s: float
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Tokens per second without the first."""
+        """Rate of the answer without the first token."""
         return (self.tokens - 1) / (self.last_s - self.first_s) if self.tokens > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class ReplicaUse:
-    """How busy one pipeline was."""
+    """Work of one pipeline."""
 
     active_s: float
-    """With at least one request begun."""
+    """Seconds with at least one admitted request."""
     stages: tuple[float, ...]
-    """Each stage's computing as a share of that."""
+    """Share of ``active_s`` for which each stage computes."""
     coordinator: float
-    """The coordinator's work as a share of that."""
+    """Share of ``active_s`` for which the coordinator works."""
     steps: int
     rows: int
-    """Of all micro-batches together."""
+    """Rows of all micro-batches together."""
     batches: int
     preempted: int
 
     @property
     def bubbles(self) -> float:
-        """The share of that time in which a stage waits for something to do, in the mean over stages."""
+        """Share of ``active_s`` for which a stage has nothing to compute, as a mean over stages."""
         return 1 - sum(self.stages) / len(self.stages) if self.active_s else 0.0
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What one failure cost."""
+    """Cost of one failure."""
 
     replica: int
     stage: int
     at_s: float
     down_s: float
-    """Until the pipeline could begin requests again; infinite where it never could."""
+    """Seconds until the pipeline could start requests again; infinite if it never could."""
     failed: int
-    """Requests that ended in an error."""
-    begun_again: int
-    """Requests that went on where they were."""
+    """Number of requests that ended in an error."""
+    resumed: int
+    """Number of requests that continued after the failure."""
     lost_positions: int
-    """Positions whose keys and values were lost: what is computed again, if anything is."""
-    stall_s: Spread
-    """From the failure to the next token of each request that went on."""
+    """Positions whose keys and values were lost, and are computed again if requests continue."""
+    stall_s: Distribution
+    """Seconds from the failure to the next token of each request that continued."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A simulation's result. Rates are over ``seconds``: from the first arrival to the last token."""
+    """Result of a simulation. ``seconds`` lasts from the first arrival to the last token; rates are over that time."""
 
     seconds: float
     requests: int
@@ -104,16 +104,16 @@ class Report:
     failed: int
     refused: int
     tokens: int
-    """Of answers, unfinished ones with them."""
-    ttft_s: Spread
-    itl_s: Spread
-    """Gaps between a request's tokens."""
-    queue_s: Spread
-    """From arrival to the start of a request."""
+    """Tokens of all answers, unfinished ones included."""
+    ttft_s: Distribution
+    itl_s: Distribution
+    """Seconds between two tokens of a request."""
+    queue_s: Distribution
+    """Seconds from the arrival of a request to its admission."""
     replicas: tuple[ReplicaUse, ...]
     recoveries: tuple[Recovery, ...]
     outcomes: tuple[Outcome, ...]
-    """In the order of the arrivals that were given."""
+    """One per arrival, in the given order."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -127,22 +127,22 @@ class Report:
 
     @property
     def stage_use(self) -> float:
-        """How much of its active time a stage computes, in the mean over stages and pipelines."""
+        """Share of the active time for which a stage computes, as a mean over stages and pipelines."""
         return _mean([sum(use.stages) / len(use.stages) for use in self.replicas if use.active_s])
 
     @property
     def bubbles(self) -> float:
-        """The rest of it."""
+        """Share of the active time for which a stage has nothing to compute, as a mean over stages and pipelines."""
         return _mean([use.bubbles for use in self.replicas if use.active_s])
 
     @property
     def coordinator_use(self) -> float:
-        """How much of its active time a coordinator works, in the mean over pipelines."""
+        """Share of the active time for which a coordinator works, as a mean over pipelines."""
         return _mean([use.coordinator for use in self.replicas if use.active_s])
 
     @property
     def rows(self) -> float:
-        """Rows of a micro-batch in the mean."""
+        """Mean rows of a micro-batch."""
         return sum(use.rows for use in self.replicas) / max(1, sum(use.batches for use in self.replicas))
 
 

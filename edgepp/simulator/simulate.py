@@ -1,11 +1,10 @@
-"""Many pipelines behind one entrance, simulated event by event: the scheduler itself, with a clock and model costs.
+"""Event-by-event simulation of several pipelines that share the requests.
 
     replica = Replica.even(StageCost(((1, 0.02), (8, 0.05)), token_s=0.002), 4, LinkCost(5e-4), coordinator, 1152)
     report = simulate([replica] * 2, poisson(1000, 3.0, (50, 100), (50, 100)))
 
-What the engine decides is decided by its own code: admission, budget, preemption, prefixes, the order of steps, the
-lengths of chunks. What is left out: guesses ahead, jitter, cancelled requests, and what copying a prefix takes.
-The names that callers need of the other ``sim_`` files are offered here too.
+The engine's own core decides admission, budget, preemption, prefix reuse, the order of steps and the length of chunks;
+time comes from modelled costs. Speculation, jitter, cancelled requests and the time to copy a prefix are left out.
 """
 
 from __future__ import annotations
@@ -20,78 +19,54 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edgepp.errors import UsageError
-from edgepp.simulator.costs import CoordinatorCost, Cost, Curve, LinkCost, Replica, StageCost
+from edgepp.simulator.costs import Replica
 from edgepp.simulator.job import Job, Loss
 from edgepp.simulator.pipeline import SimPipeline
-from edgepp.simulator.result import Outcome, Recovery, ReplicaUse, Report, Spread
-from edgepp.simulator.workload import AfterLoss, Arrival, Failure, at_once, failures, poisson, read_trace
+from edgepp.simulator.result import Distribution, Report
+from edgepp.simulator.workload import Arrival, Failure, RecoveryPolicy
 
-__all__ = [
-    "ENTRANCES",
-    "AfterLoss",
-    "Arrival",
-    "CoordinatorCost",
-    "Cost",
-    "Curve",
-    "Entrance",
-    "Failure",
-    "LinkCost",
-    "Outcome",
-    "Recovery",
-    "Replica",
-    "ReplicaUse",
-    "Report",
-    "Spread",
-    "StageCost",
-    "at_once",
-    "failures",
-    "poisson",
-    "read_trace",
-    "simulate",
-]
-
-Entrance = Literal["round-robin", "least-loaded", "by-owner"]
-"""Who gets a request: each pipeline in turn, the one with the fewest, or always the same for one owner."""
-ENTRANCES: tuple[Entrance, ...] = get_args(Entrance)
+RoutingPolicy = Literal["round-robin", "least-loaded", "by-owner"]
+"""Pipeline of the next request: each in turn, the one with the fewest requests, or always the same for one owner."""
+ROUTING_POLICIES: tuple[RoutingPolicy, ...] = get_args(RoutingPolicy)
 
 
-_AFTER_LOSS = AfterLoss()
+_DEFAULT_RECOVERY = RecoveryPolicy()
 
 
 def simulate(
     replicas: Sequence[Replica],
     arrivals: Sequence[Arrival],
     losses: Sequence[Failure] = (),
-    entrance: Entrance = "least-loaded",
-    after: AfterLoss = _AFTER_LOSS,
+    routing: RoutingPolicy = "least-loaded",
+    recovery: RecoveryPolicy = _DEFAULT_RECOVERY,
 ) -> Report:
-    """What becomes of ``arrivals`` at these pipelines. The same arguments give the same report.
+    """Simulate ``arrivals`` on pipelines like ``replicas``. The same arguments give the same report.
 
     Raises:
         UsageError: a failure names no stage, or there is no pipeline or no request.
     """
     if not replicas or not arrivals:
         raise UsageError("a simulation needs at least one pipeline and one request")
-    if entrance not in ENTRANCES:
-        raise UsageError(f"an entrance is one of {', '.join(ENTRANCES)}, not {entrance!r:.40}")
+    if routing not in ROUTING_POLICIES:
+        raise UsageError(f"the routing policy is one of {', '.join(ROUTING_POLICIES)}, not {routing!r:.40}")
     for loss in losses:
         if not (0 <= loss.replica < len(replicas) and 0 <= loss.stage < len(replicas[loss.replica].stages)):
             raise UsageError(f"there is no stage {loss.stage} of pipeline {loss.replica} that could fail")
         if not 0 <= loss.at_s < math.inf:
-            raise UsageError(f"a stage fails at a time from 0 on, not at {loss.at_s}")
-    return _Simulation(replicas, arrivals, losses, entrance, after).run()
+            raise UsageError(f"a stage fails at a time of 0 or later, not at {loss.at_s}")
+    return _Simulation(replicas, arrivals, losses, routing, recovery).run()
 
 
 @dataclass(frozen=True)
 class _Noticed:
-    """A pipeline is seen to have failed."""
+    """The failure of a pipeline is detected."""
 
     replica: int
 
 
 @dataclass(frozen=True)
 class _Restart:
-    """A pipeline may be whole again."""
+    """All stages of a pipeline may be loaded again."""
 
     replica: int
 
@@ -100,36 +75,36 @@ _Event = _Restart | Failure | _Noticed | Job
 
 
 class _Simulation:
-    """The clock: arrivals, failures and what follows, in order; between two of them each pipeline is alone."""
+    """The clock. Between two events (arrival, failure, detection, restart) the pipelines are independent."""
 
     def __init__(
         self,
         replicas: Sequence[Replica],
         arrivals: Sequence[Arrival],
         losses: Sequence[Failure],
-        entrance: Entrance,
-        after: AfterLoss,
+        routing: RoutingPolicy,
+        recovery: RecoveryPolicy,
     ) -> None:
-        self._entrance = entrance
-        self._after = after
+        self._routing = routing
+        self._recovery = recovery
         self._gaps_s: array[float] = array("d")
         self._replicas = replicas
         self._pipelines = [SimPipeline(i, replica, self._gaps_s) for i, replica in enumerate(replicas)]
         order = sorted(range(len(arrivals)), key=lambda i: arrivals[i].at_s)
         in_order = {i: Job.of(number, arrivals[i]) for number, i in enumerate(order)}
         self._jobs = [in_order[i] for i in range(len(arrivals))]
-        self._found: list[Loss] = []
+        self._losses: list[Loss] = []
         self._turn = 0
         self._numbers = itertools.count()
         self._events: list[tuple[float, int, _Event]] = []
         for failure in losses:
-            self._at(failure.at_s, failure)
+            self._schedule(failure.at_s, failure)
         for i in order:
-            self._at(arrivals[i].at_s, in_order[i])
+            self._schedule(arrivals[i].at_s, in_order[i])
         self._wakes: list[tuple[float, int]] = []
 
     def run(self) -> Report:
-        """Go through all events."""
+        """Process all events."""
         while self._events:
             now_s, _, event = heapq.heappop(self._events)
             self._advance(now_s)
@@ -146,7 +121,7 @@ class _Simulation:
         self._advance(math.inf)
         return self._report()
 
-    def _at(self, at_s: float, event: _Event) -> None:
+    def _schedule(self, at_s: float, event: _Event) -> None:
         heapq.heappush(self._events, (at_s, next(self._numbers), event))
 
     def _wake(self, index: int) -> None:
@@ -155,7 +130,7 @@ class _Simulation:
             heapq.heappush(self._wakes, (next_s, index))
 
     def _advance(self, until_s: float) -> None:
-        """Let every pipeline go on until then."""
+        """Advance every pipeline to ``until_s``."""
         while self._wakes and self._wakes[0][0] < until_s:
             at_s, index = heapq.heappop(self._wakes)
             pipeline = self._pipelines[index]
@@ -164,24 +139,24 @@ class _Simulation:
                 self._wake(index)
 
     def _fail(self, failure: Failure, now_s: float) -> None:
-        pipeline, after = self._pipelines[failure.replica], self._after
+        pipeline, recovery = self._pipelines[failure.replica], self._recovery
         if pipeline.up_s > now_s:
-            pipeline.prolong(max(now_s + after.detect_s, failure.returns_s) + after.reload_s)
+            pipeline.prolong(max(now_s + recovery.detect_s, failure.returns_s) + recovery.reload_s)
             self._restart(pipeline)
         elif pipeline.fail(failure):
             self._wake(failure.replica)
-            self._at(now_s + after.detect_s, _Noticed(failure.replica))
+            self._schedule(now_s + recovery.detect_s, _Noticed(failure.replica))
 
     def _notice(self, index: int, now_s: float) -> None:
         pipeline = self._pipelines[index]
-        loss = pipeline.lose(now_s, self._after)
+        loss = pipeline.notice_loss(now_s, self._recovery)
         if loss is not None:
-            self._found.append(loss)
+            self._losses.append(loss)
             self._restart(pipeline)
 
     def _restart(self, pipeline: SimPipeline) -> None:
         if pipeline.up_s < math.inf:
-            self._at(pipeline.up_s, _Restart(pipeline.index))
+            self._schedule(pipeline.up_s, _Restart(pipeline.index))
 
     def _arrive(self, job: Job, now_s: float) -> None:
         pipeline = self._choose(job.arrival.owner, now_s)
@@ -198,12 +173,12 @@ class _Simulation:
         return needed <= replica.context and (replica.budget is None or needed <= replica.budget)
 
     def _choose(self, owner: str, now_s: float) -> SimPipeline | None:
-        """Who takes a request: none that is known to be down, unless all are; then who is back first."""
+        """Pipeline of a request: one that is not known to be down, or the one that is back first if all are down."""
         up = [pipeline for pipeline in self._pipelines if pipeline.up_s <= now_s]
         if not up:
             first = min(self._pipelines, key=lambda pipeline: pipeline.up_s)
             return first if first.up_s < math.inf else None
-        match self._entrance:
+        match self._routing:
             case "round-robin":
                 self._turn += 1
                 return up[self._turn % len(up)]
@@ -215,21 +190,21 @@ class _Simulation:
 
     def _report(self) -> Report:
         outcomes = tuple(job.outcome() for job in self._jobs)
-        fates = [outcome.fate for outcome in outcomes]
+        statuses = [outcome.status for outcome in outcomes]
         began_s = min(job.arrival.at_s for job in self._jobs)
         ended_s = max(job.request.timing.last_token_s for job in self._jobs)
         begun = [outcome for outcome in outcomes if outcome.tokens]
         return Report(
             seconds=max(0.0, ended_s - began_s),
             requests=len(outcomes),
-            answered=fates.count("answered"),
-            failed=fates.count("failed"),
-            refused=fates.count("refused"),
+            answered=statuses.count("answered"),
+            failed=statuses.count("failed"),
+            refused=statuses.count("refused"),
             tokens=sum(outcome.tokens for outcome in outcomes),
-            ttft_s=Spread.of([outcome.first_s for outcome in begun]),
-            itl_s=Spread.of(self._gaps_s),
-            queue_s=Spread.of([outcome.begun_s for outcome in begun]),
+            ttft_s=Distribution.of([outcome.first_s for outcome in begun]),
+            itl_s=Distribution.of(self._gaps_s),
+            queue_s=Distribution.of([outcome.begun_s for outcome in begun]),
             replicas=tuple(pipeline.use() for pipeline in self._pipelines),
-            recoveries=tuple(loss.recovery() for loss in self._found),
+            recoveries=tuple(loss.recovery() for loss in self._losses),
             outcomes=outcomes,
         )

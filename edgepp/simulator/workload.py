@@ -1,4 +1,4 @@
-"""What happens to a simulated cluster: who asks for what and when, and which machines fail. Pure data, by seed."""
+"""Events of a simulated cluster: arrivals of requests and failures of machines. Pure data; random ones by seed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _OPTIONAL = ("shared", "conversation")
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request: when it comes, whose it is, and how long its prompt and its answer are, in tokens.
+    """Arrival of a request: time, owner, and tokens of prompt and answer.
 
-    Its prompt begins with ``shared`` tokens that all prompts of its owner begin with. Those of one ``conversation``
-    (beyond 0, of one owner) are one text: a later and longer prompt begins with an earlier one and its answer.
+    The first ``shared`` tokens are the same in all prompts of the owner. Prompts of one owner with the same
+    ``conversation`` above 0 are one text: a later, longer prompt begins with an earlier prompt and its answer.
     """
 
     at_s: float
@@ -31,20 +31,20 @@ class Arrival:
 
     def __post_init__(self) -> None:
         if not 0 <= self.at_s < math.inf:
-            raise UsageError(f"a request comes at a time from 0 on, not at {self.at_s}")
+            raise UsageError(f"a request arrives at a time of 0 or later, not at {self.at_s}")
         if self.prompt < 1 or self.answer < 1:
-            raise UsageError(f"a prompt of {self.prompt} and an answer of {self.answer} tokens are no request")
+            raise UsageError(f"a prompt and an answer have at least 1 token, not {self.prompt} and {self.answer}")
         if not 0 <= self.shared <= self.prompt:
             raise UsageError(f"a prompt of {self.prompt} tokens cannot share {self.shared} of them")
         if self.conversation < 0:
-            raise UsageError(f"conversations are numbered from 1, and {self.conversation} is none")
+            raise UsageError(f"conversations are numbered from 1, not from {self.conversation}")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A stage's machine dies at ``at_s``; it, or one in its place, is ready to load again at ``returns_s``.
+    """Failure of a stage's machine at ``at_s``; the machine or a replacement can load the stage from ``returns_s``.
 
-    Never, where that is infinite. At once, by default: a spare machine, or a new plan without it.
+    The default 0 stands for a spare machine, or a new plan without the failed one; infinity for no return.
     """
 
     at_s: float
@@ -54,49 +54,49 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class AfterLoss:
-    """What follows when a stage dies."""
+class RecoveryPolicy:
+    """Reaction to the failure of a stage."""
 
     detect_s: float = 2.0
-    """Until somebody notices; requests still come, and wait."""
+    """Seconds from the failure to its detection; requests arrive meanwhile and wait."""
     reload_s: float = 20.0
-    """From then, or from the machine's return if that is later, until all stages are loaded."""
+    """Seconds from detection, or from the machine's return if that is later, until all stages are loaded."""
     recover: bool = False
-    """Whether requests go on where they were, all their tokens prefilled again; else they end in an error."""
+    """Whether requests continue, with all their tokens prefilled again; otherwise requests end in an error."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.detect_s < math.inf and 0 <= self.reload_s < math.inf):
-            raise UsageError("detection and reload take a number of seconds each")
+            raise UsageError("the times of detection and of reload must be 0 seconds or more")
 
 
 def at_once(requests: int, prompt: int, answer: int, owners: int = 0, shared: int = 0) -> tuple[Arrival, ...]:
-    """So many equal requests at time 0, of as many ``owners``; each of its own where that is 0."""
+    """``requests`` equal requests at time 0 by ``owners`` owners; 0: each request has its own owner."""
     return tuple(Arrival(0.0, f"owner-{i % (owners or requests)}", prompt, answer, shared) for i in range(requests))
 
 
 def poisson(
     requests: int,
-    rate_s: float,
+    requests_per_s: float,
     prompt: tuple[int, int],
     answer: tuple[int, int],
     owners: int = 0,
     shared: int = 0,
     seed: int = 0,
 ) -> tuple[Arrival, ...]:
-    """``requests`` independent ones, ``rate_s`` per second; lengths are drawn evenly from ranges with both their ends.
+    """Independent arrivals at ``requests_per_s``; lengths are uniform in closed ranges of tokens.
 
     Raises:
-        UsageError: rate or ranges make no sense.
+        UsageError: the rate is not above 0, or a range is empty.
     """
-    if not 0 < rate_s < math.inf:
-        raise UsageError(f"requests come at a rate above 0 per second, not {rate_s}")
+    if not 0 < requests_per_s < math.inf:
+        raise UsageError(f"requests come at a rate above 0 per second, not {requests_per_s}")
     for low, high in (prompt, answer):
         if not 1 <= low <= high:
-            raise UsageError(f"{low} to {high} tokens is no range")
+            raise UsageError(f"{low} to {high} tokens is not a range")
     draw = random.Random(seed)  # noqa: S311 - not a secret
     at_s, arrivals = 0.0, []
     for number in range(requests):
-        at_s += draw.expovariate(rate_s)
+        at_s += draw.expovariate(requests_per_s)
         owner = f"owner-{draw.randrange(owners) if owners else number}"
         tokens = draw.randint(*prompt)
         arrivals.append(Arrival(at_s, owner, tokens, draw.randint(*answer), min(shared, tokens)))
@@ -106,17 +106,17 @@ def poisson(
 def failures(
     replicas: Sequence[int], mean_s: float, away_s: float, until_s: float, seed: int = 0
 ) -> tuple[Failure, ...]:
-    """Failures of machines that each run for ``mean_s`` seconds in the mean and are away for ``away_s``.
+    """Failures until ``until_s`` of machines that run for ``mean_s`` seconds on average and are away for ``away_s``.
 
-    ``replicas`` holds each one's number of stages. Who is away for an infinite time fails once.
+    ``replicas`` has the number of stages per pipeline. With an infinite ``away_s`` a machine fails once.
 
     Raises:
-        UsageError: a time makes no sense.
+        UsageError: a time is negative or not finite where it must be.
     """
     if not 0 < mean_s < math.inf:
         raise UsageError(f"machines run for more than 0 seconds, not {mean_s}")
     if not (away_s >= 0 and until_s < math.inf):
-        raise UsageError(f"machines are not away for {away_s} seconds, and fail until a time that comes, not {until_s}")
+        raise UsageError(f"machines cannot be away for {away_s} seconds, or fail until {until_s} seconds")
     draw = random.Random(seed)  # noqa: S311 - not a secret
     found = []
     for replica, stages in enumerate(replicas):
@@ -129,10 +129,10 @@ def failures(
 
 
 def read_trace(lines: Iterable[str]) -> tuple[Arrival, ...]:
-    """Arrivals from CSV with the columns at_s, owner, prompt, answer, and perhaps shared and conversation.
+    """Arrivals from CSV with the columns at_s, owner, prompt, answer, and optionally shared and conversation.
 
     Raises:
-        UsageError: it has other columns, or a line makes no sense; which one is said.
+        UsageError: the columns are others, or a line cannot be read; the message has the line number.
     """
     rows = csv.DictReader(lines)
     names = rows.fieldnames or ()
@@ -145,11 +145,11 @@ def read_trace(lines: Iterable[str]) -> tuple[Arrival, ...]:
     try:
         for row in rows:
             if None in row or None in (row[name] for name in _COLUMNS):
-                raise UsageError("it has more or fewer values than there are columns")
+                raise UsageError("the line has more or fewer values than there are columns")
             optional = {name: int(row[name]) for name in _OPTIONAL if row.get(name)}
             arrivals.append(
                 Arrival(float(row["at_s"]), row["owner"], int(row["prompt"]), int(row["answer"]), **optional)
             )
     except (ValueError, TypeError, csv.Error, UsageError) as error:
-        raise UsageError(f"line {rows.line_num} of the trace is no request: {error}") from error
+        raise UsageError(f"line {rows.line_num} of the trace is not a request: {error}") from error
     return tuple(arrivals)

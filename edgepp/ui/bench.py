@@ -1,4 +1,4 @@
-"""`edgepp bench`: progress while it measures, a report at the end, and two reports side by side."""
+"""Output of `edgepp bench`: progress, the report at the end, and the comparison of two reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgepp.api import Engine, connect
 from edgepp.benchmark.comparison import FILE, Comparison, Difference, compare, read
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.markdown import markdown, number, spread
-from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement, Tell
+from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement, ReportProgress
 from edgepp.benchmark.report import NAMES, BenchmarkReport, Target
 from edgepp.benchmark.target import cluster, local
 from edgepp.benchmark.workload import Askable, FreshOwners
@@ -37,7 +37,7 @@ _COLOURS = {"better": "green", "worse": "red", "within the spread": "dim", "one 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """What is to be measured: a local pipeline of ``model``, or without one the live cluster."""
+    """Target of `edgepp bench`: a local pipeline of ``model``, or the live cluster if ``model`` is None."""
 
     model: str | None
     stages: int | None
@@ -48,69 +48,72 @@ class BenchmarkOptions:
     single: bool
 
 
-def bench(wanted: BenchmarkOptions, settings: BenchmarkSettings, out: str | None, *, as_json: bool) -> None:
-    """Measure and report. Ctrl-C, or an answer that fails, leaves a report that says it is partial.
+def bench(options: BenchmarkOptions, settings: BenchmarkSettings, out: str | None, *, as_json: bool) -> None:
+    """Measure and write the report. After Ctrl-C or a failed answer the report is marked as partial.
 
     Raises:
-        EdgeppError: nothing can be measured, or not all of it.
+        EdgeppError: nothing, or not everything, could be askable.
     """
     folder = None if as_json and out is None else _folder(out)
     found: list[BenchmarkReport] = []
     try:
-        with _progress() as tell:
-            asyncio.run(_measure(wanted, settings, found, tell))
+        with _progress() as report_progress:
+            asyncio.run(_measure(options, settings, found, report_progress))
     except (KeyboardInterrupt, EdgeppError) as error:
         if found and found[0].single is not None:
             found[0].partial = str(error) if isinstance(error, EdgeppError) else "it was stopped by Ctrl-C"
             _deliver(found[0], folder, as_json=as_json)
         elif folder is not None:
-            with suppress(OSError):  # others' files are in it
+            with suppress(OSError):  # the folder has other files
                 folder.rmdir()
         raise
     _deliver(found[0], folder, as_json=as_json)
 
 
 async def _measure(
-    wanted: BenchmarkOptions, settings: BenchmarkSettings, found: list[BenchmarkReport], tell: Tell
+    options: BenchmarkOptions,
+    settings: BenchmarkSettings,
+    found: list[BenchmarkReport],
+    report_progress: ReportProgress,
 ) -> None:
     async with AsyncExitStack() as stack:
-        model, target, asked = await _open(wanted, stack)
+        model, target, askable = await _open(options, stack)
         alone: Askable | None = None
-        if wanted.single:
-            threads = wanted.threads
-            if wanted.model is not None:  # as many as each stage has, so that the ratio is that of the stages alone
-                threads = ComputePolicy.shared(threads, wanted.stages or 1).threads
-            one = Engine(model, stages=1, threads=threads, backend=wanted.backend, speculate="off")
+        if options.single:
+            threads = options.threads
+            if options.model is not None:  # as many threads as each stage, so that only the number of stages differs
+                threads = ComputePolicy.shared(threads, options.stages or 1).threads
+            one = Engine(model, stages=1, threads=threads, backend=options.backend, speculate="off")
             alone = await _opened(one, stack)
         report = BenchmarkReport(
             began=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
-            settings=asdict(settings) | {"single": wanted.single, "threads": wanted.threads},
+            settings=asdict(settings) | {"single": options.single, "threads": options.threads},
             target=target,
             version=__version__,
             commit=commit(),
             machine=machine(),
         )
         found.append(report)
-        await Measurement(model, settings, report, tell).run(asked, alone)
+        await Measurement(model, settings, report, report_progress).run(askable, alone)
 
 
-async def _open(wanted: BenchmarkOptions, stack: AsyncExitStack) -> tuple[str, Target, Askable]:
-    if wanted.model is None:
+async def _open(options: BenchmarkOptions, stack: AsyncExitStack) -> tuple[str, Target, Askable]:
+    if options.model is None:
         try:
-            connection = await stack.enter_async_context(connect(wanted.peer))
+            connection = await stack.enter_async_context(connect(options.peer))
         except PairingError as error:
             error.hint = f"measure this machine with `edgepp bench -m smollm2-135m --stages 2`; or {error.hint}"
             raise
         return connection.model, cluster(connection.status), connection
     engine = Engine(
-        wanted.model,
-        stages=wanted.stages,
-        threads=wanted.threads,
-        backend=wanted.backend,
-        speculate=wanted.speculate,
+        options.model,
+        stages=options.stages,
+        threads=options.threads,
+        backend=options.backend,
+        speculate=options.speculate,
     )
-    asked = await _opened(engine, stack)
-    return wanted.model, local(wanted.model, engine.stages), asked
+    askable = await _opened(engine, stack)
+    return options.model, local(options.model, engine.stages), askable
 
 
 async def _opened(engine: Engine, stack: AsyncExitStack) -> Askable:
@@ -121,7 +124,7 @@ async def _opened(engine: Engine, stack: AsyncExitStack) -> Askable:
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
+def _progress() -> Iterator[ReportProgress]:
     """A bar on a terminal, else one line per step; on standard error."""
     console = Screen(stderr=True)
     if not console.is_terminal:
@@ -136,23 +139,25 @@ def _progress() -> Iterator[Tell]:
     with Progress(*columns, console=console, transient=True) as bars:
         task = None
 
-        def tell(done: int, total: int, what: str) -> None:
+        def report_progress(done: int, total: int, what: str) -> None:
             nonlocal task
             task = bars.add_task(what, total=total) if task is None else task
             bars.update(task, completed=done, total=total, description=what)
 
-        yield tell
+        yield report_progress
 
 
 def _folder(out: str | None) -> Path:
-    """Where the report goes, made before anything is measured."""
+    """Folder of the report, made before the measurement."""
     folder = Path(out).expanduser() if out else Path(f"edgepp-bench-{datetime.now().strftime('%Y-%m-%d-%H%M%S')}")
     if (folder / FILE).exists():
-        raise UsageError(f"{folder} holds a report already", "name another folder with --out")
+        raise UsageError(f"{folder} has a report already", "name another folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder} cannot be made: {error.strerror}", "name another folder with --out") from error
+        raise UsageError(
+            f"the folder {folder} cannot be made: {error.strerror}", "name another folder with --out"
+        ) from error
     return folder
 
 
@@ -165,16 +170,16 @@ def _deliver(report: BenchmarkReport, folder: Path | None, *, as_json: bool) -> 
         return
     (folder / FILE).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    said = [str(folder / "report.md"), FILE]
+    files = [str(folder / "report.md"), FILE]
     try:
-        said += [path.name for path in bench_plot.draw(report, folder)]
+        files += [path.name for path in bench_plot.draw(report, folder)]
     except UsageError as error:
         say(f"no plots, since matplotlib is not installed: {error.hint}", err=True)
-    say(f"{'partial report' if report.partial else 'report'}: {', '.join(said)}", err=True)
+    say(f"{'partial report' if report.partial else 'report'}: {', '.join(files)}", err=True)
 
 
 def _show(report: BenchmarkReport) -> None:
-    """The figures in short."""
+    """Print a summary of the figures."""
     console = Screen()
     if report.single is not None:
         sides = [report.single] + ([report.alone] if report.alone is not None else [])
@@ -200,10 +205,10 @@ def _show(report: BenchmarkReport) -> None:
 
 
 def show_comparison(a: str, b: str, *, as_json: bool) -> None:
-    """Print two reports side by side.
+    """Print the comparison of two reports.
 
     Raises:
-        UsageError: one is none.
+        UsageError: a file is not a report.
     """
     found = compare(read(a), read(b))
     if as_json:
@@ -236,7 +241,7 @@ def _remarks(found: Comparison) -> Iterator[str]:
         f" spreads{typical}."
     )
     if found.unlike:
-        yield f"Not alike: {'; '.join(found.unlike)}."
+        yield f"Other differences: {'; '.join(found.unlike)}."
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             yield f"Only in {name}: {len(only)} figures, such as {only[0]!r}."

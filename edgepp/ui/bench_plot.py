@@ -1,4 +1,4 @@
-"""The plots of a bench report: rates by requests at once, and what a link's rate makes of a codec."""
+"""Plots of a benchmark report: rates by number of requests, and time of a codec by rate of the link."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _COLOURS = {"none": "tab:grey", "lz4": "tab:blue", "zstd": "tab:orange"}
 
 
 def draw(report: BenchmarkReport, folder: Path) -> list[Path]:
-    """Write what there is to be drawn.
+    """Write the plots that ``report`` has data for.
 
     Raises:
         UsageError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
     written = []
-    for name, there, panel in (("requests.png", report.requests, _requests), ("links.png", report.codecs, _links)):
-        if there:
+    for name, data, panel in (("requests.png", report.requests, _requests), ("links.png", report.codecs, _links)):
+        if data:
             written.append(_written(pyplot, folder / name, report, panel))
     return written
 
@@ -41,7 +41,7 @@ def _written(pyplot: Any, file: Path, report: BenchmarkReport, panel: Callable[[
 
 
 def _requests(axes: Any, report: BenchmarkReport) -> None:
-    """Token/s together against requests at once, as multiples of one request's: hardware drops out."""
+    """Total token rate by number of requests, as a multiple of one request's rate, so that hardware cancels out."""
     for words in sorted({row.words for row in report.requests if not row.text}):
         rows = [row for row in report.requests if row.words == words and not row.text]
         one = next((row.aggregate_tokens_per_s.median for row in rows if row.requests == 1), None)
@@ -52,11 +52,11 @@ def _requests(axes: Any, report: BenchmarkReport) -> None:
         bars = [[(r.median - r.low) / one for r in rates], [(r.high - r.median) / one for r in rates]]
         counts = [row.requests for row in rows]
         line, *_ = axes.errorbar(counts, medians, yerr=bars, marker="o", capsize=3, label=f"{words} words")
-        theirs = [count for count in counts if (count, words) in baselines.STORIES]
-        if 1 in theirs:
+        published = [count for count in counts if (count, words) in baselines.STORIES]
+        if 1 in published:
             base = baselines.STORIES[1, words].tokens_per_s
-            ratios = [count * baselines.STORIES[count, words].tokens_per_s / base for count in theirs]
-            axes.plot(theirs, ratios, linestyle=":", marker="x", color=line.get_color())
+            ratios = [count * baselines.STORIES[count, words].tokens_per_s / base for count in published]
+            axes.plot(published, ratios, linestyle=":", marker="x", color=line.get_color())
     axes.set(
         title=f"{report.target.model}, {len(report.target.stages)} stages (dotted: {baselines.OLLAMA})",
         xlabel="requests at once",
@@ -67,11 +67,11 @@ def _requests(axes: Any, report: BenchmarkReport) -> None:
 
 
 def _links(axes: Any, report: BenchmarkReport) -> None:
-    """One way of the largest matrix over links of any rate."""
+    """Time of one way of the largest matrix, by rate of the link."""
     rows = max(one.rows for one in report.codecs)
     for one in report.codecs:
         if one.rows == rows:
-            # What hardly compresses lies on the line of "none": broad lines below, narrow ones above, so that all show.
+            # Noise hardly compresses, so its lines lie on that of "none": broad lines below narrow ones stay visible.
             drawn: dict[str, Any] = {"linewidth": 1.5} if one.data == "real" else {"linewidth": 5, "alpha": 0.35}
             if one.codec == "none":
                 drawn |= {"linestyle": (0, (4, 4))}

@@ -7,7 +7,8 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 
-from edgepp.cluster.discovery.mdns import Announcement, Browser
+from edgepp.cluster.discovery.announcement import Announcement
+from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.discovery.multicast_check import PORT, Hearing, listen
 from edgepp.cluster.discovery.network_interfaces import interfaces, usable_addresses
 from edgepp.ui.finding import Finding, Known

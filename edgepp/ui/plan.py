@@ -1,9 +1,9 @@
-"""`edgepp plan`: a forecast as tables and sentences, or as JSON."""
+"""Output of `edgepp plan`: a forecast as tables and sentences, or as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,12 +19,13 @@ from edgepp.plan.hardware import catalogue
 from edgepp.plan.json_report import forecast_dict, requests_fit, sequences_needed, unfit_dict
 from edgepp.plan.layout import Question
 from edgepp.plan.predict import Decode
-from edgepp.plan.quantities import link_rate
+from edgepp.plan.quantities import format_link_rate
+from edgepp.ui.plan_plot import draw, load_pyplot
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen, say
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_MOST_CHANGES = 3
+_MAX_CHANGES = 3
 _PARTS = {
     "weights": "reading weights",
     "KV": "reading the KV cache",
@@ -33,17 +34,22 @@ _PARTS = {
     "overhead": "software",
     "ends": "embedding and head",
 }
-"""The parts of a step, in words."""
-_ALIKE = 0.05
+"""Names of the parts of a step, for people."""
+_SIMILAR = 0.05
 _MINUTES_S = 180.0
 
 
-def show_plan(question: Question, cluster: ClusterSpec, *, as_json: bool) -> None:
-    """Print the forecast of a model on a cluster.
+def show_plan(
+    question: Question, cluster: ClusterSpec, plot: str | None = None, lengths: Sequence[int] = (), *, as_json: bool
+) -> None:
+    """Print the forecast of a model on a cluster; draw it to the file ``plot`` for sequences of ``lengths`` positions.
 
     Raises:
         PlanError: the cluster cannot hold the model; the hint says what would help.
+        UsageError: the plot cannot be drawn or written.
     """
+    if plot is not None:
+        load_pyplot()  # fails before the tables are printed if matplotlib is missing
     try:
         found = forecast(question, cluster)
     except PlanError as error:
@@ -53,8 +59,10 @@ def show_plan(question: Question, cluster: ClusterSpec, *, as_json: bool) -> Non
         raise SystemExit(1) from error
     if as_json:
         click.echo(json.dumps(forecast_dict(found)))
-        return
-    Screen().show(*picture(found))
+    else:
+        Screen().show(*picture(found))
+    if plot is not None:
+        draw(question, cluster, plot, lengths)
 
 
 def list_hardware(*, as_json: bool) -> None:
@@ -91,10 +99,10 @@ def picture(found: Forecast) -> Iterator[Any]:
     yield _requests(found)
     yield ""
     yield _answer(found)
-    yield _against_one(found)
+    yield _best_node_text(found)
     for need in found.needs:
         yield _need(need, found)
-    yield _help(found)
+    yield _changes_text(found)
     yield Text(_basis(found), style="dim")
 
 
@@ -117,14 +125,14 @@ def _stages(found: Forecast) -> Rows:
         "STAGE", "LAYERS", "NODE", ">TAKES", ">OF", ">WEIGHTS", ">KV CACHE", ">ARITHMETIC", ">NETWORK", ">SOFTWARE",
         ">PER TOKEN", "LIMITED BY", "FOR A PROMPT BY",
     )  # fmt: skip
-    memory = layout.cluster.stage_memory(found.question.want, layout.plan)
+    memory = layout.cluster.stage_memory(found.question.placement, layout.plan)
     stages = zip(prediction.one.stages, prediction.prefill.stages, memory, strict=True)
-    for index, (time, prefill, (takes, has)) in enumerate(stages):
+    for index, (time, prefill, (needed, offered)) in enumerate(stages):
         seconds = (
             time.weights_s, time.kv_s, time.arithmetic_s, time.wire_s, time.overhead_s, time.busy_s + time.wire_s
         )  # fmt: skip
         table.add_row(
-            str(index), str(time.layers), time.node, megabytes(takes), megabytes(has),
+            str(index), str(time.layers), time.node, megabytes(needed), megabytes(offered),
             *map(_ms, seconds), _PARTS[time.limit], _PARTS[prefill.limit],
         )  # fmt: skip
     one, coordinator = prediction.one, layout.cluster.coordinator.name
@@ -147,8 +155,8 @@ def _requests(found: Forecast) -> Rows:
 
 
 def _limit(decode: Decode) -> str:
-    """What limits ``decode``, in words."""
-    if decode.limit == "way":
+    """Limit of ``decode``, for people."""
+    if decode.limit == "round trip":
         return _PARTS[max(decode.parts, key=lambda part: decode.parts[part])]
     if decode.limit.startswith("link "):
         return "the link's bandwidth"
@@ -166,11 +174,11 @@ def _answer(found: Forecast) -> str:
     )
 
 
-def _against_one(found: Forecast) -> str:
+def _best_node_text(found: Forecast) -> str:
     layout, single = found.layout, found.best_node
     if single is None:
         largest = max(layout.cluster.nodes, key=lambda node: node.memory_bytes)
-        needed = memory_needed(found.question.want, found.question.model.size.layers, True)
+        needed = memory_needed(found.question.placement, found.question.model.size.layers, True)
         parts = f" for {largest.machine.lanes} stages" if largest.machine.lanes > 1 else ""
         return (
             f"No node holds the model alone: it takes {megabytes(needed)}, and {largest.name}, the largest, has"
@@ -179,12 +187,12 @@ def _against_one(found: Forecast) -> str:
     if layout.machines == 1:
         return f"All layers run on {single.name}: no other node takes part."
     count = _WORDS[layout.machines] if layout.machines < len(_WORDS) else str(layout.machines)
-    crowd = f"have {_times(single.throughput)} its token/s with {single.requests} requests at once"
-    speed = "about as fast" if abs(single.speed - 1) < _ALIKE else f"{_times(single.speed)} as fast"
-    text = f"{count.capitalize()} nodes give one answer {speed} as {single.name} alone, and {crowd}"
-    if max(single.speed, single.throughput) < 1 + _ALIKE:
+    throughput = f"have {_times(single.throughput)} its token/s with {single.requests} requests at once"
+    speed = "about as fast" if abs(single.speed - 1) < _SIMILAR else f"{_times(single.speed)} as fast"
+    text = f"{count.capitalize()} nodes give one answer {speed} as {single.name} alone, and {throughput}"
+    if max(single.speed, single.throughput) < 1 + _SIMILAR:
         return f"{text}: use them for size, not speed."
-    return f"{text}: use them for many requests, not for one." if single.speed < 1 - _ALIKE else f"{text}."
+    return f"{text}: use them for many requests, not for one." if single.speed < 1 - _SIMILAR else f"{text}."
 
 
 def _need(need: Need, found: Forecast) -> str:
@@ -199,7 +207,7 @@ def _need(need: Need, found: Forecast) -> str:
         return f"For {wish} no link is needed: {_time(need.predicted_s)} is predicted."
     kept = "reached" if need.predicted_s <= need.wanted_s else "not reached"
     bandwidth = (
-        f"{link_rate(need.bytes_per_s)} at this latency"
+        f"{format_link_rate(need.bytes_per_s)} at this latency"
         if need.bytes_per_s
         else "no bandwidth is enough at this latency"
     )
@@ -211,15 +219,15 @@ def _need(need: Need, found: Forecast) -> str:
     return f"For {wish} ({kept}: {_time(need.predicted_s)} is predicted) every link needs {bandwidth}, or {latency}."
 
 
-def _help(found: Forecast) -> str:
+def _changes_text(found: Forecast) -> str:
     if not found.changes:
         return "No single change would make an answer more than 5 % faster."
-    best, *others = (f"{change.what} ({change.gain:.2f} times as fast)" for change in found.changes[:_MOST_CHANGES])
+    best, *others = (f"{change.what} ({change.gain:.2f} times as fast)" for change in found.changes[:_MAX_CHANGES])
     return f"What would help one answer most: {best}" + (f"; then {'; '.join(others)}." if others else ".")
 
 
 def _basis(found: Forecast) -> str:
-    """Where the figures come from: the rates of each node, and the shares of them that are reached."""
+    """Source of the figures: the rates of each node, and the shares that are reached."""
     groups: dict[tuple[float, float], list[str]] = {}
     for node in found.layout.cluster.nodes:
         machine, reached = node.machine, node.machine.efficiency
@@ -230,14 +238,14 @@ def _basis(found: Forecast) -> str:
 
 
 def _reached(stream: float, flops: float) -> str:
-    """The shares of bandwidth and of FLOP/s that are reached, in words."""
+    """Reached shares of bandwidth and of FLOP/s, for people."""
     if stream == flops == 1:
         return "all of the bandwidth and FLOP/s"
     return f"{stream:g} of the bandwidth and {flops:g} of the FLOP/s"
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.1f} times" if ratio >= 1 - _ALIKE else f"{ratio:.2g} times"
+    return f"{ratio:.1f} times" if ratio >= 1 - _SIMILAR else f"{ratio:.2g} times"
 
 
 def _time(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`edgepp plan --plot`: latency against throughput over the number of requests, and the parts of a step."""
+"""Plots of `edgepp plan --plot`: latency against throughput over the number of requests, and the parts of a step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from edgepp.errors import UsageError
 from edgepp.plan.cluster_spec import ClusterSpec
-from edgepp.plan.layout import Layout, Question, lay
+from edgepp.plan.layout import Layout, Question, make_layout
 from edgepp.plan.machines import Workload
 from edgepp.plan.predict import Decode, predict
 
@@ -32,11 +32,11 @@ def draw(question: Question, cluster: ClusterSpec, file: str, lengths: Sequence[
     """
     pyplot = load_pyplot()
     shown = tuple(lengths) or (question.workload.position,)
-    layout = lay(question, cluster)
+    layout = make_layout(question, cluster)
     figure, axes = pyplot.subplots(1, 1 + len(shown), figsize=(6 * (1 + len(shown)), 5), layout="constrained")
     for index, length in enumerate(shown):
         decodes = decodes_at(question, layout, length)
-        _curve(axes[0], decodes, length, cluster.kv_room(question.want, layout.plan))
+        _curve(axes[0], decodes, length, cluster.kv_room(question.placement, layout.plan))
         _parts(axes[1 + index], decodes, length)
     axes[0].set(
         title=f"{question.model.name}, {len(layout.stages)} stages",
@@ -56,10 +56,10 @@ def draw(question: Question, cluster: ClusterSpec, file: str, lengths: Sequence[
 
 
 def load_pyplot() -> Any:
-    """The drawing library, set to write files.
+    """``matplotlib.pyplot``, set to write files.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: matplotlib is not installed.
     """
     try:
         import matplotlib as mpl

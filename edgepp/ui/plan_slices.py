@@ -1,4 +1,4 @@
-"""`edgepp plan --slices`: one model on slices of accelerator chips, as tables or as JSON."""
+"""Output of `edgepp plan --slices`: one model on slices of accelerator chips, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgepp.ui.screen import Rows, Screen
 
 
 def show_slices(question: SliceQuestion, *, as_json: bool) -> None:
-    """Print what slices of a chip hold and serve of a model.
+    """Print capacity and speed of a model on slices of a chip.
 
     Raises:
         PlanError: no slice holds the model.
@@ -104,7 +104,7 @@ def _matmul_table(found: Sequence[SliceCapacity], question: SliceQuestion) -> Ro
 
 
 def _fastest(question: SliceQuestion) -> Iterator[Any]:
-    """The largest batch of each slice within the wanted step, and which slice serves the most per chip."""
+    """Largest batch of each slice within the wanted step time, with a mark at the best rate per chip."""
     found = list(fastest_layouts(question))
     limit = f"{1e3 * (question.tpot_s or 0):g} ms"
     if not found:

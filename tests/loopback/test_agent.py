@@ -14,8 +14,9 @@ from edgepp.errors import PairingError
 from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import Resources
+from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
-    PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
     Enrol,
     Enrolled,
     Expelled,
@@ -24,8 +25,6 @@ from edgepp.wire.messages import (
     Leave,
     Message,
     NotLoaded,
-    decode,
-    encode,
 )
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
@@ -72,7 +71,7 @@ def coordinator(identity: Identity) -> Iterator[FakeCoordinator]:
     gate = Gate(context)
     gate.admit([identity.keys.public])
     keys = KeyPair.of_secret(SECRET)
-    listener = Listener(context, Address("127.0.0.1", 0), PAYLOAD_BYTES, keys)
+    listener = Listener(context, Address("127.0.0.1", 0), MAX_PAYLOAD_BYTES, keys)
     yield FakeCoordinator(listener)
     listener.close()
     gate.close()
@@ -130,7 +129,7 @@ def test_a_report_that_no_connection_takes_is_told_later(identity: Identity) -> 
         return sent
 
     for expected in ([], reports[:1], reports):
-        node._report(SimpleNamespace(send=send))  # type: ignore[arg-type]
+        node._send_reports(SimpleNamespace(send=send))  # type: ignore[arg-type]
         assert told == expected
     assert len(events) == 2
     node._outbox.close()

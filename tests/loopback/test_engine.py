@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgepp.engine import ledger
-from edgepp.engine.draft import MOST_GUESSES, PromptLookup, SpeculationControl
+from edgepp.engine.draft import MAX_GUESSES, PromptLookup, SpeculationControl
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
@@ -88,7 +88,7 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
     Float32; where the two best logits lie closer than ``TOLERANCE``, either is right, and such places must be few.
     """
     monkeypatch.setattr(
-        SpeculationControl, "most", lambda *_: MOST_GUESSES
+        SpeculationControl, "most", lambda *_: MAX_GUESSES
     )  # else guessing that goes wrong is soon given up
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(stages)
@@ -164,7 +164,7 @@ def test_prompts_that_come_together_share_what_they_begin_with(engine: EngineLoo
         148,
         148,
         148,
-    ]  # two rows are left to compute: see LEAST_ROWS
+    ]  # two rows are left to compute: see MIN_ROWS
 
 
 def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: EngineLoop) -> None:
@@ -216,7 +216,7 @@ def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
 def test_the_queue_has_an_end(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MOST_WAITING", 2)
+    monkeypatch.setattr(ledger, "MAX_WAITING", 2)
     text = prompt(np.random.default_rng(0), 30)
     brake = Brake(monkeypatch)
     brake.after(0)

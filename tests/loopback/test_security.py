@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
-from edgepp.wire import security
+from edgepp.wire import log_sampler, security
 from edgepp.wire.security import BROKEN_OFF, OTHER_SERVER_KEY, PLAIN, Gate, KeyPair, Pinned
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address, Link, Listener, Sender
@@ -41,7 +41,7 @@ class Place:
 
     def receive(self) -> tuple[Sender, list[bytes]]:
         assert self.listener.socket.poll(int(PATIENCE_S * 1000), zmq.POLLIN)
-        received = self.listener.receive_from()
+        received = self.listener.receive_even_revoked()
         assert received is not None
         return received[0], [bytes(frame) for frame in received[1]]
 
@@ -191,14 +191,14 @@ def test_a_flood_of_strangers_is_told_of_in_powers_of_ten(caplog: pytest.LogCapt
         for _ in range(150):
             gate._report("10.0.0.9", STRANGER.public)
             gate._report("10.0.0.9", PLAIN)
-        for number in range(5 * security._MOST_ADDRESSES):
+        for number in range(5 * log_sampler.MAX_SOURCES):
             gate._report(f"10.1.0.{number}", PLAIN)
     gate.close()
     context.term()
     lines = [record.getMessage() for record in caplog.records]
     assert sum("10.0.0.9" in line for line in lines) == 6
     assert f"refused 10.0.0.9: its key {STRANGER.public} is not one of this cluster" in lines
-    assert len(lines) < security._MOST_ADDRESSES + 10
+    assert len(lines) < log_sampler.MAX_SOURCES + 10
 
 
 def test_a_plain_stranger_cannot_lend_itself_a_key() -> None:
@@ -217,7 +217,7 @@ def test_a_plain_stranger_cannot_lend_itself_a_key() -> None:
                 assert raw.recv(1)
             raw.sendall(bytes([4, len(ready)]) + ready + b"\0\5hello")
             assert listener.socket.poll(int(PATIENCE_S * 1000), zmq.POLLIN)
-            received = listener.receive_from()
+            received = listener.receive_even_revoked()
         assert received is not None
         assert (received[0].key, received[0].host) == ("", "127.0.0.1")
     finally:

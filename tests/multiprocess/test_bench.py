@@ -107,7 +107,7 @@ def test_speculation(tiny: Path) -> None:
 
 def test_waiting(tiny: Path) -> None:
     found = result("latency", "--model", str(tiny), "--long", "100", "--history", "100", "--rounds", "1")
-    assert found["beside_a_long_prompt"]["ratio"] > 0
+    assert found["during_long_prompt"]["ratio"] > 0
     assert found["second_turn"]["second_ttft_s"] > 0
 
 

@@ -24,8 +24,9 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
 from edgepp.events import Event
 from edgepp.placement.types import ModelSize, PlacementRequest
+from edgepp.wire.message_codec import decode, encode, encode_payload
 from edgepp.wire.messages import (
-    PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
     Answered,
     Ask,
     Call,
@@ -39,9 +40,6 @@ from edgepp.wire.messages import (
     NotLoaded,
     Reply,
     Waiting,
-    decode,
-    encode,
-    encode_payload,
 )
 from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link
@@ -65,7 +63,7 @@ class Desk:
 
     def link(self, keys: KeyPair) -> Link:
         server = self.coordinator._identity.keys.public
-        link = Link(self.context, self.coordinator.address, PAYLOAD_BYTES, pinned=Pinned(keys, server))
+        link = Link(self.context, self.coordinator.address, MAX_PAYLOAD_BYTES, pinned=Pinned(keys, server))
         self.links.append(link)
         return link
 
@@ -167,7 +165,7 @@ def test_a_member_that_floods_delays_itself(desk: Desk) -> None:
     answered = [hear(flood) for _ in range(2000)]
     declined = [said for said in answered if isinstance(said, Declined)]
     assert all("waiting already" in said.reason for said in declined)
-    assert {said.request for said in answered if isinstance(said, Reply | Declined)} == set(range(2000))
+    assert {said.request_id for said in answered if isinstance(said, Reply | Declined)} == set(range(2000))
     call(flood, 5000)
     assert isinstance(hear(flood), Reply)
 
@@ -194,7 +192,7 @@ def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_end
     assert link.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
     waiting = hear(link)
     assert isinstance(waiting, Waiting)
-    assert waiting.request == 7
+    assert waiting.request_id == 7
     assert waiting.reason.startswith("mini is away; without it, no node")
     assert link.send([encode(Cancel(7))], WAIT_S)
     while isinstance(ended := hear(link), Waiting):
@@ -213,7 +211,7 @@ def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> N
     while isinstance(ended := hear(member), Waiting):
         continue
     assert isinstance(ended, Declined)
-    assert (ended.request, "revoked this node" in ended.reason) == (7, True)
+    assert (ended.request_id, "revoked this node" in ended.reason) == (7, True)
     eventually("its place is free", lambda: not len(desk.coordinator.answers))
     call(member)
     assert "no longer, a member's" in getattr(hear(member), "reason", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepp.cluster.discovery.mdns import Announcement
+from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.identity import Cluster
 from edgepp.wire.transport import Address
 

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses
-from edgepp.cluster.discovery.mdns import Announcement, Browser
+from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, save_cluster
 from edgepp.cluster.pairing.client import join_by_code
 from edgepp.cluster.pairing.codes import read_code

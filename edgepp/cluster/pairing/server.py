@@ -32,7 +32,8 @@ from edgepp.cluster.pairing.protocol import (
 )
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.events import NodePaired, OnEvent, PairingTrouble
-from edgepp.wire.security import LogSampler, bare_host
+from edgepp.wire.log_sampler import LogSampler
+from edgepp.wire.security import bare_host
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address
 
@@ -256,7 +257,7 @@ class PairingServer:
                 self._end(invitation, "expired", "expired unused")
                 invitation = None
             if invitation is None:
-                if self._rarely.tells(host, "asked"):
+                if self._rarely.should_log(host, "asked"):
                     self._trouble(
                         f"{host} asked for invitation {number % 1000}, which is not open (expired, used or never made)"
                     )

@@ -11,7 +11,8 @@ from edgepp.cluster.pairing.tokens import Token
 from edgepp.errors import PairingError, RemoteProtocolError
 from edgepp.printable import one_line
 from edgepp.wire.happy_eyeballs import connect_first
-from edgepp.wire.messages import PAYLOAD_BYTES, Adopt, Enrolled, Refused, decode
+from edgepp.wire.message_codec import decode
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Adopt, Enrolled, Refused
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address
 
@@ -27,7 +28,7 @@ def join_by_token(token: Token, addresses: Sequence[Address], identity: Identity
     try:
         hello = Adopt(identity.name, identity.keys.public)
         pinned = Pinned(token.keys, token.coordinator)
-        link, frames = connect_first(context, addresses, hello, wait_s, PAYLOAD_BYTES, pinned)
+        link, frames = connect_first(context, addresses, hello, wait_s, MAX_PAYLOAD_BYTES, pinned)
         link.close()
         answer = decode(frames[0])
     except PairingError as error:

@@ -18,7 +18,7 @@ from edgepp.benchmark import baselines, hidden_states, prompts, target
 from edgepp.benchmark.comparison import compare, read
 from edgepp.benchmark.markdown import markdown
 from edgepp.benchmark.measurement import FULL, QUICK, BenchmarkSettings, Measurement
-from edgepp.benchmark.report import BenchmarkReport, Chosen, Coded, Spread, StageFacts, Target
+from edgepp.benchmark.report import AutoChoice, BenchmarkReport, CodecResult, Spread, StageFacts, Target
 from edgepp.benchmark.workload import (
     ObservedAnswer,
     RequestGroup,
@@ -77,10 +77,10 @@ def filled() -> BenchmarkReport:
         concurrent_result(RequestGroup(1, 10, text=True), [[wait(18, 0.5, 2.0)], [wait(18, 0.5, 2.0)]]),
     ]
     report.codecs = [
-        Coded(64, 8192, "float16", "noise", "none", Spread(0.01, 0.01, 0.02, 5), 1_048_576, 1_048_576),
-        Coded(64, 8192, "float16", "noise", "zstd", Spread(5.0, 4.0, 6.0, 5), 1_048_576, 900_000),
+        CodecResult(64, 8192, "float16", "noise", "none", Spread(0.01, 0.01, 0.02, 5), 1_048_576, 1_048_576),
+        CodecResult(64, 8192, "float16", "noise", "zstd", Spread(5.0, 4.0, 6.0, 5), 1_048_576, 900_000),
     ]
-    report.chosen = [Chosen(13, "noise", 64, "zstd"), Chosen(1000, "noise", 64, "none")]
+    report.chosen = [AutoChoice(13, "noise", 64, "zstd"), AutoChoice(1000, "noise", 64, "none")]
     return report
 
 
@@ -133,19 +133,19 @@ def test_no_two_prompts_begin_alike() -> None:
 
 def test_codecs_are_lossless_and_auto_compresses_slow_links_only() -> None:
     states = hidden_states.noise()
-    found = hidden_states.coded("noise", states, 2)
+    found = hidden_states.measure_codecs("noise", states, 2)
     assert [(one.rows, one.codec) for one in found] == [
         (rows, name) for rows in hidden_states.ROWS for name in hidden_states.CODECS
     ]
     assert all(one.ratio == 1 and one.pays_below_mbit_per_s == 0 for one in found if one.codec == "none")
     assert all(one.ratio > 1.05 and one.pays_below_mbit_per_s > 0 for one in found if one.codec == "zstd")
-    chosen = hidden_states.chosen("noise", states, [0.5, 1e9])
+    chosen = hidden_states.auto_choices("noise", states, [0.5, 1e9])
     assert {one.codec for one in chosen if one.mbit_per_s == 0.5 and one.rows > 4} == {"zstd"}
     assert {one.codec for one in chosen if one.mbit_per_s == 1e9} == {"none"}
 
 
 def test_when_a_codec_pays_follows_from_its_bytes_and_its_time() -> None:
-    one = Coded(64, 8192, "float16", "noise", "zstd", Spread(5.0, 5.0, 5.0, 1), 1_000_000, 900_000)
+    one = CodecResult(64, 8192, "float16", "noise", "zstd", Spread(5.0, 5.0, 5.0, 1), 1_000_000, 900_000)
     assert one.pays_below_mbit_per_s == pytest.approx(160)  # 800 kbit in 5 ms
     plain = replace(one, codec="none", codec_ms=Spread(0.0, 0.0, 0.0, 1), sent_bytes=1_000_000)
     assert one.total_ms(160) == pytest.approx(plain.total_ms(160))
@@ -183,7 +183,7 @@ def test_the_origin_is_as_it_is_printed() -> None:
             assert sent.transmission_ms + sent.codec_ms == pytest.approx(sent.total_ms, abs=0.02)
     # Its link: 64 rows of float16 there and back. Its MB/s: float32 one way, in MiB, by the way there and back.
     plain = baselines.SENDING[64]["none"]
-    assert 2 * 64 * 8192 * 16 / plain.total_ms / 1e3 == pytest.approx(baselines.SENDING_MBIT_S, rel=0.01)
+    assert 2 * 64 * 8192 * 16 / plain.total_ms / 1e3 == pytest.approx(baselines.SENDING_MBIT_PER_S, rel=0.01)
     assert 64 * 8192 * 4 / 2**20 / plain.total_ms * 1e3 == pytest.approx(plain.mb_per_s, rel=0.01)
     for answered in (*baselines.STORIES.values(), *baselines.TITLES.values()):
         assert answered.tokens / answered.time_s == pytest.approx(answered.tokens_per_s, rel=0.03)
@@ -339,12 +339,12 @@ def measure(
     report.settings = {"rounds": 2, "warm": False, "single": alone is not None}
     steps: list[str] = []
 
-    def tell(done: int, total: int, what: str) -> None:
+    def report_progress(done: int, total: int, what: str) -> None:
         assert done < total
         steps.append(what)
 
-    bench = Measurement("no-such-model", settings, report, tell)
-    bench._links = lambda: None  # type: ignore[method-assign]  # timed; has tests of its own
+    bench = Measurement("no-such-model", settings, report, report_progress)
+    bench._measure_codecs = lambda: None  # type: ignore[method-assign]  # timed; has tests of its own
     try:
         asyncio.run(bench.run(model, alone))
     except EdgeppError as error:
@@ -472,7 +472,7 @@ def test_reports_side_by_side(tmp_path: Path) -> None:
         "B is neither better nor worse than A: of 14 figures in both, 0 are better and 0 worse beyond both spreads"
         in shown.output
     )
-    assert "Not alike: the second is partial." in shown.output
+    assert "Other differences: the second is partial." in shown.output
     rows = json.loads(CliRunner().invoke(cli, ["bench", "--compare", *places, "--json"]).output)["rows"]
     assert {row["ratio"] for row in rows} == {1.0}
 

@@ -13,9 +13,10 @@ import pytest
 
 from edgepp.cli.bench import bench
 from edgepp.cli.chat import chat
+from edgepp.cli.plan import plan
 from edgepp.cli.serve_join import join, serve
 
-COMMANDS = [bench, chat, join, serve]
+COMMANDS = [bench, chat, join, plan, serve]
 
 
 def kinds(command: click.Command) -> list[type[Any]]:

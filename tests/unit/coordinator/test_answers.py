@@ -15,7 +15,8 @@ from edgepp.coordinator.answers import TRIES, AnswerService
 from edgepp.coordinator.json_codec import decode_summary, encode_question
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
-from edgepp.wire.messages import Answered, Declined, Message, Piece, decode, decode_payload
+from edgepp.wire.message_codec import decode, decode_payload
+from edgepp.wire.messages import Answered, Declined, Message, Piece
 from tests.waiting import PATIENCE_S, eventually
 
 FORM = json.loads(json.dumps(encode_question("hi", GenerateOptions())))
@@ -113,7 +114,7 @@ class Asked:
             message = decode(frames[0])
             if isinstance(message, Piece):
                 text += frames[1].decode()
-            elif message.request == number:  # type: ignore[union-attr]
+            elif message.request_id == number:  # type: ignore[union-attr]
                 self.quiet()
                 return message, frames, text
 

@@ -31,7 +31,7 @@ class Cluster:
         self.now_s = 0.0
 
     def join(self, node: str, memory: int = 1_000_000_000, incarnation: int = 1, **changes: int) -> None:
-        news = facts(incarnation, name=node[:1], memory=memory, **changes)
+        news = facts(incarnation, name=node[:1], memory_bytes=memory, **changes)
         assert self.members.enrol(node, node, news, node.encode(), f"10.0.0.{node[0]}", self.now_s) == ""
 
     def after(self, seconds: float, *, idle: bool = True) -> list[tuple[str, Load | Unload]]:
@@ -46,8 +46,8 @@ class Cluster:
     def load(self, orders: list[tuple[str, Load | Unload]]) -> None:
         for node, order in orders:
             if isinstance(order, Load):
-                loaded = Loaded(order.plan, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
-                assert loaded.plan == self.director.number
+                loaded = Loaded(order.plan_version, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
+                assert loaded.plan_version == self.director.number
                 self.members.loaded(node, order.slot, loaded)
                 self.director.loaded(node, order.slot, self.now_s)
 
@@ -314,8 +314,8 @@ def test_a_report_counts_only_from_the_node_that_was_told_to_load_that_and_when_
         assert not believes(MINI, report)
         assert not believes("nobody", report)
         assert not believes(HERE, report._replace(slot=1))
-        assert not believes(HERE, report._replace(plan=number - 1))
-        assert not believes(HERE, report._replace(plan=number + 1))
+        assert not believes(HERE, report._replace(plan_version=number - 1))
+        assert not believes(HERE, report._replace(plan_version=number + 1))
     cluster.load(orders)
     assert believes(HERE, lost)
     assert believes(HERE, loaded)
@@ -418,8 +418,8 @@ def test_a_pin_that_leaves_nobody_for_the_rest_keeps_no_plan_from_being_made() -
     cluster.after(2.0)
     assert cluster.ranges == {HERE: "0-29"}
     assert cluster.director.complete(cluster.members)
-    assert "its layers 10-19 leave no plan: nobody is left for layers 0-9, 20-29" in cluster.director.why_out(MINI)
-    assert "nobody is left" in node_assignments(cluster.director, cluster.members)[MINI]["reason"]
+    assert "its layers 10-19 leave no plan: no node is left for layers 0-9, 20-29" in cluster.director.why_out(MINI)
+    assert "no node is left" in node_assignments(cluster.director, cluster.members)[MINI]["reason"]
     cluster.join(AIR)
     cluster.after(2.0)
     assert cluster.ranges[MINI] == "10-19"
@@ -450,7 +450,7 @@ def test_absurd_facts_of_a_node_cost_the_others_nothing_for_long(memory: int, ra
     cluster = Cluster()
     cluster.director.want = replace(cluster.director.want, policy=policy)
     cluster.join(HERE)
-    cluster.join(MINI, memory=memory, stream_bytes_per_s=rate, flops=rate)
+    cluster.join(MINI, memory=memory, stream_bytes_per_s=rate, flops_per_s=rate)
     began_s = cluster.now_s
     while not cluster.director.complete(cluster.members):
         assert cluster.now_s - began_s < 60, cluster.director

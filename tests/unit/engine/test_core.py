@@ -384,7 +384,7 @@ def test_what_began_as_a_copy_and_failed_begins_once_more_alone() -> None:
 
 
 def test_a_request_that_is_refused_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MOST_WAITING", 1)
+    monkeypatch.setattr(ledger, "MAX_WAITING", 1)
     core: EngineCore[Request] = EngineCore([Speed()], None)
     core.add(make_request(1, [1]))
     late = make_request(2, [1])

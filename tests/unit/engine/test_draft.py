@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.draft import MOST_GUESSES, PromptLookup, SpeculationControl, SpeculationCosts
+from edgepp.engine.draft import MAX_GUESSES, PromptLookup, SpeculationControl, SpeculationCosts
 from edgepp.engine.draft_model import DraftModel
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ def test_lookup_knows_nothing_of_a_text_without_repetition() -> None:
     assert not PromptLookup().propose([1], 8)
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, MOST_GUESSES))
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, MAX_GUESSES))
 def test_lookup_is_the_same_read_at_once_or_token_by_token(ids: list[int], most: int) -> None:
     steady = PromptLookup()
     for end in range(1, len(ids) + 1):
@@ -52,7 +52,7 @@ def test_guesses_that_are_right_grow_in_number() -> None:
     for _ in range(5):
         guesses = control.most(CHEAP)
         control.judged(guesses, guesses + 1)
-    assert control.most(CHEAP) == MOST_GUESSES
+    assert control.most(CHEAP) == MAX_GUESSES
 
 
 def test_guessing_stops_where_it_does_not_pay_and_is_tried_ever_more_rarely() -> None:
@@ -85,7 +85,9 @@ def test_a_draft_model_that_is_the_model_itself_is_always_right(tiny: Path) -> N
     chosen = backend.choose("onnx", checkpoint)
     options = BackendOptions(exact=True)
     stage = chosen.load_stage(checkpoint, LayerRange(0, 4), options)
-    model = DraftModel(stage, chosen.load_ends(checkpoint, options), checkpoint.context, checkpoint.vocab_size)
+    model = DraftModel(
+        stage, chosen.load_embedding_and_head(checkpoint, options), checkpoint.context, checkpoint.vocab_size
+    )
     guesser = model.begin()
     ids = [*prompt, *expected[:10]]
     for _ in range(8):

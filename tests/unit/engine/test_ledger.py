@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepp.engine.ledger import HEADROOM, MOST_WAITING, Ledger
-from edgepp.engine.prefix import LEAST, MOST_KEPT, PrefixCache
+from edgepp.engine.ledger import HEADROOM, MAX_WAITING, Ledger
+from edgepp.engine.prefix import MAX_KEPT, MIN_SHARED_TOKENS, PrefixCache
 from edgepp.engine.request import Request, RequestStatus
 from edgepp.errors import EdgeppError
 from tests.builders.core_requests import make_request
@@ -69,7 +69,7 @@ class Stages:
 @settings(max_examples=200)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 2), st.integers(LEAST, 80), st.integers(1, 40), st.sampled_from("ab")),
+        st.tuples(st.integers(0, 2), st.integers(MIN_SHARED_TOKENS, 80), st.integers(1, 40), st.sampled_from("ab")),
         min_size=1,
         max_size=12,
     ),
@@ -232,10 +232,10 @@ def test_what_does_not_fit_waits_for_headroom() -> None:
 
 def test_the_queue_is_bounded() -> None:
     ledger = Ledger[Request](100, 100, shares=True)
-    for n in range(MOST_WAITING):
+    for n in range(MAX_WAITING):
         ledger.add(make_request(n + 1, [1]))
     with pytest.raises(EdgeppError, match="are waiting already"):
-        ledger.add(make_request(MOST_WAITING + 1, [1]))
+        ledger.add(make_request(MAX_WAITING + 1, [1]))
 
 
 def test_without_a_budget_only_so_much_is_kept() -> None:
@@ -254,13 +254,13 @@ def test_what_another_kept_sequence_covers_is_freed() -> None:
     assert cache.keep(1, "ann", TEXTS[0]) == []
     assert cache.keep(2, "ann", TEXTS[0][:50]) == [2]
     assert cache.keep(3, "ann", [*TEXTS[0], 8]) == [1]
-    assert cache.keep(4, "ann", TEXTS[0][: LEAST - 1]) == [4]
+    assert cache.keep(4, "ann", TEXTS[0][: MIN_SHARED_TOKENS - 1]) == [4]
     assert len(cache) == 1
 
 
 def test_the_least_recently_used_goes_first() -> None:
     cache = PrefixCache()
-    for n in range(MOST_KEPT):
+    for n in range(MAX_KEPT):
         assert cache.keep(n + 1, "ann", [n] * 20) == []
     ids = make_request(1, [0] * 20).known(20)
     assert cache.find("ann", ids) is not None

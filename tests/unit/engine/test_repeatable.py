@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp import backend
-from edgepp.backend.base import BackendOptions, Ends, StageModel
+from edgepp.backend.base import BackendOptions, EmbeddingAndHead, StageModel
 from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampled
-from edgepp.engine.scheduler import LEAST_ROWS
+from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
@@ -47,7 +47,7 @@ def test_a_question_asked_again_gets_the_same_numbers(tiny: Path, which: str) ->
             asked(engine, before, 3)
             again, reused = asked(engine, text)
             assert again == first
-            assert reused == LENGTH - LEAST_ROWS
+            assert reused == LENGTH - MIN_ROWS
 
 
 @pytest.mark.parametrize("shared", [16, 17, 64, 65, LENGTH - 2, LENGTH - 1])
@@ -59,7 +59,7 @@ def test_a_prompt_that_begins_like_another_gets_the_numbers_it_gets_alone(tiny: 
         asked(engine, [*text[:shared], *prompt(3, 20)])
         after, reused = asked(engine, text)
         assert after == alone
-        assert reused == min(shared, LENGTH - LEAST_ROWS)
+        assert reused == min(shared, LENGTH - MIN_ROWS)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 16, 29, 31, 32])
@@ -76,20 +76,20 @@ def test_the_length_of_chunks_changes_no_number(tiny: Path, length: int, monkeyp
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny: Path) -> tuple[StageModel, Ends]:
+def loaded(tiny: Path) -> tuple[StageModel, EmbeddingAndHead]:
     checkpoint = Checkpoint.open(tiny)
     chosen, options = backend.choose("onnx", checkpoint), BackendOptions()
-    return chosen.load_stage(checkpoint, LayerRange(0, 4), options), chosen.load_ends(checkpoint, options)
+    return chosen.load_stage(checkpoint, LayerRange(0, 4), options), chosen.load_embedding_and_head(checkpoint, options)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_row_does_not_depend_on_how_many_are_computed_with_it(
-    loaded: tuple[StageModel, Ends], data: st.DataObject
+    loaded: tuple[StageModel, EmbeddingAndHead], data: st.DataObject
 ) -> None:
-    """What ``LEAST_ROWS`` stands for: kernels for two rows give each the numbers that those for a whole chunk give."""
+    """What ``MIN_ROWS`` stands for: kernels for two rows give each the numbers that those for a whole chunk give."""
     stage, ends = loaded
-    rows = data.draw(st.lists(st.integers(LEAST_ROWS, stage.chunk), min_size=1, max_size=8))
+    rows = data.draw(st.lists(st.integers(MIN_ROWS, stage.chunk), min_size=1, max_size=8))
     hidden = ends.embed(prompt(4, sum(rows) - sum(rows) % 2))
     stage.open(1, len(hidden))
     pairs = [stage.extend(1, pair) for pair in np.split(hidden, len(hidden) // 2)]

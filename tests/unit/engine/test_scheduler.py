@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.request import Request
-from edgepp.engine.scheduler import LEAST_ROWS, MicroBatch, PrefillChunk, Scheduler, Step
+from edgepp.engine.scheduler import MIN_ROWS, MicroBatch, PrefillChunk, Scheduler, Step
 from tests.builders.core_requests import make_request
 from tests.builders.stages import stage_info
 
@@ -118,8 +118,8 @@ def test_every_request_is_sent_whole_in_order_and_ends(
             assert [start for start, _, _ in steps[1:]] == [stop for _, stop, _ in steps[:-1]]
             assert steps[-1][1] == prompt + wanted - 1
         prefill = [step for step in steps if step[0] < prompt]
-        assert all(stop - start <= max(chunk, LEAST_ROWS + 1) for start, stop, _ in prefill)
-        assert all(stop - start >= min(LEAST_ROWS, prompt - steps[0][0]) for start, stop, _ in prefill)
+        assert all(stop - start <= max(chunk, MIN_ROWS + 1) for start, stop, _ in prefill)
+        assert all(stop - start >= min(MIN_ROWS, prompt - steps[0][0]) for start, stop, _ in prefill)
         assert [last for _, _, last in prefill] == [False] * (len(prefill) - 1) + [True]
         assert all(stop - start == 1 for start, stop, _ in steps[len(prefill) :])
 

@@ -12,10 +12,10 @@ from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import find
 from edgepp.placement.types import LinkSpeed
 from edgepp.plan.cluster_spec import ClusterSpec
-from edgepp.plan.describe_cluster import described, parse_named_link, parse_node, read_nodes
+from edgepp.plan.describe_cluster import cluster_of, parse_named_link, parse_node, read_nodes
 from edgepp.plan.forecast import Forecast, forecast
 from edgepp.plan.json_report import forecast_dict, requests_fit, sequences_needed, unfit_dict
-from edgepp.plan.layout import Question, lay
+from edgepp.plan.layout import Question, make_layout
 from edgepp.plan.machines import MEASURED, Machine, Model, Workload
 
 near = pytest.approx
@@ -23,7 +23,7 @@ EIGHT = Model.of("llama-3.1-8b-4bit", find("llama-3.1-8b-4bit"))
 
 
 def cluster(*nodes: str, link: str = "1Gbit:0.3ms") -> ClusterSpec:
-    return described(read_nodes([parse_node(node) for node in nodes]), [parse_named_link(link)])
+    return cluster_of(read_nodes([parse_node(node) for node in nodes]), [parse_named_link(link)])
 
 
 STUDIO, MINI = "name=studio,hw=m2-max", "name=mini,mem=16GB,bw=100GB/s,flops=3.6T"
@@ -37,7 +37,7 @@ def test_the_best_single_node_is_the_one_that_answers_soonest() -> None:
     found = forecast(asked(), cluster(MINI, STUDIO))
     assert found.best_node is not None
     assert found.best_node.name == "studio"
-    alone = lay(asked(), cluster(STUDIO)).prediction
+    alone = make_layout(asked(), cluster(STUDIO)).prediction
     assert found.best_node.prediction.one == alone.one
     work = found.question.workload
     assert found.best_node.speed == near(alone.answer_s(work) / found.layout.prediction.answer_s(work))
@@ -64,8 +64,8 @@ def needs(found: Forecast) -> dict[str, object]:
 
 def test_the_bandwidth_and_latency_that_a_wish_needs_suffice_and_hardly_less_does() -> None:
     two = cluster(MINI, STUDIO, link="20Mbit:5ms")
-    now = lay(asked(), two).prediction
-    floor = lay(asked(), two.with_links(lambda _: LinkSpeed(0.0, 1e12))).prediction
+    now = make_layout(asked(), two).prediction
+    floor = make_layout(asked(), two.with_links(lambda _: LinkSpeed(0.0, 1e12))).prediction
     tpot_s = floor.one.tpot_s + 0.8 * (now.one.tpot_s - floor.one.tpot_s)
     ttft_s = (floor.prefill.ttft_s + now.prefill.ttft_s) / 2
     found = forecast(asked(tpot_s=tpot_s, ttft_s=ttft_s), two)
@@ -75,7 +75,7 @@ def test_the_bandwidth_and_latency_that_a_wish_needs_suffice_and_hardly_less_doe
         measured = []
         for scale in (1.0, 0.98):
             slow = two.with_links(lambda link, rate=scale * need.bytes_per_s: LinkSpeed(link.latency_s, rate))  # type: ignore[misc]
-            then = lay(asked(), slow).prediction
+            then = make_layout(asked(), slow).prediction
             measured.append(then.one.tpot_s if need.what == "tpot" else then.prefill.ttft_s)
         assert measured[0] <= need.wanted_s < measured[1]
         if need.latency_s is not None:
@@ -97,7 +97,7 @@ def test_every_change_has_been_tried_and_the_best_stands_first() -> None:
     assert all(gain >= 1.05 for gain in gains)
     now_s = found.layout.prediction.answer_s(found.question.workload)
     by_name = {change.what: change for change in found.changes}
-    without = lay(asked(), two.only("studio")).prediction.answer_s(Workload())
+    without = make_layout(asked(), two.only("studio")).prediction.answer_s(Workload())
     assert by_name["leaving mini out"].gain == near(now_s / without)
     assert found.changes[0].what in ("leaving mini out", "layers placed with --policy speed")
     assert "a tenth of the latency on every link" in by_name
@@ -131,8 +131,8 @@ def test_room_for_kv_caches_is_what_placement_would_grant() -> None:
     two = cluster("name=a,mem=6GB", "name=b,mem=6GB")
     found = forecast(asked(), two)
     for positions, fits in ((found.kv_room, True), (found.kv_room + 1, False)):
-        want = dataclasses.replace(found.question.want, context=positions, max_sequences=1)
-        assert all(takes <= has for takes, has in two.stage_memory(want, found.layout.plan)) is fits
+        request = dataclasses.replace(found.question.placement, context=positions, max_sequences=1)
+        assert all(takes <= has for takes, has in two.stage_memory(request, found.layout.plan)) is fits
     each = 512 + 256
     for decode in found.layout.prediction.decode:
         assert requests_fit(decode, found) is (decode.requests * each <= found.kv_room)
@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_said_with_what_would_help() -> None:
 def test_pinned_layers_and_policies_are_kept() -> None:
     pinned = forecast(asked(), cluster(STUDIO, MINI + ",layers=0-9"))
     assert pinned.layout.plan.stages == (("mini/0", LayerRange(0, 10)), ("studio/0", LayerRange(10, 32)))
-    assert lay(asked(policy="speed"), cluster(MINI, STUDIO)).plan.stages == (("studio/0", LayerRange(0, 32)),)
+    assert make_layout(asked(policy="speed"), cluster(MINI, STUDIO)).plan.stages == (("studio/0", LayerRange(0, 32)),)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_one_machine_streams_its_weights_its_cache_and_its_head() -> None:
     assert stage.kv_s == near(10 * 1e4 * 110 / 1e10)
     assert found.one.ends_s == near(1e8 / 1e10)
     assert found.one.tpot_s == near(0.1 + 0.0011 + 0.01)
-    assert (found.one.limit, stage.limit) == ("way", "weights")
+    assert (found.one.limit, stage.limit) == ("round trip", "weights")
     assert found.answer_s(Workload(100, 20)) == near(found.prefill.ttft_s + 19 * found.one.tpot_s)
 
 
@@ -134,7 +134,7 @@ def test_a_cycle_is_what_a_simulation_of_the_ring_finds(rates: list[float], requ
     assert found.tpot_s == near(expected, rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["way", "link 0"])
+@pytest.mark.parametrize("name", ["round trip", "link 0"])
 def test_a_node_may_have_any_name(name: str) -> None:
     plain, odd = (
         predict(MODEL, even([machine(one), machine("b")]), {(one, "b"): FAST}, Workload(requests=(4,))).one
@@ -149,7 +149,7 @@ def test_a_coordinator_that_shares_its_machine_with_a_stage_works_for_both() -> 
     assert shared.limit == "a"
     assert shared.tpot_s == near(2 * (shared.stages[0].busy_s + shared.ends_s))
     lanes = [dataclasses.replace(one, lanes=2) for one in machines]
-    assert predict(MODEL, even(lanes), {("a", "b"): FAST}, Workload(requests=(2,))).one.limit == "way"
+    assert predict(MODEL, even(lanes), {("a", "b"): FAST}, Workload(requests=(2,))).one.limit == "round trip"
 
 
 def test_more_processes_than_lanes_wait_for_each_other() -> None:
@@ -168,9 +168,9 @@ def test_more_processes_than_lanes_wait_for_each_other() -> None:
 @pytest.mark.parametrize(("requests", "slower"), [(1, 1.0), (2, 1.5), (3, 2.0), (8, 2.0)])
 def test_lanes_share_what_a_machine_has(requests: int, slower: float) -> None:
     """Three lanes are half as fast each while all of them work; two lose half as much as that."""
-    box = dataclasses.replace(machine("a"), lanes=3, crowded=2.0)
+    box = dataclasses.replace(machine("a"), lanes=3, contention=2.0)
     shared = predict(MODEL, even([box] * 4), {}, Workload(requests=(requests,))).one
-    free = predict(MODEL, even([dataclasses.replace(box, crowded=1.0)] * 4), {}, Workload(requests=(requests,))).one
+    free = predict(MODEL, even([dataclasses.replace(box, contention=1.0)] * 4), {}, Workload(requests=(requests,))).one
     assert shared.tpot_s == near(slower * free.tpot_s)
     apart = [dataclasses.replace(box, node=f"m{n}") for n in range(4)]
     alone = predict(MODEL, even(apart), {}, Workload(requests=(requests,)), machine("c")).one

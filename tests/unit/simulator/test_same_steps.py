@@ -21,8 +21,10 @@ from edgepp.engine.scheduler import MicroBatch, Scheduler, Step
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
+from edgepp.simulator.costs import CoordinatorCost, LinkCost, Replica, StageCost
 from edgepp.simulator.job import Job
-from edgepp.simulator.simulate import Arrival, CoordinatorCost, LinkCost, Replica, StageCost, simulate
+from edgepp.simulator.simulate import simulate
+from edgepp.simulator.workload import Arrival
 from edgepp.wire.mailbox import Mailbox
 from tests.builders.stages import stage_info
 from tests.waiting import PATIENCE_S
@@ -49,7 +51,7 @@ class Recording(Scheduler):
         return step
 
 
-class Ends:
+class EmbeddingAndHead:
     """Hidden states are token ids, and the likeliest token is the one before."""
 
     positional = False
@@ -134,7 +136,7 @@ class ClockRing:
 def by_engine(replica: Replica, arrivals: Sequence[Arrival]) -> tuple[list[Step], list[int], int]:
     """The steps that an engine sends, how many tokens of each prompt it reuses, and how often it preempts."""
     ring = ClockRing(replica, arrivals)
-    engine = EngineLoop(lambda: EngineParts(ring, Ends()), eos=frozenset(), budget=replica.budget)
+    engine = EngineLoop(lambda: EngineParts(ring, EmbeddingAndHead()), eos=frozenset(), budget=replica.budget)
     with engine:
         ring.engine = engine
         ring.began.set()

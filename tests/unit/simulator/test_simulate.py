@@ -8,24 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepp.engine.ledger import MOST_WAITING
+from edgepp.engine.ledger import MAX_WAITING
 from edgepp.errors import UsageError
-from edgepp.simulator.costs import HEADER_BYTES, along
-from edgepp.simulator.simulate import (
-    ENTRANCES,
-    AfterLoss,
-    Arrival,
-    CoordinatorCost,
-    Failure,
-    LinkCost,
-    Replica,
-    StageCost,
-    at_once,
-    failures,
-    poisson,
-    read_trace,
-    simulate,
-)
+from edgepp.simulator.costs import HEADER_BYTES, CoordinatorCost, LinkCost, Replica, StageCost, seconds_at
+from edgepp.simulator.simulate import ROUTING_POLICIES, simulate
+from edgepp.simulator.workload import Arrival, Failure, RecoveryPolicy, at_once, failures, poisson, read_trace
 
 FREE = CoordinatorCost(head=((1, 0.0),))
 MODEL = StageCost(((1, 0.08), (8, 0.15)), token_s=0.004)
@@ -43,7 +30,7 @@ def test_a_lone_request_takes_what_its_parts_take() -> None:
     wire_s = 2 * (HEADER_BYTES + 8 * 1000) / 1e6 + (HEADER_BYTES + 1000) / 1e6 + 3 * 0.01
     first_s = 0.001 + 8 * 0.0001 + 8 * 0.004 + wire_s + 0.0005 + 0.003
     step_s = 0.001 + 0.0001 + 0.08 + 3 * (HEADER_BYTES + 1000) / 1e6 + 3 * 0.01 + 0.0005 + 0.003
-    assert lone.fate == "answered"
+    assert lone.status == "answered"
     assert lone.first_s == pytest.approx(first_s)
     assert lone.last_s == pytest.approx(first_s + 2 * step_s)
     assert lone.decode_tokens_per_s == pytest.approx(1 / step_s)
@@ -68,7 +55,7 @@ def test_as_many_requests_as_stages_keep_all_busy_and_one_leaves_bubbles() -> No
 def test_more_rows_travel_together_where_there_are_more_requests() -> None:
     report = simulate([even(2)], at_once(8, 4, 100))
     assert 3.8 < report.rows <= 4
-    assert report.tokens_per_s == pytest.approx(8 / (2 * along(MODEL.decode, 4) / 2), rel=0.05)
+    assert report.tokens_per_s == pytest.approx(8 / (2 * seconds_at(MODEL.decode, 4) / 2), rel=0.05)
 
 
 def test_the_coordinator_is_a_limit_of_its_own() -> None:
@@ -82,7 +69,7 @@ def test_the_coordinator_is_a_limit_of_its_own() -> None:
 def test_a_link_carries_one_chunk_after_the_other() -> None:
     link = LinkCost(0.001, bytes_per_s=1e5)
     report = simulate([even(2, link=link)], [Arrival(0.0, "a", 640, 1)])
-    assert report.ttft_s.most == pytest.approx(6.4 + 0.32 + 2 * 32 * 0.002, rel=0.02)
+    assert report.ttft_s.maximum == pytest.approx(6.4 + 0.32 + 2 * 32 * 0.002, rel=0.02)
 
 
 def test_no_more_micro_batches_than_stages_so_slow_links_leave_stages_idle() -> None:
@@ -112,62 +99,64 @@ def test_who_finds_no_room_waits_or_gives_way_and_all_are_answered() -> None:
     assert report.answered == 12
     assert report.tokens == 1200
     assert report.replicas[0].preempted > 0
-    assert report.queue_s.most > 1
-    assert simulate([even()], at_once(12, 60, 100)).queue_s.most < 0.01
+    assert report.queue_s.maximum > 1
+    assert simulate([even()], at_once(12, 60, 100)).queue_s.maximum < 0.01
 
 
 def test_what_can_never_fit_is_refused_and_so_are_too_many() -> None:
     report = simulate([even(budget=600, context=1000)], [Arrival(0.0, "a", 500, 101), Arrival(0.0, "a", 5, 5)])
-    assert [outcome.fate for outcome in report.outcomes] == ["refused", "answered"]
-    assert simulate([even()], at_once(MOST_WAITING + 4, 1, 1)).refused == 4
+    assert [outcome.status for outcome in report.outcomes] == ["refused", "answered"]
+    assert simulate([even()], at_once(MAX_WAITING + 4, 1, 1)).refused == 4
 
 
-@pytest.mark.parametrize("entrance", ENTRANCES)
-def test_every_entrance_spreads_independent_owners(entrance: str) -> None:
+@pytest.mark.parametrize("routing", ROUTING_POLICIES)
+def test_every_routing_policy_spreads_independent_owners(routing: str) -> None:
     arrivals = poisson(400, 20.0, (4, 8), (4, 8), seed=3)
-    report = simulate([even()] * 4, arrivals, entrance=entrance)  # type: ignore[arg-type]
+    report = simulate([even()] * 4, arrivals, routing=routing)  # type: ignore[arg-type]
     shares = [sum(outcome.replica == i for outcome in report.outcomes) for i in range(4)]
     assert report.answered == 400
     assert min(shares) > 60
 
 
-def test_an_entrance_by_owner_finds_what_is_kept() -> None:
+def test_routing_by_owner_finds_the_kept_prefix() -> None:
     arrivals = poisson(200, 2.0, (80, 100), (4, 8), owners=10, shared=64, seed=5)
     reused = {
-        entrance: sum(outcome.reused for outcome in simulate([even()] * 5, arrivals, entrance=entrance).outcomes)
-        for entrance in ENTRANCES
+        routing: sum(outcome.reused for outcome in simulate([even()] * 5, arrivals, routing=routing).outcomes)
+        for routing in ROUTING_POLICIES
     }
     assert reused["by-owner"] > 1.1 * reused["round-robin"]
 
 
 def test_requests_end_in_an_error_when_a_stage_dies() -> None:
-    after = AfterLoss(detect_s=2, reload_s=10)
+    after = RecoveryPolicy(detect_s=2, reload_s=10)
     arrivals = [Arrival(0.0, "a", 10, 1000), Arrival(11.0, "b", 10, 4), Arrival(15.0, "c", 10, 4)]
-    report = simulate([even()], arrivals, [Failure(10.0, 0, 1)], after=after)
-    assert [outcome.fate for outcome in report.outcomes] == ["failed", "failed", "answered"]
+    report = simulate([even()], arrivals, [Failure(10.0, 0, 1)], recovery=after)
+    assert [outcome.status for outcome in report.outcomes] == ["failed", "failed", "answered"]
     assert report.outcomes[2].first_s == pytest.approx(22 - 15 + 0.04)
     (recovery,) = report.recoveries
-    assert (recovery.down_s, recovery.failed, recovery.begun_again) == (12, 2, 0)
+    assert (recovery.down_s, recovery.failed, recovery.resumed) == (12, 2, 0)
     assert 10 < report.outcomes[0].tokens < 1000
 
 
 def test_recovered_requests_go_on_where_they_were() -> None:
-    after = AfterLoss(detect_s=2, reload_s=10, recover=True)
-    report = simulate([even()], at_once(2, 10, 300), [Failure(10.0, 0, 1)], after=after)
+    after = RecoveryPolicy(detect_s=2, reload_s=10, recover=True)
+    report = simulate([even()], at_once(2, 10, 300), [Failure(10.0, 0, 1)], recovery=after)
     (recovery,) = report.recoveries
     assert report.answered == 2
     assert report.tokens == 600
-    assert recovery.begun_again == recovery.stall_s.count == 2
+    assert recovery.resumed == recovery.stall_s.count == 2
     assert recovery.lost_positions > 200
     prefill_s = recovery.lost_positions * MODEL.token_s / 2
     assert 12 < recovery.stall_s.p50 < 12 + 3 * prefill_s
-    assert report.itl_s.most == pytest.approx(recovery.stall_s.most, abs=0.2)
+    assert report.itl_s.maximum == pytest.approx(recovery.stall_s.maximum, abs=0.2)
 
 
 def test_a_machine_that_comes_back_late_keeps_its_pipeline_down_and_others_take_over() -> None:
     arrivals = poisson(200, 2.0, (4, 8), (4, 8), seed=1)
     late, never = Failure(20.0, 0, 0, returns_s=60.0), Failure(20.0, 1, 1, returns_s=math.inf)
-    report = simulate([even()] * 3, arrivals, [late, never], after=AfterLoss(detect_s=1, reload_s=5, recover=True))
+    report = simulate(
+        [even()] * 3, arrivals, [late, never], recovery=RecoveryPolicy(detect_s=1, reload_s=5, recover=True)
+    )
     assert [recovery.down_s for recovery in report.recoveries] == [45, math.inf]
     took = [(arrival.at_s, outcome.replica) for arrival, outcome in zip(arrivals, report.outcomes, strict=True)]
     assert not [at for at, replica in took if replica == 0 and 21 < at < 65]
@@ -184,13 +173,15 @@ def test_nobody_is_there_for_good() -> None:
 
 def test_failures_in_a_row_prolong_what_they_meet() -> None:
     losses = [Failure(5.0, 0, 0), Failure(6.0, 0, 1), Failure(10.0, 0, 0), Failure(40.0, 0, 0)]
-    after = AfterLoss(detect_s=2, reload_s=10, recover=True)
-    report = simulate([even()], at_once(3, 10, 500), losses, after=after)
+    after = RecoveryPolicy(detect_s=2, reload_s=10, recover=True)
+    report = simulate([even()], at_once(3, 10, 500), losses, recovery=after)
     assert report.answered == 3
-    assert [recovery.begun_again for recovery in report.recoveries] == [3, 3]
+    assert [recovery.resumed for recovery in report.recoveries] == [3, 3]
 
 
-cluster = st.tuples(st.integers(1, 3), st.integers(1, 5), st.sampled_from([None, 150, 400]), st.sampled_from(ENTRANCES))
+cluster = st.tuples(
+    st.integers(1, 3), st.integers(1, 5), st.sampled_from([None, 150, 400]), st.sampled_from(ROUTING_POLICIES)
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -210,7 +201,7 @@ def test_every_request_ends_and_no_time_is_lost(
     lost: list[tuple[float, int, float]],
     recover: bool,
 ) -> None:
-    count, stages, budget, entrance = made_of
+    count, stages, budget, routing = made_of
     arrivals = [
         Arrival(at, f"owner-{owner}", prompt, answer, min(30, prompt), talk)
         for at, owner, prompt, answer, talk in asked
@@ -218,12 +209,12 @@ def test_every_request_ends_and_no_time_is_lost(
     losses = [Failure(at, index % count, index % stages, returns) for at, index, returns in lost]
     coordinator = CoordinatorCost(((1, 0.001), (8, 0.004)), 0.0002, 0.00001, 0.0001)
     cluster = [even(stages, coordinator=coordinator, budget=budget, link=LinkCost(0.001, 1e7))] * count
-    after = AfterLoss(1.0, 3.0, recover)
-    report = simulate(cluster, arrivals, losses, entrance, after)  # type: ignore[arg-type]
-    assert simulate(cluster, arrivals, losses, entrance, after) == report  # type: ignore[arg-type]
+    after = RecoveryPolicy(1.0, 3.0, recover)
+    report = simulate(cluster, arrivals, losses, routing, after)  # type: ignore[arg-type]
+    assert simulate(cluster, arrivals, losses, routing, after) == report  # type: ignore[arg-type]
     for arrival, outcome in zip(arrivals, report.outcomes, strict=True):
-        assert outcome.fate == "answered" or (outcome.fate == "failed" and losses and not recover)
-        assert outcome.tokens == arrival.answer or outcome.fate == "failed"
+        assert outcome.status == "answered" or (outcome.status == "failed" and losses and not recover)
+        assert outcome.tokens == arrival.answer or outcome.status == "failed"
         if outcome.tokens:
             assert 0 <= outcome.begun_s < outcome.first_s <= outcome.last_s
     for use in report.replicas:
@@ -238,7 +229,7 @@ def test_a_trace_is_read_and_its_mistakes_are_named() -> None:
     for bad in ("x,ann,1,2", "1,ann,0,2", "-1,ann,1,2", "1,ann,1", "1,ann,1,2,3", "nan,ann,1,2"):
         with pytest.raises(UsageError, match="line 2 of the trace"):
             read_trace(["at_s,owner,prompt,answer", bad])
-    with pytest.raises(UsageError, match="line 3 of the trace is no request: it has more or fewer values"):
+    with pytest.raises(UsageError, match="line 3 of the trace is not a request: the line has more or fewer values"):
         read_trace(["at_s,prompt,answer,owner", "1,1,2,ann", "1,1,2"])
 
 
@@ -255,8 +246,8 @@ def test_chance_is_by_seed() -> None:
 
 def test_curves_go_on_in_straight_lines() -> None:
     curve = ((2, 1.0), (4, 2.0), (8, 3.0))
-    assert [along(curve, rows) for rows in (1, 2, 3, 4, 6, 8, 14)] == [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0]
-    assert [along(((4, 2.0),), rows) for rows in (1, 4, 8)] == [2.0, 2.0, 4.0]
+    assert [seconds_at(curve, rows) for rows in (1, 2, 3, 4, 6, 8, 14)] == [1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0]
+    assert [seconds_at(((4, 2.0),), rows) for rows in (1, 4, 8)] == [2.0, 2.0, 4.0]
 
 
 def test_a_model_is_shared_out_evenly() -> None:
@@ -287,12 +278,12 @@ def test_a_model_is_shared_out_evenly() -> None:
         lambda: failures([1], 0.0, 1.0, 1.0),
         lambda: failures([1], 1.0, -9.0, 1.0),
         lambda: failures([1], 1.0, 1.0, math.inf),
-        lambda: AfterLoss(detect_s=-1),
+        lambda: RecoveryPolicy(detect_s=-1),
         lambda: simulate([], at_once(1, 1, 1)),
         lambda: simulate([even()], []),
         lambda: simulate([even()], at_once(1, 1, 1), [Failure(0.0, 0, 2)]),
         lambda: simulate([even()], at_once(1, 1, 1), [Failure(math.nan, 0, 0)]),
-        lambda: simulate([even()], at_once(1, 1, 1), entrance="by-luck"),  # type: ignore[arg-type]
+        lambda: simulate([even()], at_once(1, 1, 1), routing="by-luck"),  # type: ignore[arg-type]
     ],
 )
 def test_what_makes_no_sense_is_said(mistake: object) -> None:

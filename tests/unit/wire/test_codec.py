@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
 from edgepp.wire import codec
-from edgepp.wire.messages import Codec, Dtype
+from edgepp.wire.field_types import Codec, Dtype
 
 LOSSLESS: tuple[Codec, ...] = ("none", "lz4", "zstd")
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")

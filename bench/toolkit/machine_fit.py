@@ -1,14 +1,14 @@
-"""A ``Machine`` from timed steps of one stage. Pure; ``bench`` times the steps.
+"""A ``Machine`` of `edgepp plan` from timed steps of one stage. Pure; ``bench.calibration`` times the steps.
 
 The steps are decode steps of one and of several rows, and prompts, at short and long context, through two numbers of
-the model's layers. Their seconds are a sum of a few unknowns, each with a meaning:
+the model's layers. The seconds of each are a sum of a few unknowns:
 
-    step of r rows behind p positions:  step_s + layers * (pass_s[r] + r * p * position_s)
+    step of r rows after p positions:   step_s + layers * (pass_s[r] + r * p * position_s)
     prompt of n tokens in chunks of t:  n / t * (step_s + layers * pass_s[t]) + layers * n² / 2 * attend_s
 
 ``step_s`` is the fixed time of a step, ``pass_s[r]`` the time for r rows to pass a layer's weights, ``position_s`` the
 time to read one position of a KV cache in a layer, ``attend_s`` the time for a token of a prompt to attend to one
-position. They are found by least squares of relative errors; negative results count as 0.
+position. Least squares of the relative errors, without negative results, give the unknowns.
 
 The rates belong to the layers that were timed: those of narrow layers include the overhead of small operations.
 """
@@ -21,47 +21,48 @@ from typing import TypeAlias
 
 import numpy as np
 
+from bench.toolkit.least_squares import nonnegative_least_squares
 from edgepp.errors import PlanError
 from edgepp.plan.machines import CPU_CHUNK, Efficiency, Machine, Model
 
 _STEP, _POSITION, _ATTEND = "step_s", "position_s", "attend_s"
-_LEAST_S = 1e-9
-"""Least seconds of a pass; noise may give less for very small layers."""
+_MIN_PASS_S = 1e-9
+"""Lower bound of a pass; noise may give less for very small layers."""
 _Unknown: TypeAlias = "str | int"
 """A name, or the number of rows of a ``pass_s``."""
 
 
 @dataclass(frozen=True)
-class Timed:
-    """The seconds of ``steps`` of equal size through a stage, in sum."""
+class TimedSteps:
+    """``steps`` of equal size through a stage, and the seconds of all of them together."""
 
     layers: int
     rows: int
     steps: int
-    read: float
-    """Positions of KV caches that decode steps read."""
-    attended: float
-    """Pairs of a prompt's token and a position that it attends to."""
+    read_positions: float
+    """Positions of KV caches that the decode steps read."""
+    attended_pairs: float
+    """Pairs of a prompt token and a position that the token attends to."""
     seconds: float
 
     @classmethod
-    def decode(cls, layers: int, rows: int, position: int, seconds: float) -> Timed:
-        """One decode step of ``rows``, each behind ``position`` others."""
+    def decode(cls, layers: int, rows: int, position: int, seconds: float) -> TimedSteps:
+        """One decode step of ``rows`` sequences, each with ``position`` positions in its cache."""
         return cls(layers, rows, 1, rows * position, 0.0, seconds)
 
     @classmethod
-    def prompt(cls, layers: int, tokens: int, chunk: int, seconds: float) -> Timed:
-        """A prompt of ``tokens``, in chunks that divide it."""
+    def prompt(cls, layers: int, tokens: int, chunk: int, seconds: float) -> TimedSteps:
+        """A prompt of ``tokens``, in chunks of ``chunk`` tokens, which divides ``tokens``."""
         return cls(layers, chunk, tokens // chunk, 0.0, tokens**2 / 2, seconds)
 
     @property
     def terms(self) -> dict[_Unknown, float]:
-        """The coefficient of each unknown in ``seconds``."""
+        """Coefficient of each unknown in ``seconds``."""
         return {
             _STEP: self.steps,
             self.rows: self.layers * self.steps,
-            _POSITION: self.layers * self.read,
-            _ATTEND: self.layers * self.attended,
+            _POSITION: self.layers * self.read_positions,
+            _ATTEND: self.layers * self.attended_pairs,
         }
 
 
@@ -75,7 +76,7 @@ class Calibration:
     attend_s: float
 
     @classmethod
-    def of(cls, timed: Sequence[Timed]) -> Calibration:
+    def of(cls, timed: Sequence[TimedSteps]) -> Calibration:
         """Fit the unknowns to ``timed`` steps.
 
         Raises:
@@ -88,28 +89,24 @@ class Calibration:
             raise PlanError(
                 "these steps cannot calibrate a machine", "time two numbers of layers, each at two lengths of context"
             )
-        found = dict.fromkeys(names, 0.0)
-        left = list(range(len(names)))
-        while left:
-            values = np.linalg.lstsq(table[:, left] / scale[left], np.ones(len(timed)), rcond=None)[0]
-            if values.min() >= 0:
-                found |= {names[at]: float(value / scale[at]) for at, value in zip(left, values, strict=True)}
-                break
-            del left[int(values.argmin())]
+        solution = nonnegative_least_squares(table / scale, np.ones(len(timed)))
+        found = {name: value / float(unit) for name, value, unit in zip(names, solution, scale, strict=True)}
         passes = {name: found[name] for name in names if isinstance(name, int)}
         return cls(found[_STEP], passes, found.get(_POSITION, 0.0), found.get(_ATTEND, 0.0))
 
     def machine(
-        self, node: str, model: Model, chunk: int, hop_s: float, lanes: int = 1, crowded: float = 1.0
+        self, node: str, model: Model, chunk: int, hop_s: float, lanes: int = 1, contention: float = 1.0
     ) -> Machine:
-        """The machine that needs these seconds for layers of ``model``.
+        """The machine whose steps through layers of ``model`` take these seconds.
 
         Raises:
-            PlanError: steps of one row or of a ``chunk`` were not timed.
+            PlanError: steps of one row or of ``chunk`` rows were not timed.
         """
         if not {1, chunk} <= set(self.pass_s):
-            raise PlanError(f"steps of 1 and of {chunk} rows have to be timed, not of {sorted(self.pass_s)}")
-        size, pass_s = model.size, {rows: max(_LEAST_S, seconds) for rows, seconds in sorted(self.pass_s.items())}
+            raise PlanError(
+                f"steps of {sorted(self.pass_s)} rows were timed, but steps of 1 and of {chunk} rows are needed"
+            )
+        size, pass_s = model.size, {rows: max(_MIN_PASS_S, seconds) for rows, seconds in sorted(self.pass_s.items())}
         stream_bytes_per_s, flops_per_s = size.layer_bytes / pass_s[1], chunk * size.layer_flops / pass_s[chunk]
         return Machine(
             node=node,
@@ -125,17 +122,17 @@ class Calibration:
             ),
             lanes=lanes,
             chunk=chunk,
-            crowded=crowded,
+            contention=contention,
         )
 
 
-def coordinator(node: str, model: Model, ends_s: Mapping[int, float], hop_s: float, lanes: int = 1) -> Machine:
-    """The machine of a coordinator, by the seconds from a step's return to the next step for numbers of rows.
+def coordinator_machine(node: str, model: Model, ends_s: Mapping[int, float], hop_s: float, lanes: int = 1) -> Machine:
+    """The machine of a coordinator; ``ends_s`` has the seconds from a step's return to the next step, by rows.
 
     ``ends_s`` has at least two numbers of rows. The machine's rates include sampling, embedding and scheduling.
     """
-    (fewer, less_s), (more, most_s) = sorted(ends_s.items())[-2:]
-    row_s = max(most_s - less_s, most_s / 1000) / (more - fewer)
+    (fewer, fewer_s), (more, more_s) = sorted(ends_s.items())[-2:]
+    row_s = max(more_s - fewer_s, more_s / 1000) / (more - fewer)
     return Machine(
         node=node,
         stream_bytes_per_s=model.head_bytes / ends_s[1],
@@ -149,5 +146,5 @@ def coordinator(node: str, model: Model, ends_s: Mapping[int, float], hop_s: flo
 
 
 def _share(work: float, seconds: float, rate: float) -> float:
-    """The share of ``rate`` that ``work`` in ``seconds`` is; 0 seconds count as no time."""
+    """``work`` / ``seconds`` as a share of ``rate``; a very large share for 0 seconds."""
     return work / seconds / rate if seconds > 0 else 1e6

@@ -41,13 +41,13 @@ def size(layers: int) -> ModelSize:
     )
 
 
-def want(layers: int, policy: Policy = "memory", context: int = 1000, slots: int = 1) -> PlacementRequest:
-    return PlacementRequest(size(layers), context, slots, policy)
+def request(layers: int, policy: Policy = "memory", context: int = 1000, sequences: int = 1) -> PlacementRequest:
+    return PlacementRequest(size(layers), context, sequences, policy)
 
 
 def host(name: str, memory: int = 10_000 * MB, speed: float = 1e10, **more: object) -> StageHost:
     values = {"node": name, "name": name, **more}
-    return StageHost(id=f"{name}/0", memory=memory, stream_bytes_per_s=speed, flops_per_s=1e12, **values)  # type: ignore[arg-type]
+    return StageHost(id=f"{name}/0", memory_bytes=memory, stream_bytes_per_s=speed, flops_per_s=1e12, **values)  # type: ignore[arg-type]
 
 
 links = st.dictionaries(
@@ -73,14 +73,14 @@ def clusters(
             StageHost(
                 id=f"{node}/{n}",
                 node=node,
-                memory=draw(st.sampled_from([smallest, 200, 300, 400, 600, 900, 2000])) * MB,
+                memory_bytes=draw(st.sampled_from([smallest, 200, 300, 400, 600, 900, 2000])) * MB,
                 stream_bytes_per_s=draw(st.sampled_from([1e9, 2e9, 3e9, 1.1e10, 5e10])),
                 flops_per_s=1e12,
                 pinned=pinned,
                 coordinator=node == coordinator and not any(other.coordinator for other in hosts),
             )
         )
-    model = want(total, draw(st.sampled_from(POLICIES)), draw(st.sampled_from([1000, 8000])))
+    model = request(total, draw(st.sampled_from(POLICIES)), draw(st.sampled_from([1000, 8000])))
     return model, hosts, draw(links), coordinator
 
 
@@ -107,19 +107,19 @@ def together(order: Sequence[StageHost]) -> bool:
     return True
 
 
-def every_plan(want: PlacementRequest, hosts: Sequence[StageHost]) -> Iterator[Plan]:
+def every_plan(request: PlacementRequest, hosts: Sequence[StageHost]) -> Iterator[Plan]:
     pinned = {one.id for one in hosts if one.pinned is not None}
-    for count in range(1, min(len(hosts), want.size.layers) + 1):
+    for count in range(1, min(len(hosts), request.size.layers) + 1):
         for order in permutations(hosts, count):
             if not pinned <= {one.id for one in order} or not together(order):
                 continue
-            for counts in compositions(want.size.layers, count):
+            for counts in compositions(request.size.layers, count):
                 stages, at = [], 0
                 for one, layers in zip(order, counts, strict=True):
                     span = LayerRange(at, at + layers)
                     if one.pinned not in (None, span):
                         break
-                    if memory_needed(want, layers, one.coordinator) > one.memory:
+                    if memory_needed(request, layers, one.coordinator) > one.memory_bytes:
                         break
                     stages.append((one.id, span))
                     at += layers
@@ -127,15 +127,15 @@ def every_plan(want: PlacementRequest, hosts: Sequence[StageHost]) -> Iterator[P
                     yield Plan(tuple(stages))
 
 
-def hop(want: PlacementRequest, links: Mapping[tuple[str, str], LinkSpeed], a: str, b: str) -> float:
+def hop(request: PlacementRequest, links: Mapping[tuple[str, str], LinkSpeed], a: str, b: str) -> float:
     if a == b:
         return 0.0
     link = links.get((a, b), links.get((b, a), LinkSpeed(0.0005, 100e6)))
-    return link.latency_s + 4 * want.size.hidden / link.bytes_per_s
+    return link.latency_s + 4 * request.size.hidden / link.bytes_per_s
 
 
 def reckon(
-    want: PlacementRequest,
+    request: PlacementRequest,
     plan: Plan,
     hosts: Sequence[StageHost],
     links: Mapping[tuple[str, str], LinkSpeed],
@@ -144,21 +144,21 @@ def reckon(
     """What the policy minimises, and a token's seconds."""
     by_id = {one.id: one for one in hosts}
     stages = [(by_id[name], len(layers)) for name, layers in plan.stages]
-    times = [layers * want.size.layer_bytes / one.stream_bytes_per_s for one, layers in stages]
+    times = [layers * request.size.layer_bytes / one.stream_bytes_per_s for one, layers in stages]
     way = [coordinator, *(one.node for one, _ in stages), coordinator]
-    token = sum(times) + sum(hop(want, links, a, b) for a, b in pairwise(way))
-    fullest = max(layers / one.memory for one, layers in stages)
-    return {"memory": fullest, "speed": token, "throughput": max(times)}[want.policy], token
+    token = sum(times) + sum(hop(request, links, a, b) for a, b in pairwise(way))
+    fullest = max(layers / one.memory_bytes for one, layers in stages)
+    return {"memory": fullest, "speed": token, "throughput": max(times)}[request.policy], token
 
 
-def check(want: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> None:
+def check(request: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> None:
     """What every plan owes."""
     by_id = {one.id: one for one in hosts}
     assert [layers for _, layers in plan.stages] == sorted(layers for _, layers in plan.stages)
-    check_tiling([layers for _, layers in plan.stages], want.size.layers)
+    check_tiling([layers for _, layers in plan.stages], request.size.layers)
     assert len({name for name, _ in plan.stages}) == len(plan.stages)
     for name, layers in plan.stages:
-        assert memory_needed(want, len(layers), by_id[name].coordinator) <= by_id[name].memory
+        assert memory_needed(request, len(layers), by_id[name].coordinator) <= by_id[name].memory_bytes
     assert {(one.id, one.pinned) for one in hosts if one.pinned is not None} <= set(plan.stages)
 
 
@@ -209,7 +209,7 @@ def test_a_plan_is_valid_no_worse_than_the_even_split_and_the_same_for_every_ord
     case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str], shuffler: random.Random
 ) -> None:
     model, hosts, speeds, coordinator = case
-    hosts = [dataclasses.replace(one, memory=one.memory * 4) for one in hosts]
+    hosts = [dataclasses.replace(one, memory_bytes=one.memory_bytes * 4) for one in hosts]
     try:
         plan = place(model, hosts, speeds, coordinator)
     except PlanError:
@@ -224,7 +224,9 @@ def test_a_plan_is_valid_no_worse_than_the_even_split_and_the_same_for_every_ord
             continue
         cuts = [model.size.layers * n // len(some) for n in range(len(some) + 1)]
         ranges = [LayerRange(a, b) for a, b in pairwise(cuts)]
-        if all(memory_needed(model, len(r), h.coordinator) <= h.memory for h, r in zip(some, ranges, strict=True)):
+        if all(
+            memory_needed(model, len(r), h.coordinator) <= h.memory_bytes for h, r in zip(some, ranges, strict=True)
+        ):
             even = Plan(tuple((h.id, r) for h, r in zip(some, ranges, strict=True)))
             least = reckon(model, even, hosts, speeds, coordinator)[0]
             assert reckon(model, plan, hosts, speeds, coordinator)[0] <= least * (1 + 1e-9)
@@ -241,7 +243,7 @@ def test_pins_are_kept_among_many_hosts(
     for one in hosts:  # make the pins agree
         pin = one.pinned if one.pinned is not None and one.pinned.start >= at else None
         at = pin.stop if pin is not None else at
-        free.append(dataclasses.replace(one, pinned=pin, memory=one.memory * 9))
+        free.append(dataclasses.replace(one, pinned=pin, memory_bytes=one.memory_bytes * 9))
     try:
         plan = place(model, free, *case[2:])
     except PlanError:
@@ -291,39 +293,39 @@ def counts(plan: Plan) -> dict[str, int]:
 
 def test_layers_go_by_memory() -> None:
     hosts = [host("a", 6_000 * MB), host("b", 12_000 * MB), host("c", 18_000 * MB)]
-    assert counts(place(want(30), hosts)) == {"a": 5, "b": 10, "c": 15}
+    assert counts(place(request(30), hosts)) == {"a": 5, "b": 10, "c": 15}
 
 
 def test_the_ends_count_on_the_coordinators_machine() -> None:
-    tight = memory_needed(want(4), 2, False)
+    tight = memory_needed(request(4), 2, False)
     hosts = [host("a", tight, coordinator=True), host("b", 2 * tight)]
-    assert counts(place(want(4), hosts, LINKS, "a")) == {"a": 1, "b": 3}
+    assert counts(place(request(4), hosts, LINKS, "a")) == {"a": 1, "b": 3}
 
 
 def test_a_host_whose_arithmetic_is_slow_counts_as_slow_however_fast_its_memory() -> None:
     slow = dataclasses.replace(host("slow", speed=1e12), flops_per_s=1e9)
     quick = host("quick")
-    assert counts(place(want(12, "speed"), [slow, quick])) == {"quick": 12}
+    assert counts(place(request(12, "speed"), [slow, quick])) == {"quick": 12}
 
 
 def test_speed_leaves_slow_hosts_out_and_throughput_does_not() -> None:
     hosts = [host("fast", speed=5e10), host("slow", speed=1e10)]
-    assert counts(place(want(12, "speed"), hosts)) == {"fast": 12}
-    assert counts(place(want(12, "throughput"), hosts)) == {"fast": 10, "slow": 2}
+    assert counts(place(request(12, "speed"), hosts)) == {"fast": 12}
+    assert counts(place(request(12, "throughput"), hosts)) == {"fast": 10, "slow": 2}
 
 
 def test_throughput_minimises_a_tokens_time_where_a_pinned_stage_is_the_slowest() -> None:
     hosts = [
         host("slow", speed=1e9, pinned=LayerRange(0, 1)),
-        host("quick", memory_needed(want(7), 5, False), speed=2e10),
+        host("quick", memory_needed(request(7), 5, False), speed=2e10),
         host("other", speed=1e10),
     ]
-    assert counts(place(want(7, "throughput"), hosts)) == {"slow": 1, "quick": 5, "other": 1}
+    assert counts(place(request(7, "throughput"), hosts)) == {"slow": 1, "quick": 5, "other": 1}
 
 
 def test_hosts_of_one_node_stay_together_and_the_coordinators_machine_is_first() -> None:
     hosts = [host("b"), host("a"), host("me"), dataclasses.replace(host("b"), id="b/1")]
-    plan = place(want(8), hosts, LINKS, "me")
+    plan = place(request(8), hosts, LINKS, "me")
     assert [name for name, _ in plan.stages] == ["me/0", "a/0", "b/0", "b/1"]
 
 
@@ -331,12 +333,12 @@ def test_the_order_follows_the_links() -> None:
     near, far = LinkSpeed(0.0001, 1e9), LinkSpeed(0.02, 1e9)
     speeds = {("me", "c"): near, ("c", "a"): near, ("a", "b"): near, ("me", "b"): near}
     speeds |= {("me", "a"): far, ("b", "c"): far}
-    plan = place(want(9), [host("a"), host("b"), host("c")], speeds, "me")
+    plan = place(request(9), [host("a"), host("b"), host("c")], speeds, "me")
     assert [name for name, _ in plan.stages] in (["b/0", "a/0", "c/0"], ["c/0", "a/0", "b/0"])
 
 
 def test_the_rest_is_fitted_around_a_pinned_range() -> None:
-    plan = place(want(12), [host("a"), host("mid", pinned=LayerRange(4, 8)), host("b")])
+    plan = place(request(12), [host("a"), host("mid", pinned=LayerRange(4, 8)), host("b")])
     assert plan.stages[1] == ("mid/0", LayerRange(4, 8))
     assert {name for name, _ in plan.stages} == {"a/0", "mid/0", "b/0"}
 
@@ -345,17 +347,17 @@ def test_the_rest_is_fitted_around_a_pinned_range() -> None:
     ("hosts", "sentence"),
     [
         ([], "no node offers"),
-        ([host("mini", pinned=LayerRange(0, 5)), host("air", pinned=LayerRange(4, 8))], "4 are pinned twice: mini"),
-        ([host("mini", pinned=LayerRange(4, 9))], "mini is to hold layers 4-8, but the model has only layers 0-7"),
+        ([host("mini", pinned=LayerRange(0, 5)), host("air", pinned=LayerRange(4, 8))], "4 are pinned twice: to mini"),
+        ([host("mini", pinned=LayerRange(4, 9))], "mini is pinned to layers 4-8, but the model has only layers 0-7"),
         ([host("mini", 300 * MB, pinned=LayerRange(0, 5))], "layers 0-4 do not fit mini"),
-        ([host("mini", pinned=LayerRange(0, 5))], "nobody is left for layers 5-7: pinned are mini 0-4"),
-        ([host("mini", pinned=LayerRange(2, 5)), host("b")], "nobody is left for layers 0-1, 5-7"),
+        ([host("mini", pinned=LayerRange(0, 5))], "no node is left for layers 5-7: pinned are mini 0-4"),
+        ([host("mini", pinned=LayerRange(2, 5)), host("b")], "no node is left for layers 0-1, 5-7"),
         ([host("mini", 500 * MB)], r"the model does not fit: its 8 layers .* need 1.1 GB, and \d+ MB"),
     ],
 )
 def test_what_cannot_be_says_why(hosts: list[StageHost], sentence: str) -> None:
     with pytest.raises(PlanError, match=sentence):
-        place(want(8), hosts)
+        place(request(8), hosts)
 
 
 @pytest.mark.parametrize("numbers", [{"memory": -1}, {"speed": 0.0}, {"speed": float("nan")}])
@@ -371,8 +373,8 @@ def test_impossible_numbers_of_a_node_are_refused(numbers: dict[str, float]) -> 
     st.sampled_from([2000, 20_000, 100_000]),
     st.integers(1, 4),
 )
-def test_what_would_help_does_help(memories: list[int], layers: int, context: int, slots: int) -> None:
-    model = PlacementRequest(dataclasses.replace(size(layers), layer_bytes=200 * MB), context, slots)
+def test_what_would_help_does_help(memories: list[int], layers: int, context: int, sequences: int) -> None:
+    model = PlacementRequest(dataclasses.replace(size(layers), layer_bytes=200 * MB), context, sequences)
     hosts = [host(NODES[n], memory * MB) for n, memory in enumerate(memories)]
     try:
         place(model, hosts)
@@ -403,17 +405,17 @@ def test_a_smaller_quantisation_is_suggested_where_it_helps() -> None:
 
 def test_a_surviving_plan_stays_and_a_better_one_comes() -> None:
     hosts = [host("a"), host("b")]
-    present = place(want(20), hosts)
-    grown = [dataclasses.replace(hosts[0], memory=11_000 * MB), hosts[1]]
-    assert replace(want(20), grown, LINKS, "", present) == present
-    joined = replace(want(20), [*hosts, host("c")], LINKS, "", present)
+    present = place(request(20), hosts)
+    grown = [dataclasses.replace(hosts[0], memory_bytes=11_000 * MB), hosts[1]]
+    assert replace(request(20), grown, LINKS, "", present) == present
+    joined = replace(request(20), [*hosts, host("c")], LINKS, "", present)
     assert sorted(counts(joined).values()) == [6, 7, 7]
 
 
 def test_a_spare_takes_the_place_of_a_lost_host_and_nobody_else_moves() -> None:
     hosts = [host("a", 4000 * MB), host("b", 4000 * MB), host("c", 4000 * MB)]
-    present = place(want(9), hosts)
-    plan = replace(want(9), [hosts[0], host("d", 4100 * MB), hosts[2]], LINKS, "", present)
+    present = place(request(9), hosts)
+    plan = replace(request(9), [hosts[0], host("d", 4100 * MB), hosts[2]], LINKS, "", present)
     assert [name.replace("d", "b") for name, _ in plan.stages] == [name for name, _ in present.stages]
     assert len(set(plan.stages) & set(present.stages)) == 2
 

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
+from bench.toolkit.machine_fit import Calibration, TimedSteps, coordinator_machine
 from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.placement.types import ModelSize
-from edgepp.plan.calibrate import Calibration, Timed, coordinator
 from edgepp.plan.machines import Machine, Model, Stage, Workload
 from edgepp.plan.predict import predict
 
@@ -22,20 +22,20 @@ TRUE = Calibration(
 )
 
 
-def steps(layers: int) -> list[Timed]:
+def steps(layers: int) -> list[TimedSteps]:
     """Steps without their seconds."""
-    decode = [Timed.decode(layers, rows, position, 1.0) for rows in (1, 2, 8) for position in (20, 260)]
-    return [*decode, *(Timed.prompt(layers, tokens, min(tokens, 64), 1.0) for tokens in (32, 64, 256))]
+    decode = [TimedSteps.decode(layers, rows, position, 1.0) for rows in (1, 2, 8) for position in (20, 260)]
+    return [*decode, *(TimedSteps.prompt(layers, tokens, min(tokens, 64), 1.0) for tokens in (32, 64, 256))]
 
 
-def took(timed: Timed, parts: Calibration) -> float:
+def took(timed: TimedSteps, parts: Calibration) -> float:
     own = {"step_s": parts.step_s, "position_s": parts.position_s, "attend_s": parts.attend_s}
     return sum(
         count * (parts.pass_s[name] if isinstance(name, int) else own[name]) for name, count in timed.terms.items()
     )
 
 
-def timed(parts: Calibration, noise: float = 0.0) -> list[Timed]:
+def timed(parts: Calibration, noise: float = 0.0) -> list[TimedSteps]:
     numbers = random.Random(1)  # noqa: S311 - not a secret
     return [
         dataclasses.replace(one, seconds=took(one, parts) * numbers.uniform(1 - noise, 1 + noise))
@@ -70,15 +70,15 @@ def test_the_machine_takes_those_seconds() -> None:
     work = Workload(prompt=100, answer=1, requests=(1, 2, 8))
     found = predict(MODEL, stage, {}, work)
     for one in found.decode:
-        expected = took(Timed.decode(30, one.requests, 100, 1.0), TRUE)
+        expected = took(TimedSteps.decode(30, one.requests, 100, 1.0), TRUE)
         assert one.stages[0].busy_s == near(expected)
     prefill = predict(MODEL, stage, {}, Workload(prompt=256, answer=1, requests=(1,))).prefill
-    assert prefill.stages[0].busy_s == near(took(Timed.prompt(30, 256, 64, 1.0), TRUE), rel=0.02)
+    assert prefill.stages[0].busy_s == near(took(TimedSteps.prompt(30, 256, 64, 1.0), TRUE), rel=0.02)
 
 
 def test_the_coordinator_takes_its_seconds_between_steps() -> None:
     ends_s = {1: 0.004, 2: 0.005, 4: 0.0065, 8: 0.009}
-    here = coordinator("a", MODEL, ends_s, hop_s=0.0, lanes=2)
+    here = coordinator_machine("a", MODEL, ends_s, hop_s=0.0, lanes=2)
     stage = [Stage(calibrated(TRUE), LayerRange(0, 30))]
     work = Workload(prompt=10, answer=1, requests=(1, 2, 4, 8))
     assert {one.requests: one.ends_s for one in predict(MODEL, stage, {}, work, here).decode} == near(ends_s)
@@ -88,7 +88,7 @@ def test_the_coordinator_takes_its_seconds_between_steps() -> None:
     "some",
     [
         pytest.param(lambda one: one.layers == 6, id="one number of layers"),
-        pytest.param(lambda one: one.steps > 1 or one.read < 21, id="one context"),
+        pytest.param(lambda one: one.steps > 1 or one.read_positions < 21, id="one context"),
     ],
 )
 def test_steps_that_cannot_tell_the_parts_apart_are_refused(some: object) -> None:
@@ -98,5 +98,5 @@ def test_steps_that_cannot_tell_the_parts_apart_are_refused(some: object) -> Non
 
 
 def test_a_machine_needs_a_row_and_a_chunk() -> None:
-    with pytest.raises(PlanError, match="of 1 and of 128 rows have to be timed"):
+    with pytest.raises(PlanError, match="steps of 1 and of 128 rows are needed"):
         TRUE.machine("a", MODEL, chunk=128, hop_s=0.0, lanes=1)

@@ -16,7 +16,7 @@ from edgepp.placement.types import UNKNOWN_LINK, LinkSpeed, ModelSize, memory_ne
 from edgepp.plan import describe_cluster as describe
 from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workload
 from edgepp.plan.predict import predict
-from edgepp.plan.quantities import link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds
+from edgepp.plan.quantities import format_link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds
 from tests.builders.members import live_node, live_stage
 from tests.unit.coordinator.test_director import HERE, MINI
 from tests.unit.coordinator.test_director import Cluster as Members
@@ -84,7 +84,10 @@ def test_a_node_is_read_with_what_it_leaves_out() -> None:
     assert node.machine.efficiency is DATASHEET
     bare = describe.read_node(describe.parse_node("mem=8GB"), 3)
     assert (bare.name, bare.memory_bytes) == ("node3", 6e9)
-    assert (bare.machine.stream_bytes_per_s, bare.machine.flops_per_s) == (describe.BANDWIDTH, describe.FLOPS)
+    assert (bare.machine.stream_bytes_per_s, bare.machine.flops_per_s) == (
+        describe.MEMORY_BYTES_PER_S,
+        describe.FLOPS_PER_S,
+    )
     assert bare.machine.efficiency is DATASHEET_CPU
     assert describe.read_node(describe.parse_node("mem=8GB,usable=50%,layers=0-3"), 1).memory_bytes == 4e9
     assert describe.read_node(describe.parse_node("mem=8GB,layers=0-3"), 1).pinned == LayerRange(0, 4)
@@ -122,13 +125,13 @@ def test_a_node_that_cannot_be_read_is_said_with_a_hint(text: str, said: str) ->
 def test_two_nodes_that_were_given_one_name_are_refused() -> None:
     nodes = describe.read_nodes([{"name": "a", "mem": "8GB"}, {"name": "a", "mem": "8GB"}])
     with pytest.raises(UsageError, match="two nodes are called a"):
-        describe.described(nodes, [])
+        describe.cluster_of(nodes, [])
 
 
 def test_links_are_for_all_or_for_a_pair() -> None:
     nodes = [describe.read_node(describe.parse_node(f"name={name},mem=8GB"), 1) for name in "abc"]
     links = [describe.parse_named_link(text) for text in ("100MB/s:1ms", "c,a=10MB/s:2ms")]
-    cluster = describe.described(nodes, links)
+    cluster = describe.cluster_of(nodes, links)
     assert cluster.links == {
         ("a", "b"): LinkSpeed(1e-3, 100e6),
         ("a", "c"): LinkSpeed(2e-3, 10e6),
@@ -140,12 +143,12 @@ def test_links_are_for_all_or_for_a_pair() -> None:
 
 @pytest.mark.parametrize("rate", ["13Mbit", "1Gbit", "2.5Gbit", "99.9Mbit"])
 def test_a_link_is_said_as_it_is_written(rate: str) -> None:
-    assert link_rate(parse_link(rate).bytes_per_s).replace(" ", "") == f"{rate}/s"
+    assert format_link_rate(parse_link(rate).bytes_per_s).replace(" ", "") == f"{rate}/s"
 
 
 @given(st.floats(1e3, 1e12))
 def test_a_link_that_is_said_is_fast_enough(bytes_per_s: float) -> None:
-    assert bytes_per_s * (1 - 1e-6) <= parse_link(link_rate(bytes_per_s)).bytes_per_s <= 1.01 * bytes_per_s
+    assert bytes_per_s * (1 - 1e-6) <= parse_link(format_link_rate(bytes_per_s)).bytes_per_s <= 1.01 * bytes_per_s
 
 
 @pytest.mark.parametrize("text", ["a=1Gbit", "a,b,c=1Gbit", ",=1Gbit", "a,a=1Gbit"])
@@ -157,11 +160,11 @@ def test_a_link_of_no_pair_is_refused(text: str) -> None:
 def test_names_are_checked() -> None:
     a = describe.read_node(describe.parse_node("name=a,mem=8GB"), 1)
     with pytest.raises(UsageError, match="two nodes are called a"):
-        describe.described([a, a], [])
+        describe.cluster_of([a, a], [])
     with pytest.raises(UsageError, match="a link names z, which is no node"):
-        describe.described([a], [(("a", "z"), UNKNOWN_LINK)])
+        describe.cluster_of([a], [(("a", "z"), UNKNOWN_LINK)])
     with pytest.raises(UsageError, match="no node is described"):
-        describe.described([], [])
+        describe.cluster_of([], [])
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_names_are_checked() -> None:
 def test_a_link_that_is_given_twice_is_refused(texts: list[str], whose: str) -> None:
     nodes = [describe.read_node(describe.parse_node(f"name={name},mem=8GB"), 1) for name in "ab"]
     with pytest.raises(UsageError, match=f"the link of {whose} is given twice"):
-        describe.described(nodes, [describe.parse_named_link(text) for text in texts])
+        describe.cluster_of(nodes, [describe.parse_named_link(text) for text in texts])
 
 
 def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ def test_a_file_says_the_same_as_options(tmp_path: Path) -> None:
         for text in ("name=studio,hw=m2-max", "name=pi,mem=8GB,usable=0.5")
     ]
     links = [describe.parse_named_link(text) for text in ("1Gbit:0.3ms", "studio,pi=100Mbit:1ms")]
-    assert describe.read_file(file) == describe.described(nodes, links)
+    assert describe.read_file(file) == describe.cluster_of(nodes, links)
 
 
 @pytest.mark.parametrize(
@@ -281,9 +284,9 @@ def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: 
     stages = real.director.stages(real.members)
     nodes = [
         live_node(
-            member.node[0], node=member.node, memory=member.facts.memory,
+            member.node[0], node=member.node, memory=member.facts.memory_bytes,
             stream_bytes_per_s=member.facts.stream_bytes_per_s,
-            flops=member.facts.flops, roles=["coordinator"] if member.node == HERE else [],
+            flops=member.facts.flops_per_s, roles=["coordinator"] if member.node == HERE else [],
             stage_slots=member.facts.stage_slots,
         )
         for member in real.members
@@ -297,7 +300,7 @@ def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: 
     takes = [memory_needed(want, len(layers), number == 0) for number, (_, _, layers, _) in enumerate(stages)]
     assert cluster.stage_memory(want, plan) == list(zip(takes, [memory // slots] * slots + [10**9], strict=True))
     here = cluster.coordinator.machine
-    assert here.beside(slots).flops_per_s == near(1e11 / slots)
+    assert here.shared_by(slots).flops_per_s == near(1e11 / slots)
 
 
 def test_a_coordinator_without_layers_stands_first() -> None:
