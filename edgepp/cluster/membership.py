@@ -150,11 +150,10 @@ class Membership:
         member = self._members.get(node)
         if member is None or member.phase is MemberPhase.GONE or member.facts.incarnation != beat.incarnation:
             return False
-        if member.host != host:
-            return False  # the machine moved, so its other addresses have changed too
+        if member.host != host or member.route != route:
+            return False  # its addresses may have changed, and messages sent to its last connection are lost
         self._members[node] = replace(
             member,
-            route=route,
             heard_s=now_s,
             closed=False,
             memory_free_bytes=beat.free_memory_bytes,

@@ -10,6 +10,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,9 +88,11 @@ class NodeAgent(threading.Thread):
         self._incarnation = secrets.randbits(62)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox: Mailbox[Report | None] = Mailbox()
+        self._reports: deque[Report] = deque()
+        """Reports that no connection has taken yet, oldest first."""
         self._watch = AddressWatch()
         self._log_sampler = LogSampler()
-        self._beat_sent_s = self._beat_s = self._heard_s = 0.0
+        self._heartbeat_sent_s = self._heartbeat_s = self._heard_s = 0.0
         self._rtt_us = 0
         self.address: Address | None = None
         """Address at which the coordinator answered last; None before."""
@@ -217,6 +220,7 @@ class NodeAgent(threading.Thread):
                 return
             if now_s - self._heartbeat_s >= HEARTBEAT_INTERVAL_S:
                 self._send_heartbeat(link, now_s)
+                self._send_reports(link)
             for reader in poller.wait(0.1):
                 if reader is link:
                     self._receive(link)
@@ -237,9 +241,11 @@ class NodeAgent(threading.Thread):
         for report in self._outbox.drain():
             if report is None:
                 continue
-            link.send([encode(report)], 1.0)
+            self._reports.append(report)
             if isinstance(report, NotLoaded):
                 self._on_event(SlotFailed(report.slot, report.reason))
+        while self._reports and link.send([encode(self._reports[0])]):
+            self._reports.popleft()
 
     def _receive(self, link: Link) -> None:
         for _ in range(_MAX_MESSAGES_PER_TURN):

@@ -45,9 +45,8 @@ def test_a_member_that_was_silent_keeps_its_loaded_layers() -> None:
     members = enrolled()
     members.loaded(NODE, 0, loaded())
     members.tick(SUSPECT_S + 1)
-    assert members.heard(NODE, beat(), 0, b"r2", "10.0.0.2", SUSPECT_S + 2)
-    member = only(members)
-    assert (member.phase, member.route, member.slot(0)) == (MemberPhase.JOINED, b"r2", loaded())
+    assert members.heard(NODE, beat(), 0, b"r", "10.0.0.2", SUSPECT_S + 2)
+    assert (only(members).phase, only(members).slot(0)) == (MemberPhase.JOINED, loaded())
     members.assigned(NODE, complete=True)
     assert only(members).phase is MemberPhase.READY
 
@@ -87,6 +86,18 @@ def test_a_heartbeat_from_another_address_asks_for_a_new_enrolment() -> None:
     assert not members.heard(NODE, beat(), 0, b"r", "10.0.0.7", 0.5)
     assert members.enrol(NODE, "k", facts(addresses="10.0.0.7"), b"r", "10.0.0.7", 0.6) == ""
     assert (only(members).host, only(members).slot(0)) == ("10.0.0.7", loaded())
+
+
+def test_a_heartbeat_by_another_connection_asks_for_a_new_enrolment() -> None:
+    members = enrolled()
+    members.loaded(NODE, 0, loaded())
+    version = members.version
+    assert not members.heard(NODE, beat(), 0, b"r2", "10.0.0.2", 0.5)
+    assert only(members).route == b"r"
+    assert members.enrol(NODE, "k", facts(), b"r2", "10.0.0.2", 0.6) == ""
+    assert (only(members).route, only(members).slot(0)) == (b"r2", loaded())
+    assert members.version > version
+    assert members.heard(NODE, beat(), 0, b"r2", "10.0.0.2", 0.7)
 
 
 def test_the_version_grows_only_with_changes() -> None:

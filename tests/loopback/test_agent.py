@@ -1,9 +1,10 @@
-"""A node whose membership its coordinator ends: at whatever moment it hears so, it says Leave and ends."""
+"""A node and its coordinator: how it ends when it is expelled, and what it tells after its link was lost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -14,7 +15,17 @@ from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import Resources
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Enrol, Enrolled, Expelled, Heartbeat, HeartbeatAck, Leave, Message
+from edgepp.wire.messages import (
+    MAX_PAYLOAD_BYTES,
+    Enrol,
+    Enrolled,
+    Expelled,
+    Heartbeat,
+    HeartbeatAck,
+    Leave,
+    Message,
+    NotLoaded,
+)
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
 from tests.waiting import PATIENCE_S, eventually
@@ -100,3 +111,26 @@ def test_a_node_that_cannot_understand_its_coordinator_ends(coordinator: FakeCoo
     coordinator.say(b"not a message")
     assert node.ended.wait(PATIENCE_S)
     assert node.error is not None
+
+
+def test_a_report_that_no_connection_takes_is_told_later(identity: Identity) -> None:
+    cluster = Cluster("ab" * 8, PairedNode.of("one", KeyPair.of_secret(SECRET).public))
+    events: list[object] = []
+    node = NodeAgent(identity, cluster, Offer(RESOURCES, 1 << 30), list, events.append)
+    reports = [NotLoaded(1, slot, "it ended by itself", "") for slot in range(2)]
+    for report in reports:
+        node._outbox.put(report)
+    told: list[object] = []
+    taken = iter([False, True, False, True])
+
+    def send(frames: list[bytes]) -> bool:
+        if sent := next(taken):
+            told.append(decode(frames[0]))
+        return sent
+
+    for expected in ([], reports[:1], reports):
+        node._send_reports(SimpleNamespace(send=send))  # type: ignore[arg-type]
+        assert told == expected
+    assert len(events) == 2
+    node._outbox.close()
+    node._context.term()
