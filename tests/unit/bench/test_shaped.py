@@ -197,7 +197,7 @@ def test_the_table_of_hidden_states_stands_beside_the_origins() -> None:
 def test_both_kinds_are_kept_side_by_side(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for result in (decoding(), sending(), decoding()):
-        shaped.write(folder, shaped.joined(shaped.read(folder), result))
+        shaped.write(folder, shaped.join_results(shaped.read(folder), result))
         kept = json.loads((folder / "links.json").read_text())
         assert kept["decode"]["rows"][1]["mbit_per_s"] == 13.0
     assert kept["bench"] == "shaped"
