@@ -220,7 +220,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     """Lines of the result for people, in Markdown."""
     extra = f", {result['delay_ms']:g} ms later each way" if result["delay_ms"] else ""
     size = f"{result['prompt_tokens']} tokens of prompt, {result['gen']} generated"
-    yield f"{result['model']} in two stages, the second behind the cable{extra}; threads of each: {result['threads']}."
+    yield f"{result['model']} in two stages, the second at the far end{extra}; threads of each: {result['threads']}."
     yield f"Every token goes there and back: {size}; rounds at each rate in turn: {result['rounds']}, median"
     yield "(smallest-largest). Ratios are to the cable without a rate in the same round."
     yield taken_on(result)
