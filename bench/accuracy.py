@@ -58,7 +58,7 @@ class WholeModel:
     def __init__(self, backend: str, checkpoint: Checkpoint, options: BackendOptions) -> None:
         runner = choose(backend, checkpoint)
         self._stage = runner.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), options)
-        self._ends = runner.load_ends(checkpoint, options)
+        self._ends = runner.load_embedding_and_head(checkpoint, options)
         self._context = checkpoint.context
         self.device = self._stage.device
 

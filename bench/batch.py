@@ -17,7 +17,7 @@ from bench.toolkit.figures import cell, interleave, medians, prompt, table
 from bench.toolkit.local import check_context
 from bench.toolkit.script import Arguments, Result, counts, script
 from edgepp import backend
-from edgepp.backend.base import BackendOptions, Ends, StageModel
+from edgepp.backend.base import BackendOptions, EmbeddingAndHead, StageModel
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ class BatchDecoder:
         check_context(self._positions + self._steps, checkpoint.context)
         chosen, compute = backend.choose(options.backend, checkpoint), BackendOptions(threads=options.threads)
         self._stage: StageModel = chosen.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), compute)
-        self._ends: Ends = chosen.load_ends(checkpoint, compute)
+        self._ends: EmbeddingAndHead = chosen.load_embedding_and_head(checkpoint, compute)
         self._sequences = range(max(options.batches))
         for sequence in self._sequences:
             self._stage.open(sequence, self._positions + self._steps)

@@ -36,7 +36,7 @@ from edgepp.placement.types import LinkSpeed
 from edgepp.plan.machines import Machine, Model
 from edgepp.stage_process.compute_policy import ComputePolicy, physical_cores
 from edgepp.wire.link_rate import measure_echo
-from edgepp.wire.messages import data_frame_bytes
+from edgepp.wire.messages import max_data_frame_bytes
 from edgepp.wire.transport import Address, Link
 
 SHORT, LONG = 16, 256
@@ -255,7 +255,7 @@ def _link(rig: Rig, link: SlowLink, hidden: int) -> LinkSpeed:
 def _echoes(host: str, port: int, hidden: int) -> tuple[float, float]:
     """Round trips in seconds of one hidden state, and of a large frame."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    link = Link(context, Address(host, port), data_frame_bytes(hidden))
+    link = Link(context, Address(host, port), max_data_frame_bytes(hidden))
     try:
         small = measure_echo(link, hidden * _FLOAT32_BYTES, _WAIT_S)
         large = measure_echo(link, _LARGE_FRAME_BYTES, _WAIT_S, rounds=3)

@@ -24,9 +24,9 @@ from edgepp.benchmark.hidden_states import WIDTH, noise, real
 from edgepp.benchmark.report import pays_below_mbit_per_s
 from edgepp.benchmark.workload import percentile
 from edgepp.errors import ModelError
-from edgepp.model.fetch import located
+from edgepp.model.fetch import find_local
 from edgepp.wire import codec
-from edgepp.wire.messages import Codec
+from edgepp.wire.field_types import Codec
 
 ROWS = (1, 4, 16, 32, 64, MAX_ROWS)
 HOPS = 2000
@@ -49,7 +49,7 @@ def manual(tokens: int) -> str:
 
 def matrices(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, Any]]:
     """Measure every size, codec and kind of data in turn, round after round."""
-    located(options.model)  # raises for an unknown name; a known model may be absent
+    find_local(options.model)  # raises for an unknown name; a known model may be absent
     data = {"random": noise(options.dtype, max(ROWS))}
     say(f"computing hidden states of {options.model}")
     try:

@@ -38,7 +38,7 @@ from edgepp.child_process import python_command
 from edgepp.errors import ModelError, UsageError
 from edgepp.wire.codec import Array
 from edgepp.wire.codec_choice import CodecChoice
-from edgepp.wire.messages import Codec
+from edgepp.wire.field_types import Codec
 from edgepp.wire.transport import Address
 
 Case = tuple[str, int, Codec]

@@ -2,9 +2,9 @@
 
     python -m bench.to_gguf smollm2-135m smollm2.gguf
 
-4-bit weights in groups of 32 or more become Q4_1 blocks and symmetric 8-bit ones Q8_0 blocks, which moves numbers and
-rounds none. Unquantised weights become Q8_0, which is what edgepp's own CPU backend rounds them to. ``--type q4_0``
-rounds 4-bit weights again, to the format that llama.cpp has its fastest kernels for. The file has no tokenizer.
+4-bit weights in groups of 32 or more become Q4_1 blocks, and symmetric 8-bit weights Q8_0 blocks, without rounding.
+Unquantised weights are rounded to Q8_0, like in edgepp's CPU backend. ``--type q4_0`` rounds 4-bit weights to Q4_0, for
+which llama.cpp has its fastest kernels. The file has no tokenizer.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ def q4_1(codes: Array, scales: Array, biases: Array) -> Array:
     """Q4_1 blocks (N, K / 32 * 20) of MLX's codes (N, K) and its scales and biases (N, K / group_size)."""
     rows, columns = codes.shape
     halves = codes.reshape(rows, columns // _BLOCK, 2, _BLOCK // 2)
-    return _blocks(_each(scales, columns), _each(biases, columns), halves[:, :, 0] | halves[:, :, 1] << 4)
+    return _blocks(_per_block(scales, columns), _per_block(biases, columns), halves[:, :, 0] | halves[:, :, 1] << 4)
 
 
 def q8_0(codes: Array, scales: Array) -> Array:
-    """Q8_0 blocks (N, K / 32 * 34) of MLX's codes (N, K) and scales (N, K / group_size); biases are -128 scales."""
+    """Q8_0 blocks (N, K / 32 * 34) of MLX's codes (N, K) and scales (N, K / group_size); biases must be -128 scales."""
     rows, columns = codes.shape
-    blocks = codes.reshape(rows, columns // _BLOCK, _BLOCK) ^ 0x80  # as int8: the code less 128
-    return _blocks(_each(scales, columns), blocks)
+    blocks = codes.reshape(rows, columns // _BLOCK, _BLOCK) ^ 0x80  # as int8: the code minus 128
+    return _blocks(_per_block(scales, columns), blocks)
 
 
-def _each(values: Array, columns: int) -> Array:
-    """A group's value for each block of the group, as the two bytes of a float16."""
+def _per_block(values: Array, columns: int) -> Array:
+    """The value of each group, repeated for each block of the group, as the two bytes of a float16."""
     repeated = np.repeat(values.astype(np.float16), columns // _BLOCK // values.shape[1], axis=1)
     return repeated[..., None].view(np.uint8)
 
@@ -73,20 +73,20 @@ def _blocks(*fields: Array) -> Array:
 
 
 def interleaved(matrix: Array, heads: int) -> Array:
-    """Rows from two rotary halves a head, one after the other, to GGUF's order, in which they take turns."""
+    """The rows, with the rotary halves of each head one after the other, in GGUF's order, which interleaves them."""
     rows, columns = matrix.shape
     halves = matrix.reshape(heads, 2, rows // heads // 2, columns)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)
 
 
 class Converter:
-    """Writes one checkpoint."""
+    """Writes a checkpoint as a GGUF file."""
 
     def __init__(self, checkpoint: Checkpoint, kind: str) -> None:
         """``kind`` is the format of 4-bit weights, one of ``TYPES``.
 
         Raises:
-            ModelError: llama.cpp's llama is another model.
+            ModelError: the model is not one of llama.cpp's architecture "llama".
         """
         self._checkpoint = checkpoint
         self._kind = kind
@@ -95,10 +95,10 @@ class Converter:
             raise ModelError(f"{checkpoint.path.name} is not a plain llama", "give its GGUF file instead")
 
     def write(self, target: Path) -> None:
-        """Write the file.
+        """Write the file ``target``.
 
         Raises:
-            EdgeppError: the gguf package is not installed, or the weights have no such form.
+            EdgeppError: the gguf package is not installed, or GGUF has no equal format for the weights.
         """
         try:
             import gguf
@@ -144,7 +144,7 @@ class Converter:
             writer.add_tensor("rope_freqs.weight", (arch.rope.periods() / plain).astype(np.float32))
 
     def _matrix(self, module: str) -> tuple[str, Array]:
-        """The name of GGUF's type and the blocks (N, bytes) of a matrix."""
+        """The name of the GGUF type, and the blocks (N, bytes), of a matrix."""
         heads = {"q_proj": self._architecture.heads, "k_proj": self._architecture.kv_heads}.get(module.split(".")[-1])
         quantisation = self._checkpoint.quantisation(module)
         if quantisation is None:
@@ -152,17 +152,19 @@ class Converter:
         elif quantisation.bits == 4 and self._kind == "q4_0":
             kind, blocks = "Q4_0", self._rounded(module, "Q4_0")
         else:
-            kind, blocks = self._moved(module, quantisation.bits)
+            kind, blocks = self._copied(module, quantisation.bits)
         return kind, blocks if heads is None else interleaved(blocks, heads)
 
-    def _moved(self, module: str, bits: int) -> tuple[str, Array]:
+    def _copied(self, module: str, bits: int) -> tuple[str, Array]:
         codes = unpack(self._checkpoint.array(f"{module}.weight"), bits)
         scales, biases = (self._checkpoint.array(f"{module}.{part}") for part in ("scales", "biases"))
         if bits == 4:
             return "Q4_1", q4_1(codes, scales, biases)
         if bits == 8 and np.array_equal(biases, -128 * scales):
             return "Q8_0", q8_0(codes, scales)
-        raise ModelError(f"{module} with {bits} bits has no equal in GGUF", "give a GGUF file of these weights instead")
+        raise ModelError(
+            f"{module} with {bits} bits has no equal format in GGUF", "give a GGUF file of these weights instead"
+        )
 
     def _rounded(self, module: str, kind: str) -> Array:
         import gguf
@@ -190,7 +192,7 @@ def parse() -> argparse.Namespace:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Write the file."""
+    """Convert the model; returns the bytes of the file."""
     Converter(Checkpoint.open(fetch(options.model)), options.type).write(options.gguf)
     return {"bytes": options.gguf.stat().st_size}
 

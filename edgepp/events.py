@@ -246,7 +246,7 @@ class SlotFailed:
 
 
 @dataclass(frozen=True)
-class Standing:
+class NodeAssignment:
     """The node's part in the plan, whenever it changes."""
 
     model: str
@@ -265,7 +265,7 @@ CoordinatorEvent: TypeAlias = (
     | NodeRefused | PlanMade | PlanKept | PlanMissing | LayersNotLoaded | PipelineOpened | PipelineNotOpened
     | PipelineLost | StepFailed
 )  # fmt: skip
-NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorSought | CoordinatorReached | SlotFailed | Standing
+NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorSought | CoordinatorReached | SlotFailed | NodeAssignment
 Event: TypeAlias = CoordinatorEvent | NodeEvent
 OnEvent: TypeAlias = Callable[[Event], None]
 """Takes events; safe to call from any thread."""

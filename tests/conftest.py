@@ -49,8 +49,8 @@ def _started_processes() -> list[psutil.Process]:
 
 def _edgepp_threads() -> list[str]:
     ours = ("engine", "control", "lifeline", "compute", "node", "coordinator", "serving", "answer")
-    ours += ("discovery", "gate", "pairing", "joining")
-    return [t.name for t in threading.enumerate() if t.name in ours or t.name.startswith("slot-")]
+    ours += ("discovery", "gate", "pairing", "connect-next-stage")
+    return [t.name for t in threading.enumerate() if t.name in ours or t.name.startswith("stage-slot-")]
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,9 @@ def local_engine(
             )  # fmt: skip
             stages.append((info, model))
         return EngineParts(
-            LocalRing(stages), backend.choose(backends[0], checkpoint).load_ends(checkpoint, options), draft
+            LocalRing(stages),
+            backend.choose(backends[0], checkpoint).load_embedding_and_head(checkpoint, options),
+            draft,
         )
 
     return EngineLoop(open_parts, eos=frozenset(), budget=budget)

@@ -1,4 +1,4 @@
-"""One stage without sockets or weights: its control and compute threads' work, driven by hand."""
+"""One stage without sockets, threads or weights; a test drives the work of its control and compute threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageLink
-from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome
 from edgepp.wire.transport import Sender
 from tests.wire import KEYS
 
@@ -90,16 +91,16 @@ class FakeModel:
 
 
 class Stage:
-    """ControlThread and compute of one stage, driven by hand."""
+    """Control and compute threads of one stage, driven by the test."""
 
     def __init__(self) -> None:
         self.model = FakeModel()
         self.data, self.listener = FakeListener(), FakeListener()
         self.compute = ComputeThread(ModelRunner(self.model, 64), self.data)  # type: ignore[arg-type]
-        joiner = SimpleNamespace(
+        connector = SimpleNamespace(
             begin=lambda attempt: self.compute.inbox.put(NextStageLink(attempt)), close=lambda: None
         )
-        self.control = ControlThread(self.listener, self.compute, joiner, WELCOME, DRIVER.key)  # type: ignore[arg-type]
+        self.control = ControlThread(self.listener, self.compute, connector, WELCOME, DRIVER.key)  # type: ignore[arg-type]
 
     def order(self, sender: Sender, *frames: bytes) -> list[Message]:
         """Everything that one control message brings about; what is answered to it."""
@@ -113,7 +114,7 @@ class Stage:
     def work(self) -> None:
         for command in self.compute.inbox.drain():
             if command is not None:
-                self.compute.obey(command)
+                self.compute.execute(command)
         for route, message in self.compute.outbox.drain():
             self.listener.send(route, [encode(message)])
 

@@ -52,7 +52,7 @@ def valid(message: Message) -> Message:
             return message._replace(next_key="")
         case Forward():
             rows = max(1, message.rows)
-            return message._replace(rows=rows, want=min(message.want, rows))
+            return message._replace(rows=rows, wanted_rows=min(message.wanted_rows, rows))
         case Batch():
             ids = tuple(dict.fromkeys(message.sequences))
             return message._replace(sequences=ids, positions=(message.positions * len(ids))[: len(ids)])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgepp.backend.base import Ends
+from edgepp.backend.base import EmbeddingAndHead
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
 from edgepp.engine.stage_handshake import Endpoint
@@ -121,14 +121,14 @@ class EngineRecord:
 class RecordingEnds:
     """Ends of the model that record their times."""
 
-    def __init__(self, ends: Ends, record: EngineRecord) -> None:
+    def __init__(self, ends: EmbeddingAndHead, record: EngineRecord) -> None:
         self._ends, self._record = ends, record
         self.positional, self.vocabulary = ends.positional, ends.vocabulary
         self.spent_s = 0.0
         self.sampled = 0
 
     def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
-        """As in ``Ends``."""
+        """Embed ``tokens``, and add the time to the record."""
         began_s = time.perf_counter()
         hidden = self._ends.embed(tokens, position)
         took_s = time.perf_counter() - began_s
@@ -137,7 +137,7 @@ class RecordingEnds:
         return hidden
 
     def logits(self, hidden: Array) -> Array:
-        """As in ``Ends``."""
+        """Compute logits of ``hidden``, and add the time to the record."""
         began_s = time.perf_counter()
         logits = self._ends.logits(hidden)
         took_s = time.perf_counter() - began_s
@@ -206,7 +206,7 @@ class RecordedPipeline(Pipeline):
     def __enter__(self) -> RecordedPipeline:
         return self
 
-    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, Ends]:
+    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
         ring, ends = super()._open_network(endpoints)
         timed = RecordingEnds(ends, self.record)
         return RecordingRing(ring, timed, self.record), timed

@@ -169,7 +169,9 @@ class Rig:
         endpoints = [Endpoint((address,)) for address in self.addresses]
         self._recorder = Recorder(NetworkRing(endpoints, expected, platform.node(), ("none",)))
         chosen = backend.choose(self.backend_name, checkpoint)
-        return EngineParts(self._recorder, chosen.load_ends(checkpoint, BackendOptions(threads=self.threads)))
+        return EngineParts(
+            self._recorder, chosen.load_embedding_and_head(checkpoint, BackendOptions(threads=self.threads))
+        )
 
 
 def _await_token(request: EngineRequest) -> None:

@@ -23,8 +23,10 @@ from edgepp.child_process import python_command
 from edgepp.errors import EdgeppError
 from edgepp.wire import codec
 from edgepp.wire.codec import Array
+from edgepp.wire.field_types import Codec
 from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages import Codec, Forward, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Forward
 from edgepp.wire.security import Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Sender
 
@@ -117,7 +119,7 @@ class RoundTrips:
             step=1,
             position=0,
             capacity=rows,
-            want=rows,
+            wanted_rows=rows,
             rows=rows,
             width=width,
             dtype=codec.dtype_name(hidden.dtype),

@@ -17,7 +17,7 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError
-from edgepp.wire.messages import LinkCodec
+from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.transport import Address
 
 

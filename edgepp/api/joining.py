@@ -45,7 +45,7 @@ class JoinOptions:
         return MemberOptions(
             pairing=PairingOptions(self.code, self.token, self.peers, self.replace),
             pinned=self.layers,
-            memory=self.memory,
+            memory_bytes=self.memory,
             backend=self.backend,
             threads=self.threads,
             exact=self.exact,

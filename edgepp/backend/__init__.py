@@ -1,6 +1,6 @@
-"""Runs a layer range, or a model's two ends. ``choose`` picks the backend; the rest of edgepp sees only ``base``.
+"""Backends, which compute a layer range, or embedding and output head. The rest of edgepp uses the types of ``base``.
 
-A backend's libraries take up to two seconds to import, so only the one that is used is imported.
+``choose`` imports only the chosen backend, since the libraries of a backend take up to two seconds to import.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ NAMES = ("auto", "mlx", "onnx")
 
 
 def choose(name: str, checkpoint: Checkpoint) -> Backend:
-    """The backend called ``name``; ``auto`` takes Metal where there is one, else ONNX Runtime where it fits the model.
+    """The backend called ``name``; ``auto`` means MLX on Metal, else ONNX Runtime if it can run the model, else MLX.
 
     Raises:
         UsageError: there is no such backend.
-        ModelError: the backend does not run this family.
     """
     if name not in NAMES:
         raise UsageError(f"there is no backend '{name}'", f"choose one of {', '.join(NAMES)}")

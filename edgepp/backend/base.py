@@ -1,7 +1,7 @@
-"""What a backend offers: a stage's decoder layers, and the coordinator's two ends.
+"""The interface of a backend: decoder layers for a stage, embedding and output head for the coordinator.
 
-A backend knows tensors and caches. It knows no socket, no peer and no request. Every method of one object is called
-from one thread, the one that made it.
+A backend handles tensors and KV caches, and no sockets, peers or requests. All methods of an object are called in the
+thread that created the object.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 
 KV_BITS = (8, 4)
-"""Bits that keys and values may be kept in."""
+"""Bits per key or value that a quantised KV cache may have."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,26 @@ class BackendOptions:
     """How to compute; the same options give the same numbers."""
 
     threads: int = 1
-    """Compute threads, where the backend takes a number."""
+    """Number of compute threads; the MLX backend chooses its own."""
     exact: bool = False
-    """Float32 arithmetic throughout, so that tokens can be compared across splits and backends."""
+    """Compute everything in float32, so that tokens can be compared between splits and backends."""
     spin: bool = False
-    """Idle compute threads may spin: faster where this process has the machine to itself, ruinous where it has not."""
+    """Let idle compute threads spin: faster where nothing else runs on this machine, much slower otherwise."""
     kv_bits: int | None = None
-    """Bits of each key and value in the cache, one of ``KV_BITS``; None keeps them as the backend computes them."""
+    """Bits per key or value in the cache, one of ``KV_BITS``; None stores keys and values as they are computed."""
 
     def __post_init__(self) -> None:
-        """Hold ``kv_bits`` to what there is.
+        """Check ``kv_bits``.
 
         Raises:
-            UsageError: there is no such cache.
+            UsageError: ``kv_bits`` is not one of ``KV_BITS``.
         """
         if self.kv_bits not in (None, *KV_BITS):
             raise UsageError(f"keys and values cannot be kept in {self.kv_bits} bits", "choose 8 or 4")
 
 
 class SequenceFault(StageFault):
-    """A step that some of its sequences cannot take; nothing was computed, and the others may go without them."""
+    """A step that some of its ``sequences`` cannot take; nothing was computed, and the others may be retried."""
 
     def __init__(self, message: str, sequences: tuple[int, ...], hint: str = "") -> None:
         super().__init__(message, hint)
@@ -54,51 +54,53 @@ class SequenceFault(StageFault):
 
 
 def check_rows(sequences: Sequence[int], hidden: Array, width: int) -> None:
-    """Hold a decode step to one row of ``hidden`` (B, D), D being ``width``, for each of different ``sequences``.
+    """Check that a decode step has distinct ``sequences`` and one row of ``hidden`` (B, D) for each; D is ``width``.
 
     Raises:
-        StageFault: it is no such step.
+        StageFault: the shape is another, or a sequence occurs twice.
     """
     if not len(sequences) or hidden.shape != (len(sequences), width):
         raise StageFault(f"hidden states of shape {hidden.shape} are not ({len(sequences)}, {width})")
     if len(set(sequences)) < len(sequences):
-        raise StageFault("a sequence is twice in one decode step")
+        raise StageFault("a decode step names a sequence twice")
 
 
 def check_fork(source: int, held: int, sequence: int, length: int, capacity: int) -> None:
-    """Hold ``StageModel.fork`` to a beginning that ``source``, which holds ``held`` positions, can give ``sequence``.
+    """Check the arguments of ``StageModel.fork``, where ``source`` holds ``held`` positions.
 
     Raises:
-        SequenceFault: the source holds fewer positions.
-        StageFault: it is no such beginning.
+        SequenceFault: the source holds fewer than ``length`` positions.
+        StageFault: source and sequence are the same, or ``length`` is not from 1 to ``capacity``.
     """
     if length > held:
-        raise SequenceFault(f"a sequence of {held} positions has no first {length} for another", (source,))
+        raise SequenceFault(f"a sequence of {held} positions cannot give its first {length} to another", (source,))
     if source == sequence or not 0 < length <= capacity:
-        raise StageFault(f"sequence {sequence} of {capacity} cannot begin with {length} positions of {source}")
+        raise StageFault(
+            f"sequence {sequence} of {capacity} positions cannot begin with {length} positions of sequence {source}"
+        )
 
 
 class StageModel(Protocol):
-    """Decoder layers ``[a, b)`` with one KV cache a sequence.
+    """Decoder layers ``[a, b)`` with one KV cache per sequence; called by the compute thread of a stage.
 
-    A sequence id is any int; hidden states are ``(T, D)`` in ``dtype``, C-contiguous.
+    A sequence id is any int; hidden states are (T, D) in ``dtype``, C-contiguous.
     """
 
     layers: LayerRange
     hidden_size: int
     dtype: str
-    """Dtype of the hidden states it returns: ``float32``, ``float16`` or ``bfloat16``. It takes any of them."""
+    """Dtype of the returned hidden states: ``float32``, ``float16`` or ``bfloat16``. Inputs may have any of these."""
     chunk: int
-    """Tokens a prefill chunk should have so that this backend is efficient."""
+    """Tokens per prefill chunk with which this backend is efficient."""
     device: str
-    """What computes, for people: ``cpu``, ``metal``."""
+    """The device that computes, as users see it: ``cpu`` or ``metal``."""
 
     @property
     def rewinds(self) -> bool:
-        """Whether a sequence can go back to any length, and another begin with its first positions."""
+        """Whether a sequence can be truncated to any length, and forked."""
 
     def open(self, sequence: int, capacity: int) -> None:
-        """Begin a sequence of at most ``capacity`` positions.
+        """Begin a sequence of at most ``capacity`` positions; an open sequence of the same id is freed first.
 
         Raises:
             StageFault: the capacity is beyond the model's context, or memory is short.
@@ -115,35 +117,37 @@ class StageModel(Protocol):
     def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
         """Run row i of ``hidden`` (B, D) at the next position of ``sequences[i]``, all different; returns (B, D).
 
-        One sequence gets the very numbers of ``extend``. More are computed together: the same numbers but for rounding,
-        which depends on how many they are.
+        A single sequence gets exactly the numbers of ``extend``. Several are computed together, and their rounding
+        depends on the number of sequences.
 
         Raises:
             SequenceFault: some of the sequences are unknown or full; nothing was computed.
-            StageFault: the hidden states do not fit, or memory is short, after which some of the sequences may be
-                unknown or one position on.
+            StageFault: the hidden states do not fit, or memory is short; some of the sequences may then be
+                unknown, or longer by one position.
         """
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget every position from ``length`` on.
+        """Drop every position of a sequence from ``length`` on.
 
         Raises:
-            StageFault: the family's cache cannot go back.
+            SequenceFault: the sequence is unknown.
+            StageFault: the caches of the family cannot be truncated.
         """
 
     def fork(self, source: int, sequence: int, length: int, capacity: int) -> None:
-        """Begin ``sequence`` of at most ``capacity`` positions with the first ``length`` of ``source``, whose own stay.
+        """Begin ``sequence`` of at most ``capacity`` positions with a copy of the first ``length`` of ``source``.
 
-        Like ``open`` it begins a sequence anew that is open already.
+        An open sequence of the same id is freed first.
 
         Raises:
             SequenceFault: the source is unknown or holds fewer positions.
-            StageFault: the family's caches cannot be cut, the capacity is beyond the model's context or below
-                ``length``, or memory is short, after which ``sequence`` is unknown.
+            StageFault: the caches of the family cannot be truncated, the capacity is beyond the model's context or
+            below
+                ``length``, or memory is short; ``sequence`` is then unknown.
         """
 
     def resize(self, sequence: int, capacity: int) -> None:
-        """Let a sequence reach ``capacity`` positions, more or fewer than before; memory for more is given back.
+        """Change the capacity of a sequence to ``capacity`` positions, and release memory beyond it.
 
         Raises:
             SequenceFault: the sequence is unknown.
@@ -152,33 +156,45 @@ class StageModel(Protocol):
         """
 
     def length(self, sequence: int) -> int:
-        """Positions that the sequence's cache holds."""
+        """Positions that the cache of the sequence holds.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+        """
 
     def free(self, sequence: int) -> None:
-        """Forget the sequence and release its cache."""
+        """Release the cache of a sequence; an unknown sequence is ignored."""
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes that the caches of all open sequences take."""
+        """Bytes that the KV caches of all open sequences take."""
 
 
-class Ends(Protocol):
-    """The coordinator's share of a model: embedding before the first layer, norm and output head after the last."""
+class EmbeddingAndHead(Protocol):
+    """The coordinator's part of a model: embedding before the first layer, norm and output head after the last."""
 
     positional: bool
-    """Whether a token's hidden state depends on its position."""
+    """Whether the embedding of a token depends on its position."""
     vocabulary: int
-    """V: token ids are from 0 to V - 1."""
+    """Number of token ids V; ids are from 0 to V - 1."""
 
     def embed(self, tokens: Sequence[int], position: int | None = None, /) -> Array:
-        """Hidden states (T, D) of T token ids, the first at ``position``, which only few families need."""
+        """Hidden states (T, D) of T token ids, the first of which is at ``position``, needed where ``positional``.
+
+        Raises:
+            EdgeppError: a token id is not in the vocabulary, or memory ran out.
+        """
 
     def logits(self, hidden: Array) -> Array:
-        """Float32 logits (T, V) of the last layer's hidden states (T, D)."""
+        """Float32 logits (T, V) of the hidden states (T, D) of the last layer.
+
+        Raises:
+            StageFault: the hidden states do not fit the model, or the computation failed.
+        """
 
 
 class Backend(Protocol):
-    """One way to compute."""
+    """A library that computes models; loads parts of a checkpoint for it."""
 
     name: str
 
@@ -189,15 +205,15 @@ class Backend(Protocol):
         options: BackendOptions,
         progress: Progress | None = None,
     ) -> StageModel:
-        """Load decoder layers ``layers`` of the checkpoint and nothing else.
+        """Load decoder layers ``layers`` of the checkpoint and nothing else; ``progress`` is told the bytes loaded.
 
         Raises:
-            ModelError: it lacks them, or the family does not fit.
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
         """
 
-    def load_ends(self, checkpoint: Checkpoint, options: BackendOptions) -> Ends:
+    def load_embedding_and_head(self, checkpoint: Checkpoint, options: BackendOptions) -> EmbeddingAndHead:
         """Load embedding, final norm and head of the checkpoint and nothing else.
 
         Raises:
-            ModelError: it lacks them, or the family does not fit.
+            ModelError: the checkpoint lacks these tensors, or this backend cannot run the family.
         """

@@ -1,4 +1,4 @@
-"""What this machine computes on, and what its libraries ask of threads."""
+"""Whether this machine computes on Metal, and the release of a compute thread."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import sys
 
 
 def has_metal() -> bool:
-    """Whether MLX computes on this machine's GPU."""
+    """Whether MLX computes on the GPU of this machine."""
     import mlx.core as mx
 
     return bool(mx.metal.is_available())
 
 
 def release_thread() -> None:
-    """The last thing that a thread calls after it has computed.
+    """Release the MLX streams of this thread; to be called last in every thread that has computed.
 
-    A process that exits after such a thread has ended aborts now and then, unless MLX's streams of the thread were
-    released in it; it cannot use MLX again.
+    Otherwise the process may abort when it exits after the thread has ended. The thread cannot use MLX afterwards.
     """
     if "mlx.core" in sys.modules:
         import mlx.core as mx

@@ -15,7 +15,7 @@ from edgepp.benchmark.prompts import words
 from edgepp.benchmark.report import AutoChoice, CodecResult, Spread
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
-from edgepp.model.fetch import located
+from edgepp.model.fetch import find_local
 from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node.resources import usable_memory
@@ -23,7 +23,7 @@ from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.wire import codec
 from edgepp.wire.codec import Array
 from edgepp.wire.codec_choice import CodecChoice
-from edgepp.wire.messages import Codec
+from edgepp.wire.field_types import Codec
 
 ROWS = (1, 4, 16, 32, 64)
 WIDTH = 8192
@@ -57,7 +57,7 @@ def real(model: str, dtype: str = DTYPE, rows: int = max(ROWS), text: Callable[[
     Raises:
         ModelError: the model is not complete on this disk, is damaged, or half of it takes too much of the memory.
     """
-    path = located(model)
+    path = find_local(model)
     if path is None:
         raise ModelError(f"{model} is not complete on this disk", f"run `edgepp models pull {model}`")
     checkpoint = Checkpoint.open(path)
@@ -75,7 +75,7 @@ def _computed(path: Path, checkpoint: Checkpoint, rows: int, text: Callable[[int
     tokens = Tokenizer.load(path).encode(text(needed))[:needed]
     chosen = backend.choose("auto", checkpoint)
     options = ComputePolicy.shared().backend_options()
-    ends = chosen.load_ends(checkpoint, options)
+    ends = chosen.load_embedding_and_head(checkpoint, options)
     stage = chosen.load_stage(checkpoint, LayerRange(0, -(-checkpoint.num_layers // 2)), options)
     states = []
     window = min(_WINDOW, checkpoint.context)

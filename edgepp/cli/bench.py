@@ -59,7 +59,7 @@ class BenchArguments:
         Raises:
             UsageError: a list of numbers is none.
         """
-        from edgepp.ui.bench import FULL, QUICK
+        from edgepp.benchmark.measurement import FULL, QUICK
 
         standard = QUICK if self.quick else FULL
         return replace(

@@ -29,7 +29,7 @@ from edgepp.errors import UsageError
 if TYPE_CHECKING:
     from edgepp.api import Connection, Engine
     from edgepp.engine.request import GenerateOptions
-    from edgepp.wire.messages import LinkCodec
+    from edgepp.wire.field_types import LinkCodec
 
 _PATIENCE_S = 2.0
 
@@ -273,7 +273,7 @@ async def _cluster(where: Where) -> Connection | None:
 
 
 def _codecs(text: str) -> tuple[LinkCodec, ...]:
-    from edgepp.wire.messages import LinkCodec
+    from edgepp.wire.field_types import LinkCodec
 
     names = get_args(LinkCodec)
     wanted = text.split(",")

@@ -43,11 +43,11 @@ def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
     """Fetch a model, or one node's part of it, into the cache."""
     from edgepp.layers import LayerRange
     from edgepp.model.fetch import fetch
-    from edgepp.model.weights.model_parts import WHOLE, ModelParts
+    from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts
     from edgepp.ui.progress import ByteProgress
     from edgepp.ui.screen import say
 
-    parts = WHOLE if layers is None else ModelParts(layers=LayerRange.parse(layers))
+    parts = ALL_PARTS if layers is None else ModelParts(layers=LayerRange.parse(layers))
     with ByteProgress(quiet=as_json) as progress:
         path = fetch(model, parts, progress)
     say(json.dumps({"path": str(path)}) if as_json else f"{model} is in {path}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from edgepp.backend.base import Ends, StageModel
+from edgepp.backend.base import EmbeddingAndHead, StageModel
 from edgepp.model.weights.checkpoint import Array
 
 
 class DraftModel:
     """A loaded model from which requests draw guesses. Belongs to one thread."""
 
-    def __init__(self, stage: StageModel, ends: Ends, context: int, vocabulary: int) -> None:
+    def __init__(self, stage: StageModel, ends: EmbeddingAndHead, context: int, vocabulary: int) -> None:
         """``context`` is how far it can look, and ``vocabulary`` how many tokens the large model has."""
         self.stage, self.ends = stage, ends
         self.context, self.vocabulary = context, vocabulary

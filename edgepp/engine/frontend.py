@@ -14,7 +14,7 @@ from edgepp.model.config.generation import generation_defaults
 from edgepp.model.fetch import fetch
 from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.model.weights.model_parts import WHOLE, ModelParts
+from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
 """Called with (done, total, what) bytes while something long goes on."""
@@ -38,7 +38,7 @@ class ModelFrontend:
         Raises:
             ModelError: there is no such model, or it cannot be fetched now.
         """
-        path = fetch(model, WHOLE if whole else ModelParts(ends=True), on_progress)
+        path = fetch(model, ALL_PARTS if whole else ModelParts(embedding_and_head=True), on_progress)
         draw = generation_defaults(path)
         sampling = SamplingOptions(draw.temperature, draw.repetition_penalty, draw.top_p, top_k=draw.top_k)
         return cls(model, path, Checkpoint.open(path), Tokenizer.load(path), sampling)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgepp.backend.base import Ends
+from edgepp.backend.base import EmbeddingAndHead
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.model.weights.checkpoint import Array
 
@@ -38,9 +38,9 @@ def token_ids(tokens: Sequence[Any], vocabulary: int) -> list[int]:
 
 
 class GuardedEnds:
-    """``Ends`` whose trouble with one request stays that request's."""
+    """``EmbeddingAndHead`` whose trouble with one request stays that request's."""
 
-    def __init__(self, ends: Ends) -> None:
+    def __init__(self, ends: EmbeddingAndHead) -> None:
         self._ends = ends
         self.vocabulary = ends.vocabulary
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 
-from edgepp.backend.base import Ends
+from edgepp.backend.base import EmbeddingAndHead
 from edgepp.backend.device import release_thread
 from edgepp.engine.constraint import Matcher
 from edgepp.engine.core import EngineCore, EngineLoad
@@ -39,7 +39,7 @@ class EngineParts:
     """What an engine runs with; all of it belongs to the engine's thread."""
 
     ring: Ring
-    ends: Ends
+    ends: EmbeddingAndHead
     draft: Callable[[], Draft] | None = None
     """Makes what guesses for one request."""
 

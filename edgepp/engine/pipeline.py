@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from edgepp import backend
-from edgepp.backend.base import BackendOptions, Ends
+from edgepp.backend.base import BackendOptions, EmbeddingAndHead
 from edgepp.engine.draft import Draft, PromptLookup
 from edgepp.engine.draft_model import DraftModel
 from edgepp.engine.frontend import ModelFrontend, OnProgress
@@ -26,7 +26,7 @@ from edgepp.node.stage_handle import StageProcess
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
 from edgepp.stage_process.speed_probe import measure_speed
-from edgepp.wire.messages import LinkCodec
+from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.security import KeyPair
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -148,9 +148,17 @@ class Pipeline:
             UsageError: the prompt is empty or no Unicode text, or leaves no room for an answer.
         """
         _check_text(prompt)
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt, context=self.context)
+        else:
+            tokens = self.tokenizer.chat(prompt, self.context)
         room = self.context - len(tokens)
-        if 0 < room < options.max_tokens:
+        if room < 1:
+            raise UsageError(
+                f"a prompt of {len(tokens)} tokens and an answer do not fit into the context of {self.context} tokens",
+                "shorten the prompt",
+            )
+        if room < options.max_tokens:
             options = replace(options, max_tokens=room)
         request = self.engine.submit(tokens, options, owner)
         return TextStream(self.engine, request, self.tokenizer.detokenizer(), self._spell)
@@ -190,7 +198,7 @@ class Pipeline:
         self._owned.callback(child.stop)
         return child
 
-    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, Ends]:
+    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
         checkpoint = self._checkpoint
         expected = Expectation(
             self.options.model,
@@ -207,7 +215,7 @@ class Pipeline:
             ring.close()
             raise
 
-    def _open_alone(self, on_progress: OnProgress | None) -> tuple[Ring, Ends]:
+    def _open_alone(self, on_progress: OnProgress | None) -> tuple[Ring, EmbeddingAndHead]:
         checkpoint = self._checkpoint
         chosen = backend.choose(self.options.backend, checkpoint)
         layers = LayerRange(0, checkpoint.num_layers)
@@ -248,11 +256,13 @@ class Pipeline:
         chosen = backend.choose(self.options.backend, checkpoint)
         progress = _named(on_progress, guide.model)
         stage = chosen.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), compute, progress)
-        ends = chosen.load_ends(checkpoint, compute)
+        ends = chosen.load_embedding_and_head(checkpoint, compute)
         return DraftModel(stage, ends, checkpoint.context, self._checkpoint.vocab_size).begin
 
-    def _load_ends(self) -> Ends:
-        return backend.choose(self.options.backend, self._checkpoint).load_ends(self._checkpoint, self.options.compute)
+    def _load_ends(self) -> EmbeddingAndHead:
+        return backend.choose(self.options.backend, self._checkpoint).load_embedding_and_head(
+            self._checkpoint, self.options.compute
+        )
 
 
 def _check_text(prompt: str | Sequence[Mapping[str, str]]) -> None:

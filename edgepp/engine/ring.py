@@ -19,8 +19,9 @@ from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.model_runner import ModelRunner, StepOutcome, answer_to, sequences_of
 from edgepp.wire import codec
+from edgepp.wire.field_types import Codec
 from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages import Batch, Codec, Forward, Hidden
+from edgepp.wire.messages import Batch, Forward, Hidden
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec)
         position=step.position,
         capacity=step.capacity,
         source=step.source,
-        want=step.want,
+        wanted_rows=step.want,
         rows=len(step.hidden),
         width=width,
         dtype=dtype,

@@ -11,7 +11,8 @@ from edgepp.engine.ring import StageStats
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.happy_eyeballs import connect_first
-from edgepp.wire.messages import CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link
 
@@ -103,7 +104,7 @@ def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str
     """
     try:
         link, frames = connect_first(
-            context, endpoint.addresses, Hello(node), ANSWER_S, CONTROL_FRAME_BYTES, pinned(keys, endpoint.key)
+            context, endpoint.addresses, Hello(node), ANSWER_S, MAX_CONTROL_FRAME_BYTES, pinned(keys, endpoint.key)
         )
     except RemoteProtocolError as error:
         raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from edgepp.backend.base import Ends
+from edgepp.backend.base import EmbeddingAndHead
 from edgepp.engine.core import EngineCore
 from edgepp.engine.draft import SpeculationCosts
 from edgepp.engine.engine_request import AnswerEvent, EngineRequest, request_failure
@@ -24,7 +24,7 @@ from edgepp.model.weights.checkpoint import Array
 class StepRunner:
     """The steps of one core over one ring."""
 
-    def __init__(self, core: EngineCore[EngineRequest], ring: Ring, ends: Ends) -> None:
+    def __init__(self, core: EngineCore[EngineRequest], ring: Ring, ends: EmbeddingAndHead) -> None:
         """``ends`` are the model's embedding and head."""
         self._core, self._ring, self._ends = core, ring, GuardedEnds(ends)
         self._way_s = sum(stage.hop_s for stage in ring.stages)

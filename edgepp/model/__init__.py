@@ -1,1 +1,1 @@
-"""What a model is and where its tensors lie. Knows no backend, no socket and no process."""
+"""Models: names and cards, configuration, weights on disk, downloads, tokenizers. Uses no backend."""

@@ -1,4 +1,4 @@
-"""Reading the small files of a model folder, which anybody may have written: how large and how deep each may be."""
+"""Reads the small files of a model folder with limits on size and nesting, since anybody may have written them."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from edgepp.printable import one_line
 from edgepp.safe_files import NotRegular, TooLarge, read_whole, require_regular
 
 MIB = 1 << 20
-CONFIG_BYTES = 4 * MIB
-"""Largest config.json or generation_config.json: a thousand times an ordinary one."""
-INDEX_BYTES = 32 * MIB
-"""Largest weight index or partial record; an index of 100,000 tensors takes 10 MB."""
-TOKENIZER_BYTES = 128 * MIB
-"""Largest tokenizer file; vocabularies of 260,000 tokens take 35 MB."""
-TEMPLATE_BYTES = MIB
-"""Largest chat template."""
+MAX_CONFIG_BYTES = 4 * MIB
+"""Limit of config.json and generation_config.json: a thousand times the usual size."""
+MAX_INDEX_BYTES = 32 * MIB
+"""Limit of a weight index and of the record of a partial file; an index of 100,000 tensors takes 10 MB."""
+MAX_TOKENIZER_BYTES = 128 * MIB
+"""Limit of a tokenizer file; vocabularies of 260,000 tokens take 35 MB."""
+MAX_TEMPLATE_BYTES = MIB
+"""Limit of a chat template."""
 
 TOKENIZER_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template*", "*.jinja", "*.tiktoken", "*.model",
 )  # fmt: skip
-"""Names of files that libraries open by themselves when they read a tokenizer."""
+"""Name patterns of the files that libraries open when they read a tokenizer."""
 
-_DEPTH = 64
-_PULL = "delete it and pull the model again"
+_MAX_DEPTH = 64
+_PULL_HINT = "delete it and pull the model again"
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open the regular file ``path`` for reading; nothing else is opened or waited for.
+    """Open the regular file ``path`` for reading; a pipe or device is refused without waiting for it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelError: it is something else than a file, or may not be read.
+        ModelError: ``path`` is not a regular file, or may not be read.
     """
     try:
         return files.open_regular(path)
@@ -51,55 +51,55 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def unreadable(path: Path, error: OSError) -> ModelError:
-    """The sentence for a file that is none, or that the system does not let this process read."""
+    """The error for a path that is not a regular file, or that the system does not let this process read."""
     if isinstance(error, NotRegular | TooLarge):
-        return ModelError(f"{path} cannot be read: {error.strerror}", "delete it and pull the model again")
+        return ModelError(f"{path} cannot be read: {error.strerror}", _PULL_HINT)
     return ModelError(
         f"{path} cannot be read: {error.strerror or error}", "check the file's owner, its permissions and the disk"
     )
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The whole of a regular file of at most ``most`` bytes.
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The contents of a regular file of at most ``max_bytes`` bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelError: it is no regular file, is larger, or cannot be read.
+        ModelError: ``path`` is not a regular file, is larger, or cannot be read.
     """
     try:
         with files.open_regular(path) as stream:
-            return read_whole(stream, most)
+            return read_whole(stream, max_bytes)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def read_object(path: Path, most: int = CONFIG_BYTES, *, strict: bool = False) -> dict[str, Any]:
-    """The JSON object in a regular file of at most ``most`` bytes; ``strict`` refuses a key that comes twice.
+def read_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES, *, strict: bool = False) -> dict[str, Any]:
+    """The JSON object in a regular file of at most ``max_bytes`` bytes; ``strict`` refuses duplicate keys.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelError: it is no such file, or its JSON is invalid, no object, or nested deeper than such files are.
+        ModelError: the file is not regular, is larger, or its JSON is invalid, not an object, or nested too deeply.
     """
     try:
-        return parse_object(read_bounded(path, most), strict=strict)
+        return parse_object(read_bounded(path, max_bytes), strict=strict)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}", _PULL) from error
+        raise ModelError(f"{path} is not valid JSON: {error}", _PULL_HINT) from error
     except ValueError as error:
-        raise ModelError(f"{path} is damaged: {error}", _PULL) from error
+        raise ModelError(f"{path} is damaged: {error}", _PULL_HINT) from error
 
 
 def parse_object(data: bytes, *, strict: bool = False) -> dict[str, Any]:
-    """The JSON object in ``data``; ``strict`` refuses a key that comes twice.
+    """The JSON object in ``data``; ``strict`` refuses duplicate keys.
 
     Raises:
-        ValueError: it is no JSON, holds no JSON object, or is mostly brackets.
+        ValueError: ``data`` is not JSON, not a JSON object, mostly brackets, or nested too deeply.
     """
     if len(data) > MIB and data.count(b"[") + data.count(b"{") > len(data) // 16:
-        raise ValueError("it is mostly brackets")  # whose objects would take 30 times the file's bytes
+        raise ValueError("it is mostly brackets")  # whose Python objects would take 30 times the bytes of the file
     try:
-        value = json.loads(data, object_pairs_hook=_without_doubles if strict else None)
+        value = json.loads(data, object_pairs_hook=_without_duplicates if strict else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(value, dict):
@@ -108,18 +108,18 @@ def parse_object(data: bytes, *, strict: bool = False) -> dict[str, Any]:
     return value
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise ValueError(f"it gives {shown(twice)} twice")
+        duplicate = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"it gives {shown(duplicate)} twice")
     return value
 
 
 def _check_values(value: dict[str, Any]) -> None:
-    """Refuse what no reader of such files can use: deep nesting, integers beyond 64 bits, NaN."""
+    """Refuse values that no reader of such files can use: deep nesting, integers beyond 64 bits, NaN."""
     level: list[tuple[str, Any]] = list(value.items())
-    for _ in range(_DEPTH):
+    for _ in range(_MAX_DEPTH):
         below: list[tuple[str, Any]] = []
         for key, item in level:
             if isinstance(item, dict):
@@ -127,25 +127,25 @@ def _check_values(value: dict[str, Any]) -> None:
             elif isinstance(item, list):
                 below += ((key, entry) for entry in item)
             elif (isinstance(item, int) and not -(2**63) <= item < 2**63) or item != item:
-                raise ValueError(f"{shown(key)} is no usable number")
+                raise ValueError(f"{shown(key)} is not a usable number")
         if not below:
             return
         level = below
     raise ValueError("it is nested too deeply")
 
 
-def shown(name: object, longest: int = 80) -> str:
-    """A name or a value from a file, short and printable enough for a sentence."""
-    return one_line(str(name), longest)
+def shown(name: object, max_characters: int = 80) -> str:
+    """A name or value from a file, made printable and shortened for an error message."""
+    return one_line(str(name), max_characters)
 
 
 def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> int:
-    """Hold the small files of a model folder to regular files of a size that they can need; their bytes together.
+    """Check that the small files of a model folder are regular and not too large; returns the sum of their bytes.
 
-    Libraries open such files by name and would wait for a pipe, or read a device without end.
+    Libraries open such files by name, and would wait for a pipe or read a device without end.
 
     Raises:
-        ModelError: one of them is something else, or too large; the sentence names it.
+        ModelError: a file is not regular, or too large; the sentence names the file.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
@@ -157,23 +157,23 @@ def check_readable(folder: Path, patterns: Iterable[str] = TOKENIZER_FILES) -> i
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) or path.is_dir():
             continue
         try:
-            facts = path.stat()
-            require_regular(path, facts.st_mode)
+            status = path.stat()
+            require_regular(path, status.st_mode)
         except FileNotFoundError:
-            continue  # a link to nothing: whoever needs it says that it is absent
+            continue  # a dangling link; the reader of the file reports that it is absent
         except OSError as error:
             raise unreadable(path, error) from error
-        most = most_bytes(name)
-        if facts.st_size > most:
-            raise ModelError(f"{path} has more than {most // MIB} MiB, which such a file cannot need", _PULL)
-        total += facts.st_size
+        max_bytes = max_file_bytes(name)
+        if status.st_size > max_bytes:
+            raise ModelError(f"{path} has more than {max_bytes // MIB} MiB, which such a file cannot need", _PULL_HINT)
+        total += status.st_size
     return total
 
 
-def most_bytes(name: str) -> int:
-    """Largest size of the small file called ``name``."""
+def max_file_bytes(name: str) -> int:
+    """Size limit in bytes of the small file called ``name``."""
     if name in ("config.json", "generation_config.json"):
-        return CONFIG_BYTES
+        return MAX_CONFIG_BYTES
     if name.endswith(".index.json"):
-        return INDEX_BYTES
-    return TEMPLATE_BYTES if name.endswith(".jinja") else TOKENIZER_BYTES
+        return MAX_INDEX_BYTES
+    return MAX_TEMPLATE_BYTES if name.endswith(".jinja") else MAX_TOKENIZER_BYTES

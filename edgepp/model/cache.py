@@ -1,4 +1,4 @@
-"""Where downloads live, and how two processes share them without harm."""
+"""The folder for downloads, and the lock by which processes share it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from platformdirs import user_cache_dir
 from edgepp.errors import ModelError
 
 Progress = Callable[[int, int, str], None]
-"""Called with (done, total) bytes and what is going on; both are 0 where no number is known."""
+"""Called with the bytes done, the bytes in all and a text for users; both numbers are 0 where they are unknown."""
 
 
 def cache_dir() -> Path:
-    """The folder for everything that can be fetched again: ``EDGEPP_CACHE``, or the system's place for caches."""
+    """The folder for data that can be fetched again: ``EDGEPP_CACHE``, or the cache folder of the system."""
     chosen = os.environ.get("EDGEPP_CACHE")
     return Path(chosen).expanduser() if chosen else Path(user_cache_dir("edgepp"))
 
 
 @contextmanager
 def locked(path: Path, on_progress: Progress | None = None) -> Iterator[None]:
-    """Hold the lock file ``path``; where another process holds it, say so and wait for it.
+    """Hold the lock file ``path``; if another process holds it, report that to ``on_progress`` and wait.
 
     Raises:
         ModelError: the folder cannot be written.
@@ -48,10 +48,10 @@ def locked(path: Path, on_progress: Progress | None = None) -> Iterator[None]:
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse to begin what the disk of ``folder`` cannot hold.
+    """Check that the disk of ``folder`` has ``needed_bytes`` bytes free.
 
     Raises:
-        ModelError: it has less than ``needed_bytes`` free.
+        ModelError: fewer bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
@@ -62,7 +62,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
 
 
 def cannot_write(folder: Path, error: OSError) -> ModelError:
-    """The sentence for a cache that takes no bytes, be it full, read-only or somebody else's."""
+    """The error for a cache folder that cannot be written: full, read-only or of another user."""
     reason = error.strerror or str(error)
     return ModelError(
         f"the model cannot be stored in {folder}: {reason}",

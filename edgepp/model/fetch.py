@@ -1,4 +1,4 @@
-"""A model by name, found on this disk or fetched as far as it is needed; and what is known of it."""
+"""Models by name: find the needed parts on this disk or fetch them, and describe a model."""
 
 from __future__ import annotations
 
@@ -10,62 +10,64 @@ from edgepp.errors import ModelError
 from edgepp.model import smollm2
 from edgepp.model.cache import Progress
 from edgepp.model.catalogue.source import HubRepository, LocalFolder, Source, Wheel, resolve
-from edgepp.model.hub.snapshot import on_disk
+from edgepp.model.hub.snapshot import find_on_disk
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.model.weights.model_parts import WHOLE, ModelParts, missing_files, summary
-from edgepp.model.weights.weight_files import files_here
+from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts, missing_files, summary
+from edgepp.model.weights.weight_files import regular_files
 
-__all__ = ["WHOLE", "ModelParts", "Source", "describe", "fetch", "is_cached", "located", "resolve"]
+__all__ = ["ALL_PARTS", "ModelParts", "Source", "describe", "fetch", "find_local", "is_cached", "resolve"]
 
 
-def fetch(model: str, parts: ModelParts = WHOLE, on_progress: Progress | None = None, *, newest: bool = False) -> Path:
-    """The folder that holds ``parts`` of ``model``; fetches what this disk lacks, and else asks nobody.
+def fetch(
+    model: str, parts: ModelParts = ALL_PARTS, on_progress: Progress | None = None, *, newest: bool = False
+) -> Path:
+    """The folder that holds ``parts`` of ``model``; fetches missing files, and uses no network if none is missing.
 
-    A branch keeps the commit that it meant when it was first fetched, so that a model is never put together
-    from two; ``newest`` asks the hub which commit it means now.
+    A branch stays at the commit that was current at its first fetch, so that a model never mixes two commits;
+    ``newest`` asks the hub for the current commit.
 
     Raises:
-        ModelError: there is no such model, it may not be read, or it cannot be fetched now.
+        ModelError: there is no such model, or it may not be read, or it cannot be fetched now.
     """
     source = resolve(model)
     if isinstance(source, Wheel):
-        return smollm2.provide(on_progress)
+        return smollm2.fetch_and_convert(on_progress)
     if isinstance(source, LocalFolder):
-        return _checked(source, parts)
-    if not newest and (found := on_disk(source, parts)):
+        return _checked_folder(source, parts)
+    if not newest and (found := find_on_disk(source, parts)):
         return found
-    from edgepp.model.hub.download import download  # the hub's library is slow to import and not needed until here
+    from edgepp.model.hub.download import download  # the library of the hub is slow to import
 
     return download(source, parts, on_progress, newest)
 
 
-def located(model: str, parts: ModelParts = WHOLE) -> Path | None:
-    """The folder that holds ``parts`` of ``model`` on this disk, or None; opens no connection.
+def find_local(model: str, parts: ModelParts = ALL_PARTS) -> Path | None:
+    """The folder on this disk that holds ``parts`` of ``model``, or None; uses no network.
 
     Raises:
-        ModelError: there is no such model, or what is here of it is damaged.
+        ModelError: there is no such model, or its files on this disk are damaged.
     """
     source = resolve(model)
     if isinstance(source, Wheel):
         return smollm2.folder() if smollm2.is_converted() else None
     if isinstance(source, LocalFolder):
-        return None if _lacking(source, parts) else source.path
-    return on_disk(source, parts)
+        return None if _missing(source, parts) else source.path
+    return find_on_disk(source, parts)
 
 
-def is_cached(model: str, parts: ModelParts = WHOLE) -> bool:
-    """Whether ``parts`` of ``model`` are on this disk, so that no network is needed."""
-    return located(model, parts) is not None
+def is_cached(model: str, parts: ModelParts = ALL_PARTS) -> bool:
+    """Whether ``parts`` of ``model`` are on this disk."""
+    return find_local(model, parts) is not None
 
 
 def describe(model: str) -> dict[str, Any]:
-    """What is known of ``model``: for people, and as JSON. The hub is asked where it has no card and is not here.
+    """Facts about ``model``, for users and as JSON, from its card, its folder or else the hub.
 
     Raises:
-        ModelError: there is no such model, or what is here of it is damaged.
-        HubUnreachable: nothing is known of it here, and the hub does not answer.
+        ModelError: there is no such model, or its files on this disk are damaged.
+        HubUnreachable: the model has no card and is not on this disk, and the hub does not answer.
     """
-    source, path = resolve(model), located(model)
+    source, path = resolve(model), find_local(model)
     facts: dict[str, Any] = {"model": model, "cached": path is not None, "path": str(path) if path else None}
     card = None if isinstance(source, LocalFolder) else source.card
     if card is not None:
@@ -73,12 +75,12 @@ def describe(model: str) -> dict[str, Any]:
     if isinstance(source, HubRepository):
         facts |= {"repository": source.name, "revision": source.revision}
         if path is None:
-            return facts | _listed(source)
-    return facts | (_measured(path) if path else {})
+            return facts | _hub_facts(source)
+    return facts | (_folder_facts(path) if path else {})
 
 
-def _listed(source: HubRepository) -> dict[str, Any]:
-    from edgepp.model.hub.client import HubClient  # its library is slow to import
+def _hub_facts(source: HubRepository) -> dict[str, Any]:
+    from edgepp.model.hub.client import HubClient  # the library of the hub is slow to import
 
     listing = HubClient(source.name).listing(source.revision)
     weights = [size for name, size in listing.files.items() if name.endswith(".safetensors")]
@@ -87,7 +89,7 @@ def _listed(source: HubRepository) -> dict[str, Any]:
     return {"commit": listing.commit, "bytes_total": sum(weights)}
 
 
-def _measured(path: Path) -> dict[str, Any]:
+def _folder_facts(path: Path) -> dict[str, Any]:
     checkpoint = Checkpoint.open(path)
     return {
         "family": checkpoint.family,
@@ -99,12 +101,14 @@ def _measured(path: Path) -> dict[str, Any]:
     }
 
 
-def _checked(source: LocalFolder, parts: ModelParts) -> Path:
+def _checked_folder(source: LocalFolder, parts: ModelParts) -> Path:
     Checkpoint.open(source.path)
-    if absent := _lacking(source, parts):
-        raise ModelError(f"{source.path} lacks {summary(absent)}", "copy the rest there, or name another folder")
+    if absent := _missing(source, parts):
+        raise ModelError(
+            f"{source.path} lacks {summary(absent)}", "copy the missing files there, or name another folder"
+        )
     return source.path
 
 
-def _lacking(source: LocalFolder, parts: ModelParts) -> list[str]:
-    return missing_files(source.path, files_here(source.path), parts)
+def _missing(source: LocalFolder, parts: ModelParts) -> list[str]:
+    return missing_files(source.path, regular_files(source.path), parts)

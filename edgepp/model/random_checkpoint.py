@@ -1,7 +1,7 @@
-"""Checkpoints of any shape with random weights, in mlx-lm format: for tests, and for benchmarks offline.
+"""Checkpoints of any shape with random weights, in mlx-lm format, for tests and for benchmarks without a download.
 
-Tensors are made and written one at a time, so a model far larger than memory can be made. The same seed gives
-the same bytes, and each tensor's numbers depend on its name only, not on how many files there are.
+Tensors are created and written one by one, so a model may be much larger than memory. The numbers of a tensor depend
+only on the seed and its name, not on the number of files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TINY = Shape(
     layers=4, heads=4, kv_heads=2, head_size=16, hidden=64, ffn=128, vocabulary=320, tied=True, context=512,
     dtype="float32",
 )  # fmt: skip
-"""About 0.2 million weights, which compute in milliseconds; change it with ``dataclasses.replace``."""
+"""About 0.2 million weights, computed in milliseconds; ``dataclasses.replace`` gives variants."""
 
 LLAMA3_ROPE: Mapping[str, Any] = {
     "rope_type": "llama3",
@@ -32,7 +32,7 @@ LLAMA3_ROPE: Mapping[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-"""Llama 3.2's ``rope_scaling``."""
+"""The ``rope_scaling`` of Llama 3.2."""
 
 FAMILIES: Mapping[str, str] = {
     "llama": "LlamaForCausalLM",
@@ -40,7 +40,7 @@ FAMILIES: Mapping[str, str] = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-"""Families whose checkpoints can be made, and the class that their configuration names."""
+"""Families of which checkpoints can be made, and the class name in their configuration."""
 
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint32": "U32"}
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -53,7 +53,7 @@ _CHAT = (
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor to be written: what it stores, and the source that it is computed from."""
+    """A tensor to be written; ``source`` is the module or vector whose values it stores."""
 
     name: str
     dtype: str
@@ -80,13 +80,13 @@ def make_checkpoint(
 ) -> Path:
     """Write a checkpoint of ``shape`` into the folder ``path`` and return the folder.
 
-    Weights are normal with standard deviation 1/√fan-in, so that activations keep their size through any
-    number of layers. ``files`` spreads the layers over that many safetensors files, with an index when there
-    are several. ``tokenizer`` is a folder whose tokenizer is copied; without one a byte-level tokenizer of
-    the shape's vocabulary is made, with a chat template.
+    Weights are normally distributed with standard deviation 1/√fan-in, so that activations keep their size through any
+    number of layers. ``files`` is the number of safetensors files that share the layers; more than one have an index.
+    ``tokenizer`` is a folder whose tokenizer is copied; without it, a byte-level tokenizer with a chat template is
+    made.
 
     Raises:
-        ModelError: the family is unknown, the group size does not divide a row, or ``tokenizer`` holds none.
+        ModelError: the family is unknown, the group size does not divide a row, or ``tokenizer`` has no tokenizer.
         UsageError: the vocabulary is too small for bytes, or there are more files than layers.
     """
     _check(shape, files)
@@ -160,25 +160,25 @@ def _write_file(file: Path, tensors: list[_Tensor], shape: Shape, seed: int) -> 
         end += tensor.nbytes
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     source = ""
     with file.open("wb") as stream:
         stream.write(len(raw).to_bytes(8, "little") + raw)
         for tensor in tensors:
             if tensor.source != source:
-                source, made = tensor.source, _values(tensor.source, shape, seed)
-            stream.write(_bytes(made[tensor.name]))
+                source, values = tensor.source, _values(tensor.source, shape, seed)
+            stream.write(_bytes(values[tensor.name]))
 
 
 def _values(source: str, shape: Shape, seed: int) -> dict[str, Any]:
-    """Every tensor that comes of ``source``: a vector alone, or a matrix with its scales and biases."""
+    """The tensors of ``source``: one vector, or a matrix with its scales and biases."""
     key = mx.random.key(zlib.crc32(f"{seed} {source}".encode()))
     dtype = getattr(mx, shape.dtype)
     inner = source.split(".", 3)[-1] if source.startswith("model.layers.") else source
     if source.endswith((".weight", ".bias")):
-        middle = 1.0 if source.endswith(".weight") else 0.0
+        mean = 1.0 if source.endswith(".weight") else 0.0
         length = shape.layer_vectors().get(inner, shape.hidden)
-        return {source: (middle + 0.1 * mx.random.normal((length,), key=key)).astype(dtype)}
+        return {source: (mean + 0.1 * mx.random.normal((length,), key=key)).astype(dtype)}
     rows, columns = shape.layer_matrices().get(inner, (shape.vocabulary, shape.hidden))
     weight = mx.random.normal((rows, columns), scale=columns**-0.5, key=key)
     bits = (shape.embedding_bits or shape.bits) if source == "model.embed_tokens" else shape.bits
@@ -193,7 +193,7 @@ def _values(source: str, shape: Shape, seed: int) -> dict[str, Any]:
 
 
 def _bytes(array: Any) -> memoryview:
-    """The array's bytes; bfloat16 goes through uint16, since the buffer protocol has no such type."""
+    """The bytes of the array; bfloat16 is viewed as uint16, since the buffer protocol has no bfloat16."""
     plain: Any = mx.contiguous(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
     return memoryview(plain).cast("B")
 
@@ -232,7 +232,7 @@ def _config(shape: Shape, rope_theta: float, rope_scaling: Mapping[str, Any] | N
 
 
 def _make_tokenizer(path: Path, shape: Shape) -> None:
-    """Three special tokens, one token a byte, and fillers, so that every id of the vocabulary decodes."""
+    """Write a tokenizer of three special tokens, one token per byte, and fillers for the rest of the vocabulary."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -259,11 +259,11 @@ def _make_tokenizer(path: Path, shape: Shape) -> None:
 
 
 def _copy_tokenizer(source: Path, path: Path) -> None:
-    names = [p for p in source.iterdir() if p.name.startswith(("tokenizer", "special_tokens", "chat_template"))]
-    if not names:
+    files = [p for p in source.iterdir() if p.name.startswith(("tokenizer", "special_tokens", "chat_template"))]
+    if not files:
         raise ModelError(f"{source} holds no tokenizer")
-    for name in names:
-        shutil.copyfile(name, path / name.name)
+    for file in files:
+        shutil.copyfile(file, path / file.name)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a model takes on this disk, and its removal from edgepp's own cache."""
+"""Disk usage of a cached model, and its removal from edgepp's cache."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from edgepp.errors import ModelError
 from edgepp.model import smollm2
 from edgepp.model.cache import cannot_write
 from edgepp.model.catalogue.source import HubRepository, LocalFolder, resolve
-from edgepp.model.hub.snapshot import root
+from edgepp.model.hub.snapshot import repository_folder
 
 
 def cached_folder(model: str) -> Path:
-    """The folder of edgepp's cache that holds ``model``, all of its commits and what came of it in part.
+    """The folder of edgepp's cache that holds all commits of ``model``, complete and partial.
 
     Raises:
-        ModelError: it is not there, or it is a folder of the user's own.
+        ModelError: the model is not in the cache, or ``model`` is a folder of the user.
     """
     source = resolve(model)
     if isinstance(source, LocalFolder):
         raise ModelError(f"{source.path} is a folder of yours, not of edgepp's cache", "delete it yourself")
-    folder = root(source) if isinstance(source, HubRepository) else smollm2.folder()
+    folder = repository_folder(source) if isinstance(source, HubRepository) else smollm2.folder()
     if not folder.is_dir():
         raise ModelError(f"{model} is not in edgepp's cache", "see `edgepp models list` for what is here")
     return folder
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Bytes that the files below ``folder`` take; of a file with gaps, what is written of it."""
+    """Bytes on disk of the files below ``folder``; of a sparse file, the written blocks."""
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir())
 
 
 def remove(model: str) -> int:
-    """Remove ``model`` from the cache and return the bytes that are free again; who runs it keeps what is loaded.
+    """Remove ``model`` from the cache and return the number of bytes freed; processes that run it are not affected.
 
     Raises:
-        ModelError: it is not there, is being fetched, or may not be removed.
+        ModelError: the model is not in the cache, is being fetched, or may not be removed.
     """
     folder = cached_folder(model)
     wheel = folder == smollm2.folder()
@@ -47,11 +47,13 @@ def remove(model: str) -> int:
     try:
         with lock.acquire(timeout=0):
             freed = bytes_on_disk(folder)
-            gone = folder.with_name(f".{folder.name}.{os.getpid()}")
-            folder.rename(gone)  # at one instant: no fetch finds a half of it
-            shutil.rmtree(gone)
+            removed = folder.with_name(f".{folder.name}.{os.getpid()}")
+            folder.rename(removed)  # atomic, so that no fetch finds a part of the folder
+            shutil.rmtree(removed)
     except Timeout as error:
-        raise ModelError(f"another edgepp fetches {model} now", "wait for it, or end it") from error
+        raise ModelError(
+            f"another edgepp process is fetching {model}", "wait until it has finished, or end it"
+        ) from error
     except OSError as error:
         raise cannot_write(folder, error) from error
     return freed

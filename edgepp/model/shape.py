@@ -1,4 +1,4 @@
-"""A model's shape from its own configuration, for models without a card."""
+"""The shape of a model: from its card, or from its configuration where it has none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgepp.model.weights.checkpoint import Checkpoint
 
 
 def shape_of(model: str, checkpoint: Checkpoint) -> Shape:
-    """The shape of ``model``: its card's, or what its ``config.json`` says of a Llama of these sizes.
+    """The shape of ``model``: that of its card, or a Llama's with the sizes in its ``config.json``.
 
     Raises:
         ModelError: the configuration lacks a size.
@@ -21,14 +21,14 @@ def shape_of(model: str, checkpoint: Checkpoint) -> Shape:
     card = None if isinstance(source, LocalFolder) else source.card
     if card is not None:
         return card
-    return shape_in(checkpoint.settings)
+    return shape_from_config(checkpoint.settings)
 
 
-def shape_in(settings: ModelConfig) -> Shape:
-    """The shape that a configuration gives.
+def shape_from_config(settings: ModelConfig) -> Shape:
+    """The shape with the sizes of a configuration.
 
     Raises:
-        ModelError: it lacks a size.
+        ModelError: the configuration lacks a size.
     """
     for key, size in (("num_attention_heads", settings.heads), ("intermediate_size", settings.ffn)):
         if not size:
@@ -53,16 +53,16 @@ def shape_in(settings: ModelConfig) -> Shape:
     )
 
 
-def check_used(checkpoint: Checkpoint, layers: LayerRange) -> None:
-    """Refuse tensors in ``layers`` of a plain family that its configuration has no use for, such as biases.
+def refuse_unused_tensors(checkpoint: Checkpoint, layers: LayerRange) -> None:
+    """Refuse tensors in ``layers`` of a plain family that its configuration does not use, such as biases.
 
     Raises:
-        ModelError: without them the answers would be another model's.
+        ModelError: there is such a tensor; without it, the answers would be those of another model.
     """
     settings = checkpoint.settings
     if not settings.plain:
         return
-    shape = shape_in(settings)
+    shape = shape_from_config(settings)
     used = {*shape.layer_vectors(), "self_attn.rotary_emb.inv_freq"}
     for module in shape.layer_matrices():
         parts = ("weight", "scales", "biases", *(["bias"] if module.rpartition(".")[2] in settings.biased else []))

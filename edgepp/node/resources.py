@@ -1,4 +1,4 @@
-"""What a machine has: memory that a model may use, and measured speed. No table of chip names."""
+"""Resources of this machine: memory for a model, and measured speed. There is no table of chip names."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from edgepp.safe_files import write_atomically
 from edgepp.stage_process.compute_policy import stage_environment
 from edgepp.stage_process.speed_probe import ProbeConfig
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger("edgepp.node")
 _RESERVE_BYTES = 512_000_000
-_RESERVE_PART = 20
-"""What stays free for everything else: 512 MB, or a twentieth of what is available where that is more."""
-_PROBE_S = 60.0
-_LOOK_S = 0.1
+_RESERVE_DIVISOR = 20
+"""The memory left to other programs is the larger of 512 MB and a twentieth of the available memory."""
+_PROBE_TIMEOUT_S = 60.0
+_POLL_S = 0.1
 _LINUX = platform.system() == "Linux"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -42,24 +42,24 @@ _BINARY_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 @dataclass(frozen=True)
 class Resources:
-    """What one machine offers to a model."""
+    """Resources of one machine."""
 
-    memory: int
-    """Bytes that a model may use now."""
+    memory_bytes: int
+    """Memory for a model, as of now."""
     backend: str
     device: str
     threads: int
     stream_bytes_per_s: float
-    """Bytes of weights that decoding streams in a second."""
-    flops: float
-    """FLOP/s of a prefill chunk."""
+    """Rate at which decode steps read weights."""
+    flops_per_s: float
+    """Floating-point operations per second of a prefill chunk."""
 
 
 def parse_bytes(text: str) -> int:
-    """Read a size such as ``8GB``, ``500 MB``, ``1.5GiB``, ``8G`` or ``65536B``; GB is 10⁹, GiB is 2³⁰.
+    """Bytes of a size such as ``8GB``, ``500 MB``, ``1.5GiB``, ``8G`` or ``65536B``; GB is 10⁹, GiB is 2³⁰ bytes.
 
     Raises:
-        UsageError: the text is no such size, has no unit, or is less than a byte.
+        UsageError: The text is no such size, has no unit, or is less than a byte.
     """
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([kmgt])(i?))?(b?)\s*", text, re.IGNORECASE | re.ASCII)
     size = 0
@@ -75,23 +75,23 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def usable_memory(cap: int | None = None) -> int:
-    """Bytes that a model may use on this machine now, at most ``cap``.
+def usable_memory(cap_bytes: int | None = None) -> int:
+    """Bytes of memory for a model on this machine now, at most ``cap_bytes``.
 
-    On Apple silicon what Metal recommends as a working set; elsewhere what is available less a reserve, under Linux
-    within the limits of the control groups that this process is in.
+    On Apple silicon, the working set that Metal recommends. Elsewhere, the available memory without a reserve; on Linux
+    within the limits of the control groups of this process.
     """
     found = _metal_memory()
     if found is None:
         free = linux_memory() if _LINUX else psutil.virtual_memory().available
-        found = max(0, free - max(_RESERVE_BYTES, free // _RESERVE_PART))
-    return found if cap is None else min(found, cap)
+        found = max(0, free - max(_RESERVE_BYTES, free // _RESERVE_DIVISOR))
+    return found if cap_bytes is None else min(found, cap_bytes)
 
 
 def _metal_memory() -> int | None:
-    """Metal's recommended working set in bytes; None without Metal. Not run on Apple silicon yet."""
+    """Working set in bytes that Metal recommends; None without Metal. Not run on Apple silicon yet."""
     if platform.system() != "Darwin":
-        return None  # importing MLX to be told so takes a second
+        return None  # without the import of MLX, which takes a second
     import mlx.core as mx
 
     from edgepp.backend.device import has_metal
@@ -101,17 +101,20 @@ def _metal_memory() -> int | None:
 
 
 def linux_memory(root: Path = Path("/")) -> int:
-    """Bytes available to this process: the kernel's estimate, or less where a control group leaves less."""
+    """Bytes available to this process: the kernel's estimate, or less where a control group leaves less.
+
+    ``root`` is the folder with ``proc`` and ``sys``.
+    """
     meminfo = (root / "proc/meminfo").read_text(encoding="ascii")
     match = re.search(r"^MemAvailable:\s*(\d+) kB", meminfo, re.MULTILINE)
     available = int(match[1]) * 1024 if match else psutil.virtual_memory().available
-    return max(0, min([available, *_group_room(root)]))
+    return max(0, min([available, *_cgroup_rooms(root)]))
 
 
-def _group_room(root: Path) -> Iterator[int]:
-    """Bytes left in each limited control group around this process, of version 1 or 2.
+def _cgroup_rooms(root: Path) -> Iterator[int]:
+    """Bytes left in each control group with a limit that this process is in, of version 1 or 2.
 
-    File pages that the kernel can drop at once count as free.
+    Inactive file pages, which the kernel can drop at once, count as free.
     """
     groups = root / "proc/self/cgroup"
     for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else ():
@@ -124,21 +127,21 @@ def _group_room(root: Path) -> Iterator[int]:
         else:
             continue
         inner = [part for part in path.split("/") if part not in ("", "..")]
-        for depth in range(len(inner), -1, -1):  # a container may show its own group as the top
-            room = _room(top.joinpath(*inner[:depth]), *names)
+        for depth in range(len(inner), -1, -1):  # in a container, the own group may appear as the root
+            room = _cgroup_room(top.joinpath(*inner[:depth]), *names)
             if room is not None:
                 yield room
 
 
-def _room(group: Path, limit: str, used: str, droppable: str) -> int | None:
+def _cgroup_room(group: Path, limit: str, used: str, droppable: str) -> int | None:
     try:
-        most = (group / limit).read_text(encoding="ascii").strip()
-        taken = int((group / used).read_text(encoding="ascii"))
+        limit_text = (group / limit).read_text(encoding="ascii").strip()
+        used_bytes = int((group / used).read_text(encoding="ascii"))
         stat = (group / "memory.stat").read_text(encoding="ascii")
     except FileNotFoundError:
         return None
     match = re.search(rf"^{droppable} (\d+)$", stat, re.MULTILINE)
-    return None if most == "max" else int(most) - taken + (int(match[1]) if match else 0)
+    return None if limit_text == "max" else int(limit_text) - used_bytes + (int(match[1]) if match else 0)
 
 
 def measure(
@@ -148,26 +151,27 @@ def measure(
     on_measure: Callable[[], None] = lambda: None,
     given_up: threading.Event | None = None,
 ) -> Resources:
-    """This machine's memory now, and its speed: measured once, in a child process, and then remembered.
+    """Resources of this machine: memory as of now, and speed, which is measured once and then read from the cache.
 
-    ``on_measure`` is called before the speed is measured, which takes some seconds; ``given_up`` ends that.
+    ``on_measure`` is called before a measurement, which takes some seconds in a child process. A measurement ends
+    early, with an error, when ``given_up`` is set.
 
     Raises:
-        EdgeppError: the probe failed, or the cache cannot be locked.
+        EdgeppError: The probe failed, or the cache cannot be locked.
     """
     key = {"edgepp": __version__, "backend": backend, "threads": threads, "exact": exact, "cpu": _cpu()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_dir() / "speed" / f"{digest}.json"
-    with locked(file.with_suffix(".lock")):  # two that measure at once would slow each other down
-        found = _remembered(file)
+    with locked(file.with_suffix(".lock")):  # two measurements at once would slow each other down
+        found = _cached_speed(file)
         if found is None:
             on_measure()
-            found = _measured(run_probe(backend, threads, exact, given_up))
+            found = _checked_speed(run_probe(backend, threads, exact, given_up))
             try:
                 write_atomically(file, json.dumps({**key, **asdict(found)}, indent=1).encode())
             except OSError as error:
-                _LOG.info("the measurement is not remembered: %s", error)
-    return Resources(memory=usable_memory(), threads=threads, **asdict(found))
+                log.info("the measured speed cannot be written to the cache: %s", error)
+    return Resources(memory_bytes=usable_memory(), threads=threads, **asdict(found))
 
 
 @dataclass(frozen=True)
@@ -175,51 +179,51 @@ class _Speed:
     backend: str
     device: str
     stream_bytes_per_s: float
-    flops: float
+    flops_per_s: float
 
 
-def _measured(values: Any) -> _Speed:
-    """Check what a probe or the cache says.
+def _checked_speed(values: Any) -> _Speed:
+    """Speed in the JSON ``values`` of a probe or of the cache.
 
     Raises:
-        ValueError: it is no measurement.
+        ValueError: The values are not a measurement.
     """
     if not isinstance(values, dict):
         raise ValueError("not a measurement")
     for name in ("backend", "device"):
         if not isinstance(values.get(name), str):
             raise ValueError(f"{name} is {values.get(name)!r}")
-    for name in ("stream_bytes_per_s", "flops"):
+    for name in ("stream_bytes_per_s", "flops_per_s"):
         value = values.get(name)
         if not isinstance(value, float) or not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}")
-    return _Speed(values["backend"], values["device"], values["stream_bytes_per_s"], values["flops"])
+    return _Speed(values["backend"], values["device"], values["stream_bytes_per_s"], values["flops_per_s"])
 
 
-def _remembered(file: Path) -> _Speed | None:
-    """What an earlier run measured; None where there is nothing, or nothing that can be read."""
+def _cached_speed(file: Path) -> _Speed | None:
+    """Speed that an earlier run measured; None where there is none, or the file is damaged."""
     try:
-        return _measured(json.loads(file.read_bytes())) if file.is_file() else None
+        return _checked_speed(json.loads(file.read_bytes())) if file.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
 
 
 def run_probe(backend: str, threads: int, exact: bool, given_up: threading.Event | None = None) -> dict[str, Any]:
-    """Run the probe in a child process, so that none of it stays in memory, and return its answer.
+    """Answer of the speed probe, which runs in a child process so that its memory is freed.
 
     Raises:
-        EdgeppError: it reported an error, died, or took more than a minute.
+        EdgeppError: The probe reported an error, died, or took more than a minute.
     """
     with tempfile.TemporaryDirectory(prefix="edgepp-probe-", ignore_cleanup_errors=True) as folder:
         config = ProbeConfig(folder, backend, threads, exact)
-        with subprocess.Popen(  # noqa: S603 - the command is ours
+        with subprocess.Popen(  # noqa: S603 - a fixed command
             python_command("edgepp.stage_process.speed_probe"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,  # else closing its input would raise again for a child that has died
+            bufsize=0,  # with a buffer, closing the input of a dead child would raise again
             env=stage_environment(threads),
         ) as child:
-            deadline = threading.Timer(_PROBE_S, child.kill)
+            deadline = threading.Timer(_PROBE_TIMEOUT_S, child.kill)
             deadline.start()
             try:
                 answer = _ask(child, json.dumps(asdict(config)).encode() + b"\n", given_up)
@@ -233,28 +237,28 @@ def run_probe(backend: str, threads: int, exact: bool, given_up: threading.Event
 
 
 def _ask(child: subprocess.Popen[bytes], line: bytes, given_up: threading.Event | None) -> dict[str, Any]:
-    """The child's answer; its input stays open meanwhile, since it ends with that."""
+    """Send ``line`` to the child and return its answer. The input stays open, because its end would end the child."""
     if child.stdin is None or child.stdout is None:
         raise EdgeppError("the speed probe has no pipe")
     try:
         child.stdin.write(line)
         child.stdin.flush()
-        with selectors.DefaultSelector() as answered:
-            answered.register(child.stdout, selectors.EVENT_READ)
-            while not answered.select(_LOOK_S):
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while not selector.select(_POLL_S):
                 if given_up is not None and given_up.is_set():
-                    raise EdgeppError("the measurement of this machine was given up")
+                    raise EdgeppError("the measurement of this machine was cancelled")
         answer: dict[str, Any] = json.loads(child.stdout.readline())
     except (BrokenPipeError, ValueError) as error:
         raise EdgeppError(
             "the speed probe ended without an answer",
-            "its own message stands above, unless memory ran out or it took more than a minute",
+            "read the message that it printed above; without one, memory ran out or the probe took more than a minute",
         ) from error
     return answer
 
 
 def _cpu() -> str:
-    """What tells this machine's processor from another's that shares the cache folder."""
+    """Description of the processor, so that machines can share a cache folder."""
     info = Path("/proc/cpuinfo")
     named = re.search(r"^model name\s*: (.*)$", info.read_text("utf-8"), re.MULTILINE) if info.is_file() else None
     return f"{platform.machine()} {named[1] if named else platform.processor()} x{os.cpu_count()}"

@@ -1,7 +1,7 @@
-"""The node's side of a stage process: start it, follow its loading, stop it.
+"""The parent's handle on a stage process: start, follow the loading, admit keys, stop.
 
-The child is told everything on its standard input and ends when that input ends, so nothing of a node is left running
-when the node dies, however it dies.
+The parent configures the child over the child's standard input, whose end ends the child; so no stage process survives
+its parent, however the parent ends.
 """
 
 from __future__ import annotations
@@ -18,33 +18,43 @@ from edgepp.stage_process.compute_policy import stage_environment
 from edgepp.stage_process.config import StageConfig
 from edgepp.wire.transport import Address
 
-STOP_S = 3.0
+STOP_TIMEOUT_S = 3.0
+"""How long a stage process may take to end before it is killed."""
 
 OnProgress = Callable[[int, int], None]
-"""Called with (done, total) bytes while a stage loads."""
+"""Called with (done, total) in bytes while a stage loads."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What a stage process says once it serves."""
+    """Report of a stage process that has loaded its layers."""
 
     address: Address
+    """Address of the control socket."""
     backend: str
     device: str
     dtype: str
     weight_bytes: int
     resident_bytes: int
     seconds: float
+    """Time that loading took."""
     prefill_us: int
+    """Measured microseconds per token of a prefill chunk."""
     decode_us: int
+    """Measured microseconds of a decode step."""
 
 
 class StageProcess:
-    """One child that runs one layer range."""
+    """A child process that runs one layer range. Must be stopped."""
 
     def __init__(self, config: StageConfig) -> None:
+        """Start the child.
+
+        Raises:
+            EdgeppError: The child died at once.
+        """
         self.config = config
-        self._process = subprocess.Popen(  # noqa: S603 - the command is ours
+        self._process = subprocess.Popen(  # noqa: S603 - a fixed command
             python_command("edgepp.stage_process.main"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -55,27 +65,29 @@ class StageProcess:
             stdin.write(config.encode())
             stdin.flush()
         except BrokenPipeError as error:
-            raise EdgeppError("the stage process died as it started", "its own message stands above") from error
+            raise EdgeppError(
+                "the stage process died at its start", "read the message that it printed above"
+            ) from error
 
     def admit(self, keys: Sequence[str]) -> None:
-        """Tell the child which keys may connect from now on."""
+        """Admit exactly these keys to the sockets of the child, from now on."""
         stdin = self._pipe(self._process.stdin)
         try:
             stdin.write(json.dumps({"admit": list(keys)}).encode() + b"\n")
             stdin.flush()
         except (BrokenPipeError, ValueError):
-            return  # it is gone, which whoever waits for it will notice
+            return  # the child has ended; ``wait`` tells
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """Process id of the child."""
         return self._process.pid
 
     def wait_ready(self, on_progress: OnProgress | None = None) -> Ready:
-        """Follow the child until it serves.
+        """Wait until the child has loaded its layers.
 
         Raises:
-            EdgeppError: it reported an error or died; the child is gone then.
+            EdgeppError: The child reported an error or died; it has ended then.
         """
         for line in self._pipe(self._process.stdout):
             event: dict[str, Any] = json.loads(line)
@@ -83,33 +95,33 @@ class StageProcess:
                 case "progress" if on_progress is not None:
                     on_progress(event["done"], event["total"])
                 case "ready":
-                    wanted = {name: event[name] for name in Ready.__annotations__ if name != "address"}
-                    return Ready(address=Address.parse(event["address"]), **wanted)
+                    values = {name: event[name] for name in Ready.__annotations__ if name != "address"}
+                    return Ready(address=Address.parse(event["address"]), **values)
                 case "error":
                     self.stop()
                     raise EdgeppError(event["message"], event["hint"])
         status = self.stop()
         raise EdgeppError(
             f"the stage process for layers {self.config.layers} died while it loaded (exit status {status})",
-            "status -9 usually means that memory ran out: give it fewer layers" if status == -9 else "",
+            "status -9 usually means that memory ran out: give this machine fewer layers" if status == -9 else "",
         )
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """Wait for the child to end by itself; its exit status, or None when it still runs."""
+        """Exit status of the child once it ends by itself; None where it still runs after ``timeout_s`` seconds."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def stop(self) -> int:
-        """End the child, by force if it does not go within seconds; its exit status."""
+        """End the child, after ``STOP_TIMEOUT_S`` by force, and return its exit status."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None and not pipe.closed:
                 try:
                     pipe.close()
                 except BrokenPipeError:
-                    continue  # it died with our last bytes unread
-        status = self.wait(STOP_S)
+                    continue  # the child died without reading everything
+        status = self.wait(STOP_TIMEOUT_S)
         if status is None:
             self._process.kill()
             status = self._process.wait()
@@ -123,14 +135,14 @@ class StageProcess:
 
 
 def check_listen(address: Address, *, insecure: bool) -> None:
-    """Refuse to open a port to the network unless that was asked for in so many words.
+    """Check that an unencrypted stage listens on loopback, unless ``insecure`` allows other addresses.
 
     Raises:
-        UsageError: the address is not loopback and ``insecure`` is not given.
+        UsageError: The address is not loopback, and ``insecure`` is False.
     """
     if not address.is_loopback and not insecure:
         raise UsageError(
-            f"listening on {address} would let anyone on that network use and read this node: traffic is neither"
-            " encrypted nor authenticated yet",
-            "add --insecure if you trust every machine on it",
+            f"listening on {address} would let anyone on that network use this node and read its traffic: a stage"
+            " outside of a cluster is neither encrypted nor authenticated",
+            "add --insecure if you trust every machine on that network",
         )

@@ -1,4 +1,4 @@
-"""One stage process of a node, brought to the range that is wanted of it, in a thread of its own."""
+"""Supervisor of one stage slot: brings its stage process to the assigned layer range, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.node")
 
-_WATCH_S = 0.2
+_CHECK_INTERVAL_S = 0.2
 _PROGRESS_S = 0.25
 
 Report = Loading | Loaded | NotLoaded
 
 
 class _SupersededError(EdgeppError):
-    """Something else is wanted by now."""
+    """Another assignment has arrived meanwhile."""
 
 
 class StageSupervisor(threading.Thread):
-    """Runs at most one stage process; whatever becomes of it is reported."""
+    """Runs at most one stage process, and reports its progress, readiness and end."""
 
     def __init__(self, index: int, settings: StageSettings, report: Callable[[Report], None]) -> None:
-        super().__init__(name=f"slot-{index}", daemon=True)
+        """``index`` is the number of the slot; ``report`` is called in the thread of the supervisor."""
+        super().__init__(name=f"stage-slot-{index}", daemon=True)
         self._index = index
         self._settings = settings
         self._report = report
-        self._wanted: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._admitted: tuple[str, ...] = ()
         self._child: StageProcess | None = None
@@ -46,17 +47,17 @@ class StageSupervisor(threading.Thread):
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that the stage process took when it was ready; 0 without one."""
+        """Memory of the stage process when it became ready; 0 without a ready stage process."""
         running = self._running
         return running[1].resident_bytes if running else 0
 
-    def want(self, load: Load | None) -> None:
-        """Run this from now on, or nothing. Safe from any thread."""
+    def assign(self, load: Load | None) -> None:
+        """Run the layers of ``load`` from now on, or none for None. Safe from any thread."""
         if load is None or load != self._loading:
-            self._wanted.put(load)
+            self._orders.put(load)
 
     def admit(self, keys: Sequence[str]) -> None:
-        """Let the owners of ``keys``, and nobody else, connect to the stage. Safe from any thread."""
+        """Admit exactly these keys to the stage. Safe from any thread."""
         self._admitted = tuple(keys)
         child = self._child
         if child is not None:
@@ -65,42 +66,49 @@ class StageSupervisor(threading.Thread):
     def close(self) -> None:
         """End the stage process and the thread."""
         self._closing.set()
-        self._wanted.put(None)
+        self._orders.put(None)
         self.join()
 
     def run(self) -> None:
-        """Serve until closed."""
+        """Follow the assignments until closed."""
         try:
             while not self._closing.is_set():
                 try:
-                    self._turn()
+                    self._step()
                 except Exception as error:
-                    log.exception("slot %d failed", self._index)
+                    log.exception("stage slot %d failed", self._index)
                     load = self._running[0] if self._running else None
                     if load is not None:
                         self._running = None
-                        self._report(NotLoaded(load.plan, self._index, _said(error), "see that node's own messages"))
+                        self._report(
+                            NotLoaded(
+                                load.plan_version,
+                                self._index,
+                                _describe(error),
+                                "read the messages of edgepp on that node",
+                            )
+                        )
         finally:
             self._stop()
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         try:
-            load = self._wanted.get(timeout=_WATCH_S)
+            load = self._orders.get(timeout=_CHECK_INTERVAL_S)
         except queue.Empty:
-            self._watch()
+            self._check_child()
             return
-        while not self._wanted.empty():
-            load = self._wanted.get()
-        self._change(load)
+        while not self._orders.empty():
+            load = self._orders.get()
+        self._apply(load)
 
-    def _change(self, load: Load | None) -> None:
+    def _apply(self, load: Load | None) -> None:
         if load is None or self._closing.is_set():
             self._stop()
             return
         running = self._running
-        if running is not None and _same(running[0], load):
+        if running is not None and _same_stage(running[0], load):
             self._running = (load, running[1])
-            self._tell_loaded()
+            self._report_loaded()
             return
         self._loading = load
         try:
@@ -110,11 +118,13 @@ class StageSupervisor(threading.Thread):
             self._stop()
         except EdgeppError as error:
             self._stop()
-            self._report(NotLoaded(load.plan, self._index, sentence(error), sentence(error.hint)))
+            self._report(NotLoaded(load.plan_version, self._index, sentence(error), sentence(error.hint)))
         except Exception as error:
-            log.exception("slot %d failed", self._index)
+            log.exception("stage slot %d failed", self._index)
             self._stop()
-            self._report(NotLoaded(load.plan, self._index, _said(error), "see that node's own messages"))
+            self._report(
+                NotLoaded(load.plan_version, self._index, _describe(error), "read the messages of edgepp on that node")
+            )
         finally:
             self._loading = None
 
@@ -125,33 +135,33 @@ class StageSupervisor(threading.Thread):
             path, load.model, layers, exact=load.exact, kv_bits=load.kv_bits or None, admit=self._admitted
         )
         self._child = StageProcess(config)
-        tell = self._progress(load, "loading")
-        ready = self._child.wait_ready(lambda done, total: tell(done, total, ""))
-        self._child.admit(self._admitted)  # it may have changed meanwhile
+        on_progress = self._progress(load, "loading")
+        ready = self._child.wait_ready(lambda done, total: on_progress(done, total, ""))
+        self._child.admit(self._admitted)  # the keys may have changed meanwhile
         self._running = (load, ready)
-        self._tell_loaded()
+        self._report_loaded()
 
-    def _progress(self, load: Load, what: str) -> Callable[[int, int, str], None]:
-        told_s = 0.0
+    def _progress(self, load: Load, activity: str) -> Callable[[int, int, str], None]:
+        reported_s = 0.0
 
-        def tell(done: int, total: int, _: str) -> None:
-            nonlocal told_s
-            if not self._wanted.empty():
-                raise _SupersededError("something else is wanted")
+        def progress(done: int, total: int, _: str) -> None:
+            nonlocal reported_s
+            if not self._orders.empty():
+                raise _SupersededError("another assignment has arrived")
             now_s = time.monotonic()
-            if now_s - told_s >= _PROGRESS_S:
-                told_s = now_s
-                self._report(Loading(load.plan, self._index, done, total, what))
+            if now_s - reported_s >= _PROGRESS_S:
+                reported_s = now_s
+                self._report(Loading(load.plan_version, self._index, done, total, activity))
 
-        return tell
+        return progress
 
-    def _tell_loaded(self) -> None:
+    def _report_loaded(self) -> None:
         if self._running is None or self._child is None:
             return
         load, ready = self._running
         self._report(
             Loaded(
-                plan=load.plan,
+                plan_version=load.plan_version,
                 slot=self._index,
                 port=ready.address.port,
                 pid=self._child.pid,
@@ -164,15 +174,15 @@ class StageSupervisor(threading.Thread):
             )
         )
 
-    def _watch(self) -> None:
-        """Notice a stage process that ended by itself."""
+    def _check_child(self) -> None:
+        """Report a stage process that has ended by itself."""
         if self._running is None or self._child is None or (status := self._child.wait(0)) is None:
             return
         load = self._running[0]
         self._stop()
         reason = f"its stage process ended by itself (exit status {status})"
         hint = "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
-        self._report(NotLoaded(load.plan, self._index, reason, hint))
+        self._report(NotLoaded(load.plan_version, self._index, reason, hint))
 
     def _stop(self) -> None:
         self._running = None
@@ -181,10 +191,10 @@ class StageSupervisor(threading.Thread):
             child.stop()
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return sentence(f"{type(error).__name__}: {error}")
 
 
-def _same(one: Load, other: Load) -> bool:
-    """Whether two orders ask for the same stage."""
-    return one._replace(plan=0, slot=0) == other._replace(plan=0, slot=0)
+def _same_stage(one: Load, other: Load) -> bool:
+    """Whether two ``Load`` messages differ at most in plan version and slot."""
+    return one._replace(plan_version=0, slot=0) == other._replace(plan_version=0, slot=0)

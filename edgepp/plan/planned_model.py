@@ -51,11 +51,12 @@ def _named_shape(name: str) -> tuple[str, Shape]:
     source = resolve(name)
     if not isinstance(source, LocalFolder) and source.card is not None:
         return source.card.name, source.card
-    from edgepp.model.fetch import ModelParts, located
+    from edgepp.model.fetch import find_local
     from edgepp.model.shape import shape_of
     from edgepp.model.weights.checkpoint import Checkpoint
+    from edgepp.model.weights.model_parts import ModelParts
 
-    path = source.path if isinstance(source, LocalFolder) else located(name, ModelParts())
+    path = source.path if isinstance(source, LocalFolder) else find_local(name, ModelParts())
     if path is None:
         raise ModelError(
             f"{name} has no card, and nothing of it is on this disk",

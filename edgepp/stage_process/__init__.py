@@ -1,1 +1,1 @@
-"""A stage: the process that runs one layer range, with its compute thread and its control thread."""
+"""The stage process: runs one layer range, in a compute thread and a control thread."""

@@ -1,7 +1,7 @@
-"""How processes that compute share the cores of one machine: threads, spinning, waiting awake, huge pages.
+"""How the computing processes of one machine share its cores: number of threads, spinning, busy waiting, huge pages.
 
-Every role takes its policy from here: a model in one process, local stage processes, a node's stage processes, and
-measurements. No process is pinned to a core.
+Every process that computes takes its policy from this module: a model in one process, local stage processes, the stage
+processes of a node, and the speed probe. No process is pinned to a core.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from edgepp.backend.base import BackendOptions
 from edgepp.errors import UsageError
 
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if platform.system() == "Linux" else {}
-"""Decoding reads every weight once per token; huge pages made it 3 to 26 % faster (bench/LOG.md)."""
+"""Decoding reads every weight once per token; huge pages made decoding 3 to 26 % faster (bench/LOG.md)."""
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, not counting hyper-threads."""
+    """Number of cores that this process may use, without hyper-threads."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
@@ -32,9 +32,9 @@ class ComputePolicy:
     threads: int
     """Compute threads of the process."""
     spin: bool = False
-    """Idle compute threads spin: faster where the process has the machine to itself, ruinous where it has not."""
+    """Whether idle compute threads spin: faster for the only computing process of a machine, very slow for several."""
     awake: bool = False
-    """A stage waits for the next frame without sleeping: with a core for each thread, that makes a hop cheaper."""
+    """Whether a stage waits for the next frame without sleeping, which makes a hop faster if each thread has a core."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -42,31 +42,41 @@ class ComputePolicy:
 
     @classmethod
     def alone(cls, threads: int | None = None) -> ComputePolicy:
-        """The policy of a process that runs a whole model by itself; all cores unless ``threads`` says otherwise."""
+        """Policy of a process that runs a whole model; ``threads`` defaults to all cores.
+
+        Raises:
+            UsageError: ``threads`` is less than 1.
+        """
         return cls(_or(threads, physical_cores()), spin=True)
 
     @classmethod
     def shared(cls, threads: int | None = None, processes: int = 1) -> ComputePolicy:
-        """The policy of each of ``processes`` stages of this machine, which feeds them itself.
+        """Policy of each of ``processes`` stage processes on the machine of their coordinator.
 
         ``threads`` is the number per process; None divides the cores between the processes.
+
+        Raises:
+            UsageError: ``threads`` is less than 1.
         """
-        each = _or(threads, max(1, physical_cores() // max(1, processes)))
-        return cls(each, awake=each * processes <= physical_cores())
+        per_process = _or(threads, max(1, physical_cores() // max(1, processes)))
+        return cls(per_process, awake=per_process * processes <= physical_cores())
 
     @classmethod
     def node(cls, threads: int | None = None, processes: int = 1) -> ComputePolicy:
-        """The policy of each of ``processes`` stages of a node, which a coordinator feeds.
+        """Policy of each of ``processes`` stage processes of a node.
 
-        ``threads`` is the number of the whole node, divided between the processes; all cores unless given.
+        ``threads`` is the number of the whole node, divided between the processes; None for all cores.
+
+        Raises:
+            UsageError: ``threads`` is less than 1.
         """
-        each = _or(threads, physical_cores())
-        each = max(1, each // processes) if processes > 1 and each > 0 else each
-        whole = processes == 1 and each == physical_cores()
-        return cls(each, spin=whole, awake=each * processes <= physical_cores())
+        per_process = _or(threads, physical_cores())
+        per_process = max(1, per_process // processes) if processes > 1 and per_process > 0 else per_process
+        has_all_cores = processes == 1 and per_process == physical_cores()
+        return cls(per_process, spin=has_all_cores, awake=per_process * processes <= physical_cores())
 
     def backend_options(self, *, exact: bool = False, kv_bits: int | None = None) -> BackendOptions:
-        """What a backend is told."""
+        """Options for a backend that computes by this policy."""
         return BackendOptions(threads=self.threads, exact=exact, spin=self.spin, kv_bits=kv_bits)
 
 
@@ -75,5 +85,5 @@ def _or(threads: int | None, default: int) -> int:
 
 
 def stage_environment(threads: int) -> dict[str, str]:
-    """The environment variables of a child process that computes with ``threads`` threads."""
+    """Environment variables of a child process that computes with ``threads`` threads."""
     return {**_HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": str(threads)}

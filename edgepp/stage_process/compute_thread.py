@@ -1,4 +1,4 @@
-"""A stage's compute thread: owns the model and the data socket, so the thread that receives a frame also runs it."""
+"""Compute thread of a stage: owns the model and the data socket; the thread that receives a frame also runs it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from edgepp.stage_process.next_stage import NextStageLink, Reply
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.link_rate import PROBE_BYTES
+from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong
 from edgepp.wire.permissions import check_speaker
-from edgepp.wire.security import LogSampler
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Link, Listener, Sender
 
 log = logging.getLogger("edgepp.stage")
 
 AWAKE_S = 0.05
-"""How long a stage waits for the next frame without sleeping, where that was asked for."""
+"""How long a stage waits for the next frame without sleeping, if ``ComputePolicy.awake`` is set."""
 _SEND_WAIT_S = 1.0
-"""How long a frame waits for a next stage that takes no more, while other rings go on."""
-_SEND_TURN_S = 0.005
-_MOST_WAITING = 64
-"""Frames of one ring that may wait so."""
+"""How long a frame waits for a next stage whose queue is full; other rings go on meanwhile."""
+_RETRY_INTERVAL_S = 0.005
+_MAX_UNSENT_FRAMES = 64
+"""Frames of one ring that may wait for the next stage."""
 
 Command = NextStageLink | Detach | Free | None
-"""What the control thread hands over; None means stop."""
+"""Order of the control thread to the compute thread; None means stop."""
 
 
 _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -42,72 +43,76 @@ _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 @dataclass
 class Attachment:
-    """One coordinator's pipeline, as a stage of it sees it."""
+    """The ring of one epoch, as one of its stages sees the ring."""
 
     stage: int
     control: bytes
+    """Route of the coordinator's control connection."""
     previous_key: str
-    """Who may send frames of the ring; empty where the data socket is not encrypted."""
+    """Key of the only sender of the ring's frames; empty where the data socket is not encrypted."""
     next: Link | None
+    """None for the last stage."""
     route: bytes
+    """Route of the coordinator's data connection, to which the last stage sends."""
     codec: CodecChoice
-    waiting: deque[_Waiting] = field(default_factory=deque)
-    """Frames that the next stage has not taken yet, oldest first."""
+    unsent: deque[_UnsentFrame] = field(default_factory=deque)
+    """Frames that the next stage's full queue has not taken yet, oldest first."""
 
 
 @dataclass(frozen=True)
-class _Waiting:
+class _UnsentFrame:
     frame: Frame
     parts: list[bytes | memoryview]
     until_s: float
 
 
 class ComputeStatus:
-    """What the control thread may read while the compute thread works."""
+    """State of the compute thread that the control thread may read at any time."""
 
-    def __init__(self, worker: ModelRunner) -> None:
-        self._worker = worker
-        self.busy_since: float | None = None
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self.busy_since_s: float | None = None
+        """``time.perf_counter()`` at the start of the present step; None while idle."""
 
     def pong(self, epoch: int, *, known: bool) -> Pong:
-        """The present state as a ``Pong``."""
-        since = self.busy_since
-        busy_us = 0 if since is None else max(1, int((time.perf_counter() - since) * 1e6))
-        worker = self._worker
+        """``Pong`` for the epoch ``epoch``, which the stage knows or not."""
+        since_s = self.busy_since_s
+        busy_us = 0 if since_s is None else max(1, int((time.perf_counter() - since_s) * 1e6))
+        runner = self._runner
         return Pong(
             epoch,
             known,
             busy_us,
-            worker.counters.frames,
-            worker.counters.dropped,
-            worker.sequences,
-            worker.model.kv_bytes,
+            runner.counters.frames,
+            runner.counters.dropped,
+            runner.sequences,
+            runner.model.kv_bytes,
         )
 
     def drop(self, reason: object) -> None:
-        """Count a dropped frame; log the 1st, 10th, 100th … so that a flood cannot fill a disk."""
-        count = self._worker.counters.dropped = self._worker.counters.dropped + 1
+        """Count a dropped frame; log the 1st, 10th, 100th …, so that a flood cannot fill a disk."""
+        count = self._runner.counters.dropped = self._runner.counters.dropped + 1
         if str(count).strip("0") == "1":
             log.warning("dropped frame %d: %s", count, reason)
 
 
 class ComputeThread:
-    """The compute thread: takes frames off the data socket, runs them, sends them on."""
+    """Receives frames on the data socket, runs them, and sends the results on. All methods belong to one thread."""
 
-    def __init__(self, worker: ModelRunner, data: Listener, *, awake: bool = False) -> None:
-        self.worker = worker
+    def __init__(self, runner: ModelRunner, data: Listener, *, awake: bool = False) -> None:
+        self.runner = runner
         self._awake = awake
         self.data = data
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
-        self.status = ComputeStatus(worker)
+        self.status = ComputeStatus(runner)
         self._rings: dict[int, Attachment] = {}
-        self._behind: dict[int, Attachment] = {}
-        """Rings with frames that wait for the next stage, by epoch."""
-        self._rarely = LogSampler()
+        self._congested: dict[int, Attachment] = {}
+        """Rings with unsent frames, by epoch."""
+        self._log_sampler = LogSampler()
 
     def run(self) -> None:
-        """Serve until told to stop."""
+        """Handle frames and commands until the command None."""
         poller = Poller[Command](self.inbox, self.data)
         while True:
             for reader in self._wait(poller):
@@ -117,18 +122,18 @@ class ComputeThread:
                     for command in self.inbox.drain():
                         if command is None:
                             return
-                        self.obey(command)
-            if self._behind:
-                self._send_on()
+                        self.execute(command)
+            if self._congested:
+                self._retry_unsent()
 
     def _wait(self, poller: Poller[Command]) -> list[Listener | Link | Mailbox[Command]]:
-        """Wait for the next frame or command, awake for a moment where sequences are open.
+        """Wait for the next frame or command; for ``AWAKE_S`` without sleeping where sequences are open.
 
-        A processor that slept through the other stages' part of a token takes up to a millisecond to be fast again.
+        A processor that slept while other stages computed takes up to a millisecond to reach full speed again.
         """
-        if self._behind:
-            return poller.wait(_SEND_TURN_S)
-        until_s = time.perf_counter() + (AWAKE_S if self._awake and self.worker.sequences else 0.0)
+        if self._congested:
+            return poller.wait(_RETRY_INTERVAL_S)
+        until_s = time.perf_counter() + (AWAKE_S if self._awake and self.runner.sequences else 0.0)
         while time.perf_counter() < until_s:
             if ready := poller.wait(0.0):
                 return ready
@@ -136,71 +141,73 @@ class ComputeThread:
         return poller.wait(60.0)
 
     def close(self) -> None:
-        """Release sockets and caches."""
+        """Release sockets and KV caches."""
         for command in self.inbox.drain():
             if isinstance(command, NextStageLink):
-                self.obey(command)
+                self.execute(command)
         for epoch in list(self._rings):
             self._detach(epoch)
         self.data.close()
 
-    def obey(self, command: NextStageLink | Detach | Free) -> None:
-        """Do what the control thread wants done; an unexpected error costs that command."""
+    def execute(self, command: NextStageLink | Detach | Free) -> None:
+        """Execute a command of the control thread; an unexpected error is logged."""
         try:
             match command:
                 case NextStageLink():
                     self._attach(command)
                 case Free():
-                    self.worker.free(command.epoch, command.sequence)
+                    self.runner.free(command.epoch, command.sequence)
                 case Detach():
                     self._detach(command.epoch)
         except Exception as error:
-            if self._rarely.tells("command", type(error).__name__):
+            if self._log_sampler.should_log("command", type(error).__name__):
                 log.exception("a command failed")
 
-    def _attach(self, joined: NextStageLink) -> None:
-        attempt, link = joined.attempt, joined.link
+    def _attach(self, next_stage: NextStageLink) -> None:
+        attempt, link = next_stage.attempt, next_stage.link
         message = attempt.message
         if attempt.given_up:
             if link is not None:
                 link.close()
             return
         self._detach(message.epoch)
-        choice = CodecChoice(message.codec, joined.bytes_per_s if link is not None else message.return_bytes_per_s)
+        choice = CodecChoice(message.codec, next_stage.bytes_per_s if link is not None else message.return_bytes_per_s)
         route = bytes.fromhex(message.route)
         self._rings[message.epoch] = Attachment(
             message.stage, attempt.control, message.previous_key, link, route, choice
         )
-        self.outbox.put((attempt.control, Attached(message.epoch, int(joined.echo_s * 1e6), joined.bytes_per_s)))
+        self.outbox.put(
+            (attempt.control, Attached(message.epoch, int(next_stage.echo_s * 1e6), next_stage.bytes_per_s))
+        )
 
     def _detach(self, epoch: int) -> None:
         ring = self._rings.pop(epoch, None)
-        self._behind.pop(epoch, None)
+        self._congested.pop(epoch, None)
         if ring is not None and ring.next is not None:
             ring.next.close()
-        self.worker.forget(epoch)
+        self.runner.forget(epoch)
 
     def receive(self) -> None:
-        """Take one message of the data socket; an unexpected error costs that message."""
+        """Handle one message of the data socket; the message is dropped on any error."""
         try:
             received = self.data.receive()
             if received is not None:
                 sender, (header, *tensor) = received
-                self._take(sender, header, tensor)
+                self._handle(sender, header, tensor)
         except RemoteProtocolError as error:
             self.status.drop(error)
         except Exception as error:
             self.status.drop(error)
-            if self._rarely.tells("message", type(error).__name__):
+            if self._log_sampler.should_log("message", type(error).__name__):
                 log.exception("a message failed")
 
-    def _take(self, sender: Sender, header: memoryview, tensor: list[memoryview]) -> None:
+    def _handle(self, sender: Sender, header: memoryview, tensor: list[memoryview]) -> None:
         message = decode(header)
         check_speaker(message, "data", "guest")
         if isinstance(message, Forward | Batch):
             self._run(sender.key, message, tensor)
         elif not isinstance(message, Echo) or message.reply or sum(map(len, tensor)) > PROBE_BYTES:
-            raise RemoteProtocolError("an echo that nobody asked for, or of too many bytes")
+            raise RemoteProtocolError("an Echo that is a reply, or too long, or a message that a stage does not accept")
         else:
             self.data.send(sender.route, [encode(message._replace(reply=True)), *tensor])
 
@@ -210,25 +217,27 @@ class ComputeThread:
             raise RemoteProtocolError(f"a frame of the unknown epoch {frame.epoch}")
         if key != ring.previous_key:
             raise RemoteProtocolError("a frame of another sender than the previous stage")
-        if frame.width != self.worker.model.hidden_size:
-            raise RemoteProtocolError(f"a frame of shape ({frame.rows}, {frame.width})")
-        self.status.busy_since = time.perf_counter()
+        if frame.width != self.runner.model.hidden_size:
+            raise RemoteProtocolError(
+                f"a frame of width {frame.width} where the model has {self.runner.model.hidden_size}"
+            )
+        self.status.busy_since_s = time.perf_counter()
         try:
             hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
-            outcome = self.worker.run(frame, hidden)
+            outcome = self.runner.run(frame, hidden)
             for sequence, reason in outcome.faults:
                 self._fault(ring, frame.epoch, sequence, reason)
             if outcome.frame is not None:
                 self._send(ring, outcome.frame, outcome.hidden)
         except RemoteProtocolError:
             raise
-        except Exception as error:  # the stage loop is a boundary: the node lives on, the requests end
-            if self._rarely.tells("step", type(error).__name__):
+        except Exception as error:  # a boundary: the requests of the frame end, the stage goes on
+            if self._log_sampler.should_log("step", type(error).__name__):
                 log.exception("a step failed")
             for sequence in sequences_of(frame):
                 self._fault(ring, frame.epoch, sequence, f"{type(error).__name__}: {error}")
         finally:
-            self.status.busy_since = None
+            self.status.busy_since_s = None
 
     def _send(self, ring: Attachment, frame: Frame, hidden: Array) -> None:
         header: Frame | Answer = frame
@@ -238,35 +247,35 @@ class ComputeThread:
         parts = [encode(header if header.codec == name else header._replace(codec=name)), *tensor]
         if ring.next is None:
             if not self.data.send(ring.route, parts):
-                self.status.drop("the coordinator is gone")
-        elif ring.waiting or not ring.next.send(parts):
-            if len(ring.waiting) >= _MOST_WAITING:
-                self._unreachable(ring, frame)
+                self.status.drop("the coordinator's data connection is closed")
+        elif ring.unsent or not ring.next.send(parts):
+            if len(ring.unsent) >= _MAX_UNSENT_FRAMES:
+                self._fault_unreachable(ring, frame)
                 return
-            ring.waiting.append(_Waiting(frame, parts, time.monotonic() + _SEND_WAIT_S))
-            self._behind[frame.epoch] = ring
+            ring.unsent.append(_UnsentFrame(frame, parts, time.monotonic() + _SEND_WAIT_S))
+            self._congested[frame.epoch] = ring
 
-    def _send_on(self) -> None:
-        """Send what next stages would not take before, without waiting for them."""
+    def _retry_unsent(self) -> None:
+        """Try to send the unsent frames of all rings again, without waiting."""
         now_s = time.monotonic()
-        for epoch, ring in list(self._behind.items()):
-            while ring.waiting:
-                first = ring.waiting[0]
+        for epoch, ring in list(self._congested.items()):
+            while ring.unsent:
+                first = ring.unsent[0]
                 if ring.next is None or ring.next.send(first.parts):
-                    ring.waiting.popleft()
+                    ring.unsent.popleft()
                 elif now_s > first.until_s:
-                    self._unreachable(ring, ring.waiting.popleft().frame)
+                    self._fault_unreachable(ring, ring.unsent.popleft().frame)
                 else:
                     break
-            if not ring.waiting:
-                del self._behind[epoch]
+            if not ring.unsent:
+                del self._congested[epoch]
 
-    def _unreachable(self, ring: Attachment, frame: Frame) -> None:
+    def _fault_unreachable(self, ring: Attachment, frame: Frame) -> None:
         for sequence in sequences_of(frame):
-            reason = "the stage before it cannot reach it any more"
+            reason = "the previous stage cannot reach this stage any more"
             self._fault(ring, frame.epoch, sequence, reason, ring.stage + 1)
 
     def _fault(self, ring: Attachment, epoch: int, sequence: int, reason: str, stage: int | None = None) -> None:
-        culprit = ring.stage if stage is None else stage
-        self.worker.free(epoch, sequence)
-        self.outbox.put((ring.control, Fault(epoch, sequence, culprit, sentence(reason))))
+        faulty_stage = ring.stage if stage is None else stage
+        self.runner.free(epoch, sequence)
+        self.outbox.put((ring.control, Fault(epoch, sequence, faulty_stage, sentence(reason))))

@@ -1,4 +1,4 @@
-"""What a stage process is told at its start, built in one place for every role that starts one."""
+"""Configuration of a stage process, made in one place for every role that starts one, and read by the process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from edgepp.wire.transport import Address
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage: which layers of which model, who may use it, how it computes. Made by ``StageSettings.config``."""
+    """Configuration of one stage process: its layers, how they are computed, and which keys are admitted.
+
+    Made by ``StageSettings.config``.
+    """
 
     path: str
+    """Folder of the checkpoint."""
     model: str
+    """Name of the model."""
     node: str
+    """Name of the node."""
     start: int
     stop: int
     listen: str
@@ -30,18 +36,18 @@ class StageConfig:
     public: str
     secret: str = field(repr=False)
     admit: tuple[str, ...]
-    """Keys that may connect; the parent sends a new list when members come and go."""
+    """Keys that may connect; the node sends a new list to the process when the members change."""
     driver: str
-    """The only key that may order the stage; empty where everyone who may connect may."""
+    """The only key that may give orders to the stage; empty where every admitted key may."""
 
     @property
     def layers(self) -> LayerRange:
-        """The range to run."""
+        """Layer range of the stage."""
         return LayerRange(self.start, self.stop)
 
     @property
     def keys(self) -> KeyPair | None:
-        """The node's key pair; None for a stage that is not encrypted."""
+        """Key pair of the node; None for a stage without encryption."""
         return KeyPair(self.public, self.secret) if self.public else None
 
     def encode(self) -> bytes:
@@ -50,25 +56,25 @@ class StageConfig:
 
     @classmethod
     def decode(cls, line: str) -> StageConfig:
-        """The configuration that ``encode`` wrote."""
-        told = json.loads(line)
-        policy, admit = ComputePolicy(**told.pop("policy")), tuple(told.pop("admit"))
-        return cls(**told, policy=policy, admit=admit)
+        """Configuration that ``encode`` wrote."""
+        values = json.loads(line)
+        policy, admit = ComputePolicy(**values.pop("policy")), tuple(values.pop("admit"))
+        return cls(**values, policy=policy, admit=admit)
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What is the same for every range of layers that a stage process of this machine may run."""
+    """Settings of a stage process of this machine that do not depend on model and layers."""
 
     policy: ComputePolicy
     backend: str = "auto"
     listen: Address = field(default_factory=lambda: Address("127.0.0.1", 0))
-    """Control port; data goes over the next one, or over any free one for port 0."""
+    """Address of the control socket; the data socket has the next port, or for port 0 any free one."""
     node: str = field(default_factory=platform.node)
     keys: KeyPair | None = None
-    """The node's own; None for a stage that is not encrypted."""
+    """Key pair of the node; None for a stage without encryption."""
     driver: str = ""
-    """See ``StageConfig``."""
+    """The only key that may give orders to the stage; empty where every admitted key may."""
 
     def config(
         self,
@@ -80,7 +86,7 @@ class StageSettings:
         kv_bits: int | None = None,
         admit: tuple[str, ...] = (),
     ) -> StageConfig:
-        """The configuration of the stage that runs ``layers`` of the model in the folder ``path``."""
+        """Configuration of a stage process that runs ``layers`` of the checkpoint in the folder ``path``."""
         return StageConfig(
             path=str(path),
             model=model,

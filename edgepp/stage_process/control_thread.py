@@ -1,4 +1,4 @@
-"""A stage's control thread: answers at once, whatever the compute thread does; forgets coordinators that are gone."""
+"""Control thread of a stage: replies at once even during a step, and forgets coordinators that are silent."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from dataclasses import dataclass
 from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageConnector, Reply
+from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
-from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome
 from edgepp.wire.permissions import Role, check_speaker
-from edgepp.wire.security import LogSampler
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender
 
 log = logging.getLogger("edgepp.stage")
 
-SILENCE_S = 10.0
-"""A coordinator that says nothing for so long is gone; its sequences are freed."""
-MOST_EPOCHS = 256
-MOST_EPOCHS_OF_ONE = 16
-"""Rings that a stage takes part in: of all drivers, and of one key or, without keys, of one host."""
+EPOCH_TIMEOUT_S = 10.0
+"""A coordinator that is silent for this long is gone; its epochs are forgotten."""
+MAX_EPOCHS = 256
+"""Rings that a stage is part of, of all owners."""
+MAX_EPOCHS_PER_OWNER = 16
+"""Rings of one key or, without encryption, of one host."""
 _WINDOW_S = 0.05
-_MOST_A_WINDOW = 100
-"""Messages that are answered in a window; more wait, so that a flood of them leaves the processor to compute."""
+_MAX_MESSAGES_PER_WINDOW = 100
+"""Messages handled per window; more wait, so that a flood does not take the processor from the compute thread."""
 
 
 @dataclass
 class _Epoch:
-    """A ring that this stage takes part in, or is to."""
+    """A ring that this stage is part of, or is joining."""
 
     owner: str
     heard_s: float
@@ -40,20 +42,25 @@ class _Epoch:
 
 
 class ControlThread(threading.Thread):
-    """The control thread: answers at once, whatever the compute thread does."""
+    """Handles the control socket of a stage."""
 
     def __init__(
-        self, listener: Listener, compute: ComputeThread, joiner: NextStageConnector, welcome: Welcome, driver: str = ""
+        self,
+        listener: Listener,
+        compute: ComputeThread,
+        connector: NextStageConnector,
+        welcome: Welcome,
+        driver: str = "",
     ) -> None:
-        """``driver`` is the only key that may order this stage; empty where everyone who is admitted may."""
+        """``welcome`` replies to ``Hello``; ``driver`` is the only key that may give orders, empty for any key."""
         super().__init__(name="control", daemon=True)
         self._listener = listener
         self._compute = compute
-        self._joiner = joiner
+        self._connector = connector
         self._welcome = welcome
         self._driver = driver
         self._epochs: dict[int, _Epoch] = {}
-        self._rarely = LogSampler()
+        self._log_sampler = LogSampler()
         self._window_s = 0.0
         self._in_window = 0
         self._stopping = threading.Event()
@@ -62,42 +69,42 @@ class ControlThread(threading.Thread):
         """End the thread and close its socket."""
         self._stopping.set()
         self.join()
-        self._joiner.close()
+        self._connector.close()
         self._listener.close()
 
     def run(self) -> None:
-        """Serve until stopped."""
+        """Handle messages until ``stop``."""
         poller = Poller[Reply](self._listener, self._compute.outbox)
         try:
             while not self._stopping.is_set():
                 for reader in poller.wait(0.2):
                     if reader is self._listener:
-                        self._pace()
+                        self._limit_rate()
                         self.receive()
                     else:
                         for route, message in self._compute.outbox.drain():
                             self._send(route, message)
-                self._forget_the_silent()
+                self._forget_silent_epochs()
         finally:
-            self._compute.inbox.put(None)  # a stage that cannot be spoken to any more ends
+            self._compute.inbox.put(None)  # without a control thread, the stage process ends
 
     def receive(self) -> None:
-        """Take one message; an unexpected error costs that message."""
+        """Handle one message; the message is dropped on any error."""
         try:
             received = self._listener.receive()
             if received is not None:
-                self._take(*received)
+                self._handle(*received)
         except RemoteProtocolError as error:
             self._compute.status.drop(error)
         except Exception as error:
             self._compute.status.drop(error)
-            if self._rarely.tells("control", type(error).__name__):
+            if self._log_sampler.should_log("control", type(error).__name__):
                 log.exception("a control message failed")
 
-    def _take(self, sender: Sender, frames: Sequence[memoryview]) -> None:
+    def _handle(self, sender: Sender, frames: Sequence[memoryview]) -> None:
         try:
             if len(frames) != 1:
-                raise RemoteProtocolError("a control message with a tensor")
+                raise RemoteProtocolError("a control message of more than one frame")
             message = decode(frames[0])
             check_speaker(message, "control", self._role(sender))
             self._answer(sender, message)
@@ -134,18 +141,18 @@ class ControlThread(threading.Thread):
             raise RemoteProtocolError(f"the previous stage's key does not fit this stage, which is {encrypted}")
         others = [one for epoch, one in self._epochs.items() if epoch != message.epoch]
         owner = _owner(sender)
-        if len(others) >= MOST_EPOCHS or sum(one.owner == owner for one in others) >= MOST_EPOCHS_OF_ONE:
-            raise RemoteProtocolError("this stage takes part in too many rings already")
+        if len(others) >= MAX_EPOCHS or sum(one.owner == owner for one in others) >= MAX_EPOCHS_PER_OWNER:
+            raise RemoteProtocolError("this stage is part of too many rings already")
         if message.epoch in self._epochs:
             self._forget(message.epoch)
         attempt = ConnectAttempt(sender.route, message)
-        self._joiner.begin(attempt)
+        self._connector.begin(attempt)
         self._epochs[message.epoch] = _Epoch(owner, time.monotonic(), attempt)
 
     def _check_owner(self, sender: Sender, number: int) -> None:
         epoch = self._epochs.get(number)
         if epoch is not None and epoch.owner != _owner(sender):
-            raise RemoteProtocolError(f"epoch {number} is another's")
+            raise RemoteProtocolError(f"epoch {number} belongs to another coordinator")
 
     def _forget(self, number: int) -> None:
         epoch = self._epochs.pop(number, None)
@@ -153,25 +160,28 @@ class ControlThread(threading.Thread):
             epoch.attempt.given_up = True
         self._compute.inbox.put(Detach(number))
 
-    def _forget_the_silent(self) -> None:
-        limit = time.monotonic() - SILENCE_S
+    def _forget_silent_epochs(self) -> None:
+        limit = time.monotonic() - EPOCH_TIMEOUT_S
         for number in [number for number, epoch in self._epochs.items() if epoch.heard_s < limit]:
-            log.warning("the coordinator of epoch %d went silent; its sequences are freed", number)
+            log.warning("the coordinator of epoch %d is silent; the sequences of the epoch are freed", number)
             self._forget(number)
 
     def _send(self, route: bytes, message: Message) -> None:
         self._listener.send(route, [encode(message)])
 
-    def _pace(self) -> None:
-        """Wait where this window's messages have been answered: every connection has its turn, so no ping is lost."""
+    def _limit_rate(self) -> None:
+        """Wait for the next window after ``_MAX_MESSAGES_PER_WINDOW`` messages.
+
+        libzmq takes the connections in turn, so a flood on one connection delays the pings of others and loses none.
+        """
         now_s = time.monotonic()
         if now_s - self._window_s >= _WINDOW_S:
             self._window_s, self._in_window = now_s, 0
         self._in_window += 1
-        if self._in_window > _MOST_A_WINDOW:
+        if self._in_window > _MAX_MESSAGES_PER_WINDOW:
             self._stopping.wait(self._window_s + _WINDOW_S - now_s)
 
 
 def _owner(sender: Sender) -> str:
-    """Whose an epoch is that this sender attaches."""
+    """Owner of the epochs that the sender attaches: its key, or its host without encryption."""
     return sender.key or sender.host

@@ -1,8 +1,8 @@
-"""A stage process: one layer range, one compute thread, one control thread.
+"""Entry point of a stage process: one layer range, one compute thread, one control thread.
 
-The process reads its configuration from the first line of standard input and ends when that input ends, so it never
-outlives its parent; it reports on standard output, one JSON object a line. A stage knows nothing about requests,
-prompts or other nodes' names.
+The process reads its configuration from the first line of standard input, later lines admit keys, and the end of the
+input ends the process: a stage process never outlives its node. It reports on standard output, one JSON object per
+line. A stage knows nothing about requests, prompts or other nodes' names.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from edgepp.stage_process.next_stage import NextStageConnector
 from edgepp.stage_process.speed_probe import measure_speed
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
-from edgepp.wire.messages import CONTROL_FRAME_BYTES, Welcome, data_frame_bytes
+from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Welcome, max_data_frame_bytes
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
 
 log = logging.getLogger("edgepp.stage")
-_serving = threading.Event()
-_MOST_ANSWERS = 128
-"""Results and echoes that wait for a peer that does not take them; no ring has so many steps in it."""
+_is_ready = threading.Event()
+_MAX_QUEUED_ANSWERS = 128
+"""Results and echoes queued for one slow peer; more than a ring has steps under way."""
 
 
 def _report(event: str, **fields: object) -> None:
@@ -62,20 +62,22 @@ def _load(config: StageConfig) -> tuple[Checkpoint, StageModel, str]:
 def _listen(
     context: zmq.Context[zmq.Socket[bytes]], listen: Address, hidden_size: int, keys: KeyPair | None
 ) -> tuple[Listener, Listener]:
-    """ControlThread on the port that was asked for, data on the next; both free ones for port 0."""
-    control = Listener(context, listen, CONTROL_FRAME_BYTES, keys)
+    """Control and data sockets: on the given port and the next one, or for port 0 on any free ports."""
+    control = Listener(context, listen, MAX_CONTROL_FRAME_BYTES, keys)
     data_port = listen.port + 1 if listen.port else 0
-    data = Listener(context, Address(listen.host, data_port), data_frame_bytes(hidden_size), keys, _MOST_ANSWERS)
+    data = Listener(
+        context, Address(listen.host, data_port), max_data_frame_bytes(hidden_size), keys, _MAX_QUEUED_ANSWERS
+    )
     return control, data
 
 
 def serve(config: StageConfig) -> None:
-    """Load the range, announce it, serve until standard input ends.
+    """Load the layers, report ``ready``, and run until standard input ends.
 
     Raises:
-        EdgeppError: the model does not load, or the address is taken.
+        EdgeppError: The layers cannot be loaded, or the address is taken.
     """
-    began = time.perf_counter()
+    started_s = time.perf_counter()
     checkpoint, model, name = _load(config)
     prefill_us, decode_us = measure_speed(model)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -104,63 +106,63 @@ def serve(config: StageConfig) -> None:
         decode_us=decode_us,
         rewinds=model.rewinds,
     )
-    worker = ModelRunner(model, checkpoint.context)
-    del checkpoint  # and with it the mapping of its files
-    compute = ComputeThread(worker, data, awake=config.policy.awake)
+    runner = ModelRunner(model, checkpoint.context)
+    del checkpoint  # which unmaps its files
+    compute = ComputeThread(runner, data, awake=config.policy.awake)
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
-    frame_bytes = data_frame_bytes(model.hidden_size)
-    joiner = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
-    answering = ControlThread(control, compute, joiner, welcome, config.driver)
-    answering.start()
-    threading.Thread(target=_obey_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
+    frame_bytes = max_data_frame_bytes(model.hidden_size)
+    connector = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
+    control_thread = ControlThread(control, compute, connector, welcome, config.driver)
+    control_thread.start()
+    threading.Thread(target=_follow_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()
     _report(
         "ready",
         address=str(control.address),
-        seconds=round(time.perf_counter() - began, 3),
+        seconds=round(time.perf_counter() - started_s, 3),
         resident_bytes=psutil.Process().memory_info().rss,
         **{key: value for key, value in welcome._asdict().items() if key not in ("node", "model")},
     )
-    _serving.set()
+    _is_ready.set()
     gc.collect()
-    gc.freeze()  # what is loaded stays; the collector need not look through it between frames
+    gc.freeze()  # loaded objects stay: exempt from collections between frames
     compute.run()
-    answering.stop()
+    control_thread.stop()
     compute.close()
     gate.close()
     context.term()
 
 
-def _obey_parent(inbox: Mailbox[Command], gate: Gate) -> None:
+def _follow_parent(inbox: Mailbox[Command], gate: Gate) -> None:
     try:
         for line in sys.stdin:
             gate.admit(json.loads(line)["admit"])
     finally:
         inbox.put(None)
         time.sleep(2.0)
-        os._exit(1)  # the compute thread is wedged
+        os._exit(1)  # the compute thread has not ended in time
 
 
 def main() -> None:
     """Entry point of ``python -m edgepp.stage_process.main``."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole group; the parent decides what they mean
+    for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole process group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    told = sys.stdin.readline()
-    if not told:
-        return  # the parent is gone already
+    line = sys.stdin.readline()
+    if not line:
+        return  # the parent has ended already
     try:
-        serve(StageConfig.decode(told))
-    except Exception as error:  # noqa: BLE001 - the process's boundary
+        serve(StageConfig.decode(line))
+    except Exception as error:  # noqa: BLE001 - the boundary of the process
         known = explained(error)
-        if _serving.is_set():  # the parent reads no reports any more
+        if _is_ready.is_set():  # the parent reads no more reports
             log.error("%s; %s", known, known.hint)
             sys.exit(1)
         try:
             _report("error", message=str(known), hint=known.hint)
         except BrokenPipeError:
-            sys.stdout = None  # the parent is gone: nobody is left to tell
+            sys.stdout = None  # the parent has ended: an exit handler must not flush
         sys.exit(1)
 
 

@@ -1,7 +1,6 @@
-"""What a stage does with a frame, without a socket: checks it, runs its layers, says what to send on.
+"""Running frames on the layers of a stage, without sockets and threads: check, compute, and say what to send on.
 
-A worker knows sequences by (epoch, sequence). It knows no peer and no thread; the stage process and the one-process
-ring both drive it.
+A runner identifies a sequence by (epoch, sequence). The stage process and the ring within one process both use it.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from edgepp.model.weights.checkpoint import Array
 from edgepp.wire import codec
 from edgepp.wire.messages import Batch, Forward, Hidden
 
-_REMEMBERED = 1024
-"""Freed sequences whose late frames are still recognised; more than can be on the way at once."""
+_MAX_FREED = 1024
+"""Freed sequences whose late frames are recognised; more than can be under way at once."""
 
-_ROOM = 256
-"""Positions that a sequence is given at a time."""
+_RESERVE_POSITIONS = 256
+"""Positions by which the KV cache of a sequence grows at a time."""
 
 Key = tuple[int, int]
 Frame: TypeAlias = Forward | Batch
@@ -33,7 +32,7 @@ Answer: TypeAlias = Hidden | Batch
 
 @dataclass
 class Counters:
-    """What a stage has done since it started."""
+    """Frames of all epochs since the start of the stage."""
 
     frames: int = 0
     dropped: int = 0
@@ -41,39 +40,42 @@ class Counters:
 
 @dataclass
 class StepOutcome:
-    """What came of a frame: what to send on with its hidden states, unless nothing is left of it, and what failed."""
+    """Result of one frame: the frame to send on, and the sequences that failed."""
 
     frame: Frame | None
+    """None where no row is left to send on."""
     hidden: Array
+    """Hidden states of ``frame``: (T, D) of a ``Forward``, (B, D) of a ``Batch``."""
     faults: list[tuple[int, str]] = field(default_factory=list)
-    """Sequences that failed and are freed, with the reason."""
+    """(sequence, reason) of the sequences that failed and are freed."""
 
 
 @dataclass
-class _Open:
-    """A sequence under the number ``cache_id`` by which the model knows it."""
+class _OpenSequence:
+    """An open sequence."""
 
     cache_id: int
+    """Number of the KV cache in the model."""
     capacity: int
-    """The most positions it may reach."""
-    room: int
-    """Those that the model was asked for so far: what is never reached takes no memory from others."""
+    """Highest number of positions that the sequence may reach."""
+    reserved: int
+    """Positions reserved in the KV cache so far; grows as needed, to leave memory to other sequences."""
 
 
 _NOTHING = np.empty((0, 0), np.float32)
 
 
 class ModelRunner:
-    """The sequences of one ``StageModel``."""
+    """Runs frames on one ``StageModel``, and keeps its sequences."""
 
     def __init__(self, model: StageModel, context: int) -> None:
-        """``context`` is the most positions that any sequence may reach."""
+        """``context`` is the highest number of positions of any sequence."""
         self.model = model
         self._context = context
         self.counters = Counters()
-        self._open: dict[Key, _Open] = {}
-        self._freed: deque[Key] = deque(maxlen=_REMEMBERED)
-        self._next_slot = 0
+        self._open: dict[Key, _OpenSequence] = {}
+        self._freed: deque[Key] = deque(maxlen=_MAX_FREED)
+        self._next_cache_id = 0
 
     @property
     def sequences(self) -> int:
@@ -81,13 +83,16 @@ class ModelRunner:
         return len(self._open)
 
     def run(self, frame: Frame, hidden: Array) -> StepOutcome:
-        """Run one frame with its ``hidden`` (T, D) or (B, D). What is not ours is dropped and counted."""
-        start = time.perf_counter()
+        """Run one frame with its hidden states, (T, D) of a ``Forward`` or (B, D) of a ``Batch``.
+
+        Rows of unknown sequences are dropped and counted.
+        """
+        started_s = time.perf_counter()
         outcome = self._forward(frame, hidden) if isinstance(frame, Forward) else self._batch(frame, hidden)
         if outcome.frame is None:
             return outcome
         self.counters.frames += 1
-        compute_us = (*frame.compute_us, int((time.perf_counter() - start) * 1e6))
+        compute_us = (*frame.compute_us, int((time.perf_counter() - started_s) * 1e6))
         dtype = codec.dtype_name(outcome.hidden.dtype)
         outcome.frame = outcome.frame._replace(dtype=dtype, compute_us=compute_us)
         return outcome
@@ -144,41 +149,43 @@ class ModelRunner:
                     out = self._only_finite(frame, rows, hidden, out, faults)
                 if not rows:
                     break
-                return StepOutcome(_of_rows(frame, rows), out, faults)
+                return StepOutcome(_select_rows(frame, rows), out, faults)
         return StepOutcome(None, _NOTHING, faults)
 
     def _only_finite(
         self, frame: Batch, rows: list[int], hidden: Array, out: Array, faults: list[tuple[int, str]]
     ) -> Array:
-        """``out`` and ``rows`` without those that are no numbers; their sequences fail."""
+        """Remove rows that are not finite from ``out`` and ``rows``; the sequences of these rows fail."""
         good = [all_finite(out[i : i + 1]) for i in range(len(rows))]
-        for row, fine in zip(rows, good, strict=True):
-            if not fine:
+        for row, is_good in zip(rows, good, strict=True):
+            if not is_good:
                 self._fail(frame, frame.sequences[row], StageFault(_not_finite(hidden[row : row + 1])), faults)
-        rows[:] = [row for row, fine in zip(rows, good, strict=True) if fine]
+        rows[:] = [row for row, is_good in zip(rows, good, strict=True) if is_good]
         return out[good]
 
     def _fail(self, frame: Batch, sequence: int, fault: StageFault, faults: list[tuple[int, str]]) -> None:
         self.free(frame.epoch, sequence)
         faults.append((sequence, str(fault)))
 
-    def _begin(self, key: Key, frame: Forward) -> _Open:
+    def _begin(self, key: Key, frame: Forward) -> _OpenSequence:
         if frame.capacity > self._context:
             raise StageFault(f"{frame.capacity} positions do not fit the model's context of {self._context}")
-        opened = _Open(self._next_slot, frame.capacity, min(frame.capacity, frame.position + frame.rows + _ROOM))
-        self._next_slot += 1
+        opened = _OpenSequence(
+            self._next_cache_id, frame.capacity, min(frame.capacity, frame.position + frame.rows + _RESERVE_POSITIONS)
+        )
+        self._next_cache_id += 1
         if frame.position:
             source = self._open.get((frame.epoch, frame.source))
             if source is None:
-                raise StageFault("the sequence that it was to begin with is gone")
-            self.model.fork(source.cache_id, opened.cache_id, frame.position, opened.room)
+                raise StageFault("the sequence to copy from is gone")
+            self.model.fork(source.cache_id, opened.cache_id, frame.position, opened.reserved)
         else:
-            self.model.open(opened.cache_id, opened.room)
+            self.model.open(opened.cache_id, opened.reserved)
         self._open[key] = opened
         return opened
 
-    def _prepare(self, opened: _Open, position: int, rows: int) -> None:
-        """Bring a sequence to where ``rows`` positions from ``position`` on can be computed."""
+    def _prepare(self, opened: _OpenSequence, position: int, rows: int) -> None:
+        """Truncate or grow a sequence so that ``rows`` positions from ``position`` on can be computed."""
         held, end = self.model.length(opened.cache_id), position + rows
         if position > held:
             raise StageFault(f"positions {held} to {position - 1} of the sequence never arrived")
@@ -186,12 +193,12 @@ class ModelRunner:
             self.model.truncate(opened.cache_id, position)
         if end > min(opened.capacity, self._context):
             raise StageFault(f"the sequence would have {end} positions, and it may have {opened.capacity}")
-        if end > opened.room:
-            opened.room = min(opened.capacity, self._context, end + _ROOM)
-            self.model.resize(opened.cache_id, opened.room)
+        if end > opened.reserved:
+            opened.reserved = min(opened.capacity, self._context, end + _RESERVE_POSITIONS)
+            self.model.resize(opened.cache_id, opened.reserved)
 
     def free(self, epoch: int, sequence: int) -> None:
-        """Release a sequence's cache_id; frames of it that are still on the way will be dropped."""
+        """Free a sequence; its frames that are still under way will be dropped."""
         key = (epoch, sequence)
         self._freed.append(key)
         opened = self._open.pop(key, None)
@@ -199,31 +206,34 @@ class ModelRunner:
             self.model.free(opened.cache_id)
 
     def forget(self, epoch: int) -> None:
-        """Release every cache_id of an epoch."""
+        """Free all sequences of an epoch."""
         for key in [key for key in self._open if key[0] == epoch]:
             self.free(*key)
 
 
 _EXPONENTS: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
+"""Mask of the exponent bits, which are all set in NaN and infinity."""
 
 
 def all_finite(hidden: Array) -> bool:
-    """Whether ``hidden`` holds numbers only, and no infinity. Cheap: it is asked at every step."""
+    """Whether ``hidden`` has neither NaN nor infinity. Called at every step, so it avoids conversions to float32."""
     exponent = _EXPONENTS.get(hidden.dtype.name)
     if exponent is None:
         return bool(np.isfinite(hidden).all())
     return not bool(((hidden.view(np.uint16) & exponent) == exponent).any())
 
 
-def _not_finite(given: Array) -> str:
-    """Why a step's hidden states are no numbers, from what it was given."""
-    if not all_finite(given):
-        return "the hidden states that it was sent are not finite numbers"
-    return "its layers' hidden states are not finite numbers: its weights are damaged, or overflow their dtype"
+def _not_finite(received: Array) -> str:
+    """Reason for a result that is not finite, from the received hidden states."""
+    if not all_finite(received):
+        return "the hidden states that the stage received are not finite numbers"
+    return (
+        "the hidden states of the stage's layers are not finite numbers: weights are damaged, or overflow their dtype"
+    )
 
 
-def _of_rows(frame: Batch, rows: list[int]) -> Batch:
-    """The frame with these of its rows."""
+def _select_rows(frame: Batch, rows: list[int]) -> Batch:
+    """``frame`` with only these of its rows."""
     if len(rows) == frame.rows:
         return frame
     sequences = tuple(frame.sequences[row] for row in rows)
@@ -231,15 +241,15 @@ def _of_rows(frame: Batch, rows: list[int]) -> Batch:
 
 
 def sequences_of(frame: Frame) -> tuple[int, ...]:
-    """The sequences that a frame belongs to."""
+    """Sequences of a frame."""
     return frame.sequences if isinstance(frame, Batch) else (frame.sequence,)
 
 
 def answer_to(frame: Frame, hidden: Array) -> tuple[Answer, Array]:
-    """What the last stage returns for a finished ``frame``: a batch whole, of a chunk its last ``want`` rows."""
+    """Message and hidden states that the last stage returns: a whole ``Batch``, or the wanted rows of a ``Forward``."""
     if isinstance(frame, Batch):
         return frame, hidden
-    wanted = hidden[len(hidden) - frame.want :]
+    wanted = hidden[len(hidden) - frame.wanted_rows :]
     answer = Hidden(
         frame.epoch, frame.sequence, frame.step, len(wanted), frame.width, frame.dtype, frame.codec, frame.compute_us
     )

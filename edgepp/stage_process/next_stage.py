@@ -1,6 +1,6 @@
-"""Joining a ring: the next stage is reached and its link measured in a thread of its own, then handed to compute.
+"""Links to next stages: each is made and measured in a thread of its own, then handed to the compute thread.
 
-A dead address costs seconds, and the compute thread answers everybody.
+A dead address costs seconds, in which the compute thread must serve other rings.
 """
 
 from __future__ import annotations
@@ -23,37 +23,41 @@ from edgepp.wire.transport import Address, Link
 
 log = logging.getLogger("edgepp.stage")
 
-MOST_AT_ONCE = 8
-"""Links to a next stage that are being made at a time."""
+MAX_CONNECT_ATTEMPTS = 8
+"""Links that are made at the same time."""
 _ECHO_WAIT_S = 3.0
-_LINK_FRAME_BYTES = 1 << 20  # only echoes come back on a link to the next stage
+_MAX_ECHO_FRAME_BYTES = 1 << 20
+"""Longest frame from a next stage, which sends nothing but echoes."""
 
 Reply = tuple[bytes, Message]
-"""What the control thread is to send, and to whom."""
+"""(route, message) for the control thread to send."""
 
 
 @dataclass
 class ConnectAttempt:
-    """One ``Attach`` of the control connection ``control``; the control thread may give it up."""
+    """One ``Attach`` message; the control thread sets ``given_up`` where the ring is forgotten meanwhile."""
 
     control: bytes
+    """Route of the control connection of the ``Attach``."""
     message: Attach
     given_up: bool = False
 
 
 @dataclass(frozen=True)
 class NextStageLink:
-    """An attempt whose next stage answers. The link belongs to whoever holds this."""
+    """A successful attempt. Whoever holds this object has to close the link."""
 
     attempt: ConnectAttempt
     link: Link | None = None
-    """None where there is no next stage."""
+    """None for the last stage."""
     echo_s: float = 0.0
+    """Round-trip time of one hidden state."""
     bytes_per_s: int = 0
+    """Measured rate, one way."""
 
 
 class NextStageConnector:
-    """Makes the links of the rings that a stage joins. ``begin`` and ``close`` belong to one thread."""
+    """Makes links to next stages. ``begin`` and ``close`` belong to one thread."""
 
     def __init__(
         self,
@@ -61,67 +65,71 @@ class NextStageConnector:
         keys: KeyPair | None,
         row_bytes: int,
         frame_bytes: int,
-        on_joined: Callable[[NextStageLink], None],
+        on_connected: Callable[[NextStageLink], None],
         outbox: Mailbox[Reply],
     ) -> None:
-        """``row_bytes`` are those of one hidden state, ``frame_bytes`` the most that a stage of the model takes."""
+        """Prepare to make links.
+
+        ``row_bytes`` is the size of one hidden state, ``frame_bytes`` the longest frame that a stage accepts.
+        ``on_connected`` gets each link, in any thread; ``outbox`` gets a ``Refused`` for each failed attempt.
+        """
         self._context = context
         self._keys = keys
         self._row_bytes = row_bytes
         self._probe_bytes = min(PROBE_BYTES, frame_bytes)
-        self._on_joined = on_joined
+        self._on_connected = on_connected
         self._outbox = outbox
         self._threads: dict[threading.Thread, ConnectAttempt] = {}
 
     def begin(self, attempt: ConnectAttempt) -> None:
-        """Answer ``attempt`` in time: ``on_joined`` hears of its link, or the asker of what is wrong.
+        """Begin ``attempt``; calls ``on_connected`` at once where there is no next stage.
 
         Raises:
-            RemoteProtocolError: too many are under way.
+            RemoteProtocolError: ``MAX_CONNECT_ATTEMPTS`` are under way.
         """
         if not attempt.message.next_addresses:
-            self._on_joined(NextStageLink(attempt))
+            self._on_connected(NextStageLink(attempt))
             return
         self._threads = {thread: one for thread, one in self._threads.items() if thread.is_alive()}
-        if len(self._threads) >= MOST_AT_ONCE:
-            raise RemoteProtocolError(f"this stage is joining {MOST_AT_ONCE} rings already")
-        thread = threading.Thread(target=self._join, args=(attempt,), name="joining", daemon=True)
+        if len(self._threads) >= MAX_CONNECT_ATTEMPTS:
+            raise RemoteProtocolError(f"this stage is joining {MAX_CONNECT_ATTEMPTS} rings already")
+        thread = threading.Thread(target=self._run, args=(attempt,), name="connect-next-stage", daemon=True)
         self._threads[thread] = attempt
         thread.start()
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Give up all attempts and wait for their threads."""
         for attempt in self._threads.values():
             attempt.given_up = True
         for thread in self._threads:
             thread.join()
 
-    def _join(self, attempt: ConnectAttempt) -> None:
+    def _run(self, attempt: ConnectAttempt) -> None:
         try:
-            self._on_joined(self._linked(attempt))
+            self._on_connected(self._connect(attempt))
         except EdgeppError as error:
-            self._outbox.put((attempt.control, Refused(sentence(f"it cannot reach the next stage: {error}"))))
-        except Exception as error:  # such as no descriptor left for a socket: this ring is not joined
-            log.exception("cannot join a ring")
-            self._outbox.put((attempt.control, Refused(sentence(f"it cannot reach the next stage: {error}"))))
+            self._outbox.put((attempt.control, Refused(sentence(f"this stage cannot reach the next stage: {error}"))))
+        except Exception as error:  # such as no file descriptor left for a socket
+            log.exception("the link to a next stage failed")
+            self._outbox.put((attempt.control, Refused(sentence(f"this stage cannot reach the next stage: {error}"))))
 
-    def _linked(self, attempt: ConnectAttempt) -> NextStageLink:
+    def _connect(self, attempt: ConnectAttempt) -> NextStageLink:
         message = attempt.message
         addresses = [Address.parse(address) for address in message.next_addresses.split(",")]
-        hello, protection = Echo(0, reply=False), pinned(self._keys, message.next_key)
+        probe, link_keys = Echo(0, reply=False), pinned(self._keys, message.next_key)
 
         def given_up() -> bool:
             return attempt.given_up
 
         link, _ = connect_first(
-            self._context, addresses, hello, _ECHO_WAIT_S, _LINK_FRAME_BYTES, protection, given_up=given_up
+            self._context, addresses, probe, _ECHO_WAIT_S, _MAX_ECHO_FRAME_BYTES, link_keys, given_up=given_up
         )
         try:
             echo_s = measure_echo(link, self._row_bytes, _ECHO_WAIT_S, given_up=given_up)
-            large_s = measure_echo(link, self._probe_bytes, _ECHO_WAIT_S, rounds=2, given_up=given_up)
-            if echo_s is None or large_s is None:
+            long_echo_s = measure_echo(link, self._probe_bytes, _ECHO_WAIT_S, rounds=2, given_up=given_up)
+            if echo_s is None or long_echo_s is None:
                 raise EdgeppError(f"{link.address} does not answer")
         except BaseException:
             link.close()
             raise
-        return NextStageLink(attempt, link, echo_s, link_rate(echo_s, large_s, self._probe_bytes))
+        return NextStageLink(attempt, link, echo_s, link_rate(echo_s, long_echo_s, self._probe_bytes))

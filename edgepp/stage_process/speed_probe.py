@@ -1,7 +1,8 @@
-"""A short built-in probe of how fast a stage is; it also warms the backend up.
+"""Measured speed of a stage, or of a machine.
 
-As a process of its own (``python -m edgepp.stage_process.speed_probe``) the probe measures a machine before anything is
-placed there: it reads a ``ProbeConfig`` from standard input, answers with one JSON line, and ends when that input ends.
+``measure_speed`` times loaded layers, which also warms the backend up. As a process of its own
+(``python -m edgepp.stage_process.speed_probe``), the probe measures a machine before layers are placed there: it reads
+a ``ProbeConfig`` from standard input, answers with one line of JSON, and ends when that input ends.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ _LAYER = Shape(
     layers=1, heads=32, kv_heads=8, head_size=64, hidden=2048, ffn=8192, vocabulary=320, tied=True, context=1024,
     bits=4, group_size=64,
 )  # fmt: skip
-"""One layer of Llama 3.2 1B: 34 MB."""
+"""Shape of one layer of Llama 3.2 1B, 34 MB."""
 _COPIES = 4
-"""Copies of the layer that a step runs through: more bytes than caches keep from one step to the next."""
+"""Copies of the layer per step, so that processor caches cannot keep the weights from one step to the next."""
 
 
 def measure_speed(*stages: StageModel) -> tuple[int, int]:
-    """Microseconds (a token of a prefill chunk, a decode step), each at least 1; takes about a second at most.
+    """Microseconds (per token of a prefill chunk, per decode step), each at least 1. Takes at most about a second.
 
-    Several stages are run one after the other, as one.
+    Several stages are run one after the other and timed as one.
     """
     decode_s = min(_time_step(stages, 1) for _ in range(3))
     tokens = max(2, min(stages[0].chunk, int(_BUDGET_S / decode_s)))
@@ -55,10 +56,10 @@ def _time_step(stages: Sequence[StageModel], tokens: int) -> float:
     for stage in stages:
         stage.open(_SEQUENCE, tokens)
     try:
-        start = time.perf_counter()
+        started_s = time.perf_counter()
         for stage in stages:
             stage.extend(_SEQUENCE, hidden)
-        return time.perf_counter() - start
+        return time.perf_counter() - started_s
     finally:
         for stage in stages:
             stage.free(_SEQUENCE)
@@ -66,23 +67,26 @@ def _time_step(stages: Sequence[StageModel], tokens: int) -> float:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What a probe process is told at its start."""
+    """Configuration of a probe process."""
 
     folder: str
-    """An empty folder for its checkpoint; whoever gave it removes it."""
+    """Empty folder for the random checkpoint; the parent removes the folder."""
     backend: str
     threads: int
     exact: bool
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
-    """Load random layers as a stage would, and time them: backend, device, ``stream_bytes_per_s``, ``flops``.
+    """Load random layers as a stage does, and time them.
+
+    Returns ``backend``, ``device``, ``stream_bytes_per_s`` (weights read by decode steps) and ``flops_per_s`` (of a
+    prefill).
 
     Raises:
-        EdgeppError: the backend is unknown or cannot load.
+        EdgeppError: The backend is unknown or cannot load the layers.
     """
     from edgepp.model.random_checkpoint import (
-        make_checkpoint,  # brings MLX, which stages that import this file can do without
+        make_checkpoint,  # imports MLX, which the stages that import this module may not need
     )
 
     checkpoint = Checkpoint.open(make_checkpoint(Path(config.folder), _LAYER))
@@ -94,35 +98,35 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         "backend": chosen.name,
         "device": stages[0].device,
         "stream_bytes_per_s": _COPIES * _LAYER.layer_bytes() / (decode_us / 1e6),
-        "flops": _COPIES * token_flops(_LAYER.layer_weights()) / (prefill_us / 1e6),
+        "flops_per_s": _COPIES * token_flops(_LAYER.layer_weights()) / (prefill_us / 1e6),
     }
 
 
 def _end_with_parent(folder: str) -> None:
     sys.stdin.buffer.read()
-    # Nobody else is left to remove the folder, in which the other thread may be writing: a new image has no threads.
+    # The parent cannot remove the folder any more, and the main thread may be writing there: exec ends that thread.
     remove = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True); sys.exit(1)"
     os.execv(sys.executable, [sys.executable, "-I", "-c", remove, folder])  # noqa: S606 - the command is ours
 
 
 def main() -> None:
     """Entry point of ``python -m edgepp.stage_process.speed_probe``."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole group; the parent decides what they mean
+    for number in (signal.SIGINT, signal.SIGHUP):  # both reach the whole process group; the parent decides
         signal.signal(number, signal.SIG_IGN)
-    told = sys.stdin.readline()
-    if not told:
-        return  # the parent is gone already
-    config = ProbeConfig(**json.loads(told))
+    line = sys.stdin.readline()
+    if not line:
+        return  # the parent has ended already
+    config = ProbeConfig(**json.loads(line))
     threading.Thread(target=_end_with_parent, args=(config.folder,), name="lifeline", daemon=True).start()
     try:
         answer = probe(config)
-    except Exception as error:  # noqa: BLE001 - the process's boundary
+    except Exception as error:  # noqa: BLE001 - the boundary of the process
         known = explained(error)
         answer = {"error": str(known), "hint": known.hint}
-    with suppress(BrokenPipeError):  # the parent is gone
+    with suppress(BrokenPipeError):  # the parent has ended
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-    os._exit(0)  # at once: a backend's threads may not outlast the interpreter in peace
+    os._exit(0)  # at once: threads of a backend can crash while the interpreter shuts down
 
 
 if __name__ == "__main__":

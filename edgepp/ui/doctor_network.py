@@ -7,7 +7,8 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 
-from edgepp.cluster.discovery.mdns import Announcement, Browser
+from edgepp.cluster.discovery.announcement import Announcement
+from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.discovery.multicast_check import PORT, Hearing, listen
 from edgepp.cluster.discovery.network_interfaces import interfaces, usable_addresses
 from edgepp.ui.finding import Finding, Known
@@ -81,7 +82,7 @@ def coordinators(known: Known, *, answers: bool) -> Iterator[Finding]:
     browser = Browser()
     try:
         browser.find(lambda _: False, _DISCOVER_S)  # the whole time, for there may be several
-        found = browser.records()
+        found = browser.announcements()
     finally:
         browser.close()
     yield judge_coordinators(found, known, answers=answers)

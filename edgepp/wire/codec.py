@@ -1,8 +1,9 @@
-"""Hidden states to tensor frames and back, one codec a link.
+"""Codecs of hidden states: array to tensor frames and back.
 
-``none`` sends the array's own bytes. ``lz4`` and ``zstd`` are lossless; they put the bytes of equal significance next
-to each other first, without which floating point does not compress. ``int8`` sends one float32 scale and eight bits a
-value for each row: half of bfloat16, at a loss. A frame's length is checked against shape and dtype before it is used.
+``none`` sends the bytes of the array. ``lz4`` and ``zstd`` are lossless; they first group the bytes of equal
+significance, without which floating point does not compress. ``int8`` is lossy and half the size of bfloat16: one
+float32 scale per row, and eight bits per value. The length of a frame is checked against shape and dtype before the
+frame is used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import zstandard
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
-from edgepp.wire.messages import Codec, Dtype
+from edgepp.wire.field_types import Codec, Dtype
 
 Array: TypeAlias = npt.NDArray[Any]
 Frame: TypeAlias = bytes | memoryview
@@ -31,48 +32,50 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 
 
 @dataclass(frozen=True)
-class _Form:
+class _CodecFunctions:
+    """One codec: its two directions, and the number of tensor frames of an array."""
+
     encode: Callable[[Array], list[Frame]]
     decode: Callable[[Sequence[Frame], tuple[int, int], np.dtype[Any]], Array]
-    frames: int
+    num_frames: int
 
 
 _NAMES = {dtype: cast("Dtype", name) for name, dtype in DTYPES.items()}
 
 
 def dtype_name(dtype: npt.DTypeLike) -> Dtype:
-    """The wire's name of a dtype.
+    """Name of a dtype in headers.
 
     Raises:
-        LocalProtocolError: the wire does not carry it.
+        LocalProtocolError: The protocol has no such dtype.
     """
     name = _NAMES.get(np.dtype(dtype))
     if name is None:
-        raise LocalProtocolError(f"the wire does not carry {dtype}")
+        raise LocalProtocolError(f"the protocol does not carry the dtype {dtype}")
     return name
 
 
 def encode(array: Array, codec: Codec) -> list[Frame]:
-    """Tensor frames of ``array`` (T, D), C-contiguous and of a wire dtype; no frame for T = 0.
+    """Tensor frames of ``array`` (T, D), of a dtype in ``DTYPES``; no frame for T = 0.
 
     Raises:
-        LocalProtocolError: the array or the codec is not one that the wire carries.
+        LocalProtocolError: The array has another shape or dtype.
     """
     dtype_name(array.dtype)
     if array.ndim != 2:
-        raise LocalProtocolError(f"the wire carries (T, D), not {array.shape}")
+        raise LocalProtocolError(f"the protocol carries arrays (T, D), not {array.shape}")
     if array.shape[0] == 0:
         return []
     return _CODECS[codec].encode(np.ascontiguousarray(array))
 
 
 def decode(frames: Sequence[Frame], rows: int, width: int, dtype: Dtype, codec: Codec) -> Array:
-    """Hidden states (rows, width); a read-only view of the frame where the codec allows it.
+    """Hidden states (rows, width) of tensor frames; for codec ``none`` a read-only view of the frame.
 
     Raises:
-        RemoteProtocolError: the frames do not hold exactly that.
+        RemoteProtocolError: Number or size of the frames do not fit shape, dtype and codec.
     """
-    expected = _CODECS[codec].frames if rows else 0
+    expected = _CODECS[codec].num_frames if rows else 0
     if len(frames) != expected:
         raise RemoteProtocolError(f"{len(frames)} tensor frames where codec {codec} has {expected}")
     if rows == 0:
@@ -127,7 +130,7 @@ def _encode_zstd(array: Array) -> list[Frame]:
 def _decode_zstd(frames: Sequence[Frame], shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
     nbytes = _nbytes(shape, dtype)
     try:
-        # The frame's own claim decides how much is allocated, so it is checked first.
+        # zstandard allocates the size that the frame claims, so the claim is checked first.
         claimed = zstandard.frame_content_size(frames[0])
         if claimed != nbytes:
             raise RemoteProtocolError(f"a zstd frame claims {claimed} bytes where shape and dtype say {nbytes}")
@@ -151,10 +154,11 @@ def _decode_int8(frames: Sequence[Frame], shape: tuple[int, int], dtype: np.dtyp
     return wide.astype(dtype, copy=False)
 
 
-_CODECS: Mapping[Codec, _Form] = {
-    "none": _Form(_encode_none, _decode_none, 1),
-    "lz4": _Form(_encode_lz4, _decode_lz4, 1),
-    "zstd": _Form(_encode_zstd, _decode_zstd, 1),
-    "int8": _Form(_encode_int8, _decode_int8, 2),
+_CODECS: Mapping[Codec, _CodecFunctions] = {
+    "none": _CodecFunctions(_encode_none, _decode_none, 1),
+    "lz4": _CodecFunctions(_encode_lz4, _decode_lz4, 1),
+    "zstd": _CodecFunctions(_encode_zstd, _decode_zstd, 1),
+    "int8": _CodecFunctions(_encode_int8, _decode_int8, 2),
 }
 NAMES: tuple[Codec, ...] = tuple(_CODECS)
+"""All codecs."""

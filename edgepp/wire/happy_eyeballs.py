@@ -1,7 +1,7 @@
-"""Which of several addresses leads to a peer: the first that answers, whatever their order.
+"""Connecting to a peer with several addresses: the first address that answers is used (Happy Eyeballs, RFC 8305).
 
-A machine has more addresses than the network at hand can use (a VPN, a container bridge, the other family), so they are
-all tried, each begun a moment after the one before, as RFC 8305 does for families of addresses.
+A machine has addresses that other machines cannot reach (a VPN, a container bridge, the other IP version), so all
+addresses are tried, each ``_STAGGER_S`` after the one before.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from edgepp.errors import EdgeppError, PairingError, PeerLost, UsageError
-from edgepp.wire.messages import Message, encode
+from edgepp.wire.message_codec import encode
+from edgepp.wire.messages import Message
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 
 log = logging.getLogger("edgepp.wire")
 
-_TURN_MS = 5
+_POLL_MS = 5
 _STAGGER_S = 0.25
 
 
@@ -34,14 +35,14 @@ def connect_first(
     payload: bytes | None = None,
     given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[Link, list[memoryview]]:
-    """Send ``message``, with its ``payload``, to all ``addresses``; the link whose answer came first, and that answer.
+    """Send ``message`` and ``payload`` to all ``addresses``; return the link of the first answer, and its frames.
 
-    The other links are closed.
+    The other links are closed. ``max_frame_bytes`` bounds a frame of an answer.
 
     Raises:
-        PairingError: none answers, and one refused the handshake: its reason.
-        PeerLost: none answers for ``wait_s`` seconds, or until ``given_up``.
-        RemoteProtocolError: the first answer has too many frames.
+        PairingError: No address answers, and one refused the handshake, with the reason.
+        PeerLost: No address answers within ``wait_s`` seconds, or before ``given_up()`` is true.
+        RemoteProtocolError: The first answer has too many frames.
     """
     waiting = list(dict.fromkeys(addresses))
     links: list[Link] = []
@@ -53,15 +54,15 @@ def connect_first(
         began_s = time.monotonic()
         while (waiting or links) and (now_s := time.monotonic()) - began_s < wait_s and not given_up():
             if waiting and now_s - began_s >= _STAGGER_S * len(links):
-                known = _numeric(waiting.pop(0))
-                waiting[:0] = known[1:]
-                link = _begin(context, known[0], max_frame_bytes, pinned) if known else None
+                resolved = _resolve(waiting.pop(0))
+                waiting[:0] = resolved[1:]
+                link = _begin(context, resolved[0], max_frame_bytes, pinned) if resolved else None
                 if link is not None:
                     links.append(link)
                     unsent.append(link)
                     poller.register(link.socket, zmq.POLLIN)
             unsent = [link for link in unsent if not link.send(parts)]
-            ready = dict(poller.poll(_TURN_MS))
+            ready = dict(poller.poll(_POLL_MS))
             for link in links:
                 if link.socket in ready and (frames := link.receive()) is not None:
                     chosen = link
@@ -75,10 +76,10 @@ def connect_first(
                 link.close()
 
 
-def _numeric(address: Address) -> list[Address]:
-    """The IP addresses of a host's name, none where it is unknown.
+def _resolve(address: Address) -> list[Address]:
+    """IP addresses of a host name; empty for an unknown name.
 
-    libzmq would ask for them in the one thread that serves every connection of the context: all would wait.
+    libzmq would resolve the name in the one thread that serves all connections of the context, which would all wait.
     """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -93,7 +94,7 @@ def _begin(
 ) -> Link | None:
     try:
         return Link(context, address, max_frame_bytes, pinned=pinned)
-    except UsageError as error:  # such as a link-local address of an interface that is not here
+    except UsageError as error:  # such as a link-local address of an interface that this machine does not have
         log.debug("%s", error)
         return None
 

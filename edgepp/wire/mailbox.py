@@ -1,6 +1,7 @@
-"""How one thread waits for sockets and for other threads at once.
+"""Waiting for sockets and for other threads at once.
 
-A socket belongs to one thread. A ``Mailbox`` carries objects from other threads into that thread's ``Poller``.
+A socket belongs to one thread. A ``Mailbox`` carries objects from other threads to that thread, which waits in a
+``Poller`` for its sockets and mailboxes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """A queue into a thread that sleeps in a poll: ``put`` from anywhere, ``fileno`` to poll, ``drain`` to read."""
+    """A queue to a thread that sleeps in a poll. Any thread may ``put``; one thread polls ``fileno`` and drains."""
 
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[T] = queue.SimpleQueue()
@@ -39,7 +40,7 @@ class Mailbox(Generic[T]):
         return self._read.fileno()
 
     def drain(self) -> list[T]:
-        """Every item put so far, oldest first."""
+        """Remove and return all items, oldest first."""
         try:
             while self._read.recv(4096):
                 continue
@@ -72,5 +73,5 @@ class Poller(Generic[T]):
         self._poller.register(key, zmq.POLLIN)
 
     def wait(self, timeout_s: float) -> list[Listener | Link | Mailbox[T]]:
-        """Those that have something to read, after ``timeout_s`` seconds at most."""
+        """Readers that have something to read, as soon as there is one; empty after ``timeout_s`` seconds without."""
         return [self._readers[key] for key, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))]

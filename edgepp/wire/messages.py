@@ -1,136 +1,116 @@
-"""The whole protocol of edgepp, version 5.
+"""The protocol of edgepp, version 5: every message, its sender and its receiver.
 
-A message is a ZeroMQ multipart message: one msgpack header, then, for ``Forward`` and ``Hidden``, the raw tensor frames
-of the codec that the header names. The header is an array ``[version, kind, field, …]`` with the fields in the order in
-which the classes below declare them. Nothing else is ever decoded: no pickle, no nested objects, no code. What is
-decoded is valid, field by field and as a whole; ``speakers`` says who may say it.
+A message is a ZeroMQ multipart message. The first frame is a msgpack header ``[version, kind, field, …]``, with the
+fields in the order in which the classes of this module declare them; the annotations of the fields (``field_types``)
+bound their values. ``message_codec`` encodes and decodes headers, and rejects whatever a class does not declare. No
+pickle, nested object or code is ever decoded. ``permissions`` says which role may send a message on which socket.
 
-A stage binds two ROUTER sockets; a coordinator binds none. Every connection is made by a DEALER.
+Frames after the header: ``Forward``, ``Hidden`` and ``Batch`` carry the tensor frames of their codec, ``Echo`` one
+frame of arbitrary bytes, ``View``, ``Call``, ``Reply``, ``Ask`` and ``Answered`` one frame of JSON, ``Piece`` one
+frame of UTF-8 text. All other messages have no further frame.
 
-    control   coordinator ──► stage     one DEALER a stage
-        Hello        ► Welcome           who are you, what do you hold
-        Attach       ► Attached|Refused  join the ring of my epoch: frames come from that key, go on to that address
-        Ping         ► Pong              alive? (a stage forgets a coordinator that is silent for 10 s)
-        Free, Detach                     no answer: cancel one sequence; forget the epoch and all of its sequences
-                     ◄ Fault             a step failed; its sequence is freed
+A stage binds two ROUTER sockets. Whoever sends to a stage connects to it with a DEALER socket.
+
+    control   coordinator ──► stage     one DEALER per stage
+        Hello        ► Welcome           identity of the stage: model, layer range, shapes, speed
+        Attach       ► Attached|Refused  join the ring of an epoch: the previous stage's key, the next stage's address
+        Ping         ► Pong              liveness; a stage forgets a coordinator that is silent for 10 s
+        Free, Detach                     cancel one sequence; forget an epoch with all of its sequences (no reply)
+                     ◄ Fault             a step failed and its sequence is freed
 
     data      coordinator ──► stage 0 ──► stage 1 ──► … ──► stage N-1 ──► coordinator
-        Echo         ► Echo              reachable, and how far? (asked by whoever connects, on the same sockets)
-        Forward      ► Forward           hidden states of T positions, before a stage's layers
-                     ► Hidden            the last stage's answer, on the connection that the coordinator opened
-        Batch        ► Batch             hidden states of one position each of several sequences that decode together;
-                                         the last stage's answer is a Batch too
+        Echo         ► Echo              round-trip time and rate of a link, measured by the side that connected
+        Forward      ► Forward           hidden states of T positions of one sequence, from stage to stage
+                     ► Hidden            result of a Forward, from the last stage over the coordinator's connection
+        Batch        ► Batch             hidden states of one position each of several sequences, from stage to stage;
+                                         the last stage returns a Batch to the coordinator
 
-The data ring is one-way and in order; sequences are numbered by the coordinator and never reused within an epoch.
-``Forward.position`` says where its first row belongs: a stage that holds more positions truncates to it first, one that
-holds fewer answers with ``Fault``. Position 0 opens a sequence; so does a later one with a ``source``, whose first
-positions are copied. A row of a ``Batch`` that cannot be run is taken out,
-and the rest goes on. A frame of an epoch or sequence that a stage does not know, or of another sender than the
-epoch's previous stage, is dropped and counted: after a cancel that is the normal course of things.
+The data ring is one-way and in order. The coordinator numbers the sequences and never reuses a number within an epoch.
+``Forward.position`` is the position of the first row: a stage that holds more positions truncates the sequence to that
+position first; a stage that holds fewer positions replies with ``Fault``. A ``Forward`` with position 0, or with a
+``source`` sequence to copy from, opens a sequence. A stage removes a row of a ``Batch`` that cannot be computed and
+runs the other rows. A stage drops and counts a frame of an unknown epoch or sequence, or from another sender than the
+previous stage of the epoch; after a cancelled sequence such frames are normal.
 
-A coordinator that serves a cluster binds one ROUTER, by CURVE, for its members and their chats:
+The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for nodes and clients.
 
-    cluster   node ──► coordinator      one DEALER a node
-        Enrol        ► Enrolled|Refused  this is what I have; again whenever it or my address changes
-        Heartbeat         ► HeartbeatAck            every half second; not known: enrol again
-                     ◄ View              who belongs to the cluster and runs what, as JSON; whenever that changes
-                     ◄ Load, Unload      run these layers in that slot; stop
-        Loading, Loaded, NotLoaded       how a Load goes
-        Leave        ◄ Expelled          going; you are revoked
-        Adopt        ► Enrolled|Refused  from the holder of a token: admit my own key
+    cluster   node ──► coordinator      one DEALER per node
+        Enrol        ► Enrolled|Refused  name and resources; sent again when the resources or addresses change
+        Heartbeat    ► HeartbeatAck      twice per second; the acknowledgement of an unknown node makes it enrol again
+                     ◄ View              state of the cluster, sent when it changes
+                     ◄ Load, Unload      run a layer range in a stage slot; empty a stage slot
+        Loading, Loaded, NotLoaded       progress and result of a Load
+        Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
+        Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
-              chat ──► coordinator      one DEALER a chat or command
-        Call         ► Reply             status, peers, leave; where the coordinator runs also invite, token, revoke
-        Ask          ► Piece…, Answered  a conversation or raw text and its options; text as it comes; times and stages
-                     ► Waiting           every second until the first piece, with the reason
-                     ► Declined          in place of any of these: what is wrong, and what to do
-        Cancel                           stop that answer
-
-Call, Reply, Ask, Answered and View have one JSON frame behind the header, Piece one of text.
+              client ──► coordinator    one DEALER per chat or command
+        Call         ► Reply             status, peers, leave; on the coordinator's machine also invite, token, revoke
+        Ask          ► Piece…, Answered  a conversation or raw text: text as it is generated, then times and stages
+                     ► Waiting           every second until the first Piece, with the reason
+                     ► Declined          in place of any of these replies: the reason and what to do
+        Cancel                           stop an answer (no reply)
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, TypeAlias
 
-import msgpack
-
-from edgepp.errors import LocalProtocolError, RemoteProtocolError
-from edgepp.wire.header_layout import HeaderLayout, Rule
-from edgepp.wire.text_fields import (
-    are_addresses,
-    are_hosts,
-    is_key,
-    is_key_or_empty,
-    is_label,
-    is_name,
-    is_route,
-    is_text,
+from edgepp.wire.field_types import (
+    MAX_TOKENS,
+    Addresses,
+    Codec,
+    Count,
+    Dtype,
+    Hosts,
+    Id,
+    Key,
+    KvBits,
+    Label,
+    Layer,
+    LinkCodec,
+    LinkKey,
+    Name,
+    PerSequence,
+    PerStageMicroseconds,
+    Port,
+    Route,
+    Rows,
+    Slot,
+    Stage,
+    StageSlots,
+    Text,
+    Threads,
+    TokenIds,
+    Verb,
+    Width,
 )
 
 VERSION = 5
-MAX_HEADER_BYTES = 4096
-CONTROL_FRAME_BYTES = 1 << 16
-"""The longest frame that a control socket takes."""
-PAYLOAD_BYTES = 4 << 20
-"""The longest frame that a cluster socket takes: a conversation of some million characters."""
 MAX_FRAMES = 4
-"""Header and tensor frames of one message."""
-MAX_TOKENS = 1024
-"""Rows of one hidden-state tensor: no backend computes more than 512 at a time."""
-MAX_WIDTH = 1 << 16
-"""Columns of one hidden-state tensor: the hidden size D."""
+"""Frames of one message, header included."""
+MAX_HEADER_BYTES = 4096
+MAX_CONTROL_FRAME_BYTES = 1 << 16
+"""Longest frame on a control socket."""
+MAX_PAYLOAD_BYTES = 4 << 20
+"""Longest frame on a cluster socket: a conversation of some million characters."""
 
 
-def data_frame_bytes(width: int) -> int:
-    """The longest frame that a data socket takes for hidden states of ``width`` values."""
+def max_data_frame_bytes(width: int) -> int:
+    """Longest frame, in bytes, on a data socket for hidden states of ``width`` values."""
     return MAX_TOKENS * width * 4
 
 
-Id: TypeAlias = Annotated[int, 0, (1 << 63) - 1]
-Count: TypeAlias = Annotated[int, 0, (1 << 48) - 1]
-Rows: TypeAlias = Annotated[int, 0, MAX_TOKENS]
-Width: TypeAlias = Annotated[int, 1, MAX_WIDTH]
-Text: TypeAlias = Annotated[str, 0, 512, is_text]
-"""A sentence; whoever shows it makes it printable."""
-Label: TypeAlias = Annotated[str, 0, 512, is_label]
-Name: TypeAlias = Annotated[str, 1, 128, is_name]
-"""What people call a node or cluster."""
-Key: TypeAlias = Annotated[str, 40, 40, is_key]
-"""A node's public key in Z85."""
-LinkKey: TypeAlias = Annotated[str, 0, 40, is_key_or_empty]
-"""The key of the node at the other end of a link; empty where the link is not encrypted."""
-Addresses: TypeAlias = Annotated[str, 0, 1024, are_addresses]
-"""``HOST:PORT`` and ``[IPV6]:PORT``, separated by commas."""
-Hosts: TypeAlias = Annotated[str, 0, 1024, are_hosts]
-"""IP addresses, separated by commas."""
-Route: TypeAlias = Annotated[str, 2, 510, is_route]
-"""The route of a connection, in hexadecimal."""
-Port: TypeAlias = Annotated[int, 1, 65535]
-Layer: TypeAlias = Annotated[int, 0, 1 << 16]
-Stage: TypeAlias = Annotated[int, 0, 1023]
-Slot: TypeAlias = Annotated[int, 0, 63]
-Verb: TypeAlias = Literal["status", "peers", "leave", "invite", "token", "revoke"]
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
-Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
-LinkCodec: TypeAlias = Literal["auto", "none", "lz4", "zstd", "int8"]
-"""``auto`` lets the sender choose among the lossless ones, frame by frame."""
-Ids: TypeAlias = Annotated[tuple[int, ...], 1, 128]
-"""Sequences that decode together, or their positions."""
-Micros: TypeAlias = Annotated[tuple[int, ...], 0, 1024]
-"""Microseconds that each stage so far computed on the frame; codec and queue time are not in it."""
+# Control socket of a stage
 
 
 class Hello(NamedTuple):
-    """Coordinator to stage: tell me what you are."""
+    """Coordinator to stage: introduces the node ``node`` and asks for a ``Welcome``."""
 
     node: Label
 
 
 class Welcome(NamedTuple):
-    """A stage's answer to ``Hello``; enough to check a plan and to set deadlines."""
+    """Stage to coordinator, in reply to ``Hello``: all that is needed to check a plan and to set deadlines."""
 
     node: Label
     pid: Count
@@ -138,7 +118,7 @@ class Welcome(NamedTuple):
     model: Label
     fingerprint: Label
     commit: Label
-    """The hub commit that its weights are of; empty where unknown."""
+    """Hub commit of the weights; empty where unknown."""
     start: Layer
     stop: Layer
     num_layers: Layer
@@ -151,80 +131,97 @@ class Welcome(NamedTuple):
     chunk: Rows
     weight_bytes: Count
     prefill_us: Count
-    """Measured microseconds a token of a prefill chunk."""
+    """Measured microseconds per token of a prefill chunk."""
     decode_us: Count
     """Measured microseconds of a decode step."""
     rewinds: bool
-    """Whether its sequences can go back to any position, and begin as copies of others."""
+    """Whether sequences can be truncated to any position and forked."""
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.start < self.stop <= self.num_layers else "has an empty or impossible layer range"
 
 
 class Attach(NamedTuple):
-    """Join the ring ``epoch`` as stage ``stage``; send on to the next one, or to ``route`` when there is none.
+    """Coordinator to stage: join the ring ``epoch`` as stage number ``stage``.
 
-    Frames of the epoch count only when their sender proved ``previous_key``: the previous stage's, or the
-    coordinator's own before stage 0.
-    ``next_addresses`` are where the next stage may be reached, separated by commas; the first to answer is taken.
+    The stage sends to ``next_addresses``, or, as the last stage, to the coordinator's data connection ``route``.
     """
 
     epoch: Id
     stage: Stage
     next_addresses: Addresses
+    """Addresses of the next stage, of which the first to answer is used; empty for the last stage."""
     next_key: LinkKey
     route: Route
     codec: LinkCodec
     return_bytes_per_s: Count
-    """Bytes a second on the way back to the coordinator, as it measured them; 0 where this stage has a next one."""
+    """Rate of the link from the last stage to the coordinator, as the coordinator measured it; 0 for other stages."""
     previous_key: LinkKey = ""
+    """Key of the only sender whose frames of the epoch are accepted: the previous stage, or for stage 0 the
+    coordinator."""
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.next_addresses or not self.next_key else "has the key of a next stage without its addresses"
 
 
 class Attached(NamedTuple):
-    """The link to the next stage works; an echo of one hidden state took ``echo_us`` there and back."""
+    """Stage to coordinator, in reply to ``Attach``: the stage has joined, and the link to the next stage works."""
 
     epoch: Id
     echo_us: Count
+    """Round-trip time of one hidden state to the next stage, in microseconds; 0 for the last stage."""
     bytes_per_s: Count
-    """Measured bytes a second one way; 0 without a next stage."""
+    """Measured rate to the next stage, one way; 0 for the last stage."""
 
 
 class Refused(NamedTuple):
-    """Why a ``Hello`` or ``Attach`` was not granted."""
+    """Stage to coordinator: why a control message was refused. Coordinator to node: why ``Enrol`` or ``Adopt`` was."""
 
     reason: Text
 
 
 class Detach(NamedTuple):
-    """Forget the epoch and free all of its sequences."""
+    """Coordinator to stage: forget the epoch and free all of its sequences."""
 
     epoch: Id
 
 
 class Free(NamedTuple):
-    """Cancel a sequence and free its KV cache, whatever of it is still on the way."""
+    """Coordinator to stage: cancel a sequence, free its KV cache, and drop its frames that are still under way."""
 
     epoch: Id
     sequence: Id
 
 
 class Ping(NamedTuple):
-    """Are you alive?"""
+    """Coordinator to stage: asks for a ``Pong``, and keeps the epoch alive."""
 
     epoch: Id
 
 
 class Pong(NamedTuple):
-    """Alive, and since when at the present step (0: idle); ``known`` is False once the epoch was forgotten."""
+    """Stage to coordinator, in reply to ``Ping``: state of the stage process; the counts are of all epochs."""
 
     epoch: Id
     known: bool
+    """False once the stage has forgotten the epoch."""
     busy_us: Count
+    """Microseconds since the present step began; 0 for an idle stage."""
     frames: Count
     dropped: Count
+    """Dropped frames."""
     sequences: Count
+    """Open sequences."""
     kv_bytes: Count
 
 
 class Fault(NamedTuple):
-    """A step of ``sequence`` failed at stage ``stage``, or on the way to it; the sender has freed the sequence."""
+    """Stage to coordinator: a step of ``sequence`` failed at stage number ``stage``, or on the way there.
+
+    The sender has freed the sequence.
+    """
 
     epoch: Id
     sequence: Id
@@ -232,38 +229,48 @@ class Fault(NamedTuple):
     reason: Text
 
 
+# Data socket of a stage
+
+
 class Echo(NamedTuple):
-    """Measures a data link: whoever binds sends it back as it came, with its one payload frame."""
+    """Coordinator or stage to the next stage, which returns the frames at once with ``reply`` set: measures a link."""
 
     nonce: Id
     reply: bool
 
 
 class Forward(NamedTuple):
-    """Hidden states (rows, width) that belong at ``[position, position + rows)`` of a sequence.
+    """Coordinator to stage 0, and stage to next stage: hidden states (rows, width) of one sequence.
 
-    ``step`` is the coordinator's running number, which ``Hidden`` repeats. ``want`` is how many of the last rows the
-    coordinator wants back: 1 to sample from, 0 for a chunk in mid-prompt, whose empty ``Hidden`` only acknowledges it.
-    ``capacity`` is the most positions the sequence may reach. A stage that does not know the sequence begins it with
-    the first ``position`` positions of the sequence ``source``; 0 is none.
+    The rows are for positions ``[position, position + rows)``.
     """
 
     epoch: Id
     sequence: Id
     step: Id
+    """Running number of the coordinator's steps, repeated by ``Hidden``."""
     position: Count
     capacity: Count
+    """Highest number of positions that the sequence may reach."""
     source: Id
-    want: Rows
+    """For a sequence that the stage does not know: the sequence of which the first ``position`` positions are copied; 0
+    for none."""
+    wanted_rows: Rows
+    """Number of last rows that the coordinator wants returned: 1 to sample from, 0 for a chunk in mid-prompt, which an
+    empty ``Hidden`` acknowledges."""
     rows: Rows
     width: Width
     dtype: Dtype
     codec: Codec
-    compute_us: Micros
+    compute_us: PerStageMicroseconds
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if 0 < self.rows >= self.wanted_rows else f"wants {self.wanted_rows} rows of {self.rows}"
 
 
 class Hidden(NamedTuple):
-    """The last ``rows`` hidden states of the coordinator's step number ``step``."""
+    """Last stage to coordinator: the last ``rows`` hidden states (rows, width) of the ``Forward`` numbered ``step``."""
 
     epoch: Id
     sequence: Id
@@ -272,100 +279,142 @@ class Hidden(NamedTuple):
     width: Width
     dtype: Dtype
     codec: Codec
-    compute_us: Micros
+    compute_us: PerStageMicroseconds
+
+
+class Batch(NamedTuple):
+    """Coordinator to stage 0, stage to next stage, and last stage to coordinator: a decode step of B sequences.
+
+    Hidden states (B, width); row i is for position ``positions[i]`` of ``sequences[i]``.
+    """
+
+    epoch: Id
+    step: Id
+    sequences: PerSequence
+    positions: PerSequence
+    width: Width
+    dtype: Dtype
+    codec: Codec
+    compute_us: PerStageMicroseconds
+
+    @property
+    def rows(self) -> int:
+        """Number of sequences, B."""
+        return len(self.sequences)
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        matched = len(self.positions) == len(self.sequences) == len(set(self.sequences))
+        return "" if matched else "has sequences and positions that do not match"
+
+
+# Cluster socket of the coordinator: nodes
 
 
 class Enrol(NamedTuple):
-    """A node tells the coordinator what it has. Its id follows from the key it proved."""
+    """Node to coordinator: name and resources of the node. The key that the connection proved gives the node's id."""
 
     incarnation: Id
-    """Drawn at random when the node's process starts; tells a restart from a second node with the same key."""
+    """Drawn at random when the process of the node starts; distinguishes a restart from a second node with the same
+    key."""
     name: Name
     version: Label
     addresses: Hosts
-    """IP addresses under which others may reach it, separated by commas."""
-    memory: Count
-    """Bytes that the model may use."""
+    """IP addresses of the node for other nodes."""
+    memory_bytes: Count
+    """Memory for the model."""
     backend: Label
     device: Label
-    threads: Annotated[int, 0, 1 << 16]
-    stage_slots: Annotated[int, 0, 64]
-    """Stage processes that it offers to run; memory and threads are for all together."""
+    threads: Threads
+    stage_slots: StageSlots
+    """Stage processes that the node offers to run; they share ``memory_bytes`` and ``threads``."""
     start: Layer
     stop: Layer
-    """The range that its first stage slot is pinned to; both 0 without."""
+    """Layer range to which the first stage slot is pinned; ``start`` and ``stop`` are 0 for none."""
     stream_bytes_per_s: Count
-    """Measured bytes of weights a second in decode steps, with all threads."""
-    flops: Count
-    """Measured floating-point operations a second in a prompt."""
+    """Measured rate at which decode steps read weights, with all threads."""
+    flops_per_s: Count
+    """Measured floating-point operations per second of a prefill, with all threads."""
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.start < self.stop or self.start == self.stop == 0 else "has an empty layer range"
 
 
 class Enrolled(NamedTuple):
-    """The node is a member of ``cluster``, whose coordinator is called ``name``."""
+    """Coordinator to node, in reply to ``Enrol`` or ``Adopt``: the node is a member of ``cluster``."""
 
     cluster: Label
     name: Name
+    """Name of the coordinator's node."""
 
 
 class Heartbeat(NamedTuple):
-    """The node lives."""
+    """Node to coordinator, every half second: the node is alive."""
 
     incarnation: Id
-    memory_free: Count
+    free_memory_bytes: Count
     clock_us: Id
-    """The node's wall clock."""
+    """Wall clock of the node, in microseconds since 1970."""
     rtt_us: Count
-    """How long the last answer to a beat took; 0 before the first."""
+    """Round-trip time of the last acknowledged heartbeat; 0 before the first."""
 
 
 class HeartbeatAck(NamedTuple):
-    """The coordinator lives; not ``known`` means enrol again."""
+    """Coordinator to node, in reply to ``Heartbeat``: the coordinator is alive."""
 
     known: bool
+    """False for a node that has to enrol again."""
     clock_us: Id
+    """Wall clock of the coordinator, in microseconds since 1970."""
 
 
 class View(NamedTuple):
-    """The cluster as the coordinator sees it; a JSON frame follows."""
+    """Coordinator to every node: the state of the cluster, in the JSON frame."""
 
     version: Id
 
 
 class Load(NamedTuple):
-    """Run layers ``[start, stop)`` of ``model`` in ``slot``, for plan ``plan``."""
+    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``."""
 
-    plan: Id
+    plan_version: Id
     slot: Slot
     model: Label
-    """With ``@commit`` where it comes from a hub, so that all stages are of one revision."""
+    """With ``@commit`` for a model of a hub, so that all stages have the same revision."""
     start: Layer
     stop: Layer
     exact: bool
-    kv_bits: Annotated[int, 0, 8]
-    """Bits of a key or value in the KV cache; 0 for what the backend computes them in."""
+    kv_bits: KvBits
+    """Bits per value of the KV cache; 0 for the dtype of the backend."""
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.start < self.stop else "has an empty layer range"
 
 
 class Unload(NamedTuple):
-    """Plan ``plan`` has nothing for ``slot``."""
+    """Coordinator to node: end the stage process in ``slot``, for which the plan has no layers."""
 
-    plan: Id
+    plan_version: Id
     slot: Slot
 
 
 class Loading(NamedTuple):
-    """``done`` of ``total`` bytes are fetched or loaded."""
+    """Node to coordinator: progress of a ``Load``."""
 
-    plan: Id
+    plan_version: Id
     slot: Slot
-    done: Count
-    total: Count
-    what: Label
+    done_bytes: Count
+    total_bytes: Count
+    activity: Label
+    """``fetching`` or ``loading``."""
 
 
 class Loaded(NamedTuple):
-    """The slot serves its range on ``port`` of the node, as stage process ``pid``."""
+    """Node to coordinator: the stage process ``pid`` in ``slot`` runs its range; its control socket is on ``port``."""
 
-    plan: Id
+    plan_version: Id
     slot: Slot
     port: Port
     pid: Count
@@ -374,106 +423,93 @@ class Loaded(NamedTuple):
     weight_bytes: Count
     resident_bytes: Count
     prefill_us: Count
+    """Measured microseconds per token of a prefill chunk."""
     decode_us: Count
+    """Measured microseconds of a decode step."""
 
 
 class NotLoaded(NamedTuple):
-    """The slot could not load its range, or its stage process ended."""
+    """Node to coordinator: the stage process in ``slot`` could not load its range, or has ended."""
 
-    plan: Id
+    plan_version: Id
     slot: Slot
     reason: Text
     hint: Text
 
 
 class Leave(NamedTuple):
-    """The node goes, and takes its stages with it."""
+    """Node to coordinator: the node ends, with all of its stage processes."""
 
     incarnation: Id
 
 
 class Expelled(NamedTuple):
-    """The node's key is no longer admitted."""
+    """Coordinator to node: the key was revoked, or the cluster ends. The node replies with ``Leave`` and ends."""
 
     reason: Text
 
 
 class Adopt(NamedTuple):
-    """The holder of a token asks that its own key be admitted."""
+    """Holder of a token to coordinator: admit ``key``, the holder's own, under ``name``."""
 
     name: Name
     key: Key
 
 
-class Call(NamedTuple):
-    """A question to the coordinator; a JSON frame with its arguments follows."""
+# Cluster socket of the coordinator: clients. ``request_id`` is the client's number of the question.
 
-    request: Id
+
+class Call(NamedTuple):
+    """Client to coordinator: run the command ``verb`` with the arguments in the JSON frame."""
+
+    request_id: Id
     verb: Verb
 
 
 class Reply(NamedTuple):
-    """The answer to a ``Call``; a JSON frame follows."""
+    """Coordinator to client: result of a ``Call``, in the JSON frame."""
 
-    request: Id
+    request_id: Id
 
 
 class Declined(NamedTuple):
-    """A ``Call`` or ``Ask`` was not granted, or its answer cannot be finished."""
+    """Coordinator to client: a ``Call`` or ``Ask`` is refused, or its answer cannot be finished."""
 
-    request: Id
+    request_id: Id
     reason: Text
     hint: Text
 
 
 class Ask(NamedTuple):
-    """A question to the model; a JSON frame follows."""
+    """Client to coordinator: generate an answer to the conversation or text in the JSON frame."""
 
-    request: Id
+    request_id: Id
 
 
 class Cancel(NamedTuple):
-    """Stop an answer."""
+    """Client to coordinator: stop generating an answer."""
 
-    request: Id
+    request_id: Id
 
 
 class Waiting(NamedTuple):
-    """The answer has not begun, and why."""
+    """Coordinator to client: why the answer has not begun."""
 
-    request: Id
+    request_id: Id
     reason: Text
 
 
 class Piece(NamedTuple):
-    """Tokens of an answer; a frame with the text that they completed follows."""
+    """Coordinator to client: the next tokens of an answer, and in the text frame the text that they complete."""
 
-    request: Id
-    tokens: Annotated[tuple[int, ...], 0, 256]
+    request_id: Id
+    tokens: TokenIds
 
 
 class Answered(NamedTuple):
-    """The answer is whole; a JSON frame with its times and stages follows."""
+    """Coordinator to client: the answer is complete; its times and stages are in the JSON frame."""
 
-    request: Id
-
-
-class Batch(NamedTuple):
-    """Hidden states (B, width), row i for position ``positions[i]`` of ``sequences[i]``; what comes through returns."""
-
-    epoch: Id
-    step: Id
-    sequences: Ids
-    positions: Ids
-    width: Width
-    dtype: Dtype
-    codec: Codec
-    compute_us: Micros
-
-    @property
-    def rows(self) -> int:
-        """B."""
-        return len(self.sequences)
+    request_id: Id
 
 
 Message: TypeAlias = (
@@ -513,112 +549,3 @@ Message: TypeAlias = (
     | Piece
     | Answered
 )
-
-
-def _welcome(m: Welcome) -> str:
-    return "" if m.start < m.stop <= m.num_layers else "has a range that is none"
-
-
-def _attach(m: Attach) -> str:
-    return "" if m.next_addresses or not m.next_key else "has the key of a next stage without its addresses"
-
-
-def _forward(m: Forward) -> str:
-    return "" if 0 < m.rows >= m.want else f"wants {m.want} rows of {m.rows}"
-
-
-def _batch(m: Batch) -> str:
-    matched = len(m.positions) == len(m.sequences) == len(set(m.sequences))
-    return "" if matched else "has sequences and positions that do not match"
-
-
-def _enrol(m: Enrol) -> str:
-    return "" if m.start < m.stop or m.start == m.stop == 0 else "has a range that is none"
-
-
-def _load(m: Load) -> str:
-    return "" if m.start < m.stop else "has a range that is none"
-
-
-_RULES: Mapping[type, Rule] = {
-    Welcome: _welcome,
-    Attach: _attach,
-    Forward: _forward,
-    Batch: _batch,
-    Enrol: _enrol,
-    Load: _load,
-}
-_NAMES: dict[type, str] = {kind: kind.__name__.lower() for kind in get_args(Message)}
-_LAYOUTS: dict[str, HeaderLayout] = {name: HeaderLayout.of(kind, _RULES.get(kind)) for kind, name in _NAMES.items()}
-
-
-def encode_payload(value: Mapping[str, Any]) -> bytes:
-    """A JSON frame.
-
-    Raises:
-        LocalProtocolError: it is too long.
-    """
-    raw = json.dumps(value, ensure_ascii=False).encode()
-    if len(raw) > PAYLOAD_BYTES:
-        raise LocalProtocolError(f"a payload of {len(raw)} bytes is longer than {PAYLOAD_BYTES}")
-    return raw
-
-
-def decode_payload(frames: Sequence[bytes | memoryview]) -> dict[str, Any]:
-    """The object in the one JSON frame behind a header; what it holds is still to be checked.
-
-    Raises:
-        RemoteProtocolError: there is no such frame, or it holds no JSON object.
-    """
-    if len(frames) != 2:
-        raise RemoteProtocolError("a message without its one payload frame")
-    try:
-        value = json.loads(bytes(frames[1]))
-    except (ValueError, RecursionError) as error:
-        raise RemoteProtocolError(f"a payload is not JSON: {error}") from error
-    if type(value) is not dict:
-        raise RemoteProtocolError("a payload is not a JSON object")
-    return value
-
-
-def encode(message: Message) -> bytes:
-    """The header frame of a message; whether it means anything is for whoever reads it to judge.
-
-    Raises:
-        LocalProtocolError: it does not fit into a header.
-    """
-    try:
-        raw: bytes = msgpack.packb((VERSION, _NAMES[type(message)], *message))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise LocalProtocolError(f"a {type(message).__name__} header cannot be made: {error}") from error
-    if len(raw) > MAX_HEADER_BYTES:
-        raise LocalProtocolError(f"a {type(message).__name__} header of {len(raw)} bytes is too long")
-    return raw
-
-
-def decode(raw: bytes | memoryview) -> Message:
-    """Read a header frame, trusting nothing in it.
-
-    Raises:
-        RemoteProtocolError: it is too long, not msgpack, of another version, of an unknown kind, or not valid.
-    """
-    if len(raw) > MAX_HEADER_BYTES:
-        raise RemoteProtocolError(f"a header of {len(raw)} bytes is longer than {MAX_HEADER_BYTES}")
-    try:
-        value = msgpack.unpackb(raw, use_list=False, max_map_len=0, max_ext_len=0, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise RemoteProtocolError(f"a header is not msgpack: {error}") from error
-    if type(value) is not tuple or len(value) < 2:
-        raise RemoteProtocolError("a header is not an array")
-    version, kind, *values = value
-    if version != VERSION:
-        raise RemoteProtocolError(f"the other side speaks protocol version {version!a:.40}, this one {VERSION}")
-    layout = _LAYOUTS.get(kind) if type(kind) is str else None
-    if layout is None:
-        raise RemoteProtocolError(f"a message of unknown kind {kind!a:.40}")
-    if not layout.accepts(values):
-        raise RemoteProtocolError(f"the {kind} message {layout.fault(values)}")
-    message: Message = layout.kind(*values)
-    if layout.rule is not None and (fault := layout.rule(message)):
-        raise RemoteProtocolError(f"the {kind} message {fault}")
-    return message

@@ -1,8 +1,8 @@
-"""Who may say what, and on which socket: one table for every kind of message.
+"""Permissions: for every kind of message, the sockets on which and the roles from which the message is accepted.
 
-A role is what the other end of a connection has proved to be. A stage admits the whole cluster, since stages send to
-each other, but only its ``driver`` may order it: the cluster's coordinator, or anyone where nothing is encrypted. A
-coordinator takes the holder of a token for nothing else.
+A role follows from the key that the other end of a connection has proved. A stage admits all nodes of its cluster,
+since stages send to each other, but takes orders only from its ``driver``: the coordinator of the cluster, or, without
+encryption, anyone. The holder of a token may send ``Adopt`` and nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 from edgepp.errors import RemoteProtocolError
+from edgepp.wire.field_types import Verb
 from edgepp.wire.messages import (
     Adopt,
     Answered,
@@ -45,7 +46,6 @@ from edgepp.wire.messages import (
     Refused,
     Reply,
     Unload,
-    Verb,
     View,
     Waiting,
     Welcome,
@@ -53,15 +53,20 @@ from edgepp.wire.messages import (
 
 Socket: TypeAlias = Literal["control", "data", "cluster"]
 Role: TypeAlias = Literal["driver", "guest", "stage", "coordinator", "member", "token"]
-"""``driver``: holds the pipeline. ``guest``: another node that a stage admits. ``member``: a node, or a chat on one."""
-Speech: TypeAlias = frozenset[tuple[Socket, Role]]
+"""Role of the sender.
+
+To a stage: ``driver``, the coordinator that may order the stage; ``guest``, another admitted node. From a stage:
+``stage``. To a coordinator: ``member``, a paired node or a client on one; ``token``, the holder of a token. From a
+coordinator: ``coordinator``.
+"""
+Permission: TypeAlias = frozenset[tuple[Socket, Role]]
 
 
-def _by(socket: Socket, *roles: Role) -> Speech:
+def _by(socket: Socket, *roles: Role) -> Permission:
     return frozenset((socket, role) for role in roles)
 
 
-SPEAKERS: Mapping[type, Speech] = {
+SPEAKERS: Mapping[type, Permission] = {
     Hello: _by("control", "driver", "guest"),
     Ping: _by("control", "driver", "guest"),
     Attach: _by("control", "driver"),
@@ -98,19 +103,19 @@ SPEAKERS: Mapping[type, Speech] = {
     Answered: _by("cluster", "coordinator"),
     Declined: _by("cluster", "coordinator"),
 }
-"""Every kind of message, with the sockets on which and the roles from which it is taken."""
+"""Sockets and roles per kind of message."""
 
 VERBS_OF_ALL: frozenset[Verb] = frozenset({"status", "peers", "leave"})
-"""What any member may ask with ``Call``."""
+"""Verbs of a ``Call`` that any member may send."""
 VERBS_OF_OWNER: frozenset[Verb] = frozenset(get_args(Verb)) - VERBS_OF_ALL
-"""What only the coordinator's own machine may ask."""
+"""Verbs of a ``Call`` that only the coordinator's own machine may send."""
 
 
 def check_speaker(message: Message, socket: Socket, role: Role) -> None:
-    """Check that ``message`` may come from a peer with this ``role``, on this ``socket``.
+    """Check that ``message`` is accepted from ``role`` on ``socket``.
 
     Raises:
-        RemoteProtocolError: it may not.
+        RemoteProtocolError: The message is not accepted.
     """
     if (socket, role) not in SPEAKERS[type(message)]:
         raise RemoteProtocolError(f"a {type(message).__name__} message of a {role} on a {socket} socket")

@@ -1,4 +1,4 @@
-"""What text in a header may be: keys, addresses, routes, names. Checked by sender and by receiver."""
+"""Checks of text in a header: keys, addresses, routes, names. Sender and receiver use the same checks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 
 from edgepp.printable import one_line, printable
 
-MOST_ADDRESSES = 16
-"""Addresses of one peer in one message."""
+MAX_ADDRESSES = 16
+"""Highest number of addresses in one field."""
 _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 _DIGIT = {character: value for value, character in enumerate(_Z85)}
 _ROUTE = re.compile(r"(?!00)(?:[0-9a-f]{2}){1,255}")
 _HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+|\*)):(\d{1,5})", re.ASCII)
-_REASON_BYTES = 1500
+_MAX_SENTENCE_BYTES = 1500
 
 
 def is_key(text: str) -> bool:
@@ -35,7 +35,7 @@ def is_key_or_empty(text: str) -> bool:
 
 
 def host_and_port(text: str) -> tuple[str, int] | None:
-    """The parts of ``HOST:PORT``, ``[IPV6]:PORT`` or ``*:PORT``; None for any other text."""
+    """Host and port of ``HOST:PORT``, ``[IPV6]:PORT`` or ``*:PORT``; None for any other text."""
     match = _HOST_AND_PORT.fullmatch(text)
     if match is None or int(match[3]) > 65535:
         return None
@@ -47,7 +47,7 @@ def are_addresses(text: str) -> bool:
     if not text:
         return True
     parts = [host_and_port(part) for part in text.split(",")]
-    return len(parts) <= MOST_ADDRESSES and all(part and part[0] != "*" and part[1] for part in parts)
+    return len(parts) <= MAX_ADDRESSES and all(part and part[0] != "*" and part[1] for part in parts)
 
 
 def are_hosts(text: str) -> bool:
@@ -55,7 +55,7 @@ def are_hosts(text: str) -> bool:
     if not text:
         return True
     hosts = text.split(",")
-    return len(hosts) <= MOST_ADDRESSES and all(map(_is_ip, hosts))
+    return len(hosts) <= MAX_ADDRESSES and all(map(_is_ip, hosts))
 
 
 def _is_ip(text: str) -> bool:
@@ -67,12 +67,12 @@ def _is_ip(text: str) -> bool:
 
 
 def is_route(text: str) -> bool:
-    """Whether ``text`` is the route of a connection in hexadecimal: 1 to 255 bytes, the first of them not 0."""
+    """Whether ``text`` is a ZeroMQ routing id in hexadecimal: 1 to 255 bytes, of which the first is not 0."""
     return _ROUTE.fullmatch(text) is not None
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` may name something: printable, on one line, not blank."""
+    """Whether ``text`` can be the name of a node or cluster: printable, on one line, not blank."""
     return text.isprintable() and bool(text.strip())
 
 
@@ -82,10 +82,10 @@ def is_label(text: str) -> bool:
 
 
 def is_text(text: str) -> bool:
-    """Whether ``text`` can be encoded: it has no lone surrogate."""
+    """Whether ``text`` can be encoded as UTF-8: there is no lone surrogate."""
     return text.isascii() or not re.search("[\ud800-\udfff]", text)
 
 
 def sentence(reason: object) -> str:
-    """``reason`` as it goes into a header: one printable line, cut where it is too long."""
-    return one_line(str(reason), 500).encode()[:_REASON_BYTES].decode(errors="ignore")
+    """``reason`` as one printable line of at most 500 characters and 1500 bytes, to put into a ``Text`` field."""
+    return one_line(str(reason), 500).encode()[:_MAX_SENTENCE_BYTES].decode(errors="ignore")

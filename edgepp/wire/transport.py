@@ -1,8 +1,8 @@
-"""Sockets with a policy: the only place that makes one.
+"""The two kinds of sockets of edgepp, both with the policy of ``socket_policy``.
 
-A ``Listener`` binds and answers many peers, a ``Link`` connects to one. Both are non-blocking with bounded queues, keep
-no message after they are closed, and notice a dead connection within two seconds. With keys they encrypt, by CURVE,
-and a ``Gate`` (``security``) admits the other side. A socket belongs to one thread.
+A ``Listener`` binds and answers many peers; a ``Link`` connects to one listener. Both are non-blocking with bounded
+queues, discard unsent messages when closed, and notice a dead connection within two seconds. With keys both encrypt, by
+CURVE, and the ``Gate`` of the listener's context (``security``) admits the other side. A socket belongs to one thread.
 """
 
 from __future__ import annotations
@@ -18,26 +18,17 @@ from typing import NamedTuple
 import zmq
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
-from edgepp.wire.connection_limits import CHECK_S, ConnectionLimiter
+from edgepp.wire.connection_limits import CHECK_INTERVAL_S, ConnectionLimiter
 from edgepp.wire.handshake_monitor import HandshakeMonitor
 from edgepp.wire.messages import MAX_FRAMES
 from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
+from edgepp.wire.socket_policy import CONNECT_TIMEOUT_S, configure, new_socket, receive_frames, send_frames, serve_curve
 from edgepp.wire.text_fields import host_and_port
-
-HEARTBEAT_S = 0.5
-CONNECT_S = 3.0
-ZAP_DOMAIN = b"edgepp"
-_QUEUE_FRAMES = 1000
-_ZERO_COPY_RECEIVE = 10
-"""An option of contexts, ZMQ_ZERO_COPY_RECV, that pyzmq has no name for."""
-_CURVE_BYTES = 64
-"""More than what encryption adds to a frame."""
-_NO_COPY_BYTES = 1 << 20  # below a megabyte a copy is as fast as sharing the buffer
 
 
 @dataclass(frozen=True)
 class Address:
-    """A TCP host and port; port 0 lets the system choose. To listen on every interface, host is ``*``."""
+    """TCP host and port. Port 0 lets the system choose; host ``*`` listens on every interface."""
 
     host: str
     port: int
@@ -50,7 +41,7 @@ class Address:
         """Read ``HOST:PORT``, ``[IPV6]:PORT`` or ``*:PORT``.
 
         Raises:
-            UsageError: the text is neither.
+            UsageError: The text is no address.
         """
         parsed = host_and_port(text.strip())
         if parsed is None:
@@ -60,7 +51,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the address."""
         try:
             return ipaddress.ip_address(self.host.split("%")[0]).is_loopback
         except ValueError:
@@ -68,101 +59,23 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """ZeroMQ's way to write it."""
+        """The address as ZeroMQ writes it."""
         return f"tcp://{self}"
 
 
-def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
-    """A socket whose small messages do not each hold the whole buffer, of 18 kB, that they arrived in."""
-    with suppress(zmq.ZMQError):  # a libzmq that knows no such option
-        context.set(_ZERO_COPY_RECEIVE, 0)
-    return context.socket(kind)
-
-
-def _configure(sock: zmq.Socket[bytes], max_frame_bytes: int) -> None:
-    sock.setsockopt(zmq.LINGER, 0)
-    sock.setsockopt(zmq.SNDHWM, _QUEUE_FRAMES)
-    # No bound on messages: where a full queue stops input, libzmq aborts the process at the next heartbeat or PING of a
-    # connection that has ended (its issues 3937 and 4364). The guard bounds their bytes instead.
-    sock.setsockopt(zmq.RCVHWM, 0)
-    sock.setsockopt(zmq.IPV6, 1)
-    sock.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes + _CURVE_BYTES)
-    sock.setsockopt(zmq.HANDSHAKE_IVL, int(CONNECT_S * 1000))
-    sock.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1000))
-    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(3 * HEARTBEAT_S * 1000))
-
-
-def _serve_curve(sock: zmq.Socket[bytes], keys: KeyPair) -> None:
-    sock.setsockopt(zmq.CURVE_SERVER, 1)
-    sock.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
-    sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-    sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without an answer from the gate, no
-
-
-def _bind(sock: zmq.Socket[bytes], address: Address) -> None:
-    try:
-        sock.bind(address.endpoint)
-    except zmq.ZMQError as error:
-        if address.host != "*" or error.errno == errno.EADDRINUSE:
-            raise
-        sock.setsockopt(zmq.IPV6, 0)  # a kernel without it
-        sock.bind(address.endpoint)
-
-
-def _receive(
-    sock: zmq.Socket[bytes], frames: int, guard: ConnectionLimiter, *, proven: bool = False
-) -> list[zmq.Frame] | None:
-    """One waiting message of at most ``frames`` frames; None when there is none.
-
-    ``proven``: a gate has checked the sender's key. Elsewhere a stranger could set User-Id itself.
-
-    Raises:
-        RemoteProtocolError: it has more frames; all of them are discarded.
-    """
-    parts: list[zmq.Frame] = []
-    count = nbytes = 0
-    more = True
-    while more:
-        try:
-            frame = sock.recv(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
-        count += 1
-        nbytes += len(frame)
-        more = frame.more
-        if count <= frames:
-            parts.append(frame)
-    with suppress(zmq.ZMQError):  # one without metadata
-        guard.taken(int(frame.get(zmq.SRCFD)), count, nbytes, str(frame.get("User-Id")) if proven else "")
-    if count > frames:
-        raise RemoteProtocolError(f"a message of {count} frames where {frames} are allowed")
-    return parts
-
-
-def _send(sock: zmq.Socket[bytes], parts: Sequence[bytes | memoryview]) -> bool:
-    try:
-        for i, part in enumerate(parts):
-            more = zmq.SNDMORE if i < len(parts) - 1 else 0
-            sock.send(part, zmq.NOBLOCK | more, copy=len(part) < _NO_COPY_BYTES)
-    except zmq.ZMQError as error:
-        if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-            return False
-        raise
-    return True
-
-
 class Sender(NamedTuple):
-    """Whom a message came from."""
+    """Sender of a received message."""
 
     route: bytes
+    """Routing id of the sender's connection, for ``Listener.send``."""
     key: str
-    """The public key that it proved; empty on a plain socket."""
+    """Public key that the sender has proved; empty on a plain socket."""
     host: str
-    """Its IP address."""
+    """IP address of the sender."""
 
 
 class Listener:
-    """A bound ROUTER: receives from anyone who connected, answers by the peer's route."""
+    """A bound ROUTER socket: receives from all peers, and sends to a peer by the route of its connection."""
 
     def __init__(
         self,
@@ -170,31 +83,32 @@ class Listener:
         address: Address,
         max_frame_bytes: int,
         keys: KeyPair | None = None,
-        answers: int | None = None,
+        max_queued_messages: int | None = None,
     ) -> None:
-        """Bind ``address``; host ``*`` is every interface, IPv6 and IPv4. With ``keys`` only whom the gate admits.
+        """Bind ``address``; host ``*`` is every interface, IPv6 and IPv4.
 
-        ``answers`` messages at most wait for one peer that does not take them.
+        With ``keys``, the socket is encrypted and the gate of the context decides which peers are admitted.
+        ``max_frame_bytes`` bounds a received frame, ``max_queued_messages`` the unsent messages per peer.
 
         Raises:
-            UsageError: it is taken, or not an address of this machine.
-            LocalProtocolError: there are keys but no gate in the context.
+            UsageError: The address is taken, or not an address of this machine.
+            LocalProtocolError: There are keys, but the context has no gate.
         """
         gate = Gate.of(context)
         if keys is not None and gate is None:
             raise LocalProtocolError("an encrypted listener needs a gate in its context")
-        self.socket = _socket(context, zmq.ROUTER)
-        _configure(self.socket, max_frame_bytes)
+        self.socket = new_socket(context, zmq.ROUTER)
+        configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._gate = gate if keys is not None else None
-        """Who checks keys; None where nothing is encrypted."""
-        if answers is not None:
-            self.socket.setsockopt(zmq.SNDHWM, answers)
-        self._guard = ConnectionLimiter(2 * max_frame_bytes)
+        """None for a plain socket."""
+        if max_queued_messages is not None:
+            self.socket.setsockopt(zmq.SNDHWM, max_queued_messages)
+        self._limiter = ConnectionLimiter(2 * max_frame_bytes)
         if keys is not None:
-            _serve_curve(self.socket, keys)
+            serve_curve(self.socket, keys)
         if gate is not None:
-            gate.watch(self.socket, self._guard, encrypted=keys is not None)
+            gate.watch(self.socket, self._limiter, encrypted=keys is not None)
         try:
             _bind(self.socket, address)
         except zmq.ZMQError as error:
@@ -208,26 +122,26 @@ class Listener:
             ) from error
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.address = Address(address.host, int(endpoint.rpartition(":")[2]))
-        self._guard.port = self.address.port
+        self._limiter.port = self.address.port
 
     def receive(self) -> tuple[Sender, list[memoryview]] | None:
-        """The next waiting message of an admitted peer as (its sender, frames), or None.
+        """Next waiting message as (sender, frames), or None. Does not block.
 
         Raises:
-            RemoteProtocolError: it has too many frames or none, or its key is no longer admitted; it is gone.
+            RemoteProtocolError: The message, now discarded, has too many frames or none, or a revoked sender.
         """
-        received = self.receive_from()
+        received = self.receive_even_revoked()
         if received is not None and self._gate is not None and not self._gate.admits(received[0].key):
-            raise RemoteProtocolError(f"a message of {received[0].host}, whose key was revoked")  # it was connected
+            raise RemoteProtocolError(f"a message of {received[0].host}, whose key was revoked")
         return received
 
-    def receive_from(self) -> tuple[Sender, list[memoryview]] | None:
-        """The next waiting message as (its sender, frames), or None; also of a peer that was revoked meanwhile.
+    def receive_even_revoked(self) -> tuple[Sender, list[memoryview]] | None:
+        """Next waiting message as (sender, frames), or None; also from a sender whose key was revoked meanwhile.
 
         Raises:
-            RemoteProtocolError: it has too many frames or none; it is gone.
+            RemoteProtocolError: The message has too many frames or none; the message is discarded.
         """
-        parts = _receive(self.socket, MAX_FRAMES + 1, self._guard, proven=self._gate is not None)
+        parts = receive_frames(self.socket, MAX_FRAMES + 1, self._limiter, proven=self._gate is not None)
         if parts is None:
             return None
         if len(parts) < 2:
@@ -238,16 +152,24 @@ class Listener:
         return sender, [part.buffer for part in parts[1:]]
 
     def send(self, route: bytes, parts: Sequence[bytes | memoryview]) -> bool:
-        """Send to one peer; False when it is gone or its queue is full."""
-        return _send(self.socket, [route, *parts])
+        """Send to one peer; False where the peer is gone or its queue is full. Does not block."""
+        return send_frames(self.socket, [route, *parts])
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Stop listening; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
-        self.socket.close(int(linger_s * 1000))
+        """Stop listening after ``linger_s`` seconds, in which peers can receive the last messages sent to them.
+
+        A message that a peer's ``Link`` has not received by then may be lost, although it was sent.
+        """
+        time.sleep(linger_s)
+        self.socket.close(0)
 
 
 class Link:
-    """A DEALER connected to one listener; reconnects by itself, also after a refusal while it is used."""
+    """A DEALER socket connected to one listener. Reconnects by itself, after a refusal as long as the link is used.
+
+    When a connection ends, libzmq drops the messages that arrived by it and were not received yet (a consequence of
+    ZMQ_IMMEDIATE). So a peer whose last message matters waits for a reply, or for the other side to close first.
+    """
 
     def __init__(
         self,
@@ -257,21 +179,22 @@ class Link:
         route: bytes | None = None,
         pinned: Pinned | None = None,
     ) -> None:
-        """Begin to connect, encrypted where ``pinned`` says with which keys.
+        """Begin to connect to ``address``, encrypted with the keys ``pinned``, or plain for None.
 
-        ``route`` is the name under which the listener can send back unasked.
+        ``max_frame_bytes`` bounds a received frame. ``route`` is the routing id of the connection at the
+        listener, which chooses one unless given.
 
         Raises:
-            UsageError: nobody can connect to such an address.
+            UsageError: The address cannot be connected to.
         """
         self.address = address
-        self._guard = ConnectionLimiter(2 * max_frame_bytes, dialled=True)
-        self._guard.port = address.port
-        self._looked_s = 0.0
-        self.socket = _socket(context, zmq.DEALER)
-        _configure(self.socket, max_frame_bytes)
+        self._limiter = ConnectionLimiter(2 * max_frame_bytes, dialled=True)
+        self._limiter.port = address.port
+        self._checked_s = 0.0
+        self.socket = new_socket(context, zmq.DEALER)
+        configure(self.socket, max_frame_bytes)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
-        self.socket.setsockopt(zmq.CONNECT_TIMEOUT, int(CONNECT_S * 1000))
+        self.socket.setsockopt(zmq.CONNECT_TIMEOUT, int(CONNECT_TIMEOUT_S * 1000))
         self.socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         if route is not None:
@@ -281,7 +204,7 @@ class Link:
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, pinned.own.public.encode())
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, pinned.own.secret.encode())
         self._handshakes = HandshakeMonitor(
-            self.socket, str(address), CONNECT_S, self._guard, encrypts=pinned is not None
+            self.socket, str(address), CONNECT_TIMEOUT_S, self._limiter, encrypts=pinned is not None
         )
         try:
             self.socket.connect(address.endpoint)
@@ -290,47 +213,59 @@ class Link:
             raise UsageError(f"cannot connect to {address}: {error.strerror}") from error
 
     def send(self, parts: Sequence[bytes | memoryview], wait_s: float = 0.0) -> bool:
-        """Send; False when the other side is not connected, or its queue is full, for ``wait_s``."""
-        self.look()
-        if _send(self.socket, parts):
+        """Send; False where the other side is not connected, or its queue is full, for ``wait_s`` seconds."""
+        self.enforce_limits()
+        if send_frames(self.socket, parts):
             return True
         self.refusal()
-        return wait_s > 0 and bool(self.socket.poll(int(wait_s * 1000), zmq.POLLOUT)) and _send(self.socket, parts)
+        return (
+            wait_s > 0 and bool(self.socket.poll(int(wait_s * 1000), zmq.POLLOUT)) and send_frames(self.socket, parts)
+        )
 
     def receive(self, wait_s: float = 0.0) -> list[memoryview] | None:
-        """The next message's frames, or None when none comes for ``wait_s``.
+        """Frames of the next message, or None where none arrives for ``wait_s`` seconds.
 
         Raises:
-            RemoteProtocolError: it has too many frames; it is gone.
+            RemoteProtocolError: The message has too many frames; the message is discarded.
         """
-        self.look()
+        self.enforce_limits()
         if wait_s > 0 and not self.socket.poll(int(wait_s * 1000), zmq.POLLIN):
             return None
-        parts = _receive(self.socket, MAX_FRAMES, self._guard)
+        parts = receive_frames(self.socket, MAX_FRAMES, self._limiter)
         return None if parts is None else [part.buffer for part in parts]
 
-    def look(self) -> None:
-        """Cut the connection where the other side sent more than it may; sending and receiving do it by the way."""
+    def enforce_limits(self) -> None:
+        """Shut the connection down where too much is unread. Sending and receiving call this too."""
         now_s = time.monotonic()
-        if now_s - self._looked_s >= CHECK_S:
-            self._looked_s = now_s
+        if now_s - self._checked_s >= CHECK_INTERVAL_S:
+            self._checked_s = now_s
             self._handshakes.refusal()
-            self._guard.check(now_s)
+            self._limiter.check(now_s)
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Disconnect; messages not yet sent get ``linger_s`` seconds, then they are dropped."""
+        """Disconnect; unsent messages are discarded after ``linger_s`` seconds."""
         self._handshakes.close()
         self.socket.close(int(linger_s * 1000))
 
     def refusal(self) -> str | None:
-        """One sentence once the handshake has failed, until one succeeds; None while nothing is known.
+        """One sentence from the first failed handshake until a handshake succeeds; else None. Does not block.
 
-        Does not block. Ask now and then, or go on sending: libzmq gives up on a listener that refused, and this tries
-        again after a second.
+        Call this, or ``send``, regularly: libzmq gives up on a listener that refused, and this call reconnects after a
+        second.
         """
         refusal = self._handshakes.refusal()
-        if self._handshakes.asks_for_retry():
-            with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint itself
+        if self._handshakes.retry_due():
+            with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint already
                 self.socket.disconnect(self.address.endpoint)
             self.socket.connect(self.address.endpoint)
         return refusal
+
+
+def _bind(sock: zmq.Socket[bytes], address: Address) -> None:
+    try:
+        sock.bind(address.endpoint)
+    except zmq.ZMQError as error:
+        if address.host != "*" or error.errno == errno.EADDRINUSE:
+            raise
+        sock.setsockopt(zmq.IPV6, 0)  # a kernel without IPv6
+        sock.bind(address.endpoint)

@@ -14,7 +14,7 @@ def facts(incarnation: int = 1, **changes: Any) -> Enrol:
         name="mini",
         version="0.1.0",
         addresses="10.0.0.2",
-        memory=8_000_000_000,
+        memory_bytes=8_000_000_000,
         backend="onnx",
         device="cpu",
         threads=2,
@@ -22,14 +22,14 @@ def facts(incarnation: int = 1, **changes: Any) -> Enrol:
         start=0,
         stop=0,
         stream_bytes_per_s=10_000_000_000,
-        flops=100_000_000_000,
+        flops_per_s=100_000_000_000,
     )
     return given._replace(**changes)
 
 
 def beat(incarnation: int = 1) -> Heartbeat:
     """A heartbeat of the node's incarnation."""
-    return Heartbeat(incarnation, memory_free=1, clock_us=1, rtt_us=300)
+    return Heartbeat(incarnation, free_memory_bytes=1, clock_us=1, rtt_us=300)
 
 
 def loaded(plan: int = 1, slot: int = 0) -> Loaded:
@@ -40,9 +40,9 @@ def loaded(plan: int = 1, slot: int = 0) -> Loaded:
 def live_node(name: str, **more: Any) -> dict[str, Any]:
     """A node of ``edgepp status --json``, with ``more`` of its keys."""
     return {
-        "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory": 8 * 10**9, "backend": "onnx",
-        "device": "cpu", "pinned": None, "stream_bytes_per_s": 1e10, "flops": 1e11, "rtt_s": 0.004, "layers": [[0, 15]],
-        "stage_slots": 1,
+        "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory_bytes": 8 * 10**9,
+        "backend": "onnx", "device": "cpu", "pinned": None, "stream_bytes_per_s": 1e10,
+        "flops_per_s": 1e11, "rtt_s": 0.004, "layers": [[0, 15]], "stage_slots": 1,
         **more,
     }  # fmt: skip
 

@@ -27,5 +27,5 @@ def idle_text_processes_end() -> Iterator[None]:
     """End at once what would end by itself two seconds after its last call."""
     yield
     for client in list(_clients):
-        if not client._kept:
+        if not client._keep:
             client.close()

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import zmq
 
-from edgepp.engine import network_ring
+from edgepp.engine import outstanding_steps
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, Returned, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.wire.mailbox import Poller
+from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
     Attach,
     Attached,
@@ -33,8 +34,6 @@ from edgepp.wire.messages import (
     Ping,
     Pong,
     Welcome,
-    decode,
-    encode,
 )
 from edgepp.wire.transport import Address, Listener
 from tests.waiting import eventually
@@ -111,7 +110,7 @@ def wedged() -> Iterator[WedgedStage]:
 
 
 def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_ring, "STEP_S", 1.5)
+    monkeypatch.setattr(outstanding_steps, "STEP_S", 1.5)
     ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         ring.send(Send(1, 0, 16, 1, np.zeros((4, 8), np.float32)))
@@ -193,7 +192,7 @@ def test_a_step_is_answered_once() -> None:
 
 
 def test_rows_that_never_come_back_lose_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_ring, "STEP_S", 1.0)
+    monkeypatch.setattr(outstanding_steps, "STEP_S", 1.0)
     stage = LyingStage(
         lambda answer: answer if isinstance(answer, Hidden) else answer._replace(sequences=(2,), positions=(1,))
     )
@@ -212,15 +211,15 @@ def test_rows_that_never_come_back_lose_the_stage(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_stage_that_calls_itself_slow_still_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_ring, "STEP_S", 0.1)
-    monkeypatch.setattr(network_ring, "MAX_STEP_S", 1.0)
+    monkeypatch.setattr(outstanding_steps, "STEP_S", 0.1)
+    monkeypatch.setattr(outstanding_steps, "MAX_STEP_S", 1.0)
     (failed,) = events_of(STEP, lambda answer: Free(0, 0))
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, StageLost)
 
 
 def test_an_idle_ring_misses_no_deadline(wedged: WedgedStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_ring, "STEP_S", 0.0)
+    monkeypatch.setattr(outstanding_steps, "STEP_S", 0.0)
     ring = NetworkRing([Endpoint((wedged.control.address,))], EXPECTED, "test")
     try:
         for _ in range(3):

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from edgepp.cluster.discovery.mdns import Announcement
+from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.discovery.multicast_check import Hearing
 from edgepp.cluster.discovery.network_interfaces import interfaces
 from edgepp.cluster.identity import load_identity, new_cluster, save_cluster
 from edgepp.errors import UsageError
 from edgepp.ui import doctor, doctor_network
-from edgepp.ui.doctor import Finding, Known
+from edgepp.ui.finding import Finding, Known
 from edgepp.wire.transport import Address
 
 CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
@@ -42,7 +42,7 @@ class Deaf:
     def find(self, accept: object, wait_s: float) -> tuple[Announcement, ...]:
         return ()
 
-    def records(self) -> tuple[Announcement, ...]:
+    def announcements(self) -> tuple[Announcement, ...]:
         return (record("10.0.0.9", cluster="f" * 16),)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Fetching over loopback HTTP: only what is wanted crosses the wire, and whatever breaks, nothing false is kept."""
+"""Fetching over loopback HTTP: only needed bytes are sent, and no failure leaves wrong data on the disk."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.cache import locked
 from edgepp.model.catalogue.source import HubRepository, resolve
-from edgepp.model.fetch import ModelParts, describe, fetch, is_cached, located
+from edgepp.model.fetch import describe, fetch, find_local, is_cached
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download
-from edgepp.model.hub.client import HubUnreachable
-from edgepp.model.hub.snapshot import root
+from edgepp.model.hub.http import HubUnreachable
+from edgepp.model.hub.snapshot import repository_folder
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.remove import remove
 from edgepp.model.weights.checkpoint import Checkpoint, layer_of
+from edgepp.model.weights.model_parts import ModelParts
 from tests.hub import COMMIT, FakeHub, serving
 from tests.waiting import PATIENCE_S, eventually
 
@@ -55,7 +56,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "shared"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_client, "_WAIT_S", 0.01)
+    monkeypatch.setattr(hub_client, "_RETRY_BASE_S", 0.01)
     yield
     huggingface_hub.close_session()
 
@@ -78,7 +79,7 @@ def layers_in(folder: Path) -> set[int | None]:
     return {layer_of(name) for name in Checkpoint.open(folder).tensors}
 
 
-class TestOnlyWhatIsWanted:
+class TestOnlyNeededBytes:
     def test_a_node_fetches_its_layers(self, hub: FakeHub, single: Path) -> None:
         folder = fetch(NAME, ModelParts(LayerRange(3, 5)))
         assert layers_in(folder) == {3, 4}
@@ -87,8 +88,8 @@ class TestOnlyWhatIsWanted:
         assert hub.sent["tokenizer.json"] == 0
         assert folder.name == "model"
 
-    def test_a_coordinator_fetches_the_ends_and_the_tokenizer(self, hub: FakeHub, single: Path) -> None:
-        folder = fetch(NAME, ModelParts(ends=True))
+    def test_a_coordinator_fetches_embedding_head_and_tokenizer(self, hub: FakeHub, single: Path) -> None:
+        folder = fetch(NAME, ModelParts(embedding_and_head=True))
         assert {name for name in Checkpoint.open(folder).tensors if layer_of(name) is not None} == set()
         assert "model.embed_tokens.weight" in Checkpoint.open(folder).tensors
         same(folder, single)
@@ -96,7 +97,7 @@ class TestOnlyWhatIsWanted:
         assert wanted <= hub.weights_sent() <= wanted + REQUEST_SLACK
         assert (folder / "tokenizer.json").read_bytes() == (single / "tokenizer.json").read_bytes()
 
-    def test_files_without_wanted_tensors_are_not_asked_for(self, hub: FakeHub, indexed: Path) -> None:
+    def test_files_without_wanted_tensors_are_not_requested(self, hub: FakeHub, indexed: Path) -> None:
         hub.repositories[NAME] = indexed
         folder = fetch(NAME, ModelParts(LayerRange(2, 4)))
         assert {path.name for path in folder.glob("*.safetensors")} == {"model-00002-of-00004.safetensors"}
@@ -110,7 +111,7 @@ class TestOnlyWhatIsWanted:
             assert (folder / path.name).read_bytes() == path.read_bytes()
         assert not list(folder.glob("*.partial.json"))
 
-    def test_more_parts_are_added_to_what_is_here(self, hub: FakeHub, single: Path) -> None:
+    def test_more_parts_are_added_to_a_partial_model(self, hub: FakeHub, single: Path) -> None:
         fetch(NAME, ModelParts(LayerRange(0, 2)))
         hub.sent.clear()
         folder = fetch(NAME, ModelParts(LayerRange(1, 3)))
@@ -120,7 +121,7 @@ class TestOnlyWhatIsWanted:
         assert (folder / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
         same(folder, single)
 
-    def test_what_is_here_is_not_asked_for_again(self, hub: FakeHub) -> None:
+    def test_parts_on_disk_are_not_requested_again(self, hub: FakeHub) -> None:
         fetch(NAME, ModelParts(LayerRange(0, 2)))
         hub.requests.clear()
         fetch(NAME, ModelParts(LayerRange(0, 2)))
@@ -153,17 +154,15 @@ class TestFaults:
         assert (folder / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
 
     @pytest.mark.parametrize("ranges", [True, False])
-    def test_a_connection_that_breaks_is_taken_up_again(self, hub: FakeHub, single: Path, ranges: bool) -> None:
+    def test_a_broken_transfer_is_resumed(self, hub: FakeHub, single: Path, ranges: bool) -> None:
         hub.ranges, hub.cut_after = ranges, 700_000
         folder = fetch(NAME)
         assert hub.cuts == 0
         same(folder, single)
         assert (folder / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
 
-    def test_a_fetch_that_failed_goes_on_where_it_ended(
-        self, hub: FakeHub, single: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(hub_client, "_ATTEMPTS", 1)
+    def test_a_failed_fetch_is_resumed(self, hub: FakeHub, single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hub_client, "_MAX_ATTEMPTS", 1)
         monkeypatch.setattr(download, "_CONNECTIONS", 1)
         hub.cut_after, hub.cuts = 3_000_000, 2
         with pytest.raises(ModelError, match="cannot be reached"):
@@ -179,16 +178,16 @@ class TestFaults:
         same(folder, single)
         assert layers_in(folder) == {None, *range(8)}
 
-    def test_nothing_false_is_shown_after_a_failure(
+    def test_no_incomplete_tensor_is_listed_after_a_failure(
         self, hub: FakeHub, single: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hub_client, "_ATTEMPTS", 1)
+        monkeypatch.setattr(hub_client, "_MAX_ATTEMPTS", 1)
         for cut_after in (100_000, 500_000, 1_500_000, 4_000_000):
             hub.sent.clear()
             hub.cut_after, hub.cuts = cut_after, 9
             with pytest.raises(ModelError):
                 fetch(NAME)
-            folder = located(NAME, ModelParts())
+            folder = find_local(NAME, ModelParts())
             if folder is not None:
                 same(folder, single)
 
@@ -199,12 +198,12 @@ class TestFaults:
         with pytest.raises(ModelError, match="answered 503"):
             fetch(NAME)
 
-    def test_an_absent_repository(self, hub: FakeHub) -> None:
+    def test_a_missing_repository(self, hub: FakeHub) -> None:
         with pytest.raises(ModelError, match="no repository org/absent that you may read") as caught:
             fetch("org/absent")
         assert "HF_TOKEN" in caught.value.hint
 
-    def test_an_absent_revision(self, hub: FakeHub) -> None:
+    def test_a_missing_revision(self, hub: FakeHub) -> None:
         with pytest.raises(ModelError, match="no such revision"):
             fetch(f"{NAME}@nightly")
 
@@ -233,7 +232,7 @@ class TestFaults:
             fetch(NAME)
         assert "smollm2-135m" in caught.value.hint
 
-    def test_something_else_than_a_hub(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_server_that_is_not_a_hub(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/nowhere")
         with pytest.raises(ModelError, match="answered 404"):
             fetch(NAME)
@@ -256,7 +255,7 @@ class TestFaults:
 class TestHostileHubs:
     def test_names_that_leave_the_folder_are_not_fetched(self, hub: FakeHub, tmp_path: Path) -> None:
         hub.extra_names = ["../evil.json", "/etc/evil.json", "a/b.json", ".hidden.json", "..json", "C:\\x.json"]
-        folder = fetch(NAME, ModelParts(ends=True))
+        folder = fetch(NAME, ModelParts(embedding_and_head=True))
         assert not [path for path in tmp_path.rglob("*") if "evil" in path.name or "hidden" in path.name]
         assert {path.name for path in folder.glob("*.json")} == {
             "config.json",
@@ -278,14 +277,14 @@ class TestHostileHubs:
             fetch(NAME)
         assert hub.weights_sent() == 0
 
-    def test_an_index_may_not_name_what_is_not_listed(self, hub: FakeHub, tmp_path: Path, indexed: Path) -> None:
+    def test_an_index_may_not_name_unlisted_files(self, hub: FakeHub, tmp_path: Path, indexed: Path) -> None:
         model = make_checkpoint(tmp_path / "m", SHAPE, files=2)
         (model / "model-00002-of-00002.safetensors").unlink()
         hub.repositories[NAME] = model
         with pytest.raises(ModelError, match="which is not there"):
             fetch(NAME)
 
-    def test_an_index_may_not_promise_tensors_that_no_file_has(self, hub: FakeHub, tmp_path: Path) -> None:
+    def test_an_index_may_not_name_tensors_that_no_file_has(self, hub: FakeHub, tmp_path: Path) -> None:
         model = make_checkpoint(tmp_path / "m", SHAPE, files=2)
         path = model / "model.safetensors.index.json"
         index = json.loads(path.read_text())
@@ -296,7 +295,7 @@ class TestHostileHubs:
             fetch(NAME, ModelParts(LayerRange(0, 1)))
 
     @pytest.mark.parametrize("head", [b"", b"1234", (1 << 40).to_bytes(8, "little") + b"{}", bytes(64)])
-    def test_a_header_is_not_believed(self, hub: FakeHub, tmp_path: Path, single: Path, head: bytes) -> None:
+    def test_an_invalid_header_is_refused(self, hub: FakeHub, tmp_path: Path, single: Path, head: bytes) -> None:
         model = tmp_path / "m"
         model.mkdir()
         (model / "config.json").write_bytes((single / "config.json").read_bytes())
@@ -339,16 +338,16 @@ class TestWithoutNetwork:
         fetch(NAME, ModelParts(LayerRange(0, 4)))
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
-    def test_what_is_here_is_used(self, single: Path) -> None:
+    def test_a_model_on_disk_is_used(self, single: Path) -> None:
         same(fetch(NAME, ModelParts(LayerRange(0, 4))), single)
         same(fetch(NAME, ModelParts(LayerRange(0, 4)), newest=True), single)
-        assert located(NAME, ModelParts(LayerRange(1, 2))) == fetch(NAME, ModelParts(LayerRange(1, 2)))
+        assert find_local(NAME, ModelParts(LayerRange(1, 2))) == fetch(NAME, ModelParts(LayerRange(1, 2)))
 
-    def test_what_is_missing_is_named(self) -> None:
+    def test_missing_parts_are_named(self) -> None:
         with pytest.raises(ModelError, match=r"only in part on this disk, without layers 4-5, and .* cannot be"):
             fetch(NAME, ModelParts(LayerRange(3, 6)))
         with pytest.raises(ModelError, match=r"without tokenizer\.json, tokenizer_config\.json"):
-            fetch(NAME, ModelParts(ends=True))
+            fetch(NAME, ModelParts(embedding_and_head=True))
 
     def test_offline_by_choice(self, monkeypatch: pytest.MonkeyPatch, single: Path) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -362,14 +361,14 @@ class TestWithoutNetwork:
             describe(NAME)
 
 
-def test_the_hub_describes_what_has_no_card(hub: FakeHub) -> None:
+def test_the_hub_describes_a_model_without_a_card(hub: FakeHub) -> None:
     facts = describe(NAME)
     size = (hub.repositories[NAME] / "model.safetensors").stat().st_size
     assert (facts["cached"], facts["commit"], facts["bytes_total"]) == (False, hub.commit, size)
 
 
-def test_a_model_is_removed_from_the_cache_alone(hub: FakeHub, tmp_path: Path, single: Path) -> None:
-    """What came in part goes too; a folder of the user's own stays."""
+def test_a_model_is_removed_only_from_the_cache(hub: FakeHub, tmp_path: Path, single: Path) -> None:
+    """Partial downloads are removed too; a folder of the user is not."""
     folder = fetch(NAME, ModelParts(LayerRange(0, 1)))
     assert remove(NAME) > 0
     assert not folder.exists()
@@ -391,11 +390,11 @@ def test_a_model_that_is_being_fetched_is_not_removed(hub: FakeHub) -> None:
 def cached_root() -> Path:
     source = resolve(NAME)
     assert isinstance(source, HubRepository)
-    return root(source)
+    return repository_folder(source)
 
 
 def test_one_commit_makes_one_model(hub: FakeHub, tmp_path: Path, single: Path) -> None:
-    """A branch that moves between two fetches is not followed, unless that is asked for."""
+    """A branch that moves between two fetches is followed only with ``newest``."""
     first = fetch(NAME, ModelParts(LayerRange(0, 1)))
     hub.commit = "f" * 40
     hub.repositories[NAME] = newer = make_checkpoint(tmp_path / "newer", SHAPE, seed=9)
@@ -405,7 +404,7 @@ def test_one_commit_makes_one_model(hub: FakeHub, tmp_path: Path, single: Path) 
     second = fetch(NAME, ModelParts(LayerRange(0, 2)), newest=True)
     assert second != first
     same(second, newer)
-    assert located(NAME, ModelParts(LayerRange(0, 2))) == second
+    assert find_local(NAME, ModelParts(LayerRange(0, 2))) == second
 
 
 def test_models_that_other_programs_fetched_are_used(hub: FakeHub, tmp_path: Path, single: Path) -> None:
@@ -422,7 +421,7 @@ def test_models_that_other_programs_fetched_are_used(hub: FakeHub, tmp_path: Pat
     assert fetch(NAME) != snapshot
 
 
-def test_a_local_folder_is_its_own(single: Path, tmp_path: Path) -> None:
+def test_a_local_folder_is_used_in_place(single: Path, tmp_path: Path) -> None:
     assert fetch(str(single)) == single
     assert is_cached(str(single))
     facts = describe(str(single))
@@ -461,7 +460,7 @@ def test_processes_that_fetch_at_once_do_not_harm_each_other(hub: FakeHub, singl
     assert hub.weights_sent() <= 8 * SHAPE.layer_bytes() + REQUEST_SLACK
 
 
-def test_a_process_killed_while_it_fetches_leaves_nothing_false(hub: FakeHub, single: Path) -> None:
+def test_a_process_killed_while_it_fetches_leaves_no_wrong_data(hub: FakeHub, single: Path) -> None:
     script = (
         "from edgepp.model.hub import download; from edgepp.model.fetch import fetch; "
         "download._PIECE_BYTES, download._SAVE_BYTES, download._CONNECTIONS = 1 << 20, 1, 2; fetch('org/model')"
@@ -475,7 +474,7 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_false(hub: FakeHub, si
     came = hub.weights_sent()
     hub.hold, hub.cut_after = None, None
     hub.sent.clear()
-    folder = fetch(NAME, ModelParts(ends=True))
+    folder = fetch(NAME, ModelParts(embedding_and_head=True))
     same(folder, single)
     fetch(NAME)
     same(folder, single)

@@ -1,4 +1,4 @@
-"""A model folder that anybody may have written costs one sentence, little memory and little time, and never waits."""
+"""A hostile model folder gives a one-sentence error within limits of memory and time, and never blocks."""
 
 from __future__ import annotations
 
@@ -29,37 +29,38 @@ from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.tokenizer import Tokenizer
-from edgepp.model.weights.checkpoint import Checkpoint, parse_header
+from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.model.weights.safetensors_header import parse_header
 from tests.builders.checkpoints import Checkpoints
 
 INDEX = "model.safetensors.index.json"
 MOST_BYTES = 512 << 20
-MOST_CPU_S = 20.0  # of this thread's own time, many times what any input takes
+MAX_CPU_S = 20.0  # CPU time of this thread, many times that of any input
 
 
 @contextmanager
 def bounded(most_bytes: int = MOST_BYTES) -> Iterator[None]:
-    """Hold what happens inside to a ceiling of memory and of this thread's CPU time."""
+    """Check that the block stays within limits of memory and of CPU time of this thread."""
     tracemalloc.start()
     began = time.thread_time()
     try:
         yield
         assert tracemalloc.get_traced_memory()[1] < most_bytes
-        assert time.thread_time() - began < MOST_CPU_S
+        assert time.thread_time() - began < MAX_CPU_S
     finally:
         tracemalloc.stop()
 
 
 @contextmanager
 def refused(match: str = "", most_bytes: int = MOST_BYTES) -> Iterator[None]:
-    """A refusal in one short sentence, within the ceilings."""
+    """Check that ``call`` raises one short sentence, within the limits."""
     with bounded(most_bytes), pytest.raises(ModelError, match=match) as caught:
         yield
     assert_sentence(caught.value)
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What ``call`` returns, or its refusal; any other exception is a fault."""
+    """The result of ``call``, or its ModelError; other exceptions fail the test."""
     try:
         return call()
     except ModelError as error:
@@ -88,7 +89,7 @@ def copied(source: Path, target: Path) -> Path:
 
 
 def load_all(folder: Path) -> Checkpoint:
-    """What a process does with a folder before it loads weights."""
+    """Everything that a process does with a folder before it loads weights."""
     fetch(str(folder))
     Tokenizer.load(folder)
     return Checkpoint.open(folder)
@@ -141,7 +142,7 @@ def test_only_regular_files_are_opened(tmp_path: Path, single: Path, name: str, 
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", INDEX, "tokenizer.json", "chat_template.jinja"]
 )
-def test_a_file_larger_than_it_can_need_is_not_read(tmp_path: Path, single: Path, name: str) -> None:
+def test_an_oversized_file_is_not_read(tmp_path: Path, single: Path, name: str) -> None:
     folder = copied(single, tmp_path / "m")
     with (folder / name).open("wb") as stream:
         stream.truncate(1 << 40)
@@ -149,7 +150,7 @@ def test_a_file_larger_than_it_can_need_is_not_read(tmp_path: Path, single: Path
         load_all(folder)
 
 
-def test_links_into_a_hubs_cache_are_followed(tmp_path: Path, single: Path) -> None:
+def test_links_into_the_cache_of_the_hub_library_are_followed(tmp_path: Path, single: Path) -> None:
     folder = tmp_path / "snapshots" / "m"
     folder.mkdir(parents=True)
     blobs = copied(single, tmp_path / "blobs")
@@ -166,7 +167,7 @@ STRAYS = (
 
 @pytest.mark.parametrize("stray", STRAYS)
 @pytest.mark.parametrize("content", ["another model", "rubbish", "folder", "pipe"])
-def test_with_an_index_only_its_files_count(
+def test_with_an_index_only_its_files_are_used(
     tmp_path: Path, indexed: Path, single: Path, stray: str, content: str
 ) -> None:
     folder = copied(indexed, tmp_path / "m")
@@ -187,7 +188,7 @@ def test_with_an_index_only_its_files_count(
     MlxBackend().load_stage(after, LayerRange(0, 1), BackendOptions())
 
 
-def test_of_a_tensor_in_two_files_the_indexs_one_is_taken(tmp_path: Path, indexed: Path) -> None:
+def test_a_tensor_in_two_files_is_read_from_the_one_in_the_index(tmp_path: Path, indexed: Path) -> None:
     """Both files of the index hold every tensor of the first, and the other training's come last in any order."""
     import mlx.core as mx
 
@@ -199,12 +200,15 @@ def test_of_a_tensor_in_two_files_the_indexs_one_is_taken(tmp_path: Path, indexe
     for name in mine:
         theirs[name] = mx.zeros_like(mine[name])
     mx.save_safetensors(second, theirs)
-    expected = MlxBackend().load_ends(Checkpoint.open(indexed), BackendOptions()).embed([5, 6])
+    expected = MlxBackend().load_embedding_and_head(Checkpoint.open(indexed), BackendOptions()).embed([5, 6])
     for backend in (MlxBackend(), OnnxBackend()):
-        assert (backend.load_ends(Checkpoint.open(folder), BackendOptions(exact=True)).embed([5, 6]) == expected).all()
+        assert (
+            backend.load_embedding_and_head(Checkpoint.open(folder), BackendOptions(exact=True)).embed([5, 6])
+            == expected
+        ).all()
 
 
-def test_without_an_index_one_file_or_one_set_counts(tmp_path: Path, indexed: Path, single: Path) -> None:
+def test_without_an_index_one_file_or_one_set_is_used(tmp_path: Path, indexed: Path, single: Path) -> None:
     folder = copied(indexed, tmp_path / "set")
     (folder / INDEX).unlink()
     assert load_all(folder).tensors.keys() == Checkpoint.open(indexed).tensors.keys()
@@ -327,7 +331,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E8M0", "F4", "C64"])
-def test_a_type_of_weights_that_is_not_read_is_named(dtype: str) -> None:
+def test_an_unsupported_dtype_is_named(dtype: str) -> None:
     with refused(f"x of model.safetensors is of the type {dtype}, which edgepp does not read"):
         parse_header(f'{{"x": {entry(dtype=dtype)}}}'.encode(), Path("model.safetensors"), 1000)
 
@@ -357,7 +361,7 @@ def test_more_layers_than_weights_are_refused(tmp_path: Path, single: Path) -> N
 @pytest.mark.parametrize(
     "change", [{"vocab_size": 321}, {"num_key_value_heads": 4}, {"intermediate_size": 64}, {"hidden_size": 128}]
 )
-def test_both_backends_hold_tensors_to_the_configuration(
+def test_both_backends_check_tensors_against_the_configuration(
     tmp_path: Path, single: Path, change: dict[str, Any], backend: Any
 ) -> None:
     folder = copied(single, tmp_path / "m")
@@ -366,14 +370,14 @@ def test_both_backends_hold_tensors_to_the_configuration(
     checkpoint = Checkpoint.open(folder)
 
     def load() -> None:
-        backend.load_ends(checkpoint, BackendOptions(exact=True))
+        backend.load_embedding_and_head(checkpoint, BackendOptions(exact=True))
         backend.load_stage(checkpoint, LayerRange(0, 1), BackendOptions(exact=True))
 
     with pytest.raises(ModelError, match=r"has shape .*; the model needs"):
         load()
 
 
-def test_a_set_without_its_head_is_not_taken_for_a_tied_model(tmp_path: Path) -> None:
+def test_a_set_without_its_head_is_not_mistaken_for_a_tied_model(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m", replace(TINY, tied=False), files=2)
     config = json.loads((folder / "config.json").read_text())
     del config["tie_word_embeddings"]
@@ -382,12 +386,12 @@ def test_a_set_without_its_head_is_not_taken_for_a_tied_model(tmp_path: Path) ->
     (folder / "model-00002-of-00002.safetensors").unlink()
     for backend in (MlxBackend(), OnnxBackend()):
         with pytest.raises(ModelError, match="lacks"):
-            backend.load_ends(Checkpoint.open(folder), BackendOptions(exact=True))
+            backend.load_embedding_and_head(Checkpoint.open(folder), BackendOptions(exact=True))
 
 
 @given(change=st.dictionaries(st.sampled_from(CONFIG), PLAIN_JSON, max_size=2))
 @SHARED
-def test_a_tokenizer_beside_any_configuration_is_read_or_refused(
+def test_a_tokenizer_with_any_configuration_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, single: Path, change: dict[str, Any]
 ) -> None:
     folder = copied(single, tmp_path_factory.mktemp("tokenizer") / "m")
@@ -432,7 +436,7 @@ def test_a_file_that_may_not_be_read_is_named(
         Checkpoint.open(folder)
 
 
-def test_a_large_file_that_nobody_reads_does_not_matter(tmp_path: Path, single: Path) -> None:
+def test_a_large_file_that_is_not_read_does_not_matter(tmp_path: Path, single: Path) -> None:
     folder = copied(single, tmp_path / "m")
     with (folder / "results.json").open("wb") as stream:
         stream.truncate(1 << 40)

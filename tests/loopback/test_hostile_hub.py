@@ -1,4 +1,4 @@
-"""A hub that lies or never ends costs one sentence: what it may send is bounded, and nothing partial is believed."""
+"""A hub that lies or sends without end gives a one-sentence error: bytes are limited, and partial data is not used."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from hypothesis import strategies as st
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import find
-from edgepp.model.fetch import ModelParts, fetch, is_cached
+from edgepp.model.fetch import fetch, is_cached
 from edgepp.model.hub import client as hub_client
 from edgepp.model.hub import download
 from edgepp.model.hub import http as hub_http
 from edgepp.model.random_checkpoint import TINY
+from edgepp.model.weights.model_parts import ModelParts
 from edgepp.model.weights.partial_file import PartialFile
 from tests.builders.checkpoints import Checkpoints
 from tests.hub import COMMIT, FakeHub, serving
 from tests.waiting import PATIENCE_S
 
 NAME = "org/model"
-MOST_BYTES = 24 << 20  # what sockets buffer, and what is read before a lie shows; an endless body would pass it
+MAX_BYTES = 24 << 20  # buffers of sockets, and bytes read before the error is noticed; an endless body has more
 
 Handler = BaseHTTPRequestHandler
 
@@ -45,7 +46,7 @@ def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("EDGEPP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "shared"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_client, "_WAIT_S", 0.0)
+    monkeypatch.setattr(hub_client, "_RETRY_BASE_S", 0.0)
     with serving(FakeHub({NAME: model})) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
         yield running
@@ -60,9 +61,9 @@ def begin(handler: Handler, status: int, headers: dict[str, str]) -> None:
 
 
 def endless(handler: Handler, sent: list[int], block: bytes = bytes(1 << 16)) -> None:
-    """Send until the other side has had enough, or far more than it should take."""
+    """Send until the other side closes, or far more than it should accept."""
     try:
-        while sum(sent) < 4 * MOST_BYTES:
+        while sum(sent) < 4 * MAX_BYTES:
             handler.wfile.write(block)
             sent.append(len(block))
     except ConnectionError:
@@ -123,12 +124,12 @@ ENDLESS: dict[str, Callable[[Handler, str, list[int]], bool]] = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_what_never_ends_is_refused_after_few_bytes(hub: FakeHub, kind: str) -> None:
+def test_an_endless_answer_is_refused_after_few_bytes(hub: FakeHub, kind: str) -> None:
     sent: list[int] = []
     hub.hostile = lambda handler, name: ENDLESS[kind](handler, name, sent)
     with pytest.raises(ModelError) as refused:
         fetch(NAME)
-    assert sum(sent) < MOST_BYTES
+    assert sum(sent) < MAX_BYTES
     assert "\n" not in str(refused.value)
     assert refused.value.hint
     hub.hostile = None
@@ -152,7 +153,7 @@ def test_weights_that_never_end_are_refused(hub: FakeHub, model: Path) -> None:
     hub.hostile = answer
     with pytest.raises(ModelError, match=r"more bytes of model\.safetensors than it announced"):
         fetch(NAME)
-    assert sum(sent) < MOST_BYTES
+    assert sum(sent) < MAX_BYTES
 
 
 def test_a_trickle_counts_as_a_broken_connection(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +177,7 @@ def test_a_trickle_counts_as_a_broken_connection(hub: FakeHub, monkeypatch: pyte
 
 
 def test_headers_that_never_end_count_as_no_answer(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_http, "_HEADERS_S", 0.05)
+    monkeypatch.setattr(hub_http, "_HEADERS_TIMEOUT_S", 0.05)
     enough = threading.Event()
 
     def answer(handler: Handler, name: str) -> bool:
@@ -205,8 +206,8 @@ def test_a_file_of_another_size_than_listed_is_refused(hub: FakeHub, model: Path
         fetch(NAME)
 
 
-def test_files_beside_the_weights_are_bounded_together(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_SMALL_FILES_BYTES", 1000)
+def test_small_files_have_a_limit_together(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_MAX_SMALL_FILES_BYTES", 1000)
     for sizes in (True, False):
         hub.sizes = sizes
         with pytest.raises(ModelError, match="beside its weights"):
@@ -214,7 +215,7 @@ def test_files_beside_the_weights_are_bounded_together(hub: FakeHub, monkeypatch
     assert hub.weights_sent() == 0
 
 
-def test_a_disk_that_fills_up_leaves_nothing_that_is_believed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_leaves_no_wrong_data(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     real = PartialFile.write
 
     def full(file: PartialFile, offset: int, data: bytes) -> None:

@@ -20,7 +20,7 @@ from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
 from edgepp.model.weights.checkpoint import Checkpoint
 checkpoint = Checkpoint.open(Path(sys.argv[1]))
-choose("onnx", checkpoint).load_ends(checkpoint, BackendOptions())
+choose("onnx", checkpoint).load_embedding_and_head(checkpoint, BackendOptions())
 """
 
 

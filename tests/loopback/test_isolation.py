@@ -25,6 +25,7 @@ from edgepp.coordinator.json_codec import encode_question
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.guarded import token_ids
 from edgepp.engine.loop import EngineLoop
+from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Send, SendBatch
 from edgepp.engine.sampling import Sampler
@@ -32,8 +33,10 @@ from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from edgepp.model.weights.checkpoint import read_header
-from edgepp.wire.messages import Declined, decode
+from edgepp.model.text.client import TextClient
+from edgepp.model.weights.safetensors_header import read_header
+from edgepp.wire.message_codec import decode
+from edgepp.wire.messages import Declined
 from tests.engines import collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
 
@@ -376,6 +379,34 @@ def test_a_prompt_that_is_no_text_is_refused_and_the_engine_answers_on(tmp_path:
     asyncio.run(main())
 
 
+def test_a_prompt_that_cannot_fit_is_refused_without_being_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding a million characters takes seconds, and the process that encodes serves all requests."""
+    encoded = 0
+
+    def encode(*_: object) -> list[int]:
+        nonlocal encoded
+        encoded += 1
+        return [3] * 256
+
+    monkeypatch.setattr(TextClient, "encode", encode)
+    monkeypatch.setattr(TextClient, "encode_chat", encode)
+    options = PipelineOptions(str(make_checkpoint(tmp_path / "m", TINY)), backend="onnx", threads=1, context=256)
+    with Pipeline(options) as pipeline:
+        for prompt in ("a word " * 150_000, [{"role": "user", "content": "a word " * 150_000}]):
+            with pytest.raises(
+                UsageError, match=r"at least \d+ tokens and an answer do not fit into the context of 256 tokens"
+            ):
+                pipeline.ask(prompt, GenerateOptions())
+        assert not encoded
+        with pytest.raises(
+            UsageError, match="a prompt of 256 tokens and an answer do not fit into the context of 256 tokens"
+        ):
+            pipeline.ask("a word " * 20, GenerateOptions())
+        assert encoded == 1
+
+
 @pytest.mark.parametrize("error", [Panic("half \ud83d"), ValueError("odd"), EdgeppError("half \ud83d", "\ud83d")])
 def test_no_asker_of_a_cluster_is_left_waiting_whatever_an_answer_raises(error: BaseException) -> None:
     class Serving:
@@ -389,4 +420,4 @@ def test_no_asker_of_a_cluster_is_left_waiting_whatever_an_answer_raises(error: 
     answers.begin((b"route", 3), "key", form, heard.put)
     message = decode(heard.get(timeout=PATIENCE_S)[0])
     assert isinstance(message, Declined)
-    assert message.request == 3
+    assert message.request_id == 3

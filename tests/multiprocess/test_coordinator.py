@@ -22,8 +22,9 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
 from edgepp.events import Event
 from edgepp.placement.types import ModelSize, PlacementRequest
+from edgepp.wire.message_codec import decode, encode, encode_payload
 from edgepp.wire.messages import (
-    PAYLOAD_BYTES,
+    MAX_PAYLOAD_BYTES,
     Answered,
     Ask,
     Call,
@@ -34,9 +35,6 @@ from edgepp.wire.messages import (
     NotLoaded,
     Reply,
     Waiting,
-    decode,
-    encode,
-    encode_payload,
 )
 from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link
@@ -51,7 +49,7 @@ class Desk:
     """A running coordinator, a member's keys, and connections to it."""
 
     coordinator: Coordinator
-    serving: PipelineManager
+    pipeline_manager: PipelineManager
     keys: KeyPair
     events: list[str]
     context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
@@ -59,7 +57,7 @@ class Desk:
 
     def link(self, keys: KeyPair) -> Link:
         server = self.coordinator._identity.keys.public
-        link = Link(self.context, self.coordinator.address, PAYLOAD_BYTES, pinned=Pinned(keys, server))
+        link = Link(self.context, self.coordinator.address, MAX_PAYLOAD_BYTES, pinned=Pinned(keys, server))
         self.links.append(link)
         return link
 
@@ -80,10 +78,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         events.append(str(event))
 
     front = SimpleNamespace(sampling=SamplingOptions())  # all that a status reads of a model
-    serving = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
-    director = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base=1 << 16)
-    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, tell)
-    made = Desk(coordinator, serving, member, events)
+    pipeline_manager = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
+    planner = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base_number=1 << 16)
+    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, tell)
+    made = Desk(coordinator, pipeline_manager, member, events)
     coordinator.start()
     try:
         yield made
@@ -92,7 +90,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
             link.close()
         made.context.term()
         coordinator.close()
-        serving.close()
+        pipeline_manager.close()
 
 
 def call(link: Link, number: int = 1) -> None:
@@ -110,9 +108,9 @@ def test_an_error_in_what_is_due_now_and_then_costs_that_round(desk: Desk, monke
         raise OSError(24, "Too many open files")
 
     link = desk.own
-    monkeypatch.setattr(desk.coordinator._entrance, "announce", fails)
+    monkeypatch.setattr(desk.coordinator._join_endpoint, "announce", fails)
     monkeypatch.setattr(desk.coordinator.rollout, "step", fails)
-    monkeypatch.setattr(desk.coordinator._attendance, "tick", fails)
+    monkeypatch.setattr(desk.coordinator._membership_service, "tick", fails)
     for number in range(3):
         call(link, number)
         assert isinstance(hear(link), Reply)
@@ -145,7 +143,7 @@ def test_a_coordinator_that_ended_by_itself_is_noticed_and_said(desk: Desk, monk
     monkeypatch.setattr(desk.coordinator, "_turn", fails)
     desk.coordinator.join(WAIT_S)
     assert not desk.coordinator.is_alive()
-    service = SimpleNamespace(coordinator=desk.coordinator, serving=desk.serving, node=None)
+    service = SimpleNamespace(coordinator=desk.coordinator, pipeline_manager=desk.pipeline_manager, node=None)
     with pytest.raises(EdgeppError, match=r"the coordinator ended by itself: .*RuntimeError: its socket is gone"):
         CoordinatorService.check(service)  # type: ignore[arg-type]
 
@@ -161,7 +159,7 @@ def test_a_member_that_floods_delays_itself(desk: Desk) -> None:
     answered = [hear(flood) for _ in range(2000)]
     declined = [said for said in answered if isinstance(said, Declined)]
     assert all("waiting already" in said.reason for said in declined)
-    assert {said.request for said in answered if isinstance(said, Reply | Declined)} == set(range(2000))
+    assert {said.request_id for said in answered if isinstance(said, Reply | Declined)} == set(range(2000))
     call(flood, 5000)
     assert isinstance(hear(flood), Reply)
 
@@ -171,7 +169,7 @@ def test_what_a_member_says_of_loads_that_it_was_not_told_changes_nothing(desk: 
     call(own)
     hear(own)
     version = desk.coordinator.members.version
-    number = desk.coordinator.director.number
+    number = desk.coordinator.planner.plan_number
     for plan in (number - 1, number, number + 1):
         for slot in (0, 63):
             assert link.send([encode(NotLoaded(plan, slot, "it feels like it", ""))], WAIT_S)
@@ -188,7 +186,7 @@ def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_end
     assert link.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
     waiting = hear(link)
     assert isinstance(waiting, Waiting)
-    assert waiting.request == 7
+    assert waiting.request_id == 7
     assert waiting.reason.startswith("mini is away; without it, no node")
     assert link.send([encode(Cancel(7))], WAIT_S)
     while isinstance(ended := hear(link), Waiting):
@@ -207,7 +205,7 @@ def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> N
     while isinstance(ended := hear(member), Waiting):
         continue
     assert isinstance(ended, Declined)
-    assert (ended.request, "revoked this node" in ended.reason) == (7, True)
+    assert (ended.request_id, "revoked this node" in ended.reason) == (7, True)
     eventually("its place is free", lambda: not len(desk.coordinator.answers))
     call(member)
-    assert "no longer, a member's" in getattr(hear(member), "reason", "")
+    assert "no longer, admitted" in getattr(hear(member), "reason", "")

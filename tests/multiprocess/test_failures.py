@@ -20,7 +20,8 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.wire.messages import Attach, Echo, Forward, Hello, Ping, Pong, Refused, Welcome, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Echo, Forward, Hello, Ping, Pong, Refused, Welcome
 from edgepp.wire.transport import Address, Link
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import EDGEPP, Node, chat, nodes, peers
@@ -44,13 +45,13 @@ def pair(tiny: Path) -> Iterator[list[Node]]:
 def open_engine(path: Path, started: list[Node]) -> EngineLoop:
     """A real engine over real nodes."""
     from edgepp.backend import choose
-    from edgepp.backend.base import BackendOptions, Ends
+    from edgepp.backend.base import BackendOptions, EmbeddingAndHead
 
-    def open_ring() -> tuple[Ring, Ends]:
+    def open_ring() -> tuple[Ring, EmbeddingAndHead]:
         checkpoint = Checkpoint.open(path)
         expected = Expectation("tiny", checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, True)
         ring = NetworkRing([Endpoint((Address.parse(one.address),)) for one in started], expected, "test")
-        return ring, choose("auto", checkpoint).load_ends(checkpoint, BackendOptions(exact=True))
+        return ring, choose("auto", checkpoint).load_embedding_and_head(checkpoint, BackendOptions(exact=True))
 
     return EngineLoop(lambda: EngineParts(*open_ring()), eos=frozenset())
 

@@ -51,7 +51,10 @@ def _perplexity(path: Path, ids: list[int], backend: str) -> float:
     """exp of the mean loss over a text, by one stage of the whole model and its two ends."""
     checkpoint = Checkpoint.open(path)
     chosen, options = choose(backend, checkpoint), BackendOptions(threads=2)
-    model, ends = chosen.load_stage(checkpoint, LayerRange(0, 30), options), chosen.load_ends(checkpoint, options)
+    model, ends = (
+        chosen.load_stage(checkpoint, LayerRange(0, 30), options),
+        chosen.load_embedding_and_head(checkpoint, options),
+    )
     model.open(0, len(ids))
     logits = ends.logits(model.extend(0, ends.embed(ids))).astype(np.float64)
     model.free(0)

@@ -13,11 +13,11 @@ from edgepp.events import (
     ClusterLeft,
     Event,
     LayersNotLoaded,
+    NodeAssignment,
     NodeJoined,
     NodeRefused,
     PlanKept,
     PlanMade,
-    Standing,
 )
 from edgepp.layers import LayerRange
 
@@ -44,8 +44,8 @@ def test_every_event_is_a_frozen_member_of_the_union() -> None:
         (PlanKept(None, "no node has joined yet"), "no node has joined yet"),
         (LayersNotLoaded("two", "it died", ""), "two cannot run its layers: it died"),
         (LayersNotLoaded("two", "it died", "lower --memory"), "two cannot run its layers: it died; lower --memory"),
-        (Standing("m", (LayerRange(0, 15),), ""), "this machine runs layers 0-14 of m"),
-        (Standing("m", (), "it is too small"), "this machine runs no layers: it is too small"),
+        (NodeAssignment("m", (LayerRange(0, 15),), ""), "this machine runs layers 0-14 of m"),
+        (NodeAssignment("m", (), "it is too small"), "this machine runs no layers: it is too small"),
         (ClusterLeft("one"), "this machine has left the cluster of one: `edgepp leave`"),
         (ClusterLeft("one", ended=True), "this machine has left its cluster, which ends: `edgepp leave`"),
     ],

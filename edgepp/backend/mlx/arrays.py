@@ -1,4 +1,4 @@
-"""Hidden states between numpy and MLX, and the dtypes both know."""
+"""Conversion of hidden states between numpy and MLX, and the dtypes that both have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 """Dtypes that hidden states may have."""
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""The same dtypes as safetensors calls them."""
+"""Names of these dtypes by the names that safetensors files use."""
 
 
 def from_numpy(hidden: Array, dtype: str) -> Any:
@@ -34,9 +34,9 @@ def from_numpy(hidden: Array, dtype: str) -> Any:
 
 
 def to_numpy(array: Any) -> Array:
-    """The evaluated ``(1, T, D)`` as C-contiguous ``(T, D)``: a view of MLX's own memory, not a copy."""
+    """An evaluated array ``(1, T, D)`` as C-contiguous ``(T, D)``: a view of MLX's own memory, not a copy."""
     array = mx.contiguous(array[0])
-    if array.dtype == mx.bfloat16:  # numpy has no such dtype, so it crosses as bits
+    if array.dtype == mx.bfloat16:  # numpy has no bfloat16 of its own, so the bits are reinterpreted
         view: Array = np.asarray(array.view(mx.uint16)).view(ml_dtypes.bfloat16)
         return view
     return np.asarray(array)

@@ -1,7 +1,8 @@
-"""KV caches of sequences that decode together: a row each in the same arrays, every row as long as its sequence.
+"""KV caches of sequences that decode together: one row per sequence in the same arrays, as long as the sequence.
 
-mlx-lm's own batch cache pads rows on the left to one length, so it copies all of them whenever one comes or goes.
-Here whoever comes or goes is copied, and at most one other, who takes the row that was left.
+mlx-lm's own batch cache pads rows on the left to one length, so all rows are copied whenever a sequence joins or
+leaves. In a ``BatchGroup`` only the sequence that joins or leaves is copied, and at most one other, which takes the
+free row.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from mlx_lm.models.cache import QuantizedKVCache
 
 from edgepp.backend.mlx.kv_cache import STEP, SequenceCache, arrays_of, keys_and_values
 
-_FIRST = 4 * STEP
+_FIRST_BUCKET = 4 * STEP
 
 
 def bucket_length(length: int) -> int:
-    """The most positions of sequences that decode together with one of ``length``: rows are as long as the longest."""
-    most: int = _FIRST
-    while most < length:
-        most *= 4
-    return most
+    """Maximum length of sequences that decode together with one of ``length``: rows have the longest length."""
+    bucket: int = _FIRST_BUCKET
+    while bucket < length:
+        bucket *= 4
+    return bucket
 
 
 class BatchGroup:
-    """The rows of some sequences, in the order of ``members``, each of which has at least one position."""
+    """Arrays with one row per sequence, in the order of ``members``; each sequence has at least one position."""
 
     def __init__(self, members: Sequence[SequenceCache]) -> None:
         self.members: list[SequenceCache] = []
         self.positions: Any = None
-        """Each row's next position, (B,)."""
+        """The next position of each row, (B,)."""
         self.longest = 0
-        """Positions that the longest row will have after the next step."""
+        """Positions of the longest row after the next step."""
         self._layers = [_layer(self, cache) for cache in members[0].own]
         self._rows = self._room = 0
         self._reserve(len(members), max(member.length for member in members) + 1)
@@ -41,7 +42,7 @@ class BatchGroup:
             self.join(member)
 
     def join(self, member: SequenceCache) -> None:
-        """Take a sequence's keys and values over."""
+        """Move the keys and values of a sequence into a row."""
         self._reserve(len(self.members) + 1, member.length + 1)
         for layer, cache in zip(self._layers, member.own, strict=True):
             layer.write(len(self.members), arrays_of(cache), member.length)
@@ -49,17 +50,17 @@ class BatchGroup:
         self.members.append(member)
 
     def leave(self, member: SequenceCache) -> None:
-        """Give a sequence its keys and values back."""
+        """Move the keys and values of a sequence back into its own cache."""
         member.begin_with(self.parts(member), member.length)
         self.drop(member)
 
     def parts(self, member: SequenceCache) -> list[list[Any]]:
-        """See ``SequenceCache.parts``."""
+        """The arrays (1, heads, room, width) of each layer for a sequence, like ``SequenceCache.parts``."""
         row = self.members.index(member)
         return [layer.row(row) for layer in self._layers]
 
     def drop(self, member: SequenceCache) -> None:
-        """Forget a sequence; the last one takes its row."""
+        """Drop a sequence; the last row moves to its place."""
         row, last = self.members.index(member), self.members.pop()
         if last is not member:
             self.members[row] = last
@@ -70,15 +71,15 @@ class BatchGroup:
             self._resize(len(self.members), self._room)
         mx.eval(self.states())
 
-    def at_length(self) -> list[Any]:
-        """The list to call the model with for one row a member."""
+    def model_entries(self) -> list[Any]:
+        """The cache list to call the model with, for one row per member."""
         lengths = [member.length for member in self.members]
         self._reserve(len(lengths), max(lengths) + 1)
         self.positions, self.longest = mx.array(lengths), max(lengths) + 1
-        return self.members[0].standing_in(self._layers, max(lengths))
+        return self.members[0].model_entries_with(self._layers, max(lengths))
 
     def states(self) -> list[Any]:
-        """Everything to evaluate after a step."""
+        """Arrays to evaluate after a step."""
         return [array for layer in self._layers for array in layer.arrays]
 
     @property
@@ -96,56 +97,56 @@ class BatchGroup:
         used = max((member.length for member in self.members), default=0)
         for layer in self._layers:
             layer.resize(rows, room, len(self.members), used)
-            mx.eval(layer.arrays)  # one by one: more would be in memory twice at a time
+            mx.eval(layer.arrays)  # one by one, so that only one layer is in memory twice
         self._rows, self._room = rows, room
 
 
 class BatchGroups:
-    """A stage's groups, none of them empty; a sequence is in at most one."""
+    """The groups of a stage, none of them empty; a sequence is in at most one group."""
 
     def __init__(self) -> None:
         self._groups: list[BatchGroup] = []
 
-    def of(self, cache: SequenceCache) -> BatchGroup | None:
-        """The group that a sequence is in."""
+    def group_of(self, cache: SequenceCache) -> BatchGroup | None:
+        """The group of a sequence, or None."""
         return next((group for group in self._groups if cache in group.members), None)
 
     def parts(self, cache: SequenceCache) -> list[list[Any]]:
-        """See ``SequenceCache.parts``; wherever they lie."""
-        group = self.of(cache)
+        """The arrays of each layer for a sequence, from its group or its own cache; see ``arrays_of`` for shapes."""
+        group = self.group_of(cache)
         return cache.parts() if group is None else group.parts(cache)
 
-    def bring_together(self, caches: Sequence[SequenceCache]) -> BatchGroup:
-        """The group that holds most of ``caches``, brought to hold just these."""
-        group = max(self._groups, key=lambda group: _common(group, caches), default=None)
-        if group is None or not _common(group, caches):
+    def gather(self, caches: Sequence[SequenceCache]) -> BatchGroup:
+        """A group of exactly ``caches``, made of the group that holds most of them."""
+        group = max(self._groups, key=lambda group: _num_common(group, caches), default=None)
+        if group is None or not _num_common(group, caches):
             group = BatchGroup(caches)
             self._groups.append(group)
         for member in [member for member in group.members if member not in caches]:
             group.leave(member)
         for cache in caches:
             if cache not in group.members:
-                self.set_apart(cache)
+                self.separate(cache)
                 group.join(cache)
         return group
 
-    def set_apart(self, cache: SequenceCache) -> None:
-        """Let a sequence have its keys and values to itself."""
-        group = self.of(cache)
+    def separate(self, cache: SequenceCache) -> None:
+        """Move the keys and values of a sequence back into its own cache, if a group holds them."""
+        group = self.group_of(cache)
         if group is not None:
             group.leave(cache)
-            self._forget_empty(group)
+            self._remove_if_empty(group)
 
     def drop(self, cache: SequenceCache) -> None:
-        """Forget a sequence."""
-        group = self.of(cache)
+        """Drop a sequence from its group, if it is in one."""
+        group = self.group_of(cache)
         if group is not None:
             group.drop(cache)
-            self._forget_empty(group)
+            self._remove_if_empty(group)
 
-    def forget_with(self, caches: Sequence[SequenceCache]) -> list[SequenceCache]:
-        """Forget the groups that any of ``caches`` is in; returns all who were in them."""
-        broken = [group for group in self._groups if _common(group, caches)]
+    def drop_groups_of(self, caches: Sequence[SequenceCache]) -> list[SequenceCache]:
+        """Drop the groups that hold any of ``caches``; returns the members of these groups."""
+        broken = [group for group in self._groups if _num_common(group, caches)]
         self._groups = [group for group in self._groups if group not in broken]
         return [member for group in broken for member in group.members]
 
@@ -154,17 +155,17 @@ class BatchGroups:
         """Bytes that the rows of all groups take."""
         return sum(group.nbytes for group in self._groups)
 
-    def _forget_empty(self, group: BatchGroup) -> None:
+    def _remove_if_empty(self, group: BatchGroup) -> None:
         if not group.members:
             self._groups.remove(group)
 
 
-def _common(group: BatchGroup, caches: Sequence[SequenceCache]) -> int:
+def _num_common(group: BatchGroup, caches: Sequence[SequenceCache]) -> int:
     return sum(cache in group.members for cache in caches)
 
 
 class _Layer:
-    """One layer's keys and values (rows, heads, room, width); to mlx-lm's models it is a cache."""
+    """Keys and values of one layer, (rows, heads, room, width), with the interface of mlx-lm's caches."""
 
     def __init__(self, group: BatchGroup, like: Any) -> None:
         self._group = group
@@ -172,11 +173,11 @@ class _Layer:
 
     @property
     def offset(self) -> Any:
-        """Each row's next position, (B,)."""
+        """The next position of each row, (B,)."""
         return self._group.positions
 
     def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
-        """Append one position (B, heads, 1, D) to each row; returns what the rows hold."""
+        """Append one position (B, heads, 1, D) to each row; returns the keys and values of all positions."""
         n, positions = keys.shape[0], self._group.positions
         rows = mx.arange(n)
         for array, new in zip(self.arrays, self._stored(keys, values), strict=True):
@@ -187,28 +188,28 @@ class _Layer:
         return [keys, values]
 
     def make_mask(self, _n: int, window_size: int | None = None, **_: Any) -> Any:
-        """Which positions each row's next one sees, (B, 1, 1, positions)."""
-        next_one = self.offset[:, None, None, None]
+        """Which positions the next position of each row attends to, bool (B, 1, 1, positions)."""
+        next_position = self.offset[:, None, None, None]
         seen = mx.arange(self._group.longest)
-        mask = seen <= next_one
-        return mask & (seen > next_one - window_size) if window_size else mask
+        mask = seen <= next_position
+        return mask & (seen > next_position - window_size) if window_size else mask
 
     def row(self, row: int) -> list[Any]:
-        """A row's arrays, (1, heads, room, width)."""
+        """The arrays of a row, (1, heads, room, width)."""
         return [array[row : row + 1] for array in self.arrays]
 
     def write(self, row: int, arrays: Sequence[Any], length: int) -> None:
-        """Put ``length`` positions of a sequence into a row."""
-        for mine, array in zip(self.arrays, arrays, strict=True):
-            mine[row : row + 1, :, :length] = array[:, :, :length]
+        """Copy ``length`` positions of a sequence into a row."""
+        for target, array in zip(self.arrays, arrays, strict=True):
+            target[row : row + 1, :, :length] = array[:, :, :length]
 
     def resize(self, rows: int, room: int, held: int, used: int) -> None:
-        """Make it ``rows`` of ``room`` positions, with ``used`` positions of the first ``held`` rows kept."""
+        """Resize to ``rows`` rows of ``room`` positions; ``used`` positions of the first ``held`` rows are kept."""
         self.arrays = [_resized(array, rows, room, held, used) for array in self.arrays]
 
 
 class _QuantisedLayer(_Layer):
-    """The same in few bits; by ``bits`` mlx-lm's attention knows that it gets codes, scales and biases."""
+    """Quantised keys and values; mlx-lm's attention expects codes, scales and biases of caches with ``bits``."""
 
     def __init__(self, group: BatchGroup, like: QuantizedKVCache) -> None:
         super().__init__(group, like)

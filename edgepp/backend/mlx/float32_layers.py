@@ -1,8 +1,8 @@
 """Float32 arithmetic over weights that stay stored in half precision.
 
-MLX promotes a half-precision weight when it meets float32 hidden states: exact, and a stage's memory stays what its
-checkpoint takes. Two things need help: an embedding's rows would come out in half precision, and the float32 copy
-of a large matrix would lie in memory whole while it is used.
+MLX promotes a half-precision weight that is multiplied by float32 hidden states: this is exact, and a stage takes no
+more memory than its checkpoint. Two modules are replaced: an embedding, whose rows would be half precision, and a
+linear with a large matrix, which MLX would copy to float32 as a whole.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ def is_half(array: Any) -> bool:
 
 
 class FloatEmbedding(nn.Module):  # type: ignore[misc]
-    """An embedding whose rows and products are float32."""
+    """An embedding that returns float32 rows and computes float32 products."""
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.weight = table.weight
 
     def __call__(self, tokens: Any) -> Any:
-        """Rows of the table, in float32."""
+        """Rows of the table in float32."""
         return self.weight[tokens].astype(mx.float32)
 
     def as_linear(self, hidden: Any) -> Any:
-        """Float32 logits of ``hidden`` where the head is tied to the embedding."""
+        """Float32 logits of ``hidden``, where the output head is the embedding."""
         return _product(hidden, self.weight)
 
 
 class FloatLinear(nn.Module):  # type: ignore[misc]
-    """A linear whose large weight is cast block by block."""
+    """A linear whose weight is cast to float32 block by block."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ class FloatLinear(nn.Module):  # type: ignore[misc]
 
 
 def widen(model: Any) -> Any:
-    """Make the modules of ``model`` that hold half-precision weights compute in float32; returns the model."""
+    """Replace the modules of ``model`` that need it to compute in float32; returns the model."""
     model.update_modules(tree_map(_wide, model.leaf_modules(), is_leaf=nn.Module.is_module))
     return model
 
 
-def stays_stored(model: Any) -> Callable[[str], bool]:
-    """Tells of a parameter's name whether it may stay in half precision: the weights that products promote."""
+def is_promoted_in_use(model: Any) -> Callable[[str], bool]:
+    """A predicate of parameter names: whether the weight may stay in half precision, as products promote it."""
     kinds = (nn.Linear, nn.Embedding, SwitchLinear)
     names = {f"{path}.weight" for path, module in model.named_modules() if type(module) in kinds}
     return names.__contains__
@@ -81,6 +81,6 @@ def _product(hidden: Any, weight: Any) -> Any:
     pieces = []
     for start in range(0, weight.shape[0], rows):
         piece = hidden @ weight[start : start + rows].astype(mx.float32).T
-        mx.eval(piece)  # else the copies of all blocks would be in memory at once
+        mx.eval(piece)  # otherwise the copies of all blocks would be in memory at once
         pieces.append(piece)
     return mx.concatenate(pieces, axis=-1)

@@ -8,60 +8,62 @@ from typing import Any
 import mlx.core as mx
 
 from edgepp.backend.mlx.arrays import DTYPES
-from edgepp.backend.mlx.cut_points import Anatomy, PassEnded, Tap
+from edgepp.backend.mlx.cut_points import CutPoints, PassEnded, Tap
 from edgepp.backend.mlx.kv_cache import QuantisedKV, SequenceCache
 from edgepp.layers import LayerRange
 
 
 class LayerRangeModel:
-    """The layers of one range; their hidden states are ``dtype``."""
+    """Runs the layers of one range; returned hidden states have ``dtype``."""
 
-    def __init__(self, model: Any, anatomy: Anatomy, layers: LayerRange, dtype: str) -> None:
-        """Take over ``model``, whose weights of ``layers`` are loaded."""
+    def __init__(self, model: Any, cut_points: CutPoints, layers: LayerRange, dtype: str) -> None:
+        """Put taps into ``model``, whose weights of ``layers`` are loaded; nothing else may use the model."""
         self._model = model
         self._layers = layers
         self._dtype = DTYPES[dtype]
-        self._mine = [anatomy.entries[n] for n in range(layers.start, layers.stop) if n in anatomy.entries]
+        self._own_entries = [
+            cut_points.cache_entries[n] for n in range(layers.start, layers.stop) if n in cut_points.cache_entries
+        ]
         self.quantised: QuantisedKV | None = None
-        """How new caches keep keys and values, where not as they are computed."""
-        self._arriving: Any = None
-        self._leaving: Any = None
-        self._place_taps(anatomy.layers)
+        """How new caches quantise keys and values; None stores them as they are computed."""
+        self._input: Any = None
+        self._output: Any = None
+        self._place_taps(cut_points.layers)
 
     def _place_taps(self, layers: list[Any]) -> None:
-        kept = list(layers)
+        originals = list(layers)
         first, last = self._layers.start, self._layers.stop - 1
 
         def skip(hidden: Any, *_: Any, **__: Any) -> Any:
             return hidden
 
         def enter(hidden: Any, *args: Any, **kwargs: Any) -> Any:
-            hidden, self._arriving = self._arriving, None
-            return kept[first](hidden, *args, **kwargs)
+            hidden, self._input = self._input, None
+            return originals[first](hidden, *args, **kwargs)
 
         def leave(hidden: Any, *args: Any, **kwargs: Any) -> Any:
-            self._leaving = (enter if last == first else kept[last])(hidden, *args, **kwargs)
+            self._output = (enter if last == first else originals[last])(hidden, *args, **kwargs)
             raise PassEnded
 
-        layers[:] = [kept[n] if n in self._layers else Tap(kept[n], skip) for n in range(len(kept))]
-        layers[first] = Tap(kept[first], enter)
-        layers[last] = Tap(kept[last], leave)
+        layers[:] = [originals[n] if n in self._layers else Tap(originals[n], skip) for n in range(len(originals))]
+        layers[first] = Tap(originals[first], enter)
+        layers[last] = Tap(originals[last], leave)
 
-    def cache(self, capacity: int) -> SequenceCache:
-        """Empty caches for a sequence of ``capacity`` positions."""
-        return SequenceCache(self._model, self._mine, capacity, self.quantised)
+    def new_cache(self, capacity: int) -> SequenceCache:
+        """Empty caches for a sequence of at most ``capacity`` positions."""
+        return SequenceCache(self._model, self._own_entries, capacity, self.quantised)
 
     def forward(self, cache: SequenceCache, hidden: Any) -> Any:
-        """Evaluated hidden states (1, T, D) behind the last layer; ``cache`` advances by T."""
-        result = self.run(hidden, cache.at_length())
+        """Evaluated hidden states (1, T, D) after the last layer of the range; ``cache`` grows by T positions."""
+        result = self.run(hidden, cache.model_entries())
         mx.eval(result, cache.states())
         cache.length += hidden.shape[1]
         return result
 
     def run(self, hidden: Any, entries: list[Any]) -> Any:
-        """Hidden states (B, T, D) behind the last layer, not evaluated, with the model's cache list ``entries``."""
-        self._arriving = hidden
+        """Hidden states (B, T, D) after the last layer of the range, not evaluated; ``entries`` is the cache list."""
+        self._input = hidden
         with suppress(PassEnded):
             self._model(mx.zeros(hidden.shape[:2], mx.int32), cache=entries)
-        result, self._leaving = self._leaving.astype(self._dtype), None
+        result, self._output = self._output.astype(self._dtype), None
         return result

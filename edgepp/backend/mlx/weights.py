@@ -1,8 +1,8 @@
-"""Loads a part of a checkpoint into mlx-lm's own model object: some decoder layers, or all but them.
+"""Loads a part of a checkpoint into mlx-lm's own model object: some decoder layers, or everything else.
 
-mlx-lm loads lazily: a tensor's bytes are read when it is first evaluated. So the whole object costs next to
-nothing and only the tensors of the part are ever read. Every other parameter becomes NaN without memory: a
-mistake shows as NaN, never as plausible text from random weights.
+mlx-lm loads lazily: the bytes of a tensor are read when it is first evaluated. So the model object is cheap, and only
+the tensors of the part are read. Every other parameter becomes NaN without taking memory, so that a mistake gives NaN
+and not plausible text from random weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
 from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, find_layers
-from edgepp.backend.mlx.float32_layers import is_half, stays_stored, widen
+from edgepp.backend.mlx.float32_layers import is_half, is_promoted_in_use, widen
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.config.model_config import ModelConfig
@@ -27,25 +27,25 @@ from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.printable import one_line
 
 
-def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, wide: bool) -> Any:
-    """The model of ``checkpoint`` with the parameters of ``layers``, or of all but layers where that is None.
+def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, float32: bool) -> Any:
+    """The model of ``checkpoint`` with the parameters of ``layers``, or with all others where ``layers`` is None.
 
-    Nothing is evaluated. With ``wide`` every half-precision parameter is cast to float32, but for the big
-    matrices, which keep their stored dtype and promote in use.
+    Nothing is evaluated. With ``float32`` every half-precision parameter is cast to float32, except the large matrices,
+    which keep their stored dtype and are promoted in products.
 
     Raises:
         ModelError: mlx-lm does not know the family, or a tensor is absent or has the wrong shape.
     """
     if layers is None:
-        checkpoint.require_ends()
+        checkpoint.require_embedding_and_head()
 
     def classes(config: dict[str, Any]) -> tuple[Any, Any]:
         model_class, arguments = _get_classes(config)
-        check_honoured(checkpoint.settings, frozenset(inspect.signature(arguments).parameters))
-        return _partial(model_class, checkpoint, layers, wide), arguments
+        refuse_ignored_settings(checkpoint.settings, frozenset(inspect.signature(arguments).parameters))
+        return _partial(model_class, checkpoint, layers, float32), arguments
 
     try:
-        with tempfile.TemporaryDirectory(prefix="edgepp-") as folder:  # so mlx-lm sees no other file of the model's
+        with tempfile.TemporaryDirectory(prefix="edgepp-") as folder:  # so mlx-lm reads no other file of the model
             (Path(folder) / "config.json").write_text(json.dumps(checkpoint.settings.values), encoding="utf-8")
             model, _ = load_model(Path(folder), lazy=True, strict=False, get_model_classes=classes)
     except (*FORWARD_ERRORS, AssertionError, ImportError, ArithmeticError) as error:
@@ -53,14 +53,14 @@ def load_part(checkpoint: Checkpoint, layers: LayerRange | None, *, wide: bool) 
             f"mlx-lm cannot build {checkpoint.path.name} (family '{checkpoint.family}'): {one_line(str(error), 200)}",
             "see `edgepp models list` for models that work",
         ) from error
-    return widen(model) if wide else model
+    return widen(model) if float32 else model
 
 
-def check_honoured(model: ModelConfig, read: frozenset[str]) -> None:
-    """Refuse settings that mlx-lm would drop in silence, ``read`` being the keys that it reads for the family.
+def refuse_ignored_settings(model: ModelConfig, read: frozenset[str]) -> None:
+    """Refuse settings that mlx-lm would silently ignore; ``read`` are the keys that mlx-lm reads for the family.
 
     Raises:
-        ModelError: names the family and the key.
+        ModelError: a key is ignored; the sentence names the key and the family.
     """
     values, ignored = model.values, ""
     if "text_config" in read:
@@ -81,22 +81,22 @@ def check_honoured(model: ModelConfig, read: frozenset[str]) -> None:
         )
 
 
-def _partial(model_class: Any, checkpoint: Checkpoint, layers: LayerRange | None, wide: bool) -> Any:
-    """The family's class, but that it takes its weights from ``checkpoint``, and only those of the part."""
+def _partial(model_class: Any, checkpoint: Checkpoint, layers: LayerRange | None, float32: bool) -> Any:
+    """A subclass of the family's model class that loads the weights of the part from ``checkpoint``."""
 
     def sanitize(model: Any, _weights: dict[str, Any]) -> dict[str, Any]:
-        held = _lazy_weights(checkpoint)
-        return model_class.sanitize(model, held) if hasattr(model_class, "sanitize") else held
+        weights = _lazy_weights(checkpoint)
+        return model_class.sanitize(model, weights) if hasattr(model_class, "sanitize") else weights
 
     def load_weights(model: Any, weights: list[tuple[str, Any]], **_: Any) -> Any:
-        chosen = _choose(model, dict(weights), checkpoint, layers, wide)
+        chosen = _choose(model, dict(weights), checkpoint, layers, float32)
         return model_class.load_weights(model, chosen, strict=False)
 
     return type(model_class.__name__, (model_class,), {"sanitize": sanitize, "load_weights": load_weights})
 
 
 def _lazy_weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's tensors, each from the file that the index gives it; nothing is read yet."""
+    """The tensors of the checkpoint, each from the file that the index names; nothing is read yet."""
     weights: dict[str, Any] = {}
     for file in {place.file for place in checkpoint.tensors.values()}:
         loaded: Any = mx.load(str(file))
@@ -110,21 +110,21 @@ def _is_from(checkpoint: Checkpoint, name: str, file: Path) -> bool:
 
 
 def _choose(
-    model: Any, given: Mapping[str, Any], checkpoint: Checkpoint, layers: LayerRange | None, wide: bool
+    model: Any, given: Mapping[str, Any], checkpoint: Checkpoint, layers: LayerRange | None, float32: bool
 ) -> list[tuple[str, Any]]:
-    """A value for every parameter of ``model``: the given one inside the part, NaN outside."""
+    """A value for every parameter of ``model``: the given tensor inside the part, NaN outside."""
     path, _ = find_layers(model, checkpoint.family)
-    stored = stays_stored(model)
+    promoted = is_promoted_in_use(model)
     chosen, absent = [], []
     for name, parameter in tree_flatten(model.parameters()):
         layer = _layer(name, path)
         if (layer is not None) if layers is None else (layer is None or layer not in layers):
-            chosen.append((name, _nothing(parameter)))
+            chosen.append((name, _placeholder(parameter)))
         elif name not in given:
             absent.append(name)
         else:
             array = _checked(name, given[name], parameter, checkpoint.path)
-            cast = wide and is_half(array) and not stored(name)
+            cast = float32 and is_half(array) and not promoted(name)
             chosen.append((name, array.astype(mx.float32) if cast else array))
     if absent:
         raise ModelError(
@@ -141,8 +141,8 @@ def _layer(name: str, path: str) -> int | None:
     return int(name[len(path) + 1 :].split(".", 1)[0])
 
 
-def _nothing(parameter: Any) -> Any:
-    """One element shown in the parameter's shape: NaN, or zero for integers."""
+def _placeholder(parameter: Any) -> Any:
+    """One element broadcast to the shape of the parameter: NaN, or zero for integers."""
     floating = mx.issubdtype(parameter.dtype, mx.floating)
     return mx.broadcast_to(mx.array(float("nan") if floating else 0, parameter.dtype), parameter.shape)
 

@@ -1,7 +1,7 @@
 """Which architectures the ONNX graph can express, read from a model's configuration.
 
-Everything the graph takes for granted is checked here, so that a model runs as its authors meant it or is
-refused by name. Nothing here knows ONNX.
+Everything that the graph assumes is checked first, so a model is computed as its authors meant it, or is refused with
+the reason. This module does not import ONNX.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.config.model_config import PLAIN, ModelConfig
-from edgepp.model.shape import check_used, shape_in
+from edgepp.model.shape import refuse_unused_tensors, shape_from_config
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 FAMILIES = PLAIN
-"""mlx-lm's names of the architectures that the graph can express."""
+"""Architectures that the graph can express, by mlx-lm's names."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding in the half-split form; ``kind`` is ``default``, ``linear`` or ``llama3``."""
+    """Rotary position embedding over the two halves of a head; ``kind`` is ``default``, ``linear`` or ``llama3``."""
 
     head_dim: int
     base: float
@@ -33,11 +33,12 @@ class Rope:
     original_context: int = 8192
 
     def periods(self) -> Array:
-        """The (head_dim / 2,) periods of the rotations, in positions over 2 pi."""
+        """Positions per radian of each rotation, (head_dim / 2,)."""
         plain = self.base ** (np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
         if self.kind != "llama3":
             return plain * self.factor
-        # Llama 3.1: long wavelengths are stretched by the factor, short ones kept, those between blended.
+        # Llama 3.1: long wavelengths are stretched by the factor, short wavelengths stay, and between them the two
+        # blend.
         turns = self.original_context / (2 * np.pi * plain)
         keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         keep = np.clip(keep, 0.0, 1.0)
@@ -51,7 +52,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What sets one model of these families apart from another."""
+    """The sizes and options in which models of these families differ."""
 
     family: str
     hidden_size: int
@@ -64,31 +65,33 @@ class Architecture:
     biased: frozenset[str]
     """The projections that add a bias."""
     head_norms: bool
-    """Each query and key head is normalised before rotation (Qwen 3)."""
+    """Whether each query and key head is normalised before rotation (Qwen 3)."""
     tied: bool
-    """The output head is the embedding."""
+    """Whether the output head is the embedding."""
 
 
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
-    """The model's architecture.
+    """The architecture of the model, from its configuration.
 
     Raises:
-        ModelError: the graph cannot express it; says why.
+        ModelError: the graph cannot express the model; the sentence gives the reason.
     """
     model = checkpoint.settings
     if model.family not in FAMILIES:
-        raise _unfit(model, f"for it knows only {', '.join(FAMILIES)}")
+        raise _unsupported(model, f"as it supports only the families {', '.join(FAMILIES)}")
     if model.layer_types:
-        raise _unfit(model, f"which has layers of type sliding_attention, with a window of {model.window} positions")
+        raise _unsupported(
+            model, f"which has layers of type sliding_attention, with a window of {model.window} positions"
+        )
     if model.window is not None:
-        raise _unfit(model, f"whose attention sees a window of {model.window} positions")
+        raise _unsupported(model, f"whose attention sees a window of {model.window} positions")
     if model.interleaved:
-        raise _unfit(model, "whose rotary embedding turns neighbouring pairs (rope_traditional)")
+        raise _unsupported(model, "whose rotary embedding turns neighbouring pairs (rope_traditional)")
     if model.head_dim % 8:
-        raise _unfit(model, f"with heads of size {model.head_dim}")
-    for each in model.quantisations.modes():
-        if each.mode != "affine":
-            raise _unfit(model, f"whose weights are quantised as {each.mode}")
+        raise _unsupported(model, f"with heads of size {model.head_dim}")
+    for quantisation in model.quantisations.modes():
+        if quantisation.mode != "affine":
+            raise _unsupported(model, f"whose weights are quantised as {quantisation.mode}")
     return Architecture(
         family=model.family,
         hidden_size=model.hidden_size,
@@ -104,7 +107,7 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
     )
 
 
-def _unfit(model: ModelConfig, reason: str) -> ModelError:
+def _unsupported(model: ModelConfig, reason: str) -> ModelError:
     return ModelError(
         f"the onnx backend cannot run this {model.family} model, {reason}",
         "use --backend mlx, which runs what mlx-lm runs",
@@ -114,7 +117,7 @@ def _unfit(model: ModelConfig, reason: str) -> ModelError:
 def _rope(model: ModelConfig) -> Rope:
     rope = model.rope
     if rope.kind not in ("default", "linear", "llama3") or rope.base is None:
-        raise _unfit(model, f"whose rotary embedding is of type {rope.kind}")
+        raise _unsupported(model, f"whose rotary embedding is of type {rope.kind}")
     return Rope(
         head_dim=model.head_dim,
         base=rope.base,
@@ -127,21 +130,20 @@ def _rope(model: ModelConfig) -> Rope:
 
 
 def check_tensors(checkpoint: Checkpoint, layers: LayerRange | None) -> None:
-    """Hold the tensors of ``layers``, or of all but layers where that is None, to the shapes that the model has.
+    """Check the tensors of ``layers`` (None: of embedding, final norm and head) against the shapes of the architecture.
 
     Raises:
         ModelError: a tensor is absent, or of another shape.
     """
     model = checkpoint.settings
     if layers is None:
-        checkpoint.require_ends()
-        heads = ["model.embed_tokens", *([] if model.tied else ["lm_head"])]
-        for module in heads:
+        checkpoint.require_embedding_and_head()
+        for module in ("model.embed_tokens",) if model.tied else ("model.embed_tokens", "lm_head"):
             _check_matrix(checkpoint, module, model.vocab_size, model.hidden_size)
         _check_shape(checkpoint, "model.norm.weight", (model.hidden_size,))
         return
-    check_used(checkpoint, layers)
-    shape = shape_in(model)
+    refuse_unused_tensors(checkpoint, layers)
+    shape = shape_from_config(model)
     for n in range(layers.start, layers.stop):
         for name, (rows, columns) in shape.layer_matrices().items():
             _check_matrix(checkpoint, f"model.layers.{n}.{name}", rows, columns)
@@ -160,6 +162,6 @@ def _check_matrix(checkpoint: Checkpoint, module: str, rows: int, columns: int) 
 def _check_shape(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> None:
     place = checkpoint.tensors.get(name)
     if place is None:
-        raise ModelError(f"{checkpoint.path} lacks {name} of the part to load", "fetch it with `edgepp models pull`")
+        raise ModelError(f"{checkpoint.path} lacks the tensor {name}", "fetch it with `edgepp models pull`")
     if place.shape != shape:
         raise ModelError(f"{name} of {checkpoint.path.name} has shape {place.shape}; the model needs {shape}")

@@ -1,4 +1,4 @@
-"""A decoder session and the memory it is bound to: binding takes long, so what is bound stays so for a while."""
+"""A decoder session with its inputs and outputs bound to memory; recent bindings are kept, since binding is slow."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from edgepp.backend.onnx.architecture import Rope
 from edgepp.backend.onnx.kv_arena import LANES, Arena
 from edgepp.model.weights.checkpoint import Array
 
-_BINDINGS = 2 * LANES  # each lane's own and as many batches; the least recently used goes
+_BINDINGS = 2 * LANES  # one per lane and as many for batches; the least recently used binding is dropped
 
 
 class RopeTables:
-    """Cosines and sines, computed as far as the longest lane reaches."""
+    """Cosines and sines of the positions, computed as far as the longest lane reaches."""
 
     def __init__(self, rope: Rope) -> None:
         self._rope = rope
         self._tables = rope.tables(0)
 
-    def upto(self, positions: int) -> tuple[Array, Array]:
-        """Both tables, (positions, head_dim / 2)."""
+    def up_to(self, positions: int) -> tuple[Array, Array]:
+        """Cosines and sines, each (positions, head_dim / 2)."""
         if len(self._tables[0]) < positions:
             self._tables = self._rope.tables(positions)
         cos, sin = self._tables
@@ -41,7 +41,8 @@ class BoundSession:
     def run(self, arena: Arena, first: int, hidden: Array, totals: Sequence[int]) -> Array:
         """Run ``hidden`` (B, T, D) in lanes ``first`` to ``first + B - 1``; returns float32 (B, T, D).
 
-        Row i ends at position ``totals[i] - 1``, and the keys and values of its T positions are written. B or T is 1.
+        Row i ends at position ``totals[i] - 1``; the keys and values of its T positions are written to the lane. B or T
+        is 1.
         """
         key = (arena, first, len(hidden))
         bound = self._bound.get(key)
@@ -62,7 +63,7 @@ class _Binding:
         self._last = np.zeros(rows, np.int32)
         self._total = np.zeros((), np.int32)
         self._hidden = self._out = np.empty((rows, 0, 0), np.float32)
-        self._tables = tables.upto(arena.stride)
+        self._tables = tables.up_to(arena.stride)
         self._memory = arena.memory
         self._input("last", self._last)
         self._input("total", self._total)
@@ -73,7 +74,7 @@ class _Binding:
             self._output(f"present.{name}", memory[first : first + rows])
 
     def run(self, hidden: Array, totals: Sequence[int]) -> Array:
-        """See ``BoundSession.run``."""
+        """Run ``hidden`` (B, T, D), where row i ends at position ``totals[i] - 1``; returns a copy of the output."""
         if self._hidden.shape != hidden.shape:
             self._hidden = np.empty(hidden.shape, np.float32)
             self._out = np.empty_like(self._hidden)

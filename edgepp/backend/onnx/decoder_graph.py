@@ -1,8 +1,8 @@
-"""The Llama family's decoder layers, and the norm and head behind them, as ONNX graphs.
+"""The Llama family's decoder layers, and the final norm and output head, as ONNX graphs.
 
-Hidden states are (B, T, D) inside the graph. A residual sum is always made by the norm that follows it,
-also at a stage's first layer, where the norm adds zero: ONNX Runtime's plain and adding norms differ in the
-last bit, and a range of layers must give the same numbers whether it is one stage or several.
+Hidden states are (B, T, D) inside the graph. Every residual sum is computed by the norm that follows it, even at
+the first layer of a stage, where that norm adds zero: ONNX Runtime's norms with and without a sum differ in the last
+bit, and a layer range must give the same numbers as one stage and as several.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from edgepp.layers import LayerRange
 class DecoderGraph:
     """Decoder layers: ``hidden`` (B, T, D) in, ``out`` (B, T, D) out, and each layer's keys and values.
 
-    B or T is 1: several positions of one sequence, or the next one of several. Other inputs: ``last`` int32 (B,), the
-    last position of each; ``total`` int32 scalar, the largest of them and one; ``cos`` and ``sin`` (at least total,
-    head_dim / 2); ``past.N.key`` and ``past.N.value`` (B, kv_heads, S, head_dim), int8 where ``kv_bits``
-    is 8. The outputs ``present.N.*`` are meant to be bound to the same memory as their pasts.
+    B or T is 1: several positions of one sequence, or the next position of several sequences. Other inputs: ``last``
+    int32 (B,), the last position of each row; ``total`` int32 scalar, the largest ``last`` plus one; ``cos`` and
+    ``sin`` (at least total, head_dim / 2); ``past.N.key`` and ``past.N.value`` (B, kv_heads, S, head_dim), int8 where
+    ``kv_bits`` is 8. Bind the outputs ``present.N.*`` to the same memory as ``past.N.*``.
     """
 
     def __init__(self, graph: GraphBuilder, architecture: Architecture, kv_bits: int | None = None) -> None:
@@ -37,19 +37,19 @@ class DecoderGraph:
         self._cos = graph.input("cos", ["positions", architecture.head_dim // 2])
         self._sin = graph.input("sin", ["positions", architecture.head_dim // 2])
 
-    def build(self, layers: LayerRange, added: Callable[[int], None]) -> None:
-        """Add the layers; ``added`` is called with each."""
+    def build(self, layers: LayerRange, on_layer: Callable[[int], None]) -> None:
+        """Add the layers to the graph; ``on_layer`` is called with the number of each layer that was added."""
         g = self._graph
         shape: list[int | str] = ["batch", "tokens", self._arch.hidden_size]
         x = g.input("hidden", shape)
         delta = g.node("Sub", [x, x], [Value("zero")])
         for layer in range(layers.start, layers.stop):
             x, delta = self._layer(layer, x, delta)
-            added(layer)
+            on_layer(layer)
         g.output(g.add("out", x, delta), shape)
 
     def _layer(self, layer: int, x: Value, delta: Value) -> tuple[Value, Value]:
-        """One layer. Goes in and out: ``x``, and what the next norm is to add to it."""
+        """One layer: takes and returns ``x`` and the ``delta`` that the next norm adds to ``x``."""
         g, module, epsilon = self._graph, f"model.layers.{layer}", self._arch.epsilon
         h, x = g.add_rms_norm(f"{layer}.input", x, delta, f"{module}.input_layernorm", epsilon)
         attended = self._attention(layer, h, f"{module}.self_attn")
@@ -72,7 +72,7 @@ class DecoderGraph:
         return self._graph.linear(name, x, [f"{parent}.{projection}" for projection in projections], bias=bias)
 
     def _head_norms(self, layer: int, qkv: Value, module: str) -> tuple[Value, Value, Value]:
-        """Queries, keys and values apart, each query and key head normalised."""
+        """Queries, keys and values from their stacked projection; each query and key head is normalised."""
         g, arch = self._graph, self._arch
         widths = [arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim, arch.kv_heads * arch.head_dim]
         sizes = g.constant("qkv_widths", np.array(widths, np.int64))
@@ -89,7 +89,7 @@ class DecoderGraph:
         return g.node("Reshape", [normed, together], [Value(f"{x.name}.normed")])
 
     def _grouped_query_attention(self, layer: int, heads: tuple[Value, Value, Value]) -> Value:
-        """Rotates queries and keys, appends keys and values to the cache, attends causally."""
+        """Rotate queries and keys, append keys and values to the cache, and attend causally."""
         g, arch = self._graph, self._arch
         shape: list[int | str] = ["batch", arch.kv_heads, "positions", arch.head_dim]
         dtype = TensorProto.FLOAT if self._kv_bits is None else TensorProto.INT8
@@ -113,7 +113,7 @@ class DecoderGraph:
         return attended
 
     def _quantised(self, layer: int) -> tuple[list[Value], dict[str, object]]:
-        """What attention gets besides when keys and values are kept in few bits: inputs and attributes."""
+        """Additional inputs and attributes of attention where keys and values are stored in ``kv_bits`` bits."""
         if self._kv_bits is None:
             return [], {}
         names = (f"{layer}.key_steps", f"{layer}.value_steps")

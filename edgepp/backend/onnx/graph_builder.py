@@ -1,8 +1,7 @@
-"""Writes an ONNX graph in memory, one operator a method, and makes a session of it.
+"""Writes an ONNX graph in memory, one operator per method, and creates a session from it.
 
-Weights are handed over as external initialisers that point at memory, so the graph itself stays small and a
-mapped checkpoint is read, not copied. This module knows operators; ``onnx_decoder`` knows which of them
-make a decoder layer.
+Weights are external initialisers that point at memory, so the serialised graph stays small, and a mapped checkpoint is
+not copied. The operators of a decoder layer are put together in ``decoder_graph``.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.RuntimeException,
     RuntimeError,
 )
-"""What ONNX Runtime raises; its exceptions share no base class, and a bound run raises the last one."""
+"""Exceptions of ONNX Runtime, which have no base class in common; a run with bindings raises RuntimeError."""
 
 _MICROSOFT = "com.microsoft"
-_INT8, _FLOAT32 = 4, 0  # MatMulNBits' accuracy levels: what the activations are rounded to
-_INLINE_BYTES = 1024  # smaller initialisers go into the graph
-_SPIN_US = 200  # bridges the gap between two operators; body and head of one process do not fight over cores
-_EXACT_RESIDUE = 1e-6  # in steps of a 4-bit code: below what float32 arithmetic itself loses
+_INT8, _FLOAT32 = 4, 0  # accuracy levels of MatMulNBits: the type that activations are rounded to
+_INLINE_BYTES = 1024  # initialisers up to this size are stored in the graph itself
+_SPIN_US = 200  # bridges the gap between two operators, too short for two sessions of a process to compete for cores
+_EXACT_RESIDUE = 1e-6  # in steps of a 4-bit code: less than the rounding of float32 arithmetic
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ class Value:
 
 
 NOTHING = Value("")
-"""An optional input or output that is left out."""
+"""An omitted optional input or output."""
 
 
 class GraphBuilder:
-    """Collects the nodes and weights of one graph; every method adds an operator and returns its result."""
+    """Collects the nodes and weights of one graph; methods named after operators add one and return its result."""
 
     def __init__(self, checkpoint: Checkpoint, *, exact: bool) -> None:
         self.checkpoint = checkpoint
@@ -67,7 +66,7 @@ class GraphBuilder:
         self._means: dict[tuple[Value, int], Value] = {}
 
     def input(self, name: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> Value:
-        """An input of the graph; a name in the shape stands for any length."""
+        """Add an input of the graph; a name in ``shape`` stands for any length."""
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return Value(name)
 
@@ -76,7 +75,7 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(value.name, dtype, shape))
 
     def constant(self, name: str, array: Array) -> Value:
-        """A weight; the array must live until the session is made."""
+        """Add a weight, once per name; ``array`` must stay in memory until ``session`` is called."""
         if name not in self._initialisers:
             array = np.ascontiguousarray(array)
             if array.nbytes > _INLINE_BYTES:
@@ -94,7 +93,7 @@ class GraphBuilder:
         domain: str = "",
         **attributes: object,
     ) -> Value:
-        """Any operator; returns its first output."""
+        """Add any operator; returns its first output."""
         names = [value.name for value in outputs]
         node = helper.make_node(
             operator, [value.name for value in inputs], names, name=names[0], domain=domain, **attributes
@@ -107,11 +106,11 @@ class GraphBuilder:
         return self.node("Add", [a, b], [Value(name)])
 
     def norm_weight(self, module: str) -> Value:
-        """The weight of an RMS norm."""
+        """The weight of the RMS norm ``module``, as float32."""
         return self.constant(f"{module}.weight", self.checkpoint.array(f"{module}.weight").astype(np.float32))
 
     def rms_norm(self, name: str, x: Value, module: str, epsilon: float) -> Value:
-        """RMS norm over the last axis."""
+        """RMS norm of ``x`` over the last axis."""
         return self.node(
             "SimplifiedLayerNormalization",
             [x, self.norm_weight(module)],
@@ -122,7 +121,7 @@ class GraphBuilder:
         )
 
     def add_rms_norm(self, name: str, x: Value, delta: Value, module: str, epsilon: float) -> tuple[Value, Value]:
-        """``x + delta`` and its RMS norm, as (norm, sum)."""
+        """RMS norm of ``x + delta``, and that sum, as (norm, sum)."""
         total = Value(f"{name}.sum")
         normed = self.node(
             "SkipSimplifiedLayerNormalization",
@@ -139,7 +138,7 @@ class GraphBuilder:
         return self.node("Mul", [silu, up], [Value(name)])
 
     def linear(self, name: str, x: Value, modules: Sequence[str], *, bias: bool = False) -> Value:
-        """``x @ W.T (+ bias)``, the outputs of several ``modules`` side by side."""
+        """``x @ W.T (+ bias)``, with the outputs of several ``modules`` concatenated."""
         settings = {self.checkpoint.quantisation(module) for module in modules}
         if len(settings) > 1:
             parts = [self.linear(f"{name}.{i}", x, [module]) for i, module in enumerate(modules)]
@@ -190,7 +189,7 @@ class GraphBuilder:
         return self.add(out.name, product, correction)
 
     def _group_means(self, x: Value, group_size: int) -> Value:
-        """The means of ``x`` over each group of columns, (1, T, G); linears with the same input share them."""
+        """Means of ``x`` over each group of columns, (1, T, G); linears with the same input share one node."""
         key = (x, group_size)
         if key not in self._means:
             self._means[key] = self.node(
@@ -203,10 +202,10 @@ class GraphBuilder:
         return self._means[key]
 
     def session(self, options: BackendOptions) -> ort.InferenceSession:
-        """The graph, ready to run; the builder lets go of the weights.
+        """Create the session that runs the graph, and release the weights that the builder holds.
 
         Raises:
-            ModelError: ONNX Runtime does not take the graph.
+            ModelError: ONNX Runtime refuses the graph.
         """
         graph = helper.make_graph(self._nodes, "edgepp", self._inputs, self._outputs, list(self._initialisers.values()))
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_MICROSOFT, 1)]

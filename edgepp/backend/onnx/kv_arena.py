@@ -1,7 +1,9 @@
-"""Room for the KV caches of many sequences: lanes side by side, so that neighbours are one batch without a copy.
+"""Arenas: memory for the KV caches of many sequences, in lanes that follow each other in one array.
 
-A lane is address space. It takes memory page by page as positions are written, and gives all of it back when its
-sequence leaves; so a lane's length costs nothing, and a sequence need not be copied each time it doubles.
+Neighbouring lanes can be computed as one batch without a copy.
+
+A lane is address space: the system provides memory page by page as positions are written, and gets it back when the
+sequence is freed. So an unused part of a long lane costs nothing, and a growing sequence is rarely copied.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
 
 LANES = 32
-"""Lanes of an arena, and the most rows that one run takes."""
+"""Lanes per arena, and so the maximum number of rows per run."""
 
-_ADDRESSES = 16 << 30  # bytes of address space an arena may take, lest many long lanes exhaust a process's
-_DROP = getattr(mmap, "MADV_DONTNEED" if hasattr(mmap, "MADV_NOHUGEPAGE") else "MADV_FREE", None)  # Linux, or others
+_MAX_ARENA_BYTES = 16 << 30  # of address space, so that many long lanes do not exhaust that of the process
+_DROP = getattr(mmap, "MADV_DONTNEED" if hasattr(mmap, "MADV_NOHUGEPAGE") else "MADV_FREE", None)  # the first on Linux
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANON | getattr(mmap, "MAP_NORESERVE", 0)
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What the caches of one stage have in common."""
+    """Layers, sizes and dtype of the caches of one stage."""
 
     layers: LayerRange
     kv_heads: int
@@ -36,46 +38,46 @@ class CacheShape:
 
     @classmethod
     def of(cls, architecture: Architecture, layers: LayerRange, kv_bits: int | None) -> CacheShape:
-        """The shape that ``layers`` of the architecture need for float32 keys and values, or such of 8 bits."""
+        """The shape for ``layers`` of the architecture; keys and values are float32, or int8 where ``kv_bits`` is 8."""
         dtype: type[np.generic] = np.float32 if kv_bits is None else np.int8
         return cls(layers, architecture.kv_heads, architecture.head_dim, dtype)
 
     @cached_property
     def names(self) -> Sequence[str]:
-        """Each layer's keys and values, as the graph calls them."""
+        """Names of each layer's keys and values in the graph."""
         return [f"{layer}.{part}" for layer in range(self.layers.start, self.layers.stop) for part in ("key", "value")]
 
     @property
     def position_bytes(self) -> int:
-        """Bytes of one position's keys and values over all layers."""
+        """Bytes of the keys and values of one position in all layers."""
         return len(self.layers) * 2 * self.kv_heads * self.head_bytes
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of one head's key, or value, at one position."""
+        """Bytes of the key (or value) of one head at one position."""
         return self.head_dim * np.dtype(self.dtype).itemsize
 
     def resident_bytes(self, positions: int) -> int:
-        """Bytes of the pages that ``positions`` of one sequence touch; each head's lie apart."""
+        """Bytes of the memory pages that ``positions`` of one sequence touch; every head has pages of its own."""
         pages = -(-positions * self.head_bytes // mmap.PAGESIZE)
         return len(self.layers) * 2 * self.kv_heads * pages * mmap.PAGESIZE
 
 
 class Arena:
-    """Lanes of ``stride`` positions each; ``memory`` holds an array (lanes, kv_heads, stride, head_dim) a name."""
+    """Lanes of ``stride`` positions each; ``memory`` holds one array (lanes, kv_heads, stride, head_dim) per name."""
 
     def __init__(self, shape: CacheShape, stride: int) -> None:
-        """Take address space, for fewer lanes where the system is sparing of it.
+        """Reserve address space for ``LANES`` lanes, or for fewer where the system refuses so much.
 
         Raises:
-            MemoryError: not even one lane is to be had.
+            MemoryError: the system refuses even one lane.
         """
         self.stride = stride
         self._head_bytes = stride * shape.head_bytes
         self._part_bytes = shape.kv_heads * self._head_bytes
         self.memory: dict[str, Array] = {}
         lane_bytes = shape.position_bytes * stride
-        lanes = max(1, min(LANES, _ADDRESSES // lane_bytes))
+        lanes = max(1, min(LANES, _MAX_ARENA_BYTES // lane_bytes))
         while not self._map(shape, lanes):
             if lanes == 1:
                 raise MemoryError
@@ -91,24 +93,24 @@ class Arena:
             self._pages = {}
             return False
         for name, pages in self._pages.items():
-            if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page a head would be many times what is written
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):  # one huge page per head would be many times the bytes written
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
             self.memory[name] = np.frombuffer(pages, shape.dtype).reshape(rows)
         return True
 
     def take(self, lane: int | None = None) -> int:
-        """Occupy ``lane``, or the first that is free."""
+        """Occupy ``lane``, or the first free lane; returns its number."""
         chosen = min(self.free) if lane is None else lane
         self.free.remove(chosen)
         return chosen
 
     def release(self, lane: int) -> None:
-        """Give a lane's memory back to the system, as far as it is whole pages."""
+        """Free ``lane`` and give its whole memory pages back to the system."""
         self.free.add(lane)
         self._drop(lane * self._part_bytes, (lane + 1) * self._part_bytes)
 
     def cut(self, lane: int, length: int) -> None:
-        """Give the memory of a lane's positions from ``length`` on back to the system, as far as it is whole pages."""
+        """Give the whole memory pages of ``lane`` behind its first ``length`` positions back to the system."""
         kept = length * self._head_bytes // self.stride
         for start in range(lane * self._part_bytes, (lane + 1) * self._part_bytes, self._head_bytes):
             self._drop(start + kept, start + self._head_bytes)

@@ -1,4 +1,4 @@
-"""Where each sequence's keys and values lie: in which arena and lane, and when it pays to move them."""
+"""Lanes for sequences: which lane of which arena holds the keys and values of a sequence, and when to move them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from edgepp.backend.onnx.kv_arena import Arena, CacheShape
 FIRST_POSITIONS = 1024
 """Positions of the shortest lanes; a sequence that outgrows its lane moves to a longer one."""
 
-_QUADRUPLED = 4096  # longer lanes double: attention's working space grows with them
-_MOVED_BYTES = 64 << 20  # what one step copies at most to bring a batch together, or one sequence
+_QUADRUPLED = 4096  # positions; longer lanes only double, since the scratch memory of attention grows with the lane
+_MOVED_BYTES = 64 << 20  # a step stops gathering a batch once it has copied more; one sequence is always copied
 
 
 @dataclass(eq=False)
 class CachedSequence:
-    """One sequence: ``length`` positions are filled, in ``lane`` of ``arena``."""
+    """The keys and values of one sequence: ``length`` positions are filled, in ``lane`` of ``arena``."""
 
     number: int
     capacity: int
@@ -26,35 +26,35 @@ class CachedSequence:
     length: int = 0
     touched: int = 0
     """Positions whose pages are resident."""
-    companions: frozenset[int] = frozenset()
-    """The numbers of the batch that it was last in."""
+    last_batch: frozenset[int] = frozenset()
+    """The ``number`` of each sequence of the batch that this sequence was last in."""
 
 
 @dataclass(frozen=True)
 class LaneRun:
-    """Neighbouring lanes of an arena that are computed together."""
+    """Neighbouring lanes of an arena, from ``first`` on, which one run of the session computes."""
 
     arena: Arena
     first: int
-    places: tuple[CachedSequence, ...]
+    sequences: tuple[CachedSequence, ...]
 
 
-class SequenceCaches:
-    """The arenas of one stage and who lies where."""
+class LaneAllocator:
+    """The arenas of one stage, and the sequence in each lane."""
 
     def __init__(self, shape: CacheShape) -> None:
         self._shape = shape
         self._arenas: list[Arena] = []
-        self._places: dict[tuple[Arena, int], CachedSequence] = {}
-        self._opened = 0
+        self._occupied: dict[tuple[Arena, int], CachedSequence] = {}
+        self._num_opened = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of the pages that sequences have touched."""
-        return sum(self._shape.resident_bytes(place.touched) for place in self._places.values())
+        return sum(self._shape.resident_bytes(cached.touched) for cached in self._occupied.values())
 
     def open(self, capacity: int) -> CachedSequence:
-        """Room for a new sequence of at most ``capacity`` positions.
+        """A lane for a new sequence of at most ``capacity`` positions.
 
         Raises:
             MemoryError: the system gives no more address space.
@@ -62,86 +62,86 @@ class SequenceCaches:
         return self._occupy(FIRST_POSITIONS, capacity)
 
     def fork(self, source: CachedSequence, length: int, capacity: int) -> CachedSequence:
-        """Room for a new sequence of at most ``capacity`` positions, the first ``length`` of them ``source``'s.
+        """A lane for a new sequence of at most ``capacity`` positions, the first ``length`` copied from ``source``.
 
         Raises:
             MemoryError: the system gives no more address space.
         """
-        place = self._occupy(_stride(FIRST_POSITIONS, min(length + 1, capacity)), capacity)
-        _copy(source, place.arena, place.lane, length)
-        place.length = place.touched = length
-        return place
+        cached = self._occupy(_stride(FIRST_POSITIONS, min(length + 1, capacity)), capacity)
+        _copy(source, cached.arena, cached.lane, length)
+        cached.length = cached.touched = length
+        return cached
 
-    def resize(self, place: CachedSequence, capacity: int) -> None:
-        """Let a sequence reach ``capacity`` positions, at least those that it has, and give back memory for more."""
-        place.capacity = capacity
-        if place.touched > capacity:
-            place.arena.cut(place.lane, capacity)
-            place.touched = capacity
+    def resize(self, cached: CachedSequence, capacity: int) -> None:
+        """Set the capacity of a sequence, not below its length, and give memory beyond it back to the system."""
+        cached.capacity = capacity
+        if cached.touched > capacity:
+            cached.arena.cut(cached.lane, capacity)
+            cached.touched = capacity
 
-    def free(self, place: CachedSequence) -> None:
-        """Give a sequence's memory back."""
-        del self._places[place.arena, place.lane]
-        place.arena.release(place.lane)
+    def free(self, cached: CachedSequence) -> None:
+        """Give the lane of a sequence, and its memory, back."""
+        del self._occupied[cached.arena, cached.lane]
+        cached.arena.release(cached.lane)
 
-    def reserve(self, place: CachedSequence, positions: int) -> None:
-        """See to it that ``place`` can hold ``positions``.
+    def reserve(self, cached: CachedSequence, positions: int) -> None:
+        """Make room for ``positions`` positions; a sequence that outgrows its lane moves to a longer lane.
 
         Raises:
             MemoryError: the system gives no more address space.
         """
-        if positions > place.arena.stride:
-            arena = self._with_room(_stride(place.arena.stride, positions))
-            self._move(place, arena, min(arena.free))
-        place.touched = max(place.touched, positions)
+        if positions > cached.arena.stride:
+            arena = self._arena_with_free_lane(_stride(cached.arena.stride, positions))
+            self._move(cached, arena, min(arena.free))
+        cached.touched = max(cached.touched, positions)
 
     def runs(self, batch: Sequence[CachedSequence]) -> list[LaneRun]:
-        """Few runs that compute ``batch``, each place of which has room for one position more.
+        """The runs that compute one more position of each sequence of ``batch``, for which ``reserve`` made room.
 
-        A batch that comes a second time is brought together first, a few sequences a step: what comes once would be
-        copied for nothing.
+        A batch that comes a second time is first gathered into neighbouring lanes, a few sequences per step; for a
+        batch that comes only once, the copies would not pay.
         """
-        together = frozenset(place.number for place in batch)
+        together = frozenset(cached.number for cached in batch)
         runs = self._neighbours(batch)
-        if len(runs) > 1 and all(place.companions == together for place in batch):
-            with suppress(MemoryError):  # then it stays in pieces
+        if len(runs) > 1 and all(cached.last_batch == together for cached in batch):
+            with suppress(MemoryError):  # then the batch stays in several runs
                 self._gather(batch)
             runs = self._neighbours(batch)
-        for place in batch:
-            place.companions = together
+        for cached in batch:
+            cached.last_batch = together
         return runs
 
     def _neighbours(self, batch: Sequence[CachedSequence]) -> list[LaneRun]:
         runs: list[list[CachedSequence]] = []
-        for place in sorted(batch, key=lambda place: (self._arenas.index(place.arena), place.lane)):
+        for cached in sorted(batch, key=lambda cached: (self._arenas.index(cached.arena), cached.lane)):
             before = runs[-1][-1] if runs else None
-            if before is not None and before.arena is place.arena and before.lane + 1 == place.lane:
-                runs[-1].append(place)
+            if before is not None and before.arena is cached.arena and before.lane + 1 == cached.lane:
+                runs[-1].append(cached)
             else:
-                runs.append([place])
+                runs.append([cached])
         return [LaneRun(run[0].arena, run[0].lane, tuple(run)) for run in runs]
 
     def _gather(self, batch: Sequence[CachedSequence]) -> None:
-        """Move some of ``batch`` so that it comes to lie in neighbouring lanes, of the longest stride that it has."""
-        arena, lanes = self._window(batch, max(place.arena.stride for place in batch))
+        """Move some sequences of ``batch``, so that all are in neighbouring lanes of the longest stride among them."""
+        arena, lanes = self._window(batch, max(cached.arena.stride for cached in batch))
         vacant = [lane for lane in lanes if lane in arena.free]
         moved = 0
-        for place in batch:
-            if place.arena is arena and place.lane in lanes:
+        for cached in batch:
+            if cached.arena is arena and cached.lane in lanes:
                 continue
             if not vacant or moved > _MOVED_BYTES:
                 return
-            self._move(place, arena, vacant.pop())
-            moved += place.length * self._shape.position_bytes
+            self._move(cached, arena, vacant.pop())
+            moved += cached.length * self._shape.position_bytes
 
     def _window(self, batch: Sequence[CachedSequence], stride: int) -> tuple[Arena, range]:
-        """As many neighbouring lanes as ``batch`` needs, free but for it, and holding most of it already."""
+        """An arena and neighbouring lanes to gather ``batch`` in, free of others, with most of ``batch`` there."""
         best: tuple[int, Arena, range] | None = None
         for arena in self._arenas:
             if arena.stride != stride:
                 continue
             rows = min(len(batch), arena.lanes)
-            mine = {place.lane for place in batch if place.arena is arena}
+            mine = {cached.lane for cached in batch if cached.arena is arena}
             for first in range(arena.lanes - rows + 1):
                 lanes = range(first, first + rows)
                 held = len(mine.intersection(lanes))
@@ -153,28 +153,28 @@ class SequenceCaches:
         return self._arenas[-1], range(min(len(batch), self._arenas[-1].lanes))
 
     def _occupy(self, stride: int, capacity: int) -> CachedSequence:
-        arena = self._with_room(stride)
-        self._opened += 1
-        place = CachedSequence(self._opened, capacity, arena, arena.take())
-        self._places[arena, place.lane] = place
-        return place
+        arena = self._arena_with_free_lane(stride)
+        self._num_opened += 1
+        cached = CachedSequence(self._num_opened, capacity, arena, arena.take())
+        self._occupied[arena, cached.lane] = cached
+        return cached
 
-    def _with_room(self, stride: int) -> Arena:
+    def _arena_with_free_lane(self, stride: int) -> Arena:
         for arena in self._arenas:
             if arena.stride == stride and arena.free:
                 return arena
         self._arenas.append(Arena(self._shape, stride))
         return self._arenas[-1]
 
-    def _move(self, place: CachedSequence, arena: Arena, lane: int) -> None:
-        _copy(place, arena, lane, place.length)
-        self.free(place)
-        place.arena, place.lane, place.touched = arena, arena.take(lane), place.length + 1
-        self._places[arena, lane] = place
+    def _move(self, cached: CachedSequence, arena: Arena, lane: int) -> None:
+        _copy(cached, arena, lane, cached.length)
+        self.free(cached)
+        cached.arena, cached.lane, cached.touched = arena, arena.take(lane), cached.length + 1
+        self._occupied[arena, lane] = cached
 
 
 def _stride(stride: int, positions: int) -> int:
-    """The stride of lanes for ``positions``, from ``stride`` on."""
+    """The shortest stride for ``positions``, in steps of the allocator from ``stride`` on."""
     while stride < positions:
         stride *= 4 if stride < _QUADRUPLED else 2
     return stride

@@ -1,8 +1,9 @@
 """Scales for keys and values in 8 bits, from a layer's weights alone.
 
-ONNX Runtime's 8-bit cache has one fixed scale a channel, for all positions and sequences. A stage sees no text to
-measure ranges with, and numbers must not depend on what it has seen; but what goes into the projections has an RMS
-norm behind it, so their rows tell how far a channel reaches. Four bits with such scales would be mostly zeros.
+ONNX Runtime's 8-bit cache has one fixed scale per channel, for all positions and sequences. A stage has no text to
+measure ranges with, and results must not depend on earlier requests. But the input of the projections comes from an RMS
+norm, so the rows of their weights bound the range of each channel. With such scales, 4 bits would round most numbers to
+zero.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from edgepp.backend.onnx.weights import rows_of
 from edgepp.model.weights.checkpoint import Array, Checkpoint
 
 _REACH = 8.0
-"""In root mean squares over inputs of all directions. In text, most channels reach 2 and the farthest 8."""
+"""Range of a channel in root mean squares over inputs of all directions: in text, 2 for most channels, at most 8."""
 
 
 def scales(checkpoint: Checkpoint, architecture: Architecture, layer: int) -> tuple[Array, Array]:
-    """The steps of 8-bit keys and values, each float32 (1, kv_heads, 1, head_dim)."""
+    """Quantisation steps of 8-bit keys and of 8-bit values, each float32 (1, kv_heads, 1, head_dim)."""
     module = f"model.layers.{layer}"
     norm = checkpoint.array(f"{module}.input_layernorm.weight").astype(np.float32)
     attention = f"{module}.self_attn"
@@ -29,15 +30,15 @@ def scales(checkpoint: Checkpoint, architecture: Architecture, layer: int) -> tu
         keys = np.tile(weight * min(_REACH, math.sqrt(architecture.head_dim)), (architecture.kv_heads, 1))
     else:
         keys = _reach(checkpoint, architecture, f"{attention}.k_proj", norm)
-    first, second = np.split(keys, 2, axis=-1)  # rotation turns one into the other
+    first, second = np.split(keys, 2, axis=-1)  # rotation mixes the two halves
     values = _reach(checkpoint, architecture, f"{attention}.v_proj", norm)
     return _steps(np.tile(np.hypot(first, second), 2)), _steps(values)
 
 
 def _reach(checkpoint: Checkpoint, architecture: Architecture, module: str, norm: Array) -> Array:
-    """How far each output of a linear behind an RMS norm of weight ``norm`` goes, (kv_heads, head_dim)."""
+    """Largest absolute output, (kv_heads, head_dim), of a linear whose input is an RMS norm of weight ``norm``."""
     weight = np.abs(rows_of(checkpoint, module, slice(None)) * norm)
-    # Some tokens have nearly all of their norm in one channel: that must fit, too.
+    # Some tokens have nearly all of their norm in one channel, and that output must fit as well.
     reach = np.maximum(_REACH * np.sqrt((weight**2).sum(-1)), math.sqrt(norm.size) * weight.max(-1))
     if module.rpartition(".")[2] in architecture.biased:
         reach += np.abs(checkpoint.array(f"{module}.bias").astype(np.float32))

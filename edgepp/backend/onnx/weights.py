@@ -1,10 +1,9 @@
-"""MLX's linear weights in the layout of ONNX Runtime's MatMulNBits, as far as possible without a copy.
+"""MLX's linear weights in the layout of ONNX Runtime's MatMulNBits, without a copy where the codes agree.
 
-MLX stores a weight as ``scale * code + bias`` with one scale and bias a group. MatMulNBits computes ``scale
-* (code - zero_point)`` with an integer zero point. With ``zero_point = round(-bias / scale)`` there remains
-``residue = bias + scale * zero_point`` a group: nothing to speak of where MLX itself chose the biases, up
-to half a step of the code in weights that come from other formats. What remains is multiplied by the sum of
-the input over the group and added: that is exact.
+MLX stores a weight as ``scale * code + bias`` with one scale and one bias per group. MatMulNBits computes
+``scale * (code - zero_point)`` with an integer zero point. With ``zero_point = round(-bias / scale)`` each group keeps
+a ``residue = bias + scale * zero_point``: negligible where MLX chose the biases, up to half a step of the code in
+weights that come from other formats. The residue times the sum of the input over the group is added, which is exact.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ CONVERTED_GROUP = 32
 """Group size of unquantised weights that are converted to 8 bits."""
 
 _MAX_RESIDUE = 0.1
-"""In steps of a 4-bit code: above what MLX's own biases lose in bfloat16 (0.07), far below a half."""
+"""In steps of a 4-bit code: above the rounding of MLX's own biases to bfloat16 (0.07), far below a half."""
 
-_ROWS = 4096  # rows converted at a time, so that temporaries stay small beside the weights
+_ROWS = 4096  # rows converted at a time, so that temporary arrays stay small
 
 
 @dataclass(frozen=True)
 class NBits:
-    """One linear (N, K), or several stacked, in MatMulNBits' layout; G = K / group_size."""
+    """One linear (N, K), or several stacked, in the layout of MatMulNBits; G = K / group_size."""
 
     bits: int
     group_size: int
@@ -40,26 +39,26 @@ class NBits:
     scales: Array
     """(N, G) float32."""
     zero_points: Array | None
-    """(N, ceil(G * bits / 8)) uint8; None where all are the operator's default, the middle of the range."""
+    """(N, ceil(G * bits / 8)) uint8; None where all are the default, the middle of the range."""
     residue: Array | None
-    """(N, G) float32; None where rounding the zero points changed next to nothing."""
+    """(N, G) float32; None where it is negligible."""
 
     @property
     def rows(self) -> int:
-        """N, the outputs."""
+        """N, the number of outputs."""
         return int(self.codes.shape[0])
 
     @property
     def columns(self) -> int:
-        """K, the inputs."""
+        """K, the number of inputs."""
         return int(self.codes.shape[1]) * self.group_size
 
 
 def quantised(checkpoint: Checkpoint, modules: Sequence[str], *, max_residue: float = _MAX_RESIDUE) -> NBits:
-    """The equally quantised linears ``modules`` stacked; ``max_residue`` is in steps of a 4-bit code.
+    """Linears ``modules`` of one quantisation, stacked; residue up to ``max_residue`` steps of a 4-bit code is dropped.
 
     Raises:
-        ModelError: their tensors do not fit each other.
+        ModelError: shapes or dtypes of the tensors do not fit each other.
     """
     parts = [_read(checkpoint, module) for module in modules]
     bits = 4 if parts[0].bits <= 4 else 8
@@ -70,10 +69,10 @@ def quantised(checkpoint: Checkpoint, modules: Sequence[str], *, max_residue: fl
 
 
 def converted(checkpoint: Checkpoint, modules: Sequence[str]) -> NBits:
-    """The unquantised linears ``modules``, stacked and rounded to 8 bits: symmetric, in groups of 32.
+    """Unquantised linears ``modules``, stacked and rounded to 8 bits, symmetrically in groups of ``CONVERTED_GROUP``.
 
     Raises:
-        ModelError: their tensors do not fit each other.
+        ModelError: shapes or dtypes of the tensors do not fit each other.
     """
     sources = [_matrix(checkpoint, module) for module in modules]
     _check_stackable(sources)
@@ -94,10 +93,10 @@ def converted(checkpoint: Checkpoint, modules: Sequence[str]) -> NBits:
 
 
 def dense(checkpoint: Checkpoint, modules: Sequence[str]) -> Array:
-    """The equally stored linears ``modules`` as one float32 matrix (K, N).
+    """Linears ``modules``, all quantised alike or not at all, as one float32 matrix (K, N).
 
     Raises:
-        ModelError: their tensors do not fit each other.
+        ModelError: shapes or dtypes of the tensors do not fit each other.
     """
     _check_stackable([_matrix(checkpoint, module) for module in modules])
     rows = [len(checkpoint.array(f"{module}.weight")) for module in modules]
@@ -116,7 +115,7 @@ def rows_of(checkpoint: Checkpoint, module: str, rows: slice | Array) -> Array:
     """Rows of a linear or embedding as float32 (R, K): ``scale * code + bias`` where it is quantised.
 
     Raises:
-        ModelError: its tensors do not fit each other.
+        ModelError: shapes or dtypes of its tensors do not fit each other.
     """
     if checkpoint.quantisation(module) is None:
         return _matrix(checkpoint, module)[rows].astype(np.float32)
@@ -129,7 +128,7 @@ def rows_of(checkpoint: Checkpoint, module: str, rows: slice | Array) -> Array:
 
 
 def unpack(words: Array, bits: int) -> Array:
-    """Codes (R, K) uint8 of MLX's packed (R, K * bits / 32) uint32: a little-endian stream of bits a row."""
+    """Codes (R, K) uint8 of MLX's packed (R, K * bits / 32) uint32: each row is a little-endian stream of bits."""
     raw = np.ascontiguousarray(words).view(np.uint8)
     if bits == 8:
         return raw
@@ -141,7 +140,7 @@ def unpack(words: Array, bits: int) -> Array:
 
 @dataclass(frozen=True)
 class _Affine:
-    """Rows of one linear as MLX stores them, but for scales and biases (N, G) in float32."""
+    """Rows of one linear as MLX stores them, with scales and biases (N, G) converted to float32."""
 
     bits: int
     group_size: int
@@ -150,7 +149,7 @@ class _Affine:
     biases: Array
 
     def nbits(self, bits: int) -> Array:
-        """Codes of ``bits`` bits, 4 or 8, in MatMulNBits' layout: MLX's own bytes where it has as many."""
+        """Codes of ``bits`` bits, 4 or 8, in the layout of MatMulNBits: MLX's own bytes where MLX has as many bits."""
         if self.bits == bits:
             raw = self.words.view(np.uint8)
         else:
@@ -162,7 +161,7 @@ class _Affine:
 def _read(checkpoint: Checkpoint, module: str, rows: slice | Array = slice(None)) -> _Affine:
     quantisation = checkpoint.quantisation(module)
     if quantisation is None:
-        raise ModelError(f"{module} is not quantised, unlike the linears beside it")
+        raise ModelError(f"{module} is not quantised, unlike the linears that are stacked with it")
     words = _matrix(checkpoint, module)
     scales, biases = (checkpoint.array(f"{module}.{part}") for part in ("scales", "biases"))
     bits, group_size = quantisation.bits, quantisation.group_size
@@ -181,7 +180,7 @@ def _matrix(checkpoint: Checkpoint, module: str) -> Array:
 
 def _check_stackable(parts: Sequence[Array]) -> None:
     if len({part.shape[1:] for part in parts}) > 1:
-        raise ModelError("linears that share an input differ in width: the model is damaged")
+        raise ModelError("linears with the same input differ in width: the model is damaged", "pull the model again")
 
 
 def _stack(parts: Sequence[Array]) -> Array:
@@ -193,7 +192,7 @@ def _stack(parts: Sequence[Array]) -> Array:
 
 
 def _memory(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """An array whose memory goes back to the system when it is dropped; the heap keeps what it has lent."""
+    """An array in pages of its own, which go back to the system with the array, unlike memory of the heap."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
     return np.frombuffer(pages, dtype).reshape(shape)

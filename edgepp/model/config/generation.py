@@ -1,4 +1,4 @@
-"""How a model's makers want its tokens drawn, and with which tokens answers end: ``generation_config.json``."""
+"""Sampling defaults and end tokens that the authors of a model recommend, from ``generation_config.json``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgepp.model.config.section import Section
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What to draw with where a user says nothing else; a temperature of 0 takes the likeliest token."""
+    """Sampling options for requests that give none; a temperature of 0 takes the likeliest token."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -20,8 +20,8 @@ class GenerationDefaults:
     repetition_penalty: float = 1.0
 
 
-UNSAID = GenerationDefaults(temperature=0.6, top_p=0.9)
-"""For a model whose makers say nothing: what Meta gives for the Llama 3 Instruct models. Greedy chats tend to loop."""
+FALLBACK_DEFAULTS = GenerationDefaults(temperature=0.6, top_p=0.9)
+"""For models without recommendation: Meta's values for the Llama 3 Instruct models. Greedy chats tend to loop."""
 
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
@@ -32,13 +32,13 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
 
 
 def generation_defaults(path: Path) -> GenerationDefaults:
-    """What the model folder ``path`` recommends, read as transformers does: with ``do_sample`` false it is greedy.
+    """The recommendation in the model folder ``path``, read as transformers does: ``do_sample`` false means greedy.
 
     Raises:
-        ModelError: the file is damaged, or a value is not usable.
+        ModelError: the file is damaged, or a value is out of range.
     """
     section = _read(path, "generation_config.json")
-    said: dict[str, float] = {}
+    given: dict[str, float] = {}
     for name, (low, high) in _BOUNDS.items():
         value = section.get(name)
         if value is None:
@@ -47,24 +47,24 @@ def generation_defaults(path: Path) -> GenerationDefaults:
             section.refuse(name)
         if name == "top_k" and value != int(value):
             section.refuse(name)
-        said[name] = value
-    drawn = section.get("do_sample")
-    if drawn is None and not said:
-        return UNSAID
-    greedy = drawn is not None and not section.flag("do_sample")
+        given[name] = value
+    do_sample = section.get("do_sample")
+    if do_sample is None and not given:
+        return FALLBACK_DEFAULTS
+    greedy = do_sample is not None and not section.flag("do_sample")
     return GenerationDefaults(
-        temperature=0.0 if greedy else float(said.get("temperature", 1.0)),
-        top_p=float(said.get("top_p", 1.0)),
-        top_k=max(0, int(said.get("top_k", 0))),
-        repetition_penalty=float(said.get("repetition_penalty", 1.0)),
+        temperature=0.0 if greedy else float(given.get("temperature", 1.0)),
+        top_p=float(given.get("top_p", 1.0)),
+        top_k=max(0, int(given.get("top_k", 0))),
+        repetition_penalty=float(given.get("repetition_penalty", 1.0)),
     )
 
 
 def end_ids(path: Path) -> set[int]:
-    """The tokens that end an answer, by ``generation_config.json`` or else ``config.json``.
+    """Ids of the tokens that end an answer, from ``generation_config.json`` or else ``config.json``.
 
     Raises:
-        ModelError: one of the files is damaged, or gives something else than token ids.
+        ModelError: one of the files is damaged, or gives values that are not token ids.
     """
     for name in ("generation_config.json", "config.json"):
         section = _read(path, name)
@@ -78,7 +78,7 @@ def end_ids(path: Path) -> set[int]:
 
 
 def _read(path: Path, name: str) -> Section:
-    """The settings in one file of a model folder; none where there is no such file."""
+    """The settings in one file of a model folder; empty where there is no such file."""
     try:
         return Section(f"{name} of {path.name}", read_object(path / name))
     except FileNotFoundError:

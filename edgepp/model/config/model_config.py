@@ -1,8 +1,8 @@
-"""config.json, read once: what both backends, the planner and the fingerprint know of a model.
+"""config.json, checked and read once for both backends, the planner and the fingerprint.
 
-Files come from anywhere, so every key that edgepp relies on is checked for its type and its range. For the families in
-``PLAIN`` the whole computation is described by typed fields; what they cannot describe is refused by name, so that no
-backend drops it in silence. Other families run on mlx-lm alone, which reads a normalised copy of the file.
+Files come from anywhere, so every key that edgepp uses is checked for its type and range. For the families in ``PLAIN``
+typed fields describe the whole computation; a key that they cannot describe is refused by name, so that no backend
+silently ignores it. Other families run only on mlx-lm, which reads a normalised copy of the file.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from edgepp.model.config.rope import RopeConfig, read_rope
 from edgepp.model.config.section import Section
 
 PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-"""Families of one decoder layer: grouped attention with rotary positions, and a gated MLP."""
+"""Families with the decoder layer of Llama: grouped-query attention with rotary positions, and a gated MLP."""
 
 MAX_LAYERS = 1024
-"""Most decoder layers that are believed; the deepest published models have about 130."""
+"""Limit of the number of decoder layers; the deepest published models have about 130."""
 
 MAX_CONTEXT = 2**31 - 1
 DEFAULT_CONTEXT = 4096
 
 _QKV = frozenset({"q_proj", "k_proj", "v_proj"})
 _MLP = frozenset({"gate_proj", "up_proj", "down_proj"})
-_LONGEST_FAMILY = 64
+_MAX_FAMILY_CHARACTERS = 64
 _BASES = {"qwen2": 1_000_000.0}
 _ATTENTION = ("full_attention", "sliding_attention")
 _SILU = ("silu", "swish")
@@ -53,12 +53,12 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_experts": (None, 0, 1),
     "quantize_activations": (None, False),
 }
-"""Keys that would change what a plain family computes, and the values that change nothing."""
+"""Keys that could change what a plain family computes, and the values with which they do not."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model's configuration. A size is 0 where the family gives it by another name."""
+    """The configuration of a model. A size is 0 where the family has another key for it."""
 
     name: str
     family: str
@@ -66,12 +66,12 @@ class ModelConfig:
     hidden_size: int
     vocab_size: int
     context: int
-    """Most positions of a sequence; not beyond the window where every layer attends through one."""
+    """Maximum positions of a sequence; at most the window where every layer attends through one."""
     tied: bool
-    """The output head is the embedding."""
+    """Whether the output head is the embedding."""
     quantisations: Quantisations
     dtype: str
-    """Dtype of the unquantised tensors as the file gives it; empty where it does not."""
+    """Dtype of the unquantised tensors according to the file; empty where the file has none."""
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
@@ -81,22 +81,22 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     interleaved: bool = False
-    """Rotation turns neighbouring pairs instead of the two halves of a head."""
+    """Whether rotation pairs neighbouring numbers instead of the two halves of a head."""
     window: int | None = None
-    """Positions that sliding layers see."""
+    """Positions to which layers with a sliding window attend."""
     layer_types: tuple[str, ...] = ()
-    """Kind of attention of each layer; empty where all see the whole context, or their window holds it."""
+    """Kind of attention of each layer; empty where all layers have the same."""
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """What is computed, as a config.json that mlx-lm reads; equal for two spellings of one model."""
+    """The computation as a config.json that mlx-lm reads; equal for two spellings of one model."""
 
     @property
     def plain(self) -> bool:
-        """Whether the typed fields describe all that is computed."""
+        """Whether the typed fields describe the whole computation."""
         return self.family in PLAIN and self.rope.base is not None
 
     @property
     def biased(self) -> frozenset[str]:
-        """The linears of a plain family's layer that add a bias."""
+        """Linears with a bias in a layer of a plain family."""
         if self.family == "qwen2":
             return _QKV
         attention = _QKV | {"o_proj"} if self.attention_bias else frozenset()
@@ -104,42 +104,42 @@ class ModelConfig:
 
     @classmethod
     def read(cls, name: str, values: Mapping[str, Any], tensors: Iterable[str] = ()) -> ModelConfig:
-        """Read the configuration ``values`` of the model called ``name``, which has the ``tensors`` by name.
+        """Read the configuration ``values`` of the model ``name``; ``tensors`` are the names of its tensors.
 
         Raises:
-            ModelError: a value is of the wrong type or out of range, or asks for what edgepp does not compute.
+            ModelError: a value is of the wrong type or out of range, or asks for an unsupported computation.
         """
         return _read(name, values, frozenset(tensors))
 
 
 def _read(name: str, values: Mapping[str, Any], tensors: frozenset[str]) -> ModelConfig:
-    whole = Section(f"config.json of {name}", values)
+    root = Section(f"config.json of {name}", values)
     inner = values.get("text_config")
     nested = isinstance(inner, dict) and "num_hidden_layers" in inner
-    text = whole.section("text_config") if nested else whole
-    family = whole.text("model_type", "unknown")
-    if len(family) > _LONGEST_FAMILY or not family.isprintable():
-        whole.refuse("model_type")
-    _refuse_code(name, whole)
-    _check_counts(whole)
-    if text is not whole:
+    text = root.section("text_config") if nested else root
+    family = root.text("model_type", "unknown")
+    if len(family) > _MAX_FAMILY_CHARACTERS or not family.isprintable():
+        root.refuse("model_type")
+    _refuse_code(name, root)
+    _check_counts(root)
+    if text is not root:
         _check_counts(text)
     context = text.size("max_position_embeddings", DEFAULT_CONTEXT, MAX_CONTEXT)
     common: dict[str, Any] = {
         "name": name,
         "family": family,
-        "num_layers": text.size("num_hidden_layers", most=MAX_LAYERS),
+        "num_layers": text.size("num_hidden_layers", maximum=MAX_LAYERS),
         "hidden_size": text.size("hidden_size"),
         "vocab_size": text.size("vocab_size"),
         "context": context,
-        "tied": _tied(whole, text, tensors),
-        "quantisations": read_quantisations(whole, text),
-        "dtype": _dtype(text) or _dtype(whole),
+        "tied": _tied(root, text, tensors),
+        "quantisations": read_quantisations(root, text),
+        "dtype": _dtype(text) or _dtype(root),
     }
     if family in PLAIN and not nested:
-        return _plain(whole, common)
+        return _plain(root, common)
     common |= _optional_sizes(text, common["hidden_size"])
-    return ModelConfig(**common, values=normalised(whole, text, common["quantisations"], tensors))
+    return ModelConfig(**common, values=normalised(root, text, common["quantisations"], tensors))
 
 
 def _refuse_code(name: str, whole: Section) -> None:
@@ -147,12 +147,12 @@ def _refuse_code(name: str, whole: Section) -> None:
         if whole.get(key) is not None:
             raise ModelError(
                 f"{name} wants to run code of its own ({key} in config.json), which edgepp never does",
-                "use a model of a family that mlx-lm knows",
+                "use a model of a family that mlx-lm supports",
             )
 
 
 def _check_counts(section: Section) -> None:
-    """Hold what is allocated or iterated by number to what a model can have, and common keys to their types."""
+    """Limit numbers such as those of layers and experts, by which memory is allocated; check types of common keys."""
     for key, value in section.values.items():
         if _COUNTED.search(key) and isinstance(value, int) and not -1 <= value <= 4 * MAX_LAYERS:
             section.refuse(key)
@@ -168,16 +168,16 @@ def _dtype(section: Section) -> str:
     return section.text("torch_dtype", section.text("dtype", "")).removeprefix("torch.")
 
 
-def _tied(whole: Section, text: Section, tensors: frozenset[str]) -> bool:
-    """As the file says; where it is silent, the head is the embedding only if there is no other."""
-    for section in (whole, text):
+def _tied(root: Section, text: Section, tensors: frozenset[str]) -> bool:
+    """Whether the head is the embedding: as the file says, or else if the tensors include no head."""
+    for section in (root, text):
         if section.get("tie_word_embeddings") is not None:
             return section.flag("tie_word_embeddings")
     return not has_head(tensors)
 
 
 def _optional_sizes(text: Section, hidden: int) -> dict[str, int]:
-    """Sizes that the planner wants; lists, one entry a layer, and absent ones become 0."""
+    """Sizes that the planner uses; a size that is absent, or a list with one entry per layer, becomes 0."""
 
     def size(key: str) -> int:
         return 0 if isinstance(text.get(key), list) or text.get(key) is None else text.size(key)
@@ -201,13 +201,13 @@ def _plain(config: Section, common: dict[str, Any]) -> ModelConfig:
             f"{config.where} gives {heads} heads of size {head_dim} over {kv_heads} key-value heads",
             "take the file from where the model was published",
         )
-    _refuse_others(config, family)
+    _refuse_unsupported(config, family)
     kinds, window = _attention(config, family, common["num_layers"], common["context"])
     rope = read_rope(config, head_dim, common["context"], kinds or ("full_attention",))
-    if rope.part != 1.0:
+    if rope.rotated_part != 1.0:
         raise ModelError(
-            f"{config.where} rotates only a part of each head (partial_rotary_factor is {rope.part}), which models of"
-            f" family {family} cannot",
+            f"{config.where} rotates only a part of each head (partial_rotary_factor is {rope.rotated_part}), which"
+            f" models of family {family} cannot",
             "take the file from where the model was published",
         )
     if rope.base is None:
@@ -232,8 +232,8 @@ def _plain(config: Section, common: dict[str, Any]) -> ModelConfig:
     return replace(model, values=_described(model, positions))
 
 
-def _refuse_others(config: Section, family: str) -> None:
-    """Refuse what neither backend computes for these families."""
+def _refuse_unsupported(config: Section, family: str) -> None:
+    """Refuse keys that ask for a computation which neither backend supports for these families."""
     neutral = {**_NEUTRAL, "hidden_act": (None, *_SILU)}
     if family == "qwen3":
         neutral |= {"attention_bias": (None, False), "mlp_bias": (None, False), "rope_traditional": (None, False)}
@@ -249,7 +249,7 @@ def _refuse_others(config: Section, family: str) -> None:
 
 
 def _attention(config: Section, family: str, layers: int, context: int) -> tuple[tuple[str, ...], int | None]:
-    """Kinds of the layers' attention, where some slide and mlx-lm knows it, and the window of those that do."""
+    """Kinds of attention of the layers where they differ and mlx-lm supports that, and the window of sliding layers."""
     kinds = config.get("layer_types")
     if kinds is None:
         slides = config.flag("use_sliding_window", family == "mistral") and config.get("sliding_window") is not None
@@ -267,12 +267,12 @@ def _attention(config: Section, family: str, layers: int, context: int) -> tuple
 
 
 def _slides_from(config: Section) -> int:
-    """First layer that attends through the window."""
+    """Number of the first layer that attends through the window."""
     return config.size("max_window_layers") if config.get("max_window_layers") else 0
 
 
 def _described(model: ModelConfig, positions: int) -> dict[str, Any]:
-    """config.json of a plain family: every key that counts and no other, as mlx-lm reads them."""
+    """config.json of a plain family with every key that matters and no other, as mlx-lm reads them."""
     values: dict[str, Any] = {
         "model_type": model.family,
         "hidden_size": model.hidden_size,

@@ -1,4 +1,4 @@
-"""How a checkpoint's weights are quantised, in the one form that both backends read."""
+"""The quantisation of the weights of a checkpoint, in one form for both backends."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from edgepp.model.config.section import Section
 _BITS = (2, 3, 4, 5, 6, 8)
 _GROUP_SIZES = (16, 32, 64, 128, 256)
 _MODES: Mapping[str, tuple[int, int]] = {"affine": (4, 64), "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}
-"""MLX's modes, with the bits and the group size that each has where none are given."""
+"""MLX's modes, each with its default bits and group size."""
 _METHODS = ("mxfp4", "mxfp8")
-"""Other programs' methods whose weights MLX reads as they are."""
+"""Methods of other programs whose weights MLX reads without conversion."""
 
 
 @dataclass(frozen=True)
 class Quantisation:
-    """MLX quantisation of one linear: ``bits`` a weight, and one scale (affine: and bias) a group along the input."""
+    """MLX quantisation of a linear: ``bits`` per weight, one scale (affine: and one bias) per group along the input."""
 
     bits: int
     group_size: int
@@ -29,22 +29,22 @@ class Quantisation:
 
 @dataclass(frozen=True)
 class Quantisations:
-    """The quantisation of a model's linears: one for all, and exceptions by module name (None: not quantised)."""
+    """The quantisation of the linears of a model: the usual one, and exceptions by module name (None: unquantised)."""
 
     usual: Quantisation | None = None
-    own: Mapping[str, Quantisation | None] = field(default_factory=dict)
+    exceptions: Mapping[str, Quantisation | None] = field(default_factory=dict)
 
     def of(self, module: str) -> Quantisation | None:
-        """The quantisation of ``module``, provided that it has scales."""
-        return self.own.get(module, self.usual)
+        """The quantisation of ``module``, if the module is quantised at all: that is, has scales."""
+        return self.exceptions.get(module, self.usual)
 
     def modes(self) -> set[Quantisation]:
         """Every quantisation that occurs."""
-        return {each for each in (self.usual, *self.own.values()) if each is not None}
+        return {one for one in (self.usual, *self.exceptions.values()) if one is not None}
 
     def to_config(self) -> dict[str, Any]:
-        """``quantization`` of config.json, as mlx-lm reads it."""
-        return {**_numbers(self.usual), **{module: each and _numbers(each) for module, each in self.own.items()}}
+        """The value of ``quantization`` in a config.json, as mlx-lm reads it."""
+        return {**_numbers(self.usual), **{module: one and _numbers(one) for module, one in self.exceptions.items()}}
 
 
 def _numbers(quantisation: Quantisation | None) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def _numbers(quantisation: Quantisation | None) -> dict[str, Any]:
 
 
 def read_quantisations(*sections: Section) -> Quantisations:
-    """The quantisation that the first of ``sections`` with one describes.
+    """The quantisation in the first of ``sections`` that describes one.
 
     Raises:
-        ModelError: it is of a kind that edgepp does not read, or not described.
+        ModelError: the method or mode is not supported, or numbers are missing or out of range.
     """
     for section in sections:
         for key in ("quantization", "quantization_config"):
@@ -79,16 +79,16 @@ def _read(described: Section) -> Quantisations:
             "`mlx_lm.convert --quantize`",
         )
     usual = _one(described, complete=True)
-    own = {
+    exceptions = {
         module: _one(described.section(module)) if isinstance(value, dict) else usual if value else None
         for module, value in described.values.items()
         if isinstance(value, dict | bool)
     }
-    return Quantisations(usual, own)
+    return Quantisations(usual, exceptions)
 
 
 def _one(described: Section, *, complete: bool = False) -> Quantisation:
-    """One linear's quantisation; unless it must be ``complete``, absent numbers are those that its mode has."""
+    """One quantisation; absent numbers are the defaults of the mode, unless the section must be ``complete``."""
     mode = described.text("mode", "affine")
     if mode not in _MODES:
         raise ModelError(
@@ -100,7 +100,7 @@ def _one(described: Section, *, complete: bool = False) -> Quantisation:
     if chosen.bits not in _BITS or chosen.group_size not in _GROUP_SIZES:
         raise ModelError(
             f"weights are quantised in {chosen.bits} bits and groups of {chosen.group_size} ({described.where}),"
-            " which MLX does not know",
+            " which MLX does not support",
             "convert the model with `mlx_lm.convert`",
         )
     return chosen

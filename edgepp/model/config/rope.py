@@ -1,7 +1,7 @@
-"""Rotary position embedding as configurations have spelled it over the years, brought to one form.
+"""Rotary position embedding, read from any of the spellings that configurations have.
 
-Spellings: ``rope_theta`` and ``rope_scaling`` at the top; both inside ``rope_parameters`` (transformers 5), where they
-may also lie one level down, by layer type; ``type`` or ``rope_type`` for the kind of scaling.
+Spellings: ``rope_theta`` and ``rope_scaling`` at the top level; both in ``rope_parameters`` (transformers 5), either
+directly or per layer type; ``type`` or ``rope_type`` for the kind of scaling.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _ALIASES = {"su": "longrope", "deepseek_yarn": "yarn"}
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotations of one kind of layer."""
+    """The rotary position embedding of a kind of layer."""
 
     base: float | None = None
     kind: str = "default"
     scaling: Mapping[str, Any] = field(default_factory=dict)
-    """What the kind needs besides, every key present."""
-    part: float = 1.0
-    """Part of each head that is rotated."""
+    """Parameters of the kind, with every key present."""
+    rotated_part: float = 1.0
+    """Fraction of each head that is rotated."""
 
     def to_scaling(self) -> dict[str, Any] | None:
-        """``rope_scaling`` as every reader understands it; None where nothing is scaled."""
+        """The value of ``rope_scaling`` in a config.json, with both names of the kind; None where nothing is scaled."""
         if self.kind == "default":
             return None
         return {"type": self.kind, "rope_type": self.kind, **self.scaling}
 
 
 def read_rope(config: Section, head_dim: int, context: int, kinds: Iterable[str] = ()) -> RopeConfig:
-    """The rotations that ``config`` describes for layers of ``kinds``, which must be one for all.
+    """The rotations that ``config`` describes for layers of ``kinds``, which must all have the same.
 
     Raises:
         ModelError: a value is unusable, two spellings contradict each other, or the kinds differ.
@@ -45,7 +45,7 @@ def read_rope(config: Section, head_dim: int, context: int, kinds: Iterable[str]
     nested = {kind: new.section(kind) for kind, value in new.values.items() if isinstance(value, dict)}
     if nested:
         wanted = [nested[kind] for kind in dict.fromkeys(kinds) if kind in nested] or list(nested.values())
-        forms = [_one(config, each, head_dim, context) for each in wanted]
+        forms = [_one(config, section, head_dim, context) for section in wanted]
         if any(form != forms[0] for form in forms):
             raise _contradiction(config, "rope_parameters", "several rotary embeddings", "this family has one")
         form = forms[0]
@@ -68,12 +68,12 @@ def _one(config: Section, part: Section, head_dim: int, context: int) -> RopeCon
         base=_agreed(config, part, "rope_theta"),
         kind=kind,
         scaling=_scaling(kind, config, part, head_dim, context),
-        part=_agreed(config, part, "partial_rotary_factor") or 1.0,
+        rotated_part=_agreed(config, part, "partial_rotary_factor") or 1.0,
     )
 
 
 def _agreed(config: Section, part: Section, key: str) -> float | None:
-    """The number ``key``, given at the top or in ``part``, or the same in both."""
+    """The number ``key``, from the top level or from ``part``; if both have the key, the numbers must be equal."""
     values = {section.number(key) for section in (config, part) if section.get(key) is not None}
     if len(values) > 1:
         raise _contradiction(config, key, str(config.get(key)), part.where)
@@ -112,7 +112,7 @@ def _scaling(kind: str, config: Section, part: Section, head_dim: int, context: 
 
 
 def _original(config: Section, part: Section, context: int) -> int:
-    """Positions that a model was trained on before its context was stretched."""
+    """Context of the model in positions before it was extended."""
     return part.size("original_max_position_embeddings", config.size("original_max_position_embeddings", context))
 
 

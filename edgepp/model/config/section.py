@@ -1,4 +1,4 @@
-"""A JSON object of settings, read with checks: each key is of its type and in its range, or is refused by name."""
+"""A JSON object of settings whose values are checked for type and range when they are read."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _HINT = "take the model from where it was published, or correct the file"
 
 @dataclass(frozen=True)
 class Section:
-    """Settings of one model; ``where`` names them in errors. A key that is null counts as absent."""
+    """Settings of a model; ``where`` names their place in error messages. A null value counts as absent."""
 
     where: str
     values: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """The value of ``key`` as it is; None where it is absent."""
+        """The unchecked value of ``key``; None where it is absent."""
         return self.values.get(key)
 
-    def size(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
-        """A whole number from 1 to ``most``.
+    def size(self, key: str, default: int | None = None, maximum: int = 2**31 - 1) -> int:
+        """A whole number from 1 to ``maximum``.
 
         Raises:
-            ModelError: it is none, or is absent and has no default.
+            ModelError: the value is another, or is absent and has no default.
         """
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if type(value) is not int or not 0 < value <= most:
+        if type(value) is not int or not 0 < value <= maximum:
             self.refuse(key)
         return value
 
@@ -40,7 +40,7 @@ class Section:
         """A positive, finite number.
 
         Raises:
-            ModelError: it is none, or is absent and has no default.
+            ModelError: the value is another, or is absent and has no default.
         """
         value = self.get(key)
         if value is None and default is not None:
@@ -53,7 +53,7 @@ class Section:
         """A list of ``length`` positive, finite numbers.
 
         Raises:
-            ModelError: it is none.
+            ModelError: the value is another.
         """
         value = self.get(key)
         if not isinstance(value, list) or len(value) != length:
@@ -64,7 +64,7 @@ class Section:
         """True or false.
 
         Raises:
-            ModelError: it is neither.
+            ModelError: the value is neither.
         """
         value = self.get(key)
         if value is None:
@@ -77,7 +77,7 @@ class Section:
         """A string.
 
         Raises:
-            ModelError: it is none.
+            ModelError: the value is not a string.
         """
         value = self.get(key)
         if value is None:
@@ -87,10 +87,10 @@ class Section:
         return value
 
     def section(self, key: str) -> Section:
-        """A JSON object; empty where it is absent.
+        """A JSON object as a section; empty where the key is absent.
 
         Raises:
-            ModelError: it is no object.
+            ModelError: the value is not an object.
         """
         value = self.get(key)
         if value is None:
@@ -100,7 +100,7 @@ class Section:
         return Section(f"{key} in {self.where}", value)
 
     def refuse(self, key: str) -> NoReturn:
-        """Refuse the value of ``key``.
+        """Raise the error for an unusable value of ``key``.
 
         Raises:
             ModelError: always.

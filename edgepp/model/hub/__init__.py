@@ -1,1 +1,1 @@
-"""A model hub over HTTP: listings, byte ranges of files, and what of a repository is on this disk."""
+"""Models from a hub over HTTP: listings, byte ranges of files, and the snapshots on this disk."""

@@ -1,6 +1,6 @@
-"""HTTP to a model hub: what a repository holds, and any range of any file's bytes.
+"""Client of a model hub: the files of a repository, and any byte range of a file.
 
-The environment gives ``HF_ENDPOINT`` and ``HF_TOKEN``. A body that breaks off is taken up where it ended.
+``HF_ENDPOINT`` and ``HF_TOKEN`` come from the environment. A transfer that breaks off is resumed at the last byte.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from edgepp.model.hub.http import (
     STALL_BYTES,
     TRY_AGAIN,
     HubUnreachable,
-    answer,
-    bounded,
-    explained,
-    pieces,
+    explain_errors,
+    iter_body,
+    open_response,
+    read_body,
 )
 from edgepp.model.weights.weight_files import is_plain
 
-_ATTEMPTS = 5
-_WAIT_S = 1.0
-_ELSEWHERE = "take the model from another repository"
-_LISTING_BYTES = 8 << 20
+_MAX_ATTEMPTS = 5
+_RETRY_BASE_S = 1.0
+_OTHER_REPOSITORY_HINT = "take the model from another repository"
+_MAX_LISTING_BYTES = 8 << 20
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files in the root of a repository at one commit, each with its bytes where the hub tells them."""
+    """The files in the root of a repository at one commit, with their sizes in bytes; 0 is an unknown size."""
 
     commit: str
     files: Mapping[str, int]
@@ -49,7 +49,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class FileChunk:
-    """Some bytes of a file of ``size`` bytes; ``ranged`` says that the server sends ranges on request."""
+    """Bytes from ``offset`` of a file of ``size`` bytes; ``ranged`` tells whether the server supports byte ranges."""
 
     offset: int
     data: bytes
@@ -58,16 +58,16 @@ class FileChunk:
 
 
 def _files(siblings: Iterable[Any]) -> Iterator[tuple[str, int]]:
-    """Names and sizes of listed files that could be plain ones.
+    """Names and sizes of the listed files with plain names.
 
     Raises:
-        ValueError: an entry is no file.
+        ValueError: an entry is not a file.
     """
-    for each in siblings:
-        name, size = (each.get("rfilename"), each.get("size")) if isinstance(each, dict) else (None, None)
+    for entry in siblings:
+        name, size = (entry.get("rfilename"), entry.get("size")) if isinstance(entry, dict) else (None, None)
         size = 0 if size is None else size
         if not isinstance(name, str) or type(size) is not int or size < 0:
-            raise ValueError("it lists what is no file")
+            raise ValueError("it lists entries that are not files")
         if is_plain(name):
             yield name, size
 
@@ -78,44 +78,46 @@ class HubClient:
     def __init__(self, repository: str) -> None:
         self.repository = repository
         self.endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        token = get_token()  # HF_TOKEN, or what `hf auth login` kept; dropped when a redirect leaves the hub
+        token = get_token()  # HF_TOKEN or that of `hf auth login`; dropped by httpx2 when a redirect leaves the hub
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """End every stream at its next bytes, and make no new attempts."""
+        """End every stream at its next bytes, without new attempts."""
         self._closed.set()
 
     def listing(self, revision: str) -> Listing:
-        """What the repository holds at ``revision``, names that could not be plain files left out.
+        """The files of the repository at ``revision``, except those without plain names.
 
         Raises:
-            ModelError: there is no such repository or revision, it may not be read, or the answer is no listing.
+            ModelError: there is no such repository or revision, or it may not be read, or the answer is not a listing.
             HubUnreachable: the hub does not answer.
         """
         url = f"{self.endpoint}/api/models/{self.repository}/revision/{quote(revision, safe='')}?blobs=true"
-        with explained(self.repository, self.endpoint), answer(url, self._headers) as response:
-            facts = parse_object(bounded(response, _LISTING_BYTES))
-            commit, siblings = facts.get("sha"), facts.get("siblings")
+        with explain_errors(self.repository, self.endpoint), open_response(url, self._headers) as response:
+            answer = parse_object(read_body(response, _MAX_LISTING_BYTES))
+            commit, siblings = answer.get("sha"), answer.get("siblings")
             if not isinstance(commit, str) or not is_commit(commit):
                 raise ModelError(f"{self.endpoint} names no commit for {self.repository}", CHECK_ENDPOINT)
             if not isinstance(siblings, list):
                 raise ValueError("it lists no files")
             return Listing(commit, dict(_files(siblings)))
 
-    def read(self, commit: str, name: str, limit: int, listed: int = 0) -> bytes:
-        """The whole of a small file; ``listed`` is its size where the listing gave one.
+    def read(self, commit: str, name: str, max_bytes: int, listed_bytes: int = 0) -> bytes:
+        """The contents of a small file; ``listed_bytes`` is its size in the listing, 0 if unknown.
 
         Raises:
-            ModelError: it is larger than ``limit`` bytes, or of another size than listed.
+            ModelError: the file is larger than ``max_bytes``, or of another size than listed.
+            HubUnreachable: the hub stopped answering.
         """
         body = bytearray()
         size = 0
         for chunk in self.stream(commit, name):
-            self.check_size(name, chunk.size, listed)
-            if chunk.size > limit:
+            self.check_size(name, chunk.size, listed_bytes)
+            if chunk.size > max_bytes:
                 raise ModelError(
-                    f"{name} of {self.repository} has {chunk.size} bytes, which it cannot need", _ELSEWHERE
+                    f"{name} of {self.repository} has {chunk.size} bytes, which such a file cannot need",
+                    _OTHER_REPOSITORY_HINT,
                 )
             size = chunk.size
             body[chunk.offset :] = chunk.data
@@ -124,10 +126,10 @@ class HubClient:
         return bytes(body)
 
     def check_size(self, name: str, size: int, expected: int) -> None:
-        """Hold a file's announced size to the ``expected`` one; 0 is not known.
+        """Check the announced size of a file; an ``expected`` size of 0 is unknown.
 
         Raises:
-            ModelError: they differ.
+            ModelError: the sizes differ.
         """
         if expected and size != expected:
             raise ModelError(
@@ -136,11 +138,13 @@ class HubClient:
             )
 
     def stream(self, commit: str, name: str, start: int = 0, stop: int | None = None) -> Generator[FileChunk]:
-        """Bytes ``[start, stop)`` of a file; a server that knows no ranges sends all of it, from 0.
+        """Bytes ``[start, stop)`` of a file; a server without byte ranges sends the whole file, from 0.
+
+        The first chunk is empty and tells the size. A transfer that breaks off is resumed.
 
         Raises:
-            ModelError: there is no such file, it may not be read, or the server sends other bytes than it announced.
-            HubUnreachable: the hub stopped answering, and several new attempts brought next to nothing.
+            ModelError: there is no such file, or it may not be read, or the server sends more bytes than announced.
+            HubUnreachable: the hub stopped answering, and several new attempts failed as well.
         """
         position = furthest = start
         end = stop
@@ -159,19 +163,24 @@ class HubClient:
             except HubUnreachable as error:
                 broken = error
             failures = 0 if furthest - before >= STALL_BYTES else failures + 1
-            if failures >= _ATTEMPTS and (end is None or position < end):
+            if failures >= _MAX_ATTEMPTS and (end is None or position < end):
                 raise broken or HubUnreachable(f"{self.endpoint} sends only a part of {name}", TRY_AGAIN)
             if broken is not None:
-                self._closed.wait(_WAIT_S * 2**failures)
+                self._closed.wait(_RETRY_BASE_S * 2**failures)
 
     def _request(self, commit: str, name: str, start: int, stop: int | None) -> Iterator[FileChunk]:
         url = hf_hub_url(self.repository, name, revision=commit, endpoint=self.endpoint)
-        asked = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
-        with explained(self.repository, self.endpoint), answer(url, {**self._headers, **asked}) as response:
-            offset, end, size = self._placed(response, start)
+        range_header = (
+            {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        )
+        with (
+            explain_errors(self.repository, self.endpoint),
+            open_response(url, {**self._headers, **range_header}) as response,
+        ):
+            offset, end, size = self._body_range(response, start)
             ranged = response.status_code == 206
-            yield FileChunk(offset, b"", size, ranged)  # tells the size, also of an empty file
-            for data in pieces(response):
+            yield FileChunk(offset, b"", size, ranged)  # gives the size, also of an empty file
+            for data in iter_body(response):
                 if offset + len(data) > end:
                     raise ModelError(
                         f"{response.url.host} sends more bytes of {name} than it announced", CHECK_ENDPOINT
@@ -179,8 +188,8 @@ class HubClient:
                 yield FileChunk(offset, data, size, ranged)
                 offset += len(data)
 
-    def _placed(self, response: httpx2.Response, start: int) -> tuple[int, int, int]:
-        """Where in the file the body begins and ends, and the file's size."""
+    def _body_range(self, response: httpx2.Response, start: int) -> tuple[int, int, int]:
+        """The range of the file that the body holds, as (start, stop), and the size of the file."""
         plain = response.headers.get("Content-Encoding", "identity") == "identity"
         if plain and response.status_code == 206:
             match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -190,5 +199,6 @@ class HubClient:
         if plain and response.status_code == 200 and _LENGTH.fullmatch(length):
             return 0, int(length), int(length)
         raise ModelError(
-            f"{response.url.host} answered a request for bytes of {self.repository} with others", CHECK_ENDPOINT
+            f"{response.url.host} answered a request for a byte range of {self.repository} with another range",
+            CHECK_ENDPOINT,
         )

@@ -1,4 +1,4 @@
-"""From the hub to this disk: the small files, then the byte ranges of the tensors that are wanted."""
+"""Downloads a model from the hub: the small files, then the byte ranges of the needed tensors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 
 from edgepp.errors import ModelError
-from edgepp.model.bounded_files import most_bytes
+from edgepp.model.bounded_files import max_file_bytes
 from edgepp.model.cache import Progress, cannot_write, check_space, locked
 from edgepp.model.catalogue.cards import Card
 from edgepp.model.catalogue.source import HubRepository
 from edgepp.model.hub.client import HubClient
 from edgepp.model.hub.http import HubUnreachable
-from edgepp.model.hub.snapshot import Snapshot, on_disk, recorded, root
+from edgepp.model.hub.snapshot import Snapshot, find_on_disk, recorded_snapshot, repository_folder
 from edgepp.model.weights.byte_ranges import Range, cut, total
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.model_parts import ModelParts, summary, weight_files
@@ -25,50 +25,50 @@ from edgepp.safe_files import write_atomically
 
 _CONNECTIONS = 4
 _PIECE_BYTES = 32 << 20
-_SAVE_BYTES = 256 << 20
-_HEAD_BYTES = 256 << 10  # more than the header of most files, and little beside their weights
+_SAVE_BYTES = 256 << 20  # downloaded between two updates of the record of a partial file
+_HEAD_BYTES = 256 << 10  # more than the header of most files, and little compared to their weights
 
 _SPARE_BYTES = 64 << 20
-_SMALL_FILES_BYTES = 512 << 20
+_MAX_SMALL_FILES_BYTES = 512 << 20
 
 Piece = tuple[PartialFile, Range]
 
 
 def download(source: HubRepository, parts: ModelParts, on_progress: Progress | None, newest: bool) -> Path:
-    """Fetch what this disk lacks of ``parts`` and return the model's folder.
+    """Fetch the missing files and tensors of ``parts``; returns the folder of the model.
 
     Raises:
-        ModelError: the repository does not hold them or may not be read, or the disk is full.
-        HubUnreachable: the hub does not answer; what has come so far is kept.
+        ModelError: the repository lacks these parts or may not be read, or the disk is full.
+        HubUnreachable: the hub does not answer; bytes that arrived are kept for the next attempt.
     """
     hub = HubClient(source.name)
-    with locked(root(source) / "lock", on_progress):
-        if not newest and (found := on_disk(source, parts)):
+    with locked(repository_folder(source) / "lock", on_progress):
+        if not newest and (found := find_on_disk(source, parts)):
             return found  # another process fetched it while this one waited
-        known = recorded(source)
+        known = recorded_snapshot(source)
         try:
             listing = hub.listing(known.commit if known and not newest else source.revision)
         except HubUnreachable as error:
-            if found := on_disk(source, parts):
+            if found := find_on_disk(source, parts):
                 return found
-            lacking = (
-                f"only in part on this disk, without {summary(known.absent(parts))}" if known else "not on this disk"
+            where = (
+                f"only in part on this disk, without {summary(known.missing(parts))}" if known else "not on this disk"
             )
-            raise HubUnreachable(f"{source.name} is {lacking}, and {error}", error.hint) from error
+            raise HubUnreachable(f"{source.name} is {where}, and {error}", error.hint) from error
         snapshot = Snapshot(source, listing.commit)
         try:
-            snapshot.record(listing.files)
-            _fill(hub, snapshot, parts, _Counter(on_progress))
+            snapshot.save_listing(listing.files)
+            _fill(hub, snapshot, parts, _ProgressCounter(on_progress))
         except OSError as error:
             raise cannot_write(snapshot.folder, error) from error
         return snapshot.folder
 
 
-class _Counter:
-    """Bytes done of bytes to do, told to the caller; one thread at a time gets through."""
+class _ProgressCounter:
+    """Counts the bytes done and the bytes in all for ``on_progress``; safe from several threads."""
 
     def __init__(self, on_progress: Progress | None) -> None:
-        self._tell = on_progress
+        self._on_progress = on_progress
         self._lock = threading.Lock()
         self._done = self._total = 0
 
@@ -78,17 +78,17 @@ class _Counter:
     def add(self, count: int, what: str) -> None:
         with self._lock:
             self._done += count
-            if self._tell is not None:
-                self._tell(min(self._done, self._total), self._total, what)
+            if self._on_progress is not None:
+                self._on_progress(min(self._done, self._total), self._total, what)
 
 
-def _fill(hub: HubClient, snapshot: Snapshot, parts: ModelParts, counter: _Counter) -> None:
+def _fill(hub: HubClient, snapshot: Snapshot, parts: ModelParts, counter: _ProgressCounter) -> None:
     folder, listed = snapshot.folder, snapshot.listed()
     small = sorted(name for name in listed if parts.wants_file(name) and not (folder / name).is_file())
     counter.expect(_checked_total(snapshot, sum(listed[name] for name in small)))
     fetched = 0
     for name in small:
-        data = hub.read(snapshot.commit, name, most_bytes(name), listed[name])
+        data = hub.read(snapshot.commit, name, max_file_bytes(name), listed[name])
         fetched = _checked_total(snapshot, fetched + len(data))
         write_atomically(folder / name, data)
         counter.add(len(data), name)
@@ -109,22 +109,22 @@ def _fill(hub: HubClient, snapshot: Snapshot, parts: ModelParts, counter: _Count
         (file, piece) for file, ranges, ranged in plan for piece in (cut(ranges, _PIECE_BYTES) if ranged else ranges)
     ]
     _fetch_pieces(hub, snapshot.commit, pieces, counter)
-    if absent := snapshot.absent(parts):
+    if absent := snapshot.missing(parts):
         raise ModelError(f"{snapshot.source.name} does not hold {summary(absent)}")
 
 
 def _checked_total(snapshot: Snapshot, count: int) -> int:
-    """The bytes of the files that hold no weights, which a repository may not pile up."""
-    if count > _SMALL_FILES_BYTES:
+    """Check ``count``, the bytes of all files without weights; returns ``count``."""
+    if count > _MAX_SMALL_FILES_BYTES:
         raise ModelError(
-            f"{snapshot.source.name} has over {_SMALL_FILES_BYTES >> 20} MiB beside its weights, which no model needs",
+            f"{snapshot.source.name} has over {_MAX_SMALL_FILES_BYTES >> 20} MiB of small files, which no model needs",
             "take the model from another repository",
         )
     return count
 
 
 def _check_config(folder: Path, parts: ModelParts, card: Card | None) -> None:
-    """Refuse before gigabytes are fetched: a model that runs code of its own, has no such layers or is another one."""
+    """Check config.json before weights are fetched: the layers must exist, and the sizes must be those of the card."""
     settings = Checkpoint.open(folder).settings
     count = settings.num_layers
     if parts.layers is not None and parts.layers.stop > count:
@@ -146,22 +146,22 @@ def _check_config(folder: Path, parts: ModelParts, card: Card | None) -> None:
 def _plan(
     hub: HubClient, snapshot: Snapshot, name: str, listed: int, parts: ModelParts
 ) -> list[tuple[PartialFile, list[Range], bool]]:
-    """What to fetch of one file, and whether the hub sends ranges; else it sends the whole file."""
+    """The ranges to fetch of a file, and whether the hub supports ranges; if not, the only range is the whole file."""
     path = snapshot.folder / name
     file = PartialFile.open(path)
     if file is None:
         head, size, ranged = _head(hub, snapshot.commit, name, listed)
         file = PartialFile.create(path, size, head)
-    elif file.absent(parts.wants):
+    elif file.missing_tensors(parts.wants):
         with closing(hub.stream(snapshot.commit, name, 0, 8)) as chunks:
             ranged = next(chunks).ranged
-    if not file.absent(parts.wants):
+    if not file.missing_tensors(parts.wants):
         return []
-    return [(file, file.missing(parts.wants) if ranged else [(0, file.size)], ranged)]
+    return [(file, file.missing_ranges(parts.wants) if ranged else [(0, file.size)], ranged)]
 
 
 def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, int, bool]:
-    """The first bytes of a safetensors file with all of its header, the file's size, and whether ranges are sent."""
+    """First bytes of a safetensors file including the header, size of the file, and whether the hub supports ranges."""
     head = bytearray()
     size, ranged = 0, False
     stop = _HEAD_BYTES
@@ -177,8 +177,8 @@ def _head(hub: HubClient, commit: str, name: str, listed: int) -> tuple[bytes, i
     return bytes(head), size, ranged
 
 
-def _fetch_pieces(hub: HubClient, commit: str, plan: Sequence[Piece], counter: _Counter) -> None:
-    """Fetch the pieces over several connections; whatever happens, what has come is recorded."""
+def _fetch_pieces(hub: HubClient, commit: str, plan: Sequence[Piece], counter: _ProgressCounter) -> None:
+    """Fetch the pieces over several connections; the bytes that arrived are recorded even after an error."""
 
     def fetch_piece(file: PartialFile, piece: Range) -> int:
         with closing(hub.stream(commit, file.path.name, *piece)) as chunks:

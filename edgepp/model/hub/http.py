@@ -1,7 +1,7 @@
-"""One HTTP answer of a model hub: behind a few redirects, at more than a trickle, and explained where it fails.
+"""HTTP requests to a model hub, with limits on redirects, time and bytes, and errors that users understand.
 
-Requests go through huggingface_hub's session, so its proxies, certificates and offline switch hold here too. No body is
-read but by ``pieces`` and ``bounded``, so a server that never ends costs what its reader allows.
+Requests go through huggingface_hub's session, so its proxies, certificates and offline switch apply. Bodies are read
+only by ``iter_body`` and ``read_body``, so a server that sends without end costs no more than their limits.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from edgepp.printable import one_line
 TRY_AGAIN = "try again in a while"
 CHECK_ENDPOINT = "check HF_ENDPOINT"
 STALL_S, STALL_BYTES = 30.0, 16 << 10
-"""A connection that brings fewer bytes in that time counts as broken."""
+"""A connection that brings fewer than ``STALL_BYTES`` in ``STALL_S`` seconds counts as broken."""
 
 _TIMEOUT = httpx2.Timeout(20.0, connect=10.0)
-_HEADERS_S = 60.0  # a server may send them a byte within every timeout
+_HEADERS_TIMEOUT_S = 60.0  # in all: a server may send one byte within every timeout
 _CHUNK_BYTES = 256 << 10
-_REDIRECTS = 5
-_ERROR_BYTES = 64 << 10
-_BUSY = {408, 429, 500, 502, 503, 504}
+_MAX_REDIRECTS = 5
+_MAX_ERROR_BYTES = 64 << 10
+_BUSY_STATUS = {408, 429, 500, 502, 503, 504}
 
 
 class HubUnreachable(ModelError):  # noqa: N818 - like StageLost: what happened, not whose fault
-    """No answer from the hub: no network, offline by choice, or it is down."""
+    """The hub does not answer: no network, offline mode, or the hub is down."""
 
 
 @contextmanager
-def answer(url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
-    """The answer to a GET; no body is read but that of an error, and little of that.
+def open_response(url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+    """The response to a GET, with its body unread.
 
     Raises:
-        ModelError: it redirects in circles.
-        HubUnreachable: its headers do not come.
-        HfHubHTTPError, HTTPError: as the libraries see it, for ``explained`` to explain.
+        ModelError: there are too many redirects.
+        HubUnreachable: the headers do not arrive in time.
+        HfHubHTTPError, HTTPError: from the libraries; ``explain_errors`` turns them into a ModelError.
     """
     client = get_session()
     request = client.build_request("GET", url, headers={"Accept-Encoding": "identity", **headers}, timeout=_TIMEOUT)
-    for _ in range(_REDIRECTS + 1):
-        response = _headers_of(client, request)
+    for _ in range(_MAX_REDIRECTS + 1):
+        response = _send(client, request)
         try:
             if response.next_request is None:
                 if response.status_code >= 400:
-                    _raise_for(response)
+                    _raise_for_status(response)
                 yield response
                 return
             request = response.next_request
@@ -68,24 +68,24 @@ def answer(url: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
     raise ModelError(f"{httpx2.URL(url).host} redirects in circles", CHECK_ENDPOINT)
 
 
-def _headers_of(client: httpx2.Client, request: httpx2.Request) -> httpx2.Response:
-    """The answer up to its body, which is not read."""
+def _send(client: httpx2.Client, request: httpx2.Request) -> httpx2.Response:
+    """The response with its body unread; waits at most ``_HEADERS_TIMEOUT_S`` for the headers."""
     future: Future[httpx2.Response] = Future()
 
-    def send() -> None:
+    def send_request() -> None:
         try:
             future.set_result(client.send(request, stream=True, follow_redirects=False))
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             future.set_exception(error)
 
-    threading.Thread(target=send, name="hub-headers", daemon=True).start()
+    threading.Thread(target=send_request, name="hub-headers", daemon=True).start()
     try:
-        return future.result(_HEADERS_S)
+        return future.result(_HEADERS_TIMEOUT_S)
     except TimeoutError as error:
         if future.done():
             raise
         future.add_done_callback(_close)
-        raise HubUnreachable(f"{request.url.host} does not finish its answer's headers", TRY_AGAIN) from error
+        raise HubUnreachable(f"{request.url.host} does not finish the headers of its answer", TRY_AGAIN) from error
 
 
 def _close(late: Future[httpx2.Response]) -> None:
@@ -93,11 +93,11 @@ def _close(late: Future[httpx2.Response]) -> None:
         late.result().close()
 
 
-def _raise_for(response: httpx2.Response) -> None:
+def _raise_for_status(response: httpx2.Response) -> None:
     body = bytearray()
-    for data in pieces(response):
+    for data in iter_body(response):
         body += data
-        if len(body) > _ERROR_BYTES:
+        if len(body) > _MAX_ERROR_BYTES:
             break
     headers = {key: value for key, value in response.headers.items() if key.startswith("x-")}
     hf_raise_for_status(
@@ -105,47 +105,47 @@ def _raise_for(response: httpx2.Response) -> None:
     )
 
 
-def bounded(response: httpx2.Response, most: int) -> bytes:
-    """The whole body of at most ``most`` bytes.
+def read_body(response: httpx2.Response, max_bytes: int) -> bytes:
+    """The whole body, of at most ``max_bytes`` bytes.
 
     Raises:
-        ValueError: it is longer, or encoded.
+        ValueError: the body is longer, or compressed.
     """
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise ValueError("it encodes what should be plain")
+        raise ValueError("it compresses its answer")
     body = bytearray()
-    for data in pieces(response):
+    for data in iter_body(response):
         body += data
-        if len(body) > most:
-            raise ValueError(f"its listing has more than {most >> 20} MiB")
+        if len(body) > max_bytes:
+            raise ValueError(f"its listing has more than {max_bytes >> 20} MiB")
     return bytes(body)
 
 
-def pieces(response: httpx2.Response) -> Iterator[bytes]:
-    """The body as it comes, in pieces of about ``_CHUNK_BYTES``.
+def iter_body(response: httpx2.Response) -> Iterator[bytes]:
+    """The body as it arrives, in pieces of at least ``_CHUNK_BYTES`` bytes, except the last.
 
     Raises:
-        HubUnreachable: it comes so slowly that it would hardly end.
+        HubUnreachable: the body arrives too slowly.
     """
-    waiting = bytearray()
-    since, arrived = time.monotonic(), 0
+    pending = bytearray()
+    window_start, arrived_bytes = time.monotonic(), 0
     for data in response.iter_raw():
-        waiting += data
-        arrived += len(data)
-        if time.monotonic() - since > STALL_S:
-            if arrived < STALL_BYTES:
+        pending += data
+        arrived_bytes += len(data)
+        if time.monotonic() - window_start > STALL_S:
+            if arrived_bytes < STALL_BYTES:
                 raise HubUnreachable(f"{response.url.host} sends next to nothing", TRY_AGAIN)
-            since, arrived = time.monotonic(), 0
-        if len(waiting) >= _CHUNK_BYTES:
-            yield bytes(waiting)
-            waiting.clear()
-    if waiting:
-        yield bytes(waiting)
+            window_start, arrived_bytes = time.monotonic(), 0
+        if len(pending) >= _CHUNK_BYTES:
+            yield bytes(pending)
+            pending.clear()
+    if pending:
+        yield bytes(pending)
 
 
 @contextmanager
-def explained(name: str, endpoint: str) -> Iterator[None]:
-    """Turn what huggingface_hub and its HTTP library raise about the repository ``name`` into a sentence and a hint."""
+def explain_errors(name: str, endpoint: str) -> Iterator[None]:
+    """Turn errors of huggingface_hub and its HTTP library about repository ``name`` into a ModelError with a hint."""
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -166,7 +166,7 @@ def explained(name: str, endpoint: str) -> Iterator[None]:
         raise ModelError(f"{name} lacks a file that it lists", TRY_AGAIN) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        kind = HubUnreachable if status in _BUSY else ModelError
+        kind = HubUnreachable if status in _BUSY_STATUS else ModelError
         raise kind(f"{endpoint} answered {status} for {name}", TRY_AGAIN) from error
     except (httpx2.TransportError, ConnectionError) as error:
         raise HubUnreachable(

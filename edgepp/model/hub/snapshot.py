@@ -1,7 +1,7 @@
-"""Hub models on this disk: edgepp's own cache, and what other programs keep in huggingface_hub's.
+"""Hub models on this disk: in edgepp's own cache, and in that of huggingface_hub.
 
-``<cache>/hub/<org>--<name>/<commit>/<name>/`` is a folder in mlx-lm format. Beside it ``files.json`` lists the
-repository, and ``<cache>/hub/<org>--<name>/refs/`` says which commit a branch meant when it was first asked for.
+``<cache>/hub/<org>--<name>/<commit>/<name>/`` is a folder in mlx-lm format. ``<commit>/files.json`` lists the files of
+the repository, and ``<cache>/hub/<org>--<name>/refs/<branch>`` names the commit of a branch at its first fetch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from edgepp.errors import ModelError
-from edgepp.model.bounded_files import INDEX_BYTES, read_bounded, read_object
+from edgepp.model.bounded_files import MAX_INDEX_BYTES, read_bounded, read_object
 from edgepp.model.cache import cache_dir
 from edgepp.model.catalogue.source import HubRepository, is_commit
 from edgepp.model.weights.model_parts import ModelParts, missing_files
-from edgepp.model.weights.weight_files import files_here, is_plain
+from edgepp.model.weights.weight_files import is_plain, regular_files
 from edgepp.safe_files import write_atomically
 
 _COMMIT_BYTES = 40
@@ -25,73 +25,73 @@ _COMMIT_BYTES = 40
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of a repository in edgepp's cache, complete or not."""
+    """One commit of a repository in edgepp's cache, complete or partial."""
 
     source: HubRepository
     commit: str
 
     @property
     def folder(self) -> Path:
-        """The model in mlx-lm format."""
+        """The folder of the model in mlx-lm format."""
         return self._root / self.source.name.split("/")[1]
 
     @property
     def _root(self) -> Path:
-        return root(self.source) / self.commit
+        return repository_folder(self.source) / self.commit
 
     def listed(self) -> dict[str, int]:
-        """The repository's files and their bytes, as the hub listed them; none before the first fetch.
+        """Name and bytes of each file of the repository, as the hub listed them; empty before the first fetch.
 
         Raises:
-            ModelError: the record is damaged.
+            ModelError: ``files.json`` is damaged.
         """
-        record = self._root / "files.json"
+        path = self._root / "files.json"
         try:
-            files = read_object(record, INDEX_BYTES)
+            files = read_object(path, MAX_INDEX_BYTES)
         except FileNotFoundError:
             return {}
         if not all(is_plain(name) and type(size) is int and size >= 0 for name, size in files.items()):
-            raise ModelError(f"{record} is damaged: it does not list files", "delete it")
+            raise ModelError(f"{path} is damaged: it does not list files", "delete it")
         return files
 
-    def record(self, files: Mapping[str, int]) -> None:
-        """Note what the repository holds, and that this commit is what the source's revision means."""
+    def save_listing(self, files: Mapping[str, int]) -> None:
+        """Write the listing of the repository, and that the revision of the source means this commit."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._root / "files.json", json.dumps(dict(files)).encode())
         reference = _reference(self.source)
         reference.parent.mkdir(exist_ok=True)
         write_atomically(reference, self.commit.encode())
 
-    def absent(self, parts: ModelParts) -> list[str]:
-        """Names of the files and tensors among ``parts`` that are not here."""
+    def missing(self, parts: ModelParts) -> list[str]:
+        """Names of the files and tensors of ``parts`` that are not on this disk."""
         return missing_files(self.folder, self.listed(), parts)
 
 
-def root(source: HubRepository) -> Path:
-    """The folder of everything that is cached of a repository."""
+def repository_folder(source: HubRepository) -> Path:
+    """The folder of edgepp's cache for all commits of a repository."""
     return cache_dir() / "hub" / source.name.replace("/", "--")
 
 
-def recorded(source: HubRepository) -> Snapshot | None:
-    """The snapshot that an earlier fetch recorded for the source's revision."""
+def recorded_snapshot(source: HubRepository) -> Snapshot | None:
+    """The snapshot that an earlier fetch recorded for the revision of the source, or None."""
     commit = _commit_in(_reference(source))
     return Snapshot(source, commit) if commit is not None else None
 
 
-def on_disk(source: HubRepository, parts: ModelParts) -> Path | None:
-    """The folder that holds ``parts`` of the source, in edgepp's cache or in huggingface_hub's."""
-    snapshot = recorded(source)
-    if snapshot is not None and not snapshot.absent(parts):
+def find_on_disk(source: HubRepository, parts: ModelParts) -> Path | None:
+    """The folder with ``parts`` of the source, in edgepp's cache or in that of huggingface_hub, or None."""
+    snapshot = recorded_snapshot(source)
+    if snapshot is not None and not snapshot.missing(parts):
         return snapshot.folder
     return _in_shared_cache(source, parts)
 
 
 def _reference(source: HubRepository) -> Path:
-    return root(source) / "refs" / quote(source.revision, safe="")
+    return repository_folder(source) / "refs" / quote(source.revision, safe="")
 
 
 def _commit_in(reference: Path) -> str | None:
-    """The commit that a file names; None where there is no such file, or no commit in it."""
+    """The commit in a reference file; None where there is no such file, or no commit in it."""
     try:
         commit = read_bounded(reference, _COMMIT_BYTES).decode("ascii", "replace")
     except (OSError, ModelError):
@@ -108,7 +108,7 @@ def _in_shared_cache(source: HubRepository, parts: ModelParts) -> Path | None:
     folder = shared / "snapshots" / commit
     if not folder.is_dir():
         return None
-    names = files_here(folder)
-    if (parts.ends or parts.everything) and not any(name.startswith("tokenizer") for name in names):
+    names = regular_files(folder)
+    if (parts.embedding_and_head or parts.everything) and not any(name.startswith("tokenizer") for name in names):
         return None
     return None if missing_files(folder, names, parts) else folder

@@ -1,4 +1,4 @@
-"""Chat templates rendered as transformers renders them, in a sandbox that also tells whose each character is."""
+"""Renders chat templates like transformers, in a sandbox that tracks which characters come from messages."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from edgepp.model.text.content_origin import MessageText, holds_content, joined, located, spans
+from edgepp.model.text.content_origin import MessageText, holds_content, joined, mark_content, spans
 
-LONGEST = 1 << 24
-"""Characters that a template may give."""
+MAX_CHARACTERS = 1 << 24
+"""Limit of the text that a template may produce."""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-"""Roles that a template may make markers of; any other is text of the message like its content."""
+"""Roles that count as text of the template; another role counts as text of the message, like its content."""
 
 _EXACT = frozenset({"d", "default", "lower", "string", "trim", "upper"})
-"""Filters that hand a text on, or to one method of it."""
+"""Filters that return their text unchanged, or the result of one of its methods."""
 
 
 def render(
     template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation up to where the answer begins, and the ranges of it that came from the messages.
+    """The text of a conversation up to the beginning of the answer, and the ranges of the text that come from messages.
 
-    ``variables`` are the template's own: what is in them counts as the template's text.
+    ``variables`` count as text of the template.
 
     Raises:
-        Exception: anything that a template can raise.
+        Exception: any error of a template.
     """
-    told = [{_key(key): _told(key, value) for key, value in message.items()} for message in messages]
+    marked = [{_key(key): _marked_field(key, value) for key, value in message.items()} for message in messages]
     text = _compiled(template).render(
-        messages=told, tools=None, documents=None, add_generation_prompt=True, **dict(variables)
+        messages=marked, tools=None, documents=None, add_generation_prompt=True, **dict(variables)
     )
     return str.__add__(text, ""), spans(text)
 
@@ -49,7 +49,7 @@ def _key(key: str) -> str:
     return key if key in ("role", "content") else MessageText(key)
 
 
-def _told(key: str, value: Any) -> Any:
+def _marked_field(key: str, value: Any) -> Any:
     return value if key == "role" and value in ROLES else _content(value)
 
 
@@ -69,26 +69,26 @@ def _compiled(template: str) -> Any:
 
 
 def _finalized(value: Any) -> Any:
-    """What a ``{{ }}`` shows: text of messages stays known inside whatever it is part of."""
+    """The value that ``{{ }}`` prints: an object with text of messages inside becomes text of messages."""
     return MessageText(str(value)) if not isinstance(value, str) and holds_content(value) else value
 
 
 def _concatenated(parts: Iterable[str]) -> Any:
-    kept: list[str] = []
+    pieces: list[str] = []
     length = 0
     for part in parts:
         length += len(part)
-        if length > LONGEST:
-            raise TemplateError(f"it gives more than {LONGEST} characters")
-        kept.append(part)
-    return joined(kept)
+        if length > MAX_CHARACTERS:
+            raise TemplateError(f"it produces more than {MAX_CHARACTERS} characters")
+        pieces.append(part)
+    return joined(pieces)
 
 
 class _Code(CodeGenerator):
-    """``a ~ b`` keeps the marks of both."""
+    """Compiles ``a ~ b`` to a call that keeps the marks of both operands."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - jinja's name
-        self.write("environment.tied((")
+        self.write("environment.concatenated((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
@@ -96,21 +96,21 @@ class _Code(CodeGenerator):
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks an assistant's text for training; here its body is only shown."""
+    """``{% generation %}``, which marks the assistant's text for training; its body is printed unchanged."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja's declaration
+    tags = {"generation"}  # noqa: RUF012 - as jinja declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_shown"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
-    def _shown(self, caller: Macro) -> Any:
+    def _body(self, caller: Macro) -> Any:
         return caller()
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """transformers' environment for chat templates; every operation on text keeps what came from a message marked."""
+    """The environment of transformers for chat templates; operations on text keep characters from messages marked."""
 
     code_generator_class = _Code
     concat = staticmethod(_concatenated)
@@ -129,24 +129,24 @@ class _Environment(ImmutableSandboxedEnvironment):
             "namespace": _Namespace,
         }
 
-    def tied(self, parts: tuple[Any, ...]) -> Any:
+    def concatenated(self, parts: tuple[Any, ...]) -> Any:
         return _concatenated(str(_finalized(part)) for part in parts)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as jinja's
-        def again(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             return super(_Environment, __self).call(__context, __obj, *args, **kwargs)
 
-        result = again(*args, **kwargs)
-        if type(result) is not str or isinstance(__obj, Macro):  # a macro's text is marked already
+        result = call(*args, **kwargs)
+        if type(result) is not str or isinstance(__obj, Macro):  # the text of a macro is already marked
             return result
         if isinstance(getattr(__obj, "__self__", None), MessageText):
             return MessageText(result)
-        return located(result, again, args, kwargs) if holds_content((args, kwargs)) else result
+        return mark_content(result, call, args, kwargs) if holds_content((args, kwargs)) else result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         result = super().call_binop(context, operator, left, right)
         if type(result) is str and holds_content((left, right)):
-            return located(result, lambda left, right: left % right, (left, right), {})
+            return mark_content(result, lambda left, right: left % right, (left, right), {})
         return result
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -154,7 +154,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _marking(function: Callable[..., Any], exact: bool) -> Callable[..., Any]:
-    """A filter whose text stays marked, also where it is put together of parts; an ``exact`` one keeps the marks."""
+    """A filter whose result is marked like its arguments; the marks of an ``exact`` filter's result are kept."""
 
     @functools.wraps(function)
     def filtered(*args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ def _marking(function: Callable[..., Any], exact: bool) -> Callable[..., Any]:
         result = function(*args, **kwargs)
         kept = exact and isinstance(args[0], MessageText) and isinstance(result, MessageText)
         if isinstance(result, str) and not kept and holds_content((args, kwargs)):
-            return located(str.__str__(result), function, args, kwargs)
+            return mark_content(str.__str__(result), function, args, kwargs)
         return result
 
     return filtered
@@ -183,7 +183,7 @@ def _tojson(
 
 
 class _Dict:
-    """``dict`` without the class itself."""
+    """The function ``dict`` for templates, without access to the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -208,4 +208,4 @@ class _Namespace(Namespace):
 
 def _check_name(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace has no name {name!r}")
+        raise SecurityError(f"a namespace cannot have the name {name!r}")

@@ -1,4 +1,4 @@
-"""The other end of ``text_process``: starts it when there is something to do, and ends it when it takes too long."""
+"""Client of the text process (``process``): starts it for a request, and ends it when idle or too slow."""
 
 from __future__ import annotations
 
@@ -15,148 +15,148 @@ from typing import IO, Any
 from edgepp.child_process import python_command
 from edgepp.errors import ModelError
 
-_WALL_S = 120.0
-"""For a process that is stopped, or a machine that is very busy: limits of a processor's time come long before."""
-_LONGEST_BYTES = 1 << 28
+_REQUEST_TIMEOUT_S = 120.0
+"""Limit of a request in wall-clock time, for a stopped process or a very busy machine; CPU limits are much shorter."""
+_MAX_REPLY_BYTES = 1 << 28
 _IDLE_S = 2.0
 
 
 class TextClient:
-    """One model's template and tokenizer, at work in a process of its own; safe to use from several threads.
+    """The chat template and tokenizer of a model, run in a text process; safe to use from several threads.
 
-    Every method but ``start`` and ``close`` raises a ModelError when the model's template or tokenizer fails, takes too
-    long or too much memory. The process is then started anew for the next call.
+    ``open``, ``render``, ``encode`` and ``encode_chat`` raise a ModelError if template or tokenizer fail, take too long
+    or take too much memory. The next call then starts another process.
     """
 
     def __init__(self, name: str, definition: str = "") -> None:
-        """``definition`` is the text of a ``tokenizer.json``, unless ``open`` finds it."""
+        """``definition`` is the text of a ``tokenizer.json``; empty if ``open`` is to find it."""
         self._name = name
         self._definition = definition
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._loaded = self._kept = False
+        self._loaded = self._keep = False
         self._idle: threading.Timer | None = None
 
     def start(self) -> None:
-        """Have the process ready, without waiting, and keep it until ``close``; else it ends soon after a call."""
-        self._kept = True
+        """Start the process in the background and keep it until ``close``; otherwise it ends soon after a call."""
+        self._keep = True
         threading.Thread(target=self._prepare, name="text", daemon=True).start()
 
     def open(self, folder: Path, size: int) -> dict[str, Any]:
-        """Have the process read the tokenizer in a folder, ``size`` bytes; see ``definition.read_definition``."""
-        with self._at_work():
-            form = {"do": "open", "folder": str(folder.absolute()), "size": size}
-            facts: dict[str, Any] = self._call(form, f"the tokenizer of {self._name} cannot be read")
+        """Read the tokenizer in ``folder``, files of ``size`` bytes; returns the dict of ``read_definition``."""
+        with self._exclusive():
+            request = {"do": "open", "folder": str(folder.absolute()), "size": size}
+            facts: dict[str, Any] = self._call(request, f"the tokenizer of {self._name} cannot be read")
             self._definition = facts["definition"]
         return facts
 
     def render(
         self, template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a conversation, and the ranges of it that came from the messages; see ``template.render``."""
-        form = {"do": "render", "template": template, "messages": list(messages), "variables": dict(variables)}
-        with self._at_work():
-            text, content = self._call(form, f"the chat template of {self._name} refuses these messages")
+        """The text of a conversation, and its ranges that come from messages; see ``chat_template.render``."""
+        request = {"do": "render", "template": template, "messages": list(messages), "variables": dict(variables)}
+        with self._exclusive():
+            text, content = self._call(request, f"the chat template of {self._name} refuses these messages")
         return str(text), content
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """See ``Encoder.encode``."""
+        """Ids of ``text``, in which names of control tokens become these tokens; ``special`` adds BOS and the like."""
         return self._encoded({"do": "encode", "text": text, "special": special})
 
     def encode_chat(self, text: str, content: Sequence[tuple[int, int]]) -> list[int]:
-        """See ``Encoder.encode_chat``."""
+        """Ids of a rendered conversation, whose ranges ``content`` never become control tokens."""
         return self._encoded({"do": "chat", "text": text, "content": content})
 
     def close(self) -> None:
-        """End the process. Another call starts it again."""
+        """End the process; another call starts it again."""
         with self._lock:
-            self._kept = False
+            self._keep = False
             self._end()
 
     def _prepare(self) -> None:
-        with suppress(ModelError), self._at_work():  # the next call says so again
+        with suppress(ModelError), self._exclusive():  # the next call raises the error
             self._load()
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         with self._lock:
             if self._idle is not None:
                 self._idle.cancel()
             try:
                 yield
             finally:
-                if not self._kept and self._process is not None:
+                if not self._keep and self._process is not None:
                     self._idle = threading.Timer(_IDLE_S, self.close)
                     self._idle.daemon = True
                     self._idle.start()
 
-    def _encoded(self, form: dict[str, Any]) -> list[int]:
-        with self._at_work():
+    def _encoded(self, request: dict[str, Any]) -> list[int]:
+        with self._exclusive():
             self._load()
-            ids: list[int] = self._call(form, f"the tokenizer of {self._name} cannot encode this text")
+            ids: list[int] = self._call(request, f"the tokenizer of {self._name} cannot encode this text")
         return ids
 
     def _load(self) -> None:
-        self._running()
+        self._started()
         if self._loaded:
             return
         definition = self._definition.encode()
-        form = {"do": "load", "bytes": len(definition)}
-        self._call(form, f"the tokenizer of {self._name} cannot be read", definition)
+        request = {"do": "load", "bytes": len(definition)}
+        self._call(request, f"the tokenizer of {self._name} cannot be read", definition)
         self._loaded = True
 
-    def _call(self, form: Mapping[str, Any], trouble: str, after: bytes = b"") -> Any:
-        process = self._running()
+    def _call(self, request: Mapping[str, Any], failure: str, payload: bytes = b"") -> Any:
+        process = self._started()
         stdin, stdout = _pipes(process)
-        patience = threading.Timer(_WALL_S, process.kill)  # ends a write as well as a read
-        patience.start()
+        watchdog = threading.Timer(_REQUEST_TIMEOUT_S, process.kill)  # interrupts a write as well as a read
+        watchdog.start()
         try:
-            stdin.write(json.dumps(form).encode() + b"\n" + after)
+            stdin.write(json.dumps(request).encode() + b"\n" + payload)
             stdin.flush()
-            line = stdout.readline(_LONGEST_BYTES)
+            line = stdout.readline(_MAX_REPLY_BYTES)
         except BrokenPipeError:
             line = b""
-        except BaseException:  # an interrupt: a reply may come that nobody waits for
+        except BaseException:  # such as an interrupt: a reply that arrives later must not be read by the next call
             self._end()
             raise
         finally:
-            patience.cancel()
-            patience.join()
+            watchdog.cancel()
+            watchdog.join()
         if not line.endswith(b"\n"):
-            raise ModelError(f"{trouble}: {_ending(self._end())}")
+            raise ModelError(f"{failure}: {_reason_of_end(self._end())}")
         reply = json.loads(line)
         if "failed" in reply:
-            raise ModelError(f"{trouble}: {reply['failed']}")
+            raise ModelError(f"{failure}: {reply['failed']}")
         return reply["done"]
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
-            self._process = subprocess.Popen(  # noqa: S603 - the command is ours
+            self._process = subprocess.Popen(  # noqa: S603 - a constant command
                 python_command("edgepp.model.text.process"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-            self._finalizer = weakref.finalize(self, _ended, self._process)
+            self._finalizer = weakref.finalize(self, _kill, self._process)
         return self._process
 
     def _end(self) -> int | None:
-        """Its exit status, where it had ended by itself."""
+        """End the process; returns its exit status, None if it was not running."""
         self._loaded = False
         process, self._process = self._process, None
         if process is None:
             return None
         self._finalizer.detach()
-        return _ended(process)
+        return _kill(process)
 
 
-def _ended(process: subprocess.Popen[bytes]) -> int:
+def _kill(process: subprocess.Popen[bytes]) -> int:
     for pipe in _pipes(process):
         try:
             pipe.close()
-        except OSError:  # what was still to be written
+        except OSError:  # unwritten bytes
             continue
     process.kill()
     return process.wait()
@@ -164,13 +164,13 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
     if process.stdin is None or process.stdout is None:
-        raise ValueError("a process without pipes")
+        raise ValueError("the text process has no pipes")
     return process.stdin, process.stdout
 
 
-def _ending(status: int | None) -> str:
+def _reason_of_end(status: int | None) -> str:
     if status == -signal.SIGXCPU:
         return "it takes too long"
     if status == -signal.SIGKILL:
-        return f"it takes longer than {_WALL_S:g} s, or too much memory"
+        return f"it takes longer than {_REQUEST_TIMEOUT_S:g} s, or too much memory"
     return "it takes too much memory, or breaks the library that runs it"

@@ -1,8 +1,8 @@
-"""Strings that know which of their characters came from a message, so that a chat template cannot launder them.
+"""Strings that track which of their characters come from a message, through all operations of a chat template.
 
-A template's own text is plain ``str``. ``MessageText`` is text with at least one character of a message in it, marked
-character by character. Whatever is made of MessageText is MessageText; where it is not known which characters came from
-the message, all of them count as such.
+Text of the template is plain ``str``. ``MessageText`` is text with at least one character from a message, marked per
+character. Results of operations on MessageText are MessageText; where it is unknown which characters come from the
+message, all are marked.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any, SupportsIndex
 
 
 class MessageText(str):
-    """Text of a message, or made of it. Without a ``mask``, every character came from the message."""
+    """Text with characters from a message; without ``mask``, all of them are from the message."""
 
     __slots__ = ("_mask",)
     _mask: bytes
 
     def __new__(cls, text: object = "", mask: bytes | None = None) -> MessageText:
-        """``text`` with its own marks, or with ``mask``."""
+        """``text`` with its own marks, or with ``mask``: one byte per character, 1 for a message."""
         plain = str.__str__(text) if isinstance(text, str) else str(text)
-        made = super().__new__(cls, plain)
-        made._mask = mask_of(text) if mask is None and isinstance(text, MessageText) else mask or b"\1" * len(plain)
-        return made
+        instance = super().__new__(cls, plain)
+        instance._mask = mask_of(text) if mask is None and isinstance(text, MessageText) else mask or b"\1" * len(plain)
+        return instance
 
     def __str__(self) -> str:
         return self
@@ -49,15 +49,15 @@ class MessageText(str):
     def __iter__(self) -> Iterator[str]:
         return (self[place] for place in range(len(self)))
 
-    def _found(self, parts: Iterable[str], apart: int) -> list[str]:
-        """Pieces that lie in this text in this order, ``apart`` characters or some white space between them."""
-        found: list[str] = []
+    def _slices_of(self, parts: Iterable[str], gap: int) -> list[str]:
+        """The parts as slices of this text, which has them in this order, at least ``gap`` characters apart."""
+        slices: list[str] = []
         place = 0
         for part in parts:
             begin = str.index(self, part, place)
-            found.append(self[begin : begin + len(part)])
-            place = min(begin + len(part) + apart, len(self))
-        return found
+            slices.append(self[begin : begin + len(part)])
+            place = min(begin + len(part) + gap, len(self))
+        return slices
 
 
 def _stripped(text: MessageText, chars: str | None = None, /) -> MessageText:
@@ -78,20 +78,20 @@ def _replaced(text: MessageText, old: str, new: str, count: SupportsIndex = -1, 
     return joined([piece for part in text.split(old, count) for piece in (new, part)][1:])
 
 
-def _parted(name: str, apart: int | None = None) -> Callable[..., Any]:
-    """A method of ``str`` that takes it apart; pieces lie ``apart`` characters apart, or a separator's length."""
+def _splitting(name: str, gap: int | None = None) -> Callable[..., Any]:
+    """A method of ``str`` that splits; the pieces are ``gap`` characters apart, or the length of the separator."""
     plain = getattr(str, name)
 
     def method(text: MessageText, *args: Any, **kwargs: Any) -> Any:
         parts = plain(text, *args, **kwargs)
         separator = kwargs.get("sep") or next(iter(args), None) or ""
-        return type(parts)(text._found(parts, len(separator) if apart is None else apart))
+        return type(parts)(text._slices_of(parts, len(separator) if gap is None else gap))
 
     return method
 
 
-def _changed(name: str) -> Callable[..., Any]:
-    """A method of ``str`` that changes characters: the marks stay where the length does."""
+def _mapping(name: str) -> Callable[..., Any]:
+    """A method of ``str`` that changes characters: marks are kept if the length is the same."""
     plain = getattr(str, name)
 
     def method(text: MessageText, *args: Any, **kwargs: Any) -> MessageText:
@@ -101,8 +101,8 @@ def _changed(name: str) -> Callable[..., Any]:
     return method
 
 
-def _marked(name: str) -> Callable[..., Any]:
-    """A method of ``str`` whose whole result counts as a message's."""
+def _marking_all(name: str) -> Callable[..., Any]:
+    """A method of ``str`` whose whole result is marked."""
     plain = getattr(str, name)
 
     def method(text: MessageText, *args: Any, **kwargs: Any) -> MessageText:
@@ -119,30 +119,30 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "removesuffix": lambda text, suffix, /: text[: len(str.removesuffix(text, suffix))],
     "replace": _replaced,
     "join": lambda text, parts, /: joined([piece for part in parts for piece in (text, part)][1:]),
-    "splitlines": _parted("splitlines", 0),
-    "partition": _parted("partition", 0),
-    "rpartition": _parted("rpartition", 0),
-    **{name: _parted(name) for name in ("split", "rsplit")},
-    **{name: _changed(name) for name in ("upper", "lower", "swapcase", "title", "capitalize", "casefold")},
-    **{name: _marked(name) for name in ("center", "ljust", "rjust", "zfill", "expandtabs", "translate")},
-    **{name: _marked(name) for name in ("format", "format_map", "__mod__")},
+    "splitlines": _splitting("splitlines", 0),
+    "partition": _splitting("partition", 0),
+    "rpartition": _splitting("rpartition", 0),
+    **{name: _splitting(name) for name in ("split", "rsplit")},
+    **{name: _mapping(name) for name in ("upper", "lower", "swapcase", "title", "capitalize", "casefold")},
+    **{name: _marking_all(name) for name in ("center", "ljust", "rjust", "zfill", "expandtabs", "translate")},
+    **{name: _marking_all(name) for name in ("format", "format_map", "__mod__")},
 }
 for _name, _method in _METHODS.items():
     setattr(MessageText, _name, _method)
 
 
 def mask_of(text: str) -> bytes:
-    """A byte for each character: 1 if it came from a message."""
+    """One byte per character: 1 if the character comes from a message."""
     return text._mask if isinstance(text, MessageText) else b"\0" * len(text)
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """The ranges of ``text`` that came from messages, in order."""
+    """The ranges ``(start, stop)`` of ``text`` that come from messages, in order."""
     return [found.span() for found in re.finditer(b"\1+", mask_of(text))]
 
 
 def joined(parts: Iterable[str]) -> str:
-    """``"".join``, with marks if there are any."""
+    """``"".join(parts)`` with the marks of all parts."""
     listed = list(parts)
     text = "".join(listed)
     if not any(isinstance(part, MessageText) for part in listed):
@@ -151,7 +151,7 @@ def joined(parts: Iterable[str]) -> str:
 
 
 def holds_content(value: Any) -> bool:
-    """Whether text of a message lies anywhere in ``value``."""
+    """Whether ``value`` is or contains text of a message."""
     if isinstance(value, dict):
         return any(holds_content(part) for pair in value.items() for part in pair)
     if isinstance(value, list | tuple | set | frozenset):
@@ -159,16 +159,17 @@ def holds_content(value: Any) -> bool:
     return isinstance(value, MessageText)
 
 
-def located(result: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """``result``, which ``function`` made of these arguments, with its characters of messages marked.
+def mark_content(result: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """``result`` of ``function`` with these arguments, with the characters from messages marked.
 
-    Found by calling it again with private characters in place of each message's: if exactly they are missing from the
-    second result, the rest is the function's own and the template's.
+    The function is called a second time with a secret placeholder in place of each text from a message. If the second
+    result with the texts put back equals ``result``, the texts are where the placeholders are; otherwise the whole
+    result is marked.
     """
     nonce = "".join(chr(0xF0000 + secrets.randbelow(0x8000)) for _ in range(8))
     texts: list[str] = []
 
-    def hidden(value: Any) -> Any:
+    def replaced(value: Any) -> Any:
         if isinstance(value, MessageText):
             plain, parts, place = str.__str__(str.__getitem__(value, slice(None))), [], 0
             for begin, end in spans(value):
@@ -177,21 +178,21 @@ def located(result: str, function: Callable[..., Any], args: tuple[Any, ...], kw
                 place = end
             return "".join([*parts, plain[place:]])
         if isinstance(value, dict):
-            return {hidden(key): hidden(part) for key, part in value.items()}
+            return {replaced(key): replaced(part) for key, part in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(map(hidden, value))
+            return type(value)(map(replaced, value))
         return value
 
     try:
-        again = function(*hidden(args), **hidden(kwargs))
-    except Exception:  # noqa: BLE001 - a template's own trouble: it is not known which characters are whose
+        second = function(*replaced(args), **replaced(kwargs))
+    except Exception:  # noqa: BLE001 - the origin of each character stays unknown
         return MessageText(result)
-    if not isinstance(again, str) or len(texts) > 0xF000:
+    if not isinstance(second, str) or len(texts) > 0xF000:
         return MessageText(result)
-    pieces = re.split(f"{nonce}(.){nonce}", str.__str__(again), flags=re.DOTALL)
+    pieces = re.split(f"{nonce}(.){nonce}", str.__str__(second), flags=re.DOTALL)
     parts = [
-        MessageText(texts[ord(piece) - 0x100001]) if place % 2 else piece  # the number begins at 1
+        MessageText(texts[ord(piece) - 0x100001]) if place % 2 else piece  # numbers begin at 1
         for place, piece in enumerate(pieces)
     ]
-    whole = joined(parts)
-    return whole if whole == result else MessageText(result)
+    marked = joined(parts)
+    return marked if marked == result else MessageText(result)

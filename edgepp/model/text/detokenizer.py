@@ -1,7 +1,7 @@
-"""Tokens to text as they come: each decoder of the tokenizers library, made to work piece by piece.
+"""Incremental decoding of tokens: the decoders of the tokenizers library, one token at a time.
 
-The pieces of an answer joined are what the library decodes, relative to the text before: nothing is trimmed from the
-beginning, as an answer begins in mid-text. The work for a token does not grow with the answer's length.
+The joined pieces of an answer are the text that the library decodes, except that nothing is trimmed from the beginning,
+since an answer continues a text. The work per token does not depend on the length of the answer.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from edgepp.errors import ModelError
 
 
 class Detokenizer:
-    """Turns one sequence's tokens into text as they come."""
+    """Decodes the tokens of one sequence as they arrive."""
 
     def __init__(self, tokens: Mapping[int, str], steps: list[_Step]) -> None:
         self._tokens = tokens
         self._steps = steps
 
     def add(self, token: int) -> str:
-        """Take the next token; returns the text that became certain, never a part of a character.
+        """Take the next token; returns text that later tokens cannot change, never a part of a character.
 
-        An id that is no token has no text: a model's embedding may have more rows than its tokenizer has tokens.
+        An id without a token has no text: an embedding may have more rows than the tokenizer has tokens.
         """
         text = self._tokens.get(token)
         return "" if text is None else "".join(_run([text], self._steps))
 
     def finish(self) -> str:
-        """The text that was held back."""
+        """The text that was held back, at the end of the sequence."""
         pieces: list[str] = []
-        for place, step in enumerate(self._steps):
-            pieces += _run(step.finish(), self._steps[place + 1 :])
+        for n, step in enumerate(self._steps):
+            pieces += _run(step.finish(), self._steps[n + 1 :])
         return "".join(pieces)
 
 
-def decoding(definition: Mapping[str, Any] | None) -> Callable[[Mapping[int, str]], Detokenizer]:
-    """What makes detokenizers from the ``decoder`` of a ``tokenizer.json`` and a table of tokens by their ids.
+def detokenizer_factory(definition: Mapping[str, Any] | None) -> Callable[[Mapping[int, str]], Detokenizer]:
+    """A factory of detokenizers for the ``decoder`` of a ``tokenizer.json``; it takes the texts of tokens by id.
 
     Raises:
-        ModelError: the decoder is of a kind that is not known.
+        ModelError: the kind of decoder is not supported.
     """
-    _steps(definition)  # what is wrong shows here
+    _steps(definition)  # raises for an unsupported decoder
     return lambda tokens: Detokenizer(tokens, _steps(definition))
 
 
 class _Step(Protocol):
-    """One decoder of a chain: tokens in, tokens out."""
+    """A decoder of a chain, which turns tokens into tokens; ``finish`` returns those held back."""
 
     def add(self, token: str) -> list[str]: ...
 
@@ -57,14 +57,14 @@ class _Step(Protocol):
 
 def _run(tokens: list[str], steps: list[_Step]) -> list[str]:
     for step in steps:
-        tokens = [given for token in tokens for given in step.add(token)]
+        tokens = [decoded for token in tokens for decoded in step.add(token)]
         if not tokens:
             break
     return tokens
 
 
-class _Each:
-    """Every token for itself."""
+class _PerToken:
+    """Changes each token independently of the others."""
 
     def __init__(self, change: Callable[[str], str]) -> None:
         self._change = change
@@ -77,14 +77,14 @@ class _Each:
 
 
 class _Bytes:
-    """GPT-2's alphabet: each character of a token stands for a byte, and bytes are UTF-8."""
+    """Alphabet of GPT-2: each character of a token stands for a byte of UTF-8."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: str) -> list[str]:
-        found = [_BYTES.get(char) for char in token]
-        raw = bytes(byte for byte in found if byte is not None)
+        values = [BYTE_OF_CHARACTER.get(char) for char in token]
+        raw = bytes(byte for byte in values if byte is not None)
         return [self._utf8.decode(raw if len(raw) == len(token) else token.encode("utf-8", "replace"))]
 
     def finish(self) -> list[str]:
@@ -92,7 +92,7 @@ class _Bytes:
 
 
 class _ByteFallback:
-    """Tokens such as ``<0xE2>`` stand for bytes. A run of them is text only if all of it is UTF-8."""
+    """Tokens such as ``<0xE2>`` stand for bytes. A run of such tokens is text only if all its bytes are UTF-8."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -111,15 +111,15 @@ class _ByteFallback:
             return ["\ufffd"] * len(held)
 
 
-class _LastStripped:
-    """At most so many of one character are taken from the end of the whole text."""
+class _StripEnd:
+    """Strips at most ``max_count`` times a character from the end of the whole text."""
 
-    def __init__(self, char: str, most: int) -> None:
-        self._char, self._most, self._held = char, most, ""
+    def __init__(self, char: str, max_count: int) -> None:
+        self._char, self._max_count, self._held = char, max_count, ""
 
     def add(self, token: str) -> list[str]:
         text = self._held + token
-        kept = max(len(text.rstrip(self._char)), len(text) - self._most)
+        kept = max(len(text.rstrip(self._char)), len(text) - self._max_count)
         self._held = text[kept:]
         return [text[:kept]]
 
@@ -127,8 +127,8 @@ class _LastStripped:
         return []
 
 
-class _WholeReplaced:
-    """A string replaced wherever it stands in the whole text, also across tokens."""
+class _ReplaceInText:
+    """Replaces a string anywhere in the whole text, also across tokens."""
 
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new, self._held = old, new, ""
@@ -144,7 +144,7 @@ class _WholeReplaced:
 
 
 class _Suffix:
-    """A mark at the end of a word is a space, but for the last token."""
+    """A suffix marks the end of a word and becomes a space, except in the last token."""
 
     def __init__(self, suffix: str) -> None:
         self._suffix = suffix
@@ -159,7 +159,7 @@ class _Suffix:
 
 
 class _Ctc:
-    """A token repeated is one, and a pad stands between two of a kind."""
+    """Repeated tokens count once; a pad token separates two equal tokens."""
 
     def __init__(self, pad: str, delimiter: str, cleanup: bool) -> None:
         self._pad, self._delimiter, self._cleanup = pad, delimiter, cleanup
@@ -177,38 +177,38 @@ class _Ctc:
 
 def _steps(definition: Mapping[str, Any] | None) -> list[_Step]:
     if definition is None:
-        return [_Each(lambda token: " " + token)]
+        return [_PerToken(lambda token: " " + token)]
     chain = definition["decoders"] if definition["type"] == "Sequence" else [definition]
     steps: list[_Step] = []
-    whole = False  # whether what follows sees one token: the whole text
+    is_joined = False  # whether the decoders that follow get the whole text as one token
     for one in chain:
-        step = _whole(one) if whole else _single(one)
+        step = _text_step(one) if is_joined else _token_step(one)
         if step is None:
             raise ModelError(
-                f"its tokenizer decodes in a way that is not known: {str(one)[:100]}",
+                f"its tokenizer has an unsupported decoder: {str(one)[:100]}",
                 "use another model, or one of `edgepp models list`",
             )
         steps.append(step)
-        whole = whole or one["type"] in ("Fuse", "ByteLevel")
+        is_joined = is_joined or one["type"] in ("Fuse", "ByteLevel")
     return steps
 
 
-def _single(one: Mapping[str, Any]) -> _Step | None:
+def _token_step(one: Mapping[str, Any]) -> _Step | None:
     match one:
         case {"type": "ByteLevel"}:
             return _Bytes()
         case {"type": "ByteFallback"}:
             return _ByteFallback()
         case {"type": "Fuse"}:
-            return _Each(lambda token: token)
+            return _PerToken(lambda token: token)
         case {"type": "Metaspace", "replacement": str(mark)}:
-            return _Each(lambda token: token.replace(mark, " "))
-        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if 0 < len(old) <= _LONGEST:
-            return _Each(lambda token: token.replace(old, new))
+            return _PerToken(lambda token: token.replace(mark, " "))
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if 0 < len(old) <= _MAX_OLD:
+            return _PerToken(lambda token: token.replace(old, new))
         case {"type": "Strip", "content": str(char), "start": int(start), "stop": int(stop)}:
-            return _Each(lambda token: _stripped(token, char, start, stop))
+            return _PerToken(lambda token: _stripped(token, char, start, stop))
         case {"type": "WordPiece", "prefix": str(prefix), "cleanup": bool(cleanup)}:
-            return _Each(lambda token: _word(token, prefix, cleanup))
+            return _PerToken(lambda token: _word(token, prefix, cleanup))
         case {"type": "BPEDecoder", "suffix": str(suffix)}:
             return _Suffix(suffix)
         case {"type": "CTC", "pad_token": str(pad), "word_delimiter_token": str(delimiter), "cleanup": bool(cleanup)}:
@@ -216,14 +216,14 @@ def _single(one: Mapping[str, Any]) -> _Step | None:
     return None
 
 
-def _whole(one: Mapping[str, Any]) -> _Step | None:
+def _text_step(one: Mapping[str, Any]) -> _Step | None:
     match one:
         case {"type": "Fuse"}:
-            return _Each(lambda token: token)
-        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if 0 < len(old) <= _LONGEST:
-            return _WholeReplaced(old, new)
+            return _PerToken(lambda token: token)
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if 0 < len(old) <= _MAX_OLD:
+            return _ReplaceInText(old, new)
         case {"type": "Strip", "content": str(char), "stop": int(stop)}:
-            return _LastStripped(char, stop)  # the start lies before the answer
+            return _StripEnd(char, stop)  # the start of the text is before the answer
     return None
 
 
@@ -244,14 +244,14 @@ def _cleaned(text: str) -> str:
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's character for each byte, the other way round."""
+    """The byte of each character in the alphabet of GPT-2."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(rest)}
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(rest)}
 
 
-_BYTES = _alphabet()
-_LONGEST = 64
+BYTE_OF_CHARACTER = _alphabet()
+_MAX_OLD = 64  # characters of a replaced string, held back until it is decided
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CLEANUP = (
     (" .", "."),

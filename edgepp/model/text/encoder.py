@@ -1,4 +1,4 @@
-"""Text to token ids where text of messages never becomes a control token."""
+"""Encodes text so that text of messages never becomes a control token."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tokenizers import Tokenizer
 
 
 class Encoder:
-    """A tokenizer from its definition, the text of a ``tokenizer.json``.
+    """A tokenizer made of its definition, the text of a ``tokenizer.json``.
 
-    Control tokens are the special ones and every other added token but words and white space, such as ``<tool_call>``.
+    Control tokens are the special tokens, and added tokens that are not words or white space, such as ``<tool_call>``.
     """
 
     def __init__(self, definition: str) -> None:
-        """Read it.
+        """Read the definition.
 
         Raises:
-            Exception: what the tokenizers library raises for a damaged one.
+            Exception: from the tokenizers library, for a damaged definition.
         """
         self._definition = definition
         self._plain = _open(definition)
@@ -35,34 +35,34 @@ class Encoder:
         }
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """Ids of ``text``, in which names of control tokens are these tokens; ``special`` adds a BOS and the like."""
+        """Ids of ``text``, in which names of control tokens become these tokens; ``special`` adds BOS and the like."""
         return self._plain.encode(text, add_special_tokens=special).ids
 
     def encode_chat(self, text: str, content: Sequence[tuple[int, int]]) -> list[int]:
-        """Ids of a rendered conversation, whose ranges ``content`` came from messages and are text whatever they say.
+        """Ids of a rendered conversation, whose ranges ``content`` come from messages and never become control tokens.
 
-        Where no message holds the name of a control token, these are the ids of ``encode(text, special=False)``.
+        If no message contains the name of a control token, these are the ids of ``encode(text, special=False)``.
         """
         encoding = self._plain.encode(text, add_special_tokens=False)
         ids = encoding.ids
-        told = _marks(len(text), content)
+        mask = _mask_of(len(text), content)
         suspects = [place for place, token in enumerate(ids) if token in self._control]
         if not suspects:
             return ids
         offsets = encoding.offsets
-        if not any(self._is_told(ids[place], text, told, *offsets[place]) for place in suspects):
+        if not any(self._is_from_message(ids[place], text, mask, *offsets[place]) for place in suspects):
             return ids
-        return self._guarded.encode("".join(self._hidden(text, content)), add_special_tokens=False).ids
+        return self._guarded.encode("".join(self._with_secret_names(text, content)), add_special_tokens=False).ids
 
-    def _is_told(self, token: int, text: str, told: bytes, begin: int, end: int) -> bool:
-        """Whether a control token was made of a message's characters, and not only of white space around it."""
-        if not any(mark and not char.isspace() for mark, char in zip(told[begin:end], text[begin:end], strict=True)):
+    def _is_from_message(self, token: int, text: str, mask: bytes, begin: int, end: int) -> bool:
+        """Whether a control token was made of characters of a message, apart from white space around them."""
+        if not any(mark and not char.isspace() for mark, char in zip(mask[begin:end], text[begin:end], strict=True)):
             return False
         unknown = getattr(self._plain.model, "unk_token", None) == self._control[token]
         return not unknown or _folded(self._control[token]) in _folded(text[begin:end])
 
-    def _hidden(self, text: str, content: Sequence[tuple[int, int]]) -> list[str]:
-        """The text with a secret name for each control token that the template wrote."""
+    def _with_secret_names(self, text: str, content: Sequence[tuple[int, int]]) -> list[str]:
+        """The text, in parts, with a secret name for each control token that the template wrote."""
         parts, place = [], 0
         for begin, end in [*content, (len(text), len(text))]:
             parts += [self._names.sub(lambda found: self._secrets[found[0]], text[place:begin]), text[begin:end]]
@@ -80,15 +80,15 @@ class Encoder:
 
     @cached_property
     def _guarded(self) -> Tokenizer:
-        """The same tokenizer, in which control tokens have secret names, so that no message can spell one."""
-        form = json.loads(self._definition)
+        """The same tokenizer with secret names for control tokens, so that no message can contain such a name."""
+        definition = json.loads(self._definition)
         ids = {one.content: token for token, one in self._plain.get_added_tokens_decoder().items()}
-        for one in form["added_tokens"]:
+        for one in definition["added_tokens"]:
             if one["content"] in self._secrets:
                 one |= {"content": self._secrets[one["content"]], "normalized": False, "single_word": False}
-        form["post_processor"] = None
-        _rename(form["model"], self._secrets, ids)
-        guarded = _open(json.dumps(form))
+        definition["post_processor"] = None
+        _rename(definition["model"], self._secrets, ids)
+        guarded = _open(json.dumps(definition))
         if any(guarded.token_to_id(self._secrets[name]) != token for token, name in self._control.items()):
             raise ValueError("its control tokens cannot be told from text")
         return guarded
@@ -103,7 +103,7 @@ def _open(definition: str) -> Tokenizer:
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str], ids: Mapping[str, int]) -> None:
-    """Other names for some tokens of a model, each with the id it had."""
+    """Rename tokens of a tokenizer model; their ids stay."""
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
         vocabulary |= ids
@@ -117,11 +117,11 @@ def _rename(model: dict[str, Any], names: Mapping[str, str], ids: Mapping[str, i
         model["merges"] = [pair for pair in merges if not {*pair, "".join(pair)} & names.keys()]
 
 
-def _marks(length: int, content: Sequence[tuple[int, int]]) -> bytes:
-    marks = bytearray(length)
+def _mask_of(length: int, content: Sequence[tuple[int, int]]) -> bytes:
+    mask = bytearray(length)
     for begin, end in content:
-        marks[begin:end] = b"\1" * (end - begin)
-    return bytes(marks)
+        mask[begin:end] = b"\1" * (end - begin)
+    return bytes(mask)
 
 
 def _folded(text: str) -> str:

@@ -1,9 +1,9 @@
-"""What a model brings to make text and ids of each other, run in a process of its own.
+"""The text process: reads the tokenizer of a model, encodes text and renders chat templates, with limits.
 
-``python -m edgepp.model.text.process`` reads a tokenizer's files, runs the tokenizer and renders chat templates. All
-are the model's: a template can loop for ever, a tokenizer's expressions can take minutes for a line, and its files can
-ask for any memory. So each call has limits of a processor's time and of memory, and may end this process. Requests and
-replies are JSON, a line each; it ends when its input does.
+``python -m edgepp.model.text.process`` is started by ``client``. Template and tokenizer come with the model: a template
+can loop forever, a regular expression can take minutes for a line, and a file can ask for any amount of memory. So each
+request has a limit of CPU seconds, the process has a limit of memory, and exceeding either ends the process. Requests
+and replies are JSON, one per line. The process ends when its standard input closes.
 """
 
 from __future__ import annotations
@@ -21,74 +21,74 @@ from edgepp.model.text.encoder import Encoder
 from edgepp.model.text.tokenizer_definition import import_reader, read_definition
 from edgepp.printable import one_line
 
-MEMORY_BYTES = 2 << 30
+MAX_MEMORY_BYTES = 2 << 30
 RENDER_S = 1
 
 
 def encode_s(characters: int) -> int:
-    """Seconds of a processor that encoding so much text may take."""
+    """Limit in CPU seconds for encoding a text of ``characters`` characters."""
     return 2 + characters // 250_000
 
 
 def open_s(folder_bytes: int) -> int:
-    """Seconds of a processor that reading so much of tokenizer files may take, also where they must be converted."""
+    """Limit in CPU seconds for reading tokenizer files of ``folder_bytes`` bytes, conversion included."""
     return min(20 + folder_bytes // 250_000, 100)
 
 
 def load_s(definition_bytes: int) -> int:
-    """Seconds of a processor that reading a tokenizer of this size may take."""
+    """Limit in CPU seconds for loading a tokenizer definition of ``definition_bytes`` bytes."""
     return 5 + definition_bytes // 1_000_000
 
 
-class _Desk:
-    """The one who answers requests."""
+class _RequestHandler:
+    """Handles requests with the tokenizer that was loaded last."""
 
     def __init__(self) -> None:
         self._encoder: Encoder | None = None
 
-    def answer(self, form: dict[str, Any], definition: bytes) -> Any:
-        if form["do"] == "render":
+    def handle(self, request: dict[str, Any], definition: bytes) -> Any:
+        if request["do"] == "render":
             limit_cpu(RENDER_S)
-            return render(form["template"], form["messages"], form["variables"])
-        if form["do"] == "open":
+            return render(request["template"], request["messages"], request["variables"])
+        if request["do"] == "open":
             import_reader()
-            limit_cpu(open_s(form["size"]))
-            return read_definition(Path(form["folder"]))
-        if form["do"] == "load":
+            limit_cpu(open_s(request["size"]))
+            return read_definition(Path(request["folder"]))
+        if request["do"] == "load":
             limit_cpu(load_s(len(definition)))
             self._encoder = Encoder(definition.decode())
             return None
         if self._encoder is None:
             raise ValueError("no tokenizer was loaded")
-        text: str = form["text"]
+        text: str = request["text"]
         limit_cpu(encode_s(len(text)))
-        if form["do"] == "chat":
-            return self._encoder.encode_chat(text, form["content"])
-        return self._encoder.encode(text, form["special"])
+        if request["do"] == "chat":
+            return self._encoder.encode_chat(text, request["content"])
+        return self._encoder.encode(text, request["special"])
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
-        return f"it needs more than {MEMORY_BYTES >> 30} GB of memory"
+        return f"it needs more than {MAX_MEMORY_BYTES >> 30} GB of memory"
     if isinstance(error, RecursionError):
-        return "it calls itself without an end, or is nested too deeply"
+        return "it recurses without end, or is nested too deeply"
     text = one_line(str(error), 300)
-    ours = type(error).__module__.startswith("jinja2") or type(error) in (ValueError, Exception)
-    return text if ours and text else f"{type(error).__name__}: {text}"
+    is_plain = type(error).__module__.startswith("jinja2") or type(error) in (ValueError, Exception)
+    return text if is_plain and text else f"{type(error).__name__}: {text}"
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops an answer, not this
-    limit_memory(MEMORY_BYTES)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the parent process
+    limit_memory(MAX_MEMORY_BYTES)
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    desk = _Desk()
+    handler = _RequestHandler()
     while line := requests.readline():
-        form = json.loads(line)
-        definition = requests.read(form.get("bytes", 0))
+        request = json.loads(line)
+        definition = requests.read(request.get("bytes", 0))
         try:
-            reply = json.dumps({"done": desk.answer(form, definition)})
-        except BaseException as error:  # noqa: BLE001 - a panic of the tokenizers library is no Exception
+            reply = json.dumps({"done": handler.handle(request, definition)})
+        except BaseException as error:  # noqa: BLE001 - a panic of the tokenizers library is not an Exception
             reply = json.dumps({"failed": _reason(error)})
         replies.write(reply.encode() + b"\n")
         replies.flush()

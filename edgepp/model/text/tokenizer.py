@@ -1,7 +1,7 @@
-"""Text to token ids and back, without any code of the model's own.
+"""The tokenizer of a model: text to token ids and back, without running code of the model.
 
-What the model brings is read and run in a process with limits (``text_client``), and text of messages never becomes a
-control token (``encoder``).
+Tokenizer files and chat template are read and run in a process with limits (``client``); text of messages never becomes
+a control token (``encoder``).
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from edgepp.errors import ModelError, UsageError
 from edgepp.model.bounded_files import check_readable
 from edgepp.model.config.generation import end_ids
 from edgepp.model.text.client import TextClient
-from edgepp.model.text.detokenizer import Detokenizer, decoding
+from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
+from edgepp.model.text.token_bound import TokenBound
 from edgepp.model.text.tokenizer_definition import FILLER
 
-_THINKING = (
+_THINKING_TOKENS = (
     {"<think>", "</think>"},
     {"<longcat_think>", "</longcat_think>"},
     {"<|think:start|>", "<|think:end|>"},
     {"<|channel>", "<channel|>"},
     {"<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"},
 )
-"""mlx-lm lets a template think where the vocabulary has all the tokens of one of these."""
+"""Like mlx-lm, templates get ``enable_thinking`` if the vocabulary has all the tokens of one of these sets."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """One model's tokenizer. ``close`` it: it has a process of its own once it was used."""
+    """The tokenizer of a model. Call ``close`` at the end: using it starts a process."""
 
     name: str
     eos_ids: frozenset[int]
-    """Tokens that end an answer, from the tokenizer and the model's generation settings."""
+    """Ids of the tokens that end an answer, from the tokenizer and the generation settings of the model."""
     _facts: Mapping[str, Any]
-    """See ``definition.read_definition``."""
+    """The dict of ``tokenizer_definition.read_definition``."""
     _client: TextClient
 
     @classmethod
@@ -46,7 +47,7 @@ class Tokenizer:
         """Read the tokenizer in the model folder ``path``.
 
         Raises:
-            ModelError: there is none, it is damaged, or it wants to run code of its own.
+            ModelError: the folder has no tokenizer, or one that is damaged or wants to run code of its own.
         """
         if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             raise ModelError(
@@ -60,39 +61,40 @@ class Tokenizer:
         try:
             facts = client.open(path, size)
         except ModelError as error:
-            whole = (path / "tokenizer.json").is_file()
-            error.hint = "pull the model again" if whole else "use a copy of the model that has a tokenizer.json"
+            is_complete = (path / "tokenizer.json").is_file()
+            error.hint = "pull the model again" if is_complete else "use a copy of the model that has a tokenizer.json"
             raise
         finally:
-            client.close()  # another process runs it, without what it took to read it
+            client.close()  # encoding needs another process, without the libraries that read the folder
         if facts["eos"] is not None:
             ids.add(int(facts["eos"]))
         tokenizer = cls(path.name, frozenset(ids), facts, client)
-        tokenizer.detokenizer()  # what is wrong with it shows here
+        tokenizer.detokenizer()  # raises for an unsupported decoder
         return tokenizer
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of a raw text, in which the names of special tokens stand for these tokens.
+    def encode(self, text: str, special: bool = True, context: int | None = None) -> list[int]:
+        """Token ids of a raw text, in which the names of special tokens become these tokens.
 
-        With ``special``, the tokens that the model wants around a text (such as a BOS) are added as mlx-lm's
-        ``generate`` adds them: not where the text already begins with the BOS.
+        ``special`` adds the tokens that the model wants around a text, such as BOS, like mlx-lm's ``generate``: not if
+        the text already begins with BOS.
 
         Raises:
-            UsageError: the text is not Unicode.
-            ModelError: the tokenizer cannot do it, or not within its limits.
+            UsageError: the text is not Unicode, or so long that it cannot fit into ``context`` tokens.
+            ModelError: the tokenizer fails, or exceeds its limits.
         """
-        _check(text)
+        _check_unicode(text)
         bos = self._facts["bos"]
+        self._check_length(text, context)
         add = special and (bos is None or not text.startswith(bos))
         return self._client.encode(text, add)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation, each message a ``role`` and its ``content``, up to where the answer begins.
+    def chat(self, messages: Sequence[Mapping[str, Any]], context: int | None = None) -> list[int]:
+        """Token ids of a conversation up to the beginning of the answer; a message has ``role`` and ``content``.
 
-        Only the chat template writes control tokens: their names in a message are text.
+        Only the chat template writes control tokens: in a message, their names are text.
 
         Raises:
-            UsageError: there is no message, or one is not Unicode.
+            UsageError: there is no message, one is not Unicode, or their text cannot fit into ``context`` tokens.
             ModelError: the model has no chat template, or its template refuses the messages.
         """
         template = self._facts["template"]
@@ -102,68 +104,82 @@ class Tokenizer:
                 "give the text as it is with --raw, or use an Instruct model",
             )
         if not messages:
-            raise UsageError("the conversation is empty", "say something")
-        told = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        _check(told)
-        text, content = self._client.render(template, told, self._variables)
+            raise UsageError("the conversation is empty", "give at least one message")
+        present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        _check_unicode(present)
+        text, content = self._client.render(template, present, self._variables)
+        self._check_length(text, context)
         return self._client.encode_chat(text, content)
 
     def detokenizer(self) -> Detokenizer:
-        """A detokenizer for a new sequence, which goes on in mid-text: nothing is trimmed from its beginning."""
-        decoder, tokens = self._decoding
+        """A detokenizer for a new sequence that continues a text: nothing is trimmed from its beginning."""
+        decoder, tokens, _ = self._decoding
         return decoder(tokens)
 
     def vocabulary(self) -> dict[str, int]:
-        """The id of every token."""
+        """The id of each token by its text."""
         return {text: token for token, text in self._decoding[1].items()}
 
     def to_json(self) -> str:
-        """The tokenizer itself, in the tokenizers library's format, without padding or truncation."""
+        """The tokenizer as a ``tokenizer.json`` of the tokenizers library, without padding and truncation."""
         definition: str = self._facts["definition"]
         return definition
 
     def start(self) -> None:
-        """Have the process ready before the first text, without waiting for it."""
+        """Start the process in the background, so that it is ready for the first text."""
         self._client.start()
 
     def close(self) -> None:
-        """End the tokenizer's process. Another text starts it again."""
+        """End the process of the tokenizer; another call starts it again."""
         self._client.close()
 
     @cached_property
     def _variables(self) -> dict[str, Any]:
-        """What a template knows besides the messages, as mlx-lm tells it."""
+        """The variables of a template besides the messages, as mlx-lm gives them."""
         vocabulary = self.vocabulary().keys()
-        return {**self._facts["special"], "enable_thinking": any(tokens <= vocabulary for tokens in _THINKING)}
+        return {**self._facts["special"], "enable_thinking": any(tokens <= vocabulary for tokens in _THINKING_TOKENS)}
 
     @cached_property
-    def _decoding(self) -> tuple[Callable[[Mapping[int, str]], Detokenizer], dict[int, str]]:
-        """What makes detokenizers, and the text of every id that is a token."""
-        form = json.loads(self._facts["definition"])
+    def _decoding(self) -> tuple[Callable[[Mapping[int, str]], Detokenizer], dict[int, str], TokenBound | None]:
+        """A factory of detokenizers, the text of each token by its id, and the ``TokenBound``."""
+        definition = json.loads(self._facts["definition"])
         try:
-            decoder = decoding(form["decoder"])
+            decoder = detokenizer_factory(definition["decoder"])
         except ModelError as error:
             raise ModelError(f"{self.name} cannot answer: {error}", error.hint) from error
-        vocabulary = form["model"]["vocab"]
+        vocabulary = definition["model"]["vocab"]
         if isinstance(vocabulary, dict):
             tokens = {token: text for text, token in vocabulary.items()}
-        else:  # ids are places in a list
+        else:  # a list, whose indices are the ids
             tokens = {place: text for place, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
-        return decoder, tokens | {one["id"]: one["content"] for one in form["added_tokens"]}
+        tokens |= {one["id"]: one["content"] for one in definition["added_tokens"]}
+        return decoder, tokens, TokenBound.of(definition)
+
+    def _check_length(self, text: str, context: int | None) -> None:
+        """Refuse a text that cannot fit before it occupies the tokenizer's process, which all requests share."""
+        bound = self._decoding[2]
+        if context is None or bound is None or len(text) < context:
+            return
+        least = bound.least_tokens(text)
+        if least >= context:
+            raise UsageError(
+                f"a prompt of at least {least} tokens and an answer do not fit into the context of {context} tokens",
+                "shorten the prompt",
+            )
 
 
-def _check(value: Any) -> None:
-    """Refuse half a surrogate pair, wherever it is: it is no text, and the libraries fail at it in different ways."""
+def _check_unicode(value: Any) -> None:
+    """Refuse half a surrogate pair anywhere in ``value``, at which the libraries fail in different ways."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
-                f"character {error.start + 1} of the text is half of a surrogate pair, which is no Unicode text",
+                f"character {error.start + 1} of the text is half of a surrogate pair, which is not Unicode text",
                 "give the text in UTF-8",
             ) from error
     elif isinstance(value, Mapping):
-        _check([*value.keys(), *value.values()])
+        _check_unicode([*value.keys(), *value.values()])
     elif isinstance(value, Iterable):
         for part in value:
-            _check(part)
+            _check_unicode(part)

@@ -1,7 +1,7 @@
-"""A model folder's tokenizer as one definition, whatever files it comes in. Runs in ``text_process`` alone.
+"""Reads the tokenizer of a model folder into one definition; used only in the text process (``process``).
 
-transformers reads the folder: files beside or in place of ``tokenizer.json`` (``tokenizer.model``, ``vocab.json``,
-``tokenizer_config.json``) are the model's, so a limited process pays for what they cost.
+transformers reads the folder. The files besides or instead of ``tokenizer.json`` (``tokenizer.model``, ``vocab.json``,
+``tokenizer_config.json``) come with the model, so they are read in the process that has limits.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 FILLER = "\U000f0000no token "
-"""Begins the name of an id without a token."""
-_LARGEST_ID = 1 << 22
+"""Prefix of the names of ids without a token."""
+_MAX_TOKEN_ID = 1 << 22
 
 
 def import_reader() -> None:
     """Import transformers, which takes a second or more, and keep it from the network."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import transformers.models.auto.tokenization_auto  # noqa: F401 - the part that takes long
+    import transformers.models.auto.tokenization_auto  # noqa: F401 - the slow part of the import
 
 
 def read_definition(folder: Path) -> dict[str, Any]:
-    """What the tokenizer in ``folder`` is.
+    """The tokenizer in ``folder`` as a dict.
 
-    ``definition`` is the text of a ``tokenizer.json`` without padding and truncation; ``template`` the chat template or
-    None; ``bos`` the text of that token or None; ``eos`` an id or None; ``special`` the special tokens by their roles.
+    ``definition`` is the text of a ``tokenizer.json`` without padding and truncation, ``template`` the chat template or
+    None, ``bos`` the text of that token or None, ``eos`` an id or None, ``special`` the special tokens by role.
 
     Raises:
-        Exception: what transformers raises for a damaged tokenizer, or one that wants to run code of its own.
+        Exception: from transformers, for a tokenizer that is damaged or wants to run code of its own.
     """
     from transformers import AutoTokenizer
 
@@ -40,11 +40,13 @@ def read_definition(folder: Path) -> dict[str, Any]:
         _keep_ids(inner, file.read_text(encoding="utf-8"))
     try:
         template = inner.get_chat_template() if inner.chat_template else None
-    except ValueError:  # several templates, and none that is the default
+    except ValueError:  # several templates without a default
         template = None
     backend = inner.backend_tokenizer
     added = {one.content for one in backend.get_added_tokens_decoder().values()}
-    if backend.get_vocab(with_added_tokens=False).keys() <= added:  # the library makes one of nothing, too
+    if (
+        backend.get_vocab(with_added_tokens=False).keys() <= added
+    ):  # the library returns an empty tokenizer for no files
         raise ValueError("its files hold no vocabulary")
     backend.no_padding()
     backend.no_truncation()
@@ -57,23 +59,23 @@ def read_definition(folder: Path) -> dict[str, Any]:
     }
 
 
-def _keep_ids(inner: Any, stated: str) -> None:
-    """Give added tokens the ids that the file states; the library numbers them again, maybe over another token."""
-    wanted = {one["content"]: one["id"] for one in json.loads(stated).get("added_tokens", ())}
+def _keep_ids(inner: Any, tokenizer_json: str) -> None:
+    """Give added tokens the ids of the file; the library renumbers them, and may collide with another token."""
+    wanted = {one["content"]: one["id"] for one in json.loads(tokenizer_json).get("added_tokens", ())}
     backend = inner.backend_tokenizer
     if all(backend.token_to_id(text) == token for text, token in wanted.items()):
         return
-    if max(wanted.values()) > _LARGEST_ID:
+    if max(wanted.values()) > _MAX_TOKEN_ID:
         raise ValueError(f"an added token has the id {max(wanted.values())}")
-    form = json.loads(backend.to_str())
-    vocabulary = form["model"]["vocab"]
+    definition = json.loads(backend.to_str())
+    vocabulary = definition["model"]["vocab"]
     if isinstance(vocabulary, dict):
         vocabulary |= wanted
-    else:  # ids are places in a list
+    else:  # a list, whose indices are the ids
         names = {token: text for text, token in wanted.items()}
         lowest = min(score for _, score in vocabulary)
-        places = range(len(vocabulary), max(wanted.values()) + 1)
-        vocabulary += [[names.get(place, f"{FILLER}{place}"), lowest] for place in places]
-    for one in form["added_tokens"]:
+        indices = range(len(vocabulary), max(wanted.values()) + 1)
+        vocabulary += [[names.get(index, f"{FILLER}{index}"), lowest] for index in indices]
+    for one in definition["added_tokens"]:
         one["id"] = wanted.get(one["content"], one["id"])
-    inner._tokenizer = type(backend).from_str(json.dumps(form))
+    inner._tokenizer = type(backend).from_str(json.dumps(definition))

@@ -1,1 +1,1 @@
-"""The tensors of a model folder: which safetensors files count, where each tensor lies, which parts a process needs."""
+"""The tensors of a model folder: safetensors files, places of the tensors, and the parts that a process needs."""

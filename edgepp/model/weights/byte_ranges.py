@@ -1,4 +1,4 @@
-"""Arithmetic of byte ranges: half-open ``(start, stop)`` pairs, kept in order and apart."""
+"""Arithmetic of byte ranges: half-open ``(start, stop)`` pairs; results are sorted and disjoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Range = tuple[int, int]
 
 
 def union(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
-    """The ranges in order; those that touch, or lie at most ``gap`` bytes apart, become one."""
+    """The sorted ranges, where neighbours that overlap, touch or have a gap of at most ``gap`` bytes are joined."""
     joined: list[Range] = []
     for start, stop in sorted(ranges):
         if stop <= start:
@@ -20,8 +20,8 @@ def union(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
     return joined
 
 
-def minus(wanted: Iterable[Range], held: Iterable[Range]) -> list[Range]:
-    """What of ``wanted`` lies outside ``held``."""
+def difference(wanted: Iterable[Range], held: Iterable[Range]) -> list[Range]:
+    """The parts of ``wanted`` that are not in ``held``."""
     left = union(wanted)
     for start, stop in union(held):
         left = [part for a, b in left for part in ((a, min(b, start)), (max(a, stop), b)) if part[0] < part[1]]
@@ -29,15 +29,15 @@ def minus(wanted: Iterable[Range], held: Iterable[Range]) -> list[Range]:
 
 
 def covers(held: Iterable[Range], wanted: Range) -> bool:
-    """Whether all of ``wanted`` lies inside ``held``."""
-    return not minus([wanted], held)
+    """Whether ``held`` contains all of ``wanted``."""
+    return not difference([wanted], held)
 
 
 def cut(ranges: Iterable[Range], size: int) -> list[Range]:
-    """The ranges in pieces of at most ``size`` bytes."""
+    """The ranges, cut into pieces of at most ``size`` bytes."""
     return [(position, min(position + size, stop)) for start, stop in ranges for position in range(start, stop, size)]
 
 
 def total(ranges: Iterable[Range]) -> int:
-    """Bytes in ranges that do not overlap."""
+    """Sum of the bytes of ranges that do not overlap."""
     return sum(stop - start for start, stop in ranges)

@@ -1,6 +1,6 @@
-"""A folder in mlx-lm format: its configuration, and every tensor's place in its safetensors files.
+"""A checkpoint: a folder in mlx-lm format with its configuration and the place of every tensor.
 
-Nothing here reads weights until ``array`` is called, and that maps the file instead of copying it.
+Weights are not read until ``array`` is called, which maps the file instead of copying.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgepp.model.config.mlx_only import canonical, has_head
 from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.config.quantisation import Quantisation
 from edgepp.model.weights.safetensors_header import DTYPES, PARTIAL_SUFFIX, TensorPlace, parse_header, read_header
-from edgepp.model.weights.weight_files import INDEX, SINGLE, absent_of_set, files_here, read_tensors
+from edgepp.model.weights.weight_files import INDEX, SINGLE, missing_of_numbered_set, read_tensors, regular_files
 
 __all__ = [
     "DTYPES", "PARTIAL_SUFFIX", "Array", "Checkpoint", "Quantisation", "TensorPlace", "layer_of", "parse_header",
@@ -39,22 +39,23 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model folder; ``tensors`` holds only what is on this disk, which may be a part of the model."""
+    """A model folder; ``tensors`` are those on this disk, which may be a part of the model."""
 
     path: Path
     config: Mapping[str, Any]
-    """config.json as it is written; ``settings`` says what it means."""
+    """config.json as it is in the file; ``settings`` is its checked and typed form."""
     tensors: Mapping[str, TensorPlace] = field(repr=False)
     known: frozenset[str] = field(default=frozenset(), repr=False)
-    """Names of all tensors that the index or the files' headers list, whether they are on this disk or not."""
+    """Names of all tensors of the model, from the index or the headers, on this disk or not."""
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Read the configuration and the safetensors headers of ``path``.
 
         Raises:
-            ModelError: the folder is not a model, is damaged, asks for what edgepp does not compute, or wants to run
-                code of its own.
+            ModelError: the folder is not a model, is damaged, asks for an unsupported computation, or wants to run code
+            of
+                its own.
         """
         config = read_config(path)
         checkpoint = cls(path, config, *read_tensors(path))
@@ -62,24 +63,24 @@ class Checkpoint:
         return checkpoint
 
     def _check_layers(self) -> None:
-        """Hold the number of layers to the weights, where all of these are known."""
+        """Check the number of layers against the tensor names, if the names of all tensors are known."""
         if not any((self.path / name).is_file() for name in (INDEX, SINGLE)):
-            self.settings  # noqa: B018 - reading is the check
+            self.settings  # noqa: B018 - the property checks the configuration
             return
         numbers = [n for name in self.known if (n := layer_of(name)) is not None]
         if numbers and self.num_layers > max(numbers) + 1:
             raise ModelError(
-                f"config.json of {self.path.name} gives {self.num_layers} layers (num_hidden_layers), and there are"
+                f"config.json of {self.path.name} gives {self.num_layers} layers (num_hidden_layers), but there are"
                 f" weights of {max(numbers) + 1}",
                 "take the file from where the model was published",
             )
 
     @cached_property
     def settings(self) -> ModelConfig:
-        """What the configuration means.
+        """The checked configuration.
 
         Raises:
-            ModelError: it has an unusable value, or asks for what edgepp does not compute.
+            ModelError: a value is unusable, or asks for an unsupported computation.
         """
         return ModelConfig.read(self.path.name, self.config, self.known)
 
@@ -105,28 +106,27 @@ class Checkpoint:
 
     @property
     def context(self) -> int:
-        """The most positions a sequence may have."""
+        """Maximum number of positions of a sequence."""
         return self.settings.context
 
     def layer_names(self, layers: LayerRange) -> list[str]:
-        """Names of the tensors on this disk that belong to decoder layers ``layers``."""
+        """Names of the tensors of decoder layers ``layers`` on this disk."""
         return [name for name in self.tensors if (n := layer_of(name)) is not None and n in layers]
 
     def layer_bytes(self, layers: LayerRange) -> int:
-        """Stored bytes of decoder layers ``layers``."""
+        """Stored bytes of the tensors of decoder layers ``layers`` on this disk."""
         return sum(self.tensors[name].nbytes for name in self.layer_names(layers))
 
     def require(self, layers: LayerRange) -> None:
-        """Check that the range lies in the model and each of its layers is complete on this disk.
+        """Check that the model has ``layers``, and that tensors of each of them are on this disk.
 
-        A layer counts as complete when it has the tensors that the fullest layer at hand has; the backends check
-        names again against the architecture.
+        The backends check that each layer has all of its tensors.
 
         Raises:
-            ModelError: which layers are absent.
+            ModelError: layers are outside the model, or not on this disk; the sentence names them.
         """
         if layers.stop > self.num_layers:
-            raise ModelError(f"layers {layers} lie outside {self.path.name}, which has layers 0-{self.num_layers - 1}")
+            raise ModelError(f"layers {layers} are outside {self.path.name}, which has layers 0-{self.num_layers - 1}")
         found = {n for name in self.tensors if (n := layer_of(name)) is not None}
         absent = [n for n in range(layers.start, layers.stop) if n not in found]
         if absent:
@@ -135,18 +135,18 @@ class Checkpoint:
                 "fetch them with `edgepp models pull`",
             )
 
-    def require_ends(self) -> None:
+    def require_embedding_and_head(self) -> None:
         """Check that every tensor outside the layers is on this disk.
 
-        A head that is absent must not be taken for one that is tied to the embedding.
+        A missing head must not be mistaken for one that is tied to the embedding.
 
         Raises:
-            ModelError: which tensors or files are absent.
+            ModelError: tensors or files are missing; the sentence names the first.
         """
         outside = {name for name in self.known if layer_of(name) is None}
         absent = sorted(n for n in outside - self.tensors.keys() if not (self.settings.tied and has_head([n])))
         if not absent and not (self.path / INDEX).is_file() and self.config.get("tie_word_embeddings") is None:
-            absent = absent_of_set(files_here(self.path))
+            absent = missing_of_numbered_set(regular_files(self.path))
         if absent:
             raise ModelError(
                 f"{self.path} lacks {len(absent)} tensors outside the layers, among them {absent[0]}",
@@ -154,7 +154,7 @@ class Checkpoint:
             )
         if not self.settings.tied and not has_head(self.known) and self.settings.plain:
             raise ModelError(
-                f"config.json of {self.path.name} gives an output head of its own (tie_word_embeddings is false), and"
+                f"config.json of {self.path.name} gives an output head of its own (tie_word_embeddings is false), but"
                 " there is no lm_head.weight",
                 "take the model from where it was published",
             )
@@ -163,7 +163,7 @@ class Checkpoint:
         """The affine quantisation of the linear or embedding ``module``; None where it is not quantised.
 
         Raises:
-            ModelError: it is quantised in another mode, or the configuration does not say how.
+            ModelError: the module is quantised in another mode, or its quantisation is not in the configuration.
         """
         if f"{module}.scales" not in self.tensors:
             return None
@@ -175,10 +175,10 @@ class Checkpoint:
         return found
 
     def array(self, name: str) -> Array:
-        """The tensor as a read-only view of the mapped file: no bytes are read until they are used.
+        """The tensor as a read-only view of the mapped file, whose bytes are read when they are used.
 
         Raises:
-            ModelError: this disk does not hold it.
+            ModelError: the tensor is not on this disk.
         """
         place = self.tensors.get(name)
         if place is None:
@@ -202,22 +202,22 @@ class Checkpoint:
 
     @property
     def commit(self) -> str:
-        """The hub commit that this folder is a snapshot of, read off its path; empty where there is none."""
+        """The hub commit of this folder, taken from its path; empty where there is none."""
         return next((part for part in self.path.parts if _COMMIT.fullmatch(part)), "")
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that two copies of one model share, also where each holds other layers.
+        """Sixteen hex digits that all copies of a model share, also partial copies with different layers.
 
-        Made of what is computed, however the configuration spells it, and of the names of the tensors that take part.
-        It does not tell apart two trainings of one architecture; ``commit`` does.
+        A hash of the normalised configuration and of the names of the tensors that take part. Two trainings of one
+        architecture have the same fingerprint; ``commit`` tells them apart.
         """
         settings = self.settings
-        idle = [name for name in self.known if name.endswith(".rotary_emb.inv_freq")]
-        idle += [name for name in self.known if settings.tied and has_head([name])]
+        unused = [name for name in self.known if name.endswith(".rotary_emb.inv_freq")]
+        unused += [name for name in self.known if settings.tied and has_head([name])]
         values = {**canonical(settings.values), "dtype": settings.dtype}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-        digest.update("\n".join(sorted(self.known.difference(idle))).encode())
+        digest.update("\n".join(sorted(self.known.difference(unused))).encode())
         return digest.hexdigest()[:16]
 
 
@@ -225,7 +225,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The JSON object of config.json in the folder ``path``.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        ModelError: there is no such file, or it is damaged.
     """
     try:
         return read_object(path / "config.json")

@@ -1,4 +1,4 @@
-"""Which parts of a model a process needs, and which of them a folder lacks."""
+"""The parts of a model that a process needs, and the files and tensors of them that a folder lacks."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from edgepp.model.weights.checkpoint import layer_of
 from edgepp.model.weights.partial_file import PartialFile
 from edgepp.model.weights.weight_files import INDEX, read_index, unindexed
 
-_SETTINGS = ("config.json", "generation_config.json", INDEX)
-_ENDS = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
+_STAGE_FILES = ("config.json", "generation_config.json", INDEX)
+_COORDINATOR_FILES = ("*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model")
 
 
 @dataclass(frozen=True)
 class ModelParts:
-    """A node needs its ``layers``; a coordinator the ``ends``: embedding, final norm, head and tokenizer."""
+    """Parts of a model: ``layers`` for a stage; for a coordinator embedding, final norm, head and tokenizer."""
 
     layers: LayerRange | None = None
-    ends: bool = False
+    embedding_and_head: bool = False
     everything: bool = False
 
     def wants(self, tensor: str) -> bool:
-        """Whether the tensor called ``tensor`` is among the parts."""
+        """Whether the tensor of that name belongs to the parts."""
         layer = layer_of(tensor)
         if self.everything:
             return True
-        return self.ends if layer is None else self.layers is not None and layer in self.layers
+        return self.embedding_and_head if layer is None else self.layers is not None and layer in self.layers
 
     def wants_file(self, name: str) -> bool:
-        """Whether the file called ``name``, which holds no weights, is among the parts."""
-        patterns = _ENDS if self.ends or self.everything else _SETTINGS
+        """Whether the file ``name``, one without weights, belongs to the parts."""
+        patterns = _COORDINATOR_FILES if self.embedding_and_head or self.everything else _STAGE_FILES
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-WHOLE = ModelParts(everything=True)
+ALL_PARTS = ModelParts(everything=True)
 
 
 def weight_files(folder: Path, listed: Iterable[str], parts: ModelParts) -> dict[str, list[str]]:
-    """The safetensors files that hold wanted tensors, and the wanted tensors that the index puts in each.
+    """The safetensors files with wanted tensors, and the wanted tensors that the index assigns to each.
 
-    Without an index the headers of ``model.safetensors``, or of the numbered set that is listed, tell.
+    Without an index, the lists are empty: the headers of the files give the tensors.
 
     Raises:
         ModelError: the index is damaged, or two sets of files are listed.
@@ -59,7 +59,7 @@ def weight_files(folder: Path, listed: Iterable[str], parts: ModelParts) -> dict
 
 
 def missing_files(folder: Path, listed: Collection[str], parts: ModelParts) -> list[str]:
-    """Names of the files and tensors among ``parts`` that ``folder`` lacks; ``listed`` are the model's files."""
+    """Names of the files and tensors of ``parts`` that ``folder`` lacks; ``listed`` are all files of the model."""
     needed = {"config.json", *(name for name in listed if parts.wants_file(name))}
     absent = sorted(name for name in needed if not (folder / name).is_file())
     if absent:
@@ -73,12 +73,12 @@ def missing_files(folder: Path, listed: Collection[str], parts: ModelParts) -> l
             absent += tensors or [name]
         else:
             known = {place.name for place in file.places}
-            absent += [*file.absent(parts.wants), *(tensor for tensor in tensors if tensor not in known)]
+            absent += [*file.missing_tensors(parts.wants), *(tensor for tensor in tensors if tensor not in known)]
     return absent
 
 
 def summary(names: Iterable[str]) -> str:
-    """The names of missing files and tensors in a few words: ``layers 4-7, embedding or head``."""
+    """A short text for users about missing files and tensors: ``layers 4-7, embedding or head``."""
     layers: set[int] = set()
     words: list[str] = []
     for name in names:

@@ -1,8 +1,8 @@
-"""A safetensors file that is here in part: sparse, of full size, with a record of what it really holds.
+"""A partly fetched safetensors file: sparse, of full size, with a record of the ranges that were written.
 
-Beside ``model.safetensors`` lies ``model.safetensors.partial.json`` for as long as bytes are missing. The record
-is there before the file is, and names a range only after its bytes are on the disk, so that neither a crash nor
-a reader at any moment takes a hole for a tensor.
+While bytes are missing, ``model.safetensors.partial.json`` exists. The record is written before the file, and names a
+range only after its bytes are on the disk, so that neither a crash nor a concurrent reader mistakes a hole for a
+tensor.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edgepp.errors import ModelError
-from edgepp.model.bounded_files import INDEX_BYTES, read_object
-from edgepp.model.weights.byte_ranges import Range, covers, minus, union
+from edgepp.model.bounded_files import MAX_INDEX_BYTES, read_object
+from edgepp.model.weights.byte_ranges import Range, covers, difference, union
 from edgepp.model.weights.safetensors_header import PARTIAL_SUFFIX, TensorPlace, header_bytes, parse_header, read_header
 from edgepp.safe_files import write_atomically
 
-_BRIDGE_BYTES = 1 << 20  # a request costs about as much as this many bytes
+_MAX_GAP_BYTES = 1 << 20  # gaps up to this size are fetched too: a request costs as much as this many bytes
 
 
 class PartialFile:
-    """One safetensors file on its way to this disk; ``write`` may be called from several threads."""
+    """A safetensors file that is being fetched; ``write`` may be called from several threads."""
 
     def __init__(self, path: Path, size: int, places: Iterable[TensorPlace], held: Iterable[Range]) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class PartialFile:
 
     @classmethod
     def open(cls, path: Path) -> PartialFile | None:
-        """The file as an earlier fetch left it; None where there is none.
+        """The file as an earlier fetch left it; None where there is no such file.
 
         Raises:
             ModelError: the file or its record is damaged.
@@ -42,18 +42,18 @@ class PartialFile:
         if not path.is_file():
             return None
         size = path.stat().st_size
-        places = read_header(path, whole=True)
+        places = read_header(path, include_missing=True)
         record = _record(path)
         if not record.is_file():
             return cls(path, size, places, [(0, size)])
-        held = read_object(record, INDEX_BYTES).get("ranges")
-        if not isinstance(held, list) or not all(_is_range(each) for each in held):
+        held = read_object(record, MAX_INDEX_BYTES).get("ranges")
+        if not isinstance(held, list) or not all(_is_range(one) for one in held):
             raise ModelError(f"{record} is damaged: it does not list ranges", f"delete {path.name} and its record")
         return cls(path, size, places, [(max(a, 0), min(b, size)) for a, b in held])
 
     @classmethod
     def create(cls, path: Path, size: int, head: bytes) -> PartialFile:
-        """Begin a file of ``size`` bytes, of which ``head`` holds the first, and with them the whole header.
+        """Create a file of ``size`` bytes; ``head`` are its first bytes, including the whole header.
 
         Raises:
             ModelError: the header is malformed or points outside the file.
@@ -70,19 +70,23 @@ class PartialFile:
         file.save()
         return file
 
-    def missing(self, wanted: Callable[[str], bool]) -> list[Range]:
-        """The ranges to fetch so that every tensor whose name is ``wanted`` is here; neighbours become one."""
+    def missing_ranges(self, wanted: Callable[[str], bool]) -> list[Range]:
+        """The ranges to fetch for all tensors whose names are ``wanted``; small gaps between ranges are included."""
         ranges = [(p.start, p.start + p.nbytes) for p in self.places if wanted(p.name)]
-        return minus(union(ranges, _BRIDGE_BYTES), self._held) if self.absent(wanted) else []
+        return difference(union(ranges, _MAX_GAP_BYTES), self._held) if self.missing_tensors(wanted) else []
 
-    def absent(self, wanted: Callable[[str], bool]) -> list[str]:
-        """Names of the ``wanted`` tensors that are not here."""
+    def missing_tensors(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Names of the ``wanted`` tensors of which bytes are missing."""
         with self._lock:
             held = list(self._held)
         return [p.name for p in self.places if wanted(p.name) and not _holds(held, p)]
 
     def write(self, offset: int, data: bytes) -> None:
-        """Put ``data`` at ``offset``; it counts as held once ``save`` has run."""
+        """Write ``data`` at ``offset``; the next ``save`` records the range.
+
+        Raises:
+            ModelError: the data reach beyond the end of the file.
+        """
         if offset + len(data) > self.size:
             raise ModelError(f"the hub sent more bytes of {self.path.name} than it has", "try again")
         if not data:
@@ -94,7 +98,7 @@ class PartialFile:
             self._held = union([*self._held, (offset, offset + len(data))])
 
     def save(self) -> None:
-        """Make what was written count: flush it to the disk, then name it in the record, or drop the record."""
+        """Flush written bytes to the disk, then record their ranges, or delete the record if no tensor is missing."""
         with self._lock:
             with self.path.open("r+b") as stream:
                 os.fsync(stream.fileno())

@@ -1,6 +1,6 @@
-"""The header of a safetensors file: where each tensor lies.
+"""The header of a safetensors file, which gives dtype, shape and place of each tensor.
 
-Headers come from the network, so each count is checked against the file, the shape and the dtype before it is used.
+Headers come from the network, so each number is checked against file, shape and dtype before it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepp.errors import ModelError
-from edgepp.model.bounded_files import INDEX_BYTES, open_regular, parse_object, read_object, shown, unreadable
+from edgepp.model.bounded_files import MAX_INDEX_BYTES, open_regular, parse_object, read_object, shown, unreadable
 
 DTYPES: Mapping[str, npt.DTypeLike] = {
     "F64": np.float64,
@@ -33,22 +33,22 @@ DTYPES: Mapping[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
 }
 """Safetensors dtype names that a checkpoint may use."""
-_UNREAD = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "C64"})
-"""Types of safetensors that no backend computes with."""
+_UNSUPPORTED_DTYPES = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "C64"})
+"""Safetensors dtypes that no backend supports."""
 
 PARTIAL_SUFFIX = ".partial.json"
-"""``model.safetensors.partial.json`` lists the tensors that a partly fetched file really holds."""
+"""Suffix of the record of a partly fetched file: ``model.safetensors.partial.json`` lists its complete tensors."""
 
 MAX_HEADER_BYTES = 32 << 20
-"""Largest header read; the format allows 100 MB, and a header of 100,000 tensors takes 12 MB."""
+"""Limit of a header; the format allows 100 MB, and a header of 100,000 tensors takes 12 MB."""
 
 _MAX_DIMENSIONS = 8
-_AGAIN = "delete it and pull the model again"
+_PULL_HINT = "delete it and pull the model again"
 
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where one tensor lies: ``nbytes`` bytes from ``start`` in ``file``."""
+    """Place of a tensor: ``nbytes`` bytes from ``start`` in ``file``."""
 
     name: str
     dtype: str
@@ -59,22 +59,22 @@ class TensorPlace:
 
 
 def header_bytes(head: bytes | bytearray, file: Path, file_bytes: int) -> int:
-    """Length of the header of a file of ``file_bytes`` bytes, of which ``head`` holds the first eight or more.
+    """Length in bytes of the header of a file of ``file_bytes`` bytes; ``head`` are its first eight bytes or more.
 
     Raises:
-        ModelError: the file is no safetensors file.
+        ModelError: the file is not a safetensors file.
     """
     length = int.from_bytes(head[:8], "little")
     if len(head) < 8 or not 0 < length <= min(MAX_HEADER_BYTES, file_bytes - 8):
-        raise ModelError(f"{file.name} is not a safetensors file", _AGAIN)
+        raise ModelError(f"{file.name} is not a safetensors file", _PULL_HINT)
     return length
 
 
 def parse_header(raw: bytes, file: Path, file_bytes: int) -> list[TensorPlace]:
-    """Read a safetensors header, ``raw`` being the JSON behind the eight length bytes.
+    """Parse a safetensors header; ``raw`` is the JSON after the eight bytes of its length.
 
     Raises:
-        ModelError: an entry is malformed, overlaps another or points outside the file.
+        ModelError: an entry is malformed, overlaps another entry or is outside the file.
     """
     try:
         entries = parse_object(raw, strict=True)
@@ -85,7 +85,7 @@ def parse_header(raw: bytes, file: Path, file_bytes: int) -> list[TensorPlace]:
         _check_apart(places)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise ModelError(f"{file.name} is damaged: {reason}", _AGAIN) from error
+        raise ModelError(f"{file.name} is damaged: {reason}", _PULL_HINT) from error
     return places
 
 
@@ -93,7 +93,7 @@ def _place(name: str, entry: Any, file: Path, base: int, file_bytes: int) -> Ten
     if not name.isprintable():
         raise ValueError("a tensor has an unprintable name")
     label = shown(name)
-    if isinstance(entry, dict) and entry["dtype"] in _UNREAD:
+    if isinstance(entry, dict) and entry["dtype"] in _UNSUPPORTED_DTYPES:
         raise ModelError(
             f"{label} of {file.name} is of the type {entry['dtype']}, which edgepp does not read",
             "use a copy of the model as mlx-lm quantises it, for example from mlx-community",
@@ -110,13 +110,13 @@ def _place(name: str, entry: Any, file: Path, base: int, file_bytes: int) -> Ten
     if nbytes != end - begin:
         raise ValueError(f"{label}'s bytes do not match its shape")
     if base + end > file_bytes:
-        raise ValueError(f"{label} lies outside the file")
+        raise ValueError(f"{label} is outside the file")
     return TensorPlace(name, entry["dtype"], shape, file, base + begin, nbytes)
 
 
 def _sizes(label: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(size) is int for size in value):
-        raise ValueError(f"{label} has sizes that are no whole numbers")
+        raise ValueError(f"{label} has sizes that are not whole numbers")
     if any(size < 0 for size in value):
         raise ValueError(f"{label} has a negative size")
     return tuple(value)
@@ -130,12 +130,12 @@ def _check_apart(places: Sequence[TensorPlace]) -> None:
         end = max(end, place.start + place.nbytes)
 
 
-def read_header(file: Path, *, whole: bool = False) -> list[TensorPlace]:
-    """The places of the tensors that ``file`` holds; ``whole`` lists also those not yet fetched.
+def read_header(file: Path, *, include_missing: bool = False) -> list[TensorPlace]:
+    """Places of the tensors in ``file``, with ``include_missing`` also of those not fetched yet.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelError: the file is no safetensors file.
+        ModelError: the file is not a safetensors file, or is damaged.
     """
     try:
         with open_regular(file) as stream:
@@ -147,19 +147,19 @@ def read_header(file: Path, *, whole: bool = False) -> list[TensorPlace]:
         raise
     except OSError as error:
         raise unreadable(file, error) from error
-    held = None if whole else held_names(file)
+    held = None if include_missing else held_names(file)
     return places if held is None else [place for place in places if place.name in held]
 
 
 def held_names(file: Path) -> set[str] | None:
-    """Names of the tensors whose bytes are here, for a file that is here in part; None for a whole one.
+    """Names of the complete tensors of a partly fetched file; None for a complete file.
 
     Raises:
-        ModelError: the record of what is here is damaged.
+        ModelError: the record of the partly fetched file is damaged.
     """
     record = file.with_name(file.name + PARTIAL_SUFFIX)
     try:
-        names = read_object(record, INDEX_BYTES).get("tensors", [])
+        names = read_object(record, MAX_INDEX_BYTES).get("tensors", [])
     except FileNotFoundError:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

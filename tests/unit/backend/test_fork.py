@@ -1,4 +1,4 @@
-"""Sequences that begin with another's positions, and sequences that get more or less room."""
+"""Sequences that begin with positions of another sequence, and sequences whose capacity changes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PREFIX, SUFFIXES = states(20), [states(9, seed) for seed in (1, 2)]
 
 
 def alone(stage: StageModel, *parts: Array) -> Array:
-    """The last part's results when a sequence of its own computes one part after the other."""
+    """Results of the last part when a new sequence computes the parts in order."""
     stage.open(99, 60)
     result = [stage.extend(99, part) for part in parts][-1]
     stage.free(99)
@@ -55,19 +55,19 @@ def alone(stage: StageModel, *parts: Array) -> Array:
 
 
 def check_next(stage: StageModel, sequence: int, hidden: Array, *before: Array) -> None:
-    """Hold the sequence's next results to those it would have alone after ``before``."""
+    """Check that the next results of a sequence are those of a new sequence after ``before``."""
     expected = alone(stage, *before, hidden)
     np.testing.assert_allclose(stage.extend(sequence, hidden), expected, rtol=1e-4, atol=1e-5)
 
 
 def begin(stage: StageModel) -> None:
-    """Sequence 1 with ``PREFIX``."""
+    """Open sequence 1 with ``PREFIX``."""
     stage.open(1, 40)
     stage.extend(1, PREFIX)
 
 
 @pytest.mark.parametrize("length", [1, 7, 20])
-def test_source_and_fork_go_on_each_by_itself(stage: StageModel, length: int) -> None:
+def test_source_and_fork_are_independent(stage: StageModel, length: int) -> None:
     assert stage.rewinds
     begin(stage)
     stage.fork(1, 2, length, 30)
@@ -77,7 +77,7 @@ def test_source_and_fork_go_on_each_by_itself(stage: StageModel, length: int) ->
     check_next(stage, 1, SUFFIXES[1], PREFIX, SUFFIXES[0])
 
 
-def test_a_fork_outlives_what_its_source_does(stage: StageModel) -> None:
+def test_a_fork_is_not_changed_by_its_source(stage: StageModel) -> None:
     begin(stage)
     for sequence in (2, 3):
         stage.fork(1, sequence, 15, 30)
@@ -117,7 +117,7 @@ def test_one_of_a_batch_is_forked_and_all_go_on_together(stage: StageModel) -> N
         check_next(stage, n, SUFFIXES[0], hidden)
 
 
-def test_a_fork_onto_an_open_sequence_begins_it_anew(stage: StageModel) -> None:
+def test_a_fork_onto_an_open_sequence_replaces_it(stage: StageModel) -> None:
     begin(stage)
     stage.open(2, 60)
     stage.extend(2, states(50, 3))
@@ -145,7 +145,7 @@ def test_what_cannot_be_forked_is_named_and_leaves_all_as_it_was(stage: StageMod
     check_next(stage, 2, SUFFIXES[0], PREFIX[:3])
 
 
-def test_memory_is_counted_once_a_sequence_and_given_back(stage: StageModel) -> None:
+def test_memory_is_counted_once_per_sequence_and_given_back(stage: StageModel) -> None:
     begin(stage)
     one = stage.kv_bytes
     stage.fork(1, 2, 20, 30)
@@ -156,7 +156,7 @@ def test_memory_is_counted_once_a_sequence_and_given_back(stage: StageModel) -> 
     assert stage.kv_bytes == 0
 
 
-def test_more_capacity_lets_a_sequence_go_on_and_less_stops_it(stage: StageModel) -> None:
+def test_a_sequence_grows_up_to_its_new_capacity(stage: StageModel) -> None:
     begin(stage)
     stage.resize(1, 22)
     with pytest.raises(SequenceFault, match="23 positions"):
@@ -210,7 +210,7 @@ def test_resizing_one_of_a_batch_changes_no_number(stage: StageModel) -> None:
     check_next(stage, 2, SUFFIXES[0], given[2], states(2, 9)[1:], states(2, 10)[1:])
 
 
-def test_the_mlx_stage_promises_no_memory_that_is_not_there(
+def test_the_mlx_stage_reserves_no_memory_that_is_not_free(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = MlxBackend().load_stage(checkpoint, LAYERS, EXACT)
@@ -243,7 +243,9 @@ def test_a_copy_that_memory_cannot_hold_leaves_nothing_half_open(
     check_next(stage, 1, SUFFIXES[0], PREFIX)
 
 
-def test_the_onnx_stage_says_when_addresses_are_short(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_onnx_stage_names_a_shortage_of_address_space(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnx_arena, "LANES", 1)
     stage = OnnxBackend().load_stage(checkpoint, LAYERS, EXACT)
     begin(stage)
@@ -256,7 +258,7 @@ def test_the_onnx_stage_says_when_addresses_are_short(checkpoint: Checkpoint, mo
     check_next(stage, 1, SUFFIXES[0], PREFIX)
 
 
-def test_families_whose_caches_cannot_be_cut_say_so(tmp_path: Path) -> None:
+def test_families_whose_caches_cannot_be_truncated_say_so(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, TINY)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8}
@@ -264,7 +266,7 @@ def test_families_whose_caches_cannot_be_cut_say_so(tmp_path: Path) -> None:
     stage: MlxStage = MlxBackend().load_stage(Checkpoint.open(tmp_path), LAYERS, EXACT)
     begin(stage)
     assert not stage.rewinds
-    with pytest.raises(StageFault, match="layers 1-2 cannot be cut"):
+    with pytest.raises(StageFault, match="layers 1-2 cannot be truncated"):
         stage.fork(1, 2, 5, 30)
     stage.resize(1, 60)
     stage.extend(1, states(35))

@@ -1,4 +1,4 @@
-"""Keys and values in 8 or 4 bits: how near they come to full ones, what they take, and who does without."""
+"""Keys and values in 8 or 4 bits: error, bytes, and families and backends without them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}
 WIDE = replace(TINY, hidden=128, head_size=32)
 LAYERS = LayerRange(0, 4)
 ERRORS = {("onnx", 8): 0.05, ("mlx", 8): 0.01, ("mlx", 4): 0.15}
-"""Root mean square of what few bits change, over that of what the layers add."""
+"""Root mean square of the error of few bits, relative to that of the change that the layers make."""
 
 
 def load(backend: str, checkpoint: Checkpoint, kv_bits: int | None, layers: LayerRange = LAYERS) -> StageModel:
@@ -39,7 +39,7 @@ def states(rows: int) -> Array:
 
 
 def computed(stage: StageModel, hidden: Array, chunks: list[int]) -> Array:
-    """What a new sequence gets for ``hidden`` in chunks."""
+    """Results of a new sequence for ``hidden`` in chunks."""
     stage.open(1, len(hidden))
     ends = np.cumsum(chunks)
     return np.concatenate([stage.extend(1, hidden[end - n : end]) for n, end in zip(chunks, ends, strict=True)])
@@ -96,7 +96,7 @@ def test_a_group_of_64_values_is_preferred_to_one_of_32(tmp_path: Path) -> None:
     assert sizes == [{64}, {32}]
 
 
-def test_windows_keep_their_floats_beside_few_bits(tmp_path: Path) -> None:
+def test_sliding_windows_keep_floats(tmp_path: Path) -> None:
     checkpoint = with_config(tmp_path, WIDE, layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=8)
     hidden, chunks = states(24), [16, *[1] * 8]
     full, few = (computed(load("mlx", checkpoint, bits), hidden, chunks) for bits in (None, 8))
@@ -107,7 +107,7 @@ def test_windows_keep_their_floats_beside_few_bits(tmp_path: Path) -> None:
     )
 
 
-def test_who_does_without_says_so(tmp_path: Path) -> None:
+def test_unsupported_bits_are_refused(tmp_path: Path) -> None:
     narrow = Checkpoint.open(make_checkpoint(tmp_path / "narrow", TINY))
     with pytest.raises(ModelError, match="width 16 cannot be kept in 8 bits, which takes a multiple of 32"):
         load("mlx", narrow, 8)
@@ -117,7 +117,7 @@ def test_who_does_without_says_so(tmp_path: Path) -> None:
         BackendOptions(kv_bits=5)
 
 
-def test_a_family_without_plain_caches_has_none_to_keep_in_few_bits(tmp_path: Path) -> None:
+def test_a_family_without_plain_caches_cannot_use_few_bits(tmp_path: Path) -> None:
     stage = MlxBackend().load_stage(Checkpoint.open(make_checkpoint(tmp_path, WIDE)), LAYERS, BackendOptions())
     stage._sample.has_plain = False
     with pytest.raises(ModelError, match="'mamba' has no cache of all keys and values"):
@@ -125,7 +125,7 @@ def test_a_family_without_plain_caches_has_none_to_keep_in_few_bits(tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
-def test_families_whose_attention_takes_no_few_bits_are_refused(family: str, tmp_path: Path) -> None:
+def test_families_whose_attention_cannot_use_few_bits_are_refused(family: str, tmp_path: Path) -> None:
     settings = FITTING[family] | {"hidden_size": 128, "head_dim": 32}
     checkpoint = Checkpoint.open(make_family(tmp_path / family, family, settings))
     assert load("mlx", checkpoint, None).rewinds is (family == "gemma2")
@@ -143,7 +143,7 @@ def test_one_strong_channel_is_not_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_scales_reach_as_far_as_keys_and_values_do(family: str, tmp_path: Path) -> None:
+def test_scales_cover_the_range_of_keys_and_values(family: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path, replace(WIDE, family=family)))
     whole = MlxBackend().load_stage(checkpoint, LayerRange(0, 1), BackendOptions(exact=True))
     computed(whole, states(200), [200])

@@ -1,4 +1,4 @@
-"""Every family that fits gives the whole model's numbers from any number of stages; the others are refused by name."""
+"""Every supported family gives the numbers of the whole model from any number of stages; others are refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlx_lm.utils import _get_classes, load_model
 
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.mlx.backend import MlxBackend
-from edgepp.backend.mlx.embedding_and_head import MlxEnds
+from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.errors import ModelError
 from edgepp.layers import split_evenly
@@ -40,7 +40,7 @@ BASE: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-"""A config.json that most families can read; each takes what it knows."""
+"""A config.json that most families can read, with the keys of all of them."""
 
 EXPERTS: dict[str, Any] = {
     "num_experts": 4,
@@ -163,7 +163,7 @@ GEMMA3N = {
 }
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
-    "gemma3n": ({"text_config": {**BASE, **GEMMA3N, "model_type": "gemma3n"}}, "more of the tokens"),
+    "gemma3n": ({"text_config": {**BASE, **GEMMA3N, "model_type": "gemma3n"}}, "more than the hidden states"),
     "gemma4_text": (
         {
             "global_head_dim": 16,
@@ -245,7 +245,7 @@ def make_family(folder: Path, name: str, settings: dict[str, Any], dtype: Any = 
 
 
 def whole_logits(folder: Path) -> np.ndarray[Any, Any]:
-    """mlx-lm's logits of the chunks and of the greedy tokens behind them, (T, V)."""
+    """mlx-lm's logits of the chunks and of the greedy tokens after them, (T, V)."""
     model, rows = reference.whole_model(folder), []
     cache = make_prompt_cache(model)
     steps = [*CHUNKS, *[None] * GENERATED]
@@ -255,8 +255,8 @@ def whole_logits(folder: Path) -> np.ndarray[Any, Any]:
     return np.concatenate(rows)
 
 
-def piped_logits(ends: MlxEnds, stages: list[MlxStage]) -> np.ndarray[Any, Any]:
-    """The same from a pipeline."""
+def piped_logits(ends: MlxEmbeddingAndHead, stages: list[MlxStage]) -> np.ndarray[Any, Any]:
+    """The logits of a pipeline for the same chunks and greedy tokens, (T, V)."""
     rows: list[Any] = []
     for stage in stages:
         stage.open(1, 32)
@@ -271,7 +271,7 @@ def piped_logits(ends: MlxEnds, stages: list[MlxStage]) -> np.ndarray[Any, Any]:
 def check(folder: Path) -> None:
     checkpoint, backend = Checkpoint.open(folder), MlxBackend()
     expected = whole_logits(folder)
-    ends = backend.load_ends(checkpoint, BackendOptions())
+    ends = backend.load_embedding_and_head(checkpoint, BackendOptions())
     for stages in (1, 2, 3):
         split = split_evenly(checkpoint.num_layers, stages)
         loaded = [backend.load_stage(checkpoint, layers, BackendOptions()) for layers in split]
@@ -288,7 +288,7 @@ def test_stages_give_the_whole_models_logits(family: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("family", FITTING)
 def test_the_spelling_of_transformers_5_gives_the_same_model(family: str, tmp_path: Path) -> None:
-    """Rotations inside ``rope_parameters``: families that read only the older keys would take a default in silence."""
+    """Rotations inside ``rope_parameters``: families that read only the older keys would silently use a default."""
     settings = FITTING[family]
     inner = settings.get("text_config")
     older = {"text_config": {**inner, "rope_theta": 777.0}} if inner else {"rope_theta": 777.0}
@@ -331,16 +331,16 @@ def test_quantised_experts_give_the_whole_models_logits(mode: str, group_size: i
 
 
 @pytest.mark.parametrize("family", UNFIT)
-def test_families_that_do_not_fit_are_refused_with_the_reason(family: str, tmp_path: Path) -> None:
+def test_unsupported_families_are_refused_with_the_reason(family: str, tmp_path: Path) -> None:
     settings, reason = UNFIT[family]
     checkpoint = Checkpoint.open(make_family(tmp_path / "model", family, settings))
     with pytest.raises(ModelError, match=f"'{family}' does not fit a layer pipeline: .*{reason}"):
-        MlxBackend().load_ends(checkpoint, BackendOptions())
+        MlxBackend().load_embedding_and_head(checkpoint, BackendOptions())
 
 
 def test_a_family_that_embeds_positions_needs_them(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(make_family(tmp_path / "model", "gpt2", FITTING["gpt2"]))
-    ends = MlxBackend().load_ends(checkpoint, BackendOptions())
+    ends = MlxBackend().load_embedding_and_head(checkpoint, BackendOptions())
     with pytest.raises(ModelError, match="embeds positions"):
         ends.embed([1])
     assert not np.array_equal(ends.embed([1], 0), ends.embed([1], 9))

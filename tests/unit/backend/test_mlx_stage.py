@@ -1,4 +1,4 @@
-"""A stage's sequences: their caches grow, go back, stay apart, and end in errors that name what is wrong."""
+"""Sequences of an MLX stage: caches grow, are truncated, stay independent; errors name the cause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.device import has_metal
 from edgepp.backend.mlx.backend import MlxBackend
-from edgepp.backend.mlx.embedding_and_head import MlxEnds
+from edgepp.backend.mlx.embedding_and_head import MlxEmbeddingAndHead
 from edgepp.backend.mlx.stage import MlxStage
 from edgepp.errors import StageFault, UsageError
 from edgepp.layers import LayerRange
@@ -37,8 +37,8 @@ def stage(checkpoint: Checkpoint) -> MlxStage:
 
 
 @pytest.fixture(scope="module")
-def ends(checkpoint: Checkpoint) -> MlxEnds:
-    return MlxBackend().load_ends(checkpoint, EXACT)
+def ends(checkpoint: Checkpoint) -> MlxEmbeddingAndHead:
+    return MlxBackend().load_embedding_and_head(checkpoint, EXACT)
 
 
 def states(tokens: int, seed: int = 0) -> Array:
@@ -54,7 +54,7 @@ def with_windows(path: Path) -> Checkpoint:
     return Checkpoint.open(path)
 
 
-def test_what_a_stage_says_of_itself(stage: MlxStage) -> None:
+def test_the_attributes_of_a_stage(stage: MlxStage) -> None:
     assert (stage.layers, stage.dtype, stage.hidden_size) == (LayerRange(1, 3), "float32", TINY.hidden)
     assert (stage.device, stage.chunk) == (("metal", 512) if has_metal() else ("cpu", 64))
     assert stage.kv_bytes == 0
@@ -99,7 +99,7 @@ def test_sequences_do_not_see_each_other(stage: MlxStage) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 9])
-def test_a_cut_sequence_goes_on_as_if_nothing_had_followed(stage: MlxStage, length: int) -> None:
+def test_a_truncated_sequence_continues_as_if_nothing_had_followed(stage: MlxStage, length: int) -> None:
     hidden = states(12)
     stage.open(1, 20)
     stage.extend(1, hidden[:length]) if length else None
@@ -111,7 +111,7 @@ def test_a_cut_sequence_goes_on_as_if_nothing_had_followed(stage: MlxStage, leng
     np.testing.assert_allclose(stage.extend(2, hidden[9:]), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_windows_go_back_only_before_they_have_moved(tmp_path: Path) -> None:
+def test_windows_are_truncated_only_before_they_have_moved(tmp_path: Path) -> None:
     stage = MlxBackend().load_stage(with_windows(tmp_path), LayerRange(0, 1), EXACT)
     stage.open(1, 32)
     stage.extend(1, states(6))
@@ -119,9 +119,9 @@ def test_windows_go_back_only_before_they_have_moved(tmp_path: Path) -> None:
     stage.extend(1, states(8))
     with pytest.raises(StageFault, match="RotatingKVCache of 12 positions cannot go back to 10"):
         stage.truncate(1, 10)
-    stage.truncate(1, 12)  # nothing to forget
+    stage.truncate(1, 12)  # nothing to drop
     assert stage.length(1) == 12
-    stage.truncate(1, 0)  # and a new start always works
+    stage.truncate(1, 0)  # dropping all positions always works
     assert stage.length(1) == 0
 
 
@@ -137,7 +137,7 @@ def test_kv_bytes_follow_the_sequences(stage: MlxStage) -> None:
     assert stage.kv_bytes == 0
 
 
-def test_a_sequence_opened_again_starts_anew(stage: MlxStage) -> None:
+def test_a_sequence_opened_again_is_empty(stage: MlxStage) -> None:
     stage.open(1, 8)
     first = stage.extend(1, states(3))
     stage.open(1, 8)
@@ -145,14 +145,14 @@ def test_a_sequence_opened_again_starts_anew(stage: MlxStage) -> None:
     np.testing.assert_array_equal(stage.extend(1, states(3)), first)
 
 
-def test_faults_name_what_is_wrong(stage: MlxStage) -> None:
+def test_faults_name_the_cause(stage: MlxStage) -> None:
     with pytest.raises(StageFault, match="layers 1-2 hold no sequence 7"):
         stage.extend(7, states(1))
     with pytest.raises(StageFault, match=f"513 positions are more than the model's context of {TINY.context}"):
         stage.open(1, TINY.context + 1)
     stage.open(1, 4)
     stage.extend(1, states(3))
-    with pytest.raises(StageFault, match="5 positions are more than the sequence's 4"):
+    with pytest.raises(StageFault, match="would have 5 positions, and it was opened for 4"):
         stage.extend(1, states(2))
     with pytest.raises(StageFault, match="cannot be cut to 4"):
         stage.truncate(1, 4)
@@ -175,20 +175,20 @@ def test_a_sequence_that_memory_cannot_hold_is_not_opened(stage: MlxStage, monke
     stage.open(3, 10)
 
 
-def test_a_failed_step_forgets_its_sequence(stage: MlxStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_step_drops_its_sequence(stage: MlxStage, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("[malloc] Unable to allocate 17 bytes.")
 
     stage.open(1, 8)
     stage.extend(1, states(2))
-    monkeypatch.setattr(stage._part, "_model", fail)
+    monkeypatch.setattr(stage._model, "_model", fail)
     with pytest.raises(StageFault, match=r"layers 1-2 failed at position 2: .*Unable to allocate"):
         stage.extend(1, states(1))
     with pytest.raises(StageFault, match="no sequence 1"):
         stage.length(1)
 
 
-def test_the_ends_check_what_they_get(ends: MlxEnds) -> None:
+def test_embedding_and_head_check_their_arguments(ends: MlxEmbeddingAndHead) -> None:
     with pytest.raises(UsageError, match=f"from 0 to {TINY.vocabulary - 1}"):
         ends.embed([3, TINY.vocabulary])
     with pytest.raises(StageFault, match="shape"):
@@ -198,7 +198,7 @@ def test_the_ends_check_what_they_get(ends: MlxEnds) -> None:
     np.testing.assert_array_equal(ends.embed([4, 5], 100), ends.embed([4, 5]))
 
 
-def test_exact_means_float32_whatever_is_stored(tmp_path: Path) -> None:
+def test_exact_means_float32_for_any_stored_dtype(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path, replace(TINY, dtype="float16")))
     stage = MlxBackend().load_stage(checkpoint, LayerRange(0, 4), EXACT)
     stage.open(1, 4)

@@ -1,4 +1,4 @@
-"""MLX's weights in MatMulNBits' layout: what comes out is what mx.dequantize gives."""
+"""MLX's weights in the layout of MatMulNBits: the products use the values of mx.dequantize."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def zero_points_of(weight: NBits) -> Array:
 
 
 def values(weight: NBits) -> Array:
-    """What MatMulNBits and the correction multiply by, (N, K)."""
+    """The matrix that MatMulNBits and the correction multiply by, (N, K)."""
     spread = weight.scales[..., None] * (codes_of(weight) - zero_points_of(weight)[..., None])
     if weight.residue is not None:
         spread = spread + weight.residue[..., None]

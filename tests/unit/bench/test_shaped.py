@@ -19,7 +19,8 @@ from bench.toolkit.round_trips import OneWayTrip
 from edgepp.benchmark.hidden_states import ROWS
 from edgepp.errors import UsageError
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from edgepp.wire.messages import Forward, Hidden, encode
+from edgepp.wire.message_codec import encode
+from edgepp.wire.messages import Forward, Hidden
 
 MACHINE = {"cpu": "a CPU", "cpus": 4, "load_1m": 0.1}
 TAKEN = {"machine": MACHINE, "commit": "0123456789ab"}

@@ -73,7 +73,7 @@ def test_another_machine_is_tried_on_the_network_we_share_first(laptop: object) 
 
 
 def test_a_watch_tells_once_of_a_new_address(laptop: dict[str, list[SimpleNamespace]]) -> None:
-    watch = interfaces.Watch()
+    watch = interfaces.AddressWatch()
     assert not watch.changed()
     laptop["en0"][2] = _entry(socket.AF_INET, "192.168.1.6", "255.255.255.0")
     assert watch.changed()
@@ -84,7 +84,7 @@ def test_a_watch_tells_once_of_sleep(laptop: object, monkeypatch: pytest.MonkeyP
     slept_s = 0.0
     clock = SimpleNamespace(time=lambda: time.time() + slept_s, monotonic=time.monotonic)
     monkeypatch.setattr(interfaces, "time", clock)
-    watch = interfaces.Watch()
+    watch = interfaces.AddressWatch()
     assert not watch.changed()
     slept_s = 60.0
     assert watch.changed()

@@ -14,7 +14,7 @@ import pytest
 
 from edgepp.cluster import state_files as files
 from edgepp.cluster.identity import (
-    ADDRESSES,
+    MAX_ADDRESSES,
     Cluster,
     PairedNode,
     clean_name,
@@ -153,7 +153,7 @@ def test_the_newest_addresses_are_remembered() -> None:
     cluster = _cluster()
     for port in range(1, 21):
         cluster = cluster.reached(f"10.0.0.7:{port}")
-    assert len(cluster.addresses) == ADDRESSES
+    assert len(cluster.addresses) == MAX_ADDRESSES
     assert cluster.reached("10.0.0.7:18").addresses[:3] == ("10.0.0.7:18", "10.0.0.7:20", "10.0.0.7:19")
 
 
@@ -219,7 +219,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(home: Path, file: str, ki
 def test_a_file_that_is_too_long_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = _cluster()
     save_cluster(cluster)
-    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 100)
     with pytest.raises(EdgeppError, match="has more than"):
         load_cluster()
     with pytest.raises(EdgeppError, match="stays as it is"):

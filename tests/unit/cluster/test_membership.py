@@ -97,7 +97,7 @@ def test_the_view_gets_a_new_version_for_news_and_for_nothing_else() -> None:
         members.tick(now_s)
     members.enrol(NODE, "k", facts(), b"r", "10.0.0.2", 1.6)
     assert members.version == version
-    members.enrol(NODE, "k", facts(memory=1), b"r", "10.0.0.2", 1.7)
+    members.enrol(NODE, "k", facts(memory_bytes=1), b"r", "10.0.0.2", 1.7)
     assert members.version == version + 1
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from edgepp.coordinator import answers as module
-from edgepp.coordinator.answers import TRIES, AnswerService
+from edgepp.coordinator.answers import MAX_ATTEMPTS, AnswerService
 from edgepp.coordinator.json_codec import decode_summary, encode_question
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
-from edgepp.wire.messages import Answered, Declined, Message, Piece, decode, decode_payload
+from edgepp.wire.message_codec import decode, decode_payload
+from edgepp.wire.messages import Answered, Declined, Message, Piece
 from tests.waiting import PATIENCE_S, eventually
 
 FORM = json.loads(json.dumps(encode_question("hi", GenerateOptions())))
@@ -78,7 +79,7 @@ class FakePipeline:
         return self._make()
 
 
-class FakeServing:
+class FakePipelineManager:
     """One pipeline after the other; the last one stays."""
 
     def __init__(self, *pipelines: FakePipeline) -> None:
@@ -98,8 +99,8 @@ class Asked:
     """AnswerService over such pipelines, and what they send."""
 
     def __init__(self, *pipelines: FakePipeline) -> None:
-        self.serving = FakeServing(*pipelines)
-        self.answers = AnswerService(self.serving)  # type: ignore[arg-type]
+        self.pipeline_manager = FakePipelineManager(*pipelines)
+        self.answers = AnswerService(self.pipeline_manager)  # type: ignore[arg-type]
         self.sent: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
 
     def ask(self, number: int = 1, key: str = "ann", route: bytes = b"r") -> None:
@@ -113,7 +114,7 @@ class Asked:
             message = decode(frames[0])
             if isinstance(message, Piece):
                 text += frames[1].decode()
-            elif message.request == number:  # type: ignore[union-attr]
+            elif message.request_id == number:  # type: ignore[union-attr]
                 self.quiet()
                 return message, frames, text
 
@@ -137,7 +138,7 @@ def test_it_is_begun_so_often_and_not_for_ever() -> None:
     message, _, _ = asked.ending()
     assert isinstance(message, Declined)
     assert message.reason == str(LOST)
-    assert dying.asked == TRIES
+    assert dying.asked == MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -159,18 +160,18 @@ def test_other_errors_end_an_answer_at_once(pipeline: FakePipeline) -> None:
 
 def test_when_there_is_no_next_pipeline_the_error_names_the_stage_that_was_lost() -> None:
     asked = Asked(FakePipeline(error=LOST, lost=True))
-    asked.serving.acquire = taking_all(asked.serving)  # type: ignore[method-assign]
+    asked.pipeline_manager.acquire = taking_all(asked.pipeline_manager)  # type: ignore[method-assign]
     asked.ask()
     message, _, _ = asked.ending()
     assert isinstance(message, Declined)
     assert message.reason == str(LOST)
 
 
-def taking_all(serving: FakeServing) -> Callable[[float, Callable[[], bool]], FakePipeline]:
+def taking_all(pipeline_manager: FakePipelineManager) -> Callable[[float, Callable[[], bool]], FakePipeline]:
     def acquire(_wait_s: float, _given_up: Callable[[], bool]) -> FakePipeline:
-        if not serving.pipelines:
+        if not pipeline_manager.pipelines:
             raise EdgeppError("the cluster cannot answer yet: no plan")
-        return serving.pipelines.pop()
+        return pipeline_manager.pipelines.pop()
 
     return acquire
 
@@ -217,16 +218,16 @@ def test_a_cancelled_answer_ends_with_what_was_shown() -> None:
     message, frames, _ = asked.ending()
     assert isinstance(message, Answered)
     assert decode_summary(decode_payload(frames)).finish_reason == "cancelled"
-    assert asked.serving.woken == 1
+    assert asked.pipeline_manager.woken == 1
 
 
 def test_a_member_that_asks_for_all_it_can_get_takes_no_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 8)
+    monkeypatch.setattr(module, "MAX_ANSWERS", 8)
     release = threading.Event()
     asked = Asked(FakePipeline("a", release=release))
     for number in range(5):
         asked.ask(number, key="greedy")
-    with pytest.raises(EdgeppError, match="your share of them is taken"):
+    with pytest.raises(EdgeppError, match="this machine's share of them is taken"):
         asked.ask(5, key="greedy")
     for number, key in enumerate(["ann", "bob", "cay", "dee", "eve"]):
         asked.ask(100 + number, key=key)

@@ -85,7 +85,9 @@ def test_a_draft_model_that_is_the_model_itself_is_always_right(tiny: Path) -> N
     chosen = backend.choose("onnx", checkpoint)
     options = BackendOptions(exact=True)
     stage = chosen.load_stage(checkpoint, LayerRange(0, 4), options)
-    model = DraftModel(stage, chosen.load_ends(checkpoint, options), checkpoint.context, checkpoint.vocab_size)
+    model = DraftModel(
+        stage, chosen.load_embedding_and_head(checkpoint, options), checkpoint.context, checkpoint.vocab_size
+    )
     guesser = model.begin()
     ids = [*prompt, *expected[:10]]
     for _ in range(8):

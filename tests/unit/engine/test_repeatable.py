@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp import backend
-from edgepp.backend.base import BackendOptions, Ends, StageModel
+from edgepp.backend.base import BackendOptions, EmbeddingAndHead, StageModel
 from edgepp.engine.chunk_sizer import ChunkSizer
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
@@ -76,16 +76,16 @@ def test_the_length_of_chunks_changes_no_number(tiny: Path, length: int, monkeyp
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny: Path) -> tuple[StageModel, Ends]:
+def loaded(tiny: Path) -> tuple[StageModel, EmbeddingAndHead]:
     checkpoint = Checkpoint.open(tiny)
     chosen, options = backend.choose("onnx", checkpoint), BackendOptions()
-    return chosen.load_stage(checkpoint, LayerRange(0, 4), options), chosen.load_ends(checkpoint, options)
+    return chosen.load_stage(checkpoint, LayerRange(0, 4), options), chosen.load_embedding_and_head(checkpoint, options)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_row_does_not_depend_on_how_many_are_computed_with_it(
-    loaded: tuple[StageModel, Ends], data: st.DataObject
+    loaded: tuple[StageModel, EmbeddingAndHead], data: st.DataObject
 ) -> None:
     """What ``MIN_ROWS`` stands for: kernels for two rows give each the numbers that those for a whole chunk give."""
     stage, ends = loaded

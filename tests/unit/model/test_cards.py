@@ -1,4 +1,4 @@
-"""Cards hold what the formula says, and the formula says what checkpoints hold."""
+"""The bytes in cards follow the formula of ``Shape``, and so do the bytes of checkpoints."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_misspelt_name_gets_the_names_close_to_it() -> None:
     assert "llama-3.2-1b-4bit" in caught.value.hint
 
 
-def test_what_a_model_may_be(tmp_path: Path) -> None:
+def test_model_arguments(tmp_path: Path) -> None:
     assert isinstance(resolve("smollm2-135m"), Wheel)
     pinned = resolve("mlx-community/Llama-3.2-1B-Instruct-4bit")
     assert pinned == resolve("llama-3.2-1b-4bit")
@@ -134,7 +134,7 @@ def test_what_a_model_may_be(tmp_path: Path) -> None:
         ("", "no model called"),
     ],
 )
-def test_what_a_model_may_not_be(model: str, sentence: str) -> None:
+def test_invalid_model_arguments(model: str, sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence) as caught:
         resolve(model)
     assert caught.value.hint

@@ -1,4 +1,4 @@
-"""A model folder is read exactly, and what is damaged or hostile in it is refused."""
+"""A model folder is read exactly; damaged and hostile files are refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 
 from edgepp.errors import ModelError, UsageError
 from edgepp.layers import LayerRange
+from edgepp.model.config.quantisation import Quantisation
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
-from edgepp.model.weights.checkpoint import Checkpoint, Quantisation, layer_of, read_header
+from edgepp.model.weights.checkpoint import Checkpoint, layer_of
+from edgepp.model.weights.safetensors_header import read_header
 
 mx = pytest.importorskip("mlx.core")
 
@@ -102,7 +104,7 @@ def test_a_partly_fetched_file_shows_only_what_it_holds(tmp_path: Path) -> None:
         checkpoint.array("model.norm.weight")
 
 
-def test_the_fingerprint_is_that_of_the_model_not_of_what_is_here(tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_the_model_not_of_the_tensors_on_disk(tmp_path: Path) -> None:
     whole = make_checkpoint(tmp_path / "a", TINY)
     part = make_checkpoint(tmp_path / "b", TINY)
     other = make_checkpoint(tmp_path / "c", replace(TINY, layers=3))
@@ -124,7 +126,7 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path, key: str) -> No
         Checkpoint.open(folder)
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         Checkpoint.open(tmp_path)
     (tmp_path / "config.json").write_text("{")
@@ -170,14 +172,14 @@ def test_a_hostile_header_is_refused(tmp_path: Path, entry: dict[str, Any], faul
 
 
 @pytest.mark.parametrize("data", [b"", b"1234", (2**60).to_bytes(8, "little") + b"{}", bytes(8) + b"{}"])
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(data)
     with pytest.raises(ModelError, match="not a safetensors file"):
         read_header(file)
 
 
-def test_a_header_that_is_no_object_is_refused(tmp_path: Path) -> None:
+def test_a_header_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
     for raw in (b"[1]", b"{", b'{"t": 3}', b"\xff\xfe", b"[" * 200_000):
         file = tmp_path / "model.safetensors"
         file.write_bytes(len(raw).to_bytes(8, "little") + raw)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models
 
 from edgepp.errors import ModelError
-from edgepp.model.text.detokenizer import Detokenizer, decoding
+from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
 
 WORDS = [
     *(
@@ -72,7 +72,7 @@ def detokenizer(tokenizer: Tokenizer) -> Detokenizer:
     decoder = tokenizer.decoder
     named = {token: tokenizer.id_to_token(token) for token in range(400)}
     tokens = {token: text for token, text in named.items() if text is not None}
-    return decoding(None if decoder is None else json.loads(decoder.__getstate__()))(tokens)
+    return detokenizer_factory(None if decoder is None else json.loads(decoder.__getstate__()))(tokens)
 
 
 def stream(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
@@ -93,7 +93,7 @@ def test_streamed_text_is_the_decoded_text(kind: str) -> None:
     @given(IDS)
     @settings(deadline=None, max_examples=150)
     def check(ids: list[int]) -> None:
-        """An answer goes on in mid-text: a word stands before it."""
+        """Decode after a word, since an answer continues a text."""
         assert before + "".join(stream(tokenizer, ids)) == tokenizer.decode([START, *ids], skip_special_tokens=False)
 
     check()
@@ -112,7 +112,7 @@ def test_a_first_space_is_kept(kind: str) -> None:
     assert "".join(stream(tokenizer, [WORDS.index("▁Hi")])) == " Hi"
 
 
-def test_no_part_of_a_character_is_given() -> None:
+def test_no_part_of_a_character_is_returned() -> None:
     level, fallback = build(KINDS["byte level"]), build(KINDS["llama"])
     ids = [level.token_to_id(text) for text in ("a", "æĹ", "¥", "a", "æĹ")]
     assert stream(level, ids) == ["a", "", "日", "a", "", "\ufffd"]
@@ -120,18 +120,18 @@ def test_no_part_of_a_character_is_given() -> None:
     assert stream(fallback, ids) == ["", "", "", "日a", "", "\ufffd"]
 
 
-def test_ids_that_are_no_tokens_have_no_text() -> None:
+def test_ids_without_a_token_have_no_text() -> None:
     tokenizer = build(KINDS["byte level"])
     assert stream(tokenizer, [22, 10**6, 1 << 40, -1]) == [""] * 5
 
 
-def test_what_the_library_panics_at_is_text() -> None:
-    """Strip takes an empty or blank token out of bounds there."""
+def test_tokens_at_which_the_library_panics_are_decoded() -> None:
+    """Strip indexes out of bounds for empty and blank tokens in the library."""
     tokenizer = build(decoders.Strip(" ", 1, 1))
     assert "".join(stream(tokenizer, [WORDS.index(" "), WORDS.index("a")])) == "a"
 
 
-def test_a_long_answer_takes_no_longer_a_token() -> None:
+def test_time_per_token_does_not_grow_with_the_answer() -> None:
     tokenizer = build(KINDS["llama"])
 
     def cpu_s(tokens: int) -> float:
@@ -147,6 +147,6 @@ def test_a_long_answer_takes_no_longer_a_token() -> None:
 @pytest.mark.parametrize(
     "decoder", [decoders.Replace(Regex("a+"), "b"), decoders.Sequence([decoders.Fuse(), decoders.ByteLevel()])]
 )
-def test_an_unknown_way_to_decode_is_named(decoder: decoders.Decoder) -> None:
+def test_an_unsupported_decoder_is_named(decoder: decoders.Decoder) -> None:
     with pytest.raises(ModelError, match="not known"):
         detokenizer(build(decoder))

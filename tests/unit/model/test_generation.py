@@ -1,3 +1,5 @@
+"""Sampling defaults and end tokens of a model folder, and how they combine with the options of a user."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +15,7 @@ from edgepp.cli.answer_options import drawn
 from edgepp.coordinator.json_codec import decode_sampling, encode_sampling
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import ModelError, RemoteProtocolError
-from edgepp.model.config.generation import UNSAID, GenerationDefaults, end_ids, generation_defaults
+from edgepp.model.config.generation import FALLBACK_DEFAULTS, GenerationDefaults, end_ids, generation_defaults
 
 QWEN = SamplingOptions(temperature=0.7, repetition_penalty=1.05, top_p=0.8, top_k=20)
 
@@ -26,7 +28,7 @@ def folder(tmp_path: Path, form: Any) -> Path:
 @pytest.mark.parametrize(
     ("form", "expected"),
     [
-        ({"eos_token_id": 2}, UNSAID),
+        ({"eos_token_id": 2}, FALLBACK_DEFAULTS),
         (
             {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
             GenerationDefaults(0.7, 0.8, 20, 1.05),
@@ -38,12 +40,12 @@ def folder(tmp_path: Path, form: Any) -> Path:
     ],
     ids=str,
 )
-def test_what_a_models_makers_say(tmp_path: Path, form: Any, expected: GenerationDefaults) -> None:
+def test_recommended_options_are_read(tmp_path: Path, form: Any, expected: GenerationDefaults) -> None:
     assert generation_defaults(folder(tmp_path, form)) == expected
 
 
-def test_a_model_without_the_file_is_drawn_from_as_well(tmp_path: Path) -> None:
-    assert generation_defaults(tmp_path) == UNSAID
+def test_a_model_without_the_file_has_defaults(tmp_path: Path) -> None:
+    assert generation_defaults(tmp_path) == FALLBACK_DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_a_model_without_the_file_is_drawn_from_as_well(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_value_that_is_none_is_named(tmp_path: Path, form: Any) -> None:
+def test_an_unusable_value_is_named(tmp_path: Path, form: Any) -> None:
     with pytest.raises(ModelError, match=r"generation_config\.json"):
         generation_defaults(folder(tmp_path, form))
 
@@ -116,7 +118,7 @@ def test_any_file_gives_usable_options_or_a_named_error(tmp_path_factory: pytest
     ],
     ids=str,
 )
-def test_what_is_given_wins(given_options: dict[str, Any], exact: bool, expected: SamplingOptions) -> None:
+def test_given_options_win(given_options: dict[str, Any], exact: bool, expected: SamplingOptions) -> None:
     assert drawn(SamplingOptions(**given_options), QWEN, given_options, exact=exact) == expected
 
 
@@ -124,13 +126,13 @@ def test_a_seed_draws_also_exactly() -> None:
     assert drawn(SamplingOptions(seed=5), QWEN, {}, exact=True).temperature == 0.7
 
 
-def test_a_clusters_drawing_survives_the_wire() -> None:
+def test_sampling_options_survive_the_wire() -> None:
     assert decode_sampling(json.loads(json.dumps(encode_sampling(QWEN)))) == QWEN
 
 
 @pytest.mark.parametrize(
     "form", [None, {}, encode_sampling(QWEN) | {"top_p": 7}, encode_sampling(QWEN) | {"top_k": "x"}], ids=str
 )
-def test_a_cluster_that_says_nonsense_is_refused(form: Any) -> None:
+def test_invalid_sampling_options_from_the_wire_are_refused(form: Any) -> None:
     with pytest.raises(RemoteProtocolError):
         decode_sampling(form)

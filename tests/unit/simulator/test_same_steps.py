@@ -51,7 +51,7 @@ class Recording(Scheduler):
         return step
 
 
-class Ends:
+class EmbeddingAndHead:
     """Hidden states are token ids, and the likeliest token is the one before."""
 
     positional = False
@@ -136,7 +136,7 @@ class ClockRing:
 def by_engine(replica: Replica, arrivals: Sequence[Arrival]) -> tuple[list[Step], list[int], int]:
     """The steps that an engine sends, how many tokens of each prompt it reuses, and how often it preempts."""
     ring = ClockRing(replica, arrivals)
-    engine = EngineLoop(lambda: EngineParts(ring, Ends()), eos=frozenset(), budget=replica.budget)
+    engine = EngineLoop(lambda: EngineParts(ring, EmbeddingAndHead()), eos=frozenset(), budget=replica.budget)
     with engine:
         ring.engine = engine
         ring.began.set()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
+from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
     MAX_HEADER_BYTES,
     VERSION,
@@ -22,8 +23,6 @@ from edgepp.wire.messages import (
     Message,
     Pong,
     Welcome,
-    decode,
-    encode,
 )
 from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
 from edgepp.wire.text_fields import are_addresses, are_hosts, is_key, is_name, is_route, sentence
@@ -37,7 +36,7 @@ def test_every_message_survives_the_wire(message: Message) -> None:
 
 
 @given(st.binary(max_size=5000))
-def test_noise_is_refused_not_believed(raw: bytes) -> None:
+def test_noise_is_refused(raw: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         decode(raw)
 
@@ -78,7 +77,7 @@ def test_a_field_of_another_type_is_refused(message: Message, data: st.DataObjec
         (7, "not an array"),
     ],
 )
-def test_the_reason_is_said(value: Any, reason: str) -> None:
+def test_the_error_names_the_reason(value: Any, reason: str) -> None:
     with pytest.raises(RemoteProtocolError, match=reason):
         decode(msgpack.packb(value))
 
@@ -134,20 +133,20 @@ WELCOME = Welcome(
         (ATTACH._replace(next_addresses="a:1;inproc://x:1"), "bad next_addresses"),
         (ATTACH._replace(next_addresses=",".join(["10.0.0.2:1"] * 17)), "bad next_addresses"),
         (ATTACH._replace(stage=1 << 20), "bad stage"),
-        (FORWARD._replace(rows=0, want=0), "wants 0 rows of 0"),
-        (FORWARD._replace(want=2), "wants 2 rows of 1"),
+        (FORWARD._replace(rows=0, wanted_rows=0), "wants 0 rows of 0"),
+        (FORWARD._replace(wanted_rows=2), "wants 2 rows of 1"),
         (FORWARD._replace(dtype="float64"), "bad dtype"),
         (BATCH._replace(sequences=(1, 1)), "do not match"),
         (BATCH._replace(positions=(1,)), "do not match"),
         (BATCH._replace(positions=()), "bad positions"),
-        (LOAD._replace(start=4), "a range that is none"),
+        (LOAD._replace(start=4), "layer range"),
         (LOAD._replace(model="a\x1b]52;c;x\x07"), "bad model"),
         (ENROL._replace(name=""), "bad name"),
         (ENROL._replace(name="a\nb"), "bad name"),
         (ENROL._replace(name="\u202egpj"), "bad name"),
         (ENROL._replace(addresses="mini.local"), "bad addresses"),
-        (ENROL._replace(start=3, stop=2), "a range that is none"),
-        (WELCOME._replace(stop=5), "a range that is none"),
+        (ENROL._replace(start=3, stop=2), "layer range"),
+        (WELCOME._replace(stop=5), "layer range"),
         (WELCOME._replace(data_port=0), "bad data_port"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -157,7 +156,7 @@ def test_a_message_without_meaning_is_refused_by_name(message: Message, fault: s
         decode(encode(message))
 
 
-def test_what_they_stand_for_is_valid() -> None:
+def test_the_unchanged_messages_are_valid() -> None:
     for message in (ATTACH, FORWARD, BATCH, LOAD, ENROL, WELCOME):
         assert decode(encode(message)) == message
 
@@ -176,7 +175,7 @@ def test_any_reason_fits_into_a_header(reason: str) -> None:
     assert "\n" not in said
 
 
-def test_a_surrogate_or_an_endless_number_is_our_own_error() -> None:
+def test_a_message_that_cannot_be_encoded_is_a_local_error() -> None:
     for message in (Hello("\ud800"), FORWARD._replace(epoch=1 << 70), Hello("x" * 5000)):
         with pytest.raises(LocalProtocolError):
             encode(message)

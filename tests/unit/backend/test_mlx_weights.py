@@ -1,4 +1,4 @@
-"""Loading a part of a model: nothing else is read, nothing may be absent, memory stays near what is stored."""
+"""Loading a part of a model: nothing else is read, nothing may be missing, memory stays near the stored bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from edgepp.model.weights.checkpoint import PARTIAL_SUFFIX, Array, Checkpoint, layer_of, read_header
+from edgepp.model.weights.checkpoint import Array, Checkpoint, layer_of
+from edgepp.model.weights.safetensors_header import PARTIAL_SUFFIX, read_header
 
 EXACT = BackendOptions(exact=True)
 PART = LayerRange(1, 3)
@@ -31,7 +32,7 @@ def in_part(name: str) -> bool:
 
 
 def result(checkpoint: Checkpoint) -> Array:
-    """What layers ``PART`` make of three tokens."""
+    """Hidden states of three tokens after layers ``PART``."""
     stage = MlxBackend().load_stage(checkpoint, PART, EXACT)
     stage.open(1, 8)
     hidden = np.random.default_rng(0).normal(size=(3, TINY.hidden)).astype(np.float32)
@@ -39,7 +40,7 @@ def result(checkpoint: Checkpoint) -> Array:
 
 
 def keep(folder: Path, wanted: Callable[[str], bool]) -> Checkpoint:
-    """Overwrite all but the wanted tensors with rubbish and note that they are not here."""
+    """Overwrite all other tensors with rubbish, and record that they are not on this disk."""
     file = folder / "model.safetensors"
     held = []
     with file.open("r+b") as stream:
@@ -60,12 +61,12 @@ def test_a_stage_reads_only_its_layers(tmp_path: Path, shape: Shape) -> None:
     np.testing.assert_array_equal(result(keep(folder, in_part)), expected)
 
 
-def test_the_ends_read_no_layer(tmp_path: Path) -> None:
+def test_embedding_and_head_read_no_layer(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, replace(QUANTISED, tied=False))
     hidden = np.ones((2, TINY.hidden), np.float32)
-    whole = MlxBackend().load_ends(Checkpoint.open(folder), EXACT)
+    whole = MlxBackend().load_embedding_and_head(Checkpoint.open(folder), EXACT)
     expected = whole.embed([3, 9]), whole.logits(hidden)
-    ends = MlxBackend().load_ends(keep(folder, lambda name: layer_of(name) is None), EXACT)
+    ends = MlxBackend().load_embedding_and_head(keep(folder, lambda name: layer_of(name) is None), EXACT)
     np.testing.assert_array_equal(ends.embed([3, 9]), expected[0])
     np.testing.assert_array_equal(ends.logits(hidden), expected[1])
 
@@ -80,21 +81,21 @@ def test_a_folder_may_hold_only_the_files_of_the_part(tmp_path: Path) -> None:
     np.testing.assert_array_equal(result(Checkpoint.open(some)), expected)
 
 
-def test_one_absent_tensor_is_named(tmp_path: Path) -> None:
+def test_one_missing_tensor_is_named(tmp_path: Path) -> None:
     name = "model.layers.2.mlp.up_proj.weight"
     checkpoint = keep(make_checkpoint(tmp_path, TINY), lambda tensor: tensor != name)
     with pytest.raises(ModelError, match=f"lacks 1 tensors of the part to load, among them {name}"):
         result(checkpoint)
 
 
-def test_an_absent_head_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
+def test_a_missing_head_is_not_mistaken_for_a_tied_one(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, replace(TINY, tied=False))
     config = json.loads((folder / "config.json").read_text())
     del config["tie_word_embeddings"]  # some families then tie wherever there is no head
     (folder / "config.json").write_text(json.dumps(config))
     checkpoint = keep(folder, lambda name: "lm_head" not in name)
     with pytest.raises(ModelError, match=r"outside the layers, among them lm_head\.weight"):
-        MlxBackend().load_ends(checkpoint, EXACT)
+        MlxBackend().load_embedding_and_head(checkpoint, EXACT)
 
 
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_progress_ends_at_the_stored_bytes(tmp_path: Path) -> None:
     ],
     ids=["float32", "bfloat16", "4-bit"],
 )
-def test_memory_stays_near_what_is_stored(tmp_path: Path, shape: Shape) -> None:
+def test_memory_stays_near_the_stored_bytes(tmp_path: Path, shape: Shape) -> None:
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path, shape))
     stored = checkpoint.layer_bytes(LayerRange(0, 4))
     before = mx.get_active_memory()

@@ -1,4 +1,4 @@
-"""Weights that MLX did not quantise itself: biases between the integer zero points, or a width of code a linear."""
+"""Weights that MLX did not quantise itself: biases between integer zero points, or codes of several widths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Q_PROJ = "model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def shifted(tmp_path: Path) -> Checkpoint:
-    """Every bias lies up to half a step off, as in weights that come from GGUF's Q4_1."""
+    """Every bias is up to half a step away from an integer zero point, as in weights from GGUF's Q4_1."""
     path = make_checkpoint(tmp_path, replace(TINY, bits=4, group_size=32, dtype="float16"))
     tensors = dict(mx.load(str(path / "model.safetensors")))
     for name in [name for name in tensors if name.endswith(".biases")]:
@@ -60,7 +60,7 @@ def mixed(tmp_path: Path) -> Checkpoint:
 
 
 def logits(checkpoint: Checkpoint, ids: list[int], options: BackendOptions, cuts: tuple[int, ...] = (0, 4)) -> Array:
-    ends = OnnxBackend().load_ends(checkpoint, options)
+    ends = OnnxBackend().load_embedding_and_head(checkpoint, options)
     hidden = ends.embed(ids)
     for start, stop in pairwise(cuts):
         stage = OnnxBackend().load_stage(checkpoint, LayerRange(start, stop), options)

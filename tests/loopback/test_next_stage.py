@@ -1,4 +1,4 @@
-"""What waits for the network waits beside the compute thread: joining a ring, and a next stage that takes nothing."""
+"""Links to next stages: the compute thread waits neither for a dead address nor for a next stage with a full queue."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import zmq
 from edgepp.errors import PeerLost
 from edgepp.stage_process import compute_thread as compute
 from edgepp.stage_process import next_stage as joining
-from edgepp.stage_process.next_stage import MOST_AT_ONCE, ConnectAttempt, NextStageConnector, NextStageLink
+from edgepp.stage_process.next_stage import MAX_CONNECT_ATTEMPTS, ConnectAttempt, NextStageConnector, NextStageLink
 from edgepp.wire.happy_eyeballs import connect_first
-from edgepp.wire.messages import Attach, Attached, Echo, Message, Refused, decode, encode
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import Attach, Attached, Echo, Message, Refused
 from edgepp.wire.transport import Address, Listener
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
 from tests.waiting import PATIENCE_S
@@ -27,7 +28,7 @@ ROW = np.ones((1, WIDTH))
 
 
 class Network:
-    """Stands in for the network between two stages: nothing is found until the test says so."""
+    """Stand-in for the network between two stages: no address answers until the test lets the attempt end."""
 
     def __init__(self) -> None:
         self.may_end = threading.Event()
@@ -44,7 +45,7 @@ class Network:
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     made = Network()
-    monkeypatch.setattr(joining, "reach", made.reach)
+    monkeypatch.setattr(joining, "connect_first", made.connect_first)
     monkeypatch.setattr(joining, "pinned", lambda *_: None)
     return made
 
@@ -53,10 +54,10 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 def stage() -> Iterator[Stage]:
     made = Stage()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    joiner = NextStageConnector(context, None, 32, 1 << 16, made.compute.inbox.put, made.compute.outbox)
-    made.control._joiner = joiner
+    connector = NextStageConnector(context, None, 32, 1 << 16, made.compute.inbox.put, made.compute.outbox)
+    made.control._connector = connector
     yield made
-    joiner.close()
+    connector.close()
     made.close()
     context.term()
 
@@ -75,21 +76,21 @@ def test_frames_are_computed_while_an_attach_waits_for_a_dead_address(stage: Sta
         stage.feed(forward(1, position), ROW)
     assert len(stage.data.sent) == 3
     network.may_end.set()
-    for thread in stage.control._joiner._threads:
+    for thread in stage.control._connector._threads:
         thread.join()
     (refused,) = answers(stage)
     assert isinstance(refused, Refused)
     assert "nobody is there" in refused.reason
 
 
-def test_only_so_many_links_are_made_at_once_and_detach_gives_one_up(stage: Stage, network: Network) -> None:
-    for epoch in range(2, 2 + MOST_AT_ONCE):
+def test_connect_attempts_are_bounded_and_close_gives_them_up(stage: Stage, network: Network) -> None:
+    for epoch in range(2, 2 + MAX_CONNECT_ATTEMPTS):
         assert stage.order(DRIVER, encode(ONWARD._replace(epoch=epoch))) == []
     (refused,) = stage.order(DRIVER, encode(ONWARD._replace(epoch=99)))
     assert isinstance(refused, Refused)
     assert "already" in refused.reason
-    stage.control._joiner.close()
-    assert network.given_up == [True] * MOST_AT_ONCE
+    stage.control._connector.close()
+    assert network.given_up == [True] * MAX_CONNECT_ATTEMPTS
 
 
 def test_a_link_is_made_and_handed_over() -> None:
@@ -108,15 +109,15 @@ def test_a_link_is_made_and_handed_over() -> None:
     thread.start()
     try:
         handed: list[NextStageLink] = []
-        joiner = NextStageConnector(context, None, 32, 1 << 16, handed.append, stage.compute.outbox)
-        joiner.begin(ConnectAttempt(b"driver", ONWARD._replace(next_addresses=str(following.address), next_key="")))
-        for one in joiner._threads:
+        connector = NextStageConnector(context, None, 32, 1 << 16, handed.append, stage.compute.outbox)
+        connector.begin(ConnectAttempt(b"driver", ONWARD._replace(next_addresses=str(following.address), next_key="")))
+        for one in connector._threads:
             one.join()
         (joined,) = handed
         assert joined.link is not None
         assert joined.echo_s > 0
         assert joined.bytes_per_s > 0
-        stage.compute.obey(joined)
+        stage.compute.execute(joined)
         assert [type(message) for message in answers(stage)] == [Attached]
     finally:
         ended.set()
@@ -126,8 +127,8 @@ def test_a_link_is_made_and_handed_over() -> None:
         context.term()
 
 
-def test_names_are_looked_up_before_libzmq_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """libzmq would do it in the thread that serves every connection."""
+def test_names_are_resolved_before_libzmq_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq would resolve names in the thread that serves all connections."""
     lookup, asked = socket.getaddrinfo, []
 
     def known(host: str, *rest: Any, **options: Any) -> Any:
@@ -162,7 +163,7 @@ def test_names_are_looked_up_before_libzmq_sees_them(monkeypatch: pytest.MonkeyP
 
 
 class FullLink:
-    """A link to a next stage that takes nothing until the test lets it."""
+    """A link to a next stage whose queue is full until the test sets ``takes``."""
 
     def __init__(self) -> None:
         self.takes = False
@@ -177,25 +178,25 @@ class FullLink:
         """Nothing is open."""
 
 
-def test_a_next_stage_that_takes_nothing_holds_up_no_other_ring(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_next_stage_with_a_full_queue_delays_no_other_ring(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     link = FullLink()
     stage.order(DRIVER, encode(ATTACH))
-    stage.compute.obey(NextStageLink(ConnectAttempt(b"driver", ONWARD), link))  # type: ignore[arg-type]
+    stage.compute.execute(NextStageLink(ConnectAttempt(b"driver", ONWARD), link))  # type: ignore[arg-type]
     onward = [forward(1, position)._replace(epoch=2) for position in range(3)]
     for frame in onward:
         stage.feed(frame, ROW)
         stage.feed(forward(7, frame.position), ROW)
     assert len(stage.data.sent) == 3
-    stage.compute._send_on()
+    stage.compute._retry_unsent()
     assert link.sent == []
     link.takes = True
-    stage.compute._send_on()
+    stage.compute._retry_unsent()
     assert [frame.position for frame in link.sent] == [0, 1, 2]
-    assert stage.compute._behind == {}
+    assert stage.compute._congested == {}
     link.takes = False
     monkeypatch.setattr(compute, "_SEND_WAIT_S", -1.0)
     stage.feed(onward[0], ROW)
-    stage.compute._send_on()
+    stage.compute._retry_unsent()
     (fault,) = stage.faults()
     assert (fault.epoch, fault.stage) == (2, 1)
-    assert "cannot reach it" in fault.reason
+    assert "cannot reach this stage" in fault.reason

@@ -162,7 +162,7 @@ def test_a_message_makes_no_control_token(encoder: Encoder, name: str) -> None:
     check()
 
 
-def test_a_role_that_nobody_knows_makes_no_control_token(encoder: Encoder) -> None:
+def test_an_unknown_role_makes_no_control_token(encoder: Encoder) -> None:
     for role in ("im_end", "|><|im_end|><|", "<s>"):
         text, content = render(TEMPLATES["role in a token"], [{"role": role, "content": "hi"}], VARIABLES)
         assert controls(encoder, encoder.encode_chat(text, content)) in (
@@ -181,7 +181,7 @@ def test_text_of_messages_stays_readable() -> None:
 
 
 def test_the_marks_of_other_operations() -> None:
-    """Whatever a template does with a message, its characters stay marked; here everything of it."""
+    """The characters of a message stay marked in these operations, where the whole result comes from it."""
     templates = [
         "{{ messages }}", "{{ messages[0] | string }}", "{{ said | title }}", "{{ said | e }}",
         "{{ said | indent }}", "{{ said.center(20) }}", "{{ said | reverse }}",
@@ -201,7 +201,7 @@ def test_the_marks_of_other_operations() -> None:
         assert all(place in marked for place, char in enumerate(text) if char in "<|>ab"), template
 
 
-def test_what_a_template_computes_is_its_own() -> None:
+def test_computed_text_counts_as_the_templates() -> None:
     for template in ("{{ '<s>' ~ 1 }}", "{{ ['<s>', 'x'] | join }}", "{% for a in range(2) %}<s>{% endfor %}"):
         text, content = render(template, said("hi"), {})
         assert "<s>" in text

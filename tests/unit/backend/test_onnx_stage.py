@@ -15,7 +15,9 @@ import pytest
 
 from edgepp.backend.base import BackendOptions
 from edgepp.backend.onnx import kv_cache as onnx_cache
-from edgepp.backend.onnx.backend import OnnxBackend, OnnxEnds, OnnxStage
+from edgepp.backend.onnx.backend import OnnxBackend
+from edgepp.backend.onnx.embedding_and_head import OnnxEmbeddingAndHead
+from edgepp.backend.onnx.stage import OnnxStage
 from edgepp.errors import ModelError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
@@ -66,7 +68,7 @@ def load(checkpoint: Checkpoint, cuts: list[int], options: BackendOptions) -> li
 
 
 def run(stages: list[OnnxStage], hidden: Array, chunks: list[int], capacity: int = 512) -> Array:
-    """The last stage's hidden states of a new sequence, taken in by ``chunks``."""
+    """Hidden states of the last stage for a new sequence, computed in ``chunks``."""
     for stage in stages:
         stage.open(0, capacity)
     parts = []
@@ -80,7 +82,7 @@ def run(stages: list[OnnxStage], hidden: Array, chunks: list[int], capacity: int
     return np.concatenate(parts)
 
 
-def greedy(stages: list[OnnxStage], ends: OnnxEnds, prompt: list[int], n: int) -> list[int]:
+def greedy(stages: list[OnnxStage], ends: OnnxEmbeddingAndHead, prompt: list[int], n: int) -> list[int]:
     for stage in stages:
         stage.open(0, len(prompt) + n)
     tokens: list[int] = []
@@ -97,7 +99,7 @@ def greedy(stages: list[OnnxStage], ends: OnnxEnds, prompt: list[int], n: int) -
 @pytest.mark.parametrize("name", SHAPES)
 def test_exact_mode_gives_the_logits_and_the_greedy_tokens_of_mlx_lm(name: str, make: Make) -> None:
     checkpoint = make(SHAPES[name])
-    stages, ends = load(checkpoint, [0, 2, 4], EXACT), OnnxBackend().load_ends(checkpoint, EXACT)
+    stages, ends = load(checkpoint, [0, 2, 4], EXACT), OnnxBackend().load_embedding_and_head(checkpoint, EXACT)
     prompt = ids_of(checkpoint, 40)
     logits = ends.logits(run(stages, ends.embed(prompt), [40]))
     np.testing.assert_allclose(logits, reference.logits(checkpoint.path, prompt), atol=2e-4)
@@ -107,7 +109,7 @@ def test_exact_mode_gives_the_logits_and_the_greedy_tokens_of_mlx_lm(name: str, 
 @pytest.mark.parametrize("name", SHAPES)
 def test_default_mode_is_close_to_mlx_lm(name: str, make: Make) -> None:
     checkpoint = make(SHAPES[name])
-    stages, ends = load(checkpoint, [0, 4], DEFAULT), OnnxBackend().load_ends(checkpoint, DEFAULT)
+    stages, ends = load(checkpoint, [0, 4], DEFAULT), OnnxBackend().load_embedding_and_head(checkpoint, DEFAULT)
     ids = ids_of(checkpoint, 64)
     logits = ends.logits(run(stages, ends.embed(ids), [64]))
     expected = reference.logits(checkpoint.path, ids)
@@ -117,7 +119,7 @@ def test_default_mode_is_close_to_mlx_lm(name: str, make: Make) -> None:
 @pytest.mark.parametrize("rope", [LLAMA3_ROPE, {"type": "linear", "factor": 4.0}])
 def test_scaled_rotary_embeddings_are_mlx_lms(rope: dict[str, Any], make: Make) -> None:
     checkpoint = make(TINY, rope_scaling=rope, rope_theta=500000.0)
-    stages, ends = load(checkpoint, [0, 4], EXACT), OnnxBackend().load_ends(checkpoint, EXACT)
+    stages, ends = load(checkpoint, [0, 4], EXACT), OnnxBackend().load_embedding_and_head(checkpoint, EXACT)
     ids = ids_of(checkpoint, 500)
     logits = ends.logits(run(stages, ends.embed(ids), [500]))
     np.testing.assert_allclose(logits, reference.logits(checkpoint.path, ids), atol=1e-3)
@@ -127,7 +129,7 @@ def test_scaled_rotary_embeddings_are_mlx_lms(rope: dict[str, Any], make: Make) 
 @pytest.mark.parametrize("name", ["f32", "q4-g32", "qwen2", "qwen3"])
 def test_any_split_into_stages_is_bit_identical(name: str, options: BackendOptions, make: Make) -> None:
     checkpoint = make(SHAPES[name])
-    hidden = OnnxBackend().load_ends(checkpoint, options).embed(ids_of(checkpoint, 24))
+    hidden = OnnxBackend().load_embedding_and_head(checkpoint, options).embed(ids_of(checkpoint, 24))
     chunks = [20, 1, 1, 2]
     whole = run(load(checkpoint, [0, 4], options), hidden, chunks)
     for cuts in ([0, 2, 4], [0, 1, 4], [0, 3, 4], [0, 1, 2, 3, 4]):
@@ -136,13 +138,13 @@ def test_any_split_into_stages_is_bit_identical(name: str, options: BackendOptio
 
 @pytest.mark.parametrize("options", [DEFAULT, EXACT], ids=["default", "exact"])
 @pytest.mark.parametrize("name", ["f32", "q4-g32", "qwen3"])
-def test_chunks_and_room_to_grow_change_nothing(
+def test_chunks_and_growth_change_no_number(
     name: str, options: BackendOptions, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = make(SHAPES[name])
     stages = load(checkpoint, [0, 4], options)
     n = 346
-    hidden = OnnxBackend().load_ends(checkpoint, options).embed(ids_of(checkpoint, n))
+    hidden = OnnxBackend().load_embedding_and_head(checkpoint, options).embed(ids_of(checkpoint, n))
     whole = run(stages, hidden, [n])
     for chunks in ([64] * 5 + [n - 320], [17, n - 17], [n - 2, 2], [2] * (n // 2)):
         np.testing.assert_array_equal(run(stages, hidden, chunks), whole)
@@ -152,9 +154,9 @@ def test_chunks_and_room_to_grow_change_nothing(
         np.testing.assert_array_equal(run(stages, hidden, chunks), whole)
 
 
-def test_threads_change_nothing(make: Make) -> None:
+def test_threads_change_no_number(make: Make) -> None:
     checkpoint = make()
-    hidden = OnnxBackend().load_ends(checkpoint, DEFAULT).embed(ids_of(checkpoint, 64))
+    hidden = OnnxBackend().load_embedding_and_head(checkpoint, DEFAULT).embed(ids_of(checkpoint, 64))
     one, two = (load(checkpoint, [0, 4], BackendOptions(threads=n, spin=n == 2)) for n in (1, 2))
     np.testing.assert_array_equal(run(two, hidden, [48, 16]), run(one, hidden, [48, 16]))
 
@@ -162,7 +164,7 @@ def test_threads_change_nothing(make: Make) -> None:
 def test_a_sequence_is_undisturbed_by_others_and_by_its_own_past(make: Make) -> None:
     checkpoint = make()
     (stage,) = load(checkpoint, [0, 4], DEFAULT)
-    hidden = OnnxBackend().load_ends(checkpoint, DEFAULT).embed(ids_of(checkpoint, 300))
+    hidden = OnnxBackend().load_embedding_and_head(checkpoint, DEFAULT).embed(ids_of(checkpoint, 300))
     expected = run([stage], hidden, [100, *[1] * 200])
     stage.open(1, 400)
     stage.open(2, 400)
@@ -198,7 +200,7 @@ def test_length_truncate_free_and_kv_bytes(make: Make) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_it_takes_half_precision_hidden_states(dtype: str, make: Make) -> None:
+def test_a_stage_takes_half_precision_hidden_states(dtype: str, make: Make) -> None:
     import ml_dtypes
 
     checkpoint = make()
@@ -210,7 +212,7 @@ def test_it_takes_half_precision_hidden_states(dtype: str, make: Make) -> None:
     np.testing.assert_array_equal(out, run([stage], half.astype(np.float32), [6]))
 
 
-def test_faults_name_what_is_wrong_and_leave_the_sequence_usable(make: Make) -> None:
+def test_faults_name_the_cause_and_leave_the_sequence_usable(make: Make) -> None:
     checkpoint = make()
     (stage,) = load(checkpoint, [0, 1], DEFAULT)
     hidden = np.ones((8, checkpoint.hidden_size), np.float32)
@@ -227,8 +229,8 @@ def test_faults_name_what_is_wrong_and_leave_the_sequence_usable(make: Make) -> 
     assert stage.extend(3, hidden[:2]).shape == (2, checkpoint.hidden_size)
 
 
-def test_ends_refuse_tokens_outside_the_vocabulary(make: Make) -> None:
-    ends = OnnxBackend().load_ends(make(), DEFAULT)
+def test_the_embedding_refuses_tokens_outside_the_vocabulary(make: Make) -> None:
+    ends = OnnxBackend().load_embedding_and_head(make(), DEFAULT)
     with pytest.raises(StageFault, match="vocabulary"):
         ends.embed([320])
     assert ends.embed([]).shape == (0, 64)

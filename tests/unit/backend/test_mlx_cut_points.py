@@ -1,4 +1,4 @@
-"""Models that a layer pipeline would break are found out before a weight is read."""
+"""Models that a layer pipeline cannot run are refused before a weight is read."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ class Pairs(Toy):
         return hidden
 
 
-def test_dissect_finds_the_list_and_the_cache_entries() -> None:
+def test_cut_points_are_the_list_and_the_cache_entries() -> None:
     model = Toy()
     blocks = list(model.blocks)
-    anatomy = find_cut_points(model, "toy", 3)
-    assert anatomy.layers is model.blocks
-    assert list(anatomy.layers) == blocks  # the taps are gone
-    assert anatomy.entries == {0: 0, 1: 1, 2: 2}
+    cut_points = find_cut_points(model, "toy", 3)
+    assert cut_points.layers is model.blocks
+    assert list(cut_points.layers) == blocks  # the taps are gone
+    assert cut_points.cache_entries == {0: 0, 1: 1, 2: 2}
     assert find_layers(model, "toy")[0] == "blocks"
 
 
@@ -103,23 +103,23 @@ def test_dissect_finds_the_list_and_the_cache_entries() -> None:
     [
         (Reversed, "once each and in order"),
         (Scaled, "changes the hidden states between layers 0 and 1"),
-        (Reinforced, "needs more of the tokens"),
+        (Reinforced, "needs more than the hidden states"),
         (SharedCache, "layer 1 shares a KV cache"),
         (Blackboard, "share a dict"),
         (Pairs, "hand on more than hidden states"),
     ],
 )
-def test_dissect_says_why_a_model_does_not_fit(model: type[Toy], reason: str) -> None:
+def test_the_refusal_gives_the_reason(model: type[Toy], reason: str) -> None:
     mx.random.seed(1)
     with pytest.raises(ModelError, match=f"family 'toy' does not fit a layer pipeline: .*{reason}"):
         find_cut_points(model(), "toy", 3)
 
 
-def test_dissect_counts_the_layers() -> None:
+def test_the_number_of_layers_is_checked() -> None:
     with pytest.raises(ModelError, match="runs 3 layers where its configuration says 4"):
         find_cut_points(Toy(), "toy", 4)
 
 
-def test_a_model_without_a_list_of_layers_does_not_fit() -> None:
+def test_a_model_without_a_list_of_layers_is_refused() -> None:
     with pytest.raises(ModelError, match="not one list"):
         find_layers(nn.Linear(2, 2), "toy")

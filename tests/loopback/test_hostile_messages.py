@@ -1,4 +1,4 @@
-"""Hostile messages at every handler: each costs itself, within a ceiling of time and memory, and no other."""
+"""Hostile messages at every handler: each is dropped within bounds of time and memory, and affects no other message."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.planner import Planner
 from edgepp.errors import EdgeppError, RemoteProtocolError
-from edgepp.stage_process.control_thread import MOST_EPOCHS_OF_ONE
+from edgepp.stage_process.control_thread import MAX_EPOCHS_PER_OWNER
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
+from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
     VERSION,
     Answered,
@@ -37,12 +38,10 @@ from edgepp.wire.messages import (
     Pong,
     Refused,
     Welcome,
-    decode,
-    encode,
 )
 from edgepp.wire.transport import Address, Sender
 from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward
-from tests.unit.coordinator.test_director import SIZE, PlacementRequest
+from tests.unit.coordinator.test_planner import SIZE, PlacementRequest
 from tests.wire import KEYS, messages
 
 CPU_S = 2.0
@@ -52,7 +51,7 @@ _QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthC
 
 @contextmanager
 def ceiling() -> Iterator[None]:
-    """Fail where what is done takes more processor time or memory than any message may."""
+    """Fail where the body takes more processor time or memory than one message may."""
     tracemalloc.start()
     began_s = time.thread_time()
     try:
@@ -165,7 +164,7 @@ def test_frames_come_from_the_previous_stage_alone(stage: Stage) -> None:
             stage.feed(frame, row, sender)
     assert stage.data.sent == []
     assert stage.faults() == []
-    assert stage.compute.worker.counters.dropped == 9
+    assert stage.compute.runner.counters.dropped == 9
     assert list(stage.model.lengths.values()) == [1]
     stage.feed(batch, row, previous)
     assert len(stage.data.sent) == 1
@@ -185,13 +184,15 @@ def test_without_keys_an_epoch_belongs_to_the_host_that_attached_it(stage: Stage
     for message in (attach, Detach(1), Free(1, 1)):
         (refused,) = stage.order(other, encode(message))
         assert isinstance(refused, Refused)
-        assert "another's" in refused.reason
+        assert "another coordinator" in refused.reason
     assert stage.order(one, encode(Ping(1)))[0].known  # type: ignore[union-attr]
 
 
 def test_the_epochs_of_one_driver_are_bounded(stage: Stage) -> None:
-    answers = [stage.order(DRIVER, encode(ATTACH._replace(epoch=epoch)))[0] for epoch in range(MOST_EPOCHS_OF_ONE + 5)]
-    assert [type(answer) for answer in answers].count(Attached) == MOST_EPOCHS_OF_ONE
+    answers = [
+        stage.order(DRIVER, encode(ATTACH._replace(epoch=epoch)))[0] for epoch in range(MAX_EPOCHS_PER_OWNER + 5)
+    ]
+    assert [type(answer) for answer in answers].count(Attached) == MAX_EPOCHS_PER_OWNER
     assert isinstance(answers[-1], Refused)
     stage.order(DRIVER, encode(Detach(0)))
     assert isinstance(stage.order(DRIVER, encode(ATTACH._replace(epoch=99)))[0], Attached)
@@ -199,7 +200,7 @@ def test_the_epochs_of_one_driver_are_bounded(stage: Stage) -> None:
 
 def test_an_attempt_that_was_given_up_leaves_no_ring(stage: Stage) -> None:
     attempt = ConnectAttempt(b"driver", ATTACH, given_up=True)
-    stage.compute.obey(NextStageLink(attempt))
+    stage.compute.execute(NextStageLink(attempt))
     assert stage.compute._rings == {}
 
 
@@ -232,7 +233,7 @@ def test_hidden_states_that_are_no_numbers_end_their_own_sequence(stage: Stage, 
     assert answer.sequences == (1, 3)
     stage.feed(forward(1, position=2), rows[1:2])
     assert [fault.sequence for fault in stage.faults()] == [1]
-    assert stage.compute.worker.sequences == 1
+    assert stage.compute.runner.sequences == 1
 
 
 @pytest.fixture
@@ -244,12 +245,12 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
     identity = load_identity()
     cluster = new_cluster(identity)
     cluster = cluster.__class__(cluster.id, cluster.coordinator, (PairedNode.of("mini", GUEST.key),))
-    serving = SimpleNamespace(
+    pipeline_manager = SimpleNamespace(
         pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
     )
     request = PlacementRequest(SIZE, context=1024, max_sequences=1)
-    director = Planner(request, "m", False, identity.node, kv_bits=0, base=1000)
-    made = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, lambda _: None)  # type: ignore[arg-type]
+    planner = Planner(request, "m", False, identity.node, kv_bits=0, base_number=1000)
+    made = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, lambda _: None)  # type: ignore[arg-type]
     yield made
     made._outbox.put(None)
     made.run()
@@ -260,16 +261,16 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
 def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list[tuple[Sender, list[bytes]]]) -> None:
     for sender, frames in said:
         with ceiling():
-            coordinator.take(sender, [memoryview(frame) for frame in frames])
-            coordinator.handle()
+            coordinator.inbox.put(sender, [memoryview(frame) for frame in frames])
+            coordinator.handle_waiting()
     coordinator._tick(time.monotonic())
-    assert coordinator.registry.node_of(GUEST.key)
+    assert coordinator.trust_store.node_of(GUEST.key)
 
 
 @pytest.mark.parametrize("message", [Answered(1), WELCOME, Loaded(1, 0, 1, 1, "", "", 1, 1, 1, 1), ATTACH])
 def test_a_stranger_and_a_wrong_role_change_nothing(coordinator: Coordinator, message: Message) -> None:
     version = coordinator.members.version
     for sender in (DRIVER, GUEST):
-        coordinator.take(sender, [memoryview(encode(message))])
-    coordinator.handle()
+        coordinator.inbox.put(sender, [memoryview(encode(message))])
+    coordinator.handle_waiting()
     assert coordinator.members.version == version

@@ -20,11 +20,11 @@ from edgepp.layers import LayerRange
 from edgepp.model.catalogue.cards import Shape
 from edgepp.model.config.model_config import ModelConfig
 from edgepp.model.random_checkpoint import LLAMA3_ROPE, TINY, make_checkpoint
-from edgepp.model.shape import shape_in
+from edgepp.model.shape import shape_from_config
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
 from tests.engines import greedy_tokens, local_engine
-from tests.unit.backend.test_onnx_family import CONFIG
+from tests.unit.backend.test_onnx_architecture import CONFIG
 
 PROMPT = [7, 91, 300, 12, 12, 45, 200, 3, 88, 17, 260, 33, 5, 140, 9, 77]
 GENERATED = 6
@@ -55,7 +55,7 @@ MODELS = st.fixed_dictionaries(
 
 
 def make(folder: Path, drawn: dict[str, Any]) -> Path:
-    """A checkpoint spelled as mlx-lm reads it in every family."""
+    """A checkpoint whose configuration is spelled as mlx-lm reads it in every family."""
     bits = drawn["bits"]
     shape = replace(
         TINY, family=drawn["family"], layers=3, kv_heads=drawn["kv_heads"], tied=drawn["tied"], bits=bits,
@@ -91,7 +91,7 @@ def write(folder: Path, config: dict[str, Any]) -> None:
 
 
 def spellings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Configurations that mean the same."""
+    """Configurations with the same meaning."""
     rest = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
     scaling = config.get("rope_scaling") or {}
     parameters = {"rope_type": "default", **scaling, "rope_theta": config["rope_theta"]}
@@ -112,7 +112,7 @@ def spellings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def spelled(folder: Path, original: Path, config: dict[str, Any]) -> Path:
-    """A folder with the files of another, by links, and a configuration of its own."""
+    """A folder with links to the files of another folder, and its own configuration."""
     folder.mkdir()
     for path in original.iterdir():
         if path.name != "config.json":
@@ -247,7 +247,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("key", "change"), REFUSED)
-def test_what_neither_backend_honours_is_refused_by_name(key: str, change: dict[str, Any]) -> None:
+def test_what_neither_backend_supports_is_refused_by_name(key: str, change: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=key) as refused:
         settings_of(**change)
     assert len(str(refused.value)) < 300
@@ -269,7 +269,7 @@ def test_a_window_of_every_layer_bounds_the_context() -> None:
 
 
 def test_the_planner_reads_the_same_configuration() -> None:
-    shape = shape_in(
+    shape = shape_from_config(
         settings_of(quantization={"bits": 4, "group_size": 32, "model.embed_tokens": {"bits": 8, "group_size": 32}})
     )
     assert (shape.bits, shape.group_size, shape.embedding_bits) == (4, 32, 8)
@@ -290,12 +290,12 @@ def test_a_head_in_the_file_is_used_where_the_configuration_is_silent(tmp_path: 
     assert Checkpoint.open(tied).fingerprint != Checkpoint.open(folder).fingerprint
 
 
-def test_a_head_that_is_promised_and_absent_is_refused_by_both(tmp_path: Path) -> None:
+def test_a_head_that_is_configured_but_missing_is_refused_by_both(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m", TINY)
     write(folder, read(folder) | {"tie_word_embeddings": False})
     for backend in (MlxBackend(), OnnxBackend()):
         with pytest.raises(ModelError, match=r"no lm_head\.weight"):
-            backend.load_ends(Checkpoint.open(folder), BackendOptions(exact=True))
+            backend.load_embedding_and_head(Checkpoint.open(folder), BackendOptions(exact=True))
 
 
 def test_biases_that_the_configuration_does_not_mention_are_refused_by_both(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_biases_that_the_configuration_does_not_mention_are_refused_by_both(tmp_
         ("gpt2", {"rope_scaling": {"type": "linear", "factor": 2.0}, "num_key_value_heads": 4}, "rope_scaling"),
     ],
 )
-def test_what_mlx_lm_would_drop_in_silence_is_refused(
+def test_what_mlx_lm_would_silently_ignore_is_refused(
     tmp_path: Path, family: str, change: dict[str, Any], key: str
 ) -> None:
     folder = make_checkpoint(tmp_path / "m", TINY)

@@ -1,4 +1,4 @@
-"""Which models the ONNX graph takes, and what it reads of them."""
+"""Models that the ONNX graph supports, and the architecture that is read from them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read(**changes: Any) -> Architecture:
     return read_architecture(checkpoint(**changes))
 
 
-def test_it_reads_sizes_and_fills_in_what_is_left_out() -> None:
+def test_sizes_are_read_and_absent_keys_have_defaults() -> None:
     architecture = read(num_key_value_heads=None, head_dim=None)
     assert (architecture.heads, architecture.kv_heads, architecture.head_dim) == (4, 4, 16)
     assert architecture.tied
@@ -71,7 +71,7 @@ UNFIT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("reason", UNFIT)
-def test_it_refuses_by_name_what_the_graph_cannot_express(reason: str) -> None:
+def test_unsupported_settings_are_refused_by_name(reason: str) -> None:
     unfit = checkpoint(**UNFIT[reason])
     assert not fits(unfit)
     with pytest.raises(ModelError, match=reason) as refused:
@@ -91,7 +91,7 @@ def test_it_refuses_by_name_what_the_graph_cannot_express(reason: str) -> None:
         {"quantization": {"bits": 4, "group_size": 64, "lm_head": False}},
     ],
 )
-def test_it_takes_settings_that_change_nothing(harmless: dict[str, Any]) -> None:
+def test_settings_without_effect_are_accepted(harmless: dict[str, Any]) -> None:
     assert fits(checkpoint(**harmless))
 
 

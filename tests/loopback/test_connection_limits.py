@@ -1,4 +1,4 @@
-"""What one connection may take: real sockets on loopback, and the rules alone."""
+"""Limits on connections: with real sockets on loopback, and with faked byte counts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import zmq
 
 from edgepp.wire import connection_limits as module
 from edgepp.wire.connection_limits import (
-    LEAST_BACKLOG_BYTES,
-    MOST_CONNECTIONS,
-    MOST_SILENT,
-    PEER_BACKLOGS,
+    MAX_BACKLOGS_PER_PEER,
+    MAX_CONNECTIONS,
+    MAX_SILENT_CONNECTIONS,
+    MIN_BACKLOG_BYTES,
     ConnectionLimiter,
     raise_descriptor_limit,
 )
@@ -29,7 +29,7 @@ from tests.waiting import eventually
 FRAME_BYTES = 1 << 16
 PATIENCE_S = 20
 CEILING_BYTES = 500 << 20
-"""Sixty connections without a sum took more than 2 GB."""
+"""Without a limit on the sum, sixty connections took more than 2 GB."""
 SERVER, MEMBER = KeyPair.generate(), KeyPair.generate()
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
@@ -68,7 +68,7 @@ class Place:
 
 
 def parts_of(part_bytes: int) -> bytes:
-    """One part of a message that goes on, as ZMTP writes it."""
+    """One frame of a message with more frames, in ZMTP's encoding."""
     header = b"\x01" + bytes([part_bytes]) if part_bytes < 256 else b"\x03" + part_bytes.to_bytes(8, "big")
     return header + bytes(part_bytes)
 
@@ -86,7 +86,7 @@ def opened(*, encrypted: bool) -> Iterator[Place]:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Why connections were shut down."""
+    """Reasons of the connections that were shut down."""
     reasons: list[str] = []
     end = ConnectionLimiter._end
 
@@ -99,13 +99,13 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("part_bytes", [0, 60_000])
-def test_a_plain_message_of_endless_parts_is_cut_off(part_bytes: int, ended: list[str]) -> None:
+def test_a_plain_message_of_endless_frames_is_cut_off(part_bytes: int, ended: list[str]) -> None:
     block = parts_of(part_bytes) * (60_000 // (part_bytes + 2) or 1)
     with opened(encrypted=False) as place, place.stranger() as raw:
         with suppress(OSError):  # it is cut off
             for _ in range((1 << 30) // len(block)):
                 raw.sendall(block)
-        eventually("it came", lambda: not len(place.listener._guard))
+        eventually("it came", lambda: not len(place.listener._limiter))
         assert len(ended) == 1
         link = place.link()
         assert place.hears(link)
@@ -125,7 +125,7 @@ def test_the_longest_frame_passes(*, encrypted: bool) -> None:
         link.close()
 
 
-def test_a_members_message_of_too_many_parts_is_cut_off(ended: list[str]) -> None:
+def test_a_members_message_of_too_many_frames_is_cut_off(ended: list[str]) -> None:
     with opened(encrypted=True) as place:
         link, other = place.link(), place.link()
         assert place.hears(link)
@@ -147,12 +147,12 @@ def test_a_flood_that_breaks_off_before_it_was_read_leaves_the_process_alive(las
     with opened(encrypted=False) as place:
         raw = place.stranger()
         raw.sendall(b"\0\1a" * 1500 + last)
-        eventually("it came", lambda: place.listener._guard._connections)
-        guard = place.listener._guard
-        eventually("it arrived", lambda: sum(guard._received(number) or 0 for number in guard._connections) > 4500)
+        eventually("it came", lambda: place.listener._limiter._connections)
+        limiter = place.listener._limiter
+        eventually("it arrived", lambda: sum(limiter._received(number) or 0 for number in limiter._connections) > 4500)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABRUPTLY)
         raw.close()
-        eventually("its end was seen", lambda: not len(place.listener._guard))
+        eventually("its end was seen", lambda: not len(place.listener._limiter))
         while place.listener.socket.poll(0, zmq.POLLIN):
             place.listener.receive()
         link = place.link()
@@ -166,15 +166,15 @@ def test_one_peers_connections_are_bounded_together(ended: list[str]) -> None:
         for link in links:
             assert place.hears(link)
         for link in links:
-            for _ in range(LEAST_BACKLOG_BYTES // 2 // 60_000):
+            for _ in range(MIN_BACKLOG_BYTES // 2 // 60_000):
                 assert link.send([bytes(60_000)], PATIENCE_S)
-        eventually("their sum was seen", lambda: len(ended) >= len(links) - 2 * PEER_BACKLOGS)
-        assert all("of its peer wait" in reason for reason in ended)
+        eventually("their sum was seen", lambda: len(ended) >= len(links) - 2 * MAX_BACKLOGS_PER_PEER)
+        assert all("the backlogs of its peer" in reason for reason in ended)
 
 
 @pytest.mark.parametrize("part_bytes", [0, 1, 40])
-def test_many_connections_with_endless_small_parts_have_a_ceiling_of_memory(part_bytes: int) -> None:
-    """What libzmq makes of a part is 64 bytes or more, whatever the part."""
+def test_the_memory_of_many_connections_with_endless_small_frames_is_bounded(part_bytes: int) -> None:
+    """libzmq keeps at least 64 bytes per frame, whatever the size of the frame."""
     process, block = psutil.Process(), parts_of(part_bytes) * (20_000 // (part_bytes + 2))
     with opened(encrypted=False) as place, ExitStack() as held:
         strangers = {held.enter_context(closing(place.stranger())) for _ in range(60)}
@@ -194,60 +194,62 @@ def test_many_connections_with_endless_small_parts_have_a_ceiling_of_memory(part
         assert most - before < CEILING_BYTES
 
 
-def _guard(monkeypatch: pytest.MonkeyPatch, received: dict[int, int]) -> tuple[ConnectionLimiter, list[int]]:
-    """One whose connections have received so many bytes, and the descriptors of those that it shut down."""
+def _limiter(monkeypatch: pytest.MonkeyPatch, received: dict[int, int]) -> tuple[ConnectionLimiter, list[int]]:
+    """A limiter whose connections have received these bytes, and the list of descriptors that it shuts down."""
     gone: list[int] = []
     monkeypatch.setattr(module, "_duplicate", lambda descriptor: (gone.append(descriptor), socket.socket())[1])
-    guard = ConnectionLimiter(0)
-    monkeypatch.setattr(guard, "_received", received.get)
-    guard.port = 1
-    return guard, gone
+    limiter = ConnectionLimiter(0)
+    monkeypatch.setattr(limiter, "_received", received.get)
+    limiter.port = 1
+    return limiter, gone
 
 
-HALF = LEAST_BACKLOG_BYTES // 2
+HALF = MIN_BACKLOG_BYTES // 2
 
 
 def test_the_sum_counts_for_a_key_from_many_networks_and_a_network_of_many_addresses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     received = dict.fromkeys(range(10), HALF + 1000)
-    guard, gone = _guard(monkeypatch, received)
+    limiter, gone = _limiter(monkeypatch, received)
     for number in range(5):
-        guard.accepted(number, f"10.0.0.{number}")
-        guard.taken(number, 0, 0, MEMBER.public)
+        limiter.add(number, f"10.0.0.{number}")
+        limiter.count_taken(number, 0, 0, MEMBER.public)
     for number in range(5, 10):
-        guard.accepted(number, f"2001:db8::{number}")
-    guard.check(1.0)
+        limiter.add(number, f"2001:db8::{number}")
+    limiter.check(1.0)
     assert len([number for number in gone if number < 5]) == 2
     assert len([number for number in gone if number >= 5]) == 2
 
 
 def test_the_sum_of_all_peers_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    guard, gone = _guard(monkeypatch, dict.fromkeys(range(12), HALF + 1000))
+    limiter, gone = _limiter(monkeypatch, dict.fromkeys(range(12), HALF + 1000))
     for number in range(12):
-        guard.accepted(number, f"10.0.0.{number}")
-    guard.check(1.0)
+        limiter.add(number, f"10.0.0.{number}")
+    limiter.check(1.0)
     assert len(gone) == 5
 
 
-def test_a_peer_that_waits_a_little_is_not_cut_for_one_that_waits_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_with_a_small_backlog_is_not_cut_off_for_one_with_a_large_backlog(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     received = {0: HALF, **dict.fromkeys(range(1, 12), HALF)}
-    guard, gone = _guard(monkeypatch, received)
-    guard.accepted(0, "10.0.0.1")
+    limiter, gone = _limiter(monkeypatch, received)
+    limiter.add(0, "10.0.0.1")
     for number in range(1, 12):
-        guard.accepted(number, "10.0.0.9")
-    guard.check(1.0)
+        limiter.add(number, "10.0.0.9")
+    limiter.check(1.0)
     assert 0 not in gone
     assert len(gone) >= 7
 
 
 def test_the_key_with_most_connections_gives_way_to_a_newcomer(monkeypatch: pytest.MonkeyPatch) -> None:
-    guard, gone = _guard(monkeypatch, {})
-    guard.accepted(0, "10.0.0.9")
-    guard.taken(0, 1, 5, SERVER.public)
-    for number in range(1, MOST_CONNECTIONS + 3):
-        guard.accepted(number, "10.0.0.9")
-        guard.taken(number, 1, 5, MEMBER.public)
+    limiter, gone = _limiter(monkeypatch, {})
+    limiter.add(0, "10.0.0.9")
+    limiter.count_taken(0, 1, 5, SERVER.public)
+    for number in range(1, MAX_CONNECTIONS + 3):
+        limiter.add(number, "10.0.0.9")
+        limiter.count_taken(number, 1, 5, MEMBER.public)
     assert gone == [1, 2, 3][: len(gone)]
     assert gone
 
@@ -256,13 +258,13 @@ def test_the_key_with_most_connections_gives_way_to_a_newcomer(monkeypatch: pyte
 def test_messages_that_are_read_may_be_any_number(ended: list[str], *, encrypted: bool) -> None:
     with opened(encrypted=encrypted) as place:
         link = place.link()
-        for _ in range(3 * LEAST_BACKLOG_BYTES // 60_000):
+        for _ in range(3 * MIN_BACKLOG_BYTES // 60_000):
             assert link.send([b"header", bytes(60_000)], PATIENCE_S)
             assert place.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
             assert place.listener.receive() is not None
-        (connection,) = place.listener._guard._connections.values()
-        assert connection.taken > 3 * LEAST_BACKLOG_BYTES * 0.9
-        eventually("it came", lambda: place.listener._guard._checked_s)
+        (connection,) = place.listener._limiter._connections.values()
+        assert connection.taken_bytes > 3 * MIN_BACKLOG_BYTES * 0.9
+        eventually("it came", lambda: place.listener._limiter._checked_s)
         assert ended == []
         link.close()
 
@@ -274,16 +276,16 @@ def test_what_a_listener_sends_unasked_is_bounded(ended: list[str]) -> None:
         assert place.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
         received = place.listener.receive()
         assert received is not None
-        for _ in range(4 * LEAST_BACKLOG_BYTES // 60_000):
+        for _ in range(4 * MIN_BACKLOG_BYTES // 60_000):
             place.listener.send(received[0].route, [bytes(60_000)])
-        eventually("it came", lambda: link.look() or ended)  # nobody reads the link
+        eventually("it came", lambda: link.enforce_limits() or ended)  # nobody reads the link
         link.close()
 
 
 def test_whole_messages_that_nobody_reads_are_bounded_too(ended: list[str]) -> None:
     with opened(encrypted=True) as place:
         link = place.link()
-        for _ in range(4 * LEAST_BACKLOG_BYTES // 60_000):
+        for _ in range(4 * MIN_BACKLOG_BYTES // 60_000):
             link.send([b"header", bytes(60_000)], 0.05)
         eventually("it came", lambda: ended)
         link.close()
@@ -291,26 +293,26 @@ def test_whole_messages_that_nobody_reads_are_bounded_too(ended: list[str]) -> N
 
 def test_half_handshakes_leave_room_for_others() -> None:
     with opened(encrypted=True) as place, ExitStack() as held:
-        for _ in range(3 * MOST_SILENT):
+        for _ in range(3 * MAX_SILENT_CONNECTIONS):
             raw = held.enter_context(socket.create_connection(("127.0.0.1", place.listener.address.port)))
             raw.sendall(GREETING[:10])
-        eventually("it came", lambda: 0 < len(place.listener._guard) <= MOST_SILENT + 1)
+        eventually("it came", lambda: 0 < len(place.listener._limiter) <= MAX_SILENT_CONNECTIONS + 1)
         link = place.link()
         assert place.hears(link)
         link.close()
 
 
 def test_the_host_with_most_silent_connections_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    guard, gone = _guard(monkeypatch, {})
-    guard.accepted(1, "10.0.0.1")
-    guard.accepted(2, "10.0.0.9")
-    guard.taken(2, 1, 5, "")
-    for descriptor in range(3, 3 + 2 * MOST_SILENT):
-        guard.accepted(descriptor, "10.0.0.9")
+    limiter, gone = _limiter(monkeypatch, {})
+    limiter.add(1, "10.0.0.1")
+    limiter.add(2, "10.0.0.9")
+    limiter.count_taken(2, 1, 5, "")
+    for descriptor in range(3, 3 + 2 * MAX_SILENT_CONNECTIONS):
+        limiter.add(descriptor, "10.0.0.9")
     assert 1 not in gone
     assert 2 not in gone
     assert gone == list(range(3, 3 + len(gone)))
-    assert len(guard._silent) == MOST_SILENT
+    assert len(limiter._silent) == MAX_SILENT_CONNECTIONS
 
 
 def test_the_soft_limit_of_descriptors_is_raised_again() -> None:

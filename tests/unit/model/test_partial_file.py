@@ -1,4 +1,4 @@
-"""Byte ranges add up, and a partly fetched file never claims what it does not hold."""
+"""Arithmetic of byte ranges; a partly fetched file never lists a tensor of which bytes are missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgepp.errors import ModelError
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from edgepp.model.weights.byte_ranges import Range, covers, cut, minus, total, union
+from edgepp.model.weights.byte_ranges import Range, covers, cut, difference, total, union
 from edgepp.model.weights.checkpoint import Checkpoint, layer_of
 from edgepp.model.weights.partial_file import PartialFile
 
@@ -27,7 +27,7 @@ def points(ranges: list[Range]) -> set[int]:
 def test_ranges_are_sets_of_bytes(a: list[Range], b: list[Range], gap: int) -> None:
     assert points(union(a)) == points(a)
     assert total(union(a)) == len(points(a))
-    assert points(minus(a, b)) == points(a) - points(b)
+    assert points(difference(a, b)) == points(a) - points(b)
     assert covers(b, (3, 9)) == ({*range(3, 9)} <= points(b))
     bridged = union(a, gap)
     assert points(bridged) >= points(a)
@@ -48,7 +48,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def begin(folder: Path, source: Path) -> tuple[PartialFile, bytes]:
-    """A file of which only the header is here, beside a configuration."""
+    """A folder with a configuration and a file of which only the header was fetched."""
     folder.mkdir()
     (folder / "config.json").write_bytes((source.parent / "config.json").read_bytes())
     data = source.read_bytes()
@@ -60,8 +60,8 @@ def test_a_file_grows_to_the_original(tmp_path: Path, source: Path) -> None:
     file, data = begin(tmp_path / "m", source)
     for layer in (2, 0, 3, 1, None):
         wanted = [place.name for place in file.places if layer_of(place.name) == layer]
-        assert file.absent(wanted.__contains__) == wanted
-        for start, stop in file.missing(wanted.__contains__):
+        assert file.missing_tensors(wanted.__contains__) == wanted
+        for start, stop in file.missing_ranges(wanted.__contains__):
             file.write(start, data[start:stop])
         before = Checkpoint.open(file.path.parent)
         assert not any(layer_of(name) == layer for name in before.tensors), "counts only once it is saved"
@@ -72,7 +72,7 @@ def test_a_file_grows_to_the_original(tmp_path: Path, source: Path) -> None:
     assert not file.path.with_name("model.safetensors.partial.json").exists()
 
 
-def test_a_tensor_cut_short_is_not_there(tmp_path: Path, source: Path) -> None:
+def test_a_tensor_with_a_missing_byte_is_missing(tmp_path: Path, source: Path) -> None:
     file, data = begin(tmp_path / "m", source)
     place = next(place for place in file.places if place.name == "model.layers.1.mlp.up_proj.weight")
     file.write(place.start, data[place.start : place.start + place.nbytes - 1])
@@ -81,15 +81,13 @@ def test_a_tensor_cut_short_is_not_there(tmp_path: Path, source: Path) -> None:
     again = PartialFile.open(file.path)
     assert again is not None
     last = place.start + place.nbytes - 1
-    assert again.missing(lambda name: name == place.name) == [(last, last + 1)], "only the last byte is fetched"
+    assert again.missing_ranges(lambda name: name == place.name) == [(last, last + 1)], "only the last byte is fetched"
     again.write(last, data[last : last + 1])
     again.save()
     assert place.name in Checkpoint.open(tmp_path / "m").tensors
 
 
-def test_a_file_is_never_there_without_its_record(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_never_exists_without_its_record(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -13,7 +13,7 @@ from edgepp.wire.messages import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender
 from tests.builders.members import facts
-from tests.unit.coordinator.test_director import MINI, Cluster
+from tests.unit.coordinator.test_planner import MINI, Cluster
 
 KEYS = KeyPair.generate()
 
@@ -33,7 +33,7 @@ class Front:
             self.cluster.members,
             here,
             book,
-            self.cluster.director,
+            self.cluster.planner,
             self._send,
             lambda event: self.events.append(str(event)),
         )
@@ -59,7 +59,7 @@ class Front:
 def test_what_a_node_calls_itself_is_safe_to_print() -> None:
     front = Front()
     rude = "evil\x1b]52;c;cm0=\x07\n\u202e[/red]"
-    front.enrol(facts(name=rude, backend=rude, device=rude, memory=1_000_000_000))
+    front.enrol(facts(name=rude, backend=rude, device=rude, memory_bytes=1_000_000_000))
     (member,) = front.members
     for text in (member.facts.name, member.facts.backend, member.facts.device, *front.events):
         assert all(character.isprintable() for character in text.replace("\ufffd", ""))
@@ -68,7 +68,7 @@ def test_what_a_node_calls_itself_is_safe_to_print() -> None:
 
 def test_a_node_is_told_its_part_when_it_changes_and_not_before() -> None:
     front = Front()
-    front.enrol(facts(name="mini", memory=1_000_000_000))
+    front.enrol(facts(name="mini", memory_bytes=1_000_000_000))
     assert (front.view()["members"][0]["layers"], front.view()["members"][0]["reason"]) == ([], "")
     sent = len(front.sent)
     front.attendance.publish()

@@ -23,22 +23,22 @@ def test_the_probe_measures_once_and_is_measured_again_when_its_record_is_damage
     first = measure("onnx", 2)
     assert (first.backend, first.device, first.threads) == ("onnx", "cpu", 2)
     assert 1e7 < first.stream_bytes_per_s < 1e13
-    assert 1e8 < first.flops < 1e16
+    assert 1e8 < first.flops_per_s < 1e16
 
     runs: list[tuple[str, int, bool]] = []
 
-    def fake(backend: str, threads: int, exact: bool) -> dict[str, object]:
+    def fake(backend: str, threads: int, exact: bool, _: object) -> dict[str, object]:
         runs.append((backend, threads, exact))
-        return {"backend": backend, "device": "cpu", "stream_bytes_per_s": 5.0, "flops": 7.0}
+        return {"backend": backend, "device": "cpu", "stream_bytes_per_s": 5.0, "flops_per_s": 7.0}
 
     monkeypatch.setattr(resources, "run_probe", fake)
     again = measure("onnx", 2)
-    assert (again.stream_bytes_per_s, again.flops, runs) == (first.stream_bytes_per_s, first.flops, [])
+    assert (again.stream_bytes_per_s, again.flops_per_s, runs) == (first.stream_bytes_per_s, first.flops_per_s, [])
     (record,) = tmp_path.glob("speed/*.json")
     whole = json.loads(record.read_text())
     for damaged in (
-        "", "{", "[]", "null", "\udcff", json.dumps({**whole, "flops": -1.0}), json.dumps({**whole, "flops": math.nan}),
-        json.dumps({**whole, "device": 3}),
+        "", "{", "[]", "null", "\udcff", json.dumps({**whole, "flops_per_s": -1.0}),
+        json.dumps({**whole, "flops_per_s": math.nan}), json.dumps({**whole, "device": 3}),
     ):  # fmt: skip
         record.write_bytes(damaged.encode("utf-8", "surrogateescape"))
         runs.clear()

@@ -14,8 +14,8 @@ from zmq.utils import z85
 
 from edgepp.cluster import identity as identities
 from edgepp.cluster.identity import (
-    MOST_MEMBERS,
-    MOST_TOKENS,
+    MAX_MEMBERS,
+    MAX_TOKENS,
     PairedNode,
     forget_cluster,
     load_cluster,
@@ -25,7 +25,7 @@ from edgepp.cluster.identity import (
     save_cluster,
 )
 from edgepp.cluster.pairing.tokens import parse_token
-from edgepp.coordinator.trust_store import TOKEN_MEMBERS, TrustStore
+from edgepp.coordinator.trust_store import MAX_NODES_PER_TOKEN, TrustStore
 from edgepp.errors import EdgeppError, PairingError, UsageError
 from edgepp.wire.messages import Adopt
 from edgepp.wire.transport import Address
@@ -66,26 +66,26 @@ def adopted(book: TrustStore, token: str, number: int) -> str:
 
 def test_a_token_lets_in_so_many_and_no_more(book: TrustStore) -> None:
     token = token_key(book)
-    assert [adopted(book, token, n) for n in range(TOKEN_MEMBERS)] == [""] * TOKEN_MEMBERS
-    assert "all that one token does" in adopted(book, token, TOKEN_MEMBERS)
+    assert [adopted(book, token, n) for n in range(MAX_NODES_PER_TOKEN)] == [""] * MAX_NODES_PER_TOKEN
+    assert "the most that one token can" in adopted(book, token, MAX_NODES_PER_TOKEN)
     assert adopted(book, token, 3) == ""  # it is a member already
     book.revoke("node 3")
-    assert "all that one token does" in adopted(book, token, TOKEN_MEMBERS)  # a revoked one counts on
-    assert adopted(book, token_key(book), TOKEN_MEMBERS) == ""
+    assert "the most that one token can" in adopted(book, token, MAX_NODES_PER_TOKEN)  # a revoked one counts on
+    assert adopted(book, token_key(book), MAX_NODES_PER_TOKEN) == ""
     assert load_cluster() == book.cluster
 
 
 def test_a_full_book_takes_nobody_and_is_read_again(home: Path) -> None:
     identity = load_identity()
-    members = tuple(PairedNode.of(f"node {n}", key(n)) for n in range(MOST_MEMBERS))
+    members = tuple(PairedNode.of(f"node {n}", key(n)) for n in range(MAX_MEMBERS))
     book = TrustStore(identity, replace(new_cluster(identity), members=members), Gate())  # type: ignore[arg-type]
-    assert "paired with this cluster already" in adopted(book, token_key(book), MOST_MEMBERS)
+    assert "paired with this cluster already" in adopted(book, token_key(book), MAX_MEMBERS)
     with pytest.raises(UsageError, match="paired with this cluster already"):
-        book.pair(PairedNode.of("mini", key(MOST_MEMBERS)))
+        book.pair(PairedNode.of("mini", key(MAX_MEMBERS)))
     book.pair(PairedNode.of("renamed", key(0)))
     assert load_cluster() == book.cluster
     with pytest.raises(EdgeppError, match="stays as it is"):
-        save_cluster(replace(book.cluster, members=(*members, PairedNode.of("one more", key(MOST_MEMBERS)))))
+        save_cluster(replace(book.cluster, members=(*members, PairedNode.of("one more", key(MAX_MEMBERS)))))
     assert load_cluster() == book.cluster
 
 
@@ -95,12 +95,12 @@ def test_an_older_book_that_is_too_long_loses_its_end_and_is_served(
     identity = load_identity()
     save_cluster(new_cluster(identity))
     path = home / "cluster.json"
-    members = [{"node": identities.node_id(key(n)), "name": f"n{n}", "key": key(n)} for n in range(MOST_MEMBERS + 1)]
+    members = [{"node": identities.node_id(key(n)), "name": f"n{n}", "key": key(n)} for n in range(MAX_MEMBERS + 1)]
     path.write_text(json.dumps({**json.loads(path.read_text()), "members": members}))
     cluster = load_cluster()
     assert cluster is not None
-    assert len(cluster.members) == MOST_MEMBERS
-    assert f"of the cluster's {MOST_MEMBERS + 1} members only the first {MOST_MEMBERS} are kept" in caplog.text
+    assert len(cluster.members) == MAX_MEMBERS
+    assert f"of the cluster's {MAX_MEMBERS + 1} members only the first {MAX_MEMBERS} are kept" in caplog.text
     TrustStore(identity, cluster, Gate())  # type: ignore[arg-type]
     caplog.clear()
     assert load_cluster() == cluster
@@ -132,7 +132,7 @@ def test_a_withdrawn_token_lets_nobody_in_and_its_name_is_not_given_again(book: 
     book.revoke("token-1")
     assert token not in gate.admitted
     assert key(1) in gate.admitted
-    with pytest.raises(UsageError, match="only a token's holder"):
+    with pytest.raises(UsageError, match="a connection with a token's key"):
         adopted(book, token, 2)
     assert book.token()["name"] == "token-2"
     told = book.peers({})
@@ -142,9 +142,9 @@ def test_a_withdrawn_token_lets_nobody_in_and_its_name_is_not_given_again(book: 
 
 
 def test_tokens_have_a_bound(book: TrustStore) -> None:
-    for _ in range(MOST_TOKENS):
+    for _ in range(MAX_TOKENS):
         book.token()
-    with pytest.raises(UsageError, match=f"{MOST_TOKENS} tokens already"):
+    with pytest.raises(UsageError, match=f"{MAX_TOKENS} tokens already"):
         book.token()
     assert load_cluster() == book.cluster
 

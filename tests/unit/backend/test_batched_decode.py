@@ -1,4 +1,4 @@
-"""Decoding many sequences at once: each gets the numbers that it gets alone, whoever comes and goes beside it."""
+"""Decoding many sequences at once: each sequence gets the numbers that it gets alone, while others join and leave."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ SHAPES = {
 EXACT_TOLERANCE = 1e-4
 """Largest difference over the largest number of a row: float32 sums in another order."""
 DEFAULT_TOLERANCE = 0.08
-"""The same with int8 activations, where kernels for one row and for several round differently."""
+"""The tolerance with int8 activations, where kernels for one row and for several round differently."""
 QUANTISED_TOLERANCE = 0.2
-"""The same with keys and values in few bits: what they are rounded to depends on how a step's rows were rounded."""
+"""The tolerance with keys and values in few bits, whose rounding depends on that of the rows of a step."""
 CAPACITY = 60
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_lanes() -> Iterator[None]:
-    """Lanes so few and short that sequences outgrow them, and move one at a time."""
+    """Few and short lanes, so that sequences outgrow them and move one at a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_cache, "FIRST_POSITIONS", 16)
         patch.setattr(onnx_cache, "_MOVED_BYTES", 1)
@@ -68,7 +68,7 @@ def states(rows: int, seed: int = 0) -> Array:
 
 
 class Walk:
-    """A stage and what it was given; every result is held against the same rows run in one pass, alone."""
+    """A stage and its inputs; every result is compared with the same rows in one pass of a lone sequence."""
 
     def __init__(self, stage: StageModel, tolerance: float) -> None:
         self.stage = stage
@@ -109,7 +109,7 @@ class Walk:
             self.stage.truncate(sequence, len(self.given[sequence]))
 
     def fork(self, source: int, n: int) -> None:
-        """The next sequence begins with the source's but for its last ``n`` positions."""
+        """Fork a new sequence from the source without the last ``n`` positions."""
         length = len(self.given.get(source, ())) - n
         if length > 0:
             sequence = (source + 1) % 6
@@ -117,7 +117,7 @@ class Walk:
             self.given[sequence] = self.given[source][:length]
 
     def resize(self, sequence: int, n: int) -> None:
-        """No sequence needs more than ``CAPACITY``, which it gets back before it goes on."""
+        """Shrink capacities to the lengths, and set them back to ``CAPACITY`` before the next step."""
         if sequence in self.given:
             self.stage.resize(sequence, len(self.given[sequence]) + n)
             self.stage.resize(sequence, CAPACITY + n)
@@ -140,7 +140,7 @@ STEP = st.one_of(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("backend", "exact"), [("onnx", True), ("onnx", False), ("mlx", True)])
-def test_any_walk_gives_each_sequence_what_it_gets_alone(
+def test_any_walk_gives_each_sequence_the_numbers_it_gets_alone(
     backend: str, exact: bool, shape: str, checkpoints: dict[str, Checkpoint]
 ) -> None:
     stage = load(backend, checkpoints[shape], exact=exact)
@@ -155,7 +155,7 @@ def test_so_does_any_walk_with_keys_and_values_in_few_bits(
 
 
 def walk_about(stage: StageModel, tolerance: float) -> None:
-    """Any steps at all, one after the other."""
+    """Run arbitrary steps in order."""
 
     @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(STEP, min_size=8, max_size=30))
@@ -165,7 +165,7 @@ def walk_about(stage: StageModel, tolerance: float) -> None:
             walk.extend(sequence, 3 * sequence + 1)
         for name, which, n in steps:
             if name == "decode":
-                for _ in range(n):  # a batch that stays the same is brought together
+                for _ in range(n):  # a batch that stays the same is gathered
                     walk.decode(which)
             else:
                 getattr(walk, name)(which, n)
@@ -201,7 +201,7 @@ def test_the_order_of_sequences_in_a_call_does_not_matter(stage: StageModel) -> 
     np.testing.assert_array_equal(results[2], results[0])
 
 
-def test_who_cannot_take_a_step_is_named_and_the_others_go_on(stage: StageModel) -> None:
+def test_a_sequence_that_cannot_take_a_step_is_named_and_the_others_continue(stage: StageModel) -> None:
     for sequence, capacity in ((1, 8), (2, 4), (3, 8), (4, 4)):
         stage.open(sequence, capacity)
         stage.extend(sequence, states(4, sequence))
@@ -216,7 +216,7 @@ def test_who_cannot_take_a_step_is_named_and_the_others_go_on(stage: StageModel)
     assert [stage.length(n) for n in (1, 3)] == [5, 5]
 
 
-def test_a_step_that_is_none_is_refused(stage: StageModel) -> None:
+def test_an_invalid_step_is_refused(stage: StageModel) -> None:
     stage.open(1, 8)
     stage.open(2, 8)
     for sequences, hidden in (([1, 2], states(3)), ([1, 2], states(2)[:, :9]), ([], states(0)), ([1, 2], states(2)[0])):
@@ -227,7 +227,7 @@ def test_a_step_that_is_none_is_refused(stage: StageModel) -> None:
     assert stage.length(1) == stage.length(2) == 0
 
 
-def test_empty_sequences_decode_beside_long_ones(stage: StageModel) -> None:
+def test_empty_sequences_decode_together_with_long_ones(stage: StageModel) -> None:
     walk = Walk(stage, EXACT_TOLERANCE)
     walk.extend(0, 30)
     for sequence in (1, 2):

@@ -1,0 +1,209 @@
+"""Decoder layers ``[a, b)`` as one ONNX Runtime session, with KV caches that the session writes in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgepp.backend.base import BackendOptions, Progress, SequenceFault, check_fork, check_rows
+from edgepp.backend.onnx.architecture import Architecture, check_tensors, read_architecture
+from edgepp.backend.onnx.bound_session import BoundSession
+from edgepp.backend.onnx.decoder_graph import DecoderGraph
+from edgepp.backend.onnx.graph_builder import ORT_ERRORS, GraphBuilder
+from edgepp.backend.onnx.kv_arena import Arena, CacheShape
+from edgepp.backend.onnx.kv_cache import CachedSequence, LaneAllocator
+from edgepp.errors import ModelError, StageFault
+from edgepp.layers import LayerRange
+from edgepp.model.weights.checkpoint import Array, Checkpoint
+
+CHUNK = 64
+"""Tokens per prefill chunk: 2 % below the best rate. 32 costs 5 to 8 %, 16 costs 15 %; 256 and more are slower, too."""
+
+_SHORT_HINT = "close other programs, or give this node fewer layers"
+
+
+class OnnxStage:
+    """Decoder layers in one ONNX Runtime session, which appends keys and values to the caches."""
+
+    dtype = "float32"
+    device = "cpu"
+    rewinds = True
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layers: LayerRange,
+        options: BackendOptions,
+        progress: Progress | None = None,
+    ) -> None:
+        """Build the graph of ``layers`` and make it ready to run.
+
+        Raises:
+            ModelError: the checkpoint lacks tensors, the graph cannot express the model, or ``kv_bits`` is 4.
+        """
+        architecture = read_architecture(checkpoint)
+        if options.kv_bits == 4:
+            raise ModelError(
+                "the onnx backend keeps keys and values in float32 or in 8 bits, not in 4",
+                "choose 8 bits, or the mlx backend",
+            )
+        checkpoint.require(layers)
+        check_tensors(checkpoint, layers)
+        graph = GraphBuilder(checkpoint, exact=options.exact)
+        DecoderGraph(graph, architecture, options.kv_bits).build(layers, _layer_reporter(checkpoint, layers, progress))
+        self.layers = layers
+        self.hidden_size = architecture.hidden_size
+        # The attention kernel processes this many rows at a time; a single leftover row would be rounded differently.
+        self.chunk = min(CHUNK, 2 * architecture.head_dim)
+        self._architecture: Architecture = architecture
+        self._session = BoundSession(graph.session(options), architecture.rope)
+        self._lanes = LaneAllocator(CacheShape.of(architecture, layers, options.kv_bits))
+        self._sequences: dict[int, CachedSequence] = {}
+
+    def open(self, sequence: int, capacity: int) -> None:
+        """Begin a sequence of at most ``capacity`` positions, in place of an open one of that id.
+
+        Raises:
+            StageFault: the capacity is beyond the model's context, or memory is short.
+        """
+        self._check_context(capacity)
+        self.free(sequence)
+        try:
+            self._sequences[sequence] = self._lanes.open(capacity)
+        except MemoryError as error:
+            raise StageFault("memory for another sequence is short", _SHORT_HINT) from error
+
+    def extend(self, sequence: int, hidden: Array) -> Array:
+        """Run ``hidden`` (T, D) at the sequence's next T positions; returns float32 (T, D).
+
+        Raises:
+            SequenceFault: the sequence is unknown or full; nothing was computed.
+            StageFault: the hidden states do not fit, or ONNX Runtime failed.
+        """
+        (cache,) = self._caches_of([sequence])
+        if hidden.ndim != 2 or not len(hidden) or hidden.shape[1] != self.hidden_size:
+            raise StageFault(f"hidden states of shape {hidden.shape} are not (T, {self.hidden_size})")
+        self._reserve([sequence], [cache], len(hidden))
+        total = cache.length + len(hidden)
+        out: Array = self._run(cache.arena, cache.lane, hidden[None], [total])[0]
+        cache.length = total
+        return out
+
+    def decode(self, sequences: Sequence[int], hidden: Array) -> Array:
+        """Run row i of ``hidden`` (B, D) at the next position of ``sequences[i]``; returns float32 (B, D).
+
+        Raises:
+            SequenceFault: some of the sequences are unknown or full; nothing was computed.
+            StageFault: the hidden states do not fit, or ONNX Runtime failed.
+        """
+        check_rows(sequences, hidden, self.hidden_size)
+        if len(sequences) == 1:
+            return self.extend(sequences[0], hidden)
+        batch = self._caches_of(sequences)
+        self._reserve(sequences, batch, 1)
+        row_of = {cache.number: row for row, cache in enumerate(batch)}
+        out = np.empty((len(batch), self.hidden_size), np.float32)
+        for run in self._lanes.runs(batch):
+            rows = [row_of[cache.number] for cache in run.sequences]
+            totals = [cache.length + 1 for cache in run.sequences]
+            out[rows] = self._run(run.arena, run.first, hidden[rows, None], totals)[:, 0]
+        for cache in batch:
+            cache.length += 1
+        return out
+
+    def _run(self, arena: Arena, first: int, hidden: Array, totals: Sequence[int]) -> Array:
+        try:
+            return self._session.run(arena, first, hidden, totals)
+        except ORT_ERRORS as error:
+            raise StageFault(f"ONNX Runtime failed in layers {self.layers}: {error}") from error
+
+    def _reserve(self, sequences: Sequence[int], caches: Sequence[CachedSequence], positions: int) -> None:
+        full = [n for n, cache in enumerate(caches) if cache.length + positions > cache.capacity]
+        if full:
+            cache = caches[full[0]]
+            raise SequenceFault(
+                f"the sequence would have {cache.length + positions} positions, and it was opened for {cache.capacity}",
+                tuple(sequences[n] for n in full),
+                "shorten the prompt or ask for fewer tokens",
+            )
+        try:
+            for cache in caches:
+                self._lanes.reserve(cache, cache.length + positions)
+        except MemoryError as error:
+            raise StageFault("memory for the next positions of the sequence is short", _SHORT_HINT) from error
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Drop the positions of a sequence from ``length`` on.
+
+        Raises:
+            StageFault: the sequence is unknown.
+        """
+        (cache,) = self._caches_of([sequence])
+        cache.length = max(0, min(cache.length, length))
+
+    def fork(self, source: int, sequence: int, length: int, capacity: int) -> None:
+        """Begin ``sequence`` with a copy of the first ``length`` positions of ``source``.
+
+        Raises:
+            SequenceFault: the source is unknown or holds fewer positions.
+            StageFault: the capacity is beyond the model's context or below ``length``, or memory is short.
+        """
+        (cache,) = self._caches_of([source])
+        check_fork(source, cache.length, sequence, length, capacity)
+        self._check_context(capacity)
+        self.free(sequence)
+        try:
+            self._sequences[sequence] = self._lanes.fork(cache, length, capacity)
+        except MemoryError as error:
+            raise StageFault("memory for another sequence is short", _SHORT_HINT) from error
+
+    def resize(self, sequence: int, capacity: int) -> None:
+        """Change the capacity of a sequence to ``capacity`` positions and release memory beyond it.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: the capacity is beyond the model's context or below what the sequence holds.
+        """
+        (cache,) = self._caches_of([sequence])
+        self._check_context(capacity)
+        if capacity < cache.length:
+            raise StageFault(f"a sequence of {cache.length} positions does not fit {capacity}")
+        self._lanes.resize(cache, capacity)
+
+    def _check_context(self, capacity: int) -> None:
+        context = self._architecture.context
+        if not 0 < capacity <= context:
+            raise StageFault(f"a sequence of {capacity} positions does not fit the model's context of {context}")
+
+    def length(self, sequence: int) -> int:
+        """Positions that the sequence's cache holds."""
+        return self._caches_of([sequence])[0].length
+
+    def free(self, sequence: int) -> None:
+        """Release the cache of a sequence; an unknown sequence is ignored."""
+        cache = self._sequences.pop(sequence, None)
+        if cache is not None:
+            self._lanes.free(cache)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the caches of all open sequences take."""
+        return self._lanes.nbytes
+
+    def _caches_of(self, sequences: Sequence[int]) -> list[CachedSequence]:
+        unknown = tuple(n for n in sequences if n not in self._sequences)
+        if unknown:
+            raise SequenceFault(f"layers {self.layers} hold no sequence {', '.join(map(str, unknown))}", unknown)
+        return [self._sequences[n] for n in sequences]
+
+
+def _layer_reporter(checkpoint: Checkpoint, layers: LayerRange, progress: Progress | None) -> Callable[[int], None]:
+    """A function to call with each layer once it is built; it reports the stored bytes so far to ``progress``."""
+    total = checkpoint.layer_bytes(layers)
+
+    def report(layer: int) -> None:
+        if progress is not None:
+            progress(checkpoint.layer_bytes(LayerRange(layers.start, layer + 1)), total)
+
+    return report

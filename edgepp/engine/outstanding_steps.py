@@ -1,0 +1,102 @@
+"""Steps in the ring: which answers are due, and until when. Pure: callers give the time, in monotonic seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgepp.engine.ring import Send, SendBatch
+from edgepp.errors import RemoteProtocolError
+from edgepp.wire.messages import Batch, Hidden
+
+STEP_S = 8.0
+"""Seconds that a step may take, or ``_SLACK`` times what the measured speeds say, before its stage counts as wedged."""
+MAX_STEP_S = 120.0
+"""Seconds that a step may take at most, however slow a stage says it is."""
+_SLACK = 4
+
+
+@dataclass
+class OutstandingStep:
+    """A step in the ring."""
+
+    step: Send | SendBatch
+    awaited: set[int]
+    """Sequences whose rows have neither come back nor failed nor been cancelled."""
+    sent_s: float
+    """When the step was sent, by ``time.perf_counter``."""
+    expected_s: float
+    """Seconds that the step takes by the stages' measured speeds."""
+    overtaken_s: float = 0.0
+    """When this step or a later one was answered. The ring is in order, so only a ``Fault`` can still end the rest."""
+
+    def is_answered_by(self, message: Hidden | Batch) -> bool:
+        """Whether ``message`` has the rows that this step asked for; of a batch, the rows of some of its sequences."""
+        if isinstance(self.step, Send):
+            wanted = (self.step.sequence, self.step.want)
+            return isinstance(message, Hidden) and (message.sequence, message.rows) == wanted
+        return isinstance(message, Batch) and set(message.sequences) <= set(self.step.sequences)
+
+
+class OutstandingSteps:
+    """All steps in the ring by their numbers, oldest first."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, OutstandingStep] = {}
+        self._progress_s = 0.0
+        """When a step last came back, or was sent into an empty ring."""
+
+    def sent(self, number: int, step: Send | SendBatch, expected_s: float, sent_s: float, now_s: float) -> None:
+        """Add a step; ``sent_s`` is the time by ``time.perf_counter``."""
+        if not self._steps:
+            self._progress_s = now_s
+        awaited = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
+        self._steps[number] = OutstandingStep(step, awaited, sent_s, expected_s)
+
+    def answered(self, message: Hidden | Batch, now_s: float) -> OutstandingStep | None:
+        """The step that ``message`` answers; None where all sequences of that step were cancelled meanwhile.
+
+        The step awaits no further answer afterwards, and neither does any earlier one.
+
+        Raises:
+            RemoteProtocolError: the step was answered already, or asked for other rows.
+        """
+        found = self._steps.get(message.step)
+        if found is None:
+            return None
+        if found.overtaken_s or not found.is_answered_by(message):
+            raise RemoteProtocolError("an answer to a step that was answered already, or to another one")
+        found.awaited.difference_update(message.sequences if isinstance(message, Batch) else (message.sequence,))
+        self._progress_s = now_s
+        for number, step in list(self._steps.items()):
+            if number > message.step:
+                break
+            step.overtaken_s = step.overtaken_s or now_s
+            if not step.awaited:
+                del self._steps[number]
+        return found
+
+    def forget(self, sequence: int) -> None:
+        """Await nothing more of a sequence, which failed or was freed."""
+        for number, step in list(self._steps.items()):
+            step.awaited.discard(sequence)
+            if not step.awaited:
+                del self._steps[number]
+
+    def postpone(self, gap_s: float) -> None:
+        """Move every deadline by ``gap_s`` seconds, in which this process did not run."""
+        self._progress_s += gap_s
+        for step in self._steps.values():
+            step.overtaken_s += gap_s if step.overtaken_s else 0.0
+
+    def overdue_s(self, now_s: float) -> float | None:
+        """Seconds since anything came back, where that is longer than the oldest step may take; else None."""
+        if not self._steps:
+            return None
+        oldest = next(iter(self._steps.values()))
+        silent_s = now_s - self._progress_s
+        return silent_s if silent_s > min(max(STEP_S, _SLACK * oldest.expected_s), MAX_STEP_S) else None
+
+    def is_incomplete(self, now_s: float) -> bool:
+        """Whether rows of the oldest step are still missing long after that step or a later one was answered."""
+        oldest = next(iter(self._steps.values()), None)
+        return oldest is not None and bool(oldest.overtaken_s) and now_s - oldest.overtaken_s > STEP_S

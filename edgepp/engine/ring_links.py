@@ -1,0 +1,157 @@
+"""The links of a ring: each stage is told where the next one listens, and each link is measured.
+
+The coordinator opens both of its links itself, also the one from the last stage, so it needs no open port.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import get_args
+
+import zmq
+
+from edgepp.engine.stage_handshake import ANSWER_S, Peer, ask
+from edgepp.errors import PlanError, RemoteProtocolError, StageLost
+from edgepp.wire import codec
+from edgepp.wire.field_types import LinkCodec
+from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
+from edgepp.wire.messages import Attach, Attached, Refused, max_data_frame_bytes
+from edgepp.wire.security import KeyPair, pinned
+from edgepp.wire.transport import Link
+
+ATTACH_S = 10.0
+"""Seconds that a stage may take to attach: to reach the next stage and measure the link to it."""
+MAX_ADDRESSES = 8
+"""Addresses of one stage that the stage before it is told to try."""
+
+
+class RingLinks:
+    """The coordinator's data links into the first stage and from the last one; one link where these are the same.
+
+    ``hops_s`` holds the one-way seconds of the link into each stage, the last with the way back; ``bytes_per_s`` the
+    rate of the link into each stage, 0 where unknown.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        peers: Sequence[Peer],
+        codecs: Sequence[LinkCodec],
+        width: int,
+        keys: KeyPair | None,
+    ) -> None:
+        """Prepare to join ``peers``, first stage to last, whose hidden states have ``width`` values.
+
+        Raises:
+            PlanError: ``codecs`` names neither one codec for all links nor one for each.
+        """
+        self._context, self._peers, self._width, self._keys = context, peers, width, keys
+        self.codecs = _codec_per_link(codecs, len(peers))
+        self.opened: list[Link] = []
+        self.hops_s = [0.0] * len(peers)
+        self.bytes_per_s = [0] * len(peers)
+
+    @property
+    def into_first(self) -> Link:
+        """The link that carries steps to the first stage."""
+        return self.opened[-1]
+
+    def join(self, epoch: int) -> None:
+        """Attach the stages for ``epoch``, last to first, so that each finds the next one listening; measure all links.
+
+        Raises:
+            PlanError: a stage has no address that the stage before it can reach.
+            StageLost: a stage does not answer, or cannot reach the next one.
+        """
+        peers, last = self._peers, len(self._peers) - 1
+        route = b"c" + secrets.token_bytes(15)
+        self._open(peers[-1], route)
+        if last:
+            self._open(peers[0])
+        back_s, back_bytes_per_s = self._measure(self.opened[0], peers[-1])
+        there_s, self.bytes_per_s[0] = self._measure(self.into_first, peers[0])
+        for i in range(last, -1, -1):
+            attached = self._attach(i, epoch, route, back_bytes_per_s if i == last else 0)
+            if i < last:
+                self.hops_s[i + 1] = attached.echo_us / 2e6
+                self.bytes_per_s[i + 1] = attached.bytes_per_s
+        self.hops_s[-1] += back_s
+        self.hops_s[0] += there_s
+
+    def close(self) -> None:
+        """Close the coordinator's links."""
+        for link in self.opened:
+            link.close()
+
+    def _open(self, peer: Peer, route: bytes | None = None) -> None:
+        protection = pinned(self._keys, peer.endpoint.key)
+        self.opened.append(Link(self._context, peer.data_address, max_data_frame_bytes(self._width), route, protection))
+
+    def _attach(self, index: int, epoch: int, route: bytes, return_bytes_per_s: int) -> Attached:
+        peer = self._peers[index]
+        addresses, next_key = "", ""
+        if index + 1 < len(self._peers):
+            following = self._peers[index + 1]
+            addresses, next_key = _addresses_for(peer, following), following.endpoint.key
+        message = Attach(
+            epoch=epoch,
+            stage=index,
+            previous_key=self._previous_key(index),
+            next_addresses=addresses,
+            next_key=next_key,
+            route=route.hex(),
+            codec=self.codecs[index + 1],
+            return_bytes_per_s=return_bytes_per_s,
+        )
+        answer = ask(peer.control, message, ATTACH_S, str(peer))
+        if isinstance(answer, Attached):
+            return answer
+        reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
+        raise StageLost(f"{peer} cannot join: {reason}", "check that address, and the firewall between the two")
+
+    def _previous_key(self, index: int) -> str:
+        """The key that the sender of a stage's frames proves to the stage; empty where the stage is not encrypted."""
+        if self._keys is None or not self._peers[index].endpoint.key:
+            return ""
+        return self._peers[index - 1].endpoint.key if index else self._keys.public
+
+    def _measure(self, link: Link, peer: Peer) -> tuple[float, int]:
+        """One-way seconds of one hidden state, and bytes per second, on the ``link`` to ``peer``."""
+        itemsize = codec.DTYPES[peer.welcome.dtype].itemsize
+        probe = min(PROBE_BYTES, max_data_frame_bytes(self._width))
+        try:
+            echo_s = measure_echo(link, self._width * itemsize, ANSWER_S)
+            large_s = measure_echo(link, probe, ANSWER_S, rounds=2)
+        except RemoteProtocolError as error:
+            raise StageLost(f"{peer} cannot be understood: {error}") from error
+        if echo_s is None or large_s is None:
+            raise StageLost(
+                f"the data port {peer.data_address} of {peer} does not answer",
+                "a node uses two neighbouring ports: open both in its firewall",
+            )
+        return echo_s / 2, link_rate(echo_s, large_s, probe)
+
+
+def _codec_per_link(codecs: Sequence[LinkCodec], stages: int) -> list[LinkCodec]:
+    links = stages + 1
+    spread = list(codecs) * links if len(codecs) == 1 else list(codecs)
+    if len(spread) != links or not set(spread) <= set(get_args(LinkCodec)):
+        raise PlanError(
+            f"{stages} stages have {links} links; '{','.join(codecs)}' does not name a codec for each",
+            f"give one codec for all, or {links} separated by commas, of {', '.join(get_args(LinkCodec))}",
+        )
+    return spread
+
+
+def _addresses_for(peer: Peer, following: Peer) -> str:
+    """Addresses at which ``peer`` may reach the stage that follows, separated by commas."""
+    addresses = following.data_addresses
+    if not peer.address.is_loopback:
+        addresses = tuple(address for address in addresses if not address.is_loopback)
+    if not addresses:
+        raise PlanError(
+            f"{peer} cannot reach {following}, which only this machine can reach",
+            "restart that one with --listen and its address on your network, and give that to --peer",
+        )
+    return ",".join(map(str, addresses[:MAX_ADDRESSES]))

@@ -1,0 +1,83 @@
+"""How few tokens a text can have at least, without encoding the text: to refuse at once what cannot fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgepp.model.text.detokenizer import BYTE_OF_CHARACTER
+
+_NFC_SHRINKS = 3
+"""By how much NFC shortens UTF-8 at most: the inverse of NFD's largest expansion (Unicode Annex 15, table 9)."""
+_MAY_BE_UNKNOWN = {*range(0x20), 0xC0, 0xC1, *range(0xF1, 0x100)}
+"""Bytes that a vocabulary may lack and NFC never makes: control characters, planes past 3, and what is not UTF-8."""
+_PRE_TOKENIZERS = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Whitespace", "WhitespaceSplit"}
+"""Pre-tokenizers that drop nothing but white space, unless their behaviour is "Removed"."""
+
+
+@dataclass(frozen=True)
+class TokenBound:
+    """A lower bound for one tokenizer."""
+
+    bytes_per_token: int
+    """The most counted bytes of a text that one token stands for."""
+    uncounted: bytes = b""
+    """Bytes without a token, which the tokenizer drops. White space is not counted either."""
+
+    def least_tokens(self, text: str) -> int:
+        """The fewest tokens that ``text`` can have."""
+        counted = "".join(text.split()).encode().translate(None, self.uncounted)
+        return -(-len(counted) // self.bytes_per_token)
+
+    @classmethod
+    def of(cls, definition: Mapping[str, Any]) -> TokenBound | None:
+        """The bound by a parsed ``tokenizer.json``.
+
+        None where the tokenizer drops or shortens other text than the above, or makes one token of many unknown
+        characters.
+        """
+        shrinks = _shrinking(_parts(definition.get("normalizer"), "normalizers"))
+        pre_tokenizers = _parts(definition.get("pre_tokenizer"), "pretokenizers")
+        if shrinks is None or any(
+            one["type"] not in _PRE_TOKENIZERS or one.get("behavior") == "Removed" for one in pre_tokenizers
+        ):
+            return None
+        model, added = definition["model"], [one["content"] for one in definition["added_tokens"]]
+        tokens = list(model["vocab"]) if isinstance(model["vocab"], dict) else [token for token, _ in model["vocab"]]
+        known = set(tokens)
+        if any(one["type"] == "ByteLevel" for one in pre_tokenizers):
+            unknown = {byte for character, byte in BYTE_OF_CHARACTER.items() if character not in known}
+            lengths = [len(token.replace("Ġ", "")) for token in tokens]  # Ġ is the space
+        elif model.get("byte_fallback"):
+            unknown = {byte for byte in range(256) if f"<0x{byte:02X}>" not in known}
+            lengths = [len(token.encode()) for token in tokens]
+        else:
+            return None
+        if not unknown <= _MAY_BE_UNKNOWN:
+            return None
+        longest = max(1, *lengths, *(len(content.encode()) for content in added))
+        return cls(shrinks * longest, bytes(sorted(unknown)))
+
+
+def _shrinking(normalizers: Iterable[Mapping[str, Any]]) -> int | None:
+    """By how much these shorten UTF-8 at most; None where they may drop text."""
+    shrinks = 1
+    for one in normalizers:
+        if one["type"] == "NFC":
+            shrinks = _NFC_SHRINKS
+        elif one["type"] == "Replace":
+            if one["pattern"] != {"String": " "} or not one["content"]:
+                return None
+        elif one["type"] != "Prepend":
+            return None
+    return shrinks
+
+
+def _parts(part: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+    """A normalizer or pre-tokenizer, taken apart where it is a sequence."""
+    if part is None:
+        return []
+    if part["type"] == "Sequence":
+        return [inner for one in part[name] for inner in _parts(one, name)]
+    return [part]

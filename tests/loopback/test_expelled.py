@@ -1,0 +1,102 @@
+"""A node whose membership its coordinator ends: at whatever moment it hears so, it says Leave and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from edgepp.cluster.identity import Cluster, Identity, PairedNode, load_identity
+from edgepp.errors import PairingError
+from edgepp.node.agent import NodeAgent
+from edgepp.node.offer import Offer
+from edgepp.node.resources import Resources
+from edgepp.wire.message_codec import decode, encode
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Enrol, Enrolled, Expelled, Heartbeat, HeartbeatAck, Leave, Message
+from edgepp.wire.security import Gate, KeyPair
+from edgepp.wire.transport import Address, Listener
+from tests.waiting import PATIENCE_S, eventually
+
+SECRET = KeyPair.generate().secret
+RESOURCES = Resources(1 << 30, "onnx", "cpu", 1, 1e9, 1e9)
+
+
+class FakeCoordinator:
+    """What a node takes for its coordinator: it answers heartbeats, and else what the test says."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self._route = b""
+
+    def hear(self, kind: type[Message]) -> None:
+        """Wait for a message of this kind."""
+
+        def look() -> bool:
+            received = self.listener.receive_from()
+            if received is None:
+                return False
+            self._route, message = received[0].route, decode(received[1][0])
+            if isinstance(message, Heartbeat):
+                self.say(encode(HeartbeatAck(True, 0)))
+            return isinstance(message, kind)
+
+        eventually(f"the node says {kind.__name__}", look)
+
+    def say(self, header: bytes) -> None:
+        assert self.listener.send(self._route, [header])
+
+
+@pytest.fixture
+def identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Identity:
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
+    return load_identity()
+
+
+@pytest.fixture
+def coordinator(identity: Identity) -> Iterator[FakeCoordinator]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    gate = Gate(context)
+    gate.admit([identity.keys.public])
+    keys = KeyPair.of_secret(SECRET)
+    listener = Listener(context, Address("127.0.0.1", 0), MAX_PAYLOAD_BYTES, keys)
+    yield FakeCoordinator(listener)
+    listener.close()
+    gate.close()
+    context.term()
+
+
+@pytest.fixture
+def node(identity: Identity, coordinator: FakeCoordinator) -> Iterator[NodeAgent]:
+    cluster = Cluster("ab" * 8, PairedNode.of("one", KeyPair.of_secret(SECRET).public))
+    address = coordinator.listener.address
+    made = NodeAgent(identity, cluster, Offer(RESOURCES, 1 << 30), lambda: [address], lambda _: None)
+    made.start()
+    yield made
+    made.close()
+
+
+def in_force(coordinator: FakeCoordinator) -> None:
+    coordinator.hear(Enrol)
+    coordinator.say(encode(Enrolled("ab" * 8, "one")))
+    coordinator.hear(Heartbeat)
+
+
+@pytest.mark.parametrize("begin", [in_force, lambda coordinator: coordinator.hear(Enrol)], ids=["member", "enrolling"])
+def test_a_node_that_is_expelled_says_leave_and_ends(
+    coordinator: FakeCoordinator, node: NodeAgent, begin: Callable[[FakeCoordinator], None]
+) -> None:
+    begin(coordinator)
+    coordinator.say(encode(Expelled("one ended the cluster")))
+    coordinator.hear(Leave)
+    assert node.ended.wait(PATIENCE_S)
+    assert isinstance(node.error, PairingError)
+    assert str(node.error) == "one: one ended the cluster"
+
+
+def test_a_node_that_cannot_understand_its_coordinator_ends(coordinator: FakeCoordinator, node: NodeAgent) -> None:
+    coordinator.hear(Enrol)
+    coordinator.say(b"not a message")
+    assert node.ended.wait(PATIENCE_S)
+    assert node.error is not None
