@@ -8,16 +8,15 @@ from __future__ import annotations
 import atexit
 import io
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from edgepp.child_process import trusted_path
+from edgepp.cli.signals import INTERRUPTED, Terminated, leave_at_once, on_signals, unwind
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from edgepp.cli.options import CommandGroup
     from edgepp.errors import EdgeppError
 
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 _said: list[bool] = []
 
@@ -44,16 +42,16 @@ def run_to_end(load: Callable[[], Callable[[], int]], show: Callable[[EdgeppErro
     129 after a terminal was closed, and 141 where nobody reads the output any more.
     """
     _open_streams()
-    _on_signals(_leave_at_once)
+    on_signals(leave_at_once)
     status = 1
     try:
         run = load()
-        _on_signals(_unwind)
+        on_signals(unwind)
         threading.excepthook = partial(_thread_failed, show)
         status = run()
     except BaseException as error:  # noqa: BLE001 - the process's boundary
         status = _status_of(error, show)
-    _on_signals(_leave_at_once)
+    on_signals(leave_at_once)
     _leave(_flushed(status))
 
 
@@ -109,22 +107,6 @@ class _Output(io.FileIO):
             raise
 
 
-def _on_signals(act: Callable[[int, FrameType | None], None]) -> None:
-    """Let SIGINT, SIGTERM and SIGHUP call ``act``; what a parent had us ignore, such as `nohup`, stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            plain = number == signal.SIGINT and act is _unwind  # asyncio takes over only from this handler
-            signal.signal(number, signal.default_int_handler if plain else act)
-
-
-def _leave_at_once(number: int, _frame: FrameType | None) -> None:
-    os._exit(128 + number)
-
-
-def _unwind(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
 def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int:
     """Say what went wrong; the exit status."""
     import click
@@ -134,6 +116,8 @@ def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int
             error.show()
             error_as_json(type(error).__name__, error.format_message(), "")
             return error.exit_code
+        if isinstance(error, Terminated):
+            return error.exit_status
         if isinstance(error, (KeyboardInterrupt, click.Abort)):
             sys.stderr.write("\ninterrupted\n" if sys.stderr.isatty() else "interrupted\n")
             return INTERRUPTED

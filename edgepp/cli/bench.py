@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, given_as, stop_on_terminate
+from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, given_as
+from edgepp.cli.signals import stop_on_terminate
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -158,14 +157,3 @@ class CommandGroup(click.Group):
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """The commands' names."""
         return list(self.commands)
-
-
-def stop_on_terminate() -> None:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it cleans up and says so."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
-            signal.signal(number, stop)

@@ -18,8 +18,8 @@ from edgepp.cli.options import (
     MODEL_HELP,
     SPECULATE_HELP,
     given_as,
-    stop_on_terminate,
 )
+from edgepp.cli.signals import stop_on_terminate
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
