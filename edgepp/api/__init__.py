@@ -25,11 +25,11 @@ from edgepp.api.answer import Answer
 from edgepp.api.connection import Connection, connect
 from edgepp.api.engine import Engine
 from edgepp.api.joining import JoinedNode, LoneStage, join, stage
-from edgepp.api.question import MOST_CHOICES, Prompt
+from edgepp.api.question import MAX_CHOICES, Prompt
 from edgepp.api.serving import ServedCluster, serve
 
 __all__ = [
-    "MOST_CHOICES",
+    "MAX_CHOICES",
     "Answer",
     "Connection",
     "Engine",

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgepp.api.answer import Answer, Begun
 from edgepp.api.cancellable_thread import apart
-from edgepp.api.question import Prompt, each, worded
+from edgepp.api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.cluster.identity import load_cluster
 from edgepp.coordinator.client import CoordinatorClient, connect_coordinator
 from edgepp.coordinator.json_codec import decode_sampling
@@ -96,7 +96,7 @@ class Connection:
         Raises:
             UsageError: a conversation is to be raw.
         """
-        asked = worded(prompt, raw=raw)
+        asked = conversation_or_raw(prompt, raw=raw)
         return Answer(lambda: self._begin(asked, options or GenerateOptions()))
 
     def choices(
@@ -107,7 +107,7 @@ class Connection:
         Raises:
             UsageError: ``n`` is out of bounds, or a conversation is to be raw.
         """
-        return [self.ask(prompt, one, raw=raw) for one in each(n, options)]
+        return [self.ask(prompt, one, raw=raw) for one in choice_options(n, options)]
 
     @property
     def _known(self) -> CoordinatorClient:

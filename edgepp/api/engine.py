@@ -10,7 +10,7 @@ from types import TracebackType
 
 from edgepp.api.answer import Answer, Begun
 from edgepp.api.cancellable_thread import apart
-from edgepp.api.question import Prompt, each, worded
+from edgepp.api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.engine.frontend import OnProgress
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
@@ -141,7 +141,7 @@ class Engine:
         Raises:
             UsageError: a conversation is to be raw.
         """
-        asked = worded(prompt, raw=raw)
+        asked = conversation_or_raw(prompt, raw=raw)
 
         def begin() -> AbstractContextManager[Begun]:
             answer = self._running.ask(asked, options or GenerateOptions(), owner)
@@ -159,7 +159,7 @@ class Engine:
         Raises:
             UsageError: ``n`` is out of bounds, or a conversation is to be raw.
         """
-        return [self.ask(prompt, one, raw=raw, owner=owner) for one in each(n, options)]
+        return [self.ask(prompt, one, raw=raw, owner=owner) for one in choice_options(n, options)]
 
     @property
     def _running(self) -> Pipeline:
