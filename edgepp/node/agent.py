@@ -19,7 +19,7 @@ from edgepp.cluster.discovery.network_interfaces import Watch
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
-from edgepp.events import CoordinatorReached, CoordinatorSought, OnEvent, SlotFailed
+from edgepp.events import CoordinatorLost, CoordinatorReached, OnEvent, StageFailed
 from edgepp.node.offer import Offer
 from edgepp.node.supervisor import Report, StageSupervisor
 from edgepp.wire.happy_eyeballs import connect_first
@@ -141,7 +141,7 @@ class NodeAgent(threading.Thread):
                 refused_s = 0.0
                 if not told:
                     told = True
-                    self._on_event(CoordinatorSought(self._cluster.coordinator.name, str(error)))
+                    self._on_event(CoordinatorLost(self._cluster.coordinator.name, str(error)))
                 time.sleep(0.2)
                 continue
             reason = self._ask_in(link)
@@ -225,7 +225,7 @@ class NodeAgent(threading.Thread):
                 continue
             link.send([encode(report)], 1.0)
             if isinstance(report, NotLoaded):
-                self._on_event(SlotFailed(report.slot, report.reason))
+                self._on_event(StageFailed(report.slot, report.reason))
 
     def _receive(self, link: Link) -> None:
         for _ in range(_MOST_A_TURN):

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgepp.errors import UsageError
-from edgepp.events import Standing
+from edgepp.events import AssignmentChanged
 from edgepp.layers import LayerRange
 from edgepp.printable import one_line
 
 
-def read_standing(view: Mapping[str, Any], node: str) -> Standing | None:
-    """The standing of ``node`` in the coordinator's view; None while it is undecided, or where it is not said."""
+def read_assignment(view: Mapping[str, Any], node: str) -> AssignmentChanged | None:
+    """The assignment of ``node`` in the coordinator's view; None while it is undecided, or where it is not said."""
     members = view.get("members")
     mine = [m for m in members if isinstance(m, dict) and m.get("node") == node] if isinstance(members, list) else []
     if not mine or not isinstance(mine[0].get("layers"), list):
@@ -22,4 +22,4 @@ def read_standing(view: Mapping[str, Any], node: str) -> Standing | None:
     except (TypeError, ValueError, UsageError):
         return None
     reason = "" if layers else one_line(str(mine[0].get("reason", "")), 500)
-    return Standing(one_line(str(view.get("model", "")), 200), layers, reason) if layers or reason else None
+    return AssignmentChanged(one_line(str(view.get("model", "")), 200), layers, reason) if layers or reason else None

@@ -26,13 +26,13 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.cluster.pairing.join import PairingOptions, paired
 from edgepp.errors import EdgeppError
-from edgepp.events import ClusterLeft, Measuring, OnEvent, Standing
+from edgepp.events import AssignmentChanged, ClusterLeft, Measuring, OnEvent
 from edgepp.layers import LayerRange
 from edgepp.model.cache import Progress
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.model_parts import ModelParts
 from edgepp.node.agent import NodeAgent
-from edgepp.node.assignment import read_standing
+from edgepp.node.assignment import read_assignment
 from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage_handle import Ready, StageProcess, check_listen
@@ -80,7 +80,7 @@ class MemberService:
         """
         self._owned = ExitStack()
         self._on_event = on_event
-        self._standing: Standing | None = None
+        self._assignment: AssignmentChanged | None = None
         self._known: Address | None = None
         try:
             self._owned.enter_context(hold_node_lock("edgepp join"))
@@ -151,10 +151,10 @@ class MemberService:
 
     def _heard(self, view: Mapping[str, Any]) -> None:
         save_view({**view, "heard": time.strftime("%Y-%m-%d %H:%M:%S")})  # for `edgepp status` without coordinator
-        standing = read_standing(view, self.identity.node)
-        if standing is not None and standing != self._standing:
-            self._standing = standing
-            self._on_event(standing)
+        assignment = read_assignment(view, self.identity.node)
+        if assignment is not None and assignment != self._assignment:
+            self._assignment = assignment
+            self._on_event(assignment)
 
 
 def _stay() -> None:

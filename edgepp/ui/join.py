@@ -9,7 +9,7 @@ from dataclasses import asdict
 import click
 
 from edgepp.api import JoinedNode, LoneStage
-from edgepp.events import CoordinatorReached, Event, Standing
+from edgepp.events import AssignmentChanged, CoordinatorReached, Event
 from edgepp.printable import one_line
 from edgepp.ui.progress import megabytes
 from edgepp.ui.run_service import run_until_stopped
@@ -27,9 +27,9 @@ def run_member(node: JoinedNode, *, as_json: bool) -> None:
     greeted: list[bool] = []
 
     def show(event: Event) -> None:
-        if isinstance(event, Standing) and as_json:
+        if isinstance(event, AssignmentChanged) and as_json:
             ranges = [[layers.start, layers.stop] for layers in event.layers]
-            click.echo(json.dumps({"event": "standing", "layers": ranges, "reason": event.reason}))
+            click.echo(json.dumps({"event": "assignment", "layers": ranges, "reason": event.reason}))
             return
         _note(str(event), as_json=as_json)
         if isinstance(event, CoordinatorReached) and not greeted:

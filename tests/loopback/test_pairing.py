@@ -94,7 +94,7 @@ def test_a_code_pairs_once(desk: Desk) -> None:
     assert (cluster.id, cluster.coordinator) == (CLUSTER.id, CLUSTER.coordinator)
     assert cluster.addresses == (str(desk.address),)
     assert desk.paired == [PairedNode(JOINER.node, "mini", JOINER.keys.public)]
-    desk.heard(f"mini at 127.0.0.1 joined by invitation {desk.number}")
+    desk.heard(f"mini at 127.0.0.1 is paired, by invitation {desk.number}")
     assert desk.desk.numbers() == ()
 
 

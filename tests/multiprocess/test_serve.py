@@ -137,7 +137,7 @@ def test_one_machine_is_one_node_until_it_leaves(one: Machine, two: Machine, tin
         code = one.json("invite", "--json")["code"]
         with two.running("join", code, "--peer", address, "--memory", "3GB") as joined:
             joined.until("joined")
-            assert joined.until("standing")["layers"] == [[1, 4]]
+            assert joined.until("assignment")["layers"] == [[1, 4]]
             for command in (("join", "--peer", address), ("serve", "-m", str(tiny), "--no-stage")):
                 second = two.run(*command)
                 assert second.returncode == 2
@@ -188,9 +188,9 @@ def test_a_node_hears_why_it_runs_nothing(one: Machine, two: Machine, tiny: Path
     with serving(one, tiny) as (_, address):
         code = one.json("invite", "--json")["code"]
         with two.running("join", code, "--peer", address, "--layers", "2-7") as joined:
-            standing = joined.until("standing")
-            assert standing["layers"] == []
-            assert "the model has only layers 0-3" in standing["reason"]
+            assignment = joined.until("assignment")
+            assert assignment["layers"] == []
+            assert "the model has only layers 0-3" in assignment["reason"]
 
 
 def test_a_coordinator_without_layers_waits_for_a_node_that_has_room(one: Machine, two: Machine, tiny: Path) -> None:

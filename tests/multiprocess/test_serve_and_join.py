@@ -19,7 +19,7 @@ from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.node_lock import wait_until_ended
 from edgepp.errors import EdgeppError, PairingError, UsageError
-from edgepp.events import ClusterLeft, CoordinatorReached, Event, PipelineOpened, Standing
+from edgepp.events import AssignmentChanged, ClusterLeft, CoordinatorReached, Event, PipelineOpened
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.cluster import EDGEPP
@@ -122,8 +122,10 @@ asyncio.run(main())
                 events = node.events()
                 reached = await until(events, lambda event: isinstance(event, CoordinatorReached))
                 assert reached == CoordinatorReached("there", address)
-                standing = await until(events, lambda event: isinstance(event, Standing) and bool(event.layers))
-                assert isinstance(standing, Standing)
+                standing = await until(
+                    events, lambda event: isinstance(event, AssignmentChanged) and bool(event.layers)
+                )
+                assert isinstance(standing, AssignmentChanged)
                 assert standing.layers == (LayerRange(1, 4),)
                 async with edgepp.connect(address) as connection:
                     assert (await connection.ask("Once", ANSWER, raw=True).whole()).token_ids

@@ -31,7 +31,7 @@ from edgepp.cluster.pairing.protocol import (
     listen,
 )
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
-from edgepp.events import NodePaired, OnEvent, PairingTrouble
+from edgepp.events import NodePaired, OnEvent, PairingFailed
 from edgepp.wire.security import LogSampler, bare_host
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address
@@ -88,7 +88,7 @@ class PairingServer:
         self._lock = threading.Lock()
         self._open: dict[int, _Invitation] = {}
         self._closed: dict[int, Cause] = {}
-        self._events: deque[NodePaired | PairingTrouble] = deque()
+        self._events: deque[NodePaired | PairingFailed] = deque()
         self._rarely = LogSampler()
         self._listener: socket.socket | None = None
         self._connections = AdmissionQueue()
@@ -300,7 +300,7 @@ class PairingServer:
             self._trouble(f"invitation {invitation.number} {line}")
 
     def _trouble(self, text: str) -> None:
-        self._events.append(PairingTrouble(text))
+        self._events.append(PairingFailed(text))
 
     def _tell(self) -> None:
         """Hand on the events, outside the lock."""
