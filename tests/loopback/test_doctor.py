@@ -127,7 +127,7 @@ def test_a_port_that_listens_is_reached_and_one_that_does_not_is_explained(liste
         bound.bind(("127.0.0.1", 0))
         refused = doctor_network.reach(Address("127.0.0.1", bound.getsockname()[1]))
     assert refused.ok is False
-    assert "no edgepp listens" in refused.found
+    assert "nothing listens" in refused.found
     assert "edgepp serve" in refused.do
 
 
@@ -135,8 +135,8 @@ def test_a_port_that_listens_is_reached_and_one_that_does_not_is_explained(liste
     ("error", "platform", "words"),
     [
         (TimeoutError(), "linux", "firewall"),
-        (socket.gaierror(-2, "Name or service not known"), "linux", "not a known name"),
-        (OSError(errno.EHOSTUNREACH, "No route to host"), "linux", "no way to it"),
+        (socket.gaierror(-2, "Name or service not known"), "linux", "is unknown"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "linux", "no route to it"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), "darwin", "Privacy & Security > Local Network"),
         (OSError(errno.EMFILE, "Too many open files"), "linux", "Too many open files"),
     ],
@@ -154,9 +154,9 @@ def test_why_a_peer_cannot_be_reached(
     ("hearing", "ok", "words"),
     [
         (Hearing("en0", "10.0.0.1", own=True, others=["10.0.0.2", "10.0.0.3"]), True, "2 other machines"),
-        (Hearing("en0", "10.0.0.1", own=True), None, "only this machine"),
+        (Hearing("en0", "10.0.0.1", own=True), None, "no other machine"),
         (Hearing("en0", "10.0.0.1"), False, "not even this machine"),
-        (Hearing("en0", "10.0.0.1", error=OSError(errno.EPERM, "not permitted")), False, "forbidden"),
+        (Hearing("en0", "10.0.0.1", error=OSError(errno.EPERM, "not permitted")), False, "sending is not permitted"),
         (Hearing("en0", "10.0.0.1", error=OSError(errno.ENETUNREACH, "Network is unreachable")), False, "unreachable"),
     ],
 )
@@ -212,8 +212,8 @@ def test_a_coordinator_that_answers_is_not_called_missing(
     save_cluster(new_cluster(load_identity()))
     doctor.run_doctor(None, as_json=True, extra=[lambda: Finding("coordinator", ok, "as it is", "do it")])
     found = [one for one in json.loads(capsys.readouterr().out) if one["check"] == "coordinator"][-1]
-    assert ("ours answers" in found["found"]) is ok
-    assert ("ours was not heard" in found["found"]) is not ok
+    assert ("that of this cluster answers" in found["found"]) is ok
+    assert ("that of this cluster is not announced" in found["found"]) is not ok
     assert ("edgepp serve" in found["do"]) is not ok
 
 
@@ -253,7 +253,7 @@ def test_the_whole_of_it_as_json(
     assert all(finding["do"] for finding in findings if finding["ok"] is False)
     checks = {finding["check"]: finding["ok"] for finding in findings}
     assert {"versions", "mlx", "onnxruntime", "memory", "identity", "coordinator", "node id", "clock"} <= set(checks)
-    assert checks["key"] is checks[f"way to {listener}"] is checks["port 5353"] is True
+    assert checks["key"] is checks[f"connection to {listener}"] is checks["port 5353"] is True
     assert checks["multicast on en0 (192.0.2.1)"] is None
     assert all_well is (False not in checks.values())
 
@@ -265,7 +265,7 @@ def test_the_whole_of_it_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert doctor.run_doctor(None, as_json=False, extra=[lambda: broken]) is False
     out = capsys.readouterr().out
     assert "!!  key: refused\n      → invite it again\n" in out
-    assert "something wrong" in out
+    assert "checks failed" in out
 
 
 def test_an_address_that_is_none_is_a_usage_error() -> None:
@@ -285,4 +285,4 @@ def test_files_of_another_user_are_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     finding = doctor.private_files(tmp_path)
     assert finding.ok is False
-    assert f"user {owner}" in finding.found
+    assert f"user id {owner}" in finding.found

@@ -118,7 +118,7 @@ def test_a_port_for_strangers_must_be_asked_for(tiny: Path) -> None:
         (["chat", "-m", "TINY", "-p", "hi", "--temp", "-1"], 2, "temperature"),
         (["chat", "-m", "TINY", "-p", "hi", "--codec", "rar"], 2, "no codec 'rar'"),
         (["chat", "-m", "TINY", "-p", "word " * 2000], 2, "context"),
-        (["chat", "-m", "TINY", "-p", "hi", "--choices", "0"], 2, "1 to 16 choices, not 0"),
+        (["chat", "-m", "TINY", "-p", "hi", "--choices", "0"], 2, "1 to 16 choices"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(tiny: Path, arguments: list[str], status: int, sentence: str) -> None:
