@@ -95,22 +95,19 @@ def coordinators(known: Known, *, answers: bool) -> Iterator[Finding]:
 
 def judge_coordinators(found: Sequence[Announcement], known: Known, *, answers: bool = False) -> Finding:
     """Whether the cluster of this machine is among those announced."""
-    name = "coordinator"
+    name = "announcements"
     if ours := [record for record in found if record.cluster == known.cluster]:
         return Finding(name, True, ", ".join(_described(record) for record in ours))
-    others = f"announced: {', '.join(_described(record) for record in found)}" if found else "none is announced"
+    heard = ", ".join(_described(record) for record in found)
     if known.cluster is None:
-        return Finding(
-            name,
-            None,
-            others,
-            "start one with `edgepp serve`" if not found else "join one: `edgepp invite` there prints a code",
-        )
+        do = "join one: `edgepp invite` there prints a code" if found else "start one with `edgepp serve`"
+        return Finding(name, None, heard or "no coordinator heard", do)
+    others = f"; heard: {heard}" if heard else ""
     if answers:
-        do = "if other machines do not find it either, they need `edgepp join CODE --peer HOST:PORT`"
-        return Finding(name, None, f"that of this cluster answers, but its announcement is not heard; {others}", do)
+        do = "if other machines do not find it either, run `edgepp join CODE --peer HOST:PORT` there"
+        return Finding(name, None, f"the coordinator answers, but does not announce itself here{others}", do)
     do = f"start `edgepp serve` on its machine; if it runs there, {_BY_HAND}"
-    return Finding(name, None, f"that of this cluster is not announced; {others}", do)
+    return Finding(name, None, f"the coordinator of this cluster is not heard{others}", do)
 
 
 def judge_ids(found: Sequence[Announcement], known: Known, own: Sequence[str]) -> Finding:

@@ -50,8 +50,8 @@ def _greet(node: JoinedNode, address: str, *, as_json: bool) -> None:
         click.echo(json.dumps({"event": "joined", "coordinator": node.coordinator, **facts}))
     else:
         say(f"{node.name} is a node of {node.coordinator}'s cluster")
-        say("Chat from here with `edgepp chat`. Ctrl-C stops the node, and `edgepp join` starts it again;")
-        say("`edgepp leave` leaves the cluster for good.")
+        say("Chat from here with `edgepp chat`. Ctrl-C stops the node; `edgepp join` starts it")
+        say("again, and `edgepp leave` leaves the cluster for good.")
 
 
 def _note(text: str, *, as_json: bool) -> None:

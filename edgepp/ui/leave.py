@@ -30,14 +30,14 @@ def leave(*, sure: bool) -> None:
     coordinates = cluster.coordinator.node == identity.node
     if coordinates and not sure:
         _ask(cluster)
-    command = node_lock_holder()
+    holder = node_lock_holder()
     forget_cluster()
-    if command and not wait_until_ended(_STOP_TIMEOUT_S):
+    if holder and not wait_until_ended(_STOP_TIMEOUT_S):
         raise EdgeppError(
-            f"this machine has left the cluster, but `{command}` still runs after {_STOP_TIMEOUT_S:.0f} s",
+            f"this machine has left the cluster, but {holder} still runs after {_STOP_TIMEOUT_S:.0f} s",
             "stop it by Ctrl-C in its terminal",
         )
-    ended = f"; `{command}` has ended" if command else ""
+    ended = f"; {holder} has ended" if holder else ""
     if coordinates:
         click.echo(f"the cluster of {cluster.coordinator.name} has ended{ended}")
         return

@@ -48,10 +48,10 @@ def show_token(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"token": answer["token"], "name": answer["name"]}))
         return
-    say(f"Any machine with this token can join until `edgepp revoke {answer['name']}`. It is not shown again:\n")
+    say(f"Machines with this token can join until `edgepp revoke {answer['name']}`.\nThe token is not shown again:\n")
     say(f"    EDGEPP_TOKEN={answer['token']}\n")
-    click.echo("On the other machine set this variable, or write the token to a file (mode 600), name the")
-    click.echo("file in EDGEPP_TOKEN_FILE, and run `edgepp join`.")
+    click.echo("On the other machine set this variable, or name a file (mode 600) that contains")
+    click.echo("the token in EDGEPP_TOKEN_FILE; then run `edgepp join`.")
 
 
 def show_revoked(answer: Mapping[str, Any], *, as_json: bool) -> None:

@@ -211,9 +211,9 @@ def test_a_coordinator_that_answers_is_not_called_missing(
     _resources(monkeypatch, 8 << 30)
     save_cluster(new_cluster(load_identity()))
     doctor.run_doctor(None, as_json=True, extra=[lambda: Finding("coordinator", ok, "as it is", "do it")])
-    found = [one for one in json.loads(capsys.readouterr().out) if one["check"] == "coordinator"][-1]
-    assert ("that of this cluster answers" in found["found"]) is ok
-    assert ("that of this cluster is not announced" in found["found"]) is not ok
+    found = [one for one in json.loads(capsys.readouterr().out) if one["check"] == "announcements"][-1]
+    assert ("the coordinator answers" in found["found"]) is ok
+    assert ("is not heard" in found["found"]) is not ok
     assert ("edgepp serve" in found["do"]) is not ok
 
 
@@ -252,7 +252,7 @@ def test_the_whole_of_it_as_json(
     assert all(finding["ok"] in (True, False, None) and finding["found"] for finding in findings)
     assert all(finding["do"] for finding in findings if finding["ok"] is False)
     checks = {finding["check"]: finding["ok"] for finding in findings}
-    assert {"versions", "mlx", "onnxruntime", "memory", "identity", "coordinator", "node id", "clock"} <= set(checks)
+    assert {"versions", "mlx", "onnxruntime", "memory", "identity", "announcements", "node id", "clock"} <= set(checks)
     assert checks["key"] is checks[f"connection to {listener}"] is checks["port 5353"] is True
     assert checks["multicast on en0 (192.0.2.1)"] is None
     assert all_well is (False not in checks.values())

@@ -228,7 +228,7 @@ def test_output_that_nobody_reads(command: str, model: Path, tmp_path: Path) -> 
     ("closing", "status", "says"),
     [
         ("<&-", 2, "the prompt is empty"),
-        (">&- </dev/null -p hi", 1, "standard output takes no more"),
+        (">&- </dev/null -p hi", 1, "standard output cannot be written"),
         ("2>&- -p hi", 0, ""),
     ],
 )
