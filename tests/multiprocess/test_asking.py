@@ -49,7 +49,7 @@ def test_an_answer_that_was_cut_off_says_so(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
-def test_an_answer_that_is_held_to_a_schema_and_cut_off_is_an_error(tiny: Path, tmp_path: Path, as_json: bool) -> None:
+def test_a_constrained_answer_that_is_cut_off_is_an_error(tiny: Path, tmp_path: Path, as_json: bool) -> None:
     (tmp_path / "schema.json").write_text(SCHEMA)
     held = ["-m", str(tiny), "--schema", str(tmp_path / "schema.json"), "-p", "hello", "-n", "5"]
     done = edgepp("chat", *held, *(["--json"] if as_json else []))
@@ -59,7 +59,7 @@ def test_an_answer_that_is_held_to_a_schema_and_cut_off_is_an_error(tiny: Path, 
     assert (json.loads(done.stdout)["text"] if as_json else done.stdout).startswith("{")
 
 
-def test_an_answer_that_fits_its_expression_when_it_is_cut_off_is_none(tiny: Path) -> None:
+def test_a_constrained_answer_that_is_complete_when_cut_off_is_no_error(tiny: Path) -> None:
     done = edgepp("chat", "-m", str(tiny), "--regex", "[a-z ]*", "-p", "hello", "-n", "5")
     assert done.returncode == 0, done.stderr
 
@@ -83,7 +83,7 @@ def test_log_probabilities_have_text(tiny: Path) -> None:
     assert json.dumps(answer["logprobs"][0]["text"], ensure_ascii=False) in shown.stdout
 
 
-def test_a_chat_draws_as_the_models_makers_say(tmp_path: Path) -> None:
+def test_a_chat_samples_as_the_model_recommends(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "tiny", TINY)
     asked = ["-m", str(path), "--raw", "-p", "hello", "-n", "12", "--ignore-eos", "--seed", "7"]
     greedy = chat(*asked, "--temperature", "0")["token_ids"]
@@ -95,7 +95,7 @@ def test_a_chat_draws_as_the_models_makers_say(tmp_path: Path) -> None:
     assert chat(*asked)["token_ids"] == greedy
 
 
-def test_an_option_of_this_machine_says_that_the_cluster_is_not_asked(
+def test_an_option_of_this_machine_says_that_the_model_does_not_run_in_the_cluster(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path / "home"))

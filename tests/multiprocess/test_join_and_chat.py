@@ -1,4 +1,4 @@
-"""Nodes started by hand on loopback, and the coordinator that talks to them."""
+"""Stages outside of a cluster on loopback, and chats that use them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_inexact_node_is_refused_an_exact_chat(tiny: Path) -> None:
     assert "does not compute exactly" in done.stderr
 
 
-def test_a_port_for_strangers_must_be_asked_for(tiny: Path) -> None:
+def test_a_reachable_address_needs_insecure(tiny: Path) -> None:
     done = edgepp("join", "-m", str(tiny), "--layers", "0-1", "--listen", "0.0.0.0:0")
     assert done.returncode == 2
     assert "--insecure" in done.stderr

@@ -230,7 +230,7 @@ def test_a_chat_says_which_machine_it_waits_for_and_ends_by_ctrl_c(
         assert "Traceback" not in said
 
 
-def test_what_cannot_be_is_one_sentence(one: Machine, two: Machine, tiny: Path) -> None:
+def test_impossible_commands_are_one_sentence(one: Machine, two: Machine, tiny: Path) -> None:
     for arguments in (("invite",), ("status",), ("peers",), ("join",)):
         done = two.run(*arguments)
         assert done.returncode == 1, done

@@ -41,7 +41,7 @@ def test_lines_that_come_at_once_are_one_question(end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\r", "\n"])
-def test_lines_that_were_set_aside_together_wait_in_the_prompt(end: str) -> None:
+def test_several_lines_typed_between_prompts_stay_in_the_prompt(end: str) -> None:
     assert said(group_pastes(typed(f"one\rtwo{end}"), is_kept_text=True)) == [("<bracketed-paste>", "one\ntwo")]
     assert group_pastes(typed("one\r"), is_kept_text=True) == typed("one\r")
 
@@ -53,7 +53,7 @@ def test_no_key_is_lost_or_moved(text: str, is_kept_text: bool) -> None:
     assert kept == plain or (is_kept_text and kept + "\n" == plain)
 
 
-def test_a_history_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_history_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     first = SavedHistory(path)
     for line in ("one", "two\nlines", "día \udce9"):
@@ -77,7 +77,7 @@ def test_a_history_does_not_grow_without_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "link", "damaged", "locked"])
-def test_a_history_that_is_no_file_keeps_no_chat_from_starting(tmp_path: Path, kind: str) -> None:
+def test_a_history_that_is_not_a_file_stops_no_chat(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "history.jsonl"
     match kind:
         case "folder":
@@ -137,6 +137,6 @@ def test_a_question_may_begin_with_anything(line: str) -> None:
         ("/reset it all", "/reset takes no text after it"),
     ],
 )
-def test_what_looks_like_a_command_is_not_asked(line: str, sentence: str) -> None:
+def test_a_line_that_looks_like_a_command_is_not_sent(line: str, sentence: str) -> None:
     with pytest.raises(UnknownCommand, match=sentence):
         command(line)
