@@ -165,7 +165,7 @@ class Measurement:
 
 def _shorter(settings: BenchmarkSettings) -> str:
     """What lets the single request of a measurement fit into a small context."""
-    larger = "a cluster served with a larger --context, or a model with a longer one"
+    larger = "a model with a longer context, or a cluster served with a larger --context"
     if settings.prompt_words > QUICK.prompt_words:
         return f"add --quick, with shorter prompts and answers; or measure {larger}"
     return f"measure {larger}"
