@@ -236,7 +236,7 @@ def test_impossible_commands_are_one_sentence(one: Machine, two: Machine, tiny: 
         assert done.returncode == 1, done
         assert "belongs to no cluster" in done.stderr
         assert "Traceback" not in done.stderr
-    assert "which model?" in two.run("chat", "-p", "hi").stderr
+    assert "no model is named" in two.run("chat", "-p", "hi").stderr
     assert two.run("join", "nonsense", "--peer", "127.0.0.1:1").returncode == 2
     with serving(one, tiny, "--no-stage") as (_, address):
         taken = two.run("serve", "-m", str(tiny), "--listen", address, "--no-stage")

@@ -122,11 +122,11 @@ asyncio.run(main())
                 events = node.events()
                 reached = await until(events, lambda event: isinstance(event, CoordinatorReached))
                 assert reached == CoordinatorReached("there", address)
-                standing = await until(
+                assignment = await until(
                     events, lambda event: isinstance(event, AssignmentChanged) and bool(event.layers)
                 )
-                assert isinstance(standing, AssignmentChanged)
-                assert standing.layers == (LayerRange(1, 4),)
+                assert isinstance(assignment, AssignmentChanged)
+                assert assignment.layers == (LayerRange(1, 4),)
                 async with edgepp.connect(address) as connection:
                     assert (await connection.ask("Once", ANSWER, raw=True).whole()).token_ids
                 async with command("leave", env=dict(os.environ)) as leaving:
