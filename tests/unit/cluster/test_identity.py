@@ -220,7 +220,7 @@ def test_a_file_that_is_too_long_is_named(home: Path, monkeypatch: pytest.Monkey
     cluster = _cluster()
     save_cluster(cluster)
     monkeypatch.setattr(files, "MAX_FILE_BYTES", 100)
-    with pytest.raises(EdgeppError, match="has more than"):
+    with pytest.raises(EdgeppError, match="is larger than"):
         load_cluster()
     with pytest.raises(EdgeppError, match="stays as it is"):
         save_cluster(cluster)
