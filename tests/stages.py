@@ -1,4 +1,4 @@
-"""One stage without sockets or weights: its control and compute threads' work, driven by hand."""
+"""One stage without sockets, threads or weights; a test drives the work of its control and compute threads."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class FakeModel:
 
 
 class Stage:
-    """ControlThread and compute of one stage, driven by hand."""
+    """Control and compute threads of one stage, driven by the test."""
 
     def __init__(self) -> None:
         self.model = FakeModel()

@@ -28,7 +28,7 @@ class ServedCluster(Background[CoordinatorService]):
     @property
     def address(self) -> str:
         """Where nodes and chats on this machine reach the coordinator, as ``HOST:PORT``."""
-        return str(self._service.coordinator.here)
+        return str(self._service.coordinator.local_address)
 
     @property
     def status(self) -> Mapping[str, Any]:
@@ -39,7 +39,7 @@ class ServedCluster(Background[CoordinatorService]):
     def loading(self) -> Mapping[str, float]:
         """What is being fetched or loaded on the nodes, by name, and the share that is done, from 0 to 1."""
         progress = list(self._service.coordinator.rollout.progress.values())
-        return {one.what: min(1.0, one.done / one.total) for one in progress if one.total}
+        return {one.what: min(1.0, one.done_bytes / one.total_bytes) for one in progress if one.total_bytes}
 
     async def ready(self) -> None:
         """Wait until the cluster can answer.
@@ -47,7 +47,7 @@ class ServedCluster(Background[CoordinatorService]):
         Raises:
             EdgeppError: the cluster was closed, or a part of it ended by itself.
         """
-        while self._service.serving.pipeline is None:
+        while self._service.pipeline_manager.pipeline is None:
             await self._next_change()
 
     async def invite(self) -> str:

@@ -97,9 +97,9 @@ def _target(report: BenchmarkReport) -> Iterator[str]:
 def _node(node: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(node["name"]), ", ".join(node["roles"]) or "spare", str(node["state"]), str(node["backend"]),
-        str(node["device"]), str(node["threads"]), f"{node['memory'] / 1e9:.1f}",
+        str(node["device"]), str(node["threads"]), f"{node['memory_bytes'] / 1e9:.1f}",
         f"{node['stream_bytes_per_s'] / 1e9:.1f}",
-        f"{node['flops'] / 1e9:.0f}", f"{node['rtt_s'] * 1e3:.1f}", str(node["version"]),
+        f"{node['flops_per_s'] / 1e9:.0f}", f"{node['rtt_s'] * 1e3:.1f}", str(node["version"]),
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 
 _OF_A_NODE = (
-    "name", "roles", "state", "backend", "device", "threads", "memory", "stream_bytes_per_s",
-    "flops", "rtt_s", "version",
+    "name", "roles", "state", "backend", "device", "threads", "memory_bytes", "stream_bytes_per_s",
+    "flops_per_s", "rtt_s", "version",
 )  # fmt: skip
 
 

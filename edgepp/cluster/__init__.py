@@ -1,1 +1,1 @@
-"""Who may take part in a cluster and who is there: identity, pairing, discovery, membership."""
+"""Clusters of nodes: identity, pairing, discovery and membership."""

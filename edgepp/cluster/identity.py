@@ -1,4 +1,4 @@
-"""Who this node is and which cluster it belongs to, kept in files that only their owner can read."""
+"""This node's identity and the cluster that it belongs to, in files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -17,84 +17,86 @@ from edgepp.wire.security import KeyPair
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address
 
-NAME_CHARACTERS = 40
-ADDRESSES = 8
-"""Addresses of a coordinator that are remembered."""
-MOST_MEMBERS = 1024
-"""Nodes that are paired with one cluster, and keys of which it is remembered that they are revoked."""
-MOST_TOKENS = 64
-_LOG = logging.getLogger(__name__)
+MAX_NAME_CHARACTERS = 40
+MAX_ADDRESSES = 8
+"""Remembered addresses of a coordinator."""
+MAX_MEMBERS = 1024
+"""Paired nodes of one cluster, and also its revoked nodes and withdrawn tokens."""
+MAX_TOKENS = 64
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """This node."""
+    """This node's id, name and keys."""
 
     node: str
-    """16 hexadecimal digits that follow from the public key; a copied configuration has them too."""
+    """The node id: 16 hexadecimal digits that follow from the public key."""
     name: str
     keys: KeyPair
 
 
 @dataclass(frozen=True)
 class PairedNode:
-    """A node, or the holder of a token, as others know it."""
+    """A node, or a token, as a cluster knows it."""
 
     node: str
     name: str
     key: str
     token: str = ""
-    """The ``node`` of the token by which it came; empty where a code let it in."""
+    """The ``node`` of the token that let the node in; empty where a code did."""
 
     @classmethod
     def of(cls, name: str, key: str, token: str = "") -> PairedNode:
-        """The member with this public key; ``name`` may come from anywhere."""
+        """The entry for a public key; ``name`` may come from the network and is made safe to print."""
         return cls(node_id(key), clean_name(name), key, token)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster: to a member its coordinator and where it was; to the coordinator also everyone who may take part."""
+    """A cluster: its coordinator's key and addresses; on the coordinator also paired and revoked nodes and tokens."""
 
     id: str
     coordinator: PairedNode
     members: tuple[PairedNode, ...] = ()
     tokens: tuple[PairedNode, ...] = ()
     addresses: tuple[str, ...] = ()
-    """``HOST:PORT`` of the coordinator, newest first."""
+    """Addresses of the coordinator as ``HOST:PORT``, newest first."""
     revoked: tuple[PairedNode, ...] = ()
-    """Nodes that only a new code lets in again."""
+    """Nodes that are admitted again only with a new code."""
     withdrawn: tuple[PairedNode, ...] = ()
-    """Tokens that let nobody in any more."""
+    """Tokens that are no longer valid."""
 
     def reached(self, address: str) -> Cluster:
-        """The same cluster, its coordinator last seen at ``address``."""
+        """This cluster with ``address`` as the coordinator's newest address."""
         older = [known for known in self.addresses if known != address]
-        return replace(self, addresses=(address, *older)[:ADDRESSES])
+        return replace(self, addresses=(address, *older)[:MAX_ADDRESSES])
 
 
-_MOST: Mapping[str, int] = {
-    "members": MOST_MEMBERS,
-    "tokens": MOST_TOKENS,
-    "revoked": MOST_MEMBERS,
-    "withdrawn": MOST_MEMBERS,
+_MAX_ENTRIES: Mapping[str, int] = {
+    "members": MAX_MEMBERS,
+    "tokens": MAX_TOKENS,
+    "revoked": MAX_MEMBERS,
+    "withdrawn": MAX_MEMBERS,
 }
-"""The longest lists of a cluster that are kept."""
+"""The longest lists in the file of a cluster."""
 
 
 def node_id(key: str) -> str:
-    """A node's id, from its public key."""
+    """The node id of a public key: 16 hexadecimal digits of its BLAKE2b hash."""
     return blake2b(key.encode(), digest_size=8).hexdigest()
 
 
 def clean_name(text: str) -> str:
-    """``text`` as a name that is safe to print: printable, on one line, not too long and not empty."""
+    """``text`` as a name that is safe to print: one line of 1 to ``MAX_NAME_CHARACTERS`` printable characters."""
     kept = "".join(character for character in text if character.isprintable()).strip()
-    return kept[:NAME_CHARACTERS].rstrip() or "unnamed"
+    return kept[:MAX_NAME_CHARACTERS].rstrip() or "unnamed"
 
 
 def load_identity() -> Identity:
-    """This node's identity, made at first use. ``EDGEPP_NAME`` overrides its name, the machine's short host name.
+    """Load this node's identity; make one at first use.
+
+    The name is ``EDGEPP_NAME``, or the machine's short host name.
 
     Raises:
         EdgeppError: the file is damaged, or others may read it.
@@ -112,12 +114,12 @@ def load_identity() -> Identity:
 
 
 def new_cluster(identity: Identity) -> Cluster:
-    """A cluster with a random id, coordinated by this node."""
+    """Make a cluster with a random id, coordinated by this node."""
     return Cluster(secrets.token_hex(8), PairedNode.of(identity.name, identity.keys.public))
 
 
 def load_cluster() -> Cluster | None:
-    """The cluster that this node belongs to, or None.
+    """Load the cluster that this node belongs to; None where it belongs to none.
 
     Raises:
         EdgeppError: the file is damaged, or others may read it.
@@ -126,10 +128,10 @@ def load_cluster() -> Cluster | None:
 
 
 def save_cluster(cluster: Cluster) -> None:
-    """Remember the cluster that this node belongs to, in place of any other.
+    """Save the cluster that this node belongs to, in place of any other.
 
     Raises:
-        EdgeppError: it is out of bounds, or cannot be written.
+        EdgeppError: a list of the cluster is too long, or the file cannot be written.
     """
     path = config_dir() / "cluster.json"
     with changing(path):
@@ -137,11 +139,11 @@ def save_cluster(cluster: Cluster) -> None:
 
 
 def change_cluster(identifier: str, change: Callable[[Cluster], Cluster]) -> Cluster:
-    """Change what is remembered of the cluster with this id, unless this node has left it meanwhile; the new state.
+    """Change the saved cluster with this id; returns the changed cluster.
 
     Raises:
-        PairingError: this node does not belong to it any more.
-        EdgeppError: it is out of bounds, or cannot be written.
+        PairingError: this node no longer belongs to that cluster.
+        EdgeppError: a list of the cluster is too long, or the file cannot be written.
     """
     path = config_dir() / "cluster.json"
     with changing(path):
@@ -155,23 +157,23 @@ def change_cluster(identifier: str, change: Callable[[Cluster], Cluster]) -> Clu
 
 
 def remember_address(identifier: str, address: Address) -> None:
-    """Note where the coordinator of the cluster with this id was reached, if it can be noted: a hint for next time."""
+    """Save the address at which a cluster's coordinator was reached. Failures are ignored: the address is a hint."""
     try:
         change_cluster(identifier, lambda cluster: cluster.reached(str(address)))
     except EdgeppError as error:
-        _LOG.info("%s is not remembered: %s", address, error)
+        log.info("the coordinator's address %s is not saved: %s", address, error)
 
 
 def has_left() -> bool:
-    """Whether this node belongs to no cluster any more; cheap enough to ask five times a second."""
+    """Whether this node belongs to no cluster; cheap enough for five calls per second."""
     try:
         return not (config_dir() / "cluster.json").exists()
     except OSError:
-        return False  # a folder that cannot be read for the moment
+        return False  # the folder cannot be read at the moment
 
 
 def forget_cluster() -> None:
-    """Belong to no cluster any more, also where the file is damaged.
+    """Delete the cluster that this node belongs to, even a damaged file.
 
     Raises:
         EdgeppError: the file cannot be removed.
@@ -185,22 +187,22 @@ def forget_cluster() -> None:
 
 
 def load_view() -> dict[str, Any] | None:
-    """The cluster as this node last heard of it; None where nothing, or nothing that can be read, is kept of it."""
+    """Load the last view of the cluster that this node received; None where there is none, or it is damaged."""
     try:
         return load(config_dir() / "view.json", _view)
     except EdgeppError as error:
-        _LOG.info("%s", error)
+        log.info("%s", error)
         return None
 
 
 def save_view(view: Mapping[str, Any]) -> None:
-    """Remember the cluster as the coordinator describes it, if it can be written: it is only shown to people."""
+    """Save the coordinator's view of the cluster. Failures are ignored: the view is only shown to people."""
     path = config_dir() / "view.json"
     try:
         with changing(path):
             save(path, {"view": view}, _view)
     except EdgeppError as error:
-        _LOG.info("%s", error)
+        log.info("%s", error)
 
 
 def _key_pair(stored: Mapping[str, Any]) -> KeyPair | None:
@@ -212,7 +214,7 @@ def _key_pair(stored: Mapping[str, Any]) -> KeyPair | None:
 
 
 def _view(stored: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the coordinator says of the cluster, with what is shown of it; None where any of that is missing."""
+    """The view in the file; None where a field that is shown to people is missing or malformed."""
     view = stored.get("view")
     if type(view) is not dict or not all(type(view.get(name)) is int for name in ("version", "plan_version")):
         return None
@@ -220,34 +222,34 @@ def _view(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     if type(view.get("heard")) is not str or type(members) is not list:
         return None
     shown = ("name", "state", "address")
-    whole = all(type(one) is dict and all(type(one.get(name)) is str for name in shown) for one in members)
-    return view if whole else None
+    valid = all(type(one) is dict and all(type(one.get(name)) is str for name in shown) for one in members)
+    return view if valid else None
 
 
 def _cluster_within_bounds(stored: Mapping[str, Any]) -> Cluster | None:
-    """What is written: nothing that reading would cut."""
-    fits = all(len(stored[name]) <= most for name, most in _MOST.items())
-    return _cluster(stored) if fits and len(stored["addresses"]) <= ADDRESSES else None
+    """The cluster to write; None where a list is longer than what is read back."""
+    fits = all(len(stored[name]) <= max_entries for name, max_entries in _MAX_ENTRIES.items())
+    return _cluster(stored) if fits and len(stored["addresses"]) <= MAX_ADDRESSES else None
 
 
 def _cluster(stored: Mapping[str, Any]) -> Cluster | None:
-    """What the file holds, or None where it cannot be that.
+    """The cluster in the file; None where a field is missing or malformed.
 
-    Lists that are too long, as an earlier version could write them, lose their end.
+    The end of a list that is too long, as an earlier version could write it, is dropped.
     """
     identifier, coordinator = stored.get("id"), _member(stored.get("coordinator"))
     addresses = stored.get("addresses")
     if not is_cluster_id(identifier) or coordinator is None or type(addresses) is not list:
         return None
-    known = [_address(one) for one in addresses[:ADDRESSES]]
+    known = [_address(one) for one in addresses[:MAX_ADDRESSES]]
     lists: dict[str, tuple[PairedNode, ...]] = {}
-    for name, most in _MOST.items():
+    for name, max_entries in _MAX_ENTRIES.items():
         listed = stored.get(name, [] if name in ("revoked", "withdrawn") else None)
-        members = [_member(one) for one in listed[:most]] if type(listed) is list else [None]
+        members = [_member(one) for one in listed[:max_entries]] if type(listed) is list else [None]
         if None in members:
             return None
-        if len(listed) > most:
-            _LOG.warning("of the cluster's %d %s only the first %d are kept", len(listed), name, most)
+        if len(listed) > max_entries:
+            log.warning("of the cluster's %d %s only the first %d are kept", len(listed), name, max_entries)
         lists[name] = tuple(member for member in members if member is not None)
     if None in known:
         return None

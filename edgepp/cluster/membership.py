@@ -1,7 +1,7 @@
-"""Who takes part in a cluster and how they are: one table of states. Pure: no socket, no clock of its own.
+"""The members of a cluster and their phases: one table of transitions. Pure: no socket, no clock.
 
-A node is known by the id that follows from its key. A process of it is known by its incarnation, so that a restart is
-told from a second machine with a copied key: the second is refused while the first is heard from.
+A node is identified by the id that follows from its key, and a process of the node by its incarnation. So a restart
+differs from a second machine with a copied key: the second process is refused while the first one sends heartbeats.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from enum import Enum
 from edgepp.wire.messages import Enrol, Heartbeat, Loaded
 
 SUSPECT_S = 2.0
-"""A member that is silent for so long is suspect: nothing new is given to it."""
+"""A member that is silent for this time is suspect: it gets no new work."""
 GONE_S = 10.0
-"""A member that is silent for so long is gone: its layers are needed elsewhere."""
+"""A member that is silent for this time is gone: its layers move to other members."""
 CLOSED_S = 2.5
-"""The same, for one that closed its connection: it was ended, and does not merely sleep."""
+"""The time after which a silent member is gone that closed its connection, and so does not merely sleep."""
 
 
 class MemberPhase(Enum):
-    """How a member is."""
+    """The state of a member."""
 
     JOINED = "joined"
-    """It is there; what the plan wants of it is not loaded."""
+    """The member is present and has not loaded all of its layers."""
     READY = "ready"
-    """It has loaded what the plan wants of it."""
+    """The member has loaded all of its layers."""
     SUSPECT = "suspect"
-    """It has been silent for a while."""
+    """The member has been silent for ``SUSPECT_S`` seconds."""
     GONE = "gone"
-    """It left, was revoked, or has been silent for too long."""
+    """The member left, was revoked, or has been silent for ``GONE_S`` seconds."""
 
 
 class MemberEvent(Enum):
-    """What happens to a member."""
+    """An event that can change a member's phase."""
 
     ENROLLED = "enrolled"
     HEARD = "heard"
@@ -67,7 +67,7 @@ _TRANSITIONS: dict[tuple[MemberPhase, MemberEvent], MemberPhase] = {
     (MemberPhase.SUSPECT, MemberEvent.LEFT): MemberPhase.GONE,
     (MemberPhase.GONE, MemberEvent.ENROLLED): MemberPhase.JOINED,
 }
-"""What is not here leaves a member as it is: a late word from one that is gone."""
+"""A pair that is not in the table leaves the phase unchanged, such as a late heartbeat of a member that is gone."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +78,30 @@ class Member:
     key: str
     facts: Enrol
     route: bytes
-    """Where its messages come from now; another after it reconnects."""
+    """The route of its connection; another one after it reconnects."""
     host: str
     """The IP address that its messages come from."""
     heard_s: float
+    """When the last message arrived."""
     phase: MemberPhase = MemberPhase.JOINED
-    memory_free: int = 0
+    memory_free_bytes: int = 0
     rtt_us: int = 0
     closed: bool = False
-    """Whether its connection was closed from its side since it was last heard."""
-    clock_off_us: int = 0
+    """Whether the member has closed its connection since its last message."""
+    clock_offset_us: int = 0
     """How far its wall clock is ahead of the coordinator's."""
-    went: str = ""
-    """Why it is gone: it "left", or what else became of it."""
+    gone_reason: str = ""
+    """Why the member is gone, such as ``left``."""
     loaded: tuple[tuple[int, Loaded], ...] = ()
-    """The newest ``Loaded`` of each slot."""
+    """Slot and newest ``Loaded`` of each slot that holds layers."""
 
     def slot(self, slot: int) -> Loaded | None:
-        """What it serves in ``slot``."""
+        """The newest ``Loaded`` of ``slot``; None where the slot holds no layers."""
         return dict(self.loaded).get(slot)
 
 
 class Membership:
-    """The members of one cluster; ``version`` grows whenever anything that others should know has changed."""
+    """The members of one cluster. ``version`` grows with every change that other members should know."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -110,18 +111,18 @@ class Membership:
         return iter(list(self._members.values()))
 
     def get(self, node: str) -> Member | None:
-        """The member called ``node``."""
+        """The member with the node id ``node``; None where there is none."""
         return self._members.get(node)
 
     @property
     def present(self) -> tuple[Member, ...]:
-        """Every member that is not gone, by id."""
+        """The members that are not gone, by id."""
         return tuple(m for _, m in sorted(self._members.items()) if m.phase is not MemberPhase.GONE)
 
     def enrol(self, node: str, key: str, facts: Enrol, route: bytes, host: str, now_s: float) -> str:
-        """Take a node in, or take its news; why not, or an empty text.
+        """Add or update a member; returns why it is refused, or an empty text.
 
-        A second process with the same id is refused as long as the first one is heard from.
+        A second process with the same id is refused as long as the first one sends heartbeats.
         """
         old = self._members.get(node)
         if (
@@ -136,7 +137,7 @@ class Membership:
         if old is None or old.facts.incarnation != facts.incarnation:
             member = Member(node, key, facts, route, host, now_s)
         else:
-            member = replace(old, facts=facts, route=route, host=host, heard_s=now_s, closed=False, went="")
+            member = replace(old, facts=facts, route=route, host=host, heard_s=now_s, closed=False, gone_reason="")
         if old is None or member != replace(old, heard_s=now_s, closed=False):
             self.version += 1
         self._members[node] = member
@@ -144,26 +145,26 @@ class Membership:
             self._move(node, MemberEvent.ENROLLED)
         return ""
 
-    def heard(self, node: str, beat: Heartbeat, clock_off_us: int, route: bytes, host: str, now_s: float) -> bool:
-        """Note a sign of life; False asks the node to enrol again."""
+    def heard(self, node: str, beat: Heartbeat, clock_offset_us: int, route: bytes, host: str, now_s: float) -> bool:
+        """Note a heartbeat; False when the node has to enrol again."""
         member = self._members.get(node)
         if member is None or member.phase is MemberPhase.GONE or member.facts.incarnation != beat.incarnation:
             return False
         if member.host != host or member.route != route:
-            return False  # its addresses may be others now, and what was sent to its last connection is lost
+            return False  # its addresses may have changed, and messages sent to its last connection are lost
         self._members[node] = replace(
             member,
             heard_s=now_s,
             closed=False,
-            memory_free=beat.free_memory_bytes,
+            memory_free_bytes=beat.free_memory_bytes,
             rtt_us=beat.rtt_us,
-            clock_off_us=clock_off_us,
+            clock_offset_us=clock_offset_us,
         )
         self._move(node, MemberEvent.HEARD)
         return True
 
     def loaded(self, node: str, slot: int, loaded: Loaded | None) -> None:
-        """Note what a slot serves, or that it serves nothing any more."""
+        """Note which layers a slot holds now; None for none."""
         member = self._members[node]
         slots = {**dict(member.loaded), slot: loaded}
         kept = tuple((n, one) for n, one in sorted(slots.items()) if one is not None)
@@ -171,20 +172,20 @@ class Membership:
         self.version += 1
 
     def assigned(self, node: str, *, complete: bool) -> None:
-        """Note whether a member has loaded all that the plan wants of it."""
+        """Note whether a member has loaded all of its layers."""
         self._move(node, MemberEvent.LOADED if complete else MemberEvent.ASSIGNED)
 
     def closed(self, node: str) -> None:
-        """Note that a member's connection was closed from its side."""
+        """Note that a member has closed its connection."""
         self._members[node] = replace(self._members[node], closed=True)
 
-    def left(self, node: str, how: str = "left") -> None:
-        """Note that a member went, or was sent away."""
-        self._members[node] = replace(self._members[node], went=how)
+    def left(self, node: str, reason: str = "left") -> None:
+        """Note that a member left or was removed, for this ``reason``."""
+        self._members[node] = replace(self._members[node], gone_reason=reason)
         self._move(node, MemberEvent.LEFT)
 
     def tick(self, now_s: float) -> list[Member]:
-        """Let silence count; the members whose phase changed by it."""
+        """Update the phases of silent members; returns the members whose phase changed."""
         changed = []
         for node, member in list(self._members.items()):
             silent_s = now_s - member.heard_s
@@ -192,12 +193,12 @@ class Membership:
                 changed.append(self._members[node])
             if silent_s > (CLOSED_S if member.closed else GONE_S) and self._move(node, MemberEvent.LOST):
                 how = "closed its connection" if member.closed else f"has been silent for {silent_s:.0f} s"
-                self._members[node] = replace(self._members[node], went=how)
+                self._members[node] = replace(self._members[node], gone_reason=how)
                 changed.append(self._members[node])
         return changed
 
     def forgive(self, gap_s: float) -> None:
-        """Do not count the time in which the coordinator itself did not run as the members' silence."""
+        """Do not count ``gap_s`` seconds, in which the coordinator itself did not run, as silence of the members."""
         for node, member in self._members.items():
             self._members[node] = replace(member, heard_s=member.heard_s + gap_s)
 

@@ -1,4 +1,4 @@
-"""One node a configuration: whoever runs this machine's node holds a lock, so that a second one is told at once."""
+"""One node per configuration: the process that runs the node holds a lock, so that a second one fails at once."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from edgepp.cluster.state_files import config_dir, load, locked, save
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.printable import one_line
 
-_MOMENT_S = 0.3  # another command may just be looking
+_LOCK_WAIT_S = 0.3  # another command may hold the lock for a moment to look at it
 
 
 @contextmanager
 def hold_node_lock(command: str) -> Iterator[None]:
-    """Be the one that runs this machine's node, by a command such as ``edgepp join``.
+    """Hold the lock of this machine's node, for a command such as ``edgepp join``.
 
     Raises:
-        UsageError: another process does so.
-        EdgeppError: the folder of the configuration cannot be written.
+        UsageError: another process holds the lock.
+        EdgeppError: the configuration folder cannot be written.
     """
     path = config_dir() / "running.json"
     try:
-        with locked(path, _MOMENT_S):
+        with locked(path, _LOCK_WAIT_S):
             save(path, {"command": command, "pid": os.getpid(), "host": platform.node()}, _holder)
             yield
     except Timeout as error:
         raise UsageError(
-            f"this machine is a node already: {node_lock_holder() or 'another edgepp'} runs here",
-            "end that one first, by Ctrl-C or `edgepp leave`; another node on one machine needs another EDGEPP_HOME",
+            f"this machine is a node already: {node_lock_holder() or 'another edgepp'} runs",
+            "end that process first, with Ctrl-C or `edgepp leave`; a second node needs an EDGEPP_HOME of its own",
         ) from error
 
 
 def node_lock_holder() -> str:
-    """What runs this machine's node now, for people; empty where nothing does."""
+    """The command and process that run this machine's node, for people; empty where none does."""
     path = config_dir() / "running.json"
     try:
         with locked(path, 0):
@@ -51,7 +51,7 @@ def node_lock_holder() -> str:
 
 
 def wait_until_ended(wait_s: float) -> bool:
-    """Whether nothing runs this machine's node any more, within so many seconds."""
+    """Wait up to ``wait_s`` seconds for the end of this machine's node; whether it has ended."""
     try:
         with locked(config_dir() / "running.json", wait_s):
             return True

@@ -1,4 +1,4 @@
-"""Small JSON files that only their owner may read: written whole, and never what could not be read back."""
+"""Small JSON files that only their owner may read: replaced atomically, and checked to be readable before writing."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from platformdirs import user_config_path
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.safe_files import NotRegular, TooLarge, open_regular, read_whole, write_atomically
 
-MOST_BYTES = 1 << 24
-"""The longest file that is read or written."""
+MAX_FILE_BYTES = 1 << 24
+"""The largest file that is read or written."""
 _WAIT_S = 10.0
 _VERSION = 1
 
 T = TypeVar("T")
 Reader = Callable[[Mapping[str, Any]], T | None]
-"""What a file's object holds, checked; None where it makes no sense."""
+"""Turns a file's JSON object into a value; None where the object is malformed."""
 
 
 def config_dir() -> Path:
-    """The folder of identity and cluster: ``EDGEPP_HOME``, or where the platform keeps configuration.
+    """The configuration folder: ``EDGEPP_HOME``, or the platform's folder for configuration.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: the folder cannot be made.
     """
     home = os.environ.get("EDGEPP_HOME")
     try:
@@ -44,16 +44,16 @@ def config_dir() -> Path:
 
 
 def read_private(path: Path) -> str | None:
-    """The text of a file that only its owner may read; None where there is none.
+    """The text of a file that only its owner may read; None where there is no file.
 
     Raises:
-        EdgeppError: others may read it, it is too long or no text, or it cannot be read.
+        EdgeppError: others may read the file, or it is too large, not text, or cannot be read.
     """
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 raise EdgeppError(f"others may read {path}, which holds secrets", f"run: chmod 600 {path}")
-            return read_whole(file, MOST_BYTES).decode()
+            return read_whole(file, MAX_FILE_BYTES).decode()
     except FileNotFoundError:
         return None
     except (NotRegular, TooLarge) as error:
@@ -67,10 +67,10 @@ def read_private(path: Path) -> str | None:
 
 
 def load(path: Path, read: Reader[T]) -> T | None:
-    """What a file holds; None where there is none.
+    """The value in a file; None where there is no file.
 
     Raises:
-        EdgeppError: it is damaged, others may read it, or it cannot be read.
+        EdgeppError: the file is damaged, others may read it, or it cannot be read.
     """
     text = read_private(path)
     if text is None:
@@ -82,15 +82,15 @@ def load(path: Path, read: Reader[T]) -> T | None:
 
 
 def save(path: Path, value: Mapping[str, Any], read: Reader[T]) -> None:
-    """Replace a file at once: whoever reads sees the old one or the new one, also after a loss of power.
+    """Replace a file atomically: readers see the old or the new content, also after a loss of power.
 
     Raises:
-        EdgeppError: ``read`` would not take it, or it cannot be written; the old one stands.
+        EdgeppError: ``read`` rejects the value, or the file cannot be written; the old content is kept.
     """
     text = json.dumps({"version": _VERSION, **value}, indent=1) + "\n"
-    if len(text) > MOST_BYTES or _parse(text, read) is None:
+    if len(text) > MAX_FILE_BYTES or _parse(text, read) is None:
         hint = "there may be too many entries: drop some with `edgepp revoke`"
-        raise EdgeppError(f"{path} stays as it is: what was to be written could not be read again", hint)
+        raise EdgeppError(f"{path} stays as it is: the new content could not be read back", hint)
     try:
         write_atomically(path, text.encode())
     except OSError as error:
@@ -99,11 +99,11 @@ def save(path: Path, value: Mapping[str, Any], read: Reader[T]) -> None:
 
 @contextmanager
 def locked(path: Path, wait_s: float = _WAIT_S) -> Iterator[None]:
-    """Hold the lock beside ``path``.
+    """Hold the lock file of ``path``, the same name with the ending ``.lock``.
 
     Raises:
-        Timeout: another process holds it for ``wait_s`` seconds.
-        EdgeppError: the folder takes no lock.
+        Timeout: another process holds the lock for ``wait_s`` seconds.
+        EdgeppError: the folder cannot be locked.
     """
     name = path.with_suffix(".lock")
     lock = FileLock(name, mode=0o600, thread_local=False)
@@ -121,22 +121,22 @@ def locked(path: Path, wait_s: float = _WAIT_S) -> Iterator[None]:
 
 @contextmanager
 def changing(path: Path) -> Iterator[None]:
-    """Hold the lock beside ``path`` for a change of the file.
+    """Hold the lock file of ``path`` while the file is changed.
 
     Raises:
-        EdgeppError: another process does not let go of it, or the folder takes no lock.
+        EdgeppError: another process keeps the lock, or the folder cannot be locked.
     """
     try:
         with locked(path):
             yield
     except Timeout as error:
         raise EdgeppError(
-            f"another edgepp keeps {path} locked for more than {_WAIT_S:.0f} s", "end the one that hangs, and try again"
+            f"another edgepp keeps {path} locked for more than {_WAIT_S:.0f} s", "end that process and try again"
         ) from error
 
 
 def damaged(path: Path) -> EdgeppError:
-    """The sentence for a file whose contents make no sense."""
+    """The error for a file with malformed content."""
     return EdgeppError(f"{path} is damaged or of another version", "move it away, and invite or join again")
 
 

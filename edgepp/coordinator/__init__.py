@@ -1,1 +1,1 @@
-"""The coordinator as a service: a cluster's members, its plan, and the requests of many clients."""
+"""The coordinator of a cluster: members, plans, pipelines, and the answers for many clients."""

@@ -1,4 +1,4 @@
-"""What each member runs of the plan, or why it runs nothing: told to the members, so that each knows its own part."""
+"""Which layers of the plan each member runs, or why it runs none, as views and status show it."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from edgepp.coordinator.planner import Planner
 from edgepp.placement.types import memory_needed
 
 
-def node_assignments(director: Planner, members: Membership) -> dict[str, dict[str, Any]]:
-    """By node id: ``layers`` as half-open pairs, and a ``reason`` where there are none; empty while it is undecided."""
+def node_assignments(planner: Planner, members: Membership) -> dict[str, dict[str, Any]]:
+    """By node id: ``layers`` as half-open pairs, and the ``reason`` why there are none; empty while undecided."""
     held: dict[str, list[list[int]]] = {}
-    for member, _, layers, _ in director.stages(members):
+    for member, _, layers, _ in planner.stages(members):
         held.setdefault(member.node, []).append([layers.start, layers.stop])
     return {
         member.node: {
             "layers": held.get(member.node, []),
-            "reason": "" if member.node in held else _spare(director, member),
+            "reason": "" if member.node in held else _why_spare(planner, member),
         }
         for member in members
     }
 
 
-def _spare(director: Planner, member: Member) -> str:
-    """Why a member has no layers."""
-    want, facts = director.want, member.facts
+def _why_spare(planner: Planner, member: Member) -> str:
+    """Why a member runs no layers."""
+    request, facts = planner.request, member.facts
     if member.phase is MemberPhase.GONE:
-        return f"it {member.went}"
+        return f"it {member.gone_reason}"
     if not facts.stage_slots:
         return "it offers no stage process"
-    if why := director.why_out(member.node):
+    if why := planner.why_excluded(member.node):
         return why
-    needed = memory_needed(want, 1, member.node == director.coordinator)
-    if facts.memory_bytes // facts.stage_slots < needed:
+    needed = memory_needed(request, 1, member.node == planner.coordinator)
+    offered = facts.memory_bytes // facts.stage_slots
+    if offered < needed:
         return (
-            f"one layer needs {needed / 1e6:.0f} MB for {want.max_sequences} conversations of {want.context} positions,"
-            f" and the node offers {facts.memory_bytes // facts.stage_slots / 1e6:.0f} MB to each stage process; free"
-            " some, or raise --memory"
+            f"one layer needs {needed / 1e6:.0f} MB for {request.max_sequences} conversations of {request.context}"
+            f" positions, and the node offers {offered / 1e6:.0f} MB per stage process; free some memory, or raise"
+            " --memory"
         )
-    if not director.settled:
+    if not planner.settled:
         return ""
-    return director.reason or "the others hold all layers, and it stands by for them"
+    return planner.reason or "the others hold all layers, and this node stands by"

@@ -1,4 +1,4 @@
-"""A cluster as a chat sees it: found, asked, listened to. Every wait has an end."""
+"""The client of a coordinator: finds it, calls it, asks questions, and reads answers. Every wait has a deadline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zmq
 from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses, may_move
 from edgepp.cluster.discovery.mdns import discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
-from edgepp.coordinator.json_codec import Prompt, decode_summary, encode_question, read_stages
+from edgepp.coordinator.json_codec import Prompt, decode_stages, decode_summary, encode_question
 from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
@@ -38,12 +38,12 @@ from edgepp.wire.messages import (
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 
-HERE_S = 1.0
-"""How long a remembered address has to answer."""
+CONNECT_S = 1.0
+"""How long the known addresses have to answer."""
 DISCOVER_S = 2.0
-"""How long the network is listened to for the coordinator."""
-SILENT_S = 5.0
-"""A coordinator that says nothing for so long is lost; it speaks every second."""
+"""How long to search the network for the coordinator."""
+COORDINATOR_SILENT_S = 5.0
+"""A coordinator that sends nothing for this time during an answer is lost; it sends something every second."""
 _POLL_S = 0.2
 
 
@@ -51,11 +51,11 @@ class CoordinatorClient:
     """A connection to a cluster's coordinator. Belongs to one thread."""
 
     def __init__(self, identity: Identity, cluster: Cluster, peers: Sequence[Address] = ()) -> None:
-        """Find the coordinator.
+        """Find the coordinator of ``cluster`` at ``peers``, remembered addresses, or by multicast DNS, and connect.
 
         Raises:
-            PairingError: it does not admit this machine.
-            PeerLost: it is nowhere to be found.
+            PairingError: the coordinator does not admit this machine.
+            PeerLost: no coordinator is found.
         """
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._numbers = itertools.count(1)
@@ -76,20 +76,20 @@ class CoordinatorClient:
 
     @property
     def lost(self) -> EdgeppError | None:
-        """Why the coordinator answers no more; None while it does."""
+        """Why the coordinator is lost; None while it answers."""
         return self._lost
 
     @property
     def address(self) -> Address:
-        """Where the coordinator was reached."""
+        """The coordinator's address."""
         return self._link.address
 
     def call(self, verb: Verb, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Ask the coordinator itself something.
+        """Call the coordinator; returns its reply.
 
         Raises:
-            EdgeppError: it declined, with its reason.
-            PeerLost: it does not answer.
+            EdgeppError: the coordinator declines, with its reason.
+            PeerLost: the coordinator does not answer.
         """
         number = next(self._numbers)
         self.send([encode(Call(number, verb)), encode_payload(arguments or {})])
@@ -101,13 +101,17 @@ class CoordinatorClient:
         raise PeerLost("the coordinator was closed")
 
     def ask(self, prompt: Prompt, options: GenerateOptions) -> RemoteAnswer:
-        """See ``Pipeline.ask``; what is wrong with the question is said when the answer is read."""
+        """Send a question; errors are raised when the answer is read.
+
+        Raises:
+            PeerLost: the coordinator is lost.
+        """
         number = next(self._numbers)
         self.send([encode(Ask(number)), encode_payload(encode_question(prompt, options))])
         return RemoteAnswer(self, number)
 
     def cancel(self, number: int) -> None:
-        """Stop an answer that is being listened to. Safe from any thread; an answer that has ended stays as it is."""
+        """Stop the answer to question ``number``; no effect on one that has ended. Safe from any thread."""
         with suppress(OSError):
             self._cancelled.put(number)
 
@@ -115,16 +119,16 @@ class CoordinatorClient:
         """Send a message to the coordinator.
 
         Raises:
-            PeerLost: it is gone.
+            PeerLost: the connection is closed.
         """
-        if not self._link.send(frames, SILENT_S):
-            self._fail("is gone: its connection is closed")
+        if not self._link.send(frames, COORDINATOR_SILENT_S):
+            self._fail("is gone: the connection is closed")
 
     def listen(self) -> Iterator[tuple[Message, list[memoryview]]]:
-        """What the coordinator sends, for as long as it does.
+        """The coordinator's messages, each with its frames, as they arrive.
 
         Raises:
-            PeerLost: nothing comes for ``SILENT_S`` seconds.
+            PeerLost: nothing arrives for ``COORDINATOR_SILENT_S`` seconds.
         """
         heard_s = time.monotonic()
         while True:
@@ -138,9 +142,9 @@ class CoordinatorClient:
                 try:
                     yield decode(frames[0]), frames
                 except RemoteProtocolError as error:
-                    self._fail(f"cannot be understood: {error}")
-            elif now_s - heard_s > SILENT_S:
-                self._fail(f"has said nothing for {SILENT_S:.0f} s")
+                    self._fail(f"sent a malformed message: {error}")
+            elif now_s - heard_s > COORDINATOR_SILENT_S:
+                self._fail(f"has sent nothing for {COORDINATOR_SILENT_S:.0f} s")
 
     def close(self) -> None:
         """Disconnect."""
@@ -168,22 +172,22 @@ class CoordinatorClient:
         """A link to the coordinator, the cluster's state, and the stages that the state names."""
         protection = Pinned(identity.keys, cluster.coordinator.key)
         known = coordinator_addresses(cluster, peers, ())
-        looks: list[Callable[[], list[Address]]] = [lambda: known]
+        searches: list[Callable[[], list[Address]]] = [lambda: known]
         if cluster.coordinator.node != identity.node and may_move(known):
-            looks.append(
+            searches.append(
                 lambda: coordinator_addresses(
-                    cluster, (), discover(lambda record: record.cluster == cluster.id, DISCOVER_S)
+                    cluster, (), discover(lambda heard: heard.cluster == cluster.id, DISCOVER_S)
                 )
             )
         hello = Call(0, "status")
         failure: EdgeppError = PeerLost("no coordinator was found")
-        for look in looks:
-            addresses = look()
+        for search in searches:
+            addresses = search()
             if not addresses:
                 continue
             try:
                 link, frames = connect_first(
-                    self._context, addresses, hello, HERE_S, MAX_PAYLOAD_BYTES, protection, encode_payload({})
+                    self._context, addresses, hello, CONNECT_S, MAX_PAYLOAD_BYTES, protection, encode_payload({})
                 )
             except PeerLost as error:
                 failure = error
@@ -192,23 +196,23 @@ class CoordinatorClient:
                 message = decode(frames[0])
                 if isinstance(message, Reply):
                     status = decode_payload(frames)
-                    return link, status, read_stages(status)
-                raise RemoteProtocolError(getattr(message, "reason", f"it answered {type(message).__name__}"))
+                    return link, status, decode_stages(status)
+                raise RemoteProtocolError(getattr(message, "reason", f"its answer is {type(message).__name__}"))
             except RemoteProtocolError as error:
                 link.close()
                 raise PeerLost(f"the coordinator at {link.address} cannot be used: {error}") from error
         raise PeerLost(
             f"the coordinator of this machine's cluster, {cluster.coordinator.name}, cannot be found: {failure}",
-            "is `edgepp serve` running there? Name its address with --peer HOST:PORT, or run `edgepp doctor`",
+            "is `edgepp serve` running there? Give its address with --peer HOST:PORT, or run `edgepp doctor`",
         )
 
 
 def connect_coordinator(peers: Sequence[Address] = ()) -> CoordinatorClient:
-    """A connection to this machine's cluster.
+    """Connect to the coordinator of this machine's cluster.
 
     Raises:
-        PairingError: it belongs to none, or is not admitted.
-        PeerLost: the coordinator is not to be found.
+        PairingError: this machine belongs to no cluster, or is not admitted.
+        PeerLost: no coordinator is found.
     """
     cluster = load_cluster()
     if cluster is None:
@@ -220,30 +224,30 @@ def connect_coordinator(peers: Sequence[Address] = ()) -> CoordinatorClient:
 
 
 class RemoteAnswer:
-    """See ``Answer``: iterate over it once for the text; then the rest is known."""
+    """An answer from a coordinator: iterate over it once for its text; the other attributes are complete afterwards."""
 
-    def __init__(self, served: CoordinatorClient, number: int) -> None:
-        self._served = served
+    def __init__(self, client: CoordinatorClient, number: int) -> None:
+        self._client = client
         self._number = number
         self.waiting = ""
-        """What the answer waits for, as the coordinator said last; empty where nothing keeps it from beginning."""
+        """What the answer waits for; empty once it has begun."""
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
         self.sampled: list[Sampled] = []
         self.spelled: Mapping[int, str] = {}
-        self.stages: tuple[StageInfo, ...] = served.stages
+        self.stages: tuple[StageInfo, ...] = client.stages
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of text as they come.
+        """Pieces of text as they arrive.
 
         Raises:
-            EdgeppError: the answer cannot be finished; what was yielded so far stands.
+            EdgeppError: the answer cannot be finished; the text so far stays valid.
         """
         if self.finish_reason is not None:
             return
-        for message, frames in self._served.listen():
+        for message, frames in self._client.listen():
             match message:
                 case Waiting(request_id=self._number):
                     self.waiting = message.reason
@@ -256,12 +260,12 @@ class RemoteAnswer:
                 case Declined(request_id=self._number):
                     raise StageFault(message.reason, message.hint)
                 case Answered(request_id=self._number):
-                    outcome = decode_summary(decode_payload(frames))
-                    self.finish_reason, self.prompt_tokens = outcome.finish_reason, outcome.prompt_tokens
-                    self.timing, self.stages, self.sampled = outcome.timing, outcome.stages, list(outcome.sampled)
-                    self.spelled = outcome.spelled
+                    summary = decode_summary(decode_payload(frames))
+                    self.finish_reason, self.prompt_tokens = summary.finish_reason, summary.prompt_tokens
+                    self.timing, self.stages, self.sampled = summary.timing, summary.stages, list(summary.sampled)
+                    self.spelled = summary.spelled
                     return
 
     def cancel(self) -> None:
-        """Stop generating; iterating on gives what came before. Safe from any thread."""
-        self._served.cancel(self._number)
+        """Stop generating: the iteration ends after the text so far. Safe from any thread."""
+        self._client.cancel(self._number)

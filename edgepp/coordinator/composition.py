@@ -1,4 +1,4 @@
-"""How a coordinator is put together: its parts, this machine's own node, and what they share.
+"""The composition root of a coordinator: its parts, and this machine's own node.
 
 `edgepp serve` and ``edgepp.serve`` both run a ``CoordinatorService``.
 """
@@ -41,30 +41,30 @@ from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.wire.transport import Address
 
 PORT = 5700
-"""Where a coordinator listens unless told otherwise; invitations are redeemed on the next port."""
+"""The default cluster port; the pairing server listens on the next port."""
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What a cluster runs, and what this machine gives to it."""
+    """What a cluster runs, and what this machine offers to it."""
 
     model: str = "smollm2-135m"
     listen: Address = field(default_factory=lambda: Address("*", PORT))
     stages: int = 1
-    """Stage processes on this machine; 0 only coordinates."""
+    """Stage processes on this machine; with 0 this machine only coordinates."""
     pinned: LayerRange | None = None
     memory: int | None = None
-    """The most that the model may use here, in bytes; None for all that is free."""
+    """Bytes that the model may use on this machine; None for all free memory."""
     policy: Policy = "memory"
     context: int = 4096
     max_sequences: int = 2
-    """Conversations at a time for which there is to be memory."""
+    """Conversations at a time for which the plan reserves memory."""
     backend: str = "auto"
     threads: int | None = None
     exact: bool = False
     kv_bits: int | None = None
     speculate: str = "lookup"
-    """See ``PipelineOptions``."""
+    """How tokens are guessed ahead: ``lookup``, ``off``, or the name of a smaller model."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("stages", 0, 64), ("context", 1, 1 << 24), ("max_sequences", 1, 1024)):
@@ -75,7 +75,7 @@ class ServeOptions:
 
 
 class CoordinatorService:
-    """A coordinator and this machine's own node, while they run. Close it."""
+    """A running coordinator with this machine's own node. Call ``close`` when done."""
 
     def __init__(
         self,
@@ -84,13 +84,13 @@ class CoordinatorService:
         on_progress: OnProgress | None = None,
         given_up: threading.Event | None = None,
     ) -> None:
-        """Load this machine's own part, open the cluster's port.
+        """Load the coordinator's part of the model, open the cluster port, and start this machine's node.
 
-        Measuring this machine ends early when ``given_up`` is set; so does loading when ``on_progress`` raises.
+        The measurement of this machine ends early when ``given_up`` is set, and loading when ``on_progress`` raises.
 
         Raises:
-            UsageError: this machine's node runs already.
-            EdgeppError: one sentence about what keeps the cluster from running; nothing is left behind.
+            UsageError: this machine's node runs already, or an option is out of bounds.
+            EdgeppError: the cluster cannot run; everything that was started has been closed.
         """
         self._owned = ExitStack()
         self._on_event = on_event
@@ -115,14 +115,14 @@ class CoordinatorService:
         size = ModelSize.of(shape_of(options.model, frontend.checkpoint), options.kv_bits)
         offer = _offer(options, on_event, given_up)
         context = min(options.context, frontend.checkpoint.context)
-        director = Planner(
-            want=PlacementRequest(size, context, options.max_sequences, options.policy),
+        planner = Planner(
+            request=PlacementRequest(size, context, options.max_sequences, options.policy),
             model=_pinned_name(frontend),
             exact=options.exact,
             kv_bits=options.kv_bits or 0,
             coordinator=identity.node,
-            base=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
-            known=frozenset({identity.node} if offer is not None else ()),
+            base_number=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
+            expected_nodes=frozenset({identity.node} if offer is not None else ()),
         )
         pipeline = PipelineOptions(
             options.model,
@@ -134,37 +134,37 @@ class CoordinatorService:
             budget=context * options.max_sequences,
             speculate=options.speculate,
         )
-        self.serving = PipelineManager(frontend, pipeline, on_event)
-        self._owned.callback(self.serving.close)
-        self.coordinator = Coordinator(identity, cluster, options.listen, director, self.serving, on_event)
+        self.pipeline_manager = PipelineManager(frontend, pipeline, on_event)
+        self._owned.callback(self.pipeline_manager.close)
+        self.coordinator = Coordinator(identity, cluster, options.listen, planner, self.pipeline_manager, on_event)
         self.coordinator.start()
         self._owned.callback(self.coordinator.close)
         if offer is not None:
-            here = self.coordinator.here
-            self.node = NodeAgent(identity, cluster, offer, lambda: [here], lambda _: None)
+            address = self.coordinator.local_address
+            self.node = NodeAgent(identity, cluster, offer, lambda: [address], lambda _: None)
             self.node.start()
             self._owned.callback(self.node.close)
 
     def connect(self) -> CoordinatorClient:
-        """A connection of this machine to its own coordinator, for calls and questions."""
-        cluster = self.coordinator.registry.cluster
-        return CoordinatorClient(self._identity, cluster, [self.coordinator.here])
+        """Connect to the coordinator, for calls and questions."""
+        cluster = self.coordinator.trust_store.cluster
+        return CoordinatorClient(self._identity, cluster, [self.coordinator.local_address])
 
     def report(self) -> dict[str, Any]:
         """The cluster's state: what `edgepp status --json` prints."""
         return self.coordinator.status()
 
     def check(self) -> bool:
-        """Whether the cluster goes on; False once this machine has left it, which its members are told.
+        """Whether the cluster continues; False once this machine has left it: the members are told that it has ended.
 
         Raises:
-            EdgeppError: the coordinator or this machine's node ended by itself.
+            EdgeppError: the coordinator or this machine's node ended unexpectedly.
         """
         if not self.coordinator.is_alive():
             found = explained(self.coordinator.error or RuntimeError("its thread ended"))
             raise EdgeppError(f"the coordinator ended by itself: {found}", f"start it again; {found.hint}")
-        if not self.serving.alive:
-            raise RuntimeError("the part that opens pipelines ended by itself")
+        if not self.pipeline_manager.alive:
+            raise RuntimeError("the pipeline manager ended by itself")
         if self.node is not None and self.node.ended.is_set():
             raise self.node.error or EdgeppError("this machine's own node ended by itself", "start it again")
         if has_left():
@@ -179,7 +179,7 @@ class CoordinatorService:
 
 
 def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event | None) -> Offer | None:
-    """What this machine gives to the cluster; None where it only coordinates."""
+    """What this machine offers to the cluster; None where it only coordinates."""
     if not options.stages:
         return None
     resources = measure(
@@ -201,13 +201,13 @@ def _own_cluster(identity: Identity) -> Cluster:
     if cluster.coordinator.node != identity.node:
         raise UsageError(
             f"this machine belongs to the cluster of {cluster.coordinator.name}",
-            "run `edgepp serve` there and `edgepp join` here, or `edgepp leave` first",
+            "run `edgepp join` on this machine, or `edgepp leave` first",
         )
     return cluster
 
 
 def _pinned_name(frontend: ModelFrontend) -> str:
-    """The model's name as every node can resolve it: with the commit that this machine has, or a folder's full path."""
+    """The model's name for all nodes: with this machine's commit for a hub model, as an absolute path for a folder."""
     source = resolve(frontend.model)
     if isinstance(source, HubRepository) and frontend.checkpoint.commit:
         return f"{source.name}@{frontend.checkpoint.commit}"

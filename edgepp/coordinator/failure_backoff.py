@@ -1,75 +1,77 @@
-"""Which slots have failed of late, and how long each is left alone for it. Pure: hosts and times in, times out.
+"""Which stage hosts have failed recently, and how long each is avoided. Pure: host ids and times in, times out.
 
-Every wait has a longest one and counts from the last failure. What makes up for failures is work: an answer that was
-finished, or a stage that ran for ``STEADY_S`` before it failed.
+Every wait has a maximum and counts from the last failure. Failures are forgiven by work: an answer that was finished,
+or a stage that ran for ``STEADY_S`` seconds before it failed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-FIRST_S = 1.0
-"""How long after its first failure a slot is tried again; each further failure doubles it."""
-LONGEST_S = 16.0
-TRIES = 3
-"""Failures in a row after which others take over a slot's work, where they can."""
-BARRED_S = 30.0
-"""For how long, the first time; each further failure doubles it."""
-LONGEST_BARRED_S = 600.0
+FIRST_SLOT_RETRY_S = 1.0
+"""The wait before a retry after the first failure; each further failure doubles it."""
+MAX_SLOT_RETRY_S = 16.0
+MAX_FAILURES = 3
+"""Failures in a row after which a host is banned: other hosts take its layers if they can."""
+FIRST_BAN_S = 30.0
+"""The length of the first ban; each further failure doubles it."""
+MAX_BAN_S = 600.0
 STEADY_S = 10.0
-"""A stage that ran for so long had loaded well: a failure after it is the first of a new row."""
+"""A stage that ran for this time had loaded well: a failure after it is the first of a new row."""
 
 
 @dataclass
-class _Record:
-    failures: int = 0
+class _FailureRow:
+    """The failures of one host since it worked last."""
+
+    num_failures: int = 0
     reason: str = ""
-    barred_s: float = 0.0
-    works_s: float | None = None
-    """Since when its stage runs; None while it does not."""
+    banned_until_s: float = 0.0
+    loaded_s: float | None = None
+    """When its stage was loaded; None while it is not."""
 
 
 class FailureBackoff:
-    """The failures of every slot, by host id (``node/slot``)."""
+    """The failures of every stage host, by host id (``node/slot``)."""
 
     def __init__(self) -> None:
-        self._records: dict[str, _Record] = {}
+        self._rows: dict[str, _FailureRow] = {}
 
-    def failed(self, host: str, reason: str, now_s: float, *, grave: bool = False) -> float:
-        """Note a failure, a ``grave`` one as the last of a row; when the slot is to be tried again."""
-        record = self._records.setdefault(host, _Record())
-        if record.works_s is not None and now_s - record.works_s >= STEADY_S:
-            record.failures = 0
-        record.failures = max(record.failures + 1, TRIES if grave else 0)
-        record.reason, record.works_s = reason, None
-        if record.failures >= TRIES:
-            record.barred_s = now_s + _growing(BARRED_S, record.failures - TRIES, LONGEST_BARRED_S)
-        return now_s + _growing(FIRST_S, record.failures - 1, LONGEST_S)
+    def failed(self, host: str, reason: str, now_s: float, *, final: bool = False) -> float:
+        """Note a failure; returns the time of the next retry. A ``final`` failure bans the host at once."""
+        row = self._rows.setdefault(host, _FailureRow())
+        if row.loaded_s is not None and now_s - row.loaded_s >= STEADY_S:
+            row.num_failures = 0
+        row.num_failures = max(row.num_failures + 1, MAX_FAILURES if final else 0)
+        row.reason, row.loaded_s = reason, None
+        if row.num_failures >= MAX_FAILURES:
+            row.banned_until_s = now_s + _doubled(FIRST_BAN_S, row.num_failures - MAX_FAILURES, MAX_BAN_S)
+        return now_s + _doubled(FIRST_SLOT_RETRY_S, row.num_failures - 1, MAX_SLOT_RETRY_S)
 
-    def works(self, host: str, now_s: float) -> None:
-        """Note that a slot has loaded."""
-        if host in self._records:
-            self._records[host].works_s = now_s
+    def loaded(self, host: str, now_s: float) -> None:
+        """Note that a host has loaded its layers."""
+        if host in self._rows:
+            self._rows[host].loaded_s = now_s
 
     def clear(self, host: str) -> None:
-        """Forget the failures of a slot that did its work."""
-        self._records.pop(host, None)
+        """Forget the failures of a host that has done its work."""
+        self._rows.pop(host, None)
 
     def forget(self, node: str) -> None:
-        """Forget the failures of all slots of a node."""
-        for host in [host for host in self._records if host.partition("/")[0] == node]:
-            del self._records[host]
+        """Forget the failures of all hosts on a node."""
+        for host in [host for host in self._rows if host.partition("/")[0] == node]:
+            del self._rows[host]
 
-    def bars(self, host: str, now_s: float) -> bool:
-        """Whether a slot's work is better done by others now."""
-        record = self._records.get(host)
-        return record is not None and now_s < record.barred_s
+    def is_banned(self, host: str, now_s: float) -> bool:
+        """Whether other hosts should take this host's layers for now."""
+        row = self._rows.get(host)
+        return row is not None and now_s < row.banned_until_s
 
     def reason(self, host: str) -> str:
-        """Why a slot failed last; empty where it did not."""
-        record = self._records.get(host)
-        return record.reason if record else ""
+        """Why a host failed last; empty where it has not failed."""
+        row = self._rows.get(host)
+        return row.reason if row else ""
 
 
-def _growing(first_s: float, doublings: int, longest_s: float) -> float:
-    return min(longest_s, first_s * 2.0 ** min(doublings, 32))
+def _doubled(first_s: float, doublings: int, max_s: float) -> float:
+    return min(max_s, first_s * 2.0 ** min(doublings, 32))

@@ -1,4 +1,4 @@
-"""How machines that are no members yet find the way in: the cluster's announcement, and the desk for invitations."""
+"""How new machines find and join the cluster: its announcement on the network, and its pairing server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgepp.cluster.discovery.mdns import Announcer
-from edgepp.cluster.discovery.network_interfaces import Watch, usable_addresses
+from edgepp.cluster.discovery.network_interfaces import AddressWatch, usable_addresses
 from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.pairing.server import PairingServer
 from edgepp.events import OnEvent
@@ -14,7 +14,7 @@ from edgepp.wire.transport import Address
 
 
 class JoinEndpoint:
-    """The one of the coordinator at ``address``; announced with the numbers of the invitations that are open."""
+    """Announces the coordinator with the numbers of its open invitations, and takes invitation codes."""
 
     def __init__(
         self,
@@ -24,35 +24,39 @@ class JoinEndpoint:
         on_paired: Callable[[PairedNode], None],
         on_event: OnEvent,
     ) -> None:
-        """The three callables are ``PairingServer``'s, called in its threads."""
+        """Begin to announce the coordinator at ``address``.
+
+        ``cluster`` gives the cluster to join, ``on_paired`` takes a node that proved a code, ``on_event`` takes events;
+        all three are called in threads of the pairing server.
+        """
         self._port = address.port
-        self._announcer = None  # nobody else could reach a loopback address
+        self._announcer = None  # no other machine reaches a loopback address
         if not address.is_loopback:
             self._announcer = Announcer(cluster().id, identity.node, identity.name, address.port)
-        self._desk = PairingServer(address, cluster, on_paired, on_event)
-        self._watch = Watch()
+        self._pairing_server = PairingServer(address, cluster, on_paired, on_event)
+        self._watch = AddressWatch()
         self._invitations: tuple[int, ...] = ()
 
     def invite(self) -> dict[str, Any]:
-        """A new invitation, as it is told to people.
+        """Open an invitation; returns its ``code``, and the ``port`` and ``addresses`` of the coordinator.
 
         Raises:
-            UsageError: too many are open, or the desk's port is taken.
+            UsageError: too many invitations are open, or the pairing port is taken.
         """
-        return {"code": self._desk.invite(), "port": self._port, "addresses": usable_addresses()}
+        return {"code": self._pairing_server.invite(), "port": self._port, "addresses": usable_addresses()}
 
     def announce(self) -> None:
-        """Keep the announcement as this machine's addresses and the invitations are now."""
+        """Update the announcement when this machine's addresses or the open invitations have changed."""
         if self._announcer is None:
             return
         if self._watch.changed():
             self._announcer.refresh()
-        if (numbers := self._desk.numbers()) != self._invitations:
+        if (numbers := self._pairing_server.numbers()) != self._invitations:
             self._invitations = numbers
             self._announcer.update(numbers)
 
     def close(self) -> None:
-        """Void what is open, and be announced no more."""
-        self._desk.close()
+        """Close all invitations, and end the announcement."""
+        self._pairing_server.close()
         if self._announcer is not None:
             self._announcer.close()

@@ -1,4 +1,4 @@
-"""Questions, answers and times as JSON objects, and back: what comes from the network is checked field by field."""
+"""Questions and answer summaries as JSON objects, and back. Objects from the network are checked field by field."""
 
 from __future__ import annotations
 
@@ -21,202 +21,204 @@ from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 
 MAX_STAGES = 1024
-"""Stages of one pipeline, at most."""
+"""The longest list of stages that is accepted."""
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
 """A raw text, or a conversation of ``{"role", "content"}``."""
 
 
 def encode_question(prompt: Prompt, options: GenerateOptions) -> dict[str, Any]:
-    """What ``Ask`` carries."""
+    """The JSON object of ``Ask``."""
     what: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [dict(m) for m in prompt]}
     return what | {"options": asdict(options)}
 
 
-def decode_question(form: Mapping[str, Any]) -> tuple[str | list[dict[str, str]], GenerateOptions]:
+def decode_question(fields: Mapping[str, Any]) -> tuple[str | list[dict[str, str]], GenerateOptions]:
     """The prompt and the options of an ``Ask``.
 
     Raises:
-        RemoteProtocolError: the form is not one.
+        RemoteProtocolError: the object is malformed.
         UsageError: an option is out of bounds.
     """
-    options = form.get("options")
+    options = fields.get("options")
     if not isinstance(options, dict) or not isinstance(options.get("sampling"), dict):
         raise RemoteProtocolError("a question without options")
     try:
         sampling = dict(options["sampling"])
         bias = tuple(_pair(one) for one in _list(sampling.pop("logit_bias"), MAX_BIASES))
         generate = GenerateOptions(
-            max_tokens=_whole(options["max_tokens"]),
-            stop=tuple(_text(one) for one in _list(options["stop"], 16)),
+            max_tokens=_unsigned(options["max_tokens"]),
+            stop=tuple(_string(one) for one in _list(options["stop"], 16)),
             ignore_eos=options["ignore_eos"] is True,
             sampling=SamplingOptions(**_numbers(sampling), logit_bias=bias),
             constraint=_constraint(options["constraint"]),
         )
     except (KeyError, TypeError) as error:
         raise RemoteProtocolError(f"a question with malformed options: {error}") from error
-    return _prompt(form), generate
+    return _prompt(fields), generate
 
 
-def _constraint(form: Any) -> Constraint | None:
-    if form is None:
+def _constraint(fields: Any) -> Constraint | None:
+    if fields is None:
         return None
-    if not isinstance(form, dict) or set(form) != {"kind", "text"}:
+    if not isinstance(fields, dict) or set(fields) != {"kind", "text"}:
         raise RemoteProtocolError("a constraint has a kind and a text")
-    return Constraint(form["kind"], _text(form["text"]))
+    return Constraint(fields["kind"], _string(fields["text"]))
 
 
-def _prompt(form: Mapping[str, Any]) -> str | list[dict[str, str]]:
-    if "prompt" in form:
-        return _text(form["prompt"])
-    messages = _list(form.get("messages"), 10_000)
+def _prompt(fields: Mapping[str, Any]) -> str | list[dict[str, str]]:
+    if "prompt" in fields:
+        return _string(fields["prompt"])
+    messages = _list(fields.get("messages"), 10_000)
     if not messages:
         raise UsageError("the conversation is empty", "say something")
     for message in messages:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise RemoteProtocolError("a message of a conversation has a role and a content, both text")
-    return [{"role": _text(message["role"]), "content": _text(message["content"])} for message in messages]
+    return [{"role": _string(message["role"]), "content": _string(message["content"])} for message in messages]
 
 
-_DRAWING = ("temperature", "top_p", "top_k", "repetition_penalty")
+_SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def encode_sampling(sampling: SamplingOptions) -> dict[str, float]:
-    """What a cluster's state says of how its model wants tokens drawn."""
-    return {name: getattr(sampling, name) for name in _DRAWING}
+    """The recommended sampling options of a model, as the cluster's state shows them."""
+    return {name: getattr(sampling, name) for name in _SAMPLING_FIELDS}
 
 
-def decode_sampling(form: Any) -> SamplingOptions:
-    """How a cluster's model wants its tokens drawn.
+def decode_sampling(fields: Any) -> SamplingOptions:
+    """The recommended sampling options in a cluster's state.
 
     Raises:
-        RemoteProtocolError: the form is not one.
+        RemoteProtocolError: the object is malformed.
     """
-    if not isinstance(form, dict) or set(form) != set(_DRAWING):
-        raise RemoteProtocolError("a cluster that does not say how its model wants tokens drawn")
+    if not isinstance(fields, dict) or set(fields) != set(_SAMPLING_FIELDS):
+        raise RemoteProtocolError("a cluster state without sampling options")
     try:
-        return SamplingOptions(**_numbers(form))
+        return SamplingOptions(**_numbers(fields))
     except UsageError as error:
-        raise RemoteProtocolError(f"a cluster's model wants its tokens drawn in no possible way: {error}") from error
+        raise RemoteProtocolError(f"a cluster state with impossible sampling options: {error}") from error
 
 
 @dataclass(frozen=True)
 class AnswerSummary:
-    """How an answer ended, and what it took."""
+    """How an answer ended, with its timing."""
 
     finish_reason: FinishReason
     prompt_tokens: int
     timing: Timing
     stages: tuple[StageInfo, ...]
     sampled: tuple[Sampled, ...] = ()
-    """One for each token, where log-probabilities were asked for."""
+    """One per token where log-probabilities were requested, else empty."""
     spelled: Mapping[int, str] = field(default_factory=dict)
     """The text of each token that ``sampled`` names."""
 
 
-def encode_summary(outcome: AnswerSummary) -> dict[str, Any]:
-    """What ``Answered`` carries; times are seconds on the coordinator's clock."""
-    stages = [asdict(stage) | {"layers": [stage.layers.start, stage.layers.stop]} for stage in outcome.stages]
+def encode_summary(summary: AnswerSummary) -> dict[str, Any]:
+    """The JSON object of ``Answered``; times are seconds on the coordinator's clock."""
+    stages = [asdict(stage) | {"layers": [stage.layers.start, stage.layers.stop]} for stage in summary.stages]
     return {
-        "finish_reason": outcome.finish_reason,
-        "prompt_tokens": outcome.prompt_tokens,
-        "timing": asdict(outcome.timing),
+        "finish_reason": summary.finish_reason,
+        "prompt_tokens": summary.prompt_tokens,
+        "timing": asdict(summary.timing),
         "stages": stages,
-        "sampled": outcome.sampled,
-        "spelled": list(outcome.spelled.items()),
+        "sampled": summary.sampled,
+        "spelled": list(summary.spelled.items()),
     }
 
 
-def decode_summary(form: Mapping[str, Any]) -> AnswerSummary:
-    """The outcome that ``Answered`` carries.
+def decode_summary(fields: Mapping[str, Any]) -> AnswerSummary:
+    """The answer summary of an ``Answered``.
 
     Raises:
-        RemoteProtocolError: the form is not one.
+        RemoteProtocolError: the object is malformed.
     """
     try:
-        taken = dict(form["timing"])
-        times = [StageTimes(**_floats(one)) for one in _list(taken.pop("stages"), MAX_STAGES)]
-        counts = {name: _whole(taken.pop(name)) for name in ("tokens", "reused", "guessed", "right")}
-        stages = read_stages(form)
-        if form["finish_reason"] not in get_args(FinishReason) or len(times) != len(stages):
+        timing_fields = dict(fields["timing"])
+        times = [StageTimes(**_floats(one)) for one in _list(timing_fields.pop("stages"), MAX_STAGES)]
+        counts = {name: _unsigned(timing_fields.pop(name)) for name in ("tokens", "reused", "guessed", "right")}
+        stages = decode_stages(fields)
+        if fields["finish_reason"] not in get_args(FinishReason) or len(times) != len(stages):
             raise RemoteProtocolError("an answer that ended in no known way")
-        prompt_tokens = _whole(form["prompt_tokens"])
-        sampled = tuple(_sampled(one) for one in _list(form["sampled"], 1 << 20))
-        spelled = {_whole(token): _text(text) for token, text in _list(form["spelled"], 1 << 20)}
-        seconds: dict[str, Any] = {**_floats(taken), **counts}
+        prompt_tokens = _unsigned(fields["prompt_tokens"])
+        sampled = tuple(_sampled(one) for one in _list(fields["sampled"], 1 << 20))
+        spelled = {_unsigned(token): _string(text) for token, text in _list(fields["spelled"], 1 << 20)}
+        seconds: dict[str, Any] = {**_floats(timing_fields), **counts}
         timing = Timing(**seconds, stages=times)
-        return AnswerSummary(form["finish_reason"], prompt_tokens, timing, stages, sampled, spelled)
+        return AnswerSummary(fields["finish_reason"], prompt_tokens, timing, stages, sampled, spelled)
     except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise RemoteProtocolError(f"an answer's outcome is malformed: {error}") from error
+        raise RemoteProtocolError(f"an answer summary is malformed: {error}") from error
 
 
-def _sampled(form: Any) -> Sampled:
-    token, logprob, top = form
-    return Sampled(_whole(token), float(logprob), tuple((_whole(one), float(value)) for one, value in _list(top, 20)))
+def _sampled(fields: Any) -> Sampled:
+    token, logprob, top = fields
+    return Sampled(
+        _unsigned(token), float(logprob), tuple((_unsigned(one), float(value)) for one, value in _list(top, 20))
+    )
 
 
-def read_stages(form: Mapping[str, Any]) -> tuple[StageInfo, ...]:
-    """The stages that an answer's outcome or a cluster's state names; a number that is not known yet is 0.
+def decode_stages(fields: Mapping[str, Any]) -> tuple[StageInfo, ...]:
+    """The ``stages`` of an answer summary or of a cluster's state; numbers that are not known yet are 0.
 
     Raises:
-        RemoteProtocolError: the form names none, or one of them is malformed.
+        RemoteProtocolError: there is no list of stages, or a stage is malformed.
     """
     try:
-        return tuple(_stage(stage) for stage in _list(form.get("stages"), MAX_STAGES))
+        return tuple(_stage(stage) for stage in _list(fields.get("stages"), MAX_STAGES))
     except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"a stage is malformed: {error}") from error
 
 
-def _stage(form: Mapping[str, Any]) -> StageInfo:
-    start, stop = form["layers"]
+def _stage(fields: Mapping[str, Any]) -> StageInfo:
+    start, stop = fields["layers"]
     return StageInfo(
-        index=_whole(form["index"]),
-        layers=LayerRange(_whole(start), _whole(stop)),
-        node=_text(form["node"])[:200],
-        address=_text(form["address"])[:200],
-        pid=_whole(form["pid"] or 0),
-        backend=_text(form["backend"])[:200],
-        device=_text(form["device"])[:200],
-        chunk=_whole(form.get("chunk", 0)),
-        context=_whole(form.get("context", 0)),
-        prefill_s=float(form.get("prefill_s", 0.0)),
-        decode_s=float(form["decode_s"] or 0.0),
-        hop_s=float(form.get("hop_s", 0.0)),
-        bytes_per_s=float(form.get("bytes_per_s", 0.0)),
-        rewinds=bool(form.get("rewinds", True)),
+        index=_unsigned(fields["index"]),
+        layers=LayerRange(_unsigned(start), _unsigned(stop)),
+        node=_string(fields["node"])[:200],
+        address=_string(fields["address"])[:200],
+        pid=_unsigned(fields["pid"] or 0),
+        backend=_string(fields["backend"])[:200],
+        device=_string(fields["device"])[:200],
+        chunk=_unsigned(fields.get("chunk", 0)),
+        context=_unsigned(fields.get("context", 0)),
+        prefill_s=float(fields.get("prefill_s", 0.0)),
+        decode_s=float(fields["decode_s"] or 0.0),
+        hop_s=float(fields.get("hop_s", 0.0)),
+        bytes_per_s=float(fields.get("bytes_per_s", 0.0)),
+        rewinds=bool(fields.get("rewinds", True)),
     )
 
 
-def _text(value: Any) -> str:
+def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise RemoteProtocolError(f"a {type(value).__name__} where text is expected")
     return value
 
 
-def _whole(value: Any) -> int:
+def _unsigned(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise RemoteProtocolError(f"{value!r:.40} where a whole number is expected")
     return value
 
 
-def _list(value: Any, longest: int) -> list[Any]:
-    if not isinstance(value, list) or len(value) > longest:
-        raise RemoteProtocolError(f"a list of at most {longest} is expected")
+def _list(value: Any, max_items: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > max_items:
+        raise RemoteProtocolError(f"a list of at most {max_items} entries is expected")
     return value
 
 
 def _pair(value: Any) -> tuple[int, float]:
     if not isinstance(value, list) or len(value) != 2 or type(value[1]) not in (int, float):
         raise RemoteProtocolError(f"{value!r:.40} where a token id and its bias are expected")
-    return _whole(value[0]), value[1]
+    return _unsigned(value[0]), value[1]
 
 
-def _floats(form: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): float(value) for name, value in form.items()}
+def _floats(fields: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in fields.items()}
 
 
-def _numbers(form: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in form.items():
+def _numbers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in fields.items():
         if type(value) not in (int, float) and not (name in ("seed", "logprobs") and value is None):
             raise RemoteProtocolError(f"{name} is {value!r:.40}, not a number")
-    return dict(form)
+    return dict(fields)

@@ -1,6 +1,7 @@
-"""The coordinator's side of membership: members enrol, beat, fall silent and leave, and are told of each other.
+"""The coordinator's side of membership: enrolment, heartbeats, silence, leaving, and the view that members receive.
 
-``node/member`` is the other side, ``cluster/membership`` the table of states. Belongs to the coordinator's thread.
+``node/agent`` is the other side, and ``cluster/membership`` the table of member states. Belongs to the coordinator's
+thread.
 """
 
 from __future__ import annotations
@@ -23,63 +24,66 @@ from edgepp.wire.messages import Enrol, Enrolled, Expelled, Heartbeat, Heartbeat
 from edgepp.wire.transport import Sender
 
 _PROBE_S = (0.8, 1.2)
+"""The silence, from and to, after which a member's connection is probed."""
 
 
 class MembershipService:
-    """Keeps ``members`` by what they say, and by what they do not say."""
+    """Keeps ``members`` up to date by messages and by silence, and publishes the view."""
 
     def __init__(
         self,
         members: Membership,
         identity: Identity,
-        registry: TrustStore,
-        director: Planner,
+        trust_store: TrustStore,
+        planner: Planner,
         send: Callable[[bytes, Sequence[bytes]], bool],
         on_event: OnEvent,
     ) -> None:
-        """``send`` takes a route and frames; False where that peer is gone."""
+        """``send`` takes a route and frames, and is False for a lost route."""
         self._members = members
         self._identity = identity
-        self._registry = registry
-        self._director = director
+        self._trust_store = trust_store
+        self._planner = planner
         self._send = send
         self._on_event = on_event
-        self._rarely = LogSampler()
-        self._viewed: tuple[object, ...] | None = None
+        self._log_sampler = LogSampler()
+        self._published: tuple[object, ...] | None = None
         self._ticked_s = 0.0
 
     def enrol(self, node: str, sender: Sender, facts: Enrol) -> None:
-        """Take a node in.
+        """Make a node a member, or update what is known of a member.
 
         Raises:
-            UsageError: it runs another version, or its id is taken by a member that is well.
+            UsageError: the node runs another version, or another process with the same id is a member.
         """
         now_s = time.monotonic()
         facts = _printable(facts)
         if facts.version.split(".")[:2] != __version__.split(".")[:2]:
-            raise UsageError(f"it runs edgepp {facts.version}, and this cluster {__version__}", "install the same one")
+            raise UsageError(
+                f"this machine runs edgepp {facts.version}, and the cluster {__version__}", "install the same version"
+            )
         new = (old := self._members.get(node)) is None or old.phase is MemberPhase.GONE
         if reason := self._members.enrol(node, sender.key, facts, sender.route, sender.host, now_s):
-            if self._rarely.should_log(sender.host, "double"):
+            if self._log_sampler.should_log(sender.host, "double"):
                 self._on_event(NodeRefused(facts.name, sender.host, reason))
             raise UsageError(reason)
-        self._director.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
-        self._send(sender.route, [encode(Enrolled(self._registry.cluster.id, self._identity.name))])
-        self._viewed = None
+        self._planner.loads.remind(node, restarted=old is not None and old.facts.incarnation != facts.incarnation)
+        self._send(sender.route, [encode(Enrolled(self._trust_store.cluster.id, self._identity.name))])
+        self._published = None
         if new:
             self._on_event(NodeJoined(facts.name, sender.host, facts.memory_bytes, facts.backend))
         elif old is not None and old.host != sender.host:
             self._on_event(NodeMoved(facts.name, old.host, sender.host))
 
-    def beat(self, node: str, sender: Sender, beat: Heartbeat) -> None:
-        """Note a sign of life, and answer it."""
+    def heartbeat(self, node: str, sender: Sender, beat: Heartbeat) -> None:
+        """Note a heartbeat, and acknowledge it."""
         now_us = time.time_ns() // 1000
-        off_us = beat.clock_us + beat.rtt_us // 2 - now_us
-        known = self._members.heard(node, beat, off_us, sender.route, sender.host, time.monotonic())
+        clock_offset_us = beat.clock_us + beat.rtt_us // 2 - now_us
+        known = self._members.heard(node, beat, clock_offset_us, sender.route, sender.host, time.monotonic())
         self._send(sender.route, [encode(HeartbeatAck(known, now_us))])
 
     def leave(self, node: str, message: Leave) -> None:
-        """Let a member go, unless a newer process of its node is the member by now."""
+        """Note that a member leaves, unless a newer process of its node is the member already."""
         member = self._members.get(node)
         if member is not None and member.facts.incarnation == message.incarnation:
             self._members.left(node)
@@ -96,7 +100,7 @@ class MembershipService:
         return not others
 
     def tick(self, now_s: float) -> None:
-        """Let silence count, but not that of the time in which this machine itself slept."""
+        """Update the phases of silent members; time in which this machine itself slept is no silence."""
         if self._ticked_s and now_s - self._ticked_s > 1.0:
             self._members.forgive(now_s - self._ticked_s)
         self._ticked_s = now_s
@@ -105,21 +109,21 @@ class MembershipService:
             self._on_event(NodeChanged(member.facts.name, f"is {member.phase.value}"))
 
     def publish(self) -> None:
-        """Send the members a new view whenever there is one."""
-        members, director = self._members, self._director
-        newest = (members.version, director.number, director.reason, director.settled)
-        if newest == self._viewed:
+        """Send the view to all members when it has changed."""
+        members, planner = self._members, self._planner
+        newest = (members.version, planner.plan_number, planner.reason, planner.settled)
+        if newest == self._published:
             return
-        self._viewed = newest
-        parts = node_assignments(director, members)
+        self._published = newest
+        assignments = node_assignments(planner, members)
         view = {
             "version": members.version,
-            "plan_version": director.count,
-            "cluster": self._registry.cluster.id,
-            "model": director.model,
-            "keys": sorted(self._registry.keys),
+            "plan_version": planner.plan_version,
+            "cluster": self._trust_store.cluster.id,
+            "model": planner.model,
+            "keys": sorted(self._trust_store.keys),
             "members": [
-                {"node": m.node, "name": m.facts.name, "state": m.phase.value, "address": m.host, **parts[m.node]}
+                {"node": m.node, "name": m.facts.name, "state": m.phase.value, "address": m.host, **assignments[m.node]}
                 for m in members
             ],
         }
@@ -128,9 +132,9 @@ class MembershipService:
             self._send(member.route, frames)
 
     def _probe(self, now_s: float) -> None:
-        """See whether a member that has just fallen silent closed its connection.
+        """Find out whether a member that has just fallen silent has closed its connection, by sending to it.
 
-        One that sleeps does not: ZeroMQ itself closes that, but only after its heartbeats' 1.5 s.
+        The connection of a machine that sleeps is closed by ZeroMQ, but only after 1.5 s without ZeroMQ's heartbeats.
         """
         for member in self._members.present:
             if _PROBE_S[0] < now_s - member.heard_s < _PROBE_S[1] and not member.closed:
@@ -140,7 +144,7 @@ class MembershipService:
 
 
 def _printable(facts: Enrol) -> Enrol:
-    """What a node says of itself, safe to show to people."""
+    """``facts`` with texts that are safe to print."""
     return facts._replace(
         name=clean_name(facts.name),
         version=one_line(facts.version, 40),

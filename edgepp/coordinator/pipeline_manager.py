@@ -1,4 +1,4 @@
-"""The pipeline in force: opened, lost, closed and opened again in a thread of its own, while askers wait their turn."""
+"""The pipeline in force: a thread opens it, closes it, and opens a lost one again, while answers wait for it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpen
 
 log = logging.getLogger("edgepp.coordinator")
 
-AGAIN_S = 0.5
-"""How long after a failure a pipeline is tried again; each further failure of the same one doubles it."""
-LONGEST_S = 8.0
+FIRST_REOPEN_S = 0.5
+"""The wait before a retry after the first failure to open a pipeline; each further failure doubles it."""
+MAX_REOPEN_S = 8.0
 
 
 @dataclass(frozen=True)
 class PipelineOrder:
-    """A plan's number and its stages, in order."""
+    """The version of a plan, and the endpoints of its stages in order."""
 
-    plan: int
+    plan_version: int
     endpoints: tuple[Endpoint, ...]
 
 
 class PipelineManager:
-    """One pipeline at a time, of the newest plan."""
+    """Keeps one pipeline open at a time, over the stages of the newest plan."""
 
     def __init__(self, frontend: ModelFrontend, options: PipelineOptions, on_event: OnEvent) -> None:
         self._frontend = frontend
@@ -43,41 +43,44 @@ class PipelineManager:
         self._changed = threading.Condition()
         self._pipeline: Pipeline | None = None
         self._wanted: PipelineOrder | None = None
-        self._ordered = self._done = 0
-        """Commands so far, and those that were carried out: one thread counts each."""
+        self._num_given = self._num_done = 0
+        """The numbers of commands given and of commands carried out; each is counted by one thread."""
         self._failed_s = 0.0
         self._failures = 0
-        """Failures in a row to open what is wanted."""
-        self._lacks: EdgeppError | None = None
+        """Failures in a row to open the wanted pipeline."""
+        self._shortage: EdgeppError | None = None
         self.reason = "no plan yet"
-        """Why there is no pipeline now."""
-        self._thread = threading.Thread(target=self._run, name="serving", daemon=True)
+        """Why no pipeline is open; empty while one is."""
+        self._thread = threading.Thread(target=self._run, name="pipeline-manager", daemon=True)
         self._thread.start()
 
     @property
     def model(self) -> str:
-        """The name of the model, as it was asked for."""
+        """The name of the model as the user gave it."""
         return self._options.model
 
     @property
     def sampling(self) -> SamplingOptions:
-        """How the model's makers want its tokens drawn."""
+        """The sampling options that the model's makers recommend."""
         return self._frontend.sampling
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The pipeline that answers now."""
+        """The open pipeline; None where there is none, or it is lost."""
         pipeline = self._pipeline
         return None if pipeline is None or pipeline.lost is not None else pipeline
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs."""
+        """Whether the manager's thread runs."""
         return self._thread.is_alive()
 
-    def keep(self, wanted: PipelineOrder) -> None:
-        """See to it that ``wanted`` is open: called again and again, it does something only when that is not so."""
-        if wanted == self._wanted and (self._busy or time.monotonic() - self._failed_s < self._again_s):
+    def ensure_open(self, wanted: PipelineOrder) -> None:
+        """Open the ``wanted`` pipeline, unless it is open, being opened, or waiting for a retry.
+
+        The coordinator calls this ten times per second.
+        """
+        if wanted == self._wanted and (self._busy or time.monotonic() - self._failed_s < self._reopen_wait_s):
             return
         if wanted == self._wanted and self.pipeline is not None:
             return
@@ -86,38 +89,39 @@ class PipelineManager:
         self._wanted = wanted
         self._order(wanted)
 
-    def shut(self, reason: str, error: EdgeppError) -> None:
-        """Close the pipeline: ``reason`` is told to who waits for the next one, ``error`` to who is being answered."""
+    def close_pipeline(self, reason: str, error: EdgeppError) -> None:
+        """Close the pipeline. Answers under way end with ``error``; waiting ones show ``reason``."""
         self.reason = reason
         if self._wanted is not None:
             self._wanted = None
             self._order(error)
 
-    def lacks(self, error: EdgeppError | None) -> None:
-        """Note what is missing for there to be a pipeline at all: nobody needs to wait for one then."""
-        if error is not self._lacks:
+    def set_shortage(self, error: EdgeppError | None) -> None:
+        """Set why no pipeline is possible at all, so that answers do not wait for one; None where one is possible."""
+        if error is not self._shortage:
             with self._changed:
-                self._lacks = error
+                self._shortage = error
                 self._changed.notify_all()
 
     def acquire(self, wait_s: float, given_up: Callable[[], bool]) -> Pipeline:
-        """The pipeline, once there is one.
+        """Wait for an open pipeline and return it.
 
         Raises:
-            EdgeppError: there is none for ``wait_s`` seconds, or until ``given_up`` (see ``wake``), or there cannot be.
+            EdgeppError: no pipeline is open within ``wait_s`` seconds, ``given_up`` is true (call ``wake`` after a
+                change), or no pipeline is possible.
         """
         until_s = time.monotonic() + wait_s
         with self._changed:
             while (pipeline := self.pipeline) is None:
-                if self._lacks is not None:
-                    raise EdgeppError(f"the cluster cannot answer: {self._lacks}", self._lacks.hint)
+                if self._shortage is not None:
+                    raise EdgeppError(f"the cluster cannot answer: {self._shortage}", self._shortage.hint)
                 if time.monotonic() >= until_s or given_up():
                     raise EdgeppError(f"the cluster cannot answer yet: {self.reason}", "see `edgepp status`")
                 self._changed.wait(1.0)
             return pipeline
 
     def wake(self) -> None:
-        """Let those who wait see whether they have given up."""
+        """Let the callers of ``acquire`` look at their ``given_up`` again."""
         with self._changed:
             self._changed.notify_all()
 
@@ -128,23 +132,23 @@ class PipelineManager:
 
     @property
     def _busy(self) -> bool:
-        return self._done != self._ordered
+        return self._num_done != self._num_given
 
     @property
-    def _again_s(self) -> float:
-        return min(LONGEST_S, AGAIN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
+    def _reopen_wait_s(self) -> float:
+        return min(MAX_REOPEN_S, FIRST_REOPEN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
 
     def _order(self, command: PipelineOrder | EdgeppError) -> None:
-        self._ordered += 1
+        self._num_given += 1
         self._commands.put(command)
 
     def _run(self) -> None:
         try:
-            self._obey()
+            self._carry_out()
         finally:
             release_thread()
 
-    def _obey(self) -> None:
+    def _carry_out(self) -> None:
         taken = 0
         while True:
             commands = [self._commands.get()]
@@ -152,7 +156,7 @@ class PipelineManager:
                 commands.append(self._commands.get())
             taken += len(commands)
             try:
-                self._drop(commands[0])
+                self._close_current(commands[0])
                 if commands[-1] is None:
                     return
                 if isinstance(commands[-1], PipelineOrder):
@@ -160,15 +164,15 @@ class PipelineManager:
             except Exception as error:
                 log.exception("the pipeline could not be closed or opened")
                 self._note_failure(f"{type(error).__name__}: {error}")
-            self._done = taken
+            self._num_done = taken
 
-    def _drop(self, because: PipelineOrder | EdgeppError | None) -> None:
+    def _close_current(self, command: PipelineOrder | EdgeppError | None) -> None:
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is None:
             return
         if pipeline.lost is not None:
             self._on_event(PipelineLost(str(pipeline.lost)))
-        pipeline.engine.close(_reason(pipeline, because))
+        pipeline.engine.close(_closing_reason(pipeline, command))
         pipeline.close()
 
     def _open(self, wanted: PipelineOrder) -> None:
@@ -177,11 +181,11 @@ class PipelineManager:
             pipeline = Pipeline(replace(self._options, endpoints=wanted.endpoints), frontend=self._frontend)
         except Exception as error:
             if not isinstance(error, EdgeppError):
-                log.exception("plan %d cannot be opened", wanted.plan)
+                log.exception("plan %d cannot be opened", wanted.plan_version)
             if wanted == self._wanted:
                 self._note_failure(str(error) if isinstance(error, EdgeppError) else f"{type(error).__name__}: {error}")
                 if self._failures == 1:
-                    self._on_event(PipelineNotOpened(wanted.plan, self.reason))
+                    self._on_event(PipelineNotOpened(wanted.plan_version, self.reason))
             return
         if wanted != self._wanted:  # another plan came meanwhile
             pipeline.close()
@@ -189,7 +193,7 @@ class PipelineManager:
         with self._changed:
             self._pipeline, self._failures, self.reason = pipeline, 0, ""
             self._changed.notify_all()
-        self._on_event(PipelineOpened(wanted.plan, time.monotonic() - began_s))
+        self._on_event(PipelineOpened(wanted.plan_version, time.monotonic() - began_s))
 
     def _note_failure(self, reason: str) -> None:
         self.reason = reason
@@ -197,13 +201,13 @@ class PipelineManager:
         self._failed_s = time.monotonic()
 
 
-def _reason(pipeline: Pipeline, because: PipelineOrder | EdgeppError | None) -> EdgeppError:
-    """What those are told whose answers end when ``pipeline`` is closed."""
-    if isinstance(because, EdgeppError):
-        return because
-    if because is None:
-        return EdgeppError("the coordinator was closed while this was answered", "start `edgepp serve` again")
-    for stage, old, new in zip(pipeline.stages, pipeline.options.endpoints, because.endpoints, strict=False):
+def _closing_reason(pipeline: Pipeline, command: PipelineOrder | EdgeppError | None) -> EdgeppError:
+    """The error with which answers end when ``command`` closes ``pipeline``."""
+    if isinstance(command, EdgeppError):
+        return command
+    if command is None:
+        return EdgeppError("the coordinator was closed during this answer", "start `edgepp serve` again")
+    for stage, old, new in zip(pipeline.stages, pipeline.options.endpoints, command.endpoints, strict=False):
         if old != new:
             return StageLost(f"{stage} is gone: it is at {new.addresses[0]} now", "ask again")
-    return EdgeppError("the pipeline was opened anew while this was answered", "ask again")
+    return EdgeppError("the pipeline was opened again during this answer", "ask again")

@@ -1,6 +1,6 @@
-"""Bringing the members to the plan in force: what they are told to load, what they have loaded, the pipeline over it.
+"""The rollout of the plan in force: loads on the members, their reports, and the pipeline over the loaded stages.
 
-The coordinator's thread drives it and sends what it orders.
+The coordinator's thread calls ``Rollout`` and sends its orders.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.answers import AnswerService
+from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.coordinator.planner import Order, Planner
 from edgepp.engine.stage_handshake import Endpoint
@@ -23,78 +24,80 @@ from edgepp.wire.transport import Address
 
 log = logging.getLogger("edgepp.coordinator")
 
-_SHOWN = 4
-"""Names of machines that are away to show."""
+_MAX_NAMES = 4
+"""How many names of absent machines a message shows."""
 
 Stages = Sequence[tuple[Member, int, LayerRange, Loaded | None]]
-"""A plan's stages as ``Planner.stages`` gives them."""
+"""Member, slot, layer range and finished load (None while loading) of each stage of a plan, in order."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a slot's load is."""
+    """The progress of one slot's load."""
 
-    done: int
-    total: int
+    done_bytes: int
+    total_bytes: int
     what: str
+    """The node's name and what it does, such as ``fetching``."""
 
 
 class Rollout:
-    """Brings the members to one plan after another."""
+    """Brings the members to the plan in force, one plan after another."""
 
     def __init__(
         self,
-        director: Planner,
+        planner: Planner,
         members: Membership,
-        serving: PipelineManager,
+        pipeline_manager: PipelineManager,
         answers: AnswerService,
         on_event: OnEvent,
     ) -> None:
-        self._director = director
+        self._planner = planner
         self._members = members
-        self._serving = serving
+        self._pipeline_manager = pipeline_manager
         self._answers = answers
         self._on_event = on_event
         self._reason = ""
-        self._done = 0
-        """AnswerService that were finished when the director was last told."""
+        """The planner's reason after the last step."""
+        self._num_finished = 0
+        """Finished answers of which the planner knows."""
         self._names: dict[tuple[str, int], str] = {}
-        """What the stages of the plan that was complete last are called, by node and slot."""
+        """The names of the stages of the last complete plan, by node and slot."""
         self.progress: dict[tuple[str, int], Progress] = {}
-        """Of the loads under way, by node and slot."""
+        """The loads under way, by node and slot."""
 
     def step(self, now_s: float) -> list[Order]:
-        """Go on with the plan, or with a new one; what to order."""
-        director = self._director
-        number, stages = director.number, director.stages(self._members)
-        if self._answers.done != self._done:
-            self._done = self._answers.done
-            director.answered()
-        orders = director.decide(self._members, now_s, idle=not len(self._answers))
-        if director.number != number:
+        """Continue the rollout, with a new plan where the planner makes one; returns the orders to send."""
+        planner = self._planner
+        number, stages = planner.plan_number, planner.stages(self._members)
+        if self._answers.num_finished != self._num_finished:
+            self._num_finished = self._answers.num_finished
+            planner.answer_finished()
+        orders = planner.decide(self._members, now_s, idle=not len(self._answers))
+        if planner.plan_number != number:
             self.progress.clear()
             self._answers.last = None
-            why = "the layers are being loaded" if director.plan else director.reason
-            self._serving.shut(why, self._replaced(stages))
-            self._tell_plan()
-        elif director.reason != self._reason and director.reason:
-            self._on_event(PlanKept(director.count if director.plan else None, director.reason))
-        self._reason = director.reason
-        self._serving.lacks(director.lacking(self._members))
-        self._assign()
-        self._keep_serving()
+            reason = "the layers are being loaded" if planner.plan else planner.reason
+            self._pipeline_manager.close_pipeline(reason, self._replaced(stages))
+            self._report_plan()
+        elif planner.reason != self._reason and planner.reason:
+            self._on_event(PlanKept(planner.plan_version if planner.plan else None, planner.reason))
+        self._reason = planner.reason
+        self._pipeline_manager.set_shortage(planner.certain_shortage(self._members))
+        self._update_phases()
+        self._ensure_pipeline()
         return orders
 
-    def heard(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
-        """Take what a member says of its loads, if it was told to load that and it can be true now."""
+    def report(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
+        """Take a member's report of a load, unless the report cannot be true."""
         member = self._members.get(node)
-        if member is None or not self._director.believes(self._members, node, message):
-            log.info("a %s of plan %d, slot %d by %s is passed over", type(message).__name__, *message[:2], node)
+        if member is None or not self._planner.is_expected(self._members, node, message):
+            log.info("ignored a %s of plan %d, slot %d by %s", type(message).__name__, *message[:2], node)
             return
         slot = (node, message.slot)
         match message:
             case Loading():
-                self._director.progress(node, message, now_s)
+                self._planner.loads.progress(host_id(node, message.slot), message, now_s)
                 self.progress[slot] = Progress(
                     message.done_bytes, message.total_bytes, f"{member.facts.name} {message.activity}"
                 )
@@ -107,91 +110,97 @@ class Rollout:
         present = member.slot(message.slot)
         if present == message:
             return
-        if present is not None and present.plan_version == message.plan_version:  # that it ended was lost on the way
-            self._lost(member, message.slot, "its stage process was started anew", "", now_s)
+        if present is not None and present.plan_version == message.plan_version:  # the report of its end was lost
+            self._lost(member, message.slot, "its stage process was restarted", "", now_s)
         self.progress.pop((member.node, message.slot), None)
         self._members.loaded(member.node, message.slot, message)
-        self._director.loaded(member.node, message.slot, now_s)
+        self._planner.loads.loaded(host_id(member.node, message.slot), now_s)
 
     def _lost(self, member: Member, slot: int, reason: str, hint: str, now_s: float) -> None:
-        """A slot could not load, or its stage ended: what was being answered ends by that stage's name."""
+        """End all answers, naming the stage, since a slot could not load or its stage ended."""
         name = self._name(member, slot)
         self.progress.pop((member.node, slot), None)
         self._members.loaded(member.node, slot, None)
-        self._director.failed(member.node, slot, reason, now_s)
-        self._serving.shut(f"{name}: {reason}", StageLost(f"{name} is gone: {reason}", hint or "ask again"))
+        self._planner.loads.failed(host_id(member.node, slot), reason, now_s)
+        self._pipeline_manager.close_pipeline(
+            f"{name}: {reason}", StageLost(f"{name} is gone: {reason}", hint or "ask again")
+        )
         self._on_event(LayersNotLoaded(member.facts.name, reason, hint))
 
     def _name(self, member: Member, slot: int) -> str:
-        """A stage of the plan as people are told of it, in the words of ``StageInfo``."""
-        for index, (other, its_slot, layers, loaded) in enumerate(self._director.stages(self._members)):
-            if (other.node, its_slot) == (member.node, slot):
+        """The name of a stage of the plan for people, as ``StageInfo`` prints it."""
+        for index, (other, other_slot, layers, loaded) in enumerate(self._planner.stages(self._members)):
+            if (other.node, other_slot) == (member.node, slot):
                 return _stage_name(index, member, layers, loaded)
         return f"slot {slot} of node {member.facts.name}"
 
     def _replaced(self, stages: Stages) -> EdgeppError:
-        """Why what was answered over these ``stages`` ends now that another plan is in force."""
+        """Why answers over the ``stages`` of the former plan end."""
         for index, (member, slot, layers, _) in enumerate(stages):
             if member.phase is MemberPhase.GONE or slot >= member.facts.stage_slots:
                 name = self._names.get((member.node, slot), _stage_name(index, member, layers, None))
-                how = member.went if member.phase is MemberPhase.GONE else "offers it no longer"
-                return StageLost(f"{name} is gone: {member.facts.name} {how}", "ask again: the others take its layers")
-        if self._director.left_out or not self._director.plan:
-            return EdgeppError(f"the cluster cannot go on: {self._director.reason}", "see `edgepp status`")
-        return EdgeppError(f"the layers were divided anew while this was answered: {self._places()}", "ask again")
+                how = member.gone_reason if member.phase is MemberPhase.GONE else "offers it no longer"
+                return StageLost(
+                    f"{name} is gone: {member.facts.name} {how}", "ask again: the other nodes take its layers"
+                )
+        if self._planner.excluded or not self._planner.plan:
+            return EdgeppError(f"the cluster cannot continue: {self._planner.reason}", "see `edgepp status`")
+        return EdgeppError(f"the layers were distributed again during this answer: {self._distribution()}", "ask again")
 
     def waiting(self, away: Sequence[str]) -> str:
-        """What answers wait for; empty where there is a pipeline. ``away`` names the paired machines that are away."""
-        if self._serving.pipeline is not None:
+        """What answers wait for; empty while a pipeline is open. ``away`` names the paired machines that are away."""
+        if self._pipeline_manager.pipeline is not None:
             return ""
-        if self._director.plan is None and away:
-            shown = f"{', '.join(away[:_SHOWN])}{', …' if len(away) > _SHOWN else ''}"
+        if self._planner.plan is None and away:
+            shown = f"{', '.join(away[:_MAX_NAMES])}{', …' if len(away) > _MAX_NAMES else ''}"
             are, them = ("is", "it") if len(away) == 1 else ("are", "them")
-            return f"{shown} {are} away; without {them}, {self._director.reason}"
+            return f"{shown} {are} away; without {them}, {self._planner.reason}"
         loading = [
-            f"{p.what} {100 * p.done // max(1, p.total)} %" for p in list(self.progress.values()) if p.done < p.total
+            f"{p.what} {100 * p.done_bytes // max(1, p.total_bytes)} %"
+            for p in list(self.progress.values())
+            if p.done_bytes < p.total_bytes
         ]
-        return ", ".join([self._director.reason or self._serving.reason, *loading])
+        return ", ".join([self._planner.reason or self._pipeline_manager.reason, *loading])
 
-    def _tell_plan(self) -> None:
-        if self._director.plan is None:
-            self._on_event(PlanMissing(self._director.reason))
+    def _report_plan(self) -> None:
+        if self._planner.plan is None:
+            self._on_event(PlanMissing(self._planner.reason))
         else:
-            stages = self._director.stages(self._members)
-            places = tuple((layers, member.facts.name) for member, _, layers, _ in stages)
-            self._on_event(PlanMade(self._director.count, places, self._director.reason))
+            stages = self._planner.stages(self._members)
+            ranges = tuple((layers, member.facts.name) for member, _, layers, _ in stages)
+            self._on_event(PlanMade(self._planner.plan_version, ranges, self._planner.reason))
 
-    def _places(self) -> str:
-        stages = self._director.stages(self._members)
+    def _distribution(self) -> str:
+        stages = self._planner.stages(self._members)
         return ", ".join(f"layers {layers} on {member.facts.name}" for member, _, layers, _ in stages)
 
-    def _assign(self) -> None:
-        """Let members be ready once they have loaded all that the plan wants of them."""
-        missing = {member.node for member, _, _, loaded in self._director.stages(self._members) if loaded is None}
+    def _update_phases(self) -> None:
+        """Make members ready that have loaded all of their layers."""
+        missing = {member.node for member, _, _, loaded in self._planner.stages(self._members) if loaded is None}
         for member in self._members.present:
             if member.phase is not MemberPhase.SUSPECT:
                 self._members.assigned(member.node, complete=member.node not in missing)
 
-    def _keep_serving(self) -> None:
-        if self._director.complete(self._members):
-            stages = self._director.stages(self._members)
+    def _ensure_pipeline(self) -> None:
+        if self._planner.complete(self._members):
+            stages = self._planner.stages(self._members)
             self._names = {
                 (member.node, slot): _stage_name(index, member, layers, loaded)
                 for index, (member, slot, layers, loaded) in enumerate(stages)
             }
             endpoints = tuple(_endpoint(member, loaded.port) for member, _, _, loaded in stages if loaded)
-            self._serving.keep(PipelineOrder(self._director.count, endpoints))
+            self._pipeline_manager.ensure_open(PipelineOrder(self._planner.plan_version, endpoints))
             self._learn_links([member for member, _, _, _ in stages])
 
     def _learn_links(self, stages: Sequence[Member]) -> None:
-        """Keep what the open pipeline measured between its stages, for the next plan."""
-        pipeline = self._serving.pipeline
+        """Keep the link speeds that the open pipeline measured, for the next plan."""
+        pipeline = self._pipeline_manager.pipeline
         if pipeline is None or len(pipeline.stages) != len(stages):
             return
-        nodes = [self._director.coordinator, *(member.node for member in stages)]
-        for one, other, stage in zip(nodes, nodes[1:], pipeline.stages, strict=False):
-            if one != other and stage.bytes_per_s:
-                self._director.links[one, other] = LinkSpeed(stage.hop_s, stage.bytes_per_s)
+        nodes = [self._planner.coordinator, *(member.node for member in stages)]
+        for sender, receiver, stage in zip(nodes, nodes[1:], pipeline.stages, strict=False):
+            if sender != receiver and stage.bytes_per_s:
+                self._planner.links[sender, receiver] = LinkSpeed(stage.hop_s, stage.bytes_per_s)
 
 
 def _stage_name(index: int, member: Member, layers: LayerRange, loaded: Loaded | None) -> str:
@@ -200,6 +209,6 @@ def _stage_name(index: int, member: Member, layers: LayerRange, loaded: Loaded |
 
 
 def _endpoint(member: Member, port: int) -> Endpoint:
-    """Where a member's stage may be reached: the address that it is heard from first."""
+    """The addresses of a member's stage, first the one from which its messages come."""
     hosts = dict.fromkeys((member.host, *filter(None, member.facts.addresses.split(","))))
     return Endpoint(tuple(Address(host, port) for host in hosts), member.key)

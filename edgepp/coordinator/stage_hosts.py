@@ -1,7 +1,7 @@
-"""The hosts that members offer to a plan, and which of their pinned layer ranges count. Pure: no socket, no clock.
+"""The stage hosts that members offer to a plan, and which of their pinned layer ranges count. Pure.
 
-A pinned range counts in the order in which the members came: one that contradicts an earlier range, or that leaves no
-plan for the others, makes its node spare, and the node is told why. So no pin keeps the other members from a plan.
+Pinned ranges count in the order in which their members came. A node is spare, and is told why, when its range overlaps
+an earlier one or leaves no plan for the others. So no pinned range can prevent a plan of the other members.
 """
 
 from __future__ import annotations
@@ -14,43 +14,45 @@ from edgepp.layers import LayerRange
 from edgepp.placement.shortage import check_pins, fits
 from edgepp.placement.types import PlacementRequest, StageHost
 
-_ALONE = 8
-"""Pinned nodes, the last that came first, of which each is left out by itself to see whether that helps."""
+_MAX_SINGLE_EXCLUSIONS = 8
+"""How many of the newest pinned nodes are tried to be left out one by one."""
 
 
 class StageHosts:
-    """The members' hosts for one model, and the nodes whose pinned range is not taken."""
+    """The stage hosts of the members for one request, and the nodes whose pinned range does not count."""
 
-    def __init__(self, want: PlacementRequest, coordinator: str) -> None:
-        self._want = want
+    def __init__(self, request: PlacementRequest, coordinator: str) -> None:
+        self._request = request
         self._coordinator = coordinator
         self._pins: dict[str, LayerRange] = {}
-        """Pinned ranges of the members that are here by node id, in the order in which they came."""
+        """The pinned ranges of the present members by node id, in the order in which the members came."""
         self._unfit: dict[str, str] = {}
-        self._idle: dict[str, str] = {}
+        """Reasons that follow from the members alone, by node id."""
+        self._left_out: dict[str, str] = {}
+        """Reasons of nodes that were left out of the last plan, by node id."""
 
     @property
     def refused(self) -> dict[str, str]:
-        """Why a node's pinned range is not taken, by node id."""
-        return self._unfit | self._idle
+        """Why a node's pinned range does not count, by node id."""
+        return self._unfit | self._left_out
 
     @property
     def unfit(self) -> tuple[tuple[str, str], ...]:
-        """The part of ``refused`` that follows from the members alone: it changes only when they do."""
+        """The part of ``refused`` that follows from the members alone, and changes only with them."""
         return tuple(self._unfit.items())
 
     def hosts(self, present: Sequence[Member]) -> list[StageHost]:
-        """The hosts of the members whose pinned range can be."""
+        """The hosts of the ``present`` members whose pinned range is possible, by id."""
         pins = {m.node: LayerRange(m.facts.start, m.facts.stop) for m in present if m.facts.stop > m.facts.start}
-        here = {node: pin for node, pin in self._pins.items() if pins.get(node) == pin}
-        self._pins = here | pins
+        unchanged = {node: pin for node, pin in self._pins.items() if pins.get(node) == pin}
+        self._pins = unchanged | pins
         self._unfit.clear()
         order = list(self._pins)
         hosts: list[StageHost] = []
         for member in sorted(present, key=lambda m: order.index(m.node) if m.node in pins else len(order)):
             offered = self._offered(member, pins.get(member.node))
             try:
-                check_pins(self._want, offered[:1])
+                check_pins(self._request, offered[:1])
                 check_overlap(offered[:1], hosts)
             except PlanError as error:
                 self._unfit[member.node] = f"{error}; {error.hint}"
@@ -59,36 +61,39 @@ class StageHosts:
         return sorted(hosts, key=lambda host: host.id)
 
     def possible(self, hosts: Sequence[StageHost], error: PlanError) -> Sequence[StageHost] | None:
-        """``hosts`` without pinned nodes, the last that came first, so that a plan is possible; None where none is.
+        """``hosts`` without as many of the newest pinned nodes as necessary for a plan; None where no plan is possible.
 
-        ``error`` says why there is no plan with all of them.
+        ``error`` says why there is no plan with all ``hosts``.
         """
-        for out in self._left_out({host.node for host in hosts}):
-            kept = [host for host in hosts if host.node not in out]
-            if fits(self._want, kept, self._coordinator):
-                self._idle = {
-                    node: f"its layers {self._pins[node]} leave no plan: {error}; {error.hint}" for node in out
+        for excluded in self._exclusions({host.node for host in hosts}):
+            kept = [host for host in hosts if host.node not in excluded]
+            if fits(self._request, kept, self._coordinator):
+                self._left_out = {
+                    node: f"its layers {self._pins[node]} leave no plan: {error}; {error.hint}" for node in excluded
                 }
                 return kept
         return None
 
     def take_back(self) -> None:
-        """Let every pinned range count again that the others leave room for: a new plan is to be made."""
-        self._idle = {}
+        """Let the nodes that were left out of the last plan count again, for a new plan."""
+        self._left_out = {}
 
-    def _left_out(self, nodes: set[str]) -> Iterator[frozenset[str]]:
-        """One of the last ``_ALONE`` pinned nodes, then the last 2, 4, 8 … and all: few, for each is a search."""
+    def _exclusions(self, nodes: set[str]) -> Iterator[frozenset[str]]:
+        """Sets of pinned nodes to leave out: single newest ones, then the newest 2, 4, 8 … and all.
+
+        They are few, since each one costs a search.
+        """
         late = [node for node in reversed(self._pins) if node in nodes]
-        yield from (frozenset({node}) for node in late[:_ALONE])
+        yield from (frozenset({node}) for node in late[:_MAX_SINGLE_EXCLUSIONS])
         count = 2
         while late and count < 2 * len(late):
             yield frozenset(late[:count])
             count *= 2
 
     def _offered(self, member: Member, pinned: LayerRange | None) -> Sequence[StageHost]:
-        """The stage processes that a member offers; for one that offers none, what it would be as a whole."""
+        """The hosts that a member offers, one per stage slot; for a member without slots, one host for its machine."""
         facts = member.facts
-        whole = StageHost(
+        machine = StageHost(
             id=member.node,
             node=member.node,
             memory_bytes=facts.memory_bytes,
@@ -98,22 +103,22 @@ class StageHosts:
             coordinator=member.node == self._coordinator,
             name=facts.name,
         )
-        return whole.divided(facts.stage_slots) or (whole,)
+        return machine.divided(facts.stage_slots) or (machine,)
 
 
 def check_overlap(newcomers: Sequence[StageHost], taken: Sequence[StageHost]) -> None:
     """Check that no pinned range of ``newcomers`` overlaps one of ``taken``.
 
     Raises:
-        PlanError: the first overlap, and whose range counts.
+        PlanError: two ranges overlap; the message names both hosts and says which range counts.
     """
     for host in newcomers:
         for other in taken:
             pin, held = host.pinned, other.pinned
             if pin is not None and held is not None and pin.start < held.stop and held.start < pin.stop:
-                twice = LayerRange(max(pin.start, held.start), min(pin.stop, held.stop))
+                overlap = LayerRange(max(pin.start, held.start), min(pin.stop, held.stop))
                 raise PlanError(
-                    f"layers {twice} are pinned twice: {other} came first and keeps {held}, so {host}, which is to"
+                    f"layers {overlap} are pinned twice: {other} came first and keeps {held}, so {host}, which is to"
                     f" hold {pin}, is spare",
                     f"restart {host} with other --layers, or without",
                 )

@@ -1,4 +1,4 @@
-"""A cluster's state as one JSON object: what `edgepp status --json` prints."""
+"""The cluster's state as one JSON object, as `edgepp status --json` prints it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.json_codec import encode_sampling
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
-from edgepp.coordinator.rollout import Rollout
+from edgepp.coordinator.rollout import Progress, Rollout
 from edgepp.coordinator.trust_store import TrustStore
+from edgepp.wire.messages import Loaded
 from edgepp.wire.transport import Address
 
 SCHEMA = 1
@@ -21,46 +22,51 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class StatusSources:
-    """The parts of a coordinator that a cluster's state is read from."""
+    """The parts of a coordinator from which the cluster's state is read."""
 
-    registry: TrustStore
+    trust_store: TrustStore
     members: Membership
-    director: Planner
+    planner: Planner
     rollout: Rollout
-    serving: PipelineManager
+    pipeline_manager: PipelineManager
     answers: AnswerService
     address: Address
     """Where the coordinator listens."""
     began_s: float
     """When the coordinator began, by ``time.monotonic``."""
 
+    @property
+    def reason(self) -> str:
+        """What answers wait for, such as machines that are away; empty while a pipeline is open."""
+        return self.rollout.waiting(self.trust_store.away({member.node for member in self.members.present}))
+
 
 def cluster_status(sources: StatusSources) -> dict[str, Any]:
-    """Everything that people ask of a cluster. Layers are half-open, times in seconds, memory in bytes."""
-    director, serving = sources.director, sources.serving
+    """The cluster's state. Layer ranges are half-open pairs, times in seconds, memory in bytes, rates per second."""
+    planner, pipeline_manager = sources.planner, sources.pipeline_manager
     stages = stage_statuses(sources)
-    state = "ready" if serving.pipeline is not None else "loading" if stages else "waiting"
+    state = "ready" if pipeline_manager.pipeline is not None else "loading" if stages else "waiting"
     timing = sources.answers.last
     return {
         "schema": SCHEMA,
-        "cluster": sources.registry.cluster.id,
-        "coordinator": sources.registry.cluster.coordinator.name,
+        "cluster": sources.trust_store.cluster.id,
+        "coordinator": sources.trust_store.cluster.coordinator.name,
         "address": str(sources.address),
-        "model": serving.model,
+        "model": pipeline_manager.model,
         "state": state,
-        "reason": sources.rollout.waiting(sources.registry.away({member.node for member in sources.members.present})),
-        "plan_version": director.count,
+        "reason": sources.reason,
+        "plan_version": planner.plan_version,
         "view": sources.members.version,
-        "policy": director.want.policy,
-        "context": director.want.context,
-        "max_sequences": director.want.max_sequences,
-        "exact": director.exact,
-        "kv_bits": director.kv_bits or None,
-        "sampling": encode_sampling(serving.sampling),
+        "policy": planner.request.policy,
+        "context": planner.request.context,
+        "max_sequences": planner.request.max_sequences,
+        "exact": planner.exact,
+        "kv_bits": planner.kv_bits or None,
+        "sampling": encode_sampling(pipeline_manager.sampling),
         "uptime_s": round(time.monotonic() - sources.began_s, 1),
         "answers": {
             "under_way": len(sources.answers),
-            "done": sources.answers.done,
+            "done": sources.answers.num_finished,
             "last_decode_tokens_per_s": round(timing.decode_tokens_per_s, 3) if timing else None,
             "last_ttft_s": round(timing.ttft_s, 4) if timing else None,
         },
@@ -71,8 +77,8 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
 
 
 def _engine(sources: StatusSources) -> dict[str, Any]:
-    """What the engine has to do, and how much of the prompts it had computed before; counts begin with the pipeline."""
-    pipeline = sources.serving.pipeline
+    """The engine's load and prefix reuse, counted since the pipeline was opened; empty without a pipeline."""
+    pipeline = sources.pipeline_manager.pipeline
     if pipeline is None:
         return {}
     load = pipeline.engine.load
@@ -87,43 +93,46 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
 
 
 def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
-    parts = node_assignments(sources.director, sources.members)
+    assignments = node_assignments(sources.planner, sources.members)
     nodes = []
     for member in sources.members:
         facts = member.facts
-        here = member.node == sources.registry.cluster.coordinator.node
+        is_coordinator = member.node == sources.trust_store.cluster.coordinator.node
         nodes.append(
             {
                 "node": member.node,
                 "name": facts.name,
-                "roles": [*(["coordinator"] if here else []), *(["stage"] if parts[member.node]["layers"] else [])],
+                "roles": [
+                    *(["coordinator"] if is_coordinator else []),
+                    *(["stage"] if assignments[member.node]["layers"] else []),
+                ],
                 "state": member.phase.value,
                 "address": member.host,
-                "memory": facts.memory_bytes,
-                "memory_free": member.memory_free,
+                "memory_bytes": facts.memory_bytes,
+                "memory_free_bytes": member.memory_free_bytes,
                 "backend": facts.backend,
                 "device": facts.device,
                 "threads": facts.threads,
                 "pinned": [facts.start, facts.stop] if facts.stop else None,
                 "stream_bytes_per_s": facts.stream_bytes_per_s,
-                "flops": facts.flops_per_s,
+                "flops_per_s": facts.flops_per_s,
                 "rtt_s": member.rtt_us / 1e6,
-                "clock_off_s": round(member.clock_off_us / 1e6, 3),
+                "clock_offset_s": round(member.clock_offset_us / 1e6, 3),
                 "version": facts.version,
                 "stage_slots": facts.stage_slots,
-                **parts[member.node],
+                **assignments[member.node],
             }
         )
     return nodes
 
 
 def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
-    """One object a stage of the plan, in order."""
-    pipeline, timing = sources.serving.pipeline, sources.answers.last
+    """One object per stage of the plan, in order."""
+    pipeline, timing = sources.pipeline_manager.pipeline, sources.answers.last
     stage_stats = pipeline.engine.stage_stats if pipeline else []
     infos = pipeline.stages if pipeline else ()
     reports = []
-    for index, (member, slot, layers, loaded) in enumerate(sources.director.stages(sources.members)):
+    for index, (member, slot, layers, loaded) in enumerate(sources.planner.stages(sources.members)):
         progress = sources.rollout.progress.get((member.node, slot))
         stage: dict[str, Any] = {
             "index": index,
@@ -135,7 +144,7 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             "backend": loaded.backend if loaded else member.facts.backend,
             "device": loaded.device if loaded else member.facts.device,
             "state": "ready" if loaded else "loading",
-            "progress": _share(progress.done, progress.total) if progress and not loaded else float(loaded is not None),
+            "progress": _progress(progress, loaded),
             "weight_bytes": loaded.weight_bytes if loaded else None,
             "resident_bytes": loaded.resident_bytes if loaded else None,
             "prefill_tokens_per_s": round(1e6 / loaded.prefill_us, 1) if loaded and loaded.prefill_us else None,
@@ -156,5 +165,10 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
     return reports
 
 
-def _share(done: int, total: int) -> float:
-    return round(min(1.0, done / total), 3) if total else 0.0
+def _progress(progress: Progress | None, loaded: Loaded | None) -> float:
+    """The loaded fraction of a stage, from 0 to 1."""
+    if loaded is not None:
+        return 1.0
+    if progress is None or not progress.total_bytes:
+        return 0.0
+    return round(min(1.0, progress.done_bytes / progress.total_bytes), 3)

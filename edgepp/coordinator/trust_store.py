@@ -1,4 +1,4 @@
-"""Who may take part in a cluster: its book of members, tokens and revoked keys, on disk, and the gate that it opens."""
+"""Which keys a cluster admits: paired nodes, tokens and revoked keys, on disk and in the gate of the socket."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgepp.cluster.identity import (
-    MOST_MEMBERS,
-    MOST_TOKENS,
+    MAX_MEMBERS,
+    MAX_TOKENS,
     Cluster,
     Identity,
     PairedNode,
@@ -25,31 +25,31 @@ from edgepp.wire.security import Gate
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address
 
-TOKEN_MEMBERS = 128
-"""Nodes that one token lets in, revoked ones counted: whoever finds a token can add no more."""
+MAX_NODES_PER_TOKEN = 128
+"""Nodes that one token lets in, revoked ones included: a bound on the damage of a stolen token."""
 
 
 @dataclass(frozen=True)
 class Adoption:
-    """What becomes of a token holder's wish."""
+    """The outcome of an ``Adopt`` message."""
 
     paired: NodePaired | None = None
-    """What to tell people; empty where the node was a member already."""
+    """The event to report; None where the node was paired already, or is refused."""
     refusal: str = ""
-    """Why the node is not let in; empty where it is."""
+    """Why the node is refused; empty where it is paired."""
 
 
 class TrustStore:
-    """The coordinator's book. Its methods may be called from any thread.
+    """The paired nodes, tokens and revoked keys of one cluster. Safe from any thread.
 
-    A change counts once it is on disk; where it cannot be written, nothing has changed.
+    A change takes effect once it is on disk; a change that cannot be written does not take effect.
     """
 
     def __init__(self, identity: Identity, cluster: Cluster, gate: Gate) -> None:
-        """Take over ``cluster`` as it was read.
+        """Take over ``cluster`` as it was read from disk, and admit its keys.
 
         Raises:
-            EdgeppError: it cannot be written back.
+            EdgeppError: the cluster cannot be written.
         """
         self._identity = identity
         self._gate = gate
@@ -58,55 +58,55 @@ class TrustStore:
         save_cluster(cluster)
         self._admit()
 
-    def reached_at(self, address: Address) -> None:
-        """Note where this machine's own commands find the coordinator."""
+    def remember_address(self, address: Address) -> None:
+        """Save the address at which this machine's own commands find the coordinator."""
         remember_address(self.cluster.id, address)
 
     @property
     def keys(self) -> set[str]:
-        """The keys of this node and of everyone who is paired."""
+        """The keys of this node and of all paired nodes."""
         return {self._identity.keys.public, *(member.key for member in self.cluster.members)}
 
     @property
     def nodes(self) -> set[str]:
-        """The ids of everyone who is paired."""
+        """The ids of all paired nodes."""
         return {member.node for member in self.cluster.members}
 
     def away(self, present: Collection[str]) -> list[str]:
-        """The names of everyone who is paired and whose node id is not among ``present``."""
+        """The names of the paired nodes whose id is not in ``present``."""
         return [member.name for member in self.cluster.members if member.node not in present]
 
     def node_of(self, key: str) -> str:
         """The id of the node with this key.
 
         Raises:
-            UsageError: it is not, or no longer, a member's.
+            UsageError: the key is not, or no longer, a paired node's.
         """
         if key == self._identity.keys.public:
             return self._identity.node
         for member in self.cluster.members:
             if member.key == key:
                 return member.node
-        raise UsageError("this key is not, or no longer, a member's", "ask for a new invitation")
+        raise UsageError("this machine's key is not, or no longer, admitted", "ask for a new invitation")
 
     def check_room(self) -> None:
-        """See whether one more node can be let in.
+        """Check that one more node can be paired.
 
         Raises:
-            UsageError: the cluster has as many as are kept.
+            UsageError: ``MAX_MEMBERS`` nodes are paired.
         """
-        if len(self.cluster.members) >= MOST_MEMBERS:
+        if len(self.cluster.members) >= MAX_MEMBERS:
             raise UsageError(
-                f"{MOST_MEMBERS} nodes are paired with this cluster already",
-                "revoke some that are away: `edgepp peers`",
+                f"{MAX_MEMBERS} nodes are paired with this cluster already",
+                "revoke some that are away: `edgepp peers` lists them",
             )
 
     def pair(self, member: PairedNode) -> None:
-        """Let a node take part from now on that proved a code, also one whose key was revoked.
+        """Admit a node that proved an invitation code, also one whose key was revoked.
 
         Raises:
-            UsageError: the cluster has as many nodes as are kept.
-            EdgeppError: it cannot be written.
+            UsageError: ``MAX_MEMBERS`` nodes are paired.
+            EdgeppError: the change cannot be written.
         """
         with self._lock:
             others = tuple(other for other in self.cluster.members if other.node != member.node)
@@ -116,113 +116,124 @@ class TrustStore:
             self._change(lambda cluster: replace(cluster, members=(*others, member), revoked=revoked))
 
     def adopt(self, token_key: str, host: str, message: Adopt) -> Adoption:
-        """Pair the node at ``host`` that proved a token's key, unless its own key was revoked.
+        """Pair the node at ``host`` that proved ``token_key``, unless the node's own key was revoked.
 
         Raises:
-            UsageError: the key is no token's.
+            UsageError: ``token_key`` is not a token's.
             RemoteProtocolError: the node's own key is malformed.
-            EdgeppError: it cannot be written.
+            EdgeppError: the change cannot be written.
         """
         if not is_key(message.key):
-            raise RemoteProtocolError("a malformed key")
+            raise RemoteProtocolError("the key of the node to adopt is malformed")
         with self._lock:
-            book = self.cluster
-            token = next((token for token in book.tokens if token.key == token_key), None)
+            cluster = self.cluster
+            token = next((token for token in cluster.tokens if token.key == token_key), None)
             if token is None:
-                raise UsageError("only a token's holder can be adopted")
-            if any(message.key == one.key for one in (*book.members, book.coordinator)):
+                raise UsageError(
+                    "this message needs a connection with a token's key", "run `edgepp join` with a valid token"
+                )
+            if any(message.key == one.key for one in (*cluster.members, cluster.coordinator)):
                 return Adoption()
             if refusal := self._refusal(token, message.key):
                 return Adoption(refusal=refusal)
             member = PairedNode.of(message.name, message.key, token.node)
-            self._change(lambda cluster: replace(cluster, members=(*book.members, member)))
+            self._change(lambda cluster: replace(cluster, members=(*cluster.members, member)))
         return Adoption(paired=NodePaired(member.name, host, token.name))
 
     def _refusal(self, token: PairedNode, key: str) -> str:
-        book = self.cluster
-        if any(key == one.key for one in book.revoked):
-            return f"{self._identity.name} revoked this machine's key, which only a code of `edgepp invite` lifts"
-        if len(book.revoked) >= MOST_MEMBERS:  # an older one may have been forgotten
-            return f"{MOST_MEMBERS} keys are revoked, so that only a code of `edgepp invite` lets machines in"
-        if sum(one.token == token.node for one in (*book.members, *book.revoked)) >= TOKEN_MEMBERS:
-            return f"{token.name} has let in {TOKEN_MEMBERS} machines, which is all that one token does"
-        if len(book.members) >= MOST_MEMBERS:
-            return f"{MOST_MEMBERS} nodes are paired with this cluster already"
+        cluster = self.cluster
+        if any(key == one.key for one in cluster.revoked):
+            return f"{self._identity.name} revoked this machine's key; only a code of `edgepp invite` lets it in again"
+        if len(cluster.revoked) >= MAX_MEMBERS:  # older revoked keys may have been dropped
+            return f"{MAX_MEMBERS} keys are revoked, so only a code of `edgepp invite` lets machines in"
+        if sum(one.token == token.node for one in (*cluster.members, *cluster.revoked)) >= MAX_NODES_PER_TOKEN:
+            return f"{token.name} has let in {MAX_NODES_PER_TOKEN} machines, the most that one token can"
+        if len(cluster.members) >= MAX_MEMBERS:
+            return f"{MAX_MEMBERS} nodes are paired with this cluster already"
         return ""
 
     def token(self) -> dict[str, Any]:
-        """A new token: its text, which is kept nowhere, and its name.
+        """Make a token; returns its ``name`` and its text ``token``, which is not kept.
 
         Raises:
-            UsageError: there are as many as are kept.
+            UsageError: there are ``MAX_TOKENS`` tokens.
+            EdgeppError: the change cannot be written.
         """
         with self._lock:
             tokens = self.cluster.tokens
-            if len(tokens) >= MOST_TOKENS:
-                raise UsageError(f"there are {MOST_TOKENS} tokens already", "withdraw one: `edgepp revoke token-1`")
+            if len(tokens) >= MAX_TOKENS:
+                raise UsageError(
+                    f"there are {MAX_TOKENS} tokens already", "revoke one, such as `edgepp revoke token-1`"
+                )
             text, token = make_token(self.cluster)
             self._change(lambda cluster: replace(cluster, tokens=(*tokens, token)))
         return {"token": text, "name": token.name}
 
     def revoke(self, name: str, aliases: Mapping[str, str] | None = None) -> PairedNode:
-        """Admit a node or token no longer, and keep that its key was revoked; whom.
+        """Revoke a node or token and return it.
 
-        ``aliases`` are names by which nodes call themselves now, by node id.
+        ``name`` is a name, an id, or the first four or more digits of an id; ``aliases`` are the nodes' present names
+        by node id.
 
         Raises:
-            UsageError: ``name`` is that of none, or of more than one.
+            UsageError: no node or token is called ``name``, or more than one.
+            EdgeppError: the change cannot be written.
         """
         with self._lock:
-            gone = self._named(name, aliases or {})
+            revoked = self._find(name, aliases or {})
 
             def without(ones: tuple[PairedNode, ...]) -> tuple[PairedNode, ...]:
-                return tuple(one for one in ones if one != gone)
+                return tuple(one for one in ones if one != revoked)
 
             def change(cluster: Cluster) -> Cluster:
-                if gone in cluster.tokens:
-                    withdrawn = (*cluster.withdrawn, gone)[-MOST_MEMBERS:]
+                if revoked in cluster.tokens:
+                    withdrawn = (*cluster.withdrawn, revoked)[-MAX_MEMBERS:]
                     return replace(cluster, tokens=without(cluster.tokens), withdrawn=withdrawn)
-                revoked = (*(one for one in cluster.revoked if one.node != gone.node), gone)[-MOST_MEMBERS:]
-                return replace(cluster, members=without(cluster.members), revoked=revoked)
+                others = (one for one in cluster.revoked if one.node != revoked.node)
+                kept = (*others, revoked)[-MAX_MEMBERS:]
+                return replace(cluster, members=without(cluster.members), revoked=kept)
 
             self._change(change)
-        return gone
+        return revoked
 
     def forget(self, node: str) -> None:
-        """Take out a node that left by its own will: a code or a token lets it in again."""
+        """Remove a node that left by itself: a code or a token lets it in again."""
         with self._lock:
             members = tuple(one for one in self.cluster.members if one.node != node)
             self._change(lambda cluster: replace(cluster, members=members))
 
     def token_of(self, member: PairedNode) -> str:
-        """The name of the token by which a node came, while it still lets others in; else empty."""
+        """The name of the token that let a node in, while the token is valid; else empty."""
         return next((token.name for token in self.cluster.tokens if token.node == member.token), "")
 
     def peers(self, states: Mapping[str, str]) -> dict[str, Any]:
-        """Everyone who is paired, with their ``states`` by node id where they are here; tokens; who is revoked."""
-        book = self.cluster
-        names = {token.node: token.name for token in (*book.tokens, *book.withdrawn)}
+        """Paired nodes, valid tokens, revoked nodes and withdrawn tokens, as `edgepp peers` shows them.
 
-        def described(one: PairedNode) -> dict[str, Any]:
+        ``states`` are the states of the present nodes by node id.
+        """
+        cluster = self.cluster
+        names = {token.node: token.name for token in (*cluster.tokens, *cluster.withdrawn)}
+
+        def describe_node(one: PairedNode) -> dict[str, Any]:
             return {"node": one.node, "name": one.name, "key": one.key, "came_by": names.get(one.token, "")}
 
-        def counted(token: PairedNode) -> dict[str, Any]:
+        def describe_token(token: PairedNode) -> dict[str, Any]:
             return {
                 "node": token.node,
                 "name": token.name,
-                "nodes": sum(one.token == token.node for one in book.members),
+                "nodes": sum(one.token == token.node for one in cluster.members),
             }
 
         return {
-            "cluster": book.id,
-            "peers": [{**described(one), "state": states.get(one.node, "away")} for one in book.members],
-            "tokens": [counted(token) for token in book.tokens],
-            "revoked": [described(one) for one in book.revoked],
-            "withdrawn": [counted(token) for token in book.withdrawn],
+            "cluster": cluster.id,
+            "peers": [{**describe_node(one), "state": states.get(one.node, "away")} for one in cluster.members],
+            "tokens": [describe_token(token) for token in cluster.tokens],
+            "revoked": [describe_node(one) for one in cluster.revoked],
+            "withdrawn": [describe_token(token) for token in cluster.withdrawn],
         }
 
-    def _named(self, name: str, aliases: Mapping[str, str]) -> PairedNode:
-        """The one that is meant; a whole id goes before any name, since a node may call itself as it likes."""
+    def _find(self, name: str, aliases: Mapping[str, str]) -> PairedNode:
+        """The node or token called ``name``. An id counts before a name, since nodes choose their names."""
         paired = (*self.cluster.members, *self.cluster.tokens)
         found = [one for one in paired if name == one.node] or [
             one

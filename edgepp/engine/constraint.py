@@ -1,7 +1,7 @@
-"""Constraints enforced: which tokens an answer may go on with, by llguidance.
+"""Constrained answers: which tokens may come next, by llguidance.
 
-A constraint is compiled once, outside the engine's thread, after ``grammar_sandbox`` has seen it harmless. Copies of
-the result serve later requests with the same constraint.
+A constraint is compiled once, outside the engine's thread, after ``grammar_sandbox`` has compiled it without harm.
+Later requests with the same constraint get copies of the compiled matcher.
 """
 
 from __future__ import annotations
@@ -24,26 +24,30 @@ from edgepp.engine.request import Constraint
 from edgepp.errors import EdgeppError, ModelError, UsageError
 
 _TRIAL_S = 20.0
+"""Seconds that the sandbox may take for one constraint."""
 _MASK_S = 1.0
-_KEPT = 32
-_TRIALS = 2
+"""Processor seconds that the mask of one token may take."""
+_MAX_COMPILED = 32
+"""Compiled constraints that are kept."""
+_MAX_TRIALS = 2
+"""Sandboxes that run at the same time."""
 
 
 class Matcher:
-    """One answer's place in its constraint."""
+    """The position of one answer within its constraint."""
 
     def __init__(self, inner: LLMatcher) -> None:
         self._inner = inner
 
     @property
     def done(self) -> bool:
-        """Whether the constraint is fulfilled and allows nothing more."""
+        """Whether the constraint is met and allows no further token."""
         return self._inner.is_stopped()
 
     def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """A copy of ``logits`` (V,), minus infinity where a token would break the constraint.
+        """A copy of ``logits`` (V,) with minus infinity for each token that would break the constraint.
 
-        Tokens that end an answer are allowed where the text may end; rows beyond the tokenizer's tokens never are.
+        Tokens that end an answer are allowed where the text may end, and ids beyond the tokenizer's tokens never.
 
         Raises:
             UsageError: the constraint has become too complex to follow.
@@ -52,34 +56,34 @@ class Matcher:
         bits = self._inner.compute_bitmask()
         took_s = time.thread_time() - begun_s
         if self._inner.is_error() or took_s > _MASK_S:
-            raise self._lost(f"one token took {took_s:.1f} s")
+            raise self._failure(f"one token took {took_s:.1f} s")
         allowed = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(logits), bitorder="little")
         masked: npt.NDArray[np.float32] = np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
         return masked
 
     def advance(self, token: int) -> None:
-        """Note that ``token`` is the next of the answer.
+        """Append ``token`` to the answer.
 
         Raises:
-            UsageError: the constraint has become too complex to follow; or ``token`` was not drawn from ``mask``.
+            UsageError: the constraint has become too complex to follow, or does not allow ``token``.
         """
         if not self._inner.consume_token(token):
-            raise self._lost(f"token {token} is not allowed")
+            raise self._failure(f"token {token} is not allowed")
 
     def forced(self) -> list[int]:
-        """The ids of the tokens that must come next whatever the model says, which makes them a sure draft."""
+        """Ids of the only tokens that the constraint allows next, whatever the logits are; often none."""
         return self._inner.compute_ff_tokens()
 
-    def _lost(self, otherwise: str) -> UsageError:
+    def _failure(self, otherwise: str) -> UsageError:
         reason = grammar_sandbox.complaint(self._inner.get_error()) or otherwise
         return UsageError(f"the constraint cannot be followed further: {reason}", "make it less ambiguous")
 
 
 class ConstraintCompiler:
-    """Makes matchers for one tokenizer; safe to use from several threads."""
+    """Makes matchers for one tokenizer. Safe to use from several threads."""
 
     def __init__(self, tokenizer_json: str, eos_ids: Iterable[int]) -> None:
-        """Prepare for the tokenizer with the definition ``tokenizer_json``, whose ``eos_ids`` end an answer.
+        """Prepare for the tokenizer ``tokenizer_json``, the text of that file, where ``eos_ids`` end an answer.
 
         Takes about 0.2 s and 5 MB for 50,000 tokens.
 
@@ -95,17 +99,17 @@ class ConstraintCompiler:
             raise ModelError(f"this model's answers cannot be held to a constraint: {reason}") from error
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
-        self._trials = threading.BoundedSemaphore(_TRIALS)
+        self._trials = threading.BoundedSemaphore(_MAX_TRIALS)
 
     def compile(self, constraint: Constraint) -> Matcher:
         """A matcher at the beginning of ``constraint``.
 
-        The first time takes a process of its own, about half a second and at most ``grammar_sandbox.CPU_S`` of
-        processor time: not for the engine's thread.
+        A new constraint is first tried in a child process, which takes about half a second and at most
+        ``grammar_sandbox.CPU_S`` of processor time, so do not call this from the engine's thread.
 
         Raises:
-            UsageError: what is wrong with the constraint, or that it is too complex.
-            EdgeppError: this machine gives no process to try it in.
+            UsageError: the constraint is invalid or too complex.
+            EdgeppError: no child process can be started.
         """
         with self._lock:
             found = self._compiled.get(constraint)
@@ -118,7 +122,7 @@ class ConstraintCompiler:
             raise _refused(constraint, grammar_sandbox.complaint(compiled.get_error()))
         with self._lock:
             self._compiled[constraint] = compiled
-            while len(self._compiled) > _KEPT:
+            while len(self._compiled) > _MAX_COMPILED:
                 self._compiled.popitem(last=False)
             return Matcher(compiled.deep_copy())
 

@@ -1,18 +1,18 @@
-"""The life of all requests, from the queue to the end: every status and every transition is here. Pure.
+"""The life of all requests, from the queue to the end: every status and every transition is in this file. Pure.
 
-No socket, tensor, thread or clock: who feeds the core says what happened, and does what the core answers. The engine
-thread feeds it with a real ring (``engine.loop``), the simulator with a modelled one.
+The core has no socket, tensor, thread or clock. Its driver reports what happened and does what the core answers: the
+engine thread (``engine.loop``) with a real ring, the simulator with a modelled one.
 
-    core.add(request)                      a request has come: it waits
-    for request in core.admit(): ...       requests begin, and others give way to them or to the budget
-    for sequence in core.freed(): ...      the stages are to forget these
-    step = core.next_step()                to be sent into the ring
-    due = core.returned(...)               a step came round: tokens of these requests are to be sampled
-    core.sampled(request)                  its ``ids`` have grown
-    core.finish(request)                   it has ended: by its last token, an error, or ``core.cancel``
+    core.add(request)                      a new request: it waits
+    for request in core.admit(): ...       requests that begin; others may be preempted for them or for the budget
+    for sequence in core.freed(): ...      sequences to free on the stages
+    step = core.next_step()                the step to send into the ring
+    due = core.returned(...)               a step came round: sample a token for each of these requests
+    core.sampled(request)                  the request's ``ids`` have grown
+    core.finish(request)                   the request ended: by its last token, an error, or ``core.cancel``
 
-The parts hold no status: ``Ledger`` counts KV positions and keeps prefixes, ``Scheduler`` orders steps, ``ChunkSizer``
-cuts prompts.
+The parts of the core hold no status: ``Ledger`` counts KV positions and keeps prefixes, ``Scheduler`` orders steps,
+``ChunkSizer`` cuts prompts into chunks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgepp.errors import LocalProtocolError
 
 
 class RequestEvent(Enum):
-    """What happens to a request."""
+    """What can happen to a request."""
 
     ADDED = auto()
     ADMITTED = auto()
@@ -59,10 +59,8 @@ _TRANSITIONS: dict[tuple[RequestStatus, RequestEvent], RequestStatus] = {
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.SAMPLED): RequestStatus.READY,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.FINISHED): RequestStatus.FINISHED,
-    (
-        RequestStatus.PREEMPTED,
-        RequestEvent.ADDED,
-    ): RequestStatus.PREEMPTED,  # to another core, whose stages replace lost ones
+    # added to another core, whose stages replace lost ones:
+    (RequestStatus.PREEMPTED, RequestEvent.ADDED): RequestStatus.PREEMPTED,
     (RequestStatus.PREEMPTED, RequestEvent.ADMITTED): RequestStatus.PREFILL,
     (RequestStatus.PREEMPTED, RequestEvent.FINISHED): RequestStatus.FINISHED,
 }
@@ -78,24 +76,26 @@ def _move(request: Request, event: RequestEvent) -> None:
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """How much is asked of an engine."""
+    """How busy an engine is."""
 
     live: int
+    """Admitted requests."""
     waiting: int
+    """Requests that wait to be admitted."""
     kept: int
-    """KV positions kept for prompts to come."""
+    """KV positions kept for the prefixes of future prompts."""
     reuse: Reuse
     preempted: int
-    """Times that a request lost its KV positions to others and began again."""
+    """How often a request lost its KV positions to others."""
 
 
 class EngineCore(Generic[AnyRequest]):
     """All requests of one pipeline."""
 
     def __init__(self, stages: Sequence[StageTraits], budget: int | None) -> None:
-        """Begin with ``stages`` that hold nothing; all sequences together may take ``budget`` positions.
+        """Begin with empty ``stages``; all sequences together may take ``budget`` positions.
 
-        Without a budget, as many positions as one sequence may take are kept for prompts to come.
+        Without a budget, as many positions as one sequence may take are kept for the prefixes of future prompts.
         """
         self._sizer = ChunkSizer(stages)
         self._scheduler = Scheduler(len(stages), self._sizer)
@@ -104,13 +104,13 @@ class EngineCore(Generic[AnyRequest]):
         self._bounded = budget is not None
         self._preempted = 0
         self._changed = True
-        """Whether something has happened since the last look by which another request may begin."""
+        """Whether something happened since the last ``admit`` that may let another request begin."""
         self._growth = 0
-        """Positions by which live requests may grow before the next look."""
+        """Positions by which live requests may grow before ``admit`` has to check the budget."""
 
     @property
     def live(self) -> Mapping[int, AnyRequest]:
-        """Admitted requests, by sequence."""
+        """Admitted requests by sequence."""
         return self._ledger.live
 
     @property
@@ -120,7 +120,7 @@ class EngineCore(Generic[AnyRequest]):
 
     @property
     def load(self) -> EngineLoad:
-        """How much is asked now. Safe from any thread."""
+        """How busy the engine is now. Safe from any thread."""
         ledger = self._ledger
         return EngineLoad(len(ledger.live), len(ledger.waiting), ledger.kept, ledger.reuse, self._preempted)
 
@@ -128,64 +128,65 @@ class EngineCore(Generic[AnyRequest]):
         """Queue a request.
 
         Raises:
-            EdgeppError: too many are waiting; the request is as it was.
+            EdgeppError: too many requests wait; this one is unchanged.
         """
         _move(request, RequestEvent.ADDED)
         self._ledger.add(request)
         self._changed = True
 
     def admit(self) -> list[AnyRequest]:
-        """Let requests begin as far as the budget goes, and others give way; the requests that begin.
+        """Admit requests as far as the budget goes, and preempt those that hold too much; the admitted requests.
 
-        To be called before every step. It looks only where something has changed that decides.
+        Call this before every step: it returns at once unless something changed that matters.
         """
         if not self._changed and self._growth >= 0:
             return []
         self._changed = False
         ledger, admitted = self._ledger, []
         while (request := ledger.over_share()) is not None:
-            self._give_way(request, end_turn=True)
+            self._preempt_for_others(request, end_turn=True)
         for request in ledger.admit():
             _move(request, RequestEvent.ADMITTED)
             self._scheduler.add(request)
-            self._look_if_any_wait()
+            self._changed_if_any_wait()
             admitted.append(request)
         while (request := ledger.over_budget()) is not None:
-            self._give_way(request)
+            self._preempt_for_others(request)
         self._growth = ledger.room if self._bounded else 0
         return admitted
 
     def freed(self) -> list[int]:
-        """Sequences that the stages are to forget, each named once."""
+        """Sequences to free on the stages; each is returned once."""
         return self._ledger.freed()
 
     def next_step(self) -> Step | None:
-        """The step to send now, which counts as sent; None when everything waits for the ring."""
+        """The step to send now, which then counts as sent; None while everything waits for the ring."""
         step, live = self._scheduler.next_step(), self._ledger.live
         match step:
             case PrefillChunk():
                 event = RequestEvent.LAST_CHUNK_SENT if step.last else RequestEvent.CHUNK_SENT
                 _move(live[step.sequence], event)
-                self._look_if_any_wait()
+                self._changed_if_any_wait()
             case MicroBatch():
                 for sequence in step.sequences:
                     _move(live[sequence], RequestEvent.TOKEN_SENT)
         return step
 
     def speculate(self, request: AnyRequest, guesses: tuple[int, ...]) -> None:
-        """Note that the step just named carries ``guesses`` behind the request's newest token."""
+        """Note that the step just returned carries ``guesses`` behind the request's newest token."""
         request.guesses = guesses
         self._grow(len(guesses))
 
     def returned(
         self, sequences: Sequence[int], positions: int, compute_s: Sequence[float]
     ) -> list[tuple[AnyRequest, slice]]:
-        """Note that a step came round; the requests whose next token it brings, each with its rows of the result.
+        """Note that a step came round; the requests to sample for, each with its rows of the step's hidden states.
 
-        The step computed so many ``positions`` of each sequence, and each stage took its part of ``compute_s``.
+        The step computed ``positions`` positions of each of ``sequences``; ``compute_s`` holds the seconds of each
+        stage.
         """
         self._learn(sequences[0], positions, compute_s)
-        self._look_if_any_wait()
+        self._changed_if_any_wait()
         due, row = [], 0
         for sequence in sequences:
             request = self._ledger.live.get(sequence)
@@ -201,20 +202,21 @@ class EngineCore(Generic[AnyRequest]):
         return due
 
     def sampled(self, request: AnyRequest) -> None:
-        """Note that tokens of a request that was due are known, and in its ``ids``: its next, and right guesses."""
+        """Note that a due request's ``ids`` have grown by its next token and by each guess that was right."""
         _move(request, RequestEvent.SAMPLED)
         self._grow(len(request.ids) - request.sent - len(request.guesses))
         request.guesses = ()
         self._scheduler.sampled(request)
 
     def preempt(self, request: AnyRequest) -> None:
-        """Take a live request's sequence from it; it waits before those that came later, to be prefilled again."""
+        """Free a live request's sequence; the request waits before later ones, to be prefilled again."""
         self._preempt(request, end_turn=False)
 
     def finish(self, request: AnyRequest, *, keep: bool = True) -> None:
-        """End a request wherever it stands, also one that was never added.
+        """End a request in any status, also one that was never added.
 
-        What the stages hold of it is kept for prompts to come, unless ``keep`` is false because it may be wrong.
+        The stages keep its sequence for the prefixes of future prompts, unless ``keep`` is false, for a sequence that
+        may hold wrong values.
         """
         _move(request, RequestEvent.FINISHED)
         self._changed = True
@@ -229,16 +231,17 @@ class EngineCore(Generic[AnyRequest]):
             request.sequence = 0
 
     def cancel(self, request: AnyRequest) -> bool:
-        """End a request early; False where it has ended already."""
+        """End a request early; False if it has ended already."""
         if request.status is RequestStatus.FINISHED:
             return False
         self.finish(request)
         return True
 
     def failed(self, sequence: int) -> AnyRequest | None:
-        """Note that the stages have dropped a sequence; the request that is to end by it, if one is.
+        """Note that the stages have dropped a sequence; the request that must end with an error, if one must.
 
-        What began as a copy, or while kept sequences took memory, is preempted and begins once more on its own.
+        A request that began as a copy, or while kept sequences took memory, is preempted and prefilled once more
+        without sharing.
         """
         request = self._ledger.live.get(sequence)
         if request is None:
@@ -251,7 +254,7 @@ class EngineCore(Generic[AnyRequest]):
             return request
         return None
 
-    def _give_way(self, request: AnyRequest, *, end_turn: bool = False) -> None:
+    def _preempt_for_others(self, request: AnyRequest, *, end_turn: bool = False) -> None:
         self._preempted += 1
         self._preempt(request, end_turn=end_turn)
 
@@ -262,7 +265,7 @@ class EngineCore(Generic[AnyRequest]):
         self._ledger.preempt(request, end_turn=end_turn)
 
     def _learn(self, sequence: int, positions: int, compute_s: Sequence[float]) -> None:
-        """Let the lengths of chunks follow what steps take."""
+        """Let the lengths of chunks follow the times of steps."""
         request = self._ledger.live.get(sequence)
         if request is None:
             return
@@ -271,8 +274,8 @@ class EngineCore(Generic[AnyRequest]):
         elif positions == 1:  # guesses make a step longer
             self._sizer.decoded(compute_s)
 
-    def _look_if_any_wait(self) -> None:
-        """Note what changes shares and prefixes: it decides only where requests wait for them."""
+    def _changed_if_any_wait(self) -> None:
+        """Note a change of shares or prefixes, which matters only while requests wait."""
         self._changed = self._changed or bool(self._ledger.waiting)
 
     def _grow(self, positions: int) -> None:

@@ -1,4 +1,4 @@
-"""A request in the engine thread: with what draws and guesses its tokens, and the queue that hands them over."""
+"""A request in the engine thread: its state, its sampler and draft, and the queue that hands its tokens over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AnswerEvent: TypeAlias = "int | FinishReason | EdgeppError"
 
 @dataclass(eq=False, kw_only=True)
 class EngineRequest(Request):
-    """A submitted request. Its queue yields token ids, then a reason or an error."""
+    """A submitted request. ``events`` yields token ids, then a finish reason or an error."""
 
     options: GenerateOptions
     eos: frozenset[int]
@@ -30,45 +30,45 @@ class EngineRequest(Request):
     draft: Draft | None = None
     speculation: SpeculationControl = field(default_factory=SpeculationControl)
     sent_s: float = 0.0
-    """When its step in the ring left, if it travels alone."""
+    """When the step in the ring was sent, by ``time.perf_counter``; 0 for a step with other requests."""
     sampled: list[Sampled] = field(default_factory=list)
-    """One for each token, where log-probabilities were asked for."""
+    """One per token, if log-probabilities were requested."""
     events: queue.SimpleQueue[AnswerEvent] = field(default_factory=queue.SimpleQueue)
 
     def guess(self, costs: SpeculationCosts, vocabulary: int) -> tuple[int, ...]:
-        """Tokens that may well come next, as many as pay; only ids below ``vocabulary``, which the model has."""
+        """Guesses of the next tokens, as many as pay by ``costs``; all are ids below ``vocabulary``."""
         room = max(0, min(MAX_GUESSES, self.max_tokens - self.tokens - 1))
         guesses: Sequence[int] = self.sampler.forced()
         if not guesses and self.draft is not None:
-            guesses = self._drafted(self.draft, min(room, self.speculation.most(costs)))
+            guesses = self._drafted(self.draft, min(room, self.speculation.num_guesses(costs)))
         return tuple(itertools.takewhile(lambda token: 0 <= token < vocabulary, guesses[:room]))
 
-    def _drafted(self, draft: Draft, most: int) -> Sequence[int]:
-        """At most ``most`` guesses of ``draft``. They never change an answer, so a draft that fails is given up."""
+    def _drafted(self, draft: Draft, max_guesses: int) -> Sequence[int]:
+        """At most ``max_guesses`` guesses. A draft that fails is dropped: no answer needs it."""
         try:
-            return draft.propose(self.ids, most) if most > 0 else ()
+            return draft.propose(self.ids, max_guesses) if max_guesses > 0 else ()
         except BaseException as error:  # noqa: BLE001 - the boundary of one request's guesses
             failure(error, f"guessing for request {self.id}")
             self.stop_guessing()
             return ()
 
     def stop_guessing(self) -> None:
-        """Have no more guesses, and release what makes them."""
+        """Release the draft; the request goes on without guesses."""
         draft, self.draft = self.draft, None
         if draft is not None:
             try:
                 draft.close()
-            except BaseException as error:  # noqa: BLE001 - the answer is not to suffer from it
+            except BaseException as error:  # noqa: BLE001 - the answer goes on without its draft
                 failure(error, f"releasing the draft of request {self.id}")
 
     def take(self, logits: Array) -> tuple[list[int], FinishReason | None]:
         """Draw tokens from ``logits`` (1 + G, V): behind the newest token, and behind each of the G guesses.
 
-        A guess counts only if it is what would have been drawn, so the answer is the same with and without guesses.
-        Returns the tokens, and why the answer ends with them if it does.
+        Drawing ends at the first guess that differs from the drawn token, so every token is drawn from the logits
+        behind the answer itself. Returns the tokens, and the finish reason if the answer ends with them.
 
         Raises:
-            EdgeppError: the logits are no numbers, or the constraint became too complex or allows no token.
+            EdgeppError: the logits are not numbers, or the constraint became too complex or allows no token.
         """
         drawn: list[int] = []
         self.timing.guessed += len(self.guesses)
@@ -91,11 +91,11 @@ class EngineRequest(Request):
         return drawn, None
 
     def learn(self, costs: SpeculationCosts, tokens: int, now_s: float) -> None:
-        """Let guessing follow what the step just sampled has brought, ``tokens``, and ``costs`` what it took."""
+        """Let speculation learn from the sampled step, which brought ``tokens`` tokens, and ``costs`` from its time."""
         if self.status.decodes:
-            self.speculation.judged(len(self.guesses), tokens)
+            self.speculation.observe(len(self.guesses), tokens)
             if self.sent_s:
-                costs.note(len(self.guesses), now_s - self.sent_s)
+                costs.observe(len(self.guesses), now_s - self.sent_s)
         self.sent_s = 0.0
 
 

@@ -1,4 +1,4 @@
-"""The coordinator's own part of a model: its settings, tokenizer and the place of its two ends."""
+"""The coordinator's own part of a model: its checkpoint, tokenizer and default sampling."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
-"""Called with (done, total, what) bytes while something long goes on."""
+"""Called during downloads and loads with the bytes done, the bytes in total, and what is being done."""
 
 
 @dataclass(frozen=True)
 class ModelFrontend:
-    """What outlives any one pipeline of a model."""
+    """A model's files and tokenizer, which outlive each pipeline of the model."""
 
     model: str
     path: Path
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    """How the model's makers want its tokens drawn."""
+    """The sampling options that the model's makers recommend."""
 
     @classmethod
     def open(cls, model: str, *, whole: bool, on_progress: OnProgress | None = None) -> ModelFrontend:
-        """Fetch what is missing: the ``whole`` model, or its ends alone.
+        """Open ``model``, after fetching what is missing of the ``whole`` model or of its embedding and head alone.
 
         Raises:
-            ModelError: there is no such model, or it cannot be fetched now.
+            ModelError: the model does not exist, or cannot be fetched now.
         """
         path = fetch(model, ALL_PARTS if whole else ModelParts(embedding_and_head=True), on_progress)
         draw = generation_defaults(path)
@@ -48,9 +48,9 @@ class ModelFrontend:
         return ConstraintCompiler(self.tokenizer.to_json(), self.tokenizer.eos_ids)
 
     def compile(self, constraint: Constraint) -> Matcher:
-        """What holds an answer to ``constraint``.
+        """A matcher that holds one answer to ``constraint``.
 
         Raises:
-            UsageError: what is wrong with the constraint.
+            UsageError: the constraint is invalid or too complex.
         """
         return self._compiler.compile(constraint)

@@ -1,9 +1,9 @@
-"""A constraint compiled, first of all in a process of its own: ``python -m edgepp.engine.grammar_sandbox``.
+"""Compiles a constraint in a process with limits: ``python -m edgepp.engine.grammar_sandbox``.
 
 llguidance bounds most of what a schema or grammar may cost, yet a grammar of 60 bytes can take minutes and gigabytes,
-and a chain of a thousand references overflows its stack, which ends the process. So whatever has not been seen before
-is compiled, and followed for a few tokens, in a child that may die of it. The child has a smaller stack than any thread
-of ours, so what it survives is safe here.
+and a chain of a thousand references overflows the stack, which ends the process. So a new constraint is first compiled,
+and followed for a few tokens, in a child process that may die of it. The child's stack is smaller than that of any
+thread of edgepp, so a constraint that compiles in the child compiles safely elsewhere.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from edgepp.child_process import limit_cpu, limit_memory
 
 CPU_S = 5
-"""Seconds of a processor that a constraint may take; a busy machine may take longer for them."""
+"""Processor seconds that a constraint may take."""
 _STACK_BYTES = 1 << 20
 _MEMORY_BYTES = 2 << 30
 _WALK_TOKENS = 24
+"""Tokens for which the child follows the constraint."""
 _NO_EXTENSION = ("NoExtension", "NoExtensionBias")
-_SPACE = r"[ \n\r\t]{1,40}"  # without a bound a model can go on with white space until its tokens run out
+_SPACE = r"[ \n\r\t]{1,40}"  # unbounded, a model can emit white space until max_tokens
 
 
 def tokenizer(definition: str, eos: Sequence[int]) -> LLTokenizer:
     """llguidance's view of a tokenizer, from the text of its ``tokenizer.json``.
 
     Raises:
-        ValueError: it is damaged, or of a kind that llguidance does not know.
+        ValueError: the tokenizer is damaged, or of a kind that llguidance does not support.
     """
     return LLTokenizer(definition, eos_token=list(eos))
 
 
 def matcher(tokens: LLTokenizer, kind: str, text: str) -> LLMatcher:
-    """A matcher for a constraint; what is wrong with it shows in its ``get_error``.
+    """A matcher for a constraint; if the constraint is invalid, the matcher's ``get_error`` says why.
 
     Raises:
         ValueError: a schema is not JSON.
@@ -56,10 +57,10 @@ def matcher(tokens: LLTokenizer, kind: str, text: str) -> LLMatcher:
 
 
 def complaint(error: str) -> str:
-    """The one line of an error of llguidance that says what is wrong."""
+    """The most specific line of an error message of llguidance."""
     lines = [line.strip() for line in error.splitlines()] or [""]
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (said or lines)[0][:200]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines)[0][:200]
 
 
 def _grammar(kind: str, text: str) -> str:
@@ -69,7 +70,9 @@ def _grammar(kind: str, text: str) -> str:
         return LLMatcher.grammar_from_lark(text)
     schema = text if kind == "json_schema" else '{"type": "object"}'
     try:
-        parsed = json.loads(schema)  # llguidance pastes the text into another: what closes more than it opens gets out
+        parsed = json.loads(
+            schema
+        )  # llguidance pastes the text into a grammar, which an unbalanced bracket would escape
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(parsed, dict):
@@ -77,8 +80,8 @@ def _grammar(kind: str, text: str) -> str:
     return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _SPACE})
 
 
-def _tried(form: dict[str, Any], definition: str) -> str:
-    """What is wrong with a constraint; empty if nothing is."""
+def _complaint_about(form: dict[str, Any], definition: str) -> str:
+    """What is wrong with a constraint; empty if it compiles and can be followed."""
     try:
         tried = matcher(tokenizer(definition, form["eos"]), form["kind"], form["text"])
     except ValueError as error:
@@ -97,7 +100,7 @@ def _tried(form: dict[str, Any], definition: str) -> str:
 
 
 def _report(form: dict[str, Any], definition: str) -> None:
-    print(json.dumps(_tried(form, definition)))  # noqa: T201 - the parent reads it
+    print(json.dumps(_complaint_about(form, definition)))  # noqa: T201 - the parent reads it
 
 
 def _main() -> None:

@@ -1,4 +1,4 @@
-"""The model's two ends, with what goes in and what comes out checked for each request by itself."""
+"""Embedding and head with their inputs and outputs checked, so that one request's fault stays with that request."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.model.weights.checkpoint import Array
 
 Rows: TypeAlias = "Array | BaseException"
-"""What was computed for one request, or why it was not."""
+"""The rows computed for one request, or the error that prevented them."""
 
 
 def finite(hidden: Array) -> bool:
-    """Whether hidden states are all numbers: neither NaN nor infinite."""
+    """Whether no value is NaN or infinite."""
     return bool(np.isfinite(hidden).all())
 
 
 def token_ids(tokens: Sequence[Any], vocabulary: int) -> list[int]:
-    """``tokens`` as plain ints, each of which has a row in an embedding of ``vocabulary`` rows.
+    """``tokens`` as plain ints, each below ``vocabulary``.
 
     Raises:
-        UsageError: one of them is no whole number, or has no row.
+        UsageError: a token is not a whole number, or has no row in the embedding.
     """
     for at, token in enumerate(tokens):
         if isinstance(token, bool | np.bool_) or not isinstance(token, int | np.integer):
@@ -38,18 +38,18 @@ def token_ids(tokens: Sequence[Any], vocabulary: int) -> list[int]:
 
 
 class GuardedEnds:
-    """``EmbeddingAndHead`` whose trouble with one request stays that request's."""
+    """``EmbeddingAndHead`` that fail for one request at a time."""
 
     def __init__(self, ends: EmbeddingAndHead) -> None:
         self._ends = ends
         self.vocabulary = ends.vocabulary
 
     def embed(self, tokens: Sequence[int], position: int) -> Array:
-        """Hidden states (T, D) of tokens at ``position`` and behind it.
+        """Hidden states (T, D) of T tokens, the first at ``position``.
 
         Raises:
-            StageFault: the embedding of one of them is not finite.
-            EdgeppError: what else the backend says.
+            StageFault: the embedding of a token is not finite.
+            EdgeppError: the backend failed.
         """
         hidden = self._ends.embed(tokens, position)
         if not finite(hidden):
@@ -60,30 +60,33 @@ class GuardedEnds:
         return hidden
 
     def embed_each(self, tokens: Sequence[int], positions: Sequence[int]) -> list[Rows]:
-        """For each of some requests the hidden state (1, D) of its token at its position."""
+        """The hidden state (1, D) of each request's token at its position, or the error of that request."""
         if not self._ends.positional:
             try:
                 hidden = self.embed(tokens, 0)
                 return [hidden[row : row + 1] for row in range(len(tokens))]
-            except BaseException as error:  # noqa: BLE001 - the boundary: each is tried by itself
+            except BaseException as error:  # noqa: BLE001 - the boundary: each request is tried alone
                 if len(tokens) == 1:
                     return [error]
-        return [self._caught(token, position) for token, position in zip(tokens, positions, strict=True)]
+        return [self._embed_one(token, position) for token, position in zip(tokens, positions, strict=True)]
 
-    def _caught(self, token: int, position: int) -> Rows:
+    def _embed_one(self, token: int, position: int) -> Rows:
         try:
             return self.embed([token], position)
         except BaseException as error:  # noqa: BLE001 - the boundary of one request
             return error
 
     def logits(self, hidden: Array, parts: Sequence[slice], source: object) -> list[Rows]:
-        """For each of some requests the logits of its rows of ``hidden`` (T, D), which come from ``source``."""
+        """The logits of each request's rows of ``hidden`` (T, D), or the error of that request.
+
+        ``parts`` holds the rows of each request; errors name ``source``, the stage that computed ``hidden``.
+        """
         sound = [finite(hidden[part]) for part in parts]
         fault = f"{source} returned hidden states that are not numbers or infinite"
         try:
             logits = self._logits(hidden) if any(sound) else hidden
             return [logits[part] if good else StageFault(fault) for part, good in zip(parts, sound, strict=True)]
-        except BaseException as error:  # noqa: BLE001 - the boundary: each is tried by itself
+        except BaseException as error:  # noqa: BLE001 - the boundary: each request is tried alone
             if len(parts) == 1:
                 return [error]
         return [self.logits(hidden[part], [slice(None)], source)[0] for part in parts]

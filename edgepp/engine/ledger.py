@@ -1,9 +1,9 @@
-"""KV positions: which request is admitted next, which must give way, and what is kept for prompts to come. Pure.
+"""KV positions: which request is admitted or preempted next, and which prefixes are kept. Pure.
 
-All sequences together, live ones and those kept for their prefixes, hold at most ``budget`` positions. Kept ones give
-way first, then the newest live request of the owner who holds most: it loses its keys and values, not its tokens, and
-is admitted again when there is room. Owners take turns, and room is made for an owner with less than an equal share of
-the budget. The live request that was admitted first never gives way, so every request ends.
+All sequences together, live ones and those kept for their prefixes, hold at most ``budget`` positions. Kept sequences
+are evicted first; then the newest live request of the owner who holds most is preempted: it loses its keys and values,
+not its tokens, and is admitted again when there is room. Owners take turns, and room is made for an owner with less
+than an equal share of the budget. The live request that was admitted first is never preempted, so every request ends.
 
 The ledger decides and counts. Statuses belong to ``EngineCore``.
 """
@@ -21,16 +21,16 @@ from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.errors import EdgeppError
 
 MAX_WAITING = 256
-"""Requests that wait for room; more are refused."""
+"""Requests that may wait for room; more are refused."""
 HEADROOM = 64
-"""Positions that must be free beyond its own for a request to be admitted, so that it does not give way at once."""
+"""Positions that must be free beyond a request's own for its admission, so that it is not preempted at once."""
 _MAX_OWNERS = 4096
 """Owners whose turns are remembered."""
 
 
 @dataclass(frozen=True)
 class _Match:
-    """What a request may begin with: ``length`` positions of ``source``, which moves over as it is, or is copied."""
+    """A prefix that a request can share: ``length`` positions of ``source``, taken over (``moves``) or copied."""
 
     source: int = 0
     length: int = 0
@@ -38,12 +38,12 @@ class _Match:
 
 
 class Ledger(Generic[AnyRequest]):
-    """The requests of an engine, by what they hold."""
+    """The requests of one engine, and the KV positions that each holds."""
 
     def __init__(self, budget: int | None, spare: int, *, shares: bool) -> None:
-        """``budget`` positions in all; without one, ``spare`` are kept in addition to the live requests.
+        """Allow ``budget`` positions in all; without a budget, keep ``spare`` besides those of live requests.
 
-        Unless the ledger ``shares``, nothing is kept.
+        Prefixes are kept and shared only if the ledger ``shares``.
         """
         self._budget = budget
         self._spare = spare
@@ -55,21 +55,21 @@ class Ledger(Generic[AnyRequest]):
         self._freed: list[int] = []
         self._turns = itertools.count(1)
         self._turn: dict[str, int] = {}
-        """When each owner had its last turn; who has waited longest comes first."""
+        """When each owner had its last turn; the owner who has waited longest comes first."""
         self.live: dict[int, AnyRequest] = {}
-        """Admitted requests, by sequence."""
+        """Admitted requests by sequence."""
         self.waiting: list[AnyRequest] = []
         """Requests that wait for room, in order of arrival."""
         self.reuse = Reuse()
 
     @property
     def kept(self) -> int:
-        """Positions kept for prompts to come."""
+        """Positions kept for the prefixes of future prompts."""
         return self._prefixes.positions
 
     @property
     def room(self) -> int:
-        """Positions that are free; below 0, something must give way. Live requests count only against a budget."""
+        """Free positions, below 0 where some must be freed. Live requests count only against a budget."""
         if self._budget is None:
             return self._spare - self._idle
         return self._budget - self._held - self._idle
@@ -78,34 +78,34 @@ class Ledger(Generic[AnyRequest]):
         """Queue a request.
 
         Raises:
-            EdgeppError: too many are waiting.
+            EdgeppError: too many requests wait.
         """
         if len(self.waiting) >= MAX_WAITING:
             raise EdgeppError(f"{MAX_WAITING} requests are waiting already", "ask again later")
         self.waiting.append(request)
 
     def withdraw(self, request: AnyRequest) -> None:
-        """Forget a request that waits, if it does."""
+        """Remove a request from the queue, if it is there."""
         if request in self.waiting:
             self.waiting.remove(request)
 
     def admit(self) -> Iterator[AnyRequest]:
         """Give a sequence to each request whose turn it is, as far as the budget goes.
 
-        Its ``sent`` says how many positions are computed already: its sequence's own, or to be copied from its source.
+        The request's ``sent`` counts the positions that it has already, or that are to be copied from ``source``.
         """
         passed: set[int] = set()
         while (request := self._next(passed)) is not None and self._fits(request):
             match = self._match(request)
             if match is None:
-                passed.add(request.id)  # what it will share is being computed just now
+                passed.add(request.id)  # the prefix that it will share is being computed now
                 continue
             self.waiting.remove(request)
             self._start(request, match)
             yield request
 
     def finish(self, request: AnyRequest) -> None:
-        """Keep what the stages hold of a live request that has ended, once its steps in the ring are back."""
+        """Keep the sequence of a live request that has ended, once its steps in the ring are back."""
         del self.live[request.sequence]
         if request.source and not request.steps_in_ring:
             request.sent = 0  # it was never copied
@@ -115,7 +115,7 @@ class Ledger(Generic[AnyRequest]):
             self._keep(request)
 
     def returned(self, sequence: int) -> None:
-        """Note that a step of a finished request came back; behind the last one its sequence may serve others."""
+        """Note that a step of a finished request came back; after its last step, its sequence can be shared."""
         request = self._draining.get(sequence)
         if request is not None:
             request.steps_in_ring -= 1
@@ -124,15 +124,15 @@ class Ledger(Generic[AnyRequest]):
                 self._keep(request)
 
     def forget(self, sequence: int) -> None:
-        """Free a sequence that is of no use any more, whoever held it."""
+        """Free a sequence, whether a live or a finished request holds it."""
         self._draining.pop(sequence, None)
         self.live.pop(sequence, None)
         self._freed.append(sequence)
 
     def preempt(self, request: AnyRequest, *, end_turn: bool = False) -> None:
-        """Free a live request's sequence, and queue it before those that came later.
+        """Free a live request's sequence, and queue the request before later ones.
 
-        ``end_turn`` puts its owner behind all others.
+        ``end_turn`` puts its owner behind all other owners.
         """
         self.forget(request.sequence)
         request.sequence, request.source, request.guesses = 0, 0, ()
@@ -143,14 +143,14 @@ class Ledger(Generic[AnyRequest]):
             self._take_turn(request.owner)
 
     def over_share(self) -> AnyRequest | None:
-        """The live request that keeps the next one's owner from its share of the budget, if one does."""
+        """The live request to preempt so that the next owner gets its share of the budget; None if there is none."""
         request = self._next(set())
         if request is None or self._fits(request):
             return None
-        return self._debtor(request)
+        return self._over_share(request)
 
     def over_budget(self) -> AnyRequest | None:
-        """The live request that must give way to the budget, if freeing all that is kept was not enough."""
+        """The live request to preempt for the budget, after evicting kept sequences; None if that was enough."""
         while self.room < 0:
             if len(self._prefixes):
                 self._freed.append(self._prefixes.evict())
@@ -163,14 +163,14 @@ class Ledger(Generic[AnyRequest]):
         return None
 
     def clear(self) -> bool:
-        """Keep nothing for prompts to come; whether there was anything."""
+        """Evict all kept sequences; whether there were any."""
         had = bool(len(self._prefixes))
         while len(self._prefixes):
             self._freed.append(self._prefixes.evict())
         return had
 
     def freed(self) -> list[int]:
-        """Sequences that the stages are to forget, each named once; none that another is just being copied from."""
+        """Sequences to free on the stages, each returned once, and none while a request is copied from it."""
         if not self._freed:
             return []
         sources = {request.source for request in self.live.values()}
@@ -179,9 +179,10 @@ class Ledger(Generic[AnyRequest]):
         return freed
 
     def _next(self, passed: set[int]) -> AnyRequest | None:
-        """The oldest waiting request of the owner who has least under way; among equals, who waited longest for a turn.
+        """The next request to admit, but none of ``passed``.
 
-        Of one owner, requests that had begun already go before all others.
+        First comes the owner who holds fewest positions, among equals the owner who has waited longest for a turn; of
+        one owner, preempted requests and then the oldest.
         """
         if not self.waiting:
             return None
@@ -194,23 +195,24 @@ class Ledger(Generic[AnyRequest]):
         return min(candidates, key=order, default=None)
 
     def _by_owner(self) -> dict[str, int]:
-        """Positions that the live requests of each owner hold."""
+        """Positions that each owner's live requests hold."""
         held: dict[str, int] = {}
         for request in self.live.values():
             held[request.owner] = held.get(request.owner, 0) + len(request.ids)
         return held
 
     def _greediest(self) -> AnyRequest:
-        """The newest request of the owner who holds most, but never the one that was admitted first."""
+        """The newest live request of the owner who holds most, but never the request that was admitted first."""
         first = min(self.live.values(), key=lambda request: request.turn)
         held = self._by_owner()
         others = (request for request in self.live.values() if request is not first)
         return max(others, key=lambda request: (held[request.owner], request.id))
 
-    def _debtor(self, request: AnyRequest) -> AnyRequest | None:
-        """Who is to give way so that ``request`` may begin: only for an owner within its share, and of one beyond it.
+    def _over_share(self, request: AnyRequest) -> AnyRequest | None:
+        """The live request to preempt so that ``request`` can begin; None if its owner has no claim to room.
 
-        The other one must not have less than that owner then, or room would be made for it in its turn.
+        The owner of ``request`` must stay within an equal share of the budget and the other owner be above it. Without
+        the preempted request the other owner must still hold at least as much, or the two would preempt each other.
         """
         if self._budget is None or len(self.live) < 2:
             return None
@@ -222,7 +224,7 @@ class Ledger(Generic[AnyRequest]):
         return last if held[last.owner] - len(last.ids) >= own else None
 
     def _take_turn(self, owner: str) -> int:
-        """Put ``owner`` behind all others."""
+        """Put ``owner`` behind all other owners; the number of the turn."""
         self._turn.pop(owner, None)
         self._turn[owner] = next(self._turns)
         if len(self._turn) > _MAX_OWNERS:
@@ -230,11 +232,11 @@ class Ledger(Generic[AnyRequest]):
         return self._turn[owner]
 
     def _match(self, request: AnyRequest) -> _Match | None:
-        """What a request may begin with; None where more of it will be there soon."""
+        """The longest prefix that a request can share now; None if a longer one is being computed."""
         best = _Match()
         if not self._shares or request.alone:
             return best
-        ids = request.known(max(0, len(request.ids) - MIN_ROWS))  # the last is wanted, and goes with one more
+        ids = request.known(max(0, len(request.ids) - MIN_ROWS))  # at least ``MIN_ROWS`` rows are always computed
         found = self._prefixes.find(request.owner, ids)
         if found is not None:
             kept, length = found
@@ -254,18 +256,18 @@ class Ledger(Generic[AnyRequest]):
         return best
 
     def _moves(self, kept: int, shared: int, needed: int) -> bool:
-        """Whether a kept sequence moves over: the rest of it is little, or there is no room for both."""
+        """Whether to take over a kept sequence: its rest is short, or there is no room for a copy."""
         room = self._budget is None or self._held + self._idle + needed + HEADROOM <= self._budget
         return not room or kept - shared <= kept // 4
 
     @property
     def _held(self) -> int:
-        """Positions of the live requests, with their step in the ring."""
+        """Positions of the live requests, those of their steps in the ring included."""
         return sum(len(request.ids) + 1 + len(request.guesses) for request in self.live.values())
 
     @property
     def _idle(self) -> int:
-        """Positions that no answer under way needs."""
+        """Positions that no live request needs."""
         return self.kept + sum(request.sent for request in self._draining.values())
 
     def _fits(self, request: AnyRequest) -> bool:

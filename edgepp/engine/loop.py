@@ -1,7 +1,7 @@
-"""The engine thread: turns prompts into tokens through a ring, step by step as ``EngineCore`` says.
+"""The engine thread: turns prompts into tokens through a ring, step by step as ``EngineCore`` decides.
 
-Other threads submit and cancel requests through its inbox. ``StepRunner`` computes and samples; each token goes to the
-queue of its request, from which a ``TextStream`` makes text.
+Other threads submit and cancel requests through the thread's inbox. ``StepRunner`` embeds and samples; each token goes
+into the queue of its request, from which a ``TextStream`` makes text.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from edgepp.errors import EdgeppError, UsageError
 from edgepp.wire.mailbox import Mailbox
 
 _IDLE_S = 0.5
+"""Seconds that the thread waits for an event at most; a new command ends the wait."""
 
 Compile = Callable[[Constraint], Matcher]
 
 
 @dataclass(frozen=True)
 class EngineParts:
-    """What an engine runs with; all of it belongs to the engine's thread."""
+    """The ring, model ends and draft of an engine; all belong to the engine thread."""
 
     ring: Ring
     ends: EmbeddingAndHead
     draft: Callable[[], Draft] | None = None
-    """Makes what guesses for one request."""
+    """Makes the draft of one request; None for no guesses."""
 
 
 Open = Callable[[], EngineParts]
-"""Opens the ring and loads the model's ends; called on the engine's own thread, which will use them."""
+"""Opens the ring and loads the model's ends; called on the engine thread, which uses them."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class EngineLoop:
     ) -> None:
         """Start the engine thread and wait until its ring is up.
 
-        All sequences together hold at most ``budget`` positions; requests that find no room wait. ``compiler`` makes
-        the matchers of constrained requests.
+        All sequences together hold at most ``budget`` positions; requests that find no room wait. ``eos`` holds the
+        token ids that end an answer; ``compiler`` makes the matchers of constrained requests.
 
         Raises:
-            EdgeppError: whatever kept the ring from coming up.
+            EdgeppError: the ring cannot be opened, or the model's ends cannot be loaded.
         """
         self._eos = eos
         self._ids = itertools.count(1)
@@ -93,25 +94,25 @@ class EngineLoop:
 
     @property
     def stage_stats(self) -> list[StageStats]:
-        """Each stage's state as last heard."""
+        """Each stage's latest reported state, first to last."""
         return self._ring.stage_stats()
 
     @property
     def load(self) -> EngineLoad:
-        """How much is asked of it now."""
+        """How busy the engine is now."""
         return self._core.load
 
     @property
     def context(self) -> int:
-        """Most positions that one request may take."""
+        """Positions that one request may take at most: prompt and answer."""
         return min(stage.context for stage in self.stages)
 
     def submit(self, prompt: Sequence[int], options: GenerateOptions, owner: str = "") -> EngineRequest:
-        """Begin a request; read its ``events``. What the same ``owner`` asked before need not be computed again.
+        """Begin a request, whose ``events`` then yield its tokens. Prefixes are shared between requests of one owner.
 
         Raises:
-            UsageError: the prompt is empty or has ids that are none of the model's tokens, or prompt and answer do not
-                fit into the model's context.
+            UsageError: the prompt is empty or holds ids that the model does not have, prompt and answer do not fit into
+                the context or the budget, or the constraint is invalid.
             EdgeppError: the engine was closed.
         """
         self._check_size(len(prompt), options.max_tokens)
@@ -161,12 +162,12 @@ class EngineLoop:
         return self._compiler(options.constraint)
 
     def cancel(self, request: EngineRequest) -> None:
-        """End a request early; one that has ended, with the engine perhaps, stays as it is."""
+        """End a request early. Does nothing if the request or the engine has ended."""
         with suppress(OSError):
             self._inbox.put(_Cancel(request))
 
     def close(self, reason: EdgeppError | None = None) -> None:
-        """End every request, for this ``reason``, and the thread; stages are released."""
+        """End every request with ``reason``, release the stages, and end the thread."""
         self._closing = reason or self._closing
         if self._thread.is_alive():
             self._inbox.put(None)
@@ -181,11 +182,11 @@ class EngineLoop:
 
     def _main(self, open_parts: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
         try:
-            self._serve(open_parts, opened)
+            self._run(open_parts, opened)
         finally:
             release_thread()
 
-    def _serve(self, open_parts: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
+    def _run(self, open_parts: Open, opened: Future[tuple[StageInfo, ...]]) -> None:
         try:
             self._set_up(open_parts())
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
@@ -193,19 +194,19 @@ class EngineLoop:
             return
         opened.set_result(self._ring.stages)
         try:
-            while self._obey():
+            while self._take_commands():
                 self._admit()
                 sent = self._runner.send_next()
                 self._runner.publish()
                 for event in self._ring.poll(0.0 if sent else _IDLE_S):
-                    self._take(event)
+                    self._handle(event)
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: no request may be left waiting
-            self._lose(failure(error, "the engine"))
+            self._fail_all(failure(error, "the engine"))
         finally:
-            self._lose(self._lost or self._closing)
+            self._fail_all(self._lost or self._closing)
             self._runner.publish()
             self._ring.close()
-            # Errors refer to the engine in cycles, which are collected late: what is large must not wait for that.
+            # Errors refer to the engine in cycles, which are collected late: free what is large now.
             del self._runner
             self._new_draft = None
 
@@ -216,8 +217,8 @@ class EngineLoop:
         self._core: EngineCore[EngineRequest] = EngineCore(self._ring.stages, self._budget)
         self._runner = StepRunner(self._core, self._ring, parts.ends)
 
-    def _obey(self) -> bool:
-        """Take submissions, cancellations and the order to stop (None)."""
+    def _take_commands(self) -> bool:
+        """Handle submissions and cancellations; False once the command to stop (None) has come."""
         for command in self._inbox.drain():
             if command is None:
                 return False
@@ -239,14 +240,14 @@ class EngineLoop:
         for sequence in self._core.freed():
             self._ring.free(sequence)
 
-    def _take(self, event: RingEvent) -> None:
+    def _handle(self, event: RingEvent) -> None:
         if isinstance(event, Failed) and event.sequence is None:
-            self._lose(event.error)
+            self._fail_all(event.error)
         else:
             self._runner.take(event)
 
-    def _lose(self, error: EdgeppError) -> None:
-        """Fail what is under way with ``error``, and whatever is submitted from now on."""
+    def _fail_all(self, error: EdgeppError) -> None:
+        """End all requests with ``error``, and every request submitted from now on."""
         self._lost = error
         for request in (*self._core.live.values(), *self._core.waiting):
             self._runner.end(request, error)

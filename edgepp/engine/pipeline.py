@@ -1,4 +1,4 @@
-"""From a model's name to a running engine: alone in this process, over local stage processes, or over peers."""
+"""From a model's name to a running engine: in this process alone, over local stage processes, or over peers."""
 
 from __future__ import annotations
 
@@ -34,58 +34,58 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Which model runs where, and how."""
+    """Which model runs, where, and how."""
 
     model: str
     endpoints: tuple[Endpoint, ...] = ()
     """Stages that run already, in any order."""
     stages: int | None = None
-    """Local stage processes; None runs in this process, unless there are endpoints."""
+    """The number of local stage processes; None computes in this process, unless there are ``endpoints``."""
     backend: str = "auto"
     threads: int | None = None
-    """Compute threads per stage; None shares the cores out."""
+    """Compute threads per stage; None divides the cores between the stages."""
     exact: bool = False
     codecs: tuple[LinkCodec, ...] = ("auto",)
-    """One for every link, or one for each."""
+    """One codec for all links, or one per link."""
     keys: KeyPair | None = None
-    """This node's own, for endpoints with a key."""
+    """This node's key pair, for endpoints with a key."""
     context: int | None = None
-    """The most positions of a sequence, where that is less than the model allows."""
+    """Positions that a conversation may take at most; None for as many as the model and the stages allow."""
     budget: int | None = None
-    """The most positions of all sequences together; requests beyond wait. None leaves it to the stages' memory."""
+    """Positions that all sequences together may take; further requests wait. None sets no limit but memory."""
     speculate: str = "lookup"
-    """What guesses tokens ahead: ``lookup`` in the text so far, ``off``, or the name of a small model."""
+    """The source of guesses: ``lookup`` for prompt lookup, ``off``, or the name of a small model."""
     kv_bits: int | None = None
-    """Bits of a key or value in the KV caches on this machine, 8 or 4; None for the backend's own floats."""
+    """Bits per number in the KV caches on this machine, 8 or 4; None for the backend's own float type."""
 
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
             raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
-        _ = self.policy  # which checks the threads
+        _ = self.policy  # checks the number of threads
 
     @property
     def policy(self) -> ComputePolicy:
-        """How each process of this machine computes: this one alone, or the stages and the model's ends."""
+        """Threads and sleeping of this machine's processes: this process alone, or stages and model ends."""
         if not self.endpoints and self.stages is None:
             return ComputePolicy.alone(self.threads)
         return ComputePolicy.shared(self.threads, self.stages or 1)
 
     @property
     def compute(self) -> BackendOptions:
-        """How this process computes."""
+        """Options of the backend in this process."""
         return self.policy.backend_options(exact=self.exact, kv_bits=self.kv_bits)
 
 
 class Pipeline:
-    """A model ready to answer. Close it, or use it in a ``with`` statement: it may own processes."""
+    """A model that is ready to answer. Close it, or use it in a ``with`` statement: it may own processes."""
 
     def __init__(
         self, options: PipelineOptions, on_progress: OnProgress | None = None, frontend: ModelFrontend | None = None
     ) -> None:
-        """Fetch what is missing (unless ``frontend`` is at hand), start or join the stages, load the two ends.
+        """Fetch the model unless ``frontend`` is given, start or join the stages, load embedding and head.
 
         Raises:
-            EdgeppError: one sentence about what keeps it from running; nothing is left behind.
+            EdgeppError: the model cannot run, in one sentence; all that was started has been stopped.
         """
         self.options = options
         self._owned = ExitStack()
@@ -95,13 +95,12 @@ class Pipeline:
         try:
             self.tokenizer.start()
             endpoints = options.endpoints or self._start_stages(on_progress)
-
-            guide = self._open_guide(on_progress)
+            draft_frontend = self._open_draft_frontend(on_progress)
 
             def open_parts() -> EngineParts:
                 ring, ends = self._open_network(endpoints) if endpoints else self._open_alone(on_progress)
                 try:
-                    return EngineParts(ring, ends, self._guesses(guide, on_progress))
+                    return EngineParts(ring, ends, self._draft_factory(draft_frontend, on_progress))
                 except EdgeppError:
                     ring.close()
                     raise
@@ -115,22 +114,22 @@ class Pipeline:
 
     @property
     def model(self) -> str:
-        """The model's name, as it was asked for."""
+        """The model's name, as given in the options."""
         return self.options.model
 
     @property
     def lost(self) -> EdgeppError | None:
-        """Why it answers no more; None while it does."""
+        """The error that ended the engine; None while it runs."""
         return self.engine.lost
 
     @property
     def context(self) -> int:
-        """The most positions that a conversation may take."""
+        """Positions that a conversation may take at most."""
         return min(self.engine.context, self.options.context or self.engine.context)
 
     @property
     def sampling(self) -> SamplingOptions:
-        """How the model's makers want its tokens drawn; an answer is greedy unless its options say so."""
+        """The sampling options that the model's makers recommend; an answer uses them only if its options say so."""
         return self._frontend.sampling
 
     @property
@@ -139,13 +138,13 @@ class Pipeline:
         return self.engine.stages
 
     def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions, owner: str = "") -> TextStream:
-        """Answer a raw text as it stands, or a conversation of ``{"role", "content"}`` by the model's chat template.
+        """Answer a raw text, or a conversation of ``{"role", "content"}`` messages by the model's chat template.
 
-        The answer is at most as long as the context has room for. What the same ``owner`` asked before need not be
-        computed again.
+        The answer has at most as many tokens as the context has room for. Prefixes are shared between requests of one
+        ``owner``.
 
         Raises:
-            UsageError: the prompt is empty or no Unicode text, or leaves no room for an answer.
+            UsageError: the prompt is empty or not Unicode text, or leaves no room for an answer.
         """
         _check_text(prompt)
         if isinstance(prompt, str):
@@ -164,7 +163,7 @@ class Pipeline:
         return TextStream(self.engine, request, self.tokenizer.detokenizer(), self._spell)
 
     def close(self) -> None:
-        """End requests, leave the ring, stop the stages that were started here."""
+        """End all requests, leave the ring, and stop the stages that this object started."""
         self._owned.close()
 
     def __enter__(self) -> Pipeline:
@@ -176,7 +175,7 @@ class Pipeline:
         self.close()
 
     def _spell(self, token: int) -> str:
-        """The text of one token by itself."""
+        """The text of one token, decoded alone."""
         alone = self.tokenizer.detokenizer()
         return alone.add(token) + alone.finish()
 
@@ -237,24 +236,24 @@ class Pipeline:
         )
         return LocalRing([(info, model)]), self._load_ends()
 
-    def _open_guide(self, on_progress: OnProgress | None) -> ModelFrontend | None:
-        """The small model's own part, where one is to guess."""
+    def _open_draft_frontend(self, on_progress: OnProgress | None) -> ModelFrontend | None:
+        """Tokenizer and files of the small model that guesses; None without one."""
         if self.options.speculate in ("lookup", "off"):
             return None
-        guide = ModelFrontend.open(self.options.speculate, whole=True, on_progress=on_progress)
-        if guide.tokenizer.vocabulary() != self.tokenizer.vocabulary():
+        small = ModelFrontend.open(self.options.speculate, whole=True, on_progress=on_progress)
+        if small.tokenizer.vocabulary() != self.tokenizer.vocabulary():
             raise UsageError(
                 f"{self.options.speculate} cannot guess for {self.options.model}: their tokens differ",
-                "take a small model of the same family, or `lookup`",
+                "name a small model of the same family, or use `lookup`",
             )
-        return guide
+        return small
 
-    def _guesses(self, guide: ModelFrontend | None, on_progress: OnProgress | None) -> Callable[[], Draft] | None:
-        if guide is None:
+    def _draft_factory(self, small: ModelFrontend | None, on_progress: OnProgress | None) -> Callable[[], Draft] | None:
+        if small is None:
             return PromptLookup if self.options.speculate == "lookup" else None
-        checkpoint, compute = guide.checkpoint, self.options.compute
+        checkpoint, compute = small.checkpoint, self.options.compute
         chosen = backend.choose(self.options.backend, checkpoint)
-        progress = _named(on_progress, guide.model)
+        progress = _named(on_progress, small.model)
         stage = chosen.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), compute, progress)
         ends = chosen.load_embedding_and_head(checkpoint, compute)
         return DraftModel(stage, ends, checkpoint.context, self._checkpoint.vocab_size).begin
@@ -266,15 +265,15 @@ class Pipeline:
 
 
 def _check_text(prompt: str | Sequence[Mapping[str, str]]) -> None:
-    """Hold a prompt to text that a tokenizer can take.
+    """Check that a tokenizer can take ``prompt``.
 
     Raises:
-        UsageError: a part of it is no text, or no Unicode text.
+        UsageError: a part of the prompt is not text, or not Unicode.
     """
     parts: list[object] = [prompt] if isinstance(prompt, str) else [part for one in prompt for part in one.values()]
     for part in parts:
         if not isinstance(part, str):
-            raise UsageError(f"a message's role and content are text, and {part!r:.40} is none")
+            raise UsageError(f"a message's role and content must be text, not {part!r:.40}")
         if not part.isascii() and _SURROGATE.search(part):
             raise UsageError("the prompt is not Unicode text: half a surrogate pair stands alone")
 

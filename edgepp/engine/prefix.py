@@ -1,8 +1,8 @@
-"""Sequences that the stages keep after their end, so that what two prompts share is computed once. Pure.
+"""Finished sequences that the stages keep, so that a prefix that two prompts share is computed once. Pure.
 
-A conversation's next turn begins with all of the one before; many prompts begin with one system prompt. What is kept is
-known by its owner and its token ids, compared token by token: a hit is as long as what is really shared, not rounded to
-blocks, and nobody learns from a fast answer what another has asked. The least recently used goes first.
+A conversation's next turn begins with all of the turn before; many prompts begin with one system prompt. A kept
+sequence is found by its owner and its token ids, compared token by token, so a hit is not rounded to blocks, and no
+owner learns from a fast answer what another owner has asked. The least recently used sequence is evicted first.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 MIN_SHARED_TOKENS = 16
-"""Fewest tokens in common with a kept sequence for which it is used."""
+"""Tokens that a prompt must share with a kept sequence to begin with it."""
 MAX_KEPT = 64
-"""Most sequences that are kept."""
+"""Sequences that are kept at most."""
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 
 
 def common(one: Ids, other: Ids) -> int:
-    """How many tokens two texts begin with in common."""
+    """The length of the longest common prefix of two texts, in tokens."""
     length = min(len(one), len(other))
     differ = one[:length] != other[:length]
     return int(differ.argmax()) if differ.any() else length
@@ -32,7 +32,7 @@ def common(one: Ids, other: Ids) -> int:
 
 @dataclass(frozen=True)
 class Kept:
-    """A sequence that has ended: the stages hold the keys and values of exactly ``ids``."""
+    """A finished sequence: the stages hold the keys and values of exactly ``ids``."""
 
     sequence: int
     owner: str
@@ -45,13 +45,13 @@ class PrefixCache:
     def __init__(self) -> None:
         self._kept: OrderedDict[int, Kept] = OrderedDict()
         self.positions = 0
-        """Positions that all of them hold."""
+        """Positions that all kept sequences hold."""
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def keep(self, sequence: int, owner: str, tokens: Sequence[int]) -> list[int]:
-        """Remember an ended sequence; which sequences are now to be freed, itself perhaps among them."""
+        """Keep a finished sequence; the sequences to free now, perhaps this one among them."""
         ids = np.asarray(tokens, np.int32)
         shared = [(kept, common(kept.ids, ids)) for kept in self._of(owner)]
         if len(ids) < MIN_SHARED_TOKENS or any(length == len(ids) for _, length in shared):
@@ -64,7 +64,7 @@ class PrefixCache:
         return covered + ([self.evict()] if len(self._kept) > MAX_KEPT else [])
 
     def find(self, owner: str, ids: Ids) -> tuple[Kept, int] | None:
-        """The kept sequence of ``owner`` that begins most like ``ids``, and how many tokens that is."""
+        """The kept sequence of ``owner`` with the longest common prefix with ``ids``, and the length of that prefix."""
         found = max(((common(kept.ids, ids), kept) for kept in self._of(owner)), key=_length, default=None)
         if found is None or found[0] < MIN_SHARED_TOKENS:
             return None
@@ -72,11 +72,11 @@ class PrefixCache:
         return found[1], found[0]
 
     def take(self, sequence: int) -> None:
-        """Forget a sequence, which goes on as another request's or is freed."""
+        """Keep a sequence no longer: a request takes the sequence over, or it is freed."""
         self.positions -= len(self._kept.pop(sequence).ids)
 
     def evict(self) -> int:
-        """Forget the least recently used; its number."""
+        """Stop keeping the least recently used sequence; its number."""
         oldest = next(iter(self._kept))
         self.take(oldest)
         return oldest

@@ -1,4 +1,4 @@
-"""A request: what is asked, where it stands, and what is measured of it. Pure data."""
+"""A request: its options, its status and its times. Pure data."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from edgepp.engine.prefix import Ids
 from edgepp.errors import UsageError
 
 MAX_BIASES = 1024
+"""Tokens that ``logit_bias`` may name."""
 MAX_CONSTRAINT_BYTES = 1 << 16
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
-"""Of each stop string: as much text as may be held back because it could become one."""
+"""Characters per stop string, which bounds the text held back because it could become one."""
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a token is chosen from logits; the defaults are greedy. Filters act in the order of the fields.
+    """How a token is drawn from logits; the defaults are greedy. Filters act in the order of the fields.
 
     ``frequency_penalty``, ``presence_penalty`` and ``logit_bias`` are OpenAI's. With c[j] the times that token j has
     been generated in this answer (the prompt does not count):
@@ -37,9 +38,9 @@ class SamplingOptions:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Pairs of a token id and what is added to its logit."""
+    """Pairs of a token id and the number added to its logit."""
     logprobs: int | None = None
-    """How many of the likeliest tokens to report as well as the chosen one's log-probability; None reports nothing."""
+    """How many of the likeliest tokens to report besides the chosen token's log-probability; None reports nothing."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -68,17 +69,17 @@ class SamplingOptions:
         """Hold ``logit_bias`` to the ids of a model with ``vocabulary`` tokens.
 
         Raises:
-            UsageError: it names a token that the model has not.
+            UsageError: ``logit_bias`` names a token that the model does not have.
         """
         for token, _ in self.logit_bias:
             if token >= vocabulary:
-                raise UsageError(f"logit_bias names token {token}, and the model's last is {vocabulary - 1}")
+                raise UsageError(f"logit_bias names token {token}, and the model has tokens 0 to {vocabulary - 1}")
 
     def _check_bias(self) -> None:
         if not isinstance(self.logit_bias, tuple) or any(
             not isinstance(pair, tuple) or len(pair) != 2 for pair in self.logit_bias
         ):
-            raise UsageError("logit_bias is a tuple of pairs of a token id and what is added to its logit")
+            raise UsageError("logit_bias must be a tuple of pairs of a token id and a number")
         if len(self.logit_bias) > MAX_BIASES:
             raise UsageError(f"logit_bias may name {MAX_BIASES} tokens, not {len(self.logit_bias)}")
         for token, bias in self.logit_bias:
@@ -102,10 +103,9 @@ KINDS: tuple[ConstraintKind, ...] = get_args(ConstraintKind)
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an answer's text must match: a JSON schema, any JSON object, a regular expression or a Lark grammar.
+    """What the text of an answer must match: a JSON schema, any JSON object, a regular expression or a Lark grammar.
 
-    ``text`` is the schema, expression or grammar; for ``json`` it is empty. ``ConstraintCompiler`` says whether it
-    makes sense.
+    ``text`` is the schema, expression or grammar; for ``json``, ``text`` is empty. ``ConstraintCompiler`` checks it.
     """
 
     kind: ConstraintKind
@@ -128,7 +128,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """When an answer ends, how its tokens are chosen, and what it must match."""
+    """When an answer ends, how its tokens are drawn, and what its text must match."""
 
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
@@ -158,7 +158,7 @@ class GenerateOptions:
 
 @dataclass
 class StageTimes:
-    """Where one stage's share of an answer's time went, in seconds."""
+    """One stage's part of an answer's time, in seconds."""
 
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -174,11 +174,11 @@ class Timing:
     last_token_s: float = 0.0
     tokens: int = 0
     reused: int = 0
-    """Tokens of the prompt that the stages still held from an earlier one."""
+    """Tokens of the prompt that the stages still held from an earlier request."""
     guessed: int = 0
-    """Tokens that were guessed ahead."""
+    """Tokens that were guessed before they were sampled."""
     right: int = 0
-    """Those of them that turned out right."""
+    """Guessed tokens that were right."""
     stages: list[StageTimes] = field(default_factory=list)
 
     def token(self, now_s: float) -> None:
@@ -190,82 +190,84 @@ class Timing:
 
     @property
     def ttft_s(self) -> float:
-        """From the request to its first token."""
+        """Seconds from the submission to the first token."""
         return self.first_token_s - self.submitted_s if self.tokens else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Rate without the first token: (N - 1) / (last - first)."""
+        """Tokens per second without the first token: (N - 1) / (last - first)."""
         span = self.last_token_s - self.first_token_s
         return (self.tokens - 1) / span if self.tokens > 1 and span > 0 else 0.0
 
     @property
     def e2e_tokens_per_s(self) -> float:
-        """Rate with the first token: N / (last - request)."""
+        """Tokens per second from the submission on: N / (last - submitted)."""
         span = self.last_token_s - self.submitted_s
         return self.tokens / span if self.tokens and span > 0 else 0.0
 
 
 @dataclass
 class Reuse:
-    """How much of the prompts was not computed again, in tokens."""
+    """How many tokens of prompts needed no computing."""
 
     asked: int = 0
+    """Tokens of all prompts."""
     reused: int = 0
+    """Tokens of prompts that the stages held from earlier requests."""
 
 
 class RequestStatus(Enum):
-    """Where a request stands. Only ``EngineCore`` changes it, by its table of transitions."""
+    """The status of a request. Only ``EngineCore`` changes it, by its table of transitions."""
 
     WAITING = auto()
-    """Holds nothing on the stages, and never has."""
+    """Waits for its first admission."""
     PREFILL = auto()
-    """Admitted: chunks of its tokens are still to be sent."""
+    """Admitted; chunks of its tokens are still to be sent."""
     PREFILL_IN_FLIGHT = auto()
-    """All of its tokens are sent; the chunk that brings the next one is in the ring."""
+    """All tokens are sent; the chunk that brings the next token is in the ring."""
     READY = auto()
-    """Its newest token waits to be sent."""
+    """The newest token waits to be sent."""
     DECODE_IN_FLIGHT = auto()
-    """The step with its newest token is in the ring."""
+    """The step with the newest token is in the ring."""
     PREEMPTED = auto()
-    """Its keys and values were given up for others or lost; its tokens wait to be prefilled again."""
+    """Keys and values were freed for other requests, or lost; the request waits to be prefilled again."""
     FINISHED = auto()
-    """Ended by a reason or an error. The stages may still hold its sequence, for prompts to come."""
+    """Ended by a finish reason or an error. The stages may keep the sequence for future prompts."""
 
     @property
     def decodes(self) -> bool:
-        """Whether all tokens that were known at admission have been computed."""
+        """Whether the prompt has been computed, or all tokens known when it was admitted again."""
         return self is RequestStatus.READY or self is RequestStatus.DECODE_IN_FLIGHT
 
 
 @dataclass(eq=False, kw_only=True)
 class Request:
-    """One prompt and the state of its answer. What ``EngineCore`` knows of a request is all here."""
+    """One prompt and the state of its answer: everything that ``EngineCore`` knows of a request."""
 
     id: int
     """In order of arrival, from 1."""
     owner: str
-    """Who asks. Only what the same owner asked before may serve a request."""
+    """The sender. Prefixes are shared only between requests of one owner."""
     ids: list[int]
-    """Token ids of prompt and answer so far; whoever samples appends to them."""
+    """Token ids of the prompt and of the answer so far, to which the driver of the core appends."""
     prompt_tokens: int
     max_tokens: int
-    """Most tokens of the answer."""
+    """Tokens that the answer may have."""
     timing: Timing
     status: RequestStatus = RequestStatus.WAITING
     sequence: int = 0
-    """Its number on the stages: another one after each preemption, and 0 while it holds none."""
+    """The number of its KV cache on the stages: a new one after each preemption, 0 while there is none."""
     source: int = 0
-    """The sequence that it begins as a copy of, until the first of its steps has come back; else 0."""
+    """The sequence that its own begins as a copy of, until its first step has come back; else 0."""
     alone: bool = False
-    """Whether it is to begin with nothing shared, since it failed once."""
+    """Whether to share nothing at its next admission, since a shared beginning failed."""
     turn: int = 0
-    """When it was admitted, in the order of all admissions."""
+    """The place of its admission in the order of all admissions."""
     sent: int = 0
-    """Positions of its sequence that the stages hold, or will hold once the ring is empty."""
+    """Positions of its sequence that the stages hold, or will hold once its steps in the ring are computed."""
     steps_in_ring: int = 0
     guesses: tuple[int, ...] = ()
-    """What its step in the ring carries behind its newest token."""
+    """Tokens that its step in the ring carries behind the newest token."""
     _array: Ids = field(default_factory=lambda: np.empty(0, np.int32))
 
     @property
@@ -275,11 +277,11 @@ class Request:
 
     @property
     def capacity(self) -> int:
-        """Most positions that its sequence may take."""
+        """Positions that its sequence may take at most."""
         return self.prompt_tokens + self.max_tokens
 
     def known(self, length: int) -> Ids:
-        """Its first ``length`` token ids."""
+        """The first ``length`` token ids (length,), as an array."""
         if len(self._array) < length:
             self._array = np.asarray(self.ids, np.int32)
         return self._array[:length]

@@ -1,7 +1,7 @@
-"""The ring as the engine sees it, and its one-process form.
+"""The interface of a ring, and the ring within one process.
 
-A ring takes steps in order and gives their results back in order. ``LocalRing`` runs them in the calling thread;
-``NetworkRing`` (in ``network``) sends them to stages elsewhere. One conformance test holds both to the same behaviour.
+A ring takes steps in order and returns their results in order. ``LocalRing`` runs them in the calling thread;
+``NetworkRing`` sends them to stages in other processes. One conformance test holds both to the same behaviour.
 """
 
 from __future__ import annotations
@@ -26,27 +26,30 @@ from edgepp.wire.messages import Batch, Forward, Hidden
 
 @dataclass(frozen=True)
 class StageInfo:
-    """One stage of a ring, for plans, errors and reports."""
+    """One stage of a ring: for the engine core, errors and reports."""
 
     index: int
     layers: LayerRange
     node: str
     address: str
+    """Of the control socket; empty for a stage in this process."""
     pid: int
     backend: str
     device: str
     chunk: int
+    """Tokens per chunk with which the stage is efficient."""
     context: int
+    """Positions that one sequence may take at most."""
     prefill_s: float
-    """Measured seconds per token of a prefill chunk."""
+    """Measured seconds of computing per token of a prefill chunk."""
     decode_s: float
-    """Measured seconds of a decode step."""
+    """Measured seconds of computing per decode step of one sequence."""
     hop_s: float = 0.0
-    """One-way seconds of a hidden state on the link into this stage; the last stage's includes the way back."""
+    """One-way seconds of a hidden state on the link into this stage; for the last stage with the way back."""
     bytes_per_s: float = 0.0
-    """Measured bytes per second on the link from the stage before; 0 where that was not measured."""
+    """Measured bytes per second on the link into this stage; 0 where that was not measured."""
     rewinds: bool = True
-    """Whether its sequences can go back to any position, and begin as copies of others."""
+    """Whether a sequence can go back to any position, and begin as a copy of another."""
 
     def __str__(self) -> str:
         where = f" at {self.address}" if self.address else ""
@@ -55,9 +58,10 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class Send:
-    """Hidden states (T, D) for positions ``[position, position + T)`` of a sequence; ``want`` last rows return.
+    """A step of one sequence: hidden states (T, D) for positions ``[position, position + T)``.
 
-    A sequence that the stages do not know begins with the first ``position`` positions of ``source``.
+    The last ``want`` rows of the result return. A sequence that is new to the stages begins with the first ``position``
+    positions of ``source``, and may grow to ``capacity`` positions.
     """
 
     sequence: int
@@ -69,13 +73,13 @@ class Send:
 
     @property
     def positions_each(self) -> int:
-        """Positions that the step computes of its sequence: T."""
+        """Positions that the step computes per sequence: T."""
         return len(self.hidden)
 
 
 @dataclass(frozen=True)
 class SendBatch:
-    """Hidden states (B, D), row i for position ``positions[i]`` of ``sequences[i]``; every row returns."""
+    """A micro-batch: hidden states (B, D), row i for position ``positions[i]`` of ``sequences[i]``. All rows return."""
 
     sequences: tuple[int, ...]
     positions: tuple[int, ...]
@@ -83,28 +87,28 @@ class SendBatch:
 
     @property
     def positions_each(self) -> int:
-        """Positions that the step computes of each sequence: one."""
+        """Positions that the step computes per sequence: 1."""
         return 1
 
 
 @dataclass(frozen=True)
 class Returned:
-    """A step came round: the wanted hidden states of each of its sequences, and where its time went."""
+    """The result of a step: the hidden states that it asked for, and its times."""
 
     sequences: tuple[int, ...]
     positions: int
-    """How many positions of each sequence the step computed."""
+    """Positions that the step computed per sequence."""
     hidden: Array
-    """(W, D): a chunk's wanted rows, or one row per sequence of a batch."""
+    """(W, D): the last ``want`` rows of a ``Send``, or one row per sequence of a ``SendBatch``."""
     compute_s: tuple[float, ...]
-    """Each stage's own time."""
+    """Seconds of computing per stage."""
     ring_s: float
-    """The whole way round; what is not computing is codec, wire and queue."""
+    """Seconds from sending to returning; what is not computing is codec, wire and queue."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A sequence failed, or, where ``sequence`` is None, the whole ring did."""
+    """The failure of a sequence, or of the whole ring where ``sequence`` is None."""
 
     sequence: int | None
     error: StageError
@@ -115,12 +119,16 @@ RingEvent = Returned | Failed
 
 @dataclass(frozen=True)
 class StageStats:
-    """A stage's state as last heard."""
+    """A stage's state by its latest report."""
 
     sequences: int
+    """Sequences that the stage holds."""
     kv_bytes: int
+    """Bytes of their keys and values."""
     frames: int
+    """Frames that the stage has computed."""
     dropped: int
+    """Frames that the stage has dropped, such as those of freed sequences."""
 
 
 class Ring(Protocol):
@@ -135,20 +143,20 @@ class Ring(Protocol):
         """Put a step into the ring."""
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
-        """What came round within ``timeout_s`` seconds; returns at the first event."""
+        """Events within ``timeout_s`` seconds; returns at the first event."""
 
     def free(self, sequence: int) -> None:
-        """Release a sequence on every stage; its steps in the ring come to nothing."""
+        """Release a sequence on every stage; its steps in the ring give no event."""
 
     def stage_stats(self) -> list[StageStats]:
-        """Each stage's state as last heard. Safe from any thread."""
+        """Each stage's state by its latest report, first to last. Safe from any thread."""
 
     def close(self) -> None:
         """Release everything."""
 
 
 def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec) -> Forward | Batch:
-    """The frame that carries a step; its hidden states follow it."""
+    """The header of the frame that carries a step, which is followed by the step's hidden states."""
     width, dtype = step.hidden.shape[1], codec.dtype_name(step.hidden.dtype)
     if isinstance(step, SendBatch):
         return Batch(epoch, number, step.sequences, step.positions, width, dtype, codec_name, ())
@@ -169,36 +177,36 @@ def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec)
 
 
 def returned(answer: Hidden | Batch, hidden: Array, positions: int, ring_s: float) -> Returned:
-    """The event that an answer with its hidden states makes, after a step of so many ``positions`` per sequence."""
+    """The event for a stage's ``answer`` to a step of ``positions`` positions per sequence."""
     compute_s = tuple(us / 1e6 for us in answer.compute_us)
     sequences = answer.sequences if isinstance(answer, Batch) else (answer.sequence,)
     return Returned(sequences, positions, hidden, compute_s, ring_s)
 
 
 class LocalRing:
-    """Stages in this process, one after the other: a step is computed when it is sent."""
+    """A ring of stages in this process, which computes a step when it is sent. Implements ``Ring``."""
 
     def __init__(self, stages: Sequence[tuple[StageInfo, StageModel]]) -> None:
         self.stages = tuple(info for info, _ in stages)
-        self._workers = [ModelRunner(model, info.context) for info, model in stages]
+        self._runners = [ModelRunner(model, info.context) for info, model in stages]
         self._events: deque[RingEvent] = deque()
         self._poller = Poller[Any]()
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
-        """See ``Ring``."""
+        """Let ``poll`` return early when ``mailbox`` has something."""
         self._poller.add(mailbox)
 
     def send(self, step: Send | SendBatch) -> None:
-        """See ``Ring``."""
+        """Compute a step on all stages; ``poll`` returns the result."""
         start = time.perf_counter()
         frame, hidden = frame_of(step, 0, 0, "none"), step.hidden
-        for info, worker in zip(self.stages, self._workers, strict=True):
+        for info, runner in zip(self.stages, self._runners, strict=True):
             try:
-                outcome = worker.run(frame, hidden)
+                outcome = runner.run(frame, hidden)
             except BaseException as error:  # noqa: BLE001 - the stage's boundary, as in a process of its own
                 reason = str(failure(error, "a step"))
                 for sequence in sequences_of(frame):
-                    worker.free(0, sequence)
+                    runner.free(0, sequence)
                 outcome = StepOutcome(None, hidden, [(sequence, reason) for sequence in sequences_of(frame)])
             for sequence, reason in outcome.faults:
                 self._events.append(Failed(sequence, StageFault(f"{info} failed: {reason}")))
@@ -209,7 +217,7 @@ class LocalRing:
         self._events.append(returned(answer, hidden, step.positions_each, time.perf_counter() - start))
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
-        """See ``Ring``."""
+        """Events so far; without one, wait for a mailbox for up to ``timeout_s`` seconds."""
         if not self._events:
             self._poller.wait(timeout_s)
         events = list(self._events)
@@ -217,16 +225,19 @@ class LocalRing:
         return events
 
     def free(self, sequence: int) -> None:
-        """See ``Ring``."""
-        for worker in self._workers:
-            worker.free(0, sequence)
+        """Release a sequence on every stage."""
+        for runner in self._runners:
+            runner.free(0, sequence)
 
     def stage_stats(self) -> list[StageStats]:
-        """See ``Ring``."""
-        return [StageStats(w.sequences, w.model.kv_bytes, w.counters.frames, w.counters.dropped) for w in self._workers]
+        """Each stage's state now, first to last."""
+        return [
+            StageStats(one.sequences, one.model.kv_bytes, one.counters.frames, one.counters.dropped)
+            for one in self._runners
+        ]
 
     def close(self) -> None:
-        """See ``Ring``."""
-        for worker in self._workers:
-            worker.forget(0)
-        self._workers = []  # with the models; see ``EngineLoop``
+        """Free all sequences and the models."""
+        for runner in self._runners:
+            runner.forget(0)
+        self._runners = []  # frees the models even while an error refers to this ring

@@ -1,8 +1,8 @@
-"""A token from logits, in numpy.
+"""Draws a token from logits, in numpy.
 
-The filters are mlx-lm's, in mlx-lm's order, and a test holds them to it. Its sampler itself is not used: it draws from
-one generator for the whole process, so that a request's seed would not reproduce while another request runs, and on
-Linux it compiles itself with a C++ compiler that a user may not have.
+The filters and their order are mlx-lm's, and a test compares the two. mlx-lm's sampler itself is not used: it draws
+from one generator per process, so a request's seed would not reproduce while another request runs, and on Linux it
+compiles itself with a C++ compiler that a user may not have.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ REPETITION_CONTEXT = 20
 
 
 class Sampled(NamedTuple):
-    """A chosen token and, when asked for, how likely the model found it and its likeliest rivals.
+    """A drawn token and, if requested, its log-probability and the likeliest tokens.
 
-    Log-probabilities are of the model's distribution after penalties and bias, but before constraint, temperature and
-    filters, as mlx-lm reports them. (OpenAI does not say; vLLM's default leaves out the penalties and the bias too.)
+    Log-probabilities are those of the model's distribution after penalties and bias, but before constraint, temperature
+    and filters, as in mlx-lm. (OpenAI does not document this; vLLM's default leaves out penalties and bias too.)
     """
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
-    """Pairs of a token id and its log-probability, likeliest first; the chosen token is among them if it belongs."""
+    """Pairs of a token id and its log-probability, likeliest first."""
 
 
 class Sampler:
-    """Chooses the tokens of one request, and holds all that this depends on but the logits.
+    """Draws the tokens of one request, and holds all state that drawing depends on.
 
-    Each call is one more token of the answer: penalties count what it returns, the generator moves on, the constraint
-    takes a step. So an answer depends neither on other requests nor on how its tokens are batched or verified, and
-    a request that is preempted goes on with the sampler it had.
+    Each call draws one more token of the answer: penalties count the token, the generator and the constraint advance.
+    So drawing depends neither on other requests nor on how tokens are batched, and a preempted request keeps its
+    sampler.
     """
 
     def __init__(self, options: SamplingOptions, matcher: Matcher | None = None) -> None:
@@ -56,20 +56,20 @@ class Sampler:
 
     @property
     def done(self) -> bool:
-        """Whether the constraint is fulfilled and allows nothing more: the answer ends without an end token."""
+        """Whether the constraint is met and allows no further token: the answer ends without an end token."""
         return self._matcher is not None and self._matcher.done
 
     def forced(self) -> list[int]:
-        """The tokens that must come next whatever the model says."""
+        """Ids of the only tokens that the constraint allows next; often none."""
         return [] if self._matcher is None else self._matcher.forced()
 
     def __call__(self, logits: Logits, context: Sequence[int]) -> Sampled:
-        """The next token, from ``logits`` (V,) and the token ids so far, of which only the latest matter.
+        """The next token, from ``logits`` (V,) and the token ids so far, the last of ``context`` being the newest.
 
         Raises:
-            StageFault: the logits are no distribution: NaN, plus infinity, or nothing but minus infinity.
-            UsageError: the logit bias names a token that the model has not, or the constraint is too complex to follow
-                or leaves no token that the model could give.
+            StageFault: the logits hold NaN or plus infinity, or nothing but minus infinity.
+            UsageError: the logit bias names a token that the model does not have, or the constraint is too complex to
+                follow, or allows only tokens that the model rules out.
         """
         options = self._options
         check_logits(logits)
@@ -79,13 +79,15 @@ class Sampler:
             logits = logits + self._offset_of(len(logits))
         allowed = logits if self._matcher is None else self._matcher.mask(logits)
         if self._matcher is not None and allowed.max() == -np.inf:
-            raise UsageError("the constraint leaves no token that this model could give", "make it less narrow")
+            raise UsageError(
+                "the constraint leaves no token that this model could give", "make the constraint less narrow"
+            )
         token = self._choose(allowed)
         if self._offset is not None:
             self._penalise(token, self._offset)
         if self._matcher is not None:
             self._matcher.advance(token)
-        return Sampled(token) if options.logprobs is None else reported(logits, token, options.logprobs)
+        return Sampled(token) if options.logprobs is None else with_logprobs(logits, token, options.logprobs)
 
     def _choose(self, logits: Logits) -> int:
         options = self._options
@@ -115,10 +117,10 @@ class Sampler:
 
 
 def check_logits(logits: Logits) -> None:
-    """Hold ``logits`` (V,) to a distribution; minus infinity is a token that the model rules out.
+    """Check that ``logits`` (V,) give a distribution; minus infinity stands for a token that the model rules out.
 
     Raises:
-        StageFault: NaN or plus infinity is among them, or minus infinity is all there is.
+        StageFault: the logits hold NaN or plus infinity, or nothing but minus infinity.
     """
     if not np.isfinite(logits.max()):  # the largest is NaN where any is
         raise StageFault(
@@ -127,8 +129,8 @@ def check_logits(logits: Logits) -> None:
         )
 
 
-def reported(logits: Logits, token: int, count: int) -> Sampled:
-    """``token`` with its log-probability by ``logits`` (V,), and the ``count`` likeliest tokens with theirs."""
+def with_logprobs(logits: Logits, token: int, count: int) -> Sampled:
+    """``token`` and the ``count`` likeliest tokens, each with its log-probability by ``logits`` (V,)."""
     logprobs = _log_softmax(logits)
     count = min(count, len(logprobs))
     likeliest = (
@@ -140,7 +142,7 @@ def reported(logits: Logits, token: int, count: int) -> Sampled:
 
 
 def penalise_repetition(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:
-    """Make each id in ``recent`` less likely by the factor ``penalty`` (Keskar et al. 2019, section 4.1)."""
+    """``logits`` (V,) with each id in ``recent`` less likely by the factor ``penalty`` (Keskar et al. 2019, 4.1)."""
     if not recent:
         return logits
     logits = logits.copy()
@@ -152,7 +154,7 @@ def penalise_repetition(logits: Logits, recent: Sequence[int], penalty: float) -
 
 
 def filtered(logits: Logits, options: SamplingOptions) -> npt.NDArray[Any]:
-    """Log-probabilities (V,) of ``logits``, minus infinity where top-p, min-p or top-k rule a token out."""
+    """Log-probabilities (V,) of ``logits``, with minus infinity where top-p, min-p or top-k rule a token out."""
     logprobs = _log_softmax(logits)
     if options.top_p < 1.0:
         logprobs = _keep_from(logprobs, _top_p_floor(logprobs, options.top_p))
@@ -165,7 +167,7 @@ def filtered(logits: Logits, options: SamplingOptions) -> npt.NDArray[Any]:
 
 def _log_softmax(logits: Logits) -> npt.NDArray[Any]:
     top = logits.max()
-    with np.errstate(over="ignore"):  # the difference of two that are as far apart as floats can be
+    with np.errstate(over="ignore"):  # logits as far apart as floats can be
         logprobs: npt.NDArray[Any] = logits - (top + np.log(np.exp(logits - top).sum()))
     return logprobs
 

@@ -1,12 +1,11 @@
-"""Which step goes into the ring next. Pure: no socket, no tensor, no clock.
+"""Chooses the next step for the ring. Pure: no socket, no tensor, no clock.
 
-A request is prefilled in chunks that follow each other without waiting. Then it decodes one token per step, together
-with others: ready requests travel as at most one micro-batch per stage, of about equal size, so that every stage has
-one to work on. Chunks go in turn between requests. Where no request decodes, as many chunks go as keep every stage
-busy; else one small chunk goes behind each micro-batch, so that no stream waits for a long prompt, and no prompt for
-streams to end.
+A request is prefilled in chunks that follow each other without waiting, then decoded one token per step. Ready requests
+travel in at most one micro-batch per stage, of about equal size, so that every stage has one to work on. Requests send
+their chunks in turn. While no request decodes, as many chunks are sent as keep every stage busy; else one small chunk
+follows each micro-batch, so that no answer waits for a long prompt, and no prompt for answers to end.
 
-The scheduler keeps the order of requests and counts their steps. Their statuses belong to ``EngineCore``.
+The scheduler keeps the order of requests and counts their steps. Statuses of requests belong to ``EngineCore``.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from edgepp.engine.request import Request
 SPARE_CHUNKS = 2
 """Chunks in the ring beyond one per stage: stage 0 keeps busy while the coordinator is late."""
 MAX_ROWS = 128
-"""Sequences of one micro-batch."""
+"""Sequences per micro-batch at most."""
 MIN_ROWS = 2
-"""Least positions of a prompt that one step computes.
+"""Positions per chunk at least.
 
-Kernels for one row round differently from those for several rows, whose results do not depend on how many they are.
-With two rows or more in each chunk, a prompt's numbers depend neither on where it is cut nor on how much of it was held
-already.
+Kernels for one row round differently from kernels for several rows, which give each row the same result however many
+there are. With two rows or more per chunk, a prompt's numbers depend neither on where the prompt is cut nor on how much
+of it is reused.
 """
 
 
 class ChunkLengths(Protocol):
-    """How many tokens of a prompt go in one step."""
+    """Gives the lengths of chunks. Implemented by ``ChunkSizer``; called by ``Scheduler``."""
 
     @property
     def chunk(self) -> int:
         """Tokens of a chunk while no request decodes."""
 
     def interleaved(self, pressure: float) -> int:
-        """Tokens of a chunk between decode steps; ``pressure`` is prompts that wait per request that decodes."""
+        """Tokens of a chunk between decode steps; ``pressure`` is the waiting prompts per decoding request."""
 
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """Send positions ``[start, stop)`` of a sequence's prompt; ``last`` asks for the hidden state of the last one."""
+    """Send positions ``[start, stop)`` of a prompt; ``last`` asks for the hidden state of the last position."""
 
     sequence: int
     start: int
@@ -55,8 +54,8 @@ class PrefillChunk:
 class MicroBatch:
     """Send the newest token of each of ``sequences``, the i-th at ``positions[i]``.
 
-    ``guesses`` says whether a single one may take guesses of what follows along: where no more requests decode than
-    there are stages, each goes alone.
+    ``guesses`` says whether the step may carry guesses, if it has one sequence: while no more requests decode than
+    there are stages, each travels alone.
     """
 
     sequences: tuple[int, ...]
@@ -68,7 +67,7 @@ Step = PrefillChunk | MicroBatch
 
 
 class Scheduler:
-    """Orders the steps of all requests that hold a sequence."""
+    """Orders the steps of all admitted requests."""
 
     def __init__(self, stages: int, lengths: ChunkLengths) -> None:
         self._stages = stages
@@ -83,14 +82,14 @@ class Scheduler:
         """Whether a micro-batch has gone since the last chunk."""
 
     def add(self, request: Request) -> None:
-        """Prefill a request, of whose ``ids`` the stages hold the first ``sent`` already.
+        """Prefill a request; the stages hold the first ``sent`` of its ``ids`` already.
 
-        At least ``MIN_ROWS`` are left to compute, unless the request has fewer.
+        At least ``MIN_ROWS`` of its ``ids`` must be left to compute, unless it has fewer.
         """
         self._prefilling.append(request)
 
     def remove(self, request: Request) -> None:
-        """Forget a request wherever it stands. Its steps in the ring are counted no longer."""
+        """Remove a request in any status. Its steps in the ring are no longer counted."""
         self._chunks.pop(request.sequence, None)
         self._left_batch(request.sequence)
         for queue in (self._prefilling, self._ready):
@@ -98,17 +97,17 @@ class Scheduler:
                 queue.remove(request)
 
     def next_step(self) -> Step | None:
-        """The step to send now; None when everything waits for the ring."""
+        """The step to send now; None while everything waits for the ring."""
         chunk = bool(self._prefilling) and self._chunk_may_go()
-        due = chunk and self._chunk_next  # behind each micro-batch, or prompts would wait for ever where some is ready
+        due = chunk and self._chunk_next  # after each micro-batch, or prompts would wait while any request is ready
         if self._ready and len(self._batches) < self._stages and not due:
             return self._decode()
         return self._prefill(self._prefilling.popleft()) if chunk else None
 
     def returned(self, request: Request) -> bool:
-        """Note that the oldest step of a request came back; whether it brings a token to sample.
+        """Note that the oldest step of a request came back; whether a token can be sampled from the result.
 
-        It does where nothing of the request is in the ring any more, and nothing is left to send.
+        That is so when the request has no other step in the ring, and nothing left to send.
         """
         request.steps_in_ring -= 1
         sequence = request.sequence
@@ -121,20 +120,20 @@ class Scheduler:
         return not request.steps_in_ring and request.sent == len(request.ids)
 
     def sampled(self, request: Request) -> None:
-        """Note that a request's next tokens are known: all of its ``ids`` but the newest have been sent."""
+        """Note that a request's ``ids`` have grown: all but the newest have been sent."""
         request.sent = len(request.ids) - 1
         self._ready.append(request)
 
     @property
     def _decoding(self) -> int:
-        """Requests whose prompt has been computed."""
+        """The number of requests whose prompt has been computed."""
         return len(self._ready) + sum(map(len, self._batches))
 
     def _chunk_may_go(self) -> bool:
         in_ring = sum(self._chunks.values())
         if not self._decoding:
             return in_ring < self._stages + SPARE_CHUNKS
-        idle = in_ring + len(self._batches) + 1 < self._stages  # one place is that of the batch at the coordinator
+        idle = in_ring + len(self._batches) + 1 < self._stages  # one more for the micro-batch at the coordinator
         return (self._chunk_next or idle) and in_ring < self._stages
 
     def _decode(self) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""Finding out what listens at an address, and whether what was found makes up the model."""
+"""The first exchange with each stage, and the check that the stages found make up the model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from edgepp.wire.transport import Address, Link
 ANSWER_S = 5.0
 """Seconds without an answer to a greeting after which a node counts as absent."""
 
-
 _NO_STATS = StageStats(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A stage's control sockets as others may reach it, and its node's key; without a key it is not encrypted."""
+    """The addresses of a stage's control socket, and its node's public key; without a key, nothing is encrypted."""
 
     addresses: tuple[Address, ...]
     key: str = ""
@@ -33,7 +32,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the coordinator's own copy of the model says, for stages to be held against."""
+    """The coordinator's own copy of the model, which every stage must match."""
 
     model: str
     fingerprint: str
@@ -45,31 +44,33 @@ class Expectation:
 
 @dataclass
 class Peer:
-    """A stage on the other end of a control link."""
+    """A stage, as the coordinator sees it over the control link."""
 
     address: Address
     control: Link
     welcome: Welcome
     endpoint: Endpoint
     heard_s: float = 0.0
+    """When the stage last answered a ping, in monotonic seconds."""
     busy_us: int = 0
+    """Microseconds that the stage had been computing its current step at that time; 0 if idle."""
     stats: StageStats = _NO_STATS
     unsent: int = 0
-    """Pings in a row that found no connection to go out on."""
+    """Pings in a row that could not be sent for want of a connection."""
 
     @property
     def layers(self) -> LayerRange:
-        """The range it holds."""
+        """The layers that the stage holds."""
         return LayerRange(self.welcome.start, self.welcome.stop)
 
     @property
     def data_address(self) -> Address:
-        """Where this process sends it hidden states."""
+        """The stage's data socket, at the address that answered the coordinator."""
         return Address(self.address.host, self.welcome.data_port)
 
     @property
     def data_addresses(self) -> tuple[Address, ...]:
-        """Where others may try to send it hidden states, the one that answered here first."""
+        """Addresses of the data socket for other stages to try, first the one that answered the coordinator."""
         hosts = dict.fromkeys((self.address.host, *(address.host for address in self.endpoint.addresses)))
         return tuple(Address(host, self.welcome.data_port) for host in hosts)
 
@@ -78,10 +79,10 @@ class Peer:
 
 
 def ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
-    """Send and wait for the one answer.
+    """Send ``message`` and wait up to ``wait_s`` seconds for its answer; ``what`` names the stage in errors.
 
     Raises:
-        StageLost: no answer, or one that cannot be read.
+        StageLost: there is no answer, or it cannot be decoded.
     """
     if not link.send([encode(message)], wait_s):
         raise StageLost(f"no edgepp node answers at {link.address}", "is `edgepp join` running there?")
@@ -95,12 +96,12 @@ def ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
 
 
 def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str, keys: KeyPair | None = None) -> Peer:
-    """Find out what listens at ``endpoint``.
+    """Connect to the stage at ``endpoint``; this machine introduces itself as ``node``.
 
     Raises:
         StageLost: nothing answers there.
-        PairingError: it does not admit this machine.
-        PlanError: what answers is not a stage of ours.
+        PairingError: the stage does not admit this machine.
+        PlanError: the answer is not that of a stage of the same edgepp.
     """
     try:
         link, frames = connect_first(
@@ -111,13 +112,13 @@ def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str
     except PeerLost as error:
         raise StageLost(str(error), error.hint) from error
     try:
-        return _introduced(link, frames, endpoint)
+        return _peer(link, frames, endpoint)
     except EdgeppError:
         link.close()
         raise
 
 
-def _introduced(link: Link, frames: Sequence[memoryview], endpoint: Endpoint) -> Peer:
+def _peer(link: Link, frames: Sequence[memoryview], endpoint: Endpoint) -> Peer:
     address = link.address
     try:
         answer = decode(frames[0])
@@ -130,10 +131,10 @@ def _introduced(link: Link, frames: Sequence[memoryview], endpoint: Endpoint) ->
 
 
 def check_plan(peers: Sequence[Peer], expected: Expectation) -> None:
-    """Check that the stages are of the expected model and tile it exactly once.
+    """Check that the stages are of the expected model, and that their layers cover it exactly once.
 
     Raises:
-        PlanError: one sentence that says what is missing, overlapping or of another model.
+        PlanError: layers are missing or overlap, or a stage has another model, revision or precision.
     """
     for peer in peers:
         if (peer.welcome.fingerprint, peer.welcome.num_layers) != (expected.fingerprint, expected.num_layers):

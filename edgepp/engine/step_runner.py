@@ -1,6 +1,6 @@
-"""Carries out the steps that ``EngineCore`` names: embeds and sends them, and samples what comes round.
+"""Carries out the steps of ``EngineCore``: embeds and sends them, and samples from the results.
 
-Belongs to the engine thread. Whatever goes wrong with one request ends that request alone.
+Belongs to the engine thread. An error in the work for one request ends that request alone.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from edgepp.model.weights.checkpoint import Array
 
 
 class StepRunner:
-    """The steps of one core over one ring."""
+    """Runs the steps of one core over one ring."""
 
     def __init__(self, core: EngineCore[EngineRequest], ring: Ring, ends: EmbeddingAndHead) -> None:
-        """``ends`` are the model's embedding and head."""
+        """``ends`` are the model's embedding and output head."""
         self._core, self._ring, self._ends = core, ring, GuardedEnds(ends)
-        self._way_s = sum(stage.hop_s for stage in ring.stages)
-        plain_s = sum(stage.decode_s for stage in ring.stages) + self._way_s
+        self._hops_s = sum(stage.hop_s for stage in ring.stages)
+        plain_s = sum(stage.decode_s for stage in ring.stages) + self._hops_s
         self._costs = SpeculationCosts(plain_s, sum(stage.prefill_s for stage in ring.stages))
-        self._news: list[tuple[EngineRequest, AnswerEvent]] = []
+        self._unpublished: list[tuple[EngineRequest, AnswerEvent]] = []
 
     def publish(self) -> None:
-        """Tell the readers what happened, after the next step has left: a reader that wakes takes the interpreter."""
-        for request, event in self._news:
+        """Hand events to their readers. Call this after sending the next step: a woken reader takes the interpreter."""
+        for request, event in self._unpublished:
             request.events.put(event)
-        self._news.clear()
+        self._unpublished.clear()
 
     def send_next(self) -> bool:
-        """Send the step that the core names; whether there was one."""
+        """Send the core's next step; whether there was one."""
         match self._core.next_step():
             case None:
                 return False
@@ -61,7 +61,7 @@ class StepRunner:
             self._abandon(request, error, "sending its prompt")
 
     def _send_guesses(self, request: EngineRequest, position: int) -> None:
-        """Send the newest token with guesses of what follows it, which the same trip round the ring verifies."""
+        """Send the newest token with guesses of the next ones, which the same trip round the ring verifies."""
         request.sent_s = time.perf_counter()
         try:
             guesses = request.guess(self._costs, self._ends.vocabulary)
@@ -92,14 +92,14 @@ class StepRunner:
                 self._abandon(live[sequence], error, "sending its newest token")
 
     def take(self, event: Returned | Failed) -> None:
-        """Take what the ring says of a step or a sequence."""
+        """Handle the result of a step, or the failure of a sequence."""
         if isinstance(event, Returned):
             self._returned(event)
         elif event.sequence is not None:
             self._failed(event.sequence, event.error)
 
     def _returned(self, event: Returned) -> None:
-        """Sample for every request whose step brought its next token."""
+        """Sample for every request that the core names as due."""
         for sequence in event.sequences:
             if (request := self._core.live.get(sequence)) is not None:
                 self._account(request, event)
@@ -116,7 +116,7 @@ class StepRunner:
             self._sample(request, logits)
 
     def _sample(self, request: EngineRequest, logits: Rows) -> None:
-        """Draw a request's next token, and those that it guessed right."""
+        """Draw a request's next token, and one more per right guess."""
         try:
             if isinstance(logits, BaseException):
                 raise logits
@@ -124,7 +124,7 @@ class StepRunner:
         except BaseException as error:  # noqa: BLE001 - the boundary of one request
             self._abandon(request, error, "drawing its next token")
             return
-        self._news += [(request, token) for token in tokens]
+        self._unpublished += [(request, token) for token in tokens]
         request.learn(self._costs, len(tokens), time.perf_counter())
         if tokens:
             self._core.sampled(request)
@@ -132,35 +132,35 @@ class StepRunner:
             self.end(request, reason)
 
     def _account(self, request: EngineRequest, event: Returned) -> None:
-        """Add a step's time to its stages; time on the wire goes to each by its measured share of the way."""
+        """Add a step's seconds to the request's stages; seconds on the wire are split by the measured hops."""
         wire_s = max(0.0, event.ring_s - sum(event.compute_s))
         for times, stage, compute_s in zip(request.timing.stages, self._ring.stages, event.compute_s, strict=True):
             if request.status.decodes:
                 times.decode_s += compute_s
-                times.wire_s += wire_s * stage.hop_s / self._way_s if self._way_s else 0.0
+                times.wire_s += wire_s * stage.hop_s / self._hops_s if self._hops_s else 0.0
             else:
                 times.prefill_s += compute_s
 
     def end(self, request: EngineRequest, event: FinishReason | EdgeppError, *, keep: bool = True) -> None:
-        """End a request by ``event``; see ``EngineCore.finish``."""
+        """End a request with ``event``; ``keep`` its sequence for the prefixes of future prompts."""
         self._core.finish(request, keep=keep)
         self._ended(request, event)
 
     def cancel(self, request: EngineRequest) -> None:
-        """End a request early, unless it has ended."""
+        """End a request early; does nothing if it has ended."""
         if self._core.cancel(request):
             self._ended(request, "cancelled")
 
     def _ended(self, request: EngineRequest, event: FinishReason | EdgeppError) -> None:
-        self._news.append((request, event))
+        self._unpublished.append((request, event))
         request.stop_guessing()
 
     def _abandon(self, request: EngineRequest, error: BaseException, doing: str) -> None:
-        """End a request alone whose step cannot be done, and keep nothing of it: what the stages hold may be wrong."""
+        """End one request whose step failed. Its sequence is freed, since the stages may hold wrong values."""
         self.end(request, request_failure(error, request.id, doing), keep=False)
 
     def _failed(self, sequence: int, error: EdgeppError) -> None:
-        """The stages have dropped a sequence."""
+        """Handle a sequence that the stages have dropped."""
         request = self._core.failed(sequence)
         if request is not None:
             self.end(request, error, keep=False)

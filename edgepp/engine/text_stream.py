@@ -1,4 +1,4 @@
-"""A request's tokens as text, piece by piece."""
+"""A request's tokens as text, in pieces."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _WAIT_S = 1.0
 
 
 class TextDecoder(Protocol):
-    """Turns token ids into text, never half a character."""
+    """Turns token ids into text, in whole characters. Called by the reader's thread."""
 
     def add(self, token: int) -> str:
-        """The text that this token completes."""
+        """The text that ``token`` completes, perhaps none."""
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text held back so far."""
 
 
 class StopFilter:
-    """Cuts a text where the first stop string is complete, holding back what might become one.
+    """EmbeddingAndHead a text before the first complete stop string, and holds back text that may become one.
 
-    However the text is cut into pieces, the result is the same. It is an automaton (Aho and Corasick 1975): each
-    character takes the same time on average whatever the stop strings are, and less than the longest is held back.
+    The result does not depend on how the text is cut into pieces. The automaton is that of Aho and Corasick (1975): the
+    mean time per character does not depend on the stop strings, and less than the longest of them is held back.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._next: list[dict[str, int]] = [{}]
-        """By state, which stands for a beginning of some stop strings: the state that a character leads to."""
+        """Per state, which is a prefix of stop strings: the state that each character leads to."""
         self._depth = [0]
-        """Characters of that beginning."""
+        """Per state: the characters of its prefix."""
         self._fall = [0]
-        """The state of the longest other beginning with which it ends."""
+        """Per state: the state of the longest shorter prefix that its prefix ends with."""
         self._found = [0]
-        """Characters of the longest stop string with which it ends; 0 where there is none."""
+        """Per state: the characters of the longest stop string that its prefix ends with, or 0."""
         for one in stop:
             self._insert(one)
         self._link()
@@ -75,7 +75,7 @@ class StopFilter:
         return self._next[state].get(character, 0)
 
     def add(self, piece: str) -> tuple[str, bool]:
-        """(text that is safe to show, whether a stop string was reached)."""
+        """The text that can be shown, and whether a stop string was reached."""
         text = self._held + piece
         for at, character in enumerate(piece, len(self._held) + 1):
             self._state = self._step(self._state, character)
@@ -87,14 +87,14 @@ class StopFilter:
         return text[:safe], False
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """The text held back, which became no stop string."""
         return self._held
 
 
 class TextStream:
-    """Iterate over it once for the text; then ``finish_reason`` and the rest are known.
+    """An answer: iterate over it once for the text; then ``finish_reason`` and the rest are known.
 
-    Stop strings are found here, so a token or two more may have been computed than ``token_ids`` shows.
+    Stop strings are found by the reader, so the engine may have computed a few tokens more than ``token_ids`` holds.
     """
 
     def __init__(
@@ -111,21 +111,21 @@ class TextStream:
         self._filter = StopFilter(request.options.stop)
         self.token_ids: list[int] = []
         self.sampled = request.sampled
-        """One for each token, where log-probabilities were asked for."""
+        """One per token, if log-probabilities were requested."""
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = request.prompt_tokens
         self.timing = request.timing
         self.stages = engine.stages
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of text as they come; leaving early cancels the rest.
+        """Pieces of text as they come; leaving the loop early cancels the rest.
 
         Raises:
-            EdgeppError: the answer cannot be finished; what was yielded so far stands.
+            EdgeppError: the answer cannot be finished; the text yielded so far is right.
         """
         try:
             yield from self._pieces()
-        except BaseException as error:  # the boundary of one answer: nobody reads what else would be computed
+        except BaseException as error:  # the boundary of one answer: nobody reads the rest
             self.cancel()
             if isinstance(error, EdgeppError | KeyboardInterrupt | GeneratorExit):
                 raise
@@ -151,13 +151,13 @@ class TextStream:
 
     @property
     def spelled(self) -> dict[int, str]:
-        """The text of each token that ``sampled`` names, by itself; a part of a character is U+FFFD."""
+        """The text of each token id in ``sampled``, decoded alone; a part of a character is U+FFFD."""
         named = self.sampled[: len(self.token_ids)]
         tokens = {token for one in named for token in (one.token, *(rival for rival, _ in one.top))}
         return {token: self._spell(token) for token in sorted(tokens)}
 
     def cancel(self) -> None:
-        """Stop generating, and free what the answer holds on the stages; iterating on gives what came before."""
+        """Stop generating. Further iteration yields the text of tokens that were sampled before."""
         self._engine.cancel(self._request)
 
     def _next(self) -> int | FinishReason | EdgeppError:

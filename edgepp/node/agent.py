@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from edgepp.cluster.discovery.network_interfaces import Watch
+from edgepp.cluster.discovery.network_interfaces import AddressWatch
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
@@ -90,7 +90,7 @@ class NodeAgent(threading.Thread):
         self._outbox: Mailbox[Report | None] = Mailbox()
         self._reports: deque[Report] = deque()
         """Reports that no connection has taken yet, oldest first."""
-        self._watch = Watch()
+        self._watch = AddressWatch()
         self._log_sampler = LogSampler()
         self._heartbeat_sent_s = self._heartbeat_s = self._heard_s = 0.0
         self._rtt_us = 0

@@ -24,7 +24,7 @@ from edgepp.cluster.identity import (
     save_view,
 )
 from edgepp.cluster.node_lock import hold_node_lock
-from edgepp.cluster.pairing.join import PairingOptions, paired
+from edgepp.cluster.pairing.join import PairingOptions, pair_with_cluster
 from edgepp.errors import EdgeppError
 from edgepp.events import ClusterLeft, Measuring, NodeAssignment, OnEvent
 from edgepp.layers import LayerRange
@@ -95,7 +95,7 @@ class MemberService:
         browser = Browser() if may_move(peers) else None
         if browser is not None:
             self._owned.callback(browser.close)
-        self.cluster: Cluster = paired(options.pairing, self.identity, browser, given_up)
+        self.cluster: Cluster = pair_with_cluster(options.pairing, self.identity, browser, given_up)
         resources = measure(
             options.backend,
             ComputePolicy.node(options.threads).threads,
@@ -116,7 +116,7 @@ class MemberService:
                 known = load_cluster() or self.cluster
             except EdgeppError:  # the file cannot be read now
                 known = self.cluster
-            return coordinator_addresses(known, peers, browser.records() if browser else ())
+            return coordinator_addresses(known, peers, browser.announcements() if browser else ())
 
         on_address_change = browser.refresh if browser else _do_nothing
         self._agent = NodeAgent(

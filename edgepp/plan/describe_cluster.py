@@ -194,14 +194,14 @@ def _live_node(node: Mapping[str, Any], name: str) -> Node:
     machine = Machine(
         name,
         float(node["stream_bytes_per_s"]),
-        float(node["flops"]),
+        float(node["flops_per_s"]),
         replace(MEASURED, overlap=float(gpu)),
         lanes,
         GPU_CHUNK if gpu else CPU_CHUNK,
         contention=float(lanes),
     )
     pinned = LayerRange(*map(int, node["pinned"])) if node["pinned"] else None
-    memory = int(node["memory"]) if slots else 0
+    memory = int(node["memory_bytes"]) if slots else 0
     return Node(machine, memory, f"measured, {node['backend']} on {node['device']}", pinned)
 
 

@@ -82,7 +82,7 @@ def coordinators(known: Known, *, answers: bool) -> Iterator[Finding]:
     browser = Browser()
     try:
         browser.find(lambda _: False, _DISCOVER_S)  # the whole time, for there may be several
-        found = browser.records()
+        found = browser.announcements()
     finally:
         browser.close()
     yield judge_coordinators(found, known, answers=answers)

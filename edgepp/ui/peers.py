@@ -117,8 +117,8 @@ def _health(status: Mapping[str, Any]) -> Finding:
             faults.append(f"{node['name']} is {node['state']}")
         if node["version"] != __version__:
             faults.append(f"{node['name']} runs edgepp {node['version']}, this machine {__version__}")
-        if abs(node["clock_off_s"]) > _CLOCK_S:
-            faults.append(f"the clock of {node['name']} is {node['clock_off_s']:+.0f} s off")
+        if abs(node["clock_offset_s"]) > _CLOCK_S:
+            faults.append(f"the clock of {node['name']} is {node['clock_offset_s']:+.0f} s off")
     if status["state"] != "ready":
         faults.append(f"it is {status['state']}: {status['reason']}")
     if faults:

@@ -116,11 +116,11 @@ def _nodes(state: Mapping[str, Any]) -> Rows:
             Text(node["state"], style=_COLOURS[node["state"]]),
             ", ".join(node["roles"]) or "spare",
             node["address"],
-            megabytes(node["memory"]),
-            megabytes(node["memory_free"]),
+            megabytes(node["memory_bytes"]),
+            megabytes(node["memory_free_bytes"]),
             f"{node['backend']} × {node['threads']}",
             f"{node['stream_bytes_per_s'] / 1e9:.1f} GB/s",
-            f"{node['flops'] / 1e9:.0f}",
+            f"{node['flops_per_s'] / 1e9:.0f}",
             f"{node['rtt_s'] * 1e3:.1f} ms",
         )
     return table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.live import Live
 from rich.text import Text
 
-from edgepp.coordinator.answers import WAIT_S
+from edgepp.coordinator.answers import PIPELINE_WAIT_S
 from edgepp.ui.screen import Screen, say
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class WaitingNote:
         if self._began_s is None:
             self._began_s = now_s
         waited_s = now_s - self._began_s
-        text = f"waiting for {waited_s:.0f} s, and for {WAIT_S:.0f} s at most: {reason}"
+        text = f"waiting for {waited_s:.0f} s, and for {PIPELINE_WAIT_S:.0f} s at most: {reason}"
         if not self._console.is_terminal:
             before, before_s = self._printed
             if reason != before and (not before or now_s - before_s >= _SELDOM_S):

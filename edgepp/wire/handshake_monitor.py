@@ -1,16 +1,17 @@
-"""Why a link is refused, in one sentence, from libzmq's events about the handshakes of the link."""
+"""Events of libzmq about the connections of a socket, and from these events why a link is refused, in one sentence."""
 
 from __future__ import annotations
 
 import errno
+import itertools
 import math
+import struct
 import time
 from collections.abc import Mapping
 
 import zmq
 
 from edgepp.wire.connection_limits import ConnectionLimiter
-from edgepp.wire.security import monitor, next_event
 
 _RETRY_S = 1.0
 """Time from a refusal to the next attempt to connect."""
@@ -26,6 +27,32 @@ _REASONS: Mapping[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "does not encrypt: it runs with --insecure, or outside of a cluster",
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "has another key than this node knows",
 }
+_monitor_numbers = itertools.count()
+
+
+def monitor(sock: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """Socket on which the ``events`` (a mask of ``zmq.EVENT_*``) of ``sock`` arrive, for ``next_event``.
+
+    The queue is unbounded, since a full one would block all connections of the context. For the same reason the monitor
+    must be closed after ``sock``, or after ``sock.disable_monitor()``.
+    """
+    name = f"inproc://edgepp.monitor.{next(_monitor_numbers)}"
+    sock.monitor(name, events)
+    pair: zmq.Socket[bytes] = sock.context.socket(zmq.PAIR)
+    pair.setsockopt(zmq.RCVHWM, 0)
+    pair.setsockopt(zmq.LINGER, 0)
+    pair.connect(name)
+    return pair
+
+
+def next_event(pair: zmq.Socket[bytes]) -> tuple[int, int] | None:
+    """Next event of a monitor as (event, value), or None where none waits. Does not block."""
+    try:
+        frames = pair.recv_multipart(zmq.NOBLOCK)
+    except zmq.Again:
+        return None
+    event, value = struct.unpack("=HI", frames[0])
+    return event, value
 
 
 class HandshakeMonitor:

@@ -7,12 +7,10 @@ limits of ``connection_limits``.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import queue
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +24,7 @@ from zmq.utils import z85
 
 from edgepp.errors import PairingError
 from edgepp.wire.connection_limits import CHECK_INTERVAL_S, ConnectionLimiter, raise_descriptor_limit
+from edgepp.wire.handshake_monitor import monitor, next_event
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.text_fields import is_key
 
@@ -49,7 +48,6 @@ _MAX_MEMBER_HOSTS = 1024
 _MAX_EVENTS_PER_TURN = 200
 """Events of one listener that are read before other listeners and handshakes get their turn."""
 _UNKNOWN = "an unknown address"
-_monitor_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -95,31 +93,6 @@ def pinned(own: KeyPair | None, server: str) -> Pinned | None:
 def bare_host(address: str) -> str:
     """IP address without the prefix ``::ffff:`` of an IPv4-mapped IPv6 address."""
     return address.removeprefix("::ffff:")
-
-
-def monitor(sock: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
-    """Socket on which the ``events`` (a mask of ``zmq.EVENT_*``) of ``sock`` arrive, for ``next_event``.
-
-    The queue of the monitor is unbounded: with a full queue, libzmq would block all connections of the context. For the
-    same reason the monitor must be closed after ``sock``, or after ``sock.disable_monitor()``.
-    """
-    name = f"inproc://edgepp.monitor.{next(_monitor_numbers)}"
-    sock.monitor(name, events)
-    pair: zmq.Socket[bytes] = sock.context.socket(zmq.PAIR)
-    pair.setsockopt(zmq.RCVHWM, 0)
-    pair.setsockopt(zmq.LINGER, 0)
-    pair.connect(name)
-    return pair
-
-
-def next_event(pair: zmq.Socket[bytes]) -> tuple[int, int] | None:
-    """Next event of a monitor as (event, value), or None where none waits. Does not block."""
-    try:
-        frames = pair.recv_multipart(zmq.NOBLOCK)
-    except zmq.Again:
-        return None
-    event, value = struct.unpack("=HI", frames[0])
-    return event, value
 
 
 class Gate:
@@ -293,7 +266,7 @@ _REASONS: Mapping[int, str] = {
 
 
 def _peer(descriptor: int) -> str:
-    """IP address of the peer of one of libzmq's descriptors; ``_UNKNOWN`` where the descriptor is closed."""
+    """IP address of the peer of a descriptor; ``_UNKNOWN`` for a closed one."""
     with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:
         return bare_host(str(duplicate.getpeername()[0]))
     return _UNKNOWN

@@ -40,9 +40,9 @@ def loaded(plan: int = 1, slot: int = 0) -> Loaded:
 def live_node(name: str, **more: Any) -> dict[str, Any]:
     """A node of ``edgepp status --json``, with ``more`` of its keys."""
     return {
-        "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory": 8 * 10**9, "backend": "onnx",
-        "device": "cpu", "pinned": None, "stream_bytes_per_s": 1e10, "flops": 1e11, "rtt_s": 0.004, "layers": [[0, 15]],
-        "stage_slots": 1,
+        "node": name * 8, "name": name, "roles": ["stage"], "state": "ready", "memory_bytes": 8 * 10**9,
+        "backend": "onnx", "device": "cpu", "pinned": None, "stream_bytes_per_s": 1e10,
+        "flops_per_s": 1e11, "rtt_s": 0.004, "layers": [[0, 15]], "stage_slots": 1,
         **more,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What one connection may take: real sockets on loopback, and the rules alone."""
+"""Limits on connections: with real sockets on loopback, and with faked byte counts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.waiting import eventually
 FRAME_BYTES = 1 << 16
 PATIENCE_S = 20
 CEILING_BYTES = 500 << 20
-"""Sixty connections without a sum took more than 2 GB."""
+"""Without a limit on the sum, sixty connections took more than 2 GB."""
 SERVER, MEMBER = KeyPair.generate(), KeyPair.generate()
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 
@@ -68,7 +68,7 @@ class Place:
 
 
 def parts_of(part_bytes: int) -> bytes:
-    """One part of a message that goes on, as ZMTP writes it."""
+    """One frame of a message with more frames, in ZMTP's encoding."""
     header = b"\x01" + bytes([part_bytes]) if part_bytes < 256 else b"\x03" + part_bytes.to_bytes(8, "big")
     return header + bytes(part_bytes)
 
@@ -86,7 +86,7 @@ def opened(*, encrypted: bool) -> Iterator[Place]:
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Why connections were shut down."""
+    """Reasons of the connections that were shut down."""
     reasons: list[str] = []
     end = ConnectionLimiter._end
 
@@ -99,7 +99,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("part_bytes", [0, 60_000])
-def test_a_plain_message_of_endless_parts_is_cut_off(part_bytes: int, ended: list[str]) -> None:
+def test_a_plain_message_of_endless_frames_is_cut_off(part_bytes: int, ended: list[str]) -> None:
     block = parts_of(part_bytes) * (60_000 // (part_bytes + 2) or 1)
     with opened(encrypted=False) as place, place.stranger() as raw:
         with suppress(OSError):  # it is cut off
@@ -125,7 +125,7 @@ def test_the_longest_frame_passes(*, encrypted: bool) -> None:
         link.close()
 
 
-def test_a_members_message_of_too_many_parts_is_cut_off(ended: list[str]) -> None:
+def test_a_members_message_of_too_many_frames_is_cut_off(ended: list[str]) -> None:
     with opened(encrypted=True) as place:
         link, other = place.link(), place.link()
         assert place.hears(link)
@@ -173,8 +173,8 @@ def test_one_peers_connections_are_bounded_together(ended: list[str]) -> None:
 
 
 @pytest.mark.parametrize("part_bytes", [0, 1, 40])
-def test_many_connections_with_endless_small_parts_have_a_ceiling_of_memory(part_bytes: int) -> None:
-    """What libzmq makes of a part is 64 bytes or more, whatever the part."""
+def test_the_memory_of_many_connections_with_endless_small_frames_is_bounded(part_bytes: int) -> None:
+    """libzmq keeps at least 64 bytes per frame, whatever the size of the frame."""
     process, block = psutil.Process(), parts_of(part_bytes) * (20_000 // (part_bytes + 2))
     with opened(encrypted=False) as place, ExitStack() as held:
         strangers = {held.enter_context(closing(place.stranger())) for _ in range(60)}
@@ -195,7 +195,7 @@ def test_many_connections_with_endless_small_parts_have_a_ceiling_of_memory(part
 
 
 def _limiter(monkeypatch: pytest.MonkeyPatch, received: dict[int, int]) -> tuple[ConnectionLimiter, list[int]]:
-    """One whose connections have received so many bytes, and the descriptors of those that it shut down."""
+    """A limiter whose connections have received these bytes, and the list of descriptors that it shuts down."""
     gone: list[int] = []
     monkeypatch.setattr(module, "_duplicate", lambda descriptor: (gone.append(descriptor), socket.socket())[1])
     limiter = ConnectionLimiter(0)
@@ -230,7 +230,9 @@ def test_the_sum_of_all_peers_is_bounded_too(monkeypatch: pytest.MonkeyPatch) ->
     assert len(gone) == 5
 
 
-def test_a_peer_that_waits_a_little_is_not_cut_for_one_that_waits_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_with_a_small_backlog_is_not_cut_off_for_one_with_a_large_backlog(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     received = {0: HALF, **dict.fromkeys(range(1, 12), HALF)}
     limiter, gone = _limiter(monkeypatch, received)
     limiter.add(0, "10.0.0.1")

@@ -49,7 +49,7 @@ def _closing() -> list[int]:
 
 
 def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: int = 400) -> str:
-    """What a model that knows nothing says when held to a constraint; past half of the limit it likes to close."""
+    """The text of a random model under a constraint; past half of the limit, closing brackets become likelier."""
     draw = np.random.default_rng(seed)
     closing = _closing()
     sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed), matcher)
@@ -68,7 +68,7 @@ def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: 
 
 
 def _fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether ``value`` is valid, by as much of JSON schema as the schemas below use."""
+    """Whether ``value`` is valid, by the part of JSON schema that the schemas below use."""
     if "enum" in schema:
         return value in schema["enum"]
     if "anyOf" in schema:
@@ -129,7 +129,7 @@ NUMBER: /[1-9][0-9]{0,3}/
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_whatever_a_model_says_validates(name: str, compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+def test_every_answer_validates(name: str, compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
     constraint = Constraint("json_schema", json.dumps(SCHEMAS[name]))
     for seed in SEEDS:
         text = _random_answer(compiler.compile(constraint), tokenizer, seed)
@@ -143,13 +143,13 @@ def test_any_json_is_an_object(compiler: ConstraintCompiler, tokenizer: Tokenize
 
 
 @pytest.mark.parametrize("regex", REGEXES)
-def test_whatever_a_model_says_matches(regex: str, compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+def test_every_answer_matches_its_expression(regex: str, compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
     for seed in SEEDS:
         text = _random_answer(compiler.compile(Constraint("regex", regex)), tokenizer, seed)
         assert re.fullmatch(regex, text, re.DOTALL), text
 
 
-def test_whatever_a_model_says_is_in_the_grammar(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+def test_every_answer_is_in_its_grammar(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
     number = r"[1-9][0-9]{0,3}"
     term = rf"({number}|\({number}(\*{number}){{1,3}}\))"
     for seed in SEEDS:
@@ -176,7 +176,7 @@ def test_an_answer_ends_only_where_it_may(compiler: ConstraintCompiler, tokenize
     assert matcher.done
 
 
-def test_what_is_complete_is_done_without_an_end_token(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
+def test_a_complete_answer_ends_without_an_end_token(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:
     matcher = compiler.compile(Constraint("regex", "hello world"))
     forced = matcher.forced()
     assert forced == tokenizer.encode("hello world", special=False)
@@ -302,7 +302,7 @@ REFUSED: dict[str, tuple[ConstraintKind, str, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_makes_no_sense_or_too_much_work_is_refused(name: str, compiler: ConstraintCompiler) -> None:
+def test_an_invalid_or_expensive_constraint_is_refused(name: str, compiler: ConstraintCompiler) -> None:
     kind, text, reason = REFUSED[name]
     with pytest.raises(UsageError, match=reason) as raised:
         compiler.compile(Constraint(kind, text))
@@ -311,7 +311,7 @@ def test_what_makes_no_sense_or_too_much_work_is_refused(name: str, compiler: Co
     assert len(str(raised.value)) < 300
 
 
-def test_a_machine_without_room_for_a_process_is_named(
+def test_a_child_process_that_cannot_start_is_named(
     compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -322,14 +322,14 @@ def test_a_machine_without_room_for_a_process_is_named(
         compiler.compile(Constraint("regex", "never seen before"))
 
 
-def test_what_compiles_for_ever_is_ended(compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_ends_at_its_time_limit(compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constraints, "_TRIAL_S", 1.0)
     grammar = "start: A\nA: /(?s:.*a.{15}.*)/ & /(.*b.{15})/ & ~/(.*c.{15}.*)/"
     with pytest.raises(UsageError, match="longer than 1 s"):
         compiler.compile(Constraint("grammar", grammar))
 
 
-def test_what_becomes_too_complex_on_the_way_ends_its_own_answer(compiler: ConstraintCompiler) -> None:
+def test_a_constraint_that_becomes_too_complex_ends_its_own_answer(compiler: ConstraintCompiler) -> None:
     late = "start: /[a-z]{600}/ s\ns: " + " ".join(["t"] * 1500) + '\nt: s | "a" | ""'
     matcher = compiler.compile(Constraint("grammar", late))
 
@@ -346,10 +346,10 @@ def test_a_tokenizer_of_another_kind_is_a_model_error() -> None:
         ConstraintCompiler("{}", {EOS})
 
 
-def test_compiled_constraints_are_kept_but_not_for_ever(
+def test_a_limited_number_of_compiled_constraints_is_kept(
     compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constraints, "_KEPT", 2)
+    monkeypatch.setattr(constraints, "_MAX_COMPILED", 2)
     for text in ("a", "b", "c"):
         compiler.compile(Constraint("regex", text))
     monkeypatch.setattr(compiler, "_try", lambda constraint: pytest.fail(f"{constraint} was tried again"))
@@ -374,13 +374,13 @@ def test_a_constraint_is_bounded(kind: Any, text: str, said: str) -> None:
         Constraint(kind, text)
 
 
-def test_an_answer_cannot_both_ignore_its_end_and_be_held() -> None:
+def test_a_constrained_answer_cannot_ignore_its_end() -> None:
     with pytest.raises(UsageError, match="ends where the constraint does"):
         GenerateOptions(ignore_eos=True, constraint=Constraint("json"))
 
 
 @given(st.text(max_size=40))
-def test_what_is_wrong_is_one_short_line(text: str) -> None:
+def test_a_complaint_is_one_short_line(text: str) -> None:
     said = complaint(text)
     assert len(said.splitlines()) <= 1
     assert len(said) <= 200

@@ -42,7 +42,7 @@ class Deaf:
     def find(self, accept: object, wait_s: float) -> tuple[Announcement, ...]:
         return ()
 
-    def records(self) -> tuple[Announcement, ...]:
+    def announcements(self) -> tuple[Announcement, ...]:
         return (record("10.0.0.9", cluster="f" * 16),)
 
     def close(self) -> None:

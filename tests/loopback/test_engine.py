@@ -1,4 +1,4 @@
-"""Many requests at once: whatever the mix, each gets what it gets alone; and nothing grows without limit."""
+"""Many requests at once: each gets the tokens that it gets alone, and nothing grows without limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPLITS = {
     4: tuple(LayerRange(layer, layer + 1) for layer in range(4)),
 }
 TOLERANCE = 1e-4
-"""Log-probabilities closer than this may come out either way: float32 sums depend on how a prompt is cut up."""
+"""Log-probabilities closer than this may change order: float32 sums depend on how a prompt is cut."""
 
 
 @pytest.fixture
@@ -43,13 +43,15 @@ def prompt(random: np.random.Generator, tokens: int) -> list[int]:
 
 
 class Restless:
-    """Guesses what the text suggests, else anything: right and wrong guesses, each where it may hurt most."""
+    """Guesses by prompt lookup, else random tokens: a mix of right and wrong guesses."""
 
     def __init__(self) -> None:
         self._lookup, self._random = PromptLookup(), np.random.default_rng(0)
 
-    def propose(self, ids: Sequence[int], most: int) -> Sequence[int]:
-        return self._lookup.propose(ids, most) or prompt(self._random, int(self._random.integers(0, most + 1)))
+    def propose(self, ids: Sequence[int], max_guesses: int) -> Sequence[int]:
+        return self._lookup.propose(ids, max_guesses) or prompt(
+            self._random, int(self._random.integers(0, max_guesses + 1))
+        )
 
     def close(self) -> None:
         pass
@@ -57,7 +59,7 @@ class Restless:
 
 @dataclass
 class Alone:
-    """What a prompt gets alone, and where its two best logits lie too close to tell one from the other."""
+    """The tokens that a prompt gets alone, and the places where its two best logits are nearly equal."""
 
     tokens: list[int]
     ties: set[int]
@@ -88,7 +90,7 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
     Float32; where the two best logits lie closer than ``TOLERANCE``, either is right, and such places must be few.
     """
     monkeypatch.setattr(
-        SpeculationControl, "most", lambda *_: MAX_GUESSES
+        SpeculationControl, "num_guesses", lambda *_: MAX_GUESSES
     )  # else guessing that goes wrong is soon given up
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(stages)
@@ -123,7 +125,7 @@ def test_any_mix_of_requests_gets_the_tokens_that_each_gets_alone(
 
 
 @pytest.mark.parametrize("engine", [90], indirect=True)
-def test_who_came_last_gives_way_and_still_gets_its_answer(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preempted_request_still_gets_its_answer(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     brake = Brake(monkeypatch)
     monkeypatch.setattr(ledger, "HEADROOM", 8)
     random = np.random.default_rng(4)
@@ -167,13 +169,13 @@ def test_prompts_that_come_together_share_what_they_begin_with(engine: EngineLoo
     ]  # two rows are left to compute: see MIN_ROWS
 
 
-def test_a_source_that_is_gone_costs_time_and_not_the_answer(engine: EngineLoop) -> None:
-    """A copy whose source was freed on the way begins once more on its own."""
+def test_a_request_whose_source_was_freed_is_prefilled_alone(engine: EngineLoop) -> None:
+    """A copy whose source was freed before its first step is prefilled without sharing."""
     random = np.random.default_rng(3)
     text = prompt(random, 60)
     expected = greedy_tokens(engine, text, 8)
     kept = next(iter(engine._core._ledger._prefixes._kept))
-    for worker in engine._ring._workers:  # type: ignore[attr-defined]
+    for worker in engine._ring._runners:  # type: ignore[attr-defined]
         worker.free(0, kept)
     longer = engine.submit([*text[:40], *prompt(random, 5)], GenerateOptions(max_tokens=4))
     assert len(collect(longer)) == 4
@@ -191,7 +193,7 @@ def test_requests_beyond_the_budget_wait_their_turn(engine: EngineLoop) -> None:
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
-def test_what_can_never_fit_is_refused_with_the_numbers(engine: EngineLoop) -> None:
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers(engine: EngineLoop) -> None:
     with pytest.raises(UsageError, match="need 70 positions of KV cache, and there are 64"):
         engine.submit(prompt(np.random.default_rng(0), 50), GenerateOptions(max_tokens=20))
 
@@ -208,14 +210,14 @@ def test_a_request_that_waits_can_be_cancelled(engine: EngineLoop, monkeypatch: 
 
 
 def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
-    """Also while somebody still refers to it, as errors do."""
+    """Also while something still refers to the engine, as errors do."""
     with local_engine(tiny, SPLITS[2], ["onnx"]) as engine:
-        held = [weakref.ref(engine._runner._ends), *(weakref.ref(w.model) for w in engine._ring._workers)]  # type: ignore[attr-defined]
+        held = [weakref.ref(engine._runner._ends), *(weakref.ref(w.model) for w in engine._ring._runners)]  # type: ignore[attr-defined]
     assert [one() for one in held] == [None] * 3
 
 
 @pytest.mark.parametrize("engine", [64], indirect=True)
-def test_the_queue_has_an_end(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_bounded(engine: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "MAX_WAITING", 2)
     text = prompt(np.random.default_rng(0), 30)
     brake = Brake(monkeypatch)
@@ -230,7 +232,7 @@ def test_the_queue_has_an_end(engine: EngineLoop, monkeypatch: pytest.MonkeyPatc
 
 
 def _last(request: EngineRequest) -> object:
-    """How a request ended: its reason or its error."""
+    """The finish reason or the error of a request."""
     while isinstance(event := request.events.get(timeout=PATIENCE_S), int):
         continue
     return event

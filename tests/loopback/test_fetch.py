@@ -323,7 +323,7 @@ class TestHostileHubs:
             assert not any("authorization" in headers for _, headers in lowered(cdn))
 
     def test_a_small_file_may_not_be_huge(self, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(download, "most_bytes", lambda name: 1000)
+        monkeypatch.setattr(download, "max_file_bytes", lambda name: 1000)
         with pytest.raises(ModelError, match=r"tokenizer\.json of org/model has \d+ bytes"):
             fetch(NAME)
 
@@ -382,7 +382,7 @@ def test_a_model_is_removed_only_from_the_cache(hub: FakeHub, tmp_path: Path, si
 
 def test_a_model_that_is_being_fetched_is_not_removed(hub: FakeHub) -> None:
     folder = fetch(NAME, ModelParts(LayerRange(0, 1)))
-    with locked(cached_root() / "lock"), pytest.raises(ModelError, match="another edgepp fetches"):
+    with locked(cached_root() / "lock"), pytest.raises(ModelError, match="another edgepp process is fetching"):
         remove(NAME)
     assert folder.is_dir()
 

@@ -1,4 +1,4 @@
-"""Hostile messages at every handler: each costs itself, within a ceiling of time and memory, and no other."""
+"""Hostile messages at every handler: each is dropped within bounds of time and memory, and affects no other message."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.transport import Address, Sender
 from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward
-from tests.unit.coordinator.test_director import SIZE, PlacementRequest
+from tests.unit.coordinator.test_planner import SIZE, PlacementRequest
 from tests.wire import KEYS, messages
 
 CPU_S = 2.0
@@ -51,7 +51,7 @@ _QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthC
 
 @contextmanager
 def ceiling() -> Iterator[None]:
-    """Fail where what is done takes more processor time or memory than any message may."""
+    """Fail where the body takes more processor time or memory than one message may."""
     tracemalloc.start()
     began_s = time.thread_time()
     try:
@@ -245,12 +245,12 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
     identity = load_identity()
     cluster = new_cluster(identity)
     cluster = cluster.__class__(cluster.id, cluster.coordinator, (PairedNode.of("mini", GUEST.key),))
-    serving = SimpleNamespace(
+    pipeline_manager = SimpleNamespace(
         pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
     )
     request = PlacementRequest(SIZE, context=1024, max_sequences=1)
-    director = Planner(request, "m", False, identity.node, kv_bits=0, base=1000)
-    made = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, lambda _: None)  # type: ignore[arg-type]
+    planner = Planner(request, "m", False, identity.node, kv_bits=0, base_number=1000)
+    made = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, lambda _: None)  # type: ignore[arg-type]
     yield made
     made._outbox.put(None)
     made.run()
@@ -261,16 +261,16 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
 def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list[tuple[Sender, list[bytes]]]) -> None:
     for sender, frames in said:
         with ceiling():
-            coordinator.take(sender, [memoryview(frame) for frame in frames])
-            coordinator.handle()
+            coordinator.inbox.put(sender, [memoryview(frame) for frame in frames])
+            coordinator.handle_waiting()
     coordinator._tick(time.monotonic())
-    assert coordinator.registry.node_of(GUEST.key)
+    assert coordinator.trust_store.node_of(GUEST.key)
 
 
 @pytest.mark.parametrize("message", [Answered(1), WELCOME, Loaded(1, 0, 1, 1, "", "", 1, 1, 1, 1), ATTACH])
 def test_a_stranger_and_a_wrong_role_change_nothing(coordinator: Coordinator, message: Message) -> None:
     version = coordinator.members.version
     for sender in (DRIVER, GUEST):
-        coordinator.take(sender, [memoryview(encode(message))])
-    coordinator.handle()
+        coordinator.inbox.put(sender, [memoryview(encode(message))])
+    coordinator.handle_waiting()
     assert coordinator.members.version == version

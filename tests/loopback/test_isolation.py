@@ -1,4 +1,4 @@
-"""One request's trouble is its own: whatever befalls it, all others get the tokens that they get alone."""
+"""An error in one request ends that request alone: all others get the tokens that they get alone."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ POISON = 7
 
 
 class Panic(BaseException):
-    """Like what a library in Rust raises: no ``Exception``."""
+    """Like an error of a Rust library: not an ``Exception``."""
 
 
 class Trouble:
-    """A matcher or draft that allows anything, and fails in one of its calls, at one of its tokens."""
+    """A matcher or draft that allows everything, and fails in one of its methods at one token."""
 
     def __init__(self, call: str, at: int, error: BaseException) -> None:
         self._call, self._at, self._error = call, at, error
@@ -102,7 +102,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineLoo
 
 @pytest.fixture
 def sound(engine: EngineLoop) -> dict[int, list[int]]:
-    """What some prompts get alone."""
+    """The tokens that some prompts get alone."""
     return {seed: greedy_tokens(engine, text(seed), 12) for seed in range(4)}
 
 
@@ -132,7 +132,7 @@ def test_a_poisoned_request_fails_alone(
     temperature: float,
     place: int,
 ) -> None:
-    """Any mix of requests, one of which is poisoned somewhere, at some token, by some error."""
+    """A random mix of requests, one of which fails at a random place and token with a random error."""
     sampling = SamplingOptions(temperature=temperature, logprobs=2)
     asked: list[tuple[int, EngineRequest]] = []
     bad: EngineRequest | None = None
@@ -172,7 +172,7 @@ def test_guesses_that_fail_change_no_answer(tmp_path: Path, call: str) -> None:
 
 
 @pytest.mark.parametrize("forced", ["beyond", "negative"])
-def test_tokens_that_a_constraint_forces_and_the_model_has_not_are_not_sent(tmp_path: Path, forced: str) -> None:
+def test_forced_tokens_that_the_model_does_not_have_are_not_sent(tmp_path: Path, forced: str) -> None:
     matcher: Any = Trouble(forced, 0, Panic())
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = greedy_tokens(engine, text(1), 6)
@@ -181,10 +181,10 @@ def test_tokens_that_a_constraint_forces_and_the_model_has_not_are_not_sent(tmp_
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_hidden_states_that_are_no_numbers_fail_only_the_row_that_has_them(
+def test_hidden_states_that_are_not_finite_fail_only_their_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    """And the error names where they come from."""
+    """The error names the stage that computed the hidden states."""
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = [greedy_tokens(engine, text(seed), 12) for seed in range(3)]
         poll = engine._ring.poll
@@ -216,14 +216,14 @@ def test_a_step_that_fails_in_a_stage_ends_its_requests_alone(
         expected = greedy_tokens(engine, text(0), 12)
         ring: Any = engine._ring
         assert isinstance(ring, LocalRing)
-        extend = ring._workers[1].model.extend
+        extend = ring._runners[1].model.extend
 
         def failing(slot: int, hidden: Any) -> Any:
             if len(hidden) in (2, 34):  # the last chunk of text(2), which has 34 tokens
                 raise error
             return extend(slot, hidden)
 
-        monkeypatch.setattr(ring._workers[1].model, "extend", failing)
+        monkeypatch.setattr(ring._runners[1].model, "extend", failing)
         bad, good = engine.submit(text(2), GenerateOptions(12)), engine.submit(text(0), GenerateOptions(12))
         assert collect(good) == expected
         with pytest.raises(EdgeppError, match="stage 1"):
@@ -249,12 +249,12 @@ def test_a_step_that_cannot_be_sent_ends_its_requests_alone(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("odd", [True, "3", 3.0, None, -1, TINY.vocabulary, 1 << 70, np.int64(-1), np.bool_(True)])
-def test_ids_that_the_model_has_not_are_refused_when_they_are_given(odd: Any) -> None:
+def test_ids_that_the_model_does_not_have_are_refused_at_submission(odd: Any) -> None:
     with pytest.raises(UsageError, match="token 1 of the prompt"):
         token_ids([5, odd, 6], TINY.vocabulary)
 
 
-def test_ids_of_numpy_are_taken_as_plain_numbers() -> None:
+def test_numpy_ids_become_plain_ints() -> None:
     ids = token_ids(np.arange(5, dtype=np.int32), 5)  # type: ignore[arg-type]
     assert ids == [0, 1, 2, 3, 4]
     assert {type(token) for token in ids} == {int}
@@ -264,7 +264,7 @@ def test_ids_of_numpy_are_taken_as_plain_numbers() -> None:
 @pytest.mark.parametrize(
     "row", [[np.nan, 1, 2], [0, np.inf, 1], [-np.inf] * 3, [np.nan] * 3], ids=["nan", "inf", "nothing", "all nan"]
 )
-def test_logits_that_are_no_distribution_are_an_error(row: list[float], temperature: float) -> None:
+def test_logits_without_a_distribution_are_an_error(row: list[float], temperature: float) -> None:
     with pytest.raises(StageFault, match="logits are not numbers"):
         Sampler(SamplingOptions(temperature=temperature, logprobs=1))(np.array(row, np.float32), [1])
 
@@ -280,7 +280,7 @@ def test_logits_that_are_no_distribution_are_an_error(row: list[float], temperat
 def test_any_other_logits_give_a_token_that_the_model_allows(
     row: list[float], temperature: float, penalty: float, top_p: float, top_k: int, min_p: float
 ) -> None:
-    """Also the largest floats, with options at the end of their range; and log-probabilities are numbers."""
+    """Also for the largest floats and for options at the ends of their ranges; log-probabilities are numbers."""
     logits = np.array(row, np.float32)
     if logits.max() == -np.inf:
         logits[0] = 0
@@ -308,12 +308,12 @@ def test_any_other_logits_give_a_token_that_the_model_allows(
         (lambda: SamplingOptions(logit_bias={1: 2.0}), "logit_bias"),  # type: ignore[arg-type]
     ],
 )
-def test_options_that_make_no_sense_are_refused(make: Callable[[], object], said: str) -> None:
+def test_invalid_options_are_refused(make: Callable[[], object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         make()
 
 
-def test_a_bias_for_a_token_that_the_model_has_not_is_refused_when_it_is_given(tmp_path: Path) -> None:
+def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused_at_submission(tmp_path: Path) -> None:
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         options = SamplingOptions(logit_bias=((TINY.vocabulary, 1.0),))
         with pytest.raises(UsageError, match="logit_bias names token"):
@@ -347,7 +347,7 @@ def test_a_tokenizer_that_panics_ends_the_answer_and_frees_its_place(tmp_path: P
 
 
 @pytest.mark.parametrize("error", [Panic("here"), SystemExit(1), ValueError("odd"), EdgeppError("ours")])
-def test_no_reader_is_left_waiting_whatever_an_answer_raises(error: BaseException) -> None:
+def test_every_error_of_an_answer_reaches_its_reader(error: BaseException) -> None:
     def begin() -> Any:
         raise error
 
@@ -357,7 +357,7 @@ def test_no_reader_is_left_waiting_whatever_an_answer_raises(error: BaseExceptio
 
 
 @pytest.mark.parametrize("error", [Panic("here"), SystemExit(1), StopIteration("over")])
-def test_no_opener_is_left_waiting_whatever_opening_raises(error: BaseException) -> None:
+def test_every_error_of_opening_reaches_the_caller(error: BaseException) -> None:
     def work(_: object) -> None:
         raise error
 
@@ -365,13 +365,13 @@ def test_no_opener_is_left_waiting_whatever_opening_raises(error: BaseException)
         asyncio.run(asyncio.wait_for(apart(work, lambda _: None), 60))
 
 
-def test_a_prompt_that_is_no_text_is_refused_and_the_engine_answers_on(tmp_path: Path) -> None:
+def test_a_prompt_that_is_not_text_is_refused_and_the_engine_goes_on(tmp_path: Path) -> None:
     async def main() -> None:
         async with edgepp.Engine(str(make_checkpoint(tmp_path / "m", TINY)), threads=1, backend="onnx") as engine:
             for raw in (True, False):
                 with pytest.raises(EdgeppError, match="surrogate"):
                     await engine.ask("half \ud83d of a pair", raw=raw).whole()
-            with pytest.raises(UsageError, match="are text"):
+            with pytest.raises(UsageError, match="must be text"):
                 await engine.ask([{"role": "user", "content": 5}]).whole()  # type: ignore[dict-item]
             answer = await engine.ask("Once upon", GenerateOptions(4, ignore_eos=True), raw=True).whole()
             assert len(answer.token_ids) == 4
@@ -408,7 +408,7 @@ def test_a_prompt_that_cannot_fit_is_refused_without_being_encoded(
 
 
 @pytest.mark.parametrize("error", [Panic("half \ud83d"), ValueError("odd"), EdgeppError("half \ud83d", "\ud83d")])
-def test_no_asker_of_a_cluster_is_left_waiting_whatever_an_answer_raises(error: BaseException) -> None:
+def test_every_error_of_an_answer_reaches_the_client_of_a_coordinator(error: BaseException) -> None:
     class Serving:
         def acquire(self, *_: object) -> None:
             raise error

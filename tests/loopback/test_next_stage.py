@@ -1,4 +1,4 @@
-"""What waits for the network waits beside the compute thread: joining a ring, and a next stage that takes nothing."""
+"""Links to next stages: the compute thread waits neither for a dead address nor for a next stage with a full queue."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROW = np.ones((1, WIDTH))
 
 
 class Network:
-    """Stands in for the network between two stages: nothing is found until the test says so."""
+    """Stand-in for the network between two stages: no address answers until the test lets the attempt end."""
 
     def __init__(self) -> None:
         self.may_end = threading.Event()
@@ -83,7 +83,7 @@ def test_frames_are_computed_while_an_attach_waits_for_a_dead_address(stage: Sta
     assert "nobody is there" in refused.reason
 
 
-def test_only_so_many_links_are_made_at_once_and_detach_gives_one_up(stage: Stage, network: Network) -> None:
+def test_connect_attempts_are_bounded_and_close_gives_them_up(stage: Stage, network: Network) -> None:
     for epoch in range(2, 2 + MAX_CONNECT_ATTEMPTS):
         assert stage.order(DRIVER, encode(ONWARD._replace(epoch=epoch))) == []
     (refused,) = stage.order(DRIVER, encode(ONWARD._replace(epoch=99)))
@@ -127,8 +127,8 @@ def test_a_link_is_made_and_handed_over() -> None:
         context.term()
 
 
-def test_names_are_looked_up_before_libzmq_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """libzmq would do it in the thread that serves every connection."""
+def test_names_are_resolved_before_libzmq_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq would resolve names in the thread that serves all connections."""
     lookup, asked = socket.getaddrinfo, []
 
     def known(host: str, *rest: Any, **options: Any) -> Any:
@@ -163,7 +163,7 @@ def test_names_are_looked_up_before_libzmq_sees_them(monkeypatch: pytest.MonkeyP
 
 
 class FullLink:
-    """A link to a next stage that takes nothing until the test lets it."""
+    """A link to a next stage whose queue is full until the test sets ``takes``."""
 
     def __init__(self) -> None:
         self.takes = False
@@ -178,7 +178,7 @@ class FullLink:
         """Nothing is open."""
 
 
-def test_a_next_stage_that_takes_nothing_holds_up_no_other_ring(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_next_stage_with_a_full_queue_delays_no_other_ring(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     link = FullLink()
     stage.order(DRIVER, encode(ATTACH))
     stage.compute.execute(NextStageLink(ConnectAttempt(b"driver", ONWARD), link))  # type: ignore[arg-type]

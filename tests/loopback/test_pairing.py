@@ -1,4 +1,4 @@
-"""Joining by a code, over real connections: what a right one gives, and that a wrong one gives nothing, thrice."""
+"""Joining with a code over real connections: a right code pairs, and three wrong guesses void the invitation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ import msgpack
 import pytest
 
 from edgepp.cluster.identity import Cluster, Identity, PairedNode, node_id
-from edgepp.cluster.pairing import protocol as exchange
-from edgepp.cluster.pairing import server as desks
-from edgepp.cluster.pairing.admission_queue import PLACES, PLACES_OF_ONE_HOST, QUEUE_OF_ONE_HOST, AdmissionQueue, Caller
+from edgepp.cluster.pairing import protocol
+from edgepp.cluster.pairing.admission_queue import (
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_NETWORK,
+    MAX_WAITING_PER_NETWORK,
+    AdmissionQueue,
+    ClientConnection,
+)
 from edgepp.cluster.pairing.client import join_by_code
-from edgepp.cluster.pairing.codes import GUESSES, words
+from edgepp.cluster.pairing.codes import MAX_GUESSES, words
+from edgepp.cluster.pairing.invitations import INVITATION_S, MAX_OPEN_INVITATIONS, Invitation
 from edgepp.cluster.pairing.protocol import Channel, Spake
-from edgepp.cluster.pairing.server import INVITE_S, OPEN_AT_ONCE, PairingServer
+from edgepp.cluster.pairing.server import PairingServer
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, UsageError
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address
@@ -34,8 +40,8 @@ COORDINATOR, JOINER = _identity("tower"), _identity("mini")
 CLUSTER = Cluster("0123456789abcdef", PairedNode.of(COORDINATOR.name, COORDINATOR.keys.public))
 
 
-class Desk:
-    """A desk on loopback whose clock the test sets."""
+class Harness:
+    """A pairing server on loopback whose clock the test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -43,7 +49,7 @@ class Desk:
         self.events: list[str] = []
         for _ in range(20):
             self.address = Address("127.0.0.1", random.randrange(20000, 32000))  # noqa: S311
-            self.desk = PairingServer(
+            self.server = PairingServer(
                 self.address,
                 lambda: CLUSTER,
                 self.paired.append,
@@ -51,7 +57,7 @@ class Desk:
                 lambda: self.now_s,
             )
             try:
-                self.code = self.desk.invite()
+                self.code = self.server.invite()
             except UsageError:
                 continue  # the port is another process's
             break
@@ -65,7 +71,7 @@ class Desk:
         number, first, second = self.code.split("-")
         return f"{number}-{first}-{next(word for word in words() if word != second)}"
 
-    def join_by_code(self, code: str = "") -> Cluster:
+    def join(self, code: str = "") -> Cluster:
         return join_by_code(code or self.code, [self.address], JOINER)
 
     def connect(self) -> socket.socket:
@@ -76,10 +82,10 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    made = Desk()
+def harness() -> Iterator[Harness]:
+    made = Harness()
     yield made
-    made.desk.close()
+    made.server.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "pairing"]
 
 
@@ -89,61 +95,61 @@ def test_the_words_are_short_and_distinct() -> None:
     assert len({word[:4] for word in words()}) == len(words())
 
 
-def test_a_code_pairs_once(desk: Desk) -> None:
-    cluster = desk.redeem(f" {desk.code.upper().replace('-', ' ')} ")
+def test_a_code_pairs_once(harness: Harness) -> None:
+    cluster = harness.join(f" {harness.code.upper().replace('-', ' ')} ")
     assert (cluster.id, cluster.coordinator) == (CLUSTER.id, CLUSTER.coordinator)
-    assert cluster.addresses == (str(desk.address),)
-    assert desk.paired == [PairedNode(JOINER.node, "mini", JOINER.keys.public)]
-    desk.heard(f"mini at 127.0.0.1 joined by invitation {desk.number}")
-    assert desk.desk.numbers() == ()
+    assert cluster.addresses == (str(harness.address),)
+    assert harness.paired == [PairedNode(JOINER.node, "mini", JOINER.keys.public)]
+    harness.heard(f"mini at 127.0.0.1 joined by invitation {harness.number}")
+    assert harness.server.numbers() == ()
 
 
-def test_the_desk_listens_only_while_an_invitation_is_open(desk: Desk) -> None:
-    desk.redeem()
-    eventually("no thread is left", lambda: not desk.desk._threads)
-    with pytest.raises(PairingError, match=f"nobody takes invitation {desk.number}"):
-        desk.redeem()
-    desk.code = desk.desk.invite()
-    assert desk.redeem().id == CLUSTER.id
+def test_the_server_listens_only_while_an_invitation_is_open(harness: Harness) -> None:
+    harness.join()
+    eventually("no thread is left", lambda: not harness.server._threads)
+    with pytest.raises(PairingError, match=f"nobody takes invitation {harness.number}"):
+        harness.join()
+    harness.code = harness.server.invite()
+    assert harness.join().id == CLUSTER.id
 
 
-def test_a_used_code_says_so(desk: Desk) -> None:
-    used, desk.code = desk.code, desk.desk.invite()
-    desk.redeem(used)
+def test_a_used_code_is_refused_as_used(harness: Harness) -> None:
+    used, harness.code = harness.code, harness.server.invite()
+    harness.join(used)
     with pytest.raises(PairingError, match="used already"):
-        desk.redeem(used)
-    desk.heard(f"127.0.0.1 asked for invitation {used.split('-')[0]}, which is not open")
-    assert len(desk.paired) == 1
+        harness.join(used)
+    harness.heard(f"127.0.0.1 asked for invitation {used.split('-')[0]}, which is not open")
+    assert len(harness.paired) == 1
 
 
-def test_three_wrong_guesses_void_an_invitation(desk: Desk) -> None:
-    other = desk.desk.invite()
+def test_three_wrong_guesses_void_an_invitation(harness: Harness) -> None:
+    other = harness.server.invite()
     for left in (2, 1):
-        with pytest.raises(PairingError, match=f"the code is wrong .{left} of {GUESSES} guesses left"):
-            desk.redeem(desk.wrong)
-    with pytest.raises(PairingError, match=f"invitation {desk.number} is now void"):
-        desk.redeem(desk.wrong)
+        with pytest.raises(PairingError, match=f"the code is wrong .{left} of {MAX_GUESSES} guesses left"):
+            harness.join(harness.wrong)
+    with pytest.raises(PairingError, match=f"invitation {harness.number} is now void"):
+        harness.join(harness.wrong)
     with pytest.raises(PairingError, match="is void after too many wrong guesses"):
-        desk.redeem()
-    desk.heard(f"127.0.0.1 guessed wrong (1 of 3) for invitation {desk.number}")
-    desk.heard(f"invitation {desk.number} is void after 3 wrong guesses")
-    assert desk.paired == []
-    assert desk.redeem(other).id == CLUSTER.id
+        harness.join()
+    harness.heard(f"127.0.0.1 guessed wrong (1 of 3) for invitation {harness.number}")
+    harness.heard(f"invitation {harness.number} is void after 3 wrong guesses")
+    assert harness.paired == []
+    assert harness.join(other).id == CLUSTER.id
 
 
-def test_guesses_made_at_once_are_all_counted(desk: Desk) -> None:
-    desk.desk.invite()
-    connections = [desk.connect() for _ in range(4)]
+def test_guesses_made_at_once_are_all_counted(harness: Harness) -> None:
+    harness.server.invite()
+    connections = [harness.connect() for _ in range(4)]
     channels = [Channel(connection) for connection in connections]
     seals = []
     for channel in channels:
-        spake = Spake("joiner", desk.wrong)
-        channel.send("join", desk.number, spake.element)
+        spake = Spake("client", harness.wrong)
+        channel.send("join", harness.number, spake.element)
         answer = channel.receive()
         assert answer is not None
         seals.append(spake.seal(answer[1], channel.transcript.digest()))
     for channel, seal in zip(channels, seals, strict=True):
-        channel.send("prove", seal.close("joiner", ("x", JOINER.keys.public)))
+        channel.send("prove", seal.close("client", ("x", JOINER.keys.public)))
     answers = sorted(str(channel.receive()) for channel in channels)
     assert answers == [
         "('refuse', 'void', 0)",
@@ -155,178 +161,178 @@ def test_guesses_made_at_once_are_all_counted(desk: Desk) -> None:
         connection.close()
 
 
-def test_an_exchange_that_ends_early_tells_nothing_and_costs_no_guess(desk: Desk) -> None:
-    for _ in range(GUESSES + 1):
-        with desk.connect() as connection:
+def test_an_exchange_that_ends_early_costs_no_guess(harness: Harness) -> None:
+    for _ in range(MAX_GUESSES + 1):
+        with harness.connect() as connection:
             channel = Channel(connection)
-            channel.send("join", desk.number, Spake("joiner", desk.wrong).element)
+            channel.send("join", harness.number, Spake("client", harness.wrong).element)
             answer = channel.receive()
             assert answer is not None
-            assert answer[0] == "desk"
-    assert desk.redeem().id == CLUSTER.id
+            assert answer[0] == "server"
+    assert harness.join().id == CLUSTER.id
 
 
-def test_greetings_without_a_guess_void_nothing(desk: Desk) -> None:
+def test_greetings_without_a_proof_cost_no_guess(harness: Harness) -> None:
     for _ in range(40):
-        with desk.connect() as connection:
-            Channel(connection).send("join", desk.number, Spake("joiner", desk.wrong).element)
-    assert desk.redeem().id == CLUSTER.id
+        with harness.connect() as connection:
+            Channel(connection).send("join", harness.number, Spake("client", harness.wrong).element)
+    assert harness.join().id == CLUSTER.id
 
 
-def test_one_try_is_one_guess_by_however_many_addresses(desk: Desk) -> None:
-    addresses = [Address(host, desk.address.port) for host in ("127.0.0.1", "localhost", "127.0.0.1.")]
-    with pytest.raises(PairingError, match=f"the code is wrong .2 of {GUESSES} guesses left"):
-        join_by_code(desk.wrong, addresses, JOINER)
-    desk.heard(f"127.0.0.1 guessed wrong (1 of 3) for invitation {desk.number}")
-    assert not [event for event in desk.events if "2 of 3" in event]
-    assert join_by_code(desk.code, addresses, JOINER).id == CLUSTER.id
+def test_one_attempt_is_one_guess_over_any_number_of_addresses(harness: Harness) -> None:
+    addresses = [Address(host, harness.address.port) for host in ("127.0.0.1", "localhost", "127.0.0.1.")]
+    with pytest.raises(PairingError, match=f"the code is wrong .2 of {MAX_GUESSES} guesses left"):
+        join_by_code(harness.wrong, addresses, JOINER)
+    harness.heard(f"127.0.0.1 guessed wrong (1 of 3) for invitation {harness.number}")
+    assert not [event for event in harness.events if "2 of 3" in event]
+    assert join_by_code(harness.code, addresses, JOINER).id == CLUSTER.id
 
 
-def test_a_try_is_judged_once_so_that_its_number_buys_no_other_guess(desk: Desk) -> None:
+def test_an_attempt_id_is_judged_once(harness: Harness) -> None:
     def answer(code: str) -> object:
-        with desk.connect() as connection:
+        with harness.connect() as connection:
             channel = Channel(connection)
-            spake = Spake("joiner", code)
-            channel.send("join", desk.number, spake.element, b"t" * 16)
+            spake = Spake("client", code)
+            channel.send("join", harness.number, spake.element, b"t" * 16)
             met = channel.receive()
             assert met is not None
-            if met[0] != "desk":
+            if met[0] != "server":
                 return met
             seal = spake.seal(met[1], channel.transcript.digest())
-            channel.send("prove", seal.close("joiner", ("x", JOINER.keys.public)))
+            channel.send("prove", seal.close("client", ("x", JOINER.keys.public)))
             return channel.receive()
 
-    assert answer(desk.wrong) == ("refuse", "wrong", 2)
-    assert answer(desk.code) == ("refuse", "wrong", 2)
-    assert desk.paired == []
-    assert desk.redeem().id == CLUSTER.id
+    assert answer(harness.wrong) == ("refuse", "wrong", 2)
+    assert answer(harness.code) == ("refuse", "wrong", 2)
+    assert harness.paired == []
+    assert harness.join().id == CLUSTER.id
 
 
-def test_the_inviter_hears_who_made_an_invitation_void(desk: Desk) -> None:
-    for _ in range(GUESSES):
+def test_the_hosts_of_wrong_guesses_are_reported(harness: Harness) -> None:
+    for _ in range(MAX_GUESSES):
         with pytest.raises(PairingError):
-            desk.redeem(desk.wrong)
-    desk.heard(f"invitation {desk.number} is void after 3 wrong guesses, made at 127.0.0.1")
+            harness.join(harness.wrong)
+    harness.heard(f"invitation {harness.number} is void after 3 wrong guesses, made at 127.0.0.1")
 
 
-def test_the_code_of_another_cluster_is_left_unused(desk: Desk) -> None:
+def test_the_code_of_another_cluster_is_left_unused(harness: Harness) -> None:
     with pytest.raises(PairingError, match="of another cluster") as raised:
-        join_by_code(desk.code, [desk.address], JOINER, known="f" * 16)
+        join_by_code(harness.code, [harness.address], JOINER, known="f" * 16)
     assert "--replace" in raised.value.hint
-    assert join_by_code(desk.code, [desk.address], JOINER, known=CLUSTER.id).id == CLUSTER.id
+    assert join_by_code(harness.code, [harness.address], JOINER, known=CLUSTER.id).id == CLUSTER.id
 
 
-def test_a_member_that_cannot_be_written_down_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_is_told_when_its_node_cannot_be_saved(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: PairedNode) -> None:
         raise EdgeppError("cannot write cluster.json: no space left")
 
-    monkeypatch.setattr(desk.desk, "_on_paired", full)
+    monkeypatch.setattr(harness.server, "_on_paired", full)
     with pytest.raises(PairingError, match="could not let this machine in"):
-        desk.redeem()
-    desk.heard("cannot be let in: cannot write cluster.json: no space left")
+        harness.join()
+    harness.heard("cannot be let in: cannot write cluster.json: no space left")
 
 
-def test_an_expired_code_says_so(desk: Desk) -> None:
-    expired = desk.code
-    desk.now_s += INVITE_S / 2
-    desk.code = desk.desk.invite()
-    desk.now_s += INVITE_S / 2 + 1
-    desk.heard(f"invitation {expired.split('-')[0]} expired unused")
+def test_an_expired_code_is_refused_as_expired(harness: Harness) -> None:
+    expired = harness.code
+    harness.now_s += INVITATION_S / 2
+    harness.code = harness.server.invite()
+    harness.now_s += INVITATION_S / 2 + 1
+    harness.heard(f"invitation {expired.split('-')[0]} expired unused")
     with pytest.raises(PairingError, match="has expired"):
-        desk.redeem(expired)
-    assert desk.redeem().id == CLUSTER.id
+        harness.join(expired)
+    assert harness.join().id == CLUSTER.id
 
 
-def test_an_invitation_that_was_never_made(desk: Desk) -> None:
-    number = next(number for number in range(1, 100) if number not in desk.desk.numbers())
+def test_an_invitation_that_was_never_made(harness: Harness) -> None:
+    number = next(number for number in range(1, 100) if number not in harness.server.numbers())
     with pytest.raises(PairingError, match=f"invitation {number} is not open"):
-        desk.redeem(f"{number}-{words()[0]}-{words()[1]}")
+        harness.join(f"{number}-{words()[0]}-{words()[1]}")
 
 
 @pytest.mark.parametrize(
     "code", ["", "7", "7-tango", "tango-lemon", "777-tango-lemon", "7-tango-lemon-x", "7_tango_le"]
 )
-def test_what_is_no_code(code: str) -> None:
+def test_malformed_codes_are_refused(code: str) -> None:
     with pytest.raises(UsageError, match="is not a code"):
         join_by_code(code, [Address("127.0.0.1", 1)], JOINER)
 
 
-def test_a_slip_in_a_word_costs_no_guess() -> None:
+def test_a_typing_error_in_a_word_costs_no_guess() -> None:
     with pytest.raises(UsageError, match="'lemom' is not a word that codes have") as raised:
         join_by_code("7-tango-lemom", [Address("127.0.0.1", 1)], JOINER)
     assert raised.value.hint == "is it 'lemon'?"
 
 
-def test_only_so_many_are_open_at_once(desk: Desk) -> None:
-    codes = [desk.desk.invite() for _ in range(OPEN_AT_ONCE - 1)]
-    assert len({code.split("-")[0] for code in (*codes, desk.code)}) == OPEN_AT_ONCE
+def test_the_number_of_open_invitations_is_bounded(harness: Harness) -> None:
+    codes = [harness.server.invite() for _ in range(MAX_OPEN_INVITATIONS - 1)]
+    assert len({code.split("-")[0] for code in (*codes, harness.code)}) == MAX_OPEN_INVITATIONS
     with pytest.raises(UsageError, match="open already"):
-        desk.desk.invite()
+        harness.server.invite()
 
 
-def test_a_port_that_is_taken_is_named(desk: Desk) -> None:
+def test_a_port_that_is_taken_is_named(harness: Harness) -> None:
     second = PairingServer(
-        desk.address, lambda: CLUSTER, desk.paired.append, lambda event: desk.events.append(str(event))
+        harness.address, lambda: CLUSTER, harness.paired.append, lambda event: harness.events.append(str(event))
     )
-    with pytest.raises(UsageError, match="cannot take invitations"):
+    with pytest.raises(UsageError, match="cannot take invitation codes"):
         second.invite()
 
 
-def test_dead_addresses_do_not_hold_up_the_one_that_works(desk: Desk) -> None:
+def test_dead_addresses_do_not_hold_up_the_one_that_works(harness: Harness) -> None:
     dead = [Address("127.0.0.1", 1), Address("no-such-host.invalid", 5720), Address("127.0.0.1", 65535)]
-    assert join_by_code(desk.code, [*dead, desk.address], JOINER).addresses == (str(desk.address),)
+    assert join_by_code(harness.code, [*dead, harness.address], JOINER).addresses == (str(harness.address),)
 
 
 class _Tap:
-    """Passes one connection on to the desk and keeps what the joiner said."""
+    """Passes one connection on to the pairing server and keeps what the client sent."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self.said = b""
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        self.sent = b""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = Address("127.0.0.1", self._listener.getsockname()[1] - 1)
         self._threads = [threading.Thread(target=self._run)]
         self._threads[0].start()
 
     def _run(self) -> None:
-        joiner, _ = self._listener.accept()
-        with joiner, self._desk.connect() as desk:
-            back = threading.Thread(target=self._copy_back, args=(desk, joiner))
+        client, _ = self._listener.accept()
+        with client, self._harness.connect() as server:
+            back = threading.Thread(target=self._copy_back, args=(server, client))
             back.start()
-            while part := joiner.recv(4096):
-                self.said += part
-                desk.sendall(part)
-            desk.shutdown(socket.SHUT_WR)
+            while part := client.recv(4096):
+                self.sent += part
+                server.sendall(part)
+            server.shutdown(socket.SHUT_WR)
             back.join()
         self._listener.close()
 
     @staticmethod
-    def _copy_back(desk: socket.socket, joiner: socket.socket) -> None:
-        while part := desk.recv(4096):
-            joiner.sendall(part)
+    def _copy_back(server: socket.socket, client: socket.socket) -> None:
+        while part := server.recv(4096):
+            client.sendall(part)
 
     def close(self) -> None:
         self._threads[0].join()
 
 
-def test_a_recording_is_of_no_use_and_shows_no_secret(desk: Desk) -> None:
-    desk.desk.invite()
-    tap = _Tap(desk)
-    assert join_by_code(desk.code, [tap.address], JOINER).id == CLUSTER.id
+def test_a_recorded_exchange_is_useless_and_contains_no_secret(harness: Harness) -> None:
+    harness.server.invite()
+    tap = _Tap(harness)
+    assert join_by_code(harness.code, [tap.address], JOINER).id == CLUSTER.id
     tap.close()
-    for secret in (desk.code, JOINER.keys.public, "mini"):
-        assert secret.encode() not in tap.said
-    # The same invitation again, as if it were still open: the desk draws anew, so the old box does not open.
-    desk.desk._open[desk.number] = desks._Invitation(desk.number, desk.code, desk.now_s + 100)
-    with desk.connect() as connection:
-        connection.sendall(tap.said)
+    for secret in (harness.code, JOINER.keys.public, "mini"):
+        assert secret.encode() not in tap.sent
+    # The same invitation again, as if it were still open: the server draws a new element, so the old box does not open.
+    harness.server._invitations._open[harness.number] = Invitation(harness.number, harness.code, harness.now_s + 100)
+    with harness.connect() as connection:
+        connection.sendall(tap.sent)
         channel = Channel(connection)
-        assert (channel.receive() or ())[0] == "desk"
+        assert (channel.receive() or ())[0] == "server"
         assert channel.receive() == ("refuse", "wrong", 2)
-    assert len(desk.paired) == 1
+    assert len(harness.paired) == 1
 
 
-class _FalseDesk:
+class _FalseServer:
     """A machine that claims to have the invitation and does not know its code."""
 
     def __init__(self, connections: int) -> None:
@@ -351,13 +357,13 @@ class _FalseDesk:
                     asked = channel.receive()
                     if asked is None:
                         continue
-                    spake = Spake("desk", "1-wrong-code")
-                    channel.send("desk", spake.element)
+                    spake = Spake("server", "1-wrong-code")
+                    channel.send("server", spake.element)
                     seal = spake.seal(asked[2], channel.transcript.digest())
                     if channel.receive() is not None:
                         self.boxes += 1
                     reply = ("f" * 16, "evil", COORDINATOR.keys.public, 5720)
-                    channel.send("admit", seal.close("desk", reply))
+                    channel.send("admit", seal.close("server", reply))
                 except (OSError, RemoteProtocolError):
                     continue
 
@@ -366,41 +372,41 @@ class _FalseDesk:
         self._listener.close()
 
 
-def test_a_false_desk_is_not_believed() -> None:
-    false = _FalseDesk(1)
+def test_a_false_server_is_not_believed() -> None:
+    false = _FalseServer(1)
     with pytest.raises(PairingError, match="does not know the code"):
         join_by_code("7-tango-lemon", [false.address], JOINER)
     false.close()
 
 
-def test_many_false_desks_get_three_guesses_together() -> None:
-    false = [_FalseDesk(1) for _ in range(5)]
+def test_many_false_servers_get_three_guesses_together() -> None:
+    false = [_FalseServer(1) for _ in range(5)]
     with pytest.raises(PairingError, match="does not know the code"):
         join_by_code("7-tango-lemon", [one.address for one in false], JOINER)
     for one in false:
         one.close()
-    assert sum(one.boxes for one in false) == GUESSES
+    assert sum(one.boxes for one in false) == MAX_GUESSES
 
 
-def test_another_version_is_named(desk: Desk) -> None:
-    with desk.connect() as connection:
+def test_another_protocol_version_is_refused(harness: Harness) -> None:
+    with harness.connect() as connection:
         channel = Channel(connection)
-        packed = msgpack.packb((exchange.VERSION + 1, "join", desk.number, bytes(33)))
+        packed = msgpack.packb((protocol.VERSION + 1, "join", harness.number, bytes(33)))
         connection.sendall(len(packed).to_bytes(2, "big") + packed)
         assert channel.receive() == ("refuse", "unknown", 0)
 
 
-def test_garbage_leaves_the_desk_alive(desk: Desk) -> None:
+def test_garbage_leaves_the_server_alive(harness: Harness) -> None:
     chaos = random.Random(7)  # noqa: S311
     bad_elements = [bytes(33), b"A" + bytes(32), b"A" + b"\xff" * 32, b"A\x01" + bytes(31), b"B" * 33, b""]
     openings = [b"", b"\0", b"\0\0", b"\xff\xff" + bytes(100), b"\0\x05hello", b"\0\x03\x93\x01\xc0", b"\0\x01\xc1"]
     for junk in [*openings, *(chaos.randbytes(chaos.randrange(1, 200)) for _ in range(40))]:
-        with desk.connect() as connection:
+        with harness.connect() as connection:
             connection.sendall(junk)
     for element in bad_elements:
-        with desk.connect() as connection:
+        with harness.connect() as connection:
             channel = Channel(connection)
-            channel.send("join", desk.number, element)
+            channel.send("join", harness.number, element)
             channel.send("prove", b"box")
             while True:
                 try:
@@ -408,40 +414,43 @@ def test_garbage_leaves_the_desk_alive(desk: Desk) -> None:
                         break
                 except (OSError, RemoteProtocolError):
                     break
-    eventually("no connection is left", lambda: not desk.desk._connections)
-    assert desk.redeem().id == CLUSTER.id
+    eventually("no connection is left", lambda: not harness.server._connections)
+    assert harness.join().id == CLUSTER.id
 
 
-def test_silent_strangers_give_way_to_a_joiner(desk: Desk) -> None:
-    silent = [desk.connect() for _ in range(PLACES_OF_ONE_HOST)]
-    eventually("the desk is as wanted", lambda: len(desk.desk._connections) == PLACES_OF_ONE_HOST)
-    assert desk.redeem().id == CLUSTER.id
+def test_silent_connections_are_dropped_for_a_joining_node(harness: Harness) -> None:
+    silent = [harness.connect() for _ in range(MAX_CONNECTIONS_PER_NETWORK)]
+    eventually(
+        "the connections are as wanted",
+        lambda: len(harness.server._connections) == MAX_CONNECTIONS_PER_NETWORK,
+    )
+    assert harness.join().id == CLUSTER.id
     assert silent[0].recv(1) == b""  # the oldest went
     for connection in silent:
         connection.close()
-    eventually("the desk is as wanted", lambda: not desk.desk._connections)
+    eventually("the connections are as wanted", lambda: not harness.server._connections)
 
 
-def test_strangers_who_greet_and_wait_give_way_to_a_joiner(desk: Desk) -> None:
-    greeters = [desk.connect() for _ in range(PLACES_OF_ONE_HOST)]
+def test_connections_without_a_proof_are_dropped_for_a_joining_node(harness: Harness) -> None:
+    greeters = [harness.connect() for _ in range(MAX_CONNECTIONS_PER_NETWORK)]
     for connection in greeters:
         channel = Channel(connection)
-        channel.send("join", desk.number, Spake("joiner", desk.wrong).element)
-    assert desk.redeem().id == CLUSTER.id
+        channel.send("join", harness.number, Spake("client", harness.wrong).element)
+    assert harness.join().id == CLUSTER.id
     for connection in greeters:
         connection.close()
 
 
-def test_a_joiner_has_its_turn_among_strangers_who_come_again_and_again(desk: Desk) -> None:
-    """100 callers of one host greet, hold their places and come back as soon as they are sent away."""
+def test_a_joining_node_is_served_among_clients_that_reconnect_all_the_time(harness: Harness) -> None:
+    """100 clients of one host greet, keep their connections, and reconnect as soon as they are dropped."""
     over = threading.Event()
-    element = Spake("joiner", desk.wrong).element
+    element = Spake("client", harness.wrong).element
 
     def hold() -> None:
         while not over.is_set():
             try:
-                with desk.connect() as connection:
-                    Channel(connection).send("join", desk.number, element)
+                with harness.connect() as connection:
+                    Channel(connection).send("join", harness.number, element)
                     connection.settimeout(0.2)
                     while not over.is_set():
                         try:
@@ -455,73 +464,73 @@ def test_a_joiner_has_its_turn_among_strangers_who_come_again_and_again(desk: De
     holders = [threading.Thread(target=hold, daemon=True) for _ in range(100)]
     for holder in holders:
         holder.start()
-    eventually("all wait", lambda: len(desk.desk._connections._queue) >= 100 - PLACES_OF_ONE_HOST)
+    eventually("all wait", lambda: len(harness.server._connections._waiting) >= 100 - MAX_CONNECTIONS_PER_NETWORK)
     try:
-        assert join_by_code(desk.code, [desk.address], JOINER, PATIENCE_S).id == CLUSTER.id
+        assert join_by_code(harness.code, [harness.address], JOINER, PATIENCE_S).id == CLUSTER.id
     finally:
         over.set()
         for holder in holders:
             holder.join(PATIENCE_S)
 
 
-def test_callers_without_a_place_are_seated_in_the_order_of_their_arrival() -> None:
-    crowd = AdmissionQueue()
+def test_waiting_clients_are_admitted_in_the_order_of_arrival() -> None:
+    queue = AdmissionQueue()
     pairs = []
 
-    def caller(host: str) -> Caller:
+    def client(host: str) -> ClientConnection:
         pairs.append(socket.socketpair())
-        return Caller(pairs[-1][0], host)
+        return ClientConnection(pairs[-1][0], host)
 
-    seated = [caller("10.0.0.7") for _ in range(PLACES_OF_ONE_HOST)]
+    seated = [client("10.0.0.7") for _ in range(MAX_CONNECTIONS_PER_NETWORK)]
     for one in seated:
-        assert crowd.enqueue(one)
-        assert crowd.seat_next() is one
-        one.is_served()
-    waiting = [caller("10.0.0.7") for _ in range(QUEUE_OF_ONE_HOST)]
-    assert all(crowd.enqueue(one) for one in waiting)
-    assert not crowd.enqueue(caller("10.0.0.7"))
-    assert crowd.seat_next() is None
-    other = caller("10.0.0.8")
-    assert crowd.enqueue(other)
-    assert crowd.seat_next() is other  # the places of another host are not full
+        assert queue.enqueue(one)
+        assert queue.admit_next() is one
+        one.mark_greeted()
+    waiting = [client("10.0.0.7") for _ in range(MAX_WAITING_PER_NETWORK)]
+    assert all(queue.enqueue(one) for one in waiting)
+    assert not queue.enqueue(client("10.0.0.7"))
+    assert queue.admit_next() is None
+    other = client("10.0.0.8")
+    assert queue.enqueue(other)
+    assert queue.admit_next() is other  # the places of another host are not full
     for one, next_one in zip(seated, waiting, strict=False):
-        crowd.discard(one)
-        assert crowd.seat_next() is next_one
-        next_one.is_served()
-    assert crowd.dismiss_queue() == waiting[PLACES_OF_ONE_HOST:]
+        queue.discard(one)
+        assert queue.admit_next() is next_one
+        next_one.mark_greeted()
+    assert queue.clear_waiting() == waiting[MAX_CONNECTIONS_PER_NETWORK:]
     for one, there in pairs:
         one.close()
         there.close()
 
 
-def test_who_gives_way() -> None:
-    """Of its own host where that has its part, else of the largest; never one that waits for the desk."""
-    crowd = AdmissionQueue()
+def test_which_connection_is_dropped() -> None:
+    """One of its own network where that is full, else of the largest; never one that waits for the server."""
+    queue = AdmissionQueue()
     pairs = []
 
-    def caller(host: str) -> Caller:
+    def client(host: str) -> ClientConnection:
         pairs.append(socket.socketpair())
-        return Caller(pairs[-1][0], host)
+        return ClientConnection(pairs[-1][0], host)
 
-    honest = caller("10.0.0.9")
-    assert crowd.add(honest)
-    strangers = [caller("10.0.0.7") for _ in range(PLACES_OF_ONE_HOST + 1)]
-    assert all(crowd.add(stranger) for stranger in strangers)
-    assert strangers[0] not in crowd
-    assert honest in crowd
-    network = [caller(f"2001:db8::{i:x}") for i in range(PLACES_OF_ONE_HOST + 5)]
-    assert all(crowd.add(one) for one in network)
-    assert len(crowd) == PLACES
-    assert honest in crowd
-    for one in crowd:
-        one.is_served()
-    assert not crowd.add(caller("10.0.0.8"))
+    honest = client("10.0.0.9")
+    assert queue.admit(honest)
+    strangers = [client("10.0.0.7") for _ in range(MAX_CONNECTIONS_PER_NETWORK + 1)]
+    assert all(queue.admit(stranger) for stranger in strangers)
+    assert strangers[0] not in queue
+    assert honest in queue
+    network = [client(f"2001:db8::{i:x}") for i in range(MAX_CONNECTIONS_PER_NETWORK + 5)]
+    assert all(queue.admit(one) for one in network)
+    assert len(queue) == MAX_CONNECTIONS
+    assert honest in queue
+    for one in queue:
+        one.mark_greeted()
+    assert not queue.admit(client("10.0.0.8"))
     for one, other in pairs:
         one.close()
         other.close()
 
 
-def test_a_silent_connection_ends_in_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_ends_in_time(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = socket.socketpair()
     with here, there:
         channel = Channel(here, 0.05)
@@ -529,9 +538,9 @@ def test_a_silent_connection_ends_in_time(desk: Desk, monkeypatch: pytest.Monkey
             channel.receive()
 
 
-def test_closing_the_desk_ends_what_is_under_way(desk: Desk) -> None:
-    with desk.connect():
-        eventually("one is connected", lambda: desk.desk._connections)
-        desk.desk.close()
+def test_closing_the_server_ends_open_connections(harness: Harness) -> None:
+    with harness.connect():
+        eventually("one is connected", lambda: harness.server._connections)
+        harness.server.close()
     with pytest.raises(EdgeppError):
-        desk.redeem()
+        harness.join()

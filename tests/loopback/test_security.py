@@ -1,4 +1,4 @@
-"""Encrypted sockets on loopback: who is admitted talks, everyone else is refused with a reason on both sides."""
+"""Encrypted sockets on loopback: admitted keys exchange messages, all others are refused; both sides learn why."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_key_that_is_no_longer_admitted_stays_out(place: Place) -> None:
         assert not place.gate.admits(MEMBER.public)
 
 
-def test_a_connection_from_before_a_revocation_is_of_no_use(place: Place) -> None:
+def test_a_connection_from_before_a_revocation_is_useless(place: Place) -> None:
     with closing(place.link()) as link:
         assert link.send([b"one"], PATIENCE_S)
         assert place.listener.socket.poll(PATIENCE_S * 1000, zmq.POLLIN)
@@ -184,7 +184,7 @@ def test_gate_and_listeners_may_be_closed_in_any_order() -> None:
     wait(lambda: not any(thread.name == "gate" for thread in threading.enumerate()))
 
 
-def test_a_flood_of_strangers_is_told_of_in_powers_of_ten(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flood_of_strangers_is_logged_in_powers_of_ten(caplog: pytest.LogCaptureFixture) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     gate = Gate(context)
     with caplog.at_level(logging.WARNING, "edgepp"):
@@ -201,7 +201,7 @@ def test_a_flood_of_strangers_is_told_of_in_powers_of_ten(caplog: pytest.LogCapt
     assert len(lines) < log_sampler.MAX_SOURCES + 10
 
 
-def test_a_plain_stranger_cannot_lend_itself_a_key() -> None:
+def test_a_plain_stranger_cannot_claim_a_key() -> None:
     """Anyone may send a User-Id in the metadata of a plain handshake."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     listener = Listener(context, HERE, FRAME_BYTES)
@@ -258,7 +258,7 @@ def test_garbage_at_the_gate_is_survived(place: Place) -> None:
 
 
 def test_a_context_ends_at_once_after_an_address_was_taken() -> None:
-    """Whether or not the gate's thread has heard of the listener by then."""
+    """Whether or not the thread of the gate has taken the listener over by then."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])
         for _ in range(30):

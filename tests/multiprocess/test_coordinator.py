@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,9 +30,6 @@ from edgepp.wire.messages import (
     Call,
     Cancel,
     Declined,
-    Enrolled,
-    Expelled,
-    Leave,
     Loaded,
     Message,
     NotLoaded,
@@ -43,7 +38,6 @@ from edgepp.wire.messages import (
 )
 from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link
-from tests.builders.members import facts
 from tests.waiting import PATIENCE_S, eventually
 
 WAIT_S = PATIENCE_S
@@ -55,7 +49,7 @@ class Desk:
     """A running coordinator, a member's keys, and connections to it."""
 
     coordinator: Coordinator
-    serving: PipelineManager
+    pipeline_manager: PipelineManager
     keys: KeyPair
     events: list[str]
     context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
@@ -84,10 +78,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
         events.append(str(event))
 
     front = SimpleNamespace(sampling=SamplingOptions())  # all that a status reads of a model
-    serving = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
-    director = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base=1 << 16)
-    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), director, serving, tell)
-    made = Desk(coordinator, serving, member, events)
+    pipeline_manager = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
+    planner = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base_number=1 << 16)
+    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, tell)
+    made = Desk(coordinator, pipeline_manager, member, events)
     coordinator.start()
     try:
         yield made
@@ -96,7 +90,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
             link.close()
         made.context.term()
         coordinator.close()
-        serving.close()
+        pipeline_manager.close()
 
 
 def call(link: Link, number: int = 1) -> None:
@@ -114,9 +108,9 @@ def test_an_error_in_what_is_due_now_and_then_costs_that_round(desk: Desk, monke
         raise OSError(24, "Too many open files")
 
     link = desk.own
-    monkeypatch.setattr(desk.coordinator._entrance, "announce", fails)
+    monkeypatch.setattr(desk.coordinator._join_endpoint, "announce", fails)
     monkeypatch.setattr(desk.coordinator.rollout, "step", fails)
-    monkeypatch.setattr(desk.coordinator._attendance, "tick", fails)
+    monkeypatch.setattr(desk.coordinator._membership_service, "tick", fails)
     for number in range(3):
         call(link, number)
         assert isinstance(hear(link), Reply)
@@ -149,7 +143,7 @@ def test_a_coordinator_that_ended_by_itself_is_noticed_and_said(desk: Desk, monk
     monkeypatch.setattr(desk.coordinator, "_turn", fails)
     desk.coordinator.join(WAIT_S)
     assert not desk.coordinator.is_alive()
-    service = SimpleNamespace(coordinator=desk.coordinator, serving=desk.serving, node=None)
+    service = SimpleNamespace(coordinator=desk.coordinator, pipeline_manager=desk.pipeline_manager, node=None)
     with pytest.raises(EdgeppError, match=r"the coordinator ended by itself: .*RuntimeError: its socket is gone"):
         CoordinatorService.check(service)  # type: ignore[arg-type]
 
@@ -175,7 +169,7 @@ def test_what_a_member_says_of_loads_that_it_was_not_told_changes_nothing(desk: 
     call(own)
     hear(own)
     version = desk.coordinator.members.version
-    number = desk.coordinator.director.number
+    number = desk.coordinator.planner.plan_number
     for plan in (number - 1, number, number + 1):
         for slot in (0, 63):
             assert link.send([encode(NotLoaded(plan, slot, "it feels like it", ""))], WAIT_S)
@@ -214,48 +208,4 @@ def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> N
     assert (ended.request_id, "revoked this node" in ended.reason) == (7, True)
     eventually("its place is free", lambda: not len(desk.coordinator.answers))
     call(member)
-    assert "no longer, a member's" in getattr(hear(member), "reason", "")
-
-
-def test_a_cluster_that_ends_waits_for_a_member_that_listens_late(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepp.coordinator.coordinator.FAREWELL_S", PATIENCE_S)
-    member = desk.link(desk.keys)
-    assert member.send([encode(facts())], WAIT_S)
-    assert isinstance(hear(member), Enrolled)
-    with ThreadPoolExecutor(1) as pool:
-        ending = pool.submit(desk.coordinator.dissolve)
-        time.sleep(0.5)  # the member is busy
-        assert not ending.done()
-        while not isinstance(said := hear(member), Expelled):
-            continue
-        assert "ended the cluster" in said.reason
-        assert not ending.done()
-        assert member.send([encode(Leave(facts().incarnation))], WAIT_S)
-        ending.result(WAIT_S)
-
-
-def test_a_cluster_that_ends_tells_a_member_that_reconnects_and_waits_for_none_for_ever(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    member, again = desk.link(desk.keys), desk.link(desk.keys)
-    assert member.send([encode(facts())], WAIT_S)
-    assert isinstance(hear(member), Enrolled)
-    monkeypatch.setattr("edgepp.coordinator.coordinator.FAREWELL_S", 0.2)
-    desk.coordinator.dissolve()
-    assert again.send([encode(facts())], WAIT_S)
-    while not isinstance(hear(again), Expelled):
-        continue
-
-
-def test_an_asker_hears_that_the_coordinator_stops(desk: Desk) -> None:
-    link = desk.own
-    form = encode_question([{"role": "user", "content": "hi"}], GenerateOptions())
-    assert link.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
-    assert isinstance(hear(link), Waiting)
-    with ThreadPoolExecutor(1) as pool:
-        closing = pool.submit(desk.coordinator.close)
-        while isinstance(said := hear(link), Waiting):
-            continue
-        closing.result(WAIT_S)
-    assert isinstance(said, Declined)
-    assert (said.request, "stopped serving" in said.reason) == (7, True)
+    assert "no longer, admitted" in getattr(hear(member), "reason", "")

@@ -8,7 +8,8 @@ from typing import Any
 import mlx.core as mx
 
 from edgepp.backend.mlx.arrays import DTYPES
-from edgepp.backend.mlx.cut_points import CutPoints, PassEnded, Tap
+from edgepp.backend.mlx.batch_kv_cache import BatchGroup
+from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap
 from edgepp.backend.mlx.kv_cache import QuantisedKV, SequenceCache
 from edgepp.layers import LayerRange
 
@@ -59,6 +60,33 @@ class LayerRangeModel:
         mx.eval(result, cache.states())
         cache.length += hidden.shape[1]
         return result
+
+    def forward_batch(self, group: BatchGroup, hidden: Any) -> Any:
+        """Run ``hidden`` (1, B, D) at the next position of each member; returns evaluated hidden states (1, B, D)."""
+        result = self.run(hidden[0][:, None], group.model_entries())
+        mx.eval(result, group.states())
+        for member in group.members:
+            member.length += 1
+        return result.reshape(hidden.shape)
+
+    def try_batch(self, hidden_size: int) -> bool:
+        """Whether sequences of 1 and 3 positions decode together to the same numbers as alone, up to rounding."""
+        hidden = mx.random.normal((4, 3, hidden_size), key=mx.random.key(0)).astype(self._dtype)
+        tolerance = 1e-4 if self._dtype == mx.float32 and self.quantised is None else 0.05
+        try:
+            caches = [self.new_cache(5) for _ in range(4)]
+            for n, cache in enumerate(caches):
+                self.forward(cache, hidden[:1] if n % 2 else hidden[1:2, :1])
+            together = BatchGroup(caches[2:])
+            for rows in (hidden[2:3, :2], hidden[3:, :2]):
+                alone = [self.forward(cache, rows[:, n : n + 1]) for n, cache in enumerate(caches[:2])]
+                expected = mx.concatenate(alone, axis=1)
+                error = mx.abs(self.forward_batch(together, rows) - expected).max()
+                if not (error <= tolerance * mx.abs(expected).max()).item():
+                    return False
+        except FORWARD_ERRORS:
+            return False
+        return True
 
     def run(self, hidden: Any, entries: list[Any]) -> Any:
         """Hidden states (B, T, D) after the last layer of the range, not evaluated; ``entries`` is the cache list."""

@@ -11,7 +11,7 @@ import psutil
 
 from edgepp.backend.base import SequenceFault, check_fork, check_rows
 from edgepp.backend.mlx.arrays import DTYPES, from_numpy, to_numpy
-from edgepp.backend.mlx.batch_kv_cache import BatchGroup, BatchGroups, bucket_length
+from edgepp.backend.mlx.batch_kv_cache import BatchGroups, bucket_length
 from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, unsupported_family
 from edgepp.backend.mlx.kv_cache import KV_BITS_HINT, QuantisedKV, SequenceCache
 from edgepp.backend.mlx.layer_range_model import LayerRangeModel
@@ -167,45 +167,18 @@ class MlxStage:
         try:
             group = self._groups.gather(caches)
             order = [caches.index(member) for member in group.members]
-            computed = to_numpy(self._step(group, from_numpy(hidden[order], self.dtype)))
+            computed = to_numpy(self._model.forward_batch(group, from_numpy(hidden[order], self.dtype)))
         except (*FORWARD_ERRORS, MemoryError) as error:
             raise self._drop_after_failure(caches, error) from error
         result = np.empty_like(computed)
         result[order] = computed
         return result
 
-    def _step(self, group: BatchGroup, hidden: Any) -> Any:
-        """Run ``hidden`` (1, B, D) at the next position of each member; returns evaluated hidden states (1, B, D)."""
-        result = self._model.run(hidden[0][:, None], group.model_entries())
-        mx.eval(result, group.states())
-        for member in group.members:
-            member.length += 1
-        return result.reshape(hidden.shape)
-
     def _can_batch(self) -> bool:
         """Whether the family computes a batch correctly; a trial before the first batch tells."""
         if self._batches_correctly is None:
-            self._batches_correctly = self._sample.is_plain and self._try_batch()
+            self._batches_correctly = self._sample.is_plain and self._model.try_batch(self.hidden_size)
         return self._batches_correctly
-
-    def _try_batch(self) -> bool:
-        """Whether sequences of 1 and 3 positions decode together to the same numbers as alone, up to rounding."""
-        hidden = mx.random.normal((4, 3, self.hidden_size), key=mx.random.key(0)).astype(DTYPES[self.dtype])
-        tolerance = 1e-4 if self.dtype == "float32" and self._model.quantised is None else 0.05
-        try:
-            caches = [self._model.new_cache(5) for _ in range(4)]
-            for n, cache in enumerate(caches):
-                self._model.forward(cache, hidden[:1] if n % 2 else hidden[1:2, :1])
-            together = BatchGroup(caches[2:])
-            for rows in (hidden[2:3, :2], hidden[3:, :2]):
-                alone = [self._model.forward(cache, rows[:, n : n + 1]) for n, cache in enumerate(caches[:2])]
-                expected = mx.concatenate(alone, axis=1)
-                error = mx.abs(self._step(together, rows) - expected).max()
-                if not (error <= tolerance * mx.abs(expected).max()).item():
-                    return False
-        except FORWARD_ERRORS:
-            return False
-        return True
 
     def _drop_after_failure(self, caches: Sequence[SequenceCache], error: BaseException) -> StageFault:
         """The error of a failed step; drops ``caches``, which may hold a part of the step, and their groups."""

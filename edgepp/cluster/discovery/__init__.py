@@ -1,1 +1,1 @@
-"""Finding the coordinator on the network: multicast DNS, remembered addresses, and the interfaces of this machine."""
+"""Discovery of the coordinator: multicast DNS, remembered addresses, and this machine's network interfaces."""

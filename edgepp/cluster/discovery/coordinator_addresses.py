@@ -1,4 +1,4 @@
-"""Where a cluster's coordinator may be."""
+"""The addresses at which a cluster's coordinator may be reached."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from edgepp.cluster.identity import Cluster
 from edgepp.wire.transport import Address
 
 
-def coordinator_addresses(cluster: Cluster, peers: Sequence[Address], records: Sequence[Announcement]) -> list[Address]:
-    """Every address at which the coordinator of ``cluster`` may be: given, seen on the network, remembered."""
-    seen = [a for r in records if (r.cluster, r.node) == (cluster.id, cluster.coordinator.node) for a in r.addresses]
-    return list(dict.fromkeys((*peers, *seen, *map(Address.parse, cluster.addresses))))
+def coordinator_addresses(
+    cluster: Cluster, peers: Sequence[Address], announcements: Sequence[Announcement]
+) -> list[Address]:
+    """Every address at which the coordinator of ``cluster`` may be: ``peers``, announced ones, then remembered ones."""
+    coordinator = (cluster.id, cluster.coordinator.node)
+    announced = [
+        address for one in announcements if (one.cluster, one.node) == coordinator for address in one.addresses
+    ]
+    return list(dict.fromkeys((*peers, *announced, *map(Address.parse, cluster.addresses))))
 
 
 def may_move(known: Sequence[Address]) -> bool:
-    """Whether a coordinator last known there may be heard elsewhere: not one that only loopback reaches."""
+    """Whether the coordinator at ``known`` addresses may have moved: not one that only this machine can reach."""
     return not known or any(not address.is_loopback for address in known)

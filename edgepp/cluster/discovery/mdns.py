@@ -1,7 +1,8 @@
-"""Coordinators say where they are by multicast DNS, and others hear it.
+"""Announcing and finding coordinators by multicast DNS.
 
-What is heard is a hint: anyone on the network can say it, and it may linger after a coordinator has gone. It is checked
-for form in `record`, and proven by whoever connects. Without multicast the rest goes on; `--peer HOST:PORT` stands in.
+An announcement is a hint: any machine on the network can send one, and it may outlive its coordinator. ``announcement``
+checks its form; the connection proves the coordinator's key. Everything else works without multicast, with the
+coordinator's address given by `--peer HOST:PORT`.
 """
 
 from __future__ import annotations
@@ -29,24 +30,25 @@ if TYPE_CHECKING:
 __all__ = ["SERVICE", "Announcement", "Announcer", "Browser", "discover"]
 
 SERVICE = "_edgepp._tcp.local."
-_MAX_NAMES = 64  # coordinators on one network; a flood of names must not fill the memory
-_TTL_S = 1200  # browsers ask again at three quarters; zeroconf takes nothing shorter than 1125 s
+_MAX_NAMES = 64  # coordinators on one network; bounds the memory that a flood of names takes
+_TTL_S = 1200  # browsers ask again after three quarters of it; zeroconf accepts no less than 1125 s
 _RESOLVE_MS = 1000
-_SETTLE_S = 0.2  # for others, after the first acceptable record
-_JOIN_S = 15.0
+_SETTLE_S = 0.2  # to wait for others after the first accepted announcement
+_CLOSE_S = 15.0
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class _Responder(ABC):
-    """A zeroconf instance on every interface, made, remade and ended by a thread of its own.
+    """A zeroconf instance on every interface, opened, replaced and closed by a thread of its own.
 
-    It is made anew after `refresh`, since its sockets belong to addresses that may be gone. When it cannot be made, one
-    line says so, and the next `refresh` tries again.
+    ``refresh`` replaces the instance, since its sockets belong to addresses that may be gone. When an instance cannot
+    be opened, one warning is logged, and the next ``refresh`` tries again.
     """
 
-    def __init__(self, purpose: str) -> None:
-        self._purpose = purpose
+    def __init__(self, consequence: str) -> None:
+        """``consequence``: what does not work without multicast, for the warning."""
+        self._consequence = consequence
         self._changed = threading.Condition()
         self._zeroconf: Zeroconf | None = None
         self._stale = True
@@ -56,29 +58,29 @@ class _Responder(ABC):
         self._thread.start()
 
     def refresh(self) -> None:
-        """Begin anew on every interface, after an address changed or the machine slept. Does not block."""
+        """Replace the instance, after an address changed or the machine slept. Does not block."""
         with self._changed:
             self._stale = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Say goodbye to the network and end the thread; takes about half a second."""
+        """Withdraw from the network and end the thread; takes about half a second."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(_JOIN_S)
+        self._thread.join(_CLOSE_S)
 
     @abstractmethod
     def _begin(self, zeroconf: Zeroconf) -> None:
-        """Use a new instance."""
+        """Begin to use a new instance."""
 
     @abstractmethod
     def _has_work(self) -> bool:
-        """Whether `_work` has something to do; called with the lock held."""
+        """Whether ``_work`` has something to do. Called with the lock held."""
 
     @abstractmethod
     def _work(self, zeroconf: Zeroconf) -> None:
-        """Do what waits to be done."""
+        """Do the pending work."""
 
     def _run(self) -> None:
         while True:
@@ -98,10 +100,10 @@ class _Responder(ABC):
         try:
             if stale:
                 self._end()
-                made = _open_zeroconf()
+                opened = _open_zeroconf()
                 with self._changed:
-                    self._zeroconf = made
-                self._begin(made)
+                    self._zeroconf = opened
+                self._begin(opened)
             elif self._zeroconf is not None:
                 self._work(self._zeroconf)
             self._warned = False
@@ -112,7 +114,7 @@ class _Responder(ABC):
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             reason = str(error) or type(error).__name__
-            _log.warning("multicast DNS does not work (%s), so %s; use --peer HOST:PORT", reason, self._purpose)
+            log.warning("multicast DNS does not work (%s), so %s; use --peer HOST:PORT", reason, self._consequence)
         self._warned = True
 
     def _end(self) -> None:
@@ -121,21 +123,21 @@ class _Responder(ABC):
         with self._changed:
             old, self._zeroconf = self._zeroconf, None
         if old is not None:
-            # An instance whose network has gone may fail to say goodbye; nobody is left to hear it.
+            # An instance whose network is gone may fail to send its goodbye, which nobody would receive.
             with contextlib.suppress(OSError, zeroconf.Error):
                 old.close()
 
 
 def _open_zeroconf() -> Zeroconf:
-    """An instance on every interface and both IP versions; on IPv4 alone where the system has no IPv6.
+    """Open an instance on every interface with IPv4 and IPv6, or with IPv4 where the system has no IPv6.
 
     Raises:
-        OSError: port 5353 cannot be had.
-        RuntimeError: there is no interface at all.
+        OSError: port 5353 cannot be bound.
+        RuntimeError: the machine has no network interface.
     """
     from zeroconf import InterfaceChoice, IPVersion, Zeroconf
 
-    # It reports each interface that cannot multicast, and text from the network; our own line says what matters.
+    # zeroconf logs each interface without multicast, and text from the network; our own warning is enough.
     logging.getLogger("zeroconf").setLevel(logging.CRITICAL)
     try:
         return Zeroconf(InterfaceChoice.All, ip_version=IPVersion.All)
@@ -144,27 +146,27 @@ def _open_zeroconf() -> Zeroconf:
 
 
 class Announcer(_Responder):
-    """The coordinator says where it is, until closed. Nothing here blocks but `close`."""
+    """Announces the coordinator until closed. Only ``close`` blocks."""
 
     def __init__(self, cluster: str, node: str, name: str, port: int) -> None:
-        """Begin to announce the control port ``port`` of node ``node`` (both ids 16 hex digits)."""
+        """Begin to announce the cluster port ``port``; the ids ``cluster`` and ``node`` have 16 hexadecimal digits."""
         self._cluster, self._node = cluster, node
         self._invitations: tuple[int, ...] = ()
         self._instance = f"{instance_name(name, node)}.{SERVICE}"
-        self._server = f"edgepp-{node}.local."  # a host of its own, beside the system's records of this machine
+        self._server = f"edgepp-{node}.local."  # not the machine's own host name, whose records belong to the system
         self._port = port
         self._outdated = False
-        super().__init__("other machines do not see this one by themselves")
+        super().__init__("other machines do not find this one automatically")
 
     def update(self, invitations: Sequence[int]) -> None:
-        """Announce the numbers of the open invitations; of more than 16 the newest."""
+        """Announce the numbers of the open invitations, at most the newest 16."""
         with self._changed:
             self._invitations = tuple(invitations)
             self._outdated = True
             self._changed.notify_all()
 
     def _begin(self, zeroconf: Zeroconf) -> None:
-        # The name holds the node's id, so there is no other owner to probe for, which would take 1.5 s.
+        # The name contains the node's id, so probing for another owner, which takes 1.5 s, is not needed.
         zeroconf.register_service(self._info(), cooperating_responders=True)
 
     def _has_work(self) -> bool:
@@ -192,33 +194,33 @@ class Announcer(_Responder):
 
 
 class Browser(_Responder):
-    """Keeps a live list of the coordinators heard, until closed."""
+    """Keeps the announcements of all coordinators on the network up to date, until closed."""
 
     def __init__(self) -> None:
         self._names: dict[str, None] = {}
         self._unresolved: list[str] = []
-        super().__init__("other machines are not found by themselves")
+        super().__init__("other machines are not found automatically")
 
-    def records(self) -> tuple[Announcement, ...]:
-        """Those heard of now, in no order."""
+    def announcements(self) -> tuple[Announcement, ...]:
+        """The present announcements, in no order."""
         with self._changed:
             zeroconf, names = self._zeroconf, tuple(self._names)
         if zeroconf is None:
             return ()
-        records = (self._cached(zeroconf, name) for name in names)
-        return tuple(record for record in records if record is not None)
+        found = (self._cached(zeroconf, name) for name in names)
+        return tuple(announcement for announcement in found if announcement is not None)
 
     def find(
         self, accept: Callable[[Announcement], bool], wait_s: float, given_up: threading.Event | None = None
     ) -> tuple[Announcement, ...]:
-        """Wait until a record is acceptable, and a moment more for others; empty after ``wait_s`` seconds.
+        """Wait until ``accept`` is true of an announcement, and 0.2 s longer for others; returns all accepted ones.
 
-        The wait ends early when ``given_up`` is set.
+        The wait ends after ``wait_s`` seconds, or when ``given_up`` is set, with what was found.
         """
         given_up = given_up or threading.Event()
         deadline, settled = time.monotonic() + wait_s, False
         while True:
-            found = tuple(record for record in self.records() if accept(record))
+            found = tuple(one for one in self.announcements() if accept(one))
             left = deadline - time.monotonic()
             if settled or left <= 0 or given_up.is_set():
                 return found
@@ -231,7 +233,7 @@ class Browser(_Responder):
     # zeroconf calls these three from a thread of its own.
 
     def add_service(self, zc: Zeroconf, _type: str, name: str) -> None:
-        """A name is heard, or what belongs to it has changed."""
+        """Note a new name, or changed records of a name."""
         resolved = self._cached(zc, name) is not None
         with self._changed:
             if len(self._names) >= _MAX_NAMES and name not in self._names:
@@ -244,7 +246,7 @@ class Browser(_Responder):
     update_service = add_service
 
     def remove_service(self, _zc: Zeroconf, _type: str, name: str) -> None:
-        """A name's owner said goodbye, or was not heard for long."""
+        """Forget a name whose owner said goodbye, or whose records have expired."""
         with self._changed:
             self._names.pop(name, None)
 
@@ -258,7 +260,7 @@ class Browser(_Responder):
         return bool(self._unresolved)
 
     def _work(self, zeroconf: Zeroconf) -> None:
-        """Ask once for what did not come along with a name."""
+        """Ask once for the records that did not arrive with a name."""
         with self._changed:
             name = self._unresolved.pop(0)
         zeroconf.get_service_info(SERVICE, name, _RESOLVE_MS)
@@ -275,7 +277,7 @@ class Browser(_Responder):
 
 
 def discover(accept: Callable[[Announcement], bool], wait_s: float) -> tuple[Announcement, ...]:
-    """Ask the network once: the acceptable records, after ``wait_s`` seconds at most when there is none."""
+    """Search the network once, for at most ``wait_s`` seconds; returns the accepted announcements."""
     browser = Browser()
     try:
         return browser.find(accept, wait_s)

@@ -1,6 +1,6 @@
-"""Whether multicast DNS gets through on this machine, interface by interface: for `edgepp doctor`.
+"""Whether multicast DNS works on each network interface of this machine, for `edgepp doctor`.
 
-IPv4 only: a network that drops multicast drops both kinds.
+IPv4 only: a network that drops multicast drops that of both IP versions.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from edgepp.cluster.discovery.network_interfaces import Interface, interfaces
 
 GROUP, PORT = "224.0.0.251", 5353
-# Ours, and the one that printers, televisions and Macs all answer: which services are there?
+# Our own service, and the list of all services, which printers, televisions and Macs answer.
 _QUESTIONS = ("_edgepp._tcp.local", "_services._dns-sd._udp.local")
 _MAX_SENDERS = 64
 
 
 @dataclass
 class Hearing:
-    """What was heard on one interface: whether this machine's own question, and which other machines."""
+    """What was received on one interface: whether this machine's own question, and the senders of other messages."""
 
     interface: str
     address: str
@@ -33,16 +33,16 @@ class Hearing:
 
 
 def listen(wait_s: float) -> tuple[Hearing, ...]:
-    """Ask on every interface and listen for ``wait_s`` seconds to whoever speaks multicast DNS.
+    """Ask on every interface, and listen to multicast DNS for ``wait_s`` seconds.
 
     Raises:
-        OSError: port 5353 cannot be had.
+        OSError: port 5353 cannot be bound.
     """
     return listen_on(tuple(one for one in interfaces() if ":" not in one.address), wait_s)
 
 
 def listen_on(where: Sequence[Interface], wait_s: float) -> tuple[Hearing, ...]:
-    """`listen` on the interfaces ``where``, all of them IPv4."""
+    """Ask and listen on the IPv4 interfaces ``where`` for ``wait_s`` seconds."""
     hearings = {one: Hearing(one.name, one.address) for one in where}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,9 +63,9 @@ def listen_on(where: Sequence[Interface], wait_s: float) -> tuple[Hearing, ...]:
 
 
 def _ask(sock: socket.socket, address: str) -> None:
-    here = socket.inet_aton(address)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + here)
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, here)
+    local = socket.inet_aton(address)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(GROUP) + local)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, local)
     sock.sendto(_query(), (GROUP, PORT))
 
 
@@ -80,7 +80,7 @@ def _name(name: str) -> bytes:
 
 
 def _note(hearings: dict[Interface, Hearing], sender: str) -> None:
-    """Book a datagram to the interface whose network its sender is in."""
+    """Note a datagram at the interface whose network contains its sender."""
     ip = ipaddress.ip_address(sender)
     for one, hearing in hearings.items():
         if sender == one.address:

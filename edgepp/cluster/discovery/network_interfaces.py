@@ -1,4 +1,4 @@
-"""This machine's addresses, which of them others may reach, and when they changed."""
+"""This machine's network addresses, which of them others can reach, and when they change."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import psutil
 
-_JUMP_S = 2.0
-# Bridges of containers and virtual machines, tunnels, Apple's peer-to-peer links: rarely the way to a neighbour.
+_SLEEP_S = 2.0  # a clock jump of this length means that the machine slept
+# Bridges of containers and virtual machines, tunnels, Apple's peer-to-peer links: rarely a way to a neighbour.
 # bridge0 is a Mac's Thunderbolt bridge and a good way; bridge100 and above belong to virtual machines.
 _VIRTUAL = re.compile(
     r"docker|br-|veth|virbr|vnet|vmnet|vboxnet|lxc|lxdbr|cni|cali|flannel|podman|bridge\d{3}"
@@ -22,7 +22,7 @@ _VIRTUAL = re.compile(
 
 @dataclass(frozen=True)
 class Interface:
-    """One address of one network interface that is up; ``address`` has its ``%scope`` when it is link-local IPv6."""
+    """One address of a network interface that is up; a link-local IPv6 ``address`` has its ``%scope``."""
 
     name: str
     address: str
@@ -31,18 +31,18 @@ class Interface:
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """What sorts before what: likely to be reachable first."""
-        return self.virtual, kind(self.address)
+        """The sort key: addresses that others are likely to reach come first."""
+        return self.virtual, address_rank(self.address)
 
 
-def kind(address: str) -> int:
-    """0 for IPv4, 1 for routable IPv6, 2 for link-local IPv4, 3 for link-local IPv6: the order to try them in."""
+def address_rank(address: str) -> int:
+    """The order in which to try an address: 0 IPv4, 1 routable IPv6, 2 link-local IPv4, 3 link-local IPv6."""
     ip = ipaddress.ip_address(address)
     return (2 if ip.is_link_local else 0) + (ip.version == 6)
 
 
 def interfaces() -> tuple[Interface, ...]:
-    """Every address that is up and not loopback, the likeliest to be reachable from outside first."""
+    """Every address that is up and not loopback, first those that others are likely to reach."""
     stats = psutil.net_if_stats()
     found = []
     for name, entries in psutil.net_if_addrs().items():
@@ -59,14 +59,14 @@ def interfaces() -> tuple[Interface, ...]:
 
 
 def usable_addresses() -> tuple[str, ...]:
-    """This machine's IP addresses that others might reach, in the order of `interfaces`; only a hint, so probe them."""
+    """This machine's IP addresses that others might reach, in the order of ``interfaces``: a hint to be probed."""
     return tuple(dict.fromkeys(one.address for one in interfaces()))
 
 
 def by_nearness(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Another machine's ``addresses``, those on a network of this machine first.
+    """Sort another machine's ``addresses``: those on a network of this machine come first.
 
-    An address that this machine has too, such as docker's default one, comes last: it would lead back here.
+    An address that this machine has too, such as Docker's default one, comes last: it leads back to this machine.
     """
     mine = interfaces()
     own = {one.address.partition("%")[0] for one in mine}
@@ -74,7 +74,7 @@ def by_nearness(addresses: Iterable[str]) -> tuple[str, ...]:
     def rank(address: str) -> tuple[bool, bool, int]:
         bare = address.partition("%")[0]
         near = any(ipaddress.ip_address(bare) in one.network for one in mine if not one.virtual)
-        return bare in own, not near, kind(address)
+        return bare in own, not near, address_rank(address)
 
     return tuple(sorted(dict.fromkeys(addresses), key=rank))
 
@@ -88,19 +88,19 @@ def _network(
     return ipaddress.IPv6Network((int(ip), bits), strict=False)
 
 
-class Watch:
-    """Tells when this machine's addresses changed, or when it slept."""
+class AddressWatch:
+    """Detects that this machine's addresses changed, or that it slept."""
 
     def __init__(self) -> None:
         self._addresses = frozenset(usable_addresses())
         self._offset = time.time() - time.monotonic()
 
     def changed(self) -> bool:
-        """True once after the addresses changed or the machine slept; cheap enough to ask twice a second.
+        """True once after the addresses changed or the machine slept; cheap enough for two calls per second.
 
-        The monotonic clock stands still during sleep and the wall clock does not, so they move apart by its length.
+        The monotonic clock stops while the machine sleeps and the wall clock does not, so their difference grows.
         """
         addresses, offset = frozenset(usable_addresses()), time.time() - time.monotonic()
-        changed = addresses != self._addresses or abs(offset - self._offset) > _JUMP_S
+        changed = addresses != self._addresses or abs(offset - self._offset) > _SLEEP_S
         self._addresses, self._offset = addresses, offset
         return changed

@@ -1,1 +1,1 @@
-"""How a machine becomes a member of a cluster: invitation codes (SPAKE2) and tokens."""
+"""Pairing: how a machine becomes a member of a cluster, with an invitation code (SPAKE2) or a token."""

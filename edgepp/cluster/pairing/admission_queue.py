@@ -1,9 +1,10 @@
-"""Who is served at the pairing desk, and who gives way: strangers with open connections must not keep a joiner out.
+"""Which connections the pairing server serves when many clients come: idle ones must not keep a joining node out.
 
-A joiner speaks as soon as it is connected, and proves its code within a moment of the desk's answer. So a caller that
-says nothing gives way first, then one that was answered a while ago; a caller that the desk is to answer never does.
-One host has a part of the places only. Callers without a place queue and are seated in the order of their arrival: a
-joiner that comes once is served before strangers who come again and again.
+A joining node sends its greeting as soon as it is connected, and proves its code within a moment of the server's
+answer. So a connection that has sent nothing is dropped first, then one that was answered more than ``PROOF_WAIT_S``
+ago; a connection that waits for the server's answer is never dropped. One network gets a part of the connections only.
+Further connections wait and are admitted in the order of arrival, so a node that connects once is served before
+clients that connect again and again.
 """
 
 from __future__ import annotations
@@ -17,113 +18,119 @@ from contextlib import suppress
 
 from edgepp.wire.connection_limits import network_of
 
-PLACES = 64
-PLACES_OF_ONE_HOST = 32
-QUEUE = 256
-"""Callers without a place that may wait for one."""
-QUEUE_OF_ONE_HOST = 192
-PATIENCE_S = 1.0
-"""How long an answered caller keeps its place when others want it."""
+MAX_CONNECTIONS = 64
+MAX_CONNECTIONS_PER_NETWORK = 32
+MAX_WAITING = 256
+"""Connections that wait to be admitted."""
+MAX_WAITING_PER_NETWORK = 192
+PROOF_WAIT_S = 1.0
+"""How long an answered client may take for its proof before its connection can be dropped for another one."""
 
 
-class Caller:
-    """One connection at the desk."""
+class ClientConnection:
+    """One connection to the pairing server."""
 
     def __init__(self, connection: socket.socket, host: str) -> None:
         self.connection = connection
         self.host = host
         self.network = network_of(host)
-        self._served = False
-        self._awaited_s: float | None = None
+        self._greeted = False
+        self._answered_s: float | None = None
 
-    def is_served(self) -> None:
-        """It has asked: now it waits for the desk."""
-        self._served = True
+    def mark_greeted(self) -> None:
+        """Note that the client has sent its greeting and waits for the server."""
+        self._greeted = True
 
-    def is_awaited(self) -> None:
-        """It is being answered: now the desk waits for it."""
-        self._awaited_s = time.monotonic()
+    def mark_answered(self) -> None:
+        """Note that the server answers, and waits for the client's proof from now on."""
+        self._answered_s = time.monotonic()
 
-    def gives_way(self, now_s: float) -> bool:
-        """Whether it can be expected to be no joiner."""
-        if self._awaited_s is not None:
-            return now_s - self._awaited_s > PATIENCE_S
-        return not self._served and not self._has_spoken()
+    def may_be_dropped(self, now_s: float) -> bool:
+        """Whether the client has shown that it is hardly a joining node."""
+        if self._answered_s is not None:
+            return now_s - self._answered_s > PROOF_WAIT_S
+        return not self._greeted and not self._has_sent()
 
-    def hang_up(self) -> None:
-        """End the connection; the thread that reads from it closes it."""
-        with suppress(OSError):  # it has ended by itself
+    def shut_down(self) -> None:
+        """End the connection; the thread that reads from the connection closes the socket."""
+        with suppress(OSError):  # the connection has ended already
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    def _has_spoken(self) -> bool:
+    def _has_sent(self) -> bool:
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
         return bool(poll.poll(0))
 
 
 class AdmissionQueue:
-    """The callers with a place, longest there first, and the queue. One lock of the owner guards every call."""
+    """The admitted connections, oldest first, and those that wait. One lock of the owner guards every call.
+
+    Length, iteration and membership are those of the admitted connections.
+    """
 
     def __init__(self) -> None:
-        self._callers: dict[Caller, None] = {}
-        self._queue: dict[Caller, None] = {}
+        self._admitted: dict[ClientConnection, None] = {}
+        self._waiting: dict[ClientConnection, None] = {}
 
     def __len__(self) -> int:
-        return len(self._callers)
+        return len(self._admitted)
 
-    def __iter__(self) -> Iterator[Caller]:
-        return iter(list(self._callers))
+    def __iter__(self) -> Iterator[ClientConnection]:
+        return iter(list(self._admitted))
 
-    def __contains__(self, caller: Caller) -> bool:
-        return caller in self._callers
+    def __contains__(self, client: ClientConnection) -> bool:
+        return client in self._admitted
 
-    def enqueue(self, caller: Caller) -> bool:
-        """Let a caller wait for a place; False where the queue, or the part of it of one host, is full."""
-        of_its_network = sum(other.network == caller.network for other in self._queue)
-        if len(self._queue) >= QUEUE or of_its_network >= QUEUE_OF_ONE_HOST:
+    def enqueue(self, client: ClientConnection) -> bool:
+        """Let a connection wait; False where the queue, or its network's part of the queue, is full."""
+        of_same_network = sum(other.network == client.network for other in self._waiting)
+        if len(self._waiting) >= MAX_WAITING or of_same_network >= MAX_WAITING_PER_NETWORK:
             return False
-        self._queue[caller] = None
+        self._waiting[client] = None
         return True
 
-    def seat_next(self) -> Caller | None:
-        """Give a place to the first caller in the queue that can have one; None where there is no such caller."""
-        full: set[str] = set()
-        for caller in self._queue:
-            if caller.network in full:
+    def admit_next(self) -> ClientConnection | None:
+        """Admit and return the first waiting connection that can be admitted; None where there is none."""
+        full_networks: set[str] = set()
+        for client in self._waiting:
+            if client.network in full_networks:
                 continue
-            if self.add(caller):
-                del self._queue[caller]
-                return caller
-            full.add(caller.network)
+            if self.admit(client):
+                del self._waiting[client]
+                return client
+            full_networks.add(client.network)
         return None
 
-    def dismiss_queue(self) -> list[Caller]:
-        """Empty the queue; the callers that were in it."""
-        queue, self._queue = list(self._queue), {}
-        return queue
+    def clear_waiting(self) -> list[ClientConnection]:
+        """Empty the queue and return the connections that waited."""
+        waiting, self._waiting = list(self._waiting), {}
+        return waiting
 
-    def add(self, caller: Caller) -> bool:
-        """Take a newcomer in, in place of another where all places are taken; False where nobody gives way."""
-        rivals = self._rivals(caller)
+    def admit(self, client: ClientConnection) -> bool:
+        """Admit a connection, where necessary in place of one that may be dropped; False where there is no room."""
+        rivals = self._rivals(client)
         if rivals:
             now_s = time.monotonic()
-            going = next((one for one in rivals if one.gives_way(now_s)), None)
-            if going is None:
+            dropped = next((one for one in rivals if one.may_be_dropped(now_s)), None)
+            if dropped is None:
                 return False
-            self.discard(going)
-            going.hang_up()
-        self._callers[caller] = None
+            self.discard(dropped)
+            dropped.shut_down()
+        self._admitted[client] = None
         return True
 
-    def discard(self, caller: Caller) -> None:
-        """It has gone."""
-        self._callers.pop(caller, None)
+    def discard(self, client: ClientConnection) -> None:
+        """Forget a connection that has ended."""
+        self._admitted.pop(client, None)
 
-    def _rivals(self, newcomer: Caller) -> list[Caller]:
-        """Those of whom one must go for the newcomer: of its own network where that has its part, else of any."""
-        counts = Counter(caller.network for caller in self._callers)
-        if counts[newcomer.network] >= PLACES_OF_ONE_HOST:
-            return [caller for caller in self._callers if caller.network == newcomer.network]
-        if len(self._callers) < PLACES:
+    def _rivals(self, newcomer: ClientConnection) -> list[ClientConnection]:
+        """The connections of which one must be dropped for the newcomer; empty where there is room.
+
+        They are of the newcomer's network where that one has its part already, else of any, largest network first.
+        """
+        counts = Counter(client.network for client in self._admitted)
+        if counts[newcomer.network] >= MAX_CONNECTIONS_PER_NETWORK:
+            return [client for client in self._admitted if client.network == newcomer.network]
+        if len(self._admitted) < MAX_CONNECTIONS:
             return []
-        return sorted(self._callers, key=lambda caller: -counts[caller.network])
+        return sorted(self._admitted, key=lambda client: -counts[client.network])

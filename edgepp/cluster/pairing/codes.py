@@ -1,4 +1,4 @@
-"""Invitation codes that one person reads to another: a number, which is no secret, and two words, ``7-tango-lemon``."""
+"""Invitation codes that people read to each other, such as ``7-tango-lemon``: a public number, two secret words."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from importlib import resources
 
 from edgepp.errors import UsageError
 
-GUESSES = 3
-"""Wrong guesses that make an invitation void; a joiner risks no more of them on false desks."""
+MAX_GUESSES = 3
+"""Wrong guesses that make an invitation void, and proofs that a client sends at most, since a server may be false."""
 
 
 @functools.cache
 def words() -> tuple[str, ...]:
-    """The words that codes are made of."""
+    """The words of which codes are made."""
     return tuple(resources.files(__package__).joinpath("words.txt").read_text(encoding="ascii").split())
 
 
 def make_code(number: int) -> str:
-    """A new code for the invitation with this number."""
+    """Draw a new code for the invitation with this number."""
     return f"{number}-{secrets.choice(words())}-{secrets.choice(words())}"
 
 
 def read_code(text: str) -> tuple[int, str]:
-    """The invitation's number, and its code as it was made, from what was typed.
+    """Parse a typed code into the invitation's number and the code as ``make_code`` wrote it.
 
-    A slip that can be seen here costs no guess.
+    A typing error that is found by this function costs no guess.
 
     Raises:
-        UsageError: it is no code.
+        UsageError: ``text`` is not a code, or has a word that no code has.
     """
     match = re.fullmatch(r"([0-9]{1,2})[- ]+([a-z]+)[- ]+([a-z]+)", text.strip().lower())
     if match is None:
@@ -40,6 +40,7 @@ def read_code(text: str) -> tuple[int, str]:
         if word not in words():
             close = difflib.get_close_matches(word, words(), 1)
             raise UsageError(
-                f"'{word:.40}' is not a word that codes have", f"is it '{close[0]}'?" if close else "read it again"
+                f"'{word:.40}' is not a word that codes have",
+                f"is it '{close[0]}'?" if close else "check the code and type it again",
             )
     return int(match[1]), f"{int(match[1])}-{match[2]}-{match[3]}"

@@ -1,4 +1,4 @@
-"""How a machine comes to a cluster: by a code, by a token, or as a member of old."""
+"""Which cluster a machine joins, and how: with a code, with a token, or as the member that it is already."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from edgepp.errors import EdgeppError, PairingError
 from edgepp.wire.transport import Address
 
 FIND_S = 10.0
-"""How long the network is listened to for a coordinator."""
+"""How long to search the network for a coordinator."""
 _RENEW_S = 2.0
-"""How long the coordinator of old has to answer a machine that comes with its token again."""
-_LOG = logging.getLogger(__name__)
+"""How long a member with a token waits for its coordinator to confirm the token."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PairingOptions:
-    """How a machine comes to its cluster."""
+    """How a machine pairs with its cluster."""
 
     code: str | None = None
-    """What `edgepp invite` printed."""
+    """The invitation code that `edgepp invite` printed."""
     token: str | None = None
-    """What `edgepp token` printed; unless given, the token of the environment or the token file, if there is one."""
+    """The token that `edgepp token` printed; None takes the token of the environment or token file, if there is one."""
     peers: tuple[Address, ...] = ()
-    """Where the coordinator may be; unless given, the coordinator is looked for."""
+    """Addresses of the coordinator; empty searches the network."""
     replace: bool = False
-    """Whether to belong to the cluster of the code or token instead of the present one."""
+    """Whether to leave the present cluster for the one of the code or token."""
 
 
-def paired(
+def pair_with_cluster(
     options: PairingOptions, identity: Identity, browser: Browser | None, given_up: threading.Event | None = None
 ) -> Cluster:
-    """The cluster to join; pairs with it first, by a code or token, where that was asked for.
+    """The cluster that this machine belongs to, after pairing with a code or token where ``options`` or files give one.
 
-    Looking for the coordinator ends early when ``given_up`` is set.
+    ``browser`` finds coordinators on the network; None searches nothing. A search ends early when ``given_up`` is set.
 
     Raises:
-        UsageError: the code is none.
-        PairingError: this machine is in no cluster, in another one that ``options`` do not give up, or not let in.
-        PeerLost: nobody answers.
+        UsageError: the code or token is malformed.
+        PairingError: this machine belongs to no cluster, or to another one without ``options.replace``, or the
+            coordinator refuses.
+        PeerLost: the coordinator does not answer.
     """
     peers, code = options.peers, options.code
     known = load_cluster()
@@ -57,7 +58,7 @@ def paired(
         _check_replaceable(known, identity)
     kept = None if options.replace or known is None else known.id
     if code is not None:
-        cluster = join_by_code(code, _inviting(code, peers, browser, given_up), identity, known=kept)
+        cluster = join_by_code(code, _inviting_addresses(code, peers, browser, given_up), identity, known=kept)
         save_cluster(cluster)
         return cluster
     text = options.token or read_token()
@@ -65,11 +66,11 @@ def paired(
         token = parse_token(text)
         if kept not in (None, token.cluster):
             raise PairingError(
-                "the token is of another cluster than the one that this machine belongs to",
-                "add --replace to belong to that one instead, or run `edgepp leave` first",
+                "the token is of another cluster than this machine's",
+                "add --replace to move to the token's cluster, or run `edgepp leave` first",
             )
         if known is None or known.id != token.cluster:
-            addresses = peers or _seen(browser, lambda record: record.cluster == token.cluster, given_up)
+            addresses = peers or _find(browser, lambda heard: heard.cluster == token.cluster, given_up)
             known = join_by_token(token, addresses, identity)
             save_cluster(known)
         else:
@@ -77,53 +78,53 @@ def paired(
     if known is None:
         raise PairingError(
             "this machine belongs to no cluster yet",
-            "run `edgepp invite` where `edgepp serve` runs, and here `edgepp join CODE`",
+            "run `edgepp invite` where `edgepp serve` runs, and `edgepp join CODE` on this machine",
         )
     if known.coordinator.node == identity.node:
         raise PairingError(
             "this machine coordinates a cluster of its own",
-            "run `edgepp serve` here; or join another one with a code and --replace",
+            "run `edgepp serve` on this machine, or join another cluster with a code and --replace",
         )
     return known
 
 
 def _renew(token: Token, known: Cluster, peers: tuple[Address, ...], identity: Identity) -> None:
-    """Be adopted by the cluster of old again, if its book lost this machine, as one from a backup has.
+    """Present the token again, in case the coordinator has lost this node, as one that was restored from a backup has.
 
-    Where the token is withdrawn or nobody answers, what the node itself hears of the coordinator counts.
+    A failure does not matter: the node may be a member all the same, and learns when it connects.
     """
     try:
         join_by_token(token, coordinator_addresses(known, peers, ()), identity, _RENEW_S)
     except EdgeppError as error:
-        _LOG.info("the token lets this machine in no more, which may be a member all the same: %s", error)
+        log.info("the token was not confirmed; this machine may be a member all the same: %s", error)
 
 
 def _check_replaceable(known: Cluster, identity: Identity) -> None:
     if known.coordinator.node == identity.node and known.members:
         raise PairingError(
-            f"this machine coordinates a cluster of its own, which would end for {len(known.members)} others",
+            f"this machine coordinates a cluster of its own, which would end for {len(known.members)} other nodes",
             "run `edgepp leave` first",
         )
 
 
-def _inviting(
+def _inviting_addresses(
     code: str, peers: tuple[Address, ...], browser: Browser | None, given_up: threading.Event | None
 ) -> tuple[Address, ...]:
     if peers:
         return peers
-    number, _ = read_code(code)  # a slip that can be seen is said before anything is looked for
-    found = _seen(browser, lambda record: number in record.invitations, given_up)
+    number, _ = read_code(code)  # so that a malformed code is refused before the search
+    found = _find(browser, lambda heard: number in heard.invitations, given_up)
     if not found:
         raise PairingError(
             f"no machine on this network has an open invitation {number}: it expired, was used, or cannot be heard",
-            "ask for a new one with `edgepp invite`, or name the machine with --peer HOST:PORT",
+            "run `edgepp invite` again, or give the coordinator's address: --peer HOST:PORT",
         )
     return found
 
 
-def _seen(
+def _find(
     browser: Browser | None, accept: Callable[[Announcement], bool], given_up: threading.Event | None
 ) -> tuple[Address, ...]:
     if browser is None:
         return ()
-    return tuple(address for record in browser.find(accept, FIND_S, given_up) for address in record.addresses)
+    return tuple(address for heard in browser.find(accept, FIND_S, given_up) for address in heard.addresses)

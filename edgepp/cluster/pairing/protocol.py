@@ -1,20 +1,22 @@
-"""The few bytes that make a member of a stranger who knows an invitation's code: SPAKE2, then two sealed boxes.
+"""The pairing protocol: how a node that knows an invitation's code becomes a member. SPAKE2, then two sealed boxes.
 
-    joiner ──► desk   [version, "join", number, A, try]  A, B: SPAKE2 with the code as its password
-           ◄──        [version, "desk", B, cluster]      the cluster's id
-           ──►        [version, "prove", box]            the joiner's name and public key
-           ◄──        [version, "admit", box]            cluster id, coordinator's name, key and control port
-           ◄──        [version, "refuse", cause, left]   in place of any answer
+    client ──► server   [version, "join", number, A, attempt]  A, B: SPAKE2 elements with the code as password
+           ◄──          [version, "server", B, cluster]        the cluster's id
+           ──►          [version, "prove", box]                the joining node's name and public key
+           ◄──          [version, "admit", box]                cluster id, coordinator's name, key and cluster port
+           ◄──          [version, "refuse", cause, left]       in place of any answer; the guesses that are left
 
-Each box is sealed with ChaCha20-Poly1305 under a key that is used once, made from SPAKE2's key and bound to every byte
-that went before, so a recording is of no use. Who does not know the code can test one guess by a whole exchange, and
-must send a box to do so: nothing that depends on the key leaves the desk before that box has opened. So the desk counts
-boxes that do not open, not connections that end. The other way round a false desk can test one guess by the joiner's
-box, so the joiner sends few of them.
+The client is the joining node, the server is the coordinator. Each message is a msgpack array behind its length in two
+bytes. Each box is sealed with ChaCha20-Poly1305 under a key that is used once, derived from SPAKE2's key and bound to
+every byte before it, so a recording is of no use.
 
-``try`` are 16 bytes that a joiner draws once for what its user typed. It may come by several of the coordinator's
-addresses; after one wrong box the desk opens no other of the same try, and repeats its answer. ``try`` and ``cluster``
-may be left out.
+A client that does not know the code can test one guess per exchange, and has to send a box for it: nothing that depends
+on the key leaves the server before that box has opened. So the server counts boxes that do not open, not connections
+that end. A false server can test one guess with the client's box, so the client sends at most ``codes.MAX_GUESSES``.
+
+``attempt`` is 16 random bytes that a client draws once per code that its user typed. The same attempt may arrive over
+several of the coordinator's addresses; after one wrong box the server opens no other box of the attempt, and repeats
+its answer. ``attempt`` and ``cluster`` may be left out.
 """
 
 from __future__ import annotations
@@ -41,62 +43,64 @@ from edgepp.wire.transport import Address
 
 VERSION = 1
 MESSAGE_BYTES = 1024
-TRY_BYTES = 16
+ATTEMPT_ID_BYTES = 16
 EXCHANGE_S = 10.0
-"""The longest that a connection may take in all."""
-Cause: TypeAlias = Literal["wrong", "void", "expired", "used", "failed", "unknown"]
-CAUSES: tuple[Cause, ...] = get_args(Cause)
-_LOG = logging.getLogger(__name__)
+"""The longest time for a whole exchange."""
+RefusalCause: TypeAlias = Literal["wrong", "void", "expired", "used", "failed", "unknown"]
+REFUSAL_CAUSES: tuple[RefusalCause, ...] = get_args(RefusalCause)
+log = logging.getLogger(__name__)
 _ELEMENT_BYTES = 33
 _NONCE = bytes(12)  # a key seals one box
 
 
 class OtherVersionError(RemoteProtocolError):
-    """The other side pairs by another version of the protocol."""
+    """The other side speaks another version of the pairing protocol."""
 
 
 class Channel:
-    """Messages over one TCP connection that ends in time."""
+    """Pairing messages over one TCP connection with a deadline."""
 
-    def __init__(self, connection: socket.socket, seconds: float = EXCHANGE_S) -> None:
+    def __init__(self, connection: socket.socket, limit_s: float = EXCHANGE_S) -> None:
         self._connection = connection
         self.transcript = sha256()
-        self.allow(seconds)
+        """The digest of all messages, sent and received."""
+        self.allow(limit_s)
 
-    def allow(self, seconds: float) -> None:
-        """End so many seconds from now."""
-        self._deadline_s = time.monotonic() + seconds
+    def allow(self, limit_s: float) -> None:
+        """Set the deadline to ``limit_s`` seconds from now."""
+        self._deadline_s = time.monotonic() + limit_s
 
     def send(self, *fields: object) -> None:
         """Send one message.
 
         Raises:
-            OSError: the other side is gone, or time is up.
+            OSError: the connection broke, or the deadline has passed.
         """
         self.flush(self.prepare(*fields))
 
     def prepare(self, *fields: object) -> bytes:
-        """One message, noted in the transcript, for ``flush``."""
+        """Encode one message for ``flush``, and add it to the transcript."""
         packed: bytes = msgpack.packb((VERSION, *fields))
         raw = len(packed).to_bytes(2, "big") + packed
         self.transcript.update(raw)
         return raw
 
     def flush(self, raw: bytes) -> None:
-        """Send what was prepared.
+        """Send a message that ``prepare`` encoded.
 
         Raises:
-            OSError: the other side is gone, or time is up.
+            OSError: the connection broke, or the deadline has passed.
         """
-        self._hurry()
+        self._set_timeout()
         self._connection.sendall(raw)
 
     def receive(self) -> tuple[Any, ...] | None:
         """The fields of the next message, kind first, unchecked; None where the connection has ended.
 
         Raises:
-            RemoteProtocolError: it is no message, or of another version.
-            OSError: the connection broke, or time is up.
+            RemoteProtocolError: the bytes are not a pairing message.
+            OtherVersionError: the message is of another version.
+            OSError: the connection broke, or the deadline has passed.
         """
         head = self._read(2)
         if not head:
@@ -112,14 +116,16 @@ class Channel:
         if type(value) is not tuple or len(value) < 2:
             raise RemoteProtocolError("a pairing message is not an array")
         if value[0] != VERSION:
-            raise OtherVersionError(f"it pairs by version {value[0]!r:.20}, this edgepp by version {VERSION}")
+            raise OtherVersionError(
+                f"version {value[0]!r:.20} of the pairing protocol, where this edgepp has {VERSION}"
+            )
         self.transcript.update(head + raw)
         return value[1:]
 
     def _read(self, count: int) -> bytes:
         read = b""
         while len(read) < count:
-            self._hurry()
+            self._set_timeout()
             part = self._connection.recv(count - len(read))
             if not part:
                 if read:
@@ -128,37 +134,37 @@ class Channel:
             read += part
         return read
 
-    def _hurry(self) -> None:
+    def _set_timeout(self) -> None:
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0:
-            raise TimeoutError("the exchange took too long")
+            raise TimeoutError("the pairing exchange took too long")
         self._connection.settimeout(left_s)
 
 
 @dataclass(frozen=True)
 class Seal:
-    """The two keys that came of one exchange."""
+    """The two keys of one exchange, 32 bytes each: one per side."""
 
-    joiner: bytes = field(repr=False)
-    desk: bytes = field(repr=False)
+    client: bytes = field(repr=False)
+    server: bytes = field(repr=False)
     transcript: bytes
 
     @classmethod
     def of(cls, key: bytes, transcript: bytes) -> Seal:
-        """From SPAKE2's key and the digest of the messages that led to it."""
+        """Derive the keys by HKDF from SPAKE2's ``key`` and the digest of the messages before it."""
         raw = HKDF(SHA256(), 64, salt=transcript, info=b"edgepp pairing 1").derive(key)
         return cls(raw[:32], raw[32:], transcript)
 
-    def close(self, side: Literal["joiner", "desk"], fields: Sequence[object]) -> bytes:
-        """A box from one side with ``fields`` in it."""
+    def close(self, side: Literal["client", "server"], fields: Sequence[object]) -> bytes:
+        """Seal ``fields`` in a box of one side."""
         packed: bytes = msgpack.packb(tuple(fields))
         return ChaCha20Poly1305(getattr(self, side)).encrypt(_NONCE, packed, self.transcript)
 
-    def open(self, side: Literal["joiner", "desk"], box: object) -> tuple[Any, ...] | None:
-        """What is in a box from one side; None where it does not open: the codes differ, or it was tampered with.
+    def open(self, side: Literal["client", "server"], box: object) -> tuple[Any, ...] | None:
+        """The fields in a box of one side; None where the box does not open: the codes differ, or the box was changed.
 
         Raises:
-            RemoteProtocolError: it opens, and there is something else in it than fields.
+            RemoteProtocolError: the box opens and does not hold fields.
         """
         if type(box) is not bytes:
             return None
@@ -176,18 +182,18 @@ class Seal:
 
 
 class Spake:
-    """One side's half of one SPAKE2 exchange."""
+    """One side of one SPAKE2 exchange."""
 
-    def __init__(self, side: Literal["joiner", "desk"], code: str) -> None:
-        kind = SPAKE2_A if side == "joiner" else SPAKE2_B
-        self._half = kind(code.encode(), idA=b"edgepp joiner", idB=b"edgepp desk")
+    def __init__(self, side: Literal["client", "server"], code: str) -> None:
+        kind = SPAKE2_A if side == "client" else SPAKE2_B
+        self._half = kind(code.encode(), idA=b"edgepp client", idB=b"edgepp server")
         self.element: bytes = self._half.start()
 
     def seal(self, element: object, transcript: bytes) -> Seal:
-        """The keys, from the other side's element and the digest of all messages so far.
+        """The keys, from the other side's element (33 bytes) and the digest of all messages so far.
 
         Raises:
-            RemoteProtocolError: it is not an element of the group.
+            RemoteProtocolError: ``element`` is not an element of the group.
         """
         if type(element) is not bytes or len(element) != _ELEMENT_BYTES:
             raise RemoteProtocolError("a pairing message without an element")
@@ -199,10 +205,10 @@ class Spake:
 
 
 def expect(message: tuple[Any, ...], kind: str, *types: type, last: Any = None) -> tuple[Any, ...]:
-    """The fields of a message of this kind, each of its type; ``last`` stands in where the last one is left out.
+    """The fields of a message of this kind, each of its type; ``last`` is the value of a last field that is left out.
 
     Raises:
-        RemoteProtocolError: it is not one.
+        RemoteProtocolError: the message is of another kind, or has other fields.
     """
     fields = message[1:] if last is None or len(message) > len(types) else (*message[1:], last)
     if message[0] != kind or tuple(map(type, fields)) != types:
@@ -211,10 +217,10 @@ def expect(message: tuple[Any, ...], kind: str, *types: type, last: Any = None) 
 
 
 def listen(address: Address) -> socket.socket:
-    """Listen for joiners; host ``*`` is every interface, IPv6 and IPv4.
+    """Listen for pairing clients; host ``*`` is every interface, IPv6 and IPv4.
 
     Raises:
-        UsageError: the port is taken, or it is not an address of this machine.
+        UsageError: the port is taken, or ``address`` is not this machine's.
     """
     try:
         if address.host == "*" and socket.has_dualstack_ipv6():
@@ -223,12 +229,15 @@ def listen(address: Address) -> socket.socket:
         return socket.create_server(("" if address.host == "*" else address.host, address.port), family=family)
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"cannot take invitations on {address}: {error}", "the port after the cluster's must be free"
+            f"cannot take invitation codes on {address}: {error}", "the port after the cluster's port must be free"
         ) from error
 
 
 def connected(addresses: Sequence[Address], end_s: float) -> Generator[tuple[Address, socket.socket], None, None]:
-    """A connection to the desk of each address that has one, as they come; all are tried at once."""
+    """Connect to the pairing servers of all ``addresses`` at once; yields each connection when it is made.
+
+    ``end_s`` is the deadline, by ``time.monotonic``. A connection is closed when the next one is asked for.
+    """
     with selectors.DefaultSelector() as selector:
         try:
             for address in dict.fromkeys(addresses):
@@ -247,11 +256,11 @@ def connected(addresses: Sequence[Address], end_s: float) -> Generator[tuple[Add
 
 
 def _dial(address: Address) -> Iterator[socket.socket]:
-    """Connections to the desk beside ``address`` on their way, one for each of its IP addresses."""
+    """Begin a connection to the port after ``address``, one per IP address of its host."""
     try:
         found = socket.getaddrinfo(address.host, address.port + 1, type=socket.SOCK_STREAM)
     except (OSError, OverflowError, UnicodeError) as error:
-        _LOG.debug("cannot look up %s: %s", address, error)
+        log.debug("cannot look up %s: %s", address, error)
         return
     for family, kind, protocol, _, where in found:
         connection = socket.socket(family, kind, protocol)
@@ -261,7 +270,7 @@ def _dial(address: Address) -> Iterator[socket.socket]:
         except BlockingIOError:
             yield connection
         except OSError as error:
-            _LOG.debug("cannot reach %s: %s", address, error)
+            log.debug("cannot reach %s: %s", address, error)
             connection.close()
         else:
             yield connection

@@ -1,4 +1,4 @@
-"""Joining by a token: its holder proves the token's key, and asks that its own be admitted."""
+"""Joining with a token: this machine proves the token's key and asks the coordinator to admit its own key."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from edgepp.wire.transport import Address
 
 
 def join_by_token(token: Token, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0) -> Cluster:
-    """Become a member of the token's cluster, whose coordinator is at one of ``addresses`` within ``wait_s``.
+    """Join the token's cluster, over the first of the coordinator's ``addresses`` that answers.
+
+    Returns the cluster to save, within ``wait_s`` seconds.
 
     Raises:
-        PairingError: the token was revoked, or the coordinator refused.
-        PeerLost: nobody answers there.
+        PairingError: the token was revoked, or the coordinator refuses.
+        PeerLost: no address answers.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
@@ -34,7 +36,7 @@ def join_by_token(token: Token, addresses: Sequence[Address], identity: Identity
     except PairingError as error:
         raise PairingError(
             "the coordinator does not admit this token: it was revoked, or is of another cluster",
-            "make a new one with `edgepp token` there",
+            "make a new token with `edgepp token` on the coordinator",
         ) from error
     except RemoteProtocolError as error:
         raise PairingError(f"the coordinator cannot be understood: {error}") from error
@@ -43,12 +45,12 @@ def join_by_token(token: Token, addresses: Sequence[Address], identity: Identity
     if isinstance(answer, Refused):
         raise PairingError(
             f"the coordinator does not let this machine in by a token: {one_line(answer.reason)}",
-            "run `edgepp invite` there, and here `edgepp join CODE`",
+            "run `edgepp invite` on the coordinator, and `edgepp join CODE` on this machine",
         )
     if not isinstance(answer, Enrolled) or answer.cluster != token.cluster:
         raise PairingError(
-            f"the coordinator did not take the token: it answered {type(answer).__name__}",
-            "make a new one with `edgepp token` there",
+            f"the coordinator did not accept the token: its answer is {type(answer).__name__}",
+            "make a new token with `edgepp token` on the coordinator",
         )
     coordinator = PairedNode.of(answer.name, token.coordinator)
     return Cluster(token.cluster, coordinator, addresses=(str(link.address),))

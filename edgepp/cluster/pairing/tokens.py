@@ -1,7 +1,7 @@
-"""Tokens: how a machine joins that nobody sits at. A token holds what ``join`` needs, a secret key among it.
+"""Tokens: texts with which machines join unattended. A token holds a cluster's id, its coordinator's key, a secret key.
 
-Its holder connects by CURVE with the token's key and asks that its own be admitted; the coordinator knows the token by
-its public key alone, keeps which nodes came by it, and can revoke it like a member.
+The holder of a token connects by CURVE with the token's key and asks the coordinator to admit the holder's own key. The
+coordinator keeps only the token's public key and the nodes that the token let in, and can revoke a token like a node.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from edgepp.wire.security import KeyPair
 _PREFIX = "edgepp1-"
 _CLUSTER_BYTES, _KEY_BYTES, _CHECK_BYTES = 8, 32, 4
 _BYTES = _CLUSTER_BYTES + 2 * _KEY_BYTES + _CHECK_BYTES
-_HINT = "copy all of what edgepp token printed"
+_HINT = "copy the whole line that `edgepp token` printed"
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token as its holder has it."""
+    """A token as its holder sees it."""
 
     cluster: str
     coordinator: str
@@ -38,21 +38,20 @@ class Token:
 
 
 def make_token(cluster: Cluster) -> tuple[str, PairedNode]:
-    """A new token: its text, to hand out once, and the member to add to ``cluster.tokens``."""
+    """Make a token: its text, which is shown once, and the entry for ``cluster.tokens``."""
     keys = KeyPair.generate()
     raw = bytes.fromhex(cluster.id) + z85.decode(cluster.coordinator.key) + z85.decode(keys.secret)
     text = _PREFIX + base64.urlsafe_b64encode(raw + _check(raw)).decode().rstrip("=")
-    known = (*cluster.tokens, *cluster.withdrawn)
-    taken = (re.fullmatch(r"token-(\d{1,9})", token.name) for token in known)
-    number = 1 + max((int(match[1]) for match in taken if match), default=0)
+    names = (re.fullmatch(r"token-(\d{1,9})", token.name) for token in (*cluster.tokens, *cluster.withdrawn))
+    number = 1 + max((int(match[1]) for match in names if match), default=0)
     return text, PairedNode.of(f"token-{number}", keys.public)
 
 
 def parse_token(text: str) -> Token:
-    """Read a token's text.
+    """Parse a token's text.
 
     Raises:
-        UsageError: it is not one, or it was cut off or changed; the message holds nothing of it.
+        UsageError: ``text`` is not a token, or was cut off or changed; the message contains no part of ``text``.
     """
     encoded = text.strip()
     if not encoded.startswith(_PREFIX):
@@ -64,10 +63,10 @@ def parse_token(text: str) -> Token:
     try:
         raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UsageError("the token holds a character that no token has", _HINT) from error
+        raise UsageError("the token contains a character that no token has", _HINT) from error
     body = raw[:-_CHECK_BYTES]
     if len(raw) != _BYTES or _check(body) != raw[-_CHECK_BYTES:]:
-        raise UsageError("the token is damaged: its checksum does not fit", _HINT)
+        raise UsageError("the token is damaged: its checksum is wrong", _HINT)
     key, secret = (
         z85.encode(body[at : at + _KEY_BYTES]).decode() for at in (_CLUSTER_BYTES, _CLUSTER_BYTES + _KEY_BYTES)
     )
@@ -75,10 +74,12 @@ def parse_token(text: str) -> Token:
 
 
 def read_token() -> str | None:
-    """The token that this machine was given, by ``EDGEPP_TOKEN``, ``EDGEPP_TOKEN_FILE`` or a file beside its identity.
+    """The token of this machine, from ``EDGEPP_TOKEN``, ``EDGEPP_TOKEN_FILE`` or ``token`` in the configuration folder.
+
+    None where there is no token.
 
     Raises:
-        EdgeppError: others may read the file, or the one named is not there.
+        EdgeppError: others may read the file, or ``EDGEPP_TOKEN_FILE`` names a file that does not exist.
     """
     if text := os.environ.get("EDGEPP_TOKEN", "").strip():
         return text
@@ -86,7 +87,7 @@ def read_token() -> str | None:
     path = Path(named).expanduser() if named else config_dir() / "token"
     stored = read_private(path)
     if stored is None and named:
-        raise EdgeppError(f"there is no token file {path}", "EDGEPP_TOKEN_FILE names it")
+        raise EdgeppError(f"there is no token file {path}", "correct or unset EDGEPP_TOKEN_FILE")
     return stored.strip() or None if stored is not None else None
 
 

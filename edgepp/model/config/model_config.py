@@ -142,9 +142,9 @@ def _read(name: str, values: Mapping[str, Any], tensors: frozenset[str]) -> Mode
     return ModelConfig(**common, values=normalised(root, text, common["quantisations"], tensors))
 
 
-def _refuse_code(name: str, whole: Section) -> None:
+def _refuse_code(name: str, root: Section) -> None:
     for key in ("auto_map", "model_file"):
-        if whole.get(key) is not None:
+        if root.get(key) is not None:
             raise ModelError(
                 f"{name} wants to run code of its own ({key} in config.json), which edgepp never does",
                 "use a model of a family that mlx-lm supports",

@@ -45,18 +45,18 @@ def read_rope(config: Section, head_dim: int, context: int, kinds: Iterable[str]
     nested = {kind: new.section(kind) for kind, value in new.values.items() if isinstance(value, dict)}
     if nested:
         wanted = [nested[kind] for kind in dict.fromkeys(kinds) if kind in nested] or list(nested.values())
-        forms = [_one(config, section, head_dim, context) for section in wanted]
-        if any(form != forms[0] for form in forms):
+        ropes = [_one(config, section, head_dim, context) for section in wanted]
+        if any(rope != ropes[0] for rope in ropes):
             raise _contradiction(config, "rope_parameters", "several rotary embeddings", "this family has one")
-        form = forms[0]
+        rope = ropes[0]
     else:
-        form = _one(config, new, head_dim, context)
+        rope = _one(config, new, head_dim, context)
     if old.values:
         older = _one(config, old, head_dim, context)
-        if new.values and older != form:
+        if new.values and older != rope:
             raise _contradiction(config, "rope_scaling", "another rotary embedding", "rope_parameters")
         return older
-    return form
+    return rope
 
 
 def _one(config: Section, part: Section, head_dim: int, context: int) -> RopeConfig:

@@ -124,7 +124,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters = {name: _marking(function, name in _EXACT) for name, function in self.filters.items()}
         self.globals |= {
             "raise_exception": _raise_exception,
-            "strftime_now": lambda form: datetime.now().strftime(form),
+            "strftime_now": lambda format_: datetime.now().strftime(format_),
             "dict": _Dict(),
             "namespace": _Namespace,
         }

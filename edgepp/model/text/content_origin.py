@@ -40,23 +40,23 @@ class MessageText(str):
 
     __rmul__ = __mul__
 
-    def __getitem__(self, place: SupportsIndex | slice) -> MessageText:
-        if not isinstance(place, slice):
-            place = range(len(self))[place.__index__()]
-            place = slice(place, place + 1)
-        return MessageText(str.__getitem__(self, place), self._mask[place])
+    def __getitem__(self, position: SupportsIndex | slice) -> MessageText:
+        if not isinstance(position, slice):
+            position = range(len(self))[position.__index__()]
+            position = slice(position, position + 1)
+        return MessageText(str.__getitem__(self, position), self._mask[position])
 
     def __iter__(self) -> Iterator[str]:
-        return (self[place] for place in range(len(self)))
+        return (self[position] for position in range(len(self)))
 
     def _slices_of(self, parts: Iterable[str], gap: int) -> list[str]:
         """The parts as slices of this text, which has them in this order, at least ``gap`` characters apart."""
         slices: list[str] = []
-        place = 0
+        position = 0
         for part in parts:
-            begin = str.index(self, part, place)
+            begin = str.index(self, part, position)
             slices.append(self[begin : begin + len(part)])
-            place = min(begin + len(part) + gap, len(self))
+            position = min(begin + len(part) + gap, len(self))
         return slices
 
 
@@ -171,12 +171,12 @@ def mark_content(result: str, function: Callable[..., Any], args: tuple[Any, ...
 
     def replaced(value: Any) -> Any:
         if isinstance(value, MessageText):
-            plain, parts, place = str.__str__(str.__getitem__(value, slice(None))), [], 0
+            plain, parts, position = str.__str__(str.__getitem__(value, slice(None))), [], 0
             for begin, end in spans(value):
                 texts.append(plain[begin:end])
-                parts += [plain[place:begin], nonce + chr(0x100000 + len(texts) % 0xF000) + nonce]
-                place = end
-            return "".join([*parts, plain[place:]])
+                parts += [plain[position:begin], nonce + chr(0x100000 + len(texts) % 0xF000) + nonce]
+                position = end
+            return "".join([*parts, plain[position:]])
         if isinstance(value, dict):
             return {replaced(key): replaced(part) for key, part in value.items()}
         if isinstance(value, list | tuple):
@@ -191,8 +191,8 @@ def mark_content(result: str, function: Callable[..., Any], args: tuple[Any, ...
         return MessageText(result)
     pieces = re.split(f"{nonce}(.){nonce}", str.__str__(second), flags=re.DOTALL)
     parts = [
-        MessageText(texts[ord(piece) - 0x100001]) if place % 2 else piece  # numbers begin at 1
-        for place, piece in enumerate(pieces)
+        MessageText(texts[ord(piece) - 0x100001]) if position % 2 else piece  # numbers begin at 1
+        for position, piece in enumerate(pieces)
     ]
     marked = joined(parts)
     return marked if marked == result else MessageText(result)

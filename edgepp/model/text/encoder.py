@@ -46,11 +46,11 @@ class Encoder:
         encoding = self._plain.encode(text, add_special_tokens=False)
         ids = encoding.ids
         mask = _mask_of(len(text), content)
-        suspects = [place for place, token in enumerate(ids) if token in self._control]
+        suspects = [position for position, token in enumerate(ids) if token in self._control]
         if not suspects:
             return ids
         offsets = encoding.offsets
-        if not any(self._is_from_message(ids[place], text, mask, *offsets[place]) for place in suspects):
+        if not any(self._is_from_message(ids[position], text, mask, *offsets[position]) for position in suspects):
             return ids
         return self._guarded.encode("".join(self._with_secret_names(text, content)), add_special_tokens=False).ids
 
@@ -63,10 +63,10 @@ class Encoder:
 
     def _with_secret_names(self, text: str, content: Sequence[tuple[int, int]]) -> list[str]:
         """The text, in parts, with a secret name for each control token that the template wrote."""
-        parts, place = [], 0
+        parts, position = [], 0
         for begin, end in [*content, (len(text), len(text))]:
-            parts += [self._names.sub(lambda found: self._secrets[found[0]], text[place:begin]), text[begin:end]]
-            place = end
+            parts += [self._names.sub(lambda found: self._secrets[found[0]], text[position:begin]), text[begin:end]]
+            position = end
         return parts
 
     @cached_property
@@ -90,7 +90,7 @@ class Encoder:
         _rename(definition["model"], self._secrets, ids)
         guarded = _open(json.dumps(definition))
         if any(guarded.token_to_id(self._secrets[name]) != token for token, name in self._control.items()):
-            raise ValueError("its control tokens cannot be told from text")
+            raise ValueError("its control tokens cannot be distinguished from text")
         return guarded
 
 

@@ -151,7 +151,7 @@ class Tokenizer:
         if isinstance(vocabulary, dict):
             tokens = {token: text for text, token in vocabulary.items()}
         else:  # a list, whose indices are the ids
-            tokens = {place: text for place, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
+            tokens = {token: text for token, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
         tokens |= {one["id"]: one["content"] for one in definition["added_tokens"]}
         return decoder, tokens, TokenBound.of(definition)
 

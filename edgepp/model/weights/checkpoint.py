@@ -126,7 +126,7 @@ class Checkpoint:
             ModelError: layers are outside the model, or not on this disk; the sentence names them.
         """
         if layers.stop > self.num_layers:
-            raise ModelError(f"layers {layers} are outside {self.path.name}, which has layers 0-{self.num_layers - 1}")
+            raise ModelError(f"layers {layers} lie outside {self.path.name}, which has layers 0-{self.num_layers - 1}")
         found = {n for name in self.tensors if (n := layer_of(name)) is not None}
         absent = [n for n in range(layers.start, layers.stop) if n not in found]
         if absent:

@@ -414,8 +414,8 @@ def test_the_default_is_the_origins_table() -> None:
 def status(**values: Any) -> dict[str, Any]:
     node = {
         "node": "key-id", "address": "192.168.1.20", "name": "mini", "roles": ["stage"], "state": "ready",
-        "backend": "onnx", "device": "cpu", "threads": 4, "memory": 8 * 10**9, "stream_bytes_per_s": 1e10,
-        "flops": 1e11,
+        "backend": "onnx", "device": "cpu", "threads": 4, "memory_bytes": 8 * 10**9, "stream_bytes_per_s": 1e10,
+        "flops_per_s": 1e11,
         "rtt_s": 0.001, "version": "0.1.0",
     }  # fmt: skip
     stage = {

@@ -1,4 +1,4 @@
-"""Discovery without a network: what counts as a record, which addresses come first, and threads that end."""
+"""Discovery without a network: which announcements are well-formed, and which addresses come first."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_another_machine_is_tried_on_the_network_we_share_first(laptop: object) 
 
 
 def test_a_watch_tells_once_of_a_new_address(laptop: dict[str, list[SimpleNamespace]]) -> None:
-    watch = interfaces.Watch()
+    watch = interfaces.AddressWatch()
     assert not watch.changed()
     laptop["en0"][2] = _entry(socket.AF_INET, "192.168.1.6", "255.255.255.0")
     assert watch.changed()
@@ -84,7 +84,7 @@ def test_a_watch_tells_once_of_sleep(laptop: object, monkeypatch: pytest.MonkeyP
     slept_s = 0.0
     clock = SimpleNamespace(time=lambda: time.time() + slept_s, monotonic=time.monotonic)
     monkeypatch.setattr(interfaces, "time", clock)
-    watch = interfaces.Watch()
+    watch = interfaces.AddressWatch()
     assert not watch.changed()
     slept_s = 60.0
     assert watch.changed()
@@ -115,7 +115,7 @@ def test_a_plain_name_stays_so_fits_a_label_and_prints(name: str) -> None:
     assert 0 < len(instance_name(name, NODE).encode()) <= 63
 
 
-def test_a_well_formed_record_is_read() -> None:
+def test_a_well_formed_announcement_is_read() -> None:
     addresses = ["192.0.2.1", "2001:db8::1", "fe80::1%2"]
     record = parse_announcement("mini-fedcba", 5720, TEXT, addresses)
     assert record is not None
@@ -125,7 +125,7 @@ def test_a_well_formed_record_is_read() -> None:
     assert {address.port for address in record.addresses} == {5720}
 
 
-def test_what_is_written_is_read() -> None:
+def test_a_written_announcement_is_read_back() -> None:
     text = announcement_text(CLUSTER, NODE, range(40))
     assert all(len(f"{key}={value}") < 256 for key, value in text.items())
     encoded = {key.encode(): value.encode() for key, value in text.items()}
@@ -152,21 +152,21 @@ def test_what_is_written_is_read() -> None:
         {b"ver": b"\xff"},
     ],
 )
-def test_a_record_that_breaks_the_form_is_passed_over(change: dict[bytes, bytes | None]) -> None:
+def test_a_malformed_announcement_is_ignored(change: dict[bytes, bytes | None]) -> None:
     assert parse_announcement("mini-fedcba", 5720, TEXT | change, ["192.0.2.1"]) is None
 
 
 @pytest.mark.parametrize("instance", ["mini", "-fedcba", "mi ni-fedcba", "\x1b[2J-fedcba", "mini-fedcbb"])
-def test_a_name_that_breaks_the_form_is_passed_over(instance: str) -> None:
+def test_a_malformed_name_is_ignored(instance: str) -> None:
     assert parse_announcement(instance, 5720, TEXT, ["192.0.2.1"]) is None
 
 
 @pytest.mark.parametrize("port", [None, 0, 65536])
-def test_a_port_that_breaks_the_form_is_passed_over(port: int | None) -> None:
+def test_a_malformed_port_is_ignored(port: int | None) -> None:
     assert parse_announcement("mini-fedcba", port, TEXT, ["192.0.2.1"]) is None
 
 
-def test_addresses_that_lead_nowhere_are_left_out_and_their_number_is_bounded() -> None:
+def test_unusable_addresses_are_dropped_and_their_number_is_bounded() -> None:
     useless = ["224.0.0.251", "0.0.0.0", "255.255.255.255", "fe80::1", "ff02::fb", "::"]  # noqa: S104 - as an example
     record = parse_announcement("mini-fedcba", 5720, TEXT, [*useless, "192.0.2.1"])
     assert record is not None

@@ -1,4 +1,4 @@
-"""Who this node is, on disk: made once, private, checked when it is read back; and tokens."""
+"""Files of a node: identity, cluster, view, lock and token are private, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from edgepp.cluster import state_files as files
 from edgepp.cluster.identity import (
-    ADDRESSES,
+    MAX_ADDRESSES,
     Cluster,
     PairedNode,
     clean_name,
@@ -100,7 +100,7 @@ def test_a_damaged_file_is_named(home: Path, text: str) -> None:
             load()
 
 
-def test_a_public_key_that_does_not_fit_is_noticed(home: Path) -> None:
+def test_a_public_key_of_another_pair_is_refused(home: Path) -> None:
     load_identity()
     path = home / "identity.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "public": KeyPair.generate().public}))
@@ -134,7 +134,7 @@ def test_a_cluster_comes_back_as_it_was_saved(home: Path) -> None:
     ],
     ids=str,
 )
-def test_a_cluster_that_makes_no_sense_is_refused(home: Path, change: dict[str, object]) -> None:
+def test_a_malformed_cluster_is_refused(home: Path, change: dict[str, object]) -> None:
     save_cluster(_cluster())
     path = home / "cluster.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -153,7 +153,7 @@ def test_the_newest_addresses_are_remembered() -> None:
     cluster = _cluster()
     for port in range(1, 21):
         cluster = cluster.reached(f"10.0.0.7:{port}")
-    assert len(cluster.addresses) == ADDRESSES
+    assert len(cluster.addresses) == MAX_ADDRESSES
     assert cluster.reached("10.0.0.7:18").addresses[:3] == ("10.0.0.7:18", "10.0.0.7:20", "10.0.0.7:19")
 
 
@@ -208,7 +208,7 @@ def test_where_a_token_is_read_from(home: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
 @pytest.mark.parametrize("file", ["identity.json", "cluster.json", "token"])
-def test_what_is_no_file_is_named_and_never_waited_for(home: Path, file: str, kind: str) -> None:
+def test_a_folder_or_pipe_in_place_of_a_file_is_refused_at_once(home: Path, file: str, kind: str) -> None:
     path = config_dir() / file
     path.mkdir() if kind == "folder" else os.mkfifo(path, 0o600)
     with pytest.raises(EdgeppError, match=f"{file}: it is a .* where a file should be") as raised:
@@ -219,7 +219,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(home: Path, file: str, ki
 def test_a_file_that_is_too_long_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = _cluster()
     save_cluster(cluster)
-    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 100)
     with pytest.raises(EdgeppError, match="has more than"):
         load_cluster()
     with pytest.raises(EdgeppError, match="stays as it is"):
@@ -235,7 +235,7 @@ def test_a_file_that_is_too_long_is_named(home: Path, monkeypatch: pytest.Monkey
         {"version": "1", "plan_version": 1, "heard": "now", "members": []},
     ],
 )
-def test_a_view_that_cannot_be_shown_is_neither_kept_nor_read(home: Path, view: dict[str, object]) -> None:
+def test_a_malformed_view_is_neither_saved_nor_loaded(home: Path, view: dict[str, object]) -> None:
     member = {"name": "a", "state": "ready", "address": "x"}
     whole = {"version": 1, "plan_version": 2, "heard": "now", "members": [member]}
     save_view(whole)
@@ -261,7 +261,7 @@ def test_one_node_runs_for_a_configuration(home: Path) -> None:
         assert "edgepp serve" in node_lock_holder()
 
 
-def test_a_home_of_nobody_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_of_an_unknown_user_is_one_error_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPP_HOME", "~no-such-user-here/edgepp")
     with pytest.raises(UsageError, match="cannot make"):
         config_dir()

@@ -31,7 +31,7 @@ def test_a_member_is_ready_when_it_has_loaded_suspect_when_silent_and_gone_at_la
     assert members.present == ()
 
 
-def test_one_that_closed_its_connection_is_gone_sooner() -> None:
+def test_a_member_that_closed_its_connection_is_gone_sooner() -> None:
     members = enrolled()
     members.closed(NODE)
     assert [m.phase for m in members.tick(CLOSED_S + 0.1)] == [MemberPhase.SUSPECT, MemberPhase.GONE]
@@ -41,7 +41,7 @@ def test_one_that_closed_its_connection_is_gone_sooner() -> None:
     assert [m.phase for m in back.tick(1.0 + CLOSED_S + 0.1)] == [MemberPhase.SUSPECT]
 
 
-def test_one_that_was_silent_comes_back_with_what_it_has_loaded() -> None:
+def test_a_member_that_was_silent_keeps_its_loaded_layers() -> None:
     members = enrolled()
     members.loaded(NODE, 0, loaded())
     members.tick(SUSPECT_S + 1)
@@ -51,7 +51,7 @@ def test_one_that_was_silent_comes_back_with_what_it_has_loaded() -> None:
     assert only(members).phase is MemberPhase.READY
 
 
-def test_one_that_is_gone_must_enrol_again() -> None:
+def test_a_member_that_is_gone_must_enrol_again() -> None:
     members = enrolled()
     members.tick(GONE_S + 1)
     members.tick(GONE_S + 1)
@@ -80,7 +80,7 @@ def test_a_restart_has_nothing_loaded() -> None:
     assert only(members).loaded == ()
 
 
-def test_a_beat_from_another_address_asks_for_a_new_enrolment() -> None:
+def test_a_heartbeat_from_another_address_asks_for_a_new_enrolment() -> None:
     members = enrolled()
     members.loaded(NODE, 0, loaded())
     assert not members.heard(NODE, beat(), 0, b"r", "10.0.0.7", 0.5)
@@ -88,7 +88,7 @@ def test_a_beat_from_another_address_asks_for_a_new_enrolment() -> None:
     assert (only(members).host, only(members).slot(0)) == ("10.0.0.7", loaded())
 
 
-def test_a_beat_by_another_connection_asks_for_a_new_enrolment() -> None:
+def test_a_heartbeat_by_another_connection_asks_for_a_new_enrolment() -> None:
     members = enrolled()
     members.loaded(NODE, 0, loaded())
     version = members.version
@@ -100,7 +100,7 @@ def test_a_beat_by_another_connection_asks_for_a_new_enrolment() -> None:
     assert members.heard(NODE, beat(), 0, b"r2", "10.0.0.2", 0.7)
 
 
-def test_the_view_gets_a_new_version_for_news_and_for_nothing_else() -> None:
+def test_the_version_grows_only_with_changes() -> None:
     members = enrolled()
     version = members.version
     for now_s in (0.5, 1.0, 1.5):
@@ -112,7 +112,7 @@ def test_the_view_gets_a_new_version_for_news_and_for_nothing_else() -> None:
     assert members.version == version + 1
 
 
-def test_a_coordinator_that_slept_does_not_blame_the_members() -> None:
+def test_the_coordinators_own_sleep_is_not_silence_of_the_members() -> None:
     members = enrolled()
     members.forgive(60.0)
     assert members.tick(60.5) == []

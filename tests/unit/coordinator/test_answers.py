@@ -1,4 +1,4 @@
-"""The coordinator's answers, over pipelines that the tests make up."""
+"""The coordinator's answers over fake pipelines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgepp.coordinator import answers as module
-from edgepp.coordinator.answers import TRIES, AnswerService
+from edgepp.coordinator.answers import MAX_ATTEMPTS, AnswerService
 from edgepp.coordinator.json_codec import decode_summary, encode_question
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
@@ -25,11 +25,11 @@ WAIT_S = PATIENCE_S
 
 
 class PanicException(BaseException):
-    """What a library written in Rust raises when it panics."""
+    """Stands in for the exception of a library in Rust that panics."""
 
 
 class FakeAnswer:
-    """Gives one token for each text, and ends with ``error`` or by itself."""
+    """Gives one token per text, and then raises ``error`` or finishes."""
 
     def __init__(self, texts: list[str], error: BaseException | None, release: threading.Event | None) -> None:
         self._texts, self._error, self._release = texts, error, release
@@ -79,8 +79,8 @@ class FakePipeline:
         return self._make()
 
 
-class FakeServing:
-    """One pipeline after the other; the last one stays."""
+class FakePipelineManager:
+    """Gives one pipeline after the other, the last one repeatedly."""
 
     def __init__(self, *pipelines: FakePipeline) -> None:
         self.pipelines = list(pipelines)
@@ -96,18 +96,18 @@ class FakeServing:
 
 
 class Asked:
-    """AnswerService over such pipelines, and what they send."""
+    """An ``AnswerService`` over fake pipelines, and the messages that it sends."""
 
     def __init__(self, *pipelines: FakePipeline) -> None:
-        self.serving = FakeServing(*pipelines)
-        self.answers = AnswerService(self.serving)  # type: ignore[arg-type]
+        self.pipeline_manager = FakePipelineManager(*pipelines)
+        self.answers = AnswerService(self.pipeline_manager)  # type: ignore[arg-type]
         self.sent: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
 
     def ask(self, number: int = 1, key: str = "ann", route: bytes = b"r") -> None:
         self.answers.begin((route, number), key, FORM, self.sent.put)
 
     def ending(self, number: int = 1) -> tuple[Message, list[bytes], str]:
-        """The last message of an answer, its frames, and the text before it; its thread has ended then."""
+        """The last message of an answer, its frames, and the text before it; the answer's thread has ended."""
         text = ""
         while True:
             frames = self.sent.get(timeout=WAIT_S)
@@ -122,7 +122,7 @@ class Asked:
         eventually("all have ended", lambda: not len(self.answers))
 
 
-def test_an_answer_that_showed_nothing_yet_is_begun_again_on_the_next_pipeline() -> None:
+def test_an_answer_without_output_so_far_begins_again_on_the_next_pipeline() -> None:
     asked = Asked(FakePipeline(error=LOST, lost=True), FakePipeline(refuses=LOST, lost=True), FakePipeline("a", "b"))
     asked.ask()
     message, frames, text = asked.ending()
@@ -131,14 +131,14 @@ def test_an_answer_that_showed_nothing_yet_is_begun_again_on_the_next_pipeline()
     assert decode_summary(decode_payload(frames)).finish_reason == "stop"
 
 
-def test_it_is_begun_so_often_and_not_for_ever() -> None:
+def test_an_answer_is_begun_at_most_max_attempts_times() -> None:
     dying = FakePipeline(error=LOST, lost=True)
     asked = Asked(dying)
     asked.ask()
     message, _, _ = asked.ending()
     assert isinstance(message, Declined)
     assert message.reason == str(LOST)
-    assert dying.asked == TRIES
+    assert dying.asked == MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -160,18 +160,18 @@ def test_other_errors_end_an_answer_at_once(pipeline: FakePipeline) -> None:
 
 def test_when_there_is_no_next_pipeline_the_error_names_the_stage_that_was_lost() -> None:
     asked = Asked(FakePipeline(error=LOST, lost=True))
-    asked.serving.acquire = taking_all(asked.serving)  # type: ignore[method-assign]
+    asked.pipeline_manager.acquire = taking_all(asked.pipeline_manager)  # type: ignore[method-assign]
     asked.ask()
     message, _, _ = asked.ending()
     assert isinstance(message, Declined)
     assert message.reason == str(LOST)
 
 
-def taking_all(serving: FakeServing) -> Callable[[float, Callable[[], bool]], FakePipeline]:
+def taking_all(pipeline_manager: FakePipelineManager) -> Callable[[float, Callable[[], bool]], FakePipeline]:
     def acquire(_wait_s: float, _given_up: Callable[[], bool]) -> FakePipeline:
-        if not serving.pipelines:
+        if not pipeline_manager.pipelines:
             raise EdgeppError("the cluster cannot answer yet: no plan")
-        return serving.pipelines.pop()
+        return pipeline_manager.pipelines.pop()
 
     return acquire
 
@@ -182,7 +182,7 @@ def taking_all(serving: FakeServing) -> Callable[[float, Callable[[], bool]], Fa
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("when", ["refuses", "error"])
-def test_whatever_a_library_raises_ends_the_answer_and_frees_its_place(error: BaseException, when: str) -> None:
+def test_any_exception_ends_the_answer_and_releases_its_slot(error: BaseException, when: str) -> None:
     asked = Asked(FakePipeline(**{when: error}))  # type: ignore[arg-type]
     asked.ask()
     message, _, _ = asked.ending()
@@ -191,7 +191,7 @@ def test_whatever_a_library_raises_ends_the_answer_and_frees_its_place(error: Ba
     assert message.reason.isprintable()
 
 
-def test_an_asker_that_cannot_be_told_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_asker_that_cannot_be_reached_holds_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(FakePipeline("a"))
 
     def send(_: list[bytes]) -> None:
@@ -209,7 +209,7 @@ def no_thread(_: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-def test_a_cancelled_answer_ends_with_what_was_shown() -> None:
+def test_a_cancelled_answer_ends_with_the_tokens_so_far() -> None:
     release = threading.Event()
     asked = Asked(FakePipeline("a", release=release))
     asked.ask()
@@ -218,16 +218,16 @@ def test_a_cancelled_answer_ends_with_what_was_shown() -> None:
     message, frames, _ = asked.ending()
     assert isinstance(message, Answered)
     assert decode_summary(decode_payload(frames)).finish_reason == "cancelled"
-    assert asked.serving.woken == 1
+    assert asked.pipeline_manager.woken == 1
 
 
-def test_a_member_that_asks_for_all_it_can_get_takes_no_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 8)
+def test_a_greedy_member_takes_no_slot_of_another_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ANSWERS", 8)
     release = threading.Event()
     asked = Asked(FakePipeline("a", release=release))
     for number in range(5):
         asked.ask(number, key="greedy")
-    with pytest.raises(EdgeppError, match="your share of them is taken"):
+    with pytest.raises(EdgeppError, match="this machine's share of them is taken"):
         asked.ask(5, key="greedy")
     for number, key in enumerate(["ann", "bob", "cay", "dee", "eve"]):
         asked.ask(100 + number, key=key)

@@ -1,4 +1,4 @@
-"""The life of all requests by the core alone: no ring, no model, no thread; steps come back when the test says so."""
+"""The engine core alone, without ring, model or thread: the test decides when steps come back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Speed:
 
 
 class Watched(Request):
-    """A request whose status may only change as the table says."""
+    """A request that checks each change of its status against the table."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "status" and "status" in self.__dict__:
@@ -49,7 +49,7 @@ def watched(number: int, ids: Sequence[int], max_tokens: int, owner: str) -> Wat
 
 
 class Side:
-    """A core and the stages behind it: what they hold of each sequence, and the steps that are under way."""
+    """A core and modelled stages: the positions of each sequence, and the steps in the ring."""
 
     def __init__(self, stages: int, budget: int | None, *, rewinds: bool, eager: bool) -> None:
         self.core: EngineCore[Request] = EngineCore([Speed(rewinds=rewinds)] * stages, budget)
@@ -133,7 +133,7 @@ def sequences_of(step: Step) -> tuple[int, ...]:
 
 
 class Life(RuleBasedStateMachine):
-    """Any mix of what can happen; beside the core, one that looks before every step must do the very same."""
+    """Random events; a second core that checks everything before every step must do exactly the same."""
 
     @initialize(
         stages=st.integers(1, 4),
@@ -236,7 +236,7 @@ TestLife.settings = settings(max_examples=200, stateful_step_count=60, deadline=
 
 
 def run(side: Side) -> Iterator[None]:
-    """Go on step by step until every request has ended."""
+    """Run step by step until every request has ended."""
     while side.core.live or side.core.waiting:
         while side.look():
             continue
@@ -247,8 +247,8 @@ def run(side: Side) -> Iterator[None]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 4), st.integers(2, 4), st.integers(1, 3))
-def test_owners_who_ask_for_more_than_there_is_get_equal_shares(owners: int, slots: int, stages: int) -> None:
-    """Also those who come after another has taken everything: each that waits holds its share, but for one request."""
+def test_owners_share_a_short_budget_equally(owners: int, slots: int, stages: int) -> None:
+    """Also where one owner has taken everything first: every waiting owner holds its share, less one request."""
     prompt, answer = 20, 10
     share = slots * (prompt + answer)
     side = Side(stages, owners * share, rewinds=True, eager=False)
@@ -270,8 +270,8 @@ def test_owners_who_ask_for_more_than_there_is_get_equal_shares(owners: int, slo
     assert all(request.status is RequestStatus.FINISHED for request in side.requests.values())
 
 
-def test_a_token_that_shifts_the_shares_lets_a_request_begin_at_once() -> None:
-    """The owner with less may not make another have less than itself; one token more, and it may."""
+def test_a_change_of_shares_admits_a_request_at_once() -> None:
+    """An owner may not reduce another below its own share; one token more, and it may."""
     core: EngineCore[Request] = EngineCore([Speed(chunk=128)], 300)
     first, greedy = make_request(1, [1] * 40, 200, "ann"), make_request(2, [2] * 115, 60, "ann")
     small, waits = make_request(3, [3] * 41, 20, "bob"), make_request(4, [4] * 41, 64, "bob")
@@ -289,7 +289,7 @@ def test_a_token_that_shifts_the_shares_lets_a_request_begin_at_once() -> None:
 
 
 def begun(core: EngineCore[Request], ids: Sequence[int] = (1, 2, 3, 4)) -> Request:
-    """A request with all of its prompt in the ring."""
+    """A request whose whole prompt is in the ring."""
     request = make_request(len(core.live) + 1, ids)
     core.add(request)
     assert core.admit() == [request]
@@ -322,7 +322,7 @@ def test_a_request_goes_from_the_queue_to_its_end() -> None:
     assert core.load.live == core.load.waiting == 0
 
 
-def test_what_cannot_happen_is_refused() -> None:
+def test_an_unlisted_transition_is_refused() -> None:
     core: EngineCore[Request] = EngineCore([Speed(chunk=2)], None)
     request = begun(core)
     with pytest.raises(LocalProtocolError, match="SAMPLED cannot happen to request 1, which is PREFILL"):
@@ -334,7 +334,7 @@ def test_what_cannot_happen_is_refused() -> None:
     assert not core.cancel(request)
 
 
-def test_every_status_that_is_not_the_end_can_end_and_every_live_one_can_be_preempted() -> None:
+def test_every_status_can_finish_and_every_live_one_can_be_preempted() -> None:
     events = {
         status: {event.name for one, event in core_module._TRANSITIONS if one is status} for status in RequestStatus
     }
@@ -344,7 +344,7 @@ def test_every_status_that_is_not_the_end_can_end_and_every_live_one_can_be_pree
     assert still == {RequestStatus.WAITING, RequestStatus.PREEMPTED}
 
 
-def test_a_preempted_request_goes_on_from_its_tokens() -> None:
+def test_a_preempted_request_continues_from_its_tokens() -> None:
     core: EngineCore[Request] = EngineCore([Speed()], None)
     request = begun(core)
     core.returned([1], 4, [0.1])
@@ -368,7 +368,7 @@ def test_another_core_takes_over_the_requests_of_lost_stages() -> None:
     assert core.admit() == [request]
 
 
-def test_what_began_as_a_copy_and_failed_begins_once_more_alone() -> None:
+def test_a_copy_that_failed_is_prefilled_once_more_without_sharing() -> None:
     core: EngineCore[Request] = EngineCore([Speed(chunk=120)], 2000)
     first = begun(core, TEXTS[0])
     assert first.sent == len(first.ids)

@@ -1,4 +1,4 @@
-"""Guesses, and when they pay."""
+"""Guesses by prompt lookup and by a small model, and when guesses pay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHEAP = SpeculationCosts(plain_s=0.05, guess_s=0.001)
 DEAR = SpeculationCosts(plain_s=0.05, guess_s=0.05)
 
 
-def test_lookup_goes_on_as_the_text_did_before() -> None:
+def test_lookup_continues_as_the_text_did_before() -> None:
     assert PromptLookup().propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 3) == [4, 5, 6]
 
 
@@ -29,11 +29,11 @@ def test_lookup_prefers_the_longer_and_the_later_context() -> None:
     assert PromptLookup().propose([2, 3, 7, 5, 2, 3, 8, 5, 2, 3], 1) == [8]
 
 
-def test_lookup_goes_round_a_text_that_repeats_itself() -> None:
+def test_lookup_continues_a_repetition() -> None:
     assert PromptLookup().propose([1, 2, 1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
 
 
-def test_lookup_knows_nothing_of_a_text_without_repetition() -> None:
+def test_lookup_guesses_nothing_without_repetition() -> None:
     assert not PromptLookup().propose(list(range(50)), 8)
     assert not PromptLookup().propose([1], 8)
 
@@ -50,16 +50,16 @@ def test_lookup_is_the_same_read_at_once_or_token_by_token(ids: list[int], most:
 def test_guesses_that_are_right_grow_in_number() -> None:
     control = SpeculationControl()
     for _ in range(5):
-        guesses = control.most(CHEAP)
-        control.judged(guesses, guesses + 1)
-    assert control.most(CHEAP) == MAX_GUESSES
+        guesses = control.num_guesses(CHEAP)
+        control.observe(guesses, guesses + 1)
+    assert control.num_guesses(CHEAP) == MAX_GUESSES
 
 
-def test_guessing_stops_where_it_does_not_pay_and_is_tried_ever_more_rarely() -> None:
+def test_guesses_that_do_not_pay_become_rarer() -> None:
     control, guessed = SpeculationControl(), []
     for step in range(2000):
-        guesses = control.most(DEAR)
-        control.judged(guesses, 1)
+        guesses = control.num_guesses(DEAR)
+        control.observe(guesses, 1)
         if guesses:
             guessed.append(step)
     assert len([step for step in guessed if step < 100]) <= 15
@@ -69,14 +69,14 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_ever_more_rarely() ->
 def test_costs_follow_what_is_measured() -> None:
     costs = SpeculationCosts(1.0, 1.0)
     for _ in range(40):
-        costs.note(0, 0.05)
-        costs.note(4, 0.07)
+        costs.observe(0, 0.05)
+        costs.observe(4, 0.07)
     assert costs.plain_s == pytest.approx(0.05, rel=0.1)
     assert costs.guess_s == pytest.approx(0.005, rel=0.1)
 
 
 def test_a_draft_model_that_is_the_model_itself_is_always_right(tiny: Path) -> None:
-    """Rewound after wrong guesses, behind a prompt of several chunks, with an answer that is the plain one."""
+    """After a prompt of several chunks and after wrong guesses too; the answer is the one without guesses."""
     prompt = [3 + n * 7 % 200 for n in range(150)]
     split = [LayerRange(0, 2), LayerRange(2, 4)]
     with local_engine(tiny, split, ["onnx"]) as engine:

@@ -1,4 +1,4 @@
-"""The same prompt gets the same numbers, whatever was asked before and wherever its chunks are cut."""
+"""A prompt gets the same numbers, whatever was computed before and wherever its chunks are cut."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def prompt(seed: int, tokens: int) -> list[int]:
 
 
 def asked(engine: EngineLoop, text: Sequence[int], tokens: int = 12) -> tuple[list[Sampled], int]:
-    """Tokens with their log-probabilities, to the last bit; and how much of the prompt was not computed."""
+    """Tokens with their exact log-probabilities, and how many tokens of the prompt were reused."""
     request = engine.submit(text, GenerateOptions(tokens, sampling=SamplingOptions(logprobs=3)))
     collect(request)
     return request.sampled, request.timing.reused
 
 
 @pytest.mark.parametrize("which", ["onnx", "mlx"])
-def test_a_question_asked_again_gets_the_same_numbers(tiny: Path, which: str) -> None:
+def test_a_repeated_prompt_gets_the_same_numbers(tiny: Path, which: str) -> None:
     text = prompt(0, LENGTH)
     with local_engine(tiny, SPLIT, [which], exact=False) as engine:
         first, none = asked(engine, text)
@@ -87,7 +87,7 @@ def loaded(tiny: Path) -> tuple[StageModel, EmbeddingAndHead]:
 def test_a_row_does_not_depend_on_how_many_are_computed_with_it(
     loaded: tuple[StageModel, EmbeddingAndHead], data: st.DataObject
 ) -> None:
-    """What ``MIN_ROWS`` stands for: kernels for two rows give each the numbers that those for a whole chunk give."""
+    """The reason for ``MIN_ROWS``: kernels for two rows give the same numbers per row as kernels for a whole chunk."""
     stage, ends = loaded
     rows = data.draw(st.lists(st.integers(MIN_ROWS, stage.chunk), min_size=1, max_size=8))
     hidden = ends.embed(prompt(4, sum(rows) - sum(rows) % 2))

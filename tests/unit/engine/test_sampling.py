@@ -111,7 +111,7 @@ def test_temperature_sharpens_after_the_filters() -> None:
     assert drawn == pytest.approx(0.36 / (0.36 + 0.16), abs=0.015)
 
 
-def test_a_seed_repeats_whatever_runs_beside_it() -> None:
+def test_a_seed_reproduces_whatever_else_runs() -> None:
     options = SamplingOptions(temperature=1.0, seed=7)
     alone, beside, other = Sampler(options), Sampler(options), Sampler(SamplingOptions(temperature=1.0, seed=8))
     first = [alone(_logits(i), []) for i in range(50)]
@@ -129,12 +129,12 @@ def test_bad_options_are_one_sentence(bad: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [-(1 << 63), -1, 0, (1 << 64) - 1])
-def test_any_seed_of_64_bits_will_do(seed: int) -> None:
+def test_every_seed_of_64_bits_is_accepted(seed: int) -> None:
     options = SamplingOptions(temperature=1.0, seed=seed)
     assert Sampler(options)(_logits(1), []) == Sampler(options)(_logits(1), [])
 
 
-def test_a_temperature_near_nothing_is_greedy() -> None:
+def test_a_temperature_near_zero_is_greedy() -> None:
     logits = _logits(4)
     assert Sampler(SamplingOptions(temperature=5e-324))(logits, []).token == int(logits.argmax())
 
@@ -163,7 +163,7 @@ def test_penalties_and_bias_are_by_the_formula(seed: int, often: float, ever: fl
         counts[sampled.token] += 1
 
 
-def test_the_logits_given_are_left_alone() -> None:
+def test_the_given_logits_are_not_changed() -> None:
     logits = _logits(5)
     logits.flags.writeable = False
     options = SamplingOptions(1.0, 1.2, 0.9, 0.01, 40, 7, 1.0, 1.0, ((3, 50.0),), 5)
@@ -180,8 +180,8 @@ def test_a_bias_forbids_and_forces() -> None:
     assert {drawn(logits, []).token for _ in range(20)} == {17}
 
 
-def test_a_bias_for_a_token_that_the_model_lacks_is_refused() -> None:
-    with pytest.raises(UsageError, match="names token 500, and the model's last is 499"):
+def test_a_bias_for_an_unknown_token_is_refused() -> None:
+    with pytest.raises(UsageError, match="names token 500, and the model has tokens 0 to 499"):
         Sampler(SamplingOptions(logit_bias=((500, 1.0),)))(_logits(7), [])
 
 
@@ -196,7 +196,7 @@ def test_logprobs_are_those_of_the_model(count: int, temperature: float) -> None
     np.testing.assert_allclose([logprob for _, logprob in sampled.top], np.sort(expected)[::-1][:count], atol=1e-4)
 
 
-def test_logprobs_change_no_draw_and_cost_nothing_unasked() -> None:
+def test_logprobs_change_no_draw_and_cost_nothing_unless_requested() -> None:
     plain, asked = Sampler(SamplingOptions(1.0, seed=3)), Sampler(SamplingOptions(1.0, seed=3, logprobs=4))
     for step in range(20):
         sampled = plain(_logits(step), [])

@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.engine.chunk_sizer import ChunkSizer
@@ -16,7 +16,7 @@ from tests.builders.stages import stage_info
 
 @dataclass(frozen=True)
 class Fixed:
-    """Chunks of the same length always."""
+    """Chunks of one constant length."""
 
     chunk: int
     between: int = 1 << 30
@@ -26,7 +26,7 @@ class Fixed:
 
 
 class Ring:
-    """Returns steps in order, and notes what each request was sent; so many guesses of a lone one are right."""
+    """Returns steps in order, and records what was sent of each request; a fixed number of guesses is right."""
 
     def __init__(self, scheduler: Scheduler, wanted: int, right: int = 0) -> None:
         self.scheduler = scheduler
@@ -73,7 +73,7 @@ class Ring:
 
 
 def holding(requests: dict[int, Request], sequence: int, prompt: int, held: int = 0) -> Request:
-    """A request with a sequence of which the stages hold the first ``held`` positions."""
+    """An admitted request; the stages hold the first ``held`` positions of its sequence."""
     requests[sequence] = make_request(sequence, [0] * prompt, sequence=sequence)
     requests[sequence].sent = held
     return requests[sequence]
@@ -85,12 +85,13 @@ def sample(scheduler: Scheduler, request: Request, tokens: int = 1) -> None:
 
 
 def _parts(step: Step) -> list[tuple[int, int, int, bool]]:
-    """(sequence, start, stop, last) of everything that a step carries."""
+    """(sequence, start, stop, last) of each part of a step."""
     if isinstance(step, PrefillChunk):
         return [(step.sequence, step.start, step.stop, step.last)]
     return [(sequence, at, at + 1, True) for sequence, at in zip(step.sequences, step.positions, strict=True)]
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 5),
     st.integers(1, 16),
@@ -125,7 +126,7 @@ def test_every_request_is_sent_whole_in_order_and_ends(
 
 
 class Driven:
-    """A scheduler by the numbers of its sequences."""
+    """A scheduler whose requests are named by their sequences."""
 
     def __init__(self, stages: int, lengths: Fixed) -> None:
         self.scheduler = Scheduler(stages, lengths)
@@ -146,7 +147,7 @@ class Driven:
 
 
 def _decoding(requests: int, stages: int) -> Driven:
-    """A scheduler whose requests all have their first token and wait to send it."""
+    """A scheduler whose requests all have their first token, not yet sent."""
     scheduler = Driven(stages, Fixed(8))
     for sequence in range(requests):
         scheduler.add(sequence, 8)
@@ -162,14 +163,14 @@ def _decoding(requests: int, stages: int) -> Driven:
 
 
 @pytest.mark.parametrize(("requests", "stages", "sizes"), [(4, 2, [2, 2]), (5, 2, [3, 2]), (1, 3, [1]), (3, 1, [3])])
-def test_ready_requests_travel_as_one_micro_batch_a_stage(requests: int, stages: int, sizes: list[int]) -> None:
+def test_ready_requests_travel_as_one_micro_batch_per_stage(requests: int, stages: int, sizes: list[int]) -> None:
     scheduler = _decoding(requests, stages=max(stages, 1))
     batches = [scheduler.next_step() for _ in sizes]
     assert [len(batch.sequences) for batch in batches if isinstance(batch, MicroBatch)] == sizes
     assert scheduler.next_step() is None
 
 
-def test_latecomers_wait_for_a_batch_rather_than_splitting_them_up() -> None:
+def test_late_requests_wait_for_a_micro_batch_to_return() -> None:
     scheduler = _decoding(4, stages=2)
     first, second = scheduler.next_step(), scheduler.next_step()
     assert isinstance(first, MicroBatch)
@@ -212,7 +213,7 @@ def test_a_decode_step_goes_before_a_prompt_and_one_small_chunk_behind_it() -> N
     assert scheduler.next_step() == PrefillChunk(2, 4, 8, last=False)
 
 
-def test_prompts_take_turns() -> None:
+def test_prompts_send_their_chunks_in_turn() -> None:
     scheduler = Driven(3, Fixed(4))
     scheduler.add(1, 100)
     scheduler.add(2, 100)
@@ -220,7 +221,7 @@ def test_prompts_take_turns() -> None:
     assert [step.sequence for step in sent if isinstance(step, PrefillChunk)] == [1, 2, 1, 2]
 
 
-def test_a_prompt_gets_in_though_some_micro_batch_is_always_ready() -> None:
+def test_a_prompt_proceeds_though_a_micro_batch_is_always_ready() -> None:
     scheduler = _decoding(8, stages=4)
     scheduler.add(100, 12)
     sent: list[Step] = []
@@ -246,7 +247,7 @@ def test_only_two_idle_stages_take_a_chunk_without_a_micro_batch_before_it(stage
     assert isinstance(scheduler.next_step(), PrefillChunk) is goes
 
 
-def test_the_more_prompts_wait_the_longer_a_chunk_beside_decode_steps_may_take() -> None:
+def test_more_waiting_prompts_allow_longer_chunks_between_decode_steps() -> None:
     sizer = ChunkSizer([stage_info(prefill_s=1 / 32, decode_s=0.5)])
     lengths = [sizer.interleaved(pressure) for pressure in (0.1, 1, 2, 3, 16)]
     assert lengths == [9, 9, 33, 57, 57]
@@ -262,7 +263,7 @@ def test_removing_a_request_frees_its_place_in_the_window() -> None:
     assert scheduler.next_step() == PrefillChunk(2, 0, 4, last=True)
 
 
-def test_guesses_that_were_right_move_a_request_on() -> None:
+def test_right_guesses_advance_a_request() -> None:
     scheduler = _decoding(1, stages=2)
     assert scheduler.next_step() == MicroBatch((0,), (8,), guesses=True)
     assert scheduler.returned(0)
@@ -270,7 +271,7 @@ def test_guesses_that_were_right_move_a_request_on() -> None:
     assert scheduler.next_step() == MicroBatch((0,), (12,), guesses=True)
 
 
-def test_only_requests_that_travel_alone_take_guesses_along() -> None:
+def test_only_requests_that_travel_alone_carry_guesses() -> None:
     scheduler = _decoding(3, stages=2)
     steps = [scheduler.next_step() for _ in range(2)]
     assert [step.guesses for step in steps if isinstance(step, MicroBatch)] == [False, False]

@@ -148,5 +148,5 @@ def test_time_per_token_does_not_grow_with_the_answer() -> None:
     "decoder", [decoders.Replace(Regex("a+"), "b"), decoders.Sequence([decoders.Fuse(), decoders.ByteLevel()])]
 )
 def test_an_unsupported_decoder_is_named(decoder: decoders.Decoder) -> None:
-    with pytest.raises(ModelError, match="not known"):
+    with pytest.raises(ModelError, match="unsupported decoder"):
         detokenizer(build(decoder))

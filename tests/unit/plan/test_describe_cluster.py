@@ -18,8 +18,8 @@ from edgepp.plan.machines import DATASHEET, DATASHEET_CPU, Model, Stage, Workloa
 from edgepp.plan.predict import predict
 from edgepp.plan.quantities import format_link_rate, parse_bytes_per_s, parse_flops_per_s, parse_link, parse_seconds
 from tests.builders.members import live_node, live_stage
-from tests.unit.coordinator.test_director import HERE, MINI
-from tests.unit.coordinator.test_director import Cluster as Members
+from tests.unit.coordinator.test_planner import HERE, MINI
+from tests.unit.coordinator.test_planner import Cluster as Members
 
 near = pytest.approx
 
@@ -276,23 +276,23 @@ def test_what_stages_measured_with_the_model_goes_before_the_probe() -> None:
 
 @pytest.mark.parametrize(("memory", "slots"), [(2 * 10**9, 1), (2 * 10**9, 2), (10**9, 3)])
 def test_a_node_with_several_stages_counts_as_the_coordinator_counts_it(memory: int, slots: int) -> None:
-    """The same stages on the same nodes, by the coordinator's own director and by a plan on what it says of them."""
+    """The same stages on the same nodes, by the coordinator's own planner and by a plan on what it says of them."""
     real = Members()
     real.join(HERE, memory, stage_slots=slots)
     real.join(MINI, 10**9)
     real.after(2.0)
-    stages = real.director.stages(real.members)
+    stages = real.planner.stages(real.members)
     nodes = [
         live_node(
-            member.node[0], node=member.node, memory=member.facts.memory_bytes,
+            member.node[0], node=member.node, memory_bytes=member.facts.memory_bytes,
             stream_bytes_per_s=member.facts.stream_bytes_per_s,
-            flops=member.facts.flops_per_s, roles=["coordinator"] if member.node == HERE else [],
+            flops_per_s=member.facts.flops_per_s, roles=["coordinator"] if member.node == HERE else [],
             stage_slots=member.facts.stage_slots,
         )
         for member in real.members
     ]  # fmt: skip
     cluster = describe.from_status({"coordinator": "a", "nodes": nodes, "stages": []})
-    want = real.director.want
+    want = real.planner.request
     plan = cluster.place(want)
     assert [layers for _, layers in plan.stages] == [layers for _, _, layers, _ in stages]
     assert [stage.machine.node for stage in cluster.stages(plan)] == [member.node[0] for member, *_ in stages]

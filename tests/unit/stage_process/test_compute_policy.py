@@ -1,4 +1,4 @@
-"""Threads, spinning and waiting awake, for every role on a machine of four cores."""
+"""Threads, spinning and busy waiting, for every role on a machine of four cores."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_process_without_threads_is_refused(threads: int) -> None:
         ComputePolicy.node(threads)
 
 
-def test_a_stage_reads_what_it_was_told(tmp_path: object) -> None:
+def test_a_stage_reads_its_configuration(tmp_path: object) -> None:
     settings = StageSettings(ComputePolicy(2, awake=True), "onnx", Address("10.0.0.1", 7), "mini", KeyPair.generate())
     config = settings.config(tmp_path, "m", LayerRange(2, 5), exact=True, kv_bits=8, admit=("key",))  # type: ignore[arg-type]
     told = StageConfig.decode(config.encode().decode())

@@ -88,6 +88,6 @@ def test_a_compression_bomb_is_refused_before_it_is_unpacked() -> None:
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 3), np.float64), np.zeros((2, 3), object), np.zeros((2,), np.float32)])
-def test_what_the_wire_does_not_carry_is_our_own_error(array: npt.NDArray[Any]) -> None:
+def test_an_array_that_the_protocol_does_not_carry_is_a_local_error(array: npt.NDArray[Any]) -> None:
     with pytest.raises(LocalProtocolError):
         codec.encode(array, "none")

@@ -1,4 +1,4 @@
-"""The codec of a link, chosen by what it saves there."""
+"""The codec of a link, chosen by the time that compression saves there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_slow_link_compresses_what_can_be_compressed() -> None:
     assert (decode(frames, 64, 512, "float32", name) == ZEROS).all()
 
 
-def test_a_fast_link_and_noise_and_short_frames_and_an_unknown_link_do_not() -> None:
+def test_fast_links_noise_short_frames_and_links_of_unknown_rate_are_not_compressed() -> None:
     assert CodecChoice("auto", bytes_per_s=1e14).encode(ZEROS)[0] == "none"
     assert CodecChoice("auto", bytes_per_s=1e4).encode(NOISE)[0] == "none"
     assert CodecChoice("auto", bytes_per_s=1e4).encode(ZEROS[: MIN_COMPRESSED_BYTES // 2048 - 1])[0] == "none"

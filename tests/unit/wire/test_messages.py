@@ -36,7 +36,7 @@ def test_every_message_survives_the_wire(message: Message) -> None:
 
 
 @given(st.binary(max_size=5000))
-def test_noise_is_refused_not_believed(raw: bytes) -> None:
+def test_noise_is_refused(raw: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         decode(raw)
 
@@ -77,7 +77,7 @@ def test_a_field_of_another_type_is_refused(message: Message, data: st.DataObjec
         (7, "not an array"),
     ],
 )
-def test_the_reason_is_said(value: Any, reason: str) -> None:
+def test_the_error_names_the_reason(value: Any, reason: str) -> None:
     with pytest.raises(RemoteProtocolError, match=reason):
         decode(msgpack.packb(value))
 
@@ -156,7 +156,7 @@ def test_a_message_without_meaning_is_refused_by_name(message: Message, fault: s
         decode(encode(message))
 
 
-def test_what_they_stand_for_is_valid() -> None:
+def test_the_unchanged_messages_are_valid() -> None:
     for message in (ATTACH, FORWARD, BATCH, LOAD, ENROL, WELCOME):
         assert decode(encode(message)) == message
 
@@ -175,7 +175,7 @@ def test_any_reason_fits_into_a_header(reason: str) -> None:
     assert "\n" not in said
 
 
-def test_a_surrogate_or_an_endless_number_is_our_own_error() -> None:
+def test_a_message_that_cannot_be_encoded_is_a_local_error() -> None:
     for message in (Hello("\ud800"), FORWARD._replace(epoch=1 << 70), Hello("x" * 5000)):
         with pytest.raises(LocalProtocolError):
             encode(message)

@@ -1,4 +1,4 @@
-"""What a node says of itself reaches people as plain text, and what it is told of its part."""
+"""The membership service: texts of nodes are made safe to print, and views are published when they change."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from edgepp.wire.messages import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender
 from tests.builders.members import facts
-from tests.unit.coordinator.test_director import MINI, Cluster
+from tests.unit.coordinator.test_planner import MINI, Cluster
 
 KEYS = KeyPair.generate()
 
 
-class Front:
-    """An attendance with what it sent and said."""
+class Harness:
+    """A membership service, with the messages and events that it sent."""
 
     def __init__(self) -> None:
         self.cluster = Cluster()
         self.sent: list[list[bytes]] = []
         self.events: list[str] = []
         here = Identity(node_id(KEYS.public), "tower", KEYS)
-        book: Any = SimpleNamespace(
+        trust_store: Any = SimpleNamespace(
             cluster=SimpleNamespace(id="f" * 16, coordinator=PairedNode.of("tower", KEYS.public)), keys={KEYS.public}
         )
-        self.attendance = MembershipService(
+        self.membership_service = MembershipService(
             self.cluster.members,
             here,
-            book,
-            self.cluster.director,
+            trust_store,
+            self.cluster.planner,
             self._send,
             lambda event: self.events.append(str(event)),
         )
@@ -42,8 +42,8 @@ class Front:
         self.sent.append(list(frames))
         return True
 
-    def enrol(self, told: Enrol) -> None:
-        self.attendance.enrol(MINI, Sender(b"route", KEYS.public, "10.0.0.7"), told)
+    def enrol(self, enrol: Enrol) -> None:
+        self.membership_service.enrol(MINI, Sender(b"route", KEYS.public, "10.0.0.7"), enrol)
 
     @property
     def members(self) -> Membership:
@@ -51,27 +51,27 @@ class Front:
 
     def view(self) -> dict[str, Any]:
         """The newest view that was published."""
-        self.attendance.publish()
+        self.membership_service.publish()
         found: dict[str, Any] = json.loads(next(frames[1] for frames in reversed(self.sent) if len(frames) == 2))
         return found
 
 
-def test_what_a_node_calls_itself_is_safe_to_print() -> None:
-    front = Front()
+def test_texts_of_a_node_are_safe_to_print() -> None:
+    harness = Harness()
     rude = "evil\x1b]52;c;cm0=\x07\n\u202e[/red]"
-    front.enrol(facts(name=rude, backend=rude, device=rude, memory_bytes=1_000_000_000))
-    (member,) = front.members
-    for text in (member.facts.name, member.facts.backend, member.facts.device, *front.events):
+    harness.enrol(facts(name=rude, backend=rude, device=rude, memory=1_000_000_000))
+    (member,) = harness.members
+    for text in (member.facts.name, member.facts.backend, member.facts.device, *harness.events):
         assert all(character.isprintable() for character in text.replace("\ufffd", ""))
-    assert front.view()["members"][0]["name"] == member.facts.name == "evil]52;c;cm0=[/red]"
+    assert harness.view()["members"][0]["name"] == member.facts.name == "evil]52;c;cm0=[/red]"
 
 
-def test_a_node_is_told_its_part_when_it_changes_and_not_before() -> None:
-    front = Front()
-    front.enrol(facts(name="mini", memory_bytes=1_000_000_000))
-    assert (front.view()["members"][0]["layers"], front.view()["members"][0]["reason"]) == ([], "")
-    sent = len(front.sent)
-    front.attendance.publish()
-    assert len(front.sent) == sent
-    front.cluster.after(2.0)
-    assert front.view()["members"][0]["layers"] == [[0, 30]]
+def test_a_view_is_published_only_when_it_has_changed() -> None:
+    harness = Harness()
+    harness.enrol(facts(name="mini", memory=1_000_000_000))
+    assert (harness.view()["members"][0]["layers"], harness.view()["members"][0]["reason"]) == ([], "")
+    sent = len(harness.sent)
+    harness.membership_service.publish()
+    assert len(harness.sent) == sent
+    harness.cluster.after(2.0)
+    assert harness.view()["members"][0]["layers"] == [[0, 30]]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from edgepp.coordinator.json_codec import (
     AnswerSummary,
     decode_question,
+    decode_stages,
     decode_summary,
     encode_question,
     encode_summary,
-    read_stages,
 )
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
 from edgepp.engine.ring import StageInfo
@@ -125,7 +125,7 @@ STATUS_STAGE: dict[str, Any] = {
 
 
 def test_a_stage_of_a_state_that_still_loads_is_read_with_zeros() -> None:
-    (stage,) = read_stages({"stages": [STATUS_STAGE]})
+    (stage,) = decode_stages({"stages": [STATUS_STAGE]})
     assert stage == StageInfo(0, LayerRange(0, 4), "mini", "", 0, "onnx", "cpu", 0, 0, 0.0, 0.0)
 
 
@@ -133,7 +133,7 @@ def test_a_stage_of_a_state_that_still_loads_is_read_with_zeros() -> None:
 @given(junk=JSON)
 def test_a_state_with_anything_else_in_a_stage_is_refused_by_name_or_read(field: str, junk: Any) -> None:
     try:
-        (stage,) = read_stages({"stages": [STATUS_STAGE | {field: junk}]})
+        (stage,) = decode_stages({"stages": [STATUS_STAGE | {field: junk}]})
     except RemoteProtocolError:
         return
     assert isinstance(stage.index, int)
@@ -143,4 +143,4 @@ def test_a_state_with_anything_else_in_a_stage_is_refused_by_name_or_read(field:
 @pytest.mark.parametrize("form", [{}, {"stages": None}, {"stages": [1]}, {"stages": [{}]}])
 def test_a_state_without_stages_is_refused(form: dict[str, Any]) -> None:
     with pytest.raises(RemoteProtocolError):
-        read_stages(form)
+        decode_stages(form)

@@ -1,6 +1,6 @@
-"""Deadlines that no real stage can be made to miss on purpose: a fake stage answers every ping and never computes.
+"""Deadlines and answers that no real stage can be made to get wrong, against a fake stage.
 
-The fake stands in because a wedged compute thread beside a live control thread cannot be had from a healthy process.
+The fake stands in because a healthy process cannot have a wedged compute thread and a live control thread at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EXPECTED = Expectation("m", "f" * 16, 4, 8, exact=False)
 
 
 class WedgedStage(threading.Thread):
-    """Says that it holds all layers, joins any ring, answers pings, swallows hidden states."""
+    """A stage that claims all layers, joins any ring, answers pings, and never answers hidden states."""
 
     def __init__(self, **changes: object) -> None:
         super().__init__(name="control", daemon=True)
@@ -126,7 +126,7 @@ def test_a_wedged_stage_is_named_within_its_deadline(wedged: WedgedStage, monkey
 
 
 class LyingStage(WedgedStage):
-    """One that answers each step with what the test makes of it."""
+    """A stage that answers each step with the message that the test chooses."""
 
     def __init__(self, lie: Callable[[Hidden | Batch], Message]) -> None:
         super().__init__(decode_us=(1 << 48) - 1)
@@ -143,7 +143,7 @@ STEP, BATCH = Send(1, 0, 16, 1, ROW), SendBatch((1, 2), (1, 1), np.ones((2, 8), 
 
 
 def events_of(step: Send | SendBatch, lie: Callable[[Any], Message], times: int = 1) -> list[RingEvent]:
-    """What a ring of one lying stage makes of a step, or of several."""
+    """The events of a ring with one lying stage after one step, or several."""
     stage = LyingStage(lie)
     stage.start()
     ring = NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")

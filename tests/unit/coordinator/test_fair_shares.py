@@ -1,4 +1,4 @@
-"""Whatever one owner does, another gets its place and its turn."""
+"""Fair shares: no owner can take the slot or the turn of another."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.coordinator.fair_shares import FairPlaces, FairQueue
+from edgepp.coordinator.fair_shares import FairLimiter, FairQueue
 
 OWNERS = st.sampled_from("abcdef")
 
 
 @given(st.lists(st.tuples(OWNERS, st.booleans()), max_size=300), st.integers(0, 40))
-def test_an_owner_without_a_place_always_gets_one_and_all_together_are_bounded(
-    moves: list[tuple[str, bool]], most: int
+def test_an_owner_without_a_slot_always_gets_one_and_the_total_is_bounded(
+    moves: list[tuple[str, bool]], max_slots: int
 ) -> None:
-    places, held = FairPlaces(most), Counter[str]()
+    limiter, held = FairLimiter(max_slots), Counter[str]()
     for owner, takes in moves:
         if takes:
-            others = sum(places_of - 1 for other, places_of in held.items() if other != owner and places_of)
-            taken = places.take(owner)
+            others = sum(held_by_other - 1 for other, held_by_other in held.items() if other != owner and held_by_other)
+            taken = limiter.acquire(owner)
             held[owner] += taken
-            assert taken or held[owner] > (most - others) // 2
+            assert taken or held[owner] > (max_slots - others) // 2
         elif held[owner]:
-            places.give_back(owner)
+            limiter.release(owner)
             held[owner] -= 1
-        assert len(places) == held.total() <= most + len(held)
+        assert len(limiter) == held.total() <= max_slots + len(held)
         for one in held:
-            assert held[one] - 1 <= max(0, most // 2 + 1)
+            assert held[one] - 1 <= max(0, max_slots // 2 + 1)
     for newcomer in "xyz":
-        assert places.take(newcomer)
+        assert limiter.acquire(newcomer)
 
 
-def test_one_owner_alone_gets_half_and_leaves_half_to_the_next() -> None:
-    places = FairPlaces(128)
-    counts = [sum(places.take(owner) for _ in range(200)) for owner in "abc"]
+def test_a_single_owner_gets_half_of_the_slots() -> None:
+    limiter = FairLimiter(128)
+    counts = [sum(limiter.acquire(owner) for _ in range(200)) for owner in "abc"]
     assert counts == [65, 33, 17]
 
 
 @given(st.lists(st.tuples(OWNERS, st.integers(0, 40)), max_size=200))
-def test_turns_go_round_and_keep_each_owners_order(messages: list[tuple[str, int]]) -> None:
-    turns: FairQueue[tuple[str, int]] = FairQueue(most=20, most_bytes=400)
+def test_turns_alternate_and_keep_the_order_of_each_owner(messages: list[tuple[str, int]]) -> None:
+    turns: FairQueue[tuple[str, int]] = FairQueue(max_items=20, max_bytes=400)
     accepted: dict[str, list[int]] = {}
     for number, (owner, size) in enumerate(messages):
         if turns.add(owner, (owner, number), size):
@@ -59,8 +59,8 @@ def test_turns_go_round_and_keep_each_owners_order(messages: list[tuple[str, int
     assert sum(map(len, accepted.values())) == len(taken)
 
 
-def test_a_message_longer_than_an_owners_share_waits_alone() -> None:
-    turns: FairQueue[int] = FairQueue(most=5, most_bytes=100)
+def test_a_message_larger_than_the_limit_waits_alone() -> None:
+    turns: FairQueue[int] = FairQueue(max_items=5, max_bytes=100)
     assert turns.add("a", 1, 1000)
     assert not turns.add("a", 2, 1)
     assert turns.add("b", 3, 1)

@@ -1,3 +1,5 @@
+"""Stop strings are found however the text is cut into pieces."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -11,7 +13,7 @@ from edgepp.engine.text_stream import StopFilter
 
 
 def _through(pieces: list[str], stop: list[str]) -> tuple[str, bool]:
-    """What a filter shows of a text that comes in pieces, and whether it stopped."""
+    """The text that a filter shows, given in pieces, and whether it stopped."""
     held = StopFilter(stop)
     shown = ""
     for piece in pieces:
@@ -43,7 +45,7 @@ def test_a_stop_string_across_pieces_is_never_shown() -> None:
     assert _through(["Hello <", "|en", "d|> more"], ["<|end|>"]) == ("Hello ", True)
 
 
-def test_what_only_looked_like_a_stop_string_is_shown_in_the_end() -> None:
+def test_an_incomplete_stop_string_is_shown_in_the_end() -> None:
     assert _through(["a <|en"], ["<|end|>"]) == ("a <|en", False)
 
 
@@ -55,7 +57,7 @@ def test_text_is_not_held_back_without_need() -> None:
 
 @given(st.lists(st.text("ab", max_size=5), max_size=12), st.lists(st.text("ab", min_size=1, max_size=6), max_size=4))
 def test_the_text_ends_before_the_stop_string_that_is_complete_first(pieces: list[str], stop: list[str]) -> None:
-    """However it is cut into pieces; of several that end together, the longest counts."""
+    """However the text is cut into pieces; of several stop strings that end together, the longest counts."""
     text = "".join(pieces)
     ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(one) for one in stop)]
     if ends:
@@ -65,8 +67,8 @@ def test_the_text_ends_before_the_stop_string_that_is_complete_first(pieces: lis
         assert _through(pieces, stop) == (text, False)
 
 
-def test_stop_strings_of_any_kind_take_a_few_steps_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted, not timed: as many, as long and as much alike as they may be, and a text that nearly matches always."""
+def test_any_stop_strings_take_a_few_steps_per_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted, not timed: the most, longest and most similar stop strings, and a text that always nearly matches."""
     stop = ["a" * (MAX_STOP_CHARACTERS - n) + "b" for n in range(1, MAX_STOPS + 1)]
     held = StopFilter(stop)
     falls = 0

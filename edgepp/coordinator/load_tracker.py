@@ -1,0 +1,104 @@
+"""The loads that stage slots were ordered to do: how far each one is, and when it is ordered again. Pure.
+
+A stage host is identified by ``node/slot``. A slot that fails is ordered again after waits that grow with each failure
+(``FailureBackoff``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgepp.coordinator.failure_backoff import FailureBackoff
+from edgepp.wire.messages import Loading
+
+REORDER_S = 5.0
+"""A load without news for this time is ordered again."""
+STALLED_S = 120.0
+"""A load without progress for this time has failed."""
+
+
+@dataclass
+class SlotLoad:
+    """What is known of the load of one slot."""
+
+    ordered_s: float
+    """When the load counts as ordered last: later where progress was reported or a retry has to wait."""
+    progress_s: float
+    """When the load made progress last."""
+    last_progress: tuple[str, int] = ("", -1)
+    """The last report: what is being done, and the number of bytes done."""
+    under_way: bool = True
+    """Whether the load was ordered, and has neither finished nor failed since."""
+
+
+class LoadTracker:
+    """The loads of the plan in force, by host id, and the failures of all hosts."""
+
+    def __init__(self) -> None:
+        self.backoff = FailureBackoff()
+        self._loads: dict[str, SlotLoad] = {}
+
+    def get(self, host: str) -> SlotLoad | None:
+        """The load of a host; None where the present plan has ordered none."""
+        return self._loads.get(host)
+
+    def clear(self) -> None:
+        """Forget all loads, for a new plan. Failures are kept."""
+        self._loads.clear()
+
+    def order(self, host: str, now_s: float) -> None:
+        """Note that a load is ordered now."""
+        load = self._loads.setdefault(host, SlotLoad(now_s, now_s))
+        if not load.under_way:
+            load.under_way, load.progress_s, load.last_progress = True, now_s, ("", -1)
+        load.ordered_s = now_s
+
+    def is_due(self, host: str, now_s: float) -> bool:
+        """Whether a load is to be ordered: for the first time, because a message may be lost, or after a failure."""
+        load = self._loads.get(host)
+        return load is None or now_s - load.ordered_s >= REORDER_S
+
+    def is_stalled(self, host: str, now_s: float) -> bool:
+        """Whether a load that is under way has made no progress for ``STALLED_S`` seconds."""
+        load = self._loads.get(host)
+        return load is not None and load.under_way and now_s - load.progress_s >= STALLED_S
+
+    def progress(self, host: str, report: Loading, now_s: float) -> None:
+        """Note a progress report: the load need not be ordered again for now."""
+        load = self._loads[host]
+        load.ordered_s = now_s
+        if (report.activity, report.done_bytes) != load.last_progress:
+            load.last_progress, load.progress_s = (report.activity, report.done_bytes), now_s
+
+    def loaded(self, host: str, now_s: float) -> None:
+        """Note that a load has finished."""
+        self._loads[host].under_way = False
+        self.backoff.loaded(host, now_s)
+
+    def failed(self, host: str, reason: str, now_s: float, *, final: bool = False) -> None:
+        """Note that a load failed, or that its stage ended; ``final`` bans the host at once."""
+        load = self._loads[host]
+        load.under_way = False
+        load.ordered_s = self.backoff.failed(host, reason, now_s, final=final) - REORDER_S
+
+    def remind(self, node: str, *, restarted: bool) -> None:
+        """Order the node's loads again, since it enrolled again and may have lost the orders.
+
+        A ``restarted`` node is free of its earlier failures.
+        """
+        for host, load in self._loads.items():
+            if split_host_id(host)[0] == node and (restarted or load.under_way):
+                load.ordered_s = -REORDER_S
+        if restarted:
+            self.backoff.forget(node)
+
+
+def host_id(node: str, slot: int) -> str:
+    """The id of a stage host."""
+    return f"{node}/{slot}"
+
+
+def split_host_id(host: str) -> tuple[str, int]:
+    """The node and the slot of a stage host."""
+    node, _, slot = host.partition("/")
+    return node, int(slot)
