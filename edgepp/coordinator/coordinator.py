@@ -273,7 +273,7 @@ class Coordinator(threading.Thread):
         until_s = time.monotonic() + _MAX_HANDLING_S
         while self.inbox and time.monotonic() < until_s:
             sender, message, frames = self.inbox.take()
-            request = getattr(message, "request", None)
+            request = getattr(message, "request_id", None)
             with self._surviving(f"a {type(message).__name__} message"):
                 try:
                     self._dispatch(sender, message, frames)

@@ -45,7 +45,7 @@ class FakeCoordinator:
         """Wait for a message of this kind."""
 
         def look() -> bool:
-            received = self.listener.receive_from()
+            received = self.listener.receive()
             if received is None:
                 return False
             self._route, message = received[0].route, decode(received[1][0])
