@@ -36,7 +36,11 @@ from edgepp.errors import (
 TYPE_CHECKING = False  # as in `typing`, without the time to import it
 if TYPE_CHECKING:
     from edgepp import events
-    from edgepp.api import (
+    from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, Timing
+    from edgepp.engine.ring import StageInfo
+    from edgepp.engine.sampling import Sampled
+    from edgepp.layers import LayerRange
+    from edgepp.python_api import (
         Answer,
         Connection,
         Engine,
@@ -48,10 +52,6 @@ if TYPE_CHECKING:
         serve,
         stage,
     )
-    from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, Timing
-    from edgepp.engine.ring import StageInfo
-    from edgepp.engine.sampling import Sampled
-    from edgepp.layers import LayerRange
 
 __version__ = "0.1.0"
 __all__ = [
@@ -90,7 +90,7 @@ __all__ = [
 ]
 _LAZY = {
     "edgepp": ("events",),
-    "edgepp.api": (
+    "edgepp.python_api": (
         "Answer",
         "Connection",
         "Engine",

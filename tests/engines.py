@@ -11,11 +11,11 @@ import pytest
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.draft import Draft
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop, EngineParts
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import LocalRing
+from edgepp.engine.speculation import Draft
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from edgepp.api import Answer, Engine, Prompt
 from edgepp.benchmark import prompts
 from edgepp.benchmark.report import NAMES, ConcurrentResult, SingleResult, Spread
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import UsageError
+from edgepp.python_api import Answer, Engine, Prompt
 
 TOKENS_PER_WORD = 1.15
 """Tokens per word of a story, for the origin's model."""

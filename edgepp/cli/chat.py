@@ -28,8 +28,8 @@ from edgepp.cli.options import (
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgepp.api import Connection, Engine
     from edgepp.engine.request import GenerateOptions
+    from edgepp.python_api import Connection, Engine
     from edgepp.wire.field_types import LinkCodec
 
 _PIPE_TIMEOUT_S = 2.0
@@ -187,7 +187,7 @@ def chat(asking: PromptArguments, generating: GenerateArguments, where: ModelArg
 
     asking, options = asking.with_piped(), generating.options()
     if asking.choices is not None:
-        from edgepp.api.question import choice_options
+        from edgepp.python_api.question import choice_options
 
         choice_options(asking.choices, options)  # checks the number before a model is loaded
     asyncio.run(_chat(asking, options, generating.given, where))
@@ -246,7 +246,7 @@ async def _chat(
 
 async def _opened(where: ModelArguments, *, quiet: bool) -> Engine | Connection:
     """The cluster, unless there is none or the options need this machine; else an engine on this machine."""
-    from edgepp.api import Engine
+    from edgepp.python_api import Engine
     from edgepp.ui.chat import open_here
     from edgepp.ui.screen import say
 
@@ -296,8 +296,8 @@ async def _cluster(where: ModelArguments) -> Connection | None:
     Raises:
         UsageError: exact arithmetic is wanted, and the cluster does not compute exactly.
     """
-    from edgepp.api import connect
     from edgepp.errors import PairingError, PeerLost
+    from edgepp.python_api import connect
     from edgepp.ui.screen import say
 
     model, peers = where.model, where.peers

@@ -24,12 +24,12 @@ from edgepp.cli.signals import stop_on_terminate
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgepp.api.joining import JoinOptions
-    from edgepp.coordinator.composition import ServeOptions
+    from edgepp.coordinator.composition_root import ServeOptions
+    from edgepp.python_api.joining import JoinOptions
 
 
 def _serve_options() -> type[ServeOptions]:
-    from edgepp.coordinator.composition import ServeOptions
+    from edgepp.coordinator.composition_root import ServeOptions
 
     return ServeOptions
 
@@ -99,7 +99,7 @@ def serve(options: ServeOptions, *, no_stage: bool, as_json: bool) -> None:
     Only coordinate, and let other machines run the layers:
         edgepp serve -m llama-3.2-3b-4bit --no-stage
     """
-    from edgepp.api import ServedCluster
+    from edgepp.python_api import ServedCluster
     from edgepp.ui.serve import run
 
     if no_stage:
@@ -111,7 +111,7 @@ def serve(options: ServeOptions, *, no_stage: bool, as_json: bool) -> None:
 
 
 def _join_options() -> type[JoinOptions]:
-    from edgepp.api.joining import JoinOptions
+    from edgepp.python_api.joining import JoinOptions
 
     return JoinOptions
 
@@ -177,7 +177,7 @@ def join(options: JoinOptions, *, as_json: bool) -> None:
     One stage outside of any cluster, for `edgepp chat --peer`:
         edgepp join -m smollm2-135m --layers 0-14
     """
-    from edgepp.api import JoinedNode, LoneStage
+    from edgepp.python_api import JoinedNode, LoneStage
     from edgepp.ui import join as ui
 
     stop_on_terminate()

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from edgepp.engine.draft import MAX_GUESSES, Draft, SpeculationControl, SpeculationCosts
 from edgepp.engine.request import FinishReason, GenerateOptions, Request
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
+from edgepp.engine.speculation import MAX_GUESSES, Draft, SpeculationControl, SpeculationCosts
 from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError
 from edgepp.model.weights.checkpoint import Array

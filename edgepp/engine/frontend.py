@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from edgepp.engine.constraint import ConstraintCompiler, Matcher
+from edgepp.engine.constrained_decoding import ConstraintCompiler, Matcher
 from edgepp.engine.request import Constraint, SamplingOptions
 from edgepp.model.config.generation import generation_defaults
 from edgepp.model.fetch import fetch

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-from edgepp.engine.prefix import MIN_SHARED_TOKENS, PrefixCache, common
+from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, PrefixCache, common
 from edgepp.engine.request import AnyRequest, Request, Reuse
 from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.errors import EdgeppError

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from edgepp.backend.base import EmbeddingAndHead
 from edgepp.backend.device import release_thread
-from edgepp.engine.constraint import Matcher
+from edgepp.engine.constrained_decoding import Matcher
 from edgepp.engine.core import EngineCore, EngineLoad
-from edgepp.engine.draft import Draft
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.guarded import token_ids
 from edgepp.engine.request import Constraint, GenerateOptions, StageTimes, Timing
+from edgepp.engine.request_isolation import token_ids
 from edgepp.engine.ring import Failed, Ring, RingEvent, StageInfo, StageStats
 from edgepp.engine.sampling import Sampler
+from edgepp.engine.speculation import Draft
 from edgepp.engine.step_runner import StepRunner
 from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError, UsageError

@@ -11,13 +11,13 @@ from types import TracebackType
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, EmbeddingAndHead
-from edgepp.engine.draft import Draft, PromptLookup
 from edgepp.engine.draft_model import DraftModel
 from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.loop import EngineLoop, EngineParts
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
+from edgepp.engine.speculation import Draft, PromptLookup
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, UsageError

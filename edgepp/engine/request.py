@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from edgepp.engine.prefix import Ids
+from edgepp.engine.prefix_cache import Ids
 from edgepp.errors import UsageError
 
 MAX_BIASES = 1024

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgepp.engine.constraint import Matcher
+from edgepp.engine.constrained_decoding import Matcher
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import StageFault, UsageError
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from edgepp.backend.base import EmbeddingAndHead
 from edgepp.engine.core import EngineCore
-from edgepp.engine.draft import SpeculationCosts
 from edgepp.engine.engine_request import AnswerEvent, EngineRequest, request_failure
-from edgepp.engine.guarded import GuardedEnds, Rows
 from edgepp.engine.request import FinishReason
+from edgepp.engine.request_isolation import GuardedEnds, Rows
 from edgepp.engine.ring import Failed, Returned, Ring, Send, SendBatch
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk
+from edgepp.engine.speculation import SpeculationCosts
 from edgepp.errors import EdgeppError, StageFault
 from edgepp.model.weights.checkpoint import Array
 

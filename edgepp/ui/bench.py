@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from edgepp import __version__
-from edgepp.api import Engine, connect
 from edgepp.benchmark.comparison import FILE, Comparison, Difference, compare, read
 from edgepp.benchmark.machine import commit, machine
 from edgepp.benchmark.markdown import markdown, number, spread
@@ -26,6 +25,7 @@ from edgepp.benchmark.report import NAMES, BenchmarkReport, Target
 from edgepp.benchmark.target import cluster, local
 from edgepp.benchmark.workload import Askable, FreshOwners
 from edgepp.errors import EdgeppError, PairingError, UsageError
+from edgepp.python_api import Engine, connect
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.ui import bench_plot
 from edgepp.ui.progress import ByteProgress

@@ -19,8 +19,8 @@ from edgepp.ui.screen import Rows, Screen, say, say_json
 from edgepp.ui.waiting import shown_waiting
 
 if TYPE_CHECKING:
-    from edgepp.api import Answer, Connection, Engine, Prompt
     from edgepp.engine.request import Constraint, GenerateOptions
+    from edgepp.python_api import Answer, Connection, Engine, Prompt
 
 Model: TypeAlias = "Engine | Connection"
 

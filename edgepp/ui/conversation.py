@@ -24,8 +24,8 @@ from edgepp.ui.keyboard import discard_typed, echo_off, keep_typed, prompt_sessi
 from edgepp.ui.screen import Screen, say
 
 if TYPE_CHECKING:
-    from edgepp.api import Answer, Prompt
     from edgepp.engine.request import GenerateOptions
+    from edgepp.python_api import Answer, Prompt
     from edgepp.ui.chat import Model
 
 HELP = """\
@@ -141,7 +141,7 @@ class Conversation:
         return answer
 
     async def _begin(self, messages: Prompt) -> Answer:
-        from edgepp.api import Engine
+        from edgepp.python_api import Engine
 
         if isinstance(self.model, Engine) and self.model.lost is not None:
             await open_here(self.model)

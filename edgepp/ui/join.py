@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import click
 
-from edgepp.api import JoinedNode, LoneStage
 from edgepp.events import AssignmentChanged, CoordinatorReached, Event
 from edgepp.printable import one_line
+from edgepp.python_api import JoinedNode, LoneStage
 from edgepp.ui.progress import megabytes
 from edgepp.ui.run_service import run_until_stopped
 from edgepp.ui.screen import say

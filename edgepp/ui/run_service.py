@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from edgepp.api.background import Background
 from edgepp.events import Event, Measuring
+from edgepp.python_api.background_service import Background
 from edgepp.ui.progress import ByteProgress
 
 

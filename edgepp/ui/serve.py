@@ -9,9 +9,9 @@ import time
 import click
 from rich.text import Text
 
-from edgepp.api import ServedCluster
 from edgepp.events import Event, PipelineOpened
 from edgepp.printable import one_line
+from edgepp.python_api import ServedCluster
 from edgepp.ui.run_service import run_until_stopped
 from edgepp.ui.screen import Screen, say
 

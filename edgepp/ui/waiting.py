@@ -15,7 +15,7 @@ from edgepp.coordinator.answers import PIPELINE_WAIT_S
 from edgepp.ui.screen import Screen, say
 
 if TYPE_CHECKING:
-    from edgepp.api import Answer
+    from edgepp.python_api import Answer
 
 _CHECK_INTERVAL_S = 0.25
 _PRINT_INTERVAL_S = 10.0

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.engine import constraint as constraints
-from edgepp.engine.constraint import ConstraintCompiler, Matcher
+from edgepp.engine import constrained_decoding as constraints
+from edgepp.engine.constrained_decoding import ConstraintCompiler, Matcher
 from edgepp.engine.grammar_sandbox import complaint
 from edgepp.engine.request import Constraint, ConstraintKind, GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampler

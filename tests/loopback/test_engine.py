@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from edgepp.engine import ledger
-from edgepp.engine.draft import MAX_GUESSES, PromptLookup, SpeculationControl
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
+from edgepp.engine.speculation import MAX_GUESSES, PromptLookup, SpeculationControl
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY

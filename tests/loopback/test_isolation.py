@@ -17,16 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgepp
-from edgepp.api.answer import Answer as ApiAnswer
-from edgepp.api.answer import Begun
-from edgepp.api.cancellable_thread import run_in_thread
 from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import encode_question
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.guarded import token_ids
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
+from edgepp.engine.request_isolation import token_ids
 from edgepp.engine.ring import LocalRing, Send, SendBatch
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.text_stream import TextStream
@@ -35,6 +32,9 @@ from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.client import TextClient
 from edgepp.model.weights.safetensors_header import read_header
+from edgepp.python_api.answer import Answer as ApiAnswer
+from edgepp.python_api.answer import Begun
+from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.wire.message_codec import decode
 from edgepp.wire.messages import Declined
 from tests.engines import collect, greedy_tokens, local_engine

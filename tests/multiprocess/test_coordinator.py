@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
-from edgepp.coordinator.composition import CoordinatorService
+from edgepp.coordinator.composition_root import CoordinatorService
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.json_codec import encode_question
 from edgepp.coordinator.pipeline_manager import PipelineManager

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
-from edgepp.engine.draft import MAX_GUESSES, PromptLookup, SpeculationControl, SpeculationCosts
 from edgepp.engine.draft_model import DraftModel
+from edgepp.engine.speculation import MAX_GUESSES, PromptLookup, SpeculationControl, SpeculationCosts
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests.engines import greedy_tokens, local_engine

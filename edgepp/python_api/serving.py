@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from edgepp.api.background import Background
 from edgepp.coordinator.client import CoordinatorClient
-from edgepp.coordinator.composition import PORT, CoordinatorService, ServeOptions
+from edgepp.coordinator.composition_root import PORT, CoordinatorService, ServeOptions
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
 from edgepp.placement.types import Policy
+from edgepp.python_api.background_service import Background
 from edgepp.wire.field_types import Verb
 from edgepp.wire.transport import Address
 

@@ -7,9 +7,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from edgepp.api.answer import Answer, Begun
-from edgepp.api.cancellable_thread import run_in_thread
-from edgepp.api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.cluster.identity import load_cluster
 from edgepp.coordinator.client import CoordinatorClient, connect_coordinator
 from edgepp.coordinator.json_codec import decode_sampling
@@ -17,6 +14,9 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.model.catalogue.source import resolve
+from edgepp.python_api.answer import Answer, Begun
+from edgepp.python_api.cancellable_thread import run_in_thread
+from edgepp.python_api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.wire.transport import Address
 
 

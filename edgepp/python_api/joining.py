@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgepp.api.background import Background
 from edgepp.cluster.pairing.join import PairingOptions
 from edgepp.errors import UsageError
 from edgepp.layers import LayerRange
-from edgepp.node.composition import LoneStageOptions, LoneStageService, MemberOptions, MemberService
+from edgepp.node.composition_root import LoneStageOptions, LoneStageService, MemberOptions, MemberService
 from edgepp.node.resources import parse_bytes
+from edgepp.python_api.background_service import Background
 from edgepp.wire.transport import Address
 
 

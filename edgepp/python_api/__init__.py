@@ -21,12 +21,12 @@ Several answers may be read at once; the engine batches them. Leaving the loop o
 Every error is an ``EdgeppError``: one sentence, with the next step in its ``hint``.
 """
 
-from edgepp.api.answer import Answer
-from edgepp.api.connection import Connection, connect
-from edgepp.api.engine import Engine
-from edgepp.api.joining import JoinedNode, LoneStage, join, stage
-from edgepp.api.question import MAX_CHOICES, Prompt
-from edgepp.api.serving import ServedCluster, serve
+from edgepp.python_api.answer import Answer
+from edgepp.python_api.connection import Connection, connect
+from edgepp.python_api.engine import Engine
+from edgepp.python_api.joining import JoinedNode, LoneStage, join, stage
+from edgepp.python_api.question import MAX_CHOICES, Prompt
+from edgepp.python_api.serving import ServedCluster, serve
 
 __all__ = [
     "MAX_CHOICES",

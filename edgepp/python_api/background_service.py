@@ -10,11 +10,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
-from edgepp.api.cancellable_thread import run_in_thread
 from edgepp.engine.frontend import OnProgress
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
 from edgepp.events import Event, OnEvent
+from edgepp.python_api.cancellable_thread import run_in_thread
 
 MAX_EVENTS = 1024
 """Events kept until they are read; further events displace the oldest."""

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
-from edgepp.api.answer import Answer, Begun
-from edgepp.api.cancellable_thread import run_in_thread
-from edgepp.api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.engine.frontend import OnProgress
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError
+from edgepp.python_api.answer import Answer, Begun
+from edgepp.python_api.cancellable_thread import run_in_thread
+from edgepp.python_api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.transport import Address
 

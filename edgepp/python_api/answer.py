@@ -18,7 +18,7 @@ from edgepp.engine.text_stream import TextStream
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, StageLost, UsageError
 
-log = logging.getLogger("edgepp.api")
+log = logging.getLogger("edgepp.python_api")
 
 
 class Answer:
