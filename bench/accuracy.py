@@ -1,14 +1,15 @@
-"""How far the ONNX backend's numbers are from MLX's in float32, over a fixed English text and some greedy answers.
+"""Difference of the ONNX backend's numbers from MLX's in float32, over a fixed English text and some greedy answers.
 
     python -m bench.accuracy --model smollm2-135m --tokens 2048
 
-The text is ``bench/text.txt`` followed by the repository's licence, cut into windows of 512 tokens that are sequences
-of their own. Of every position: ``perplexity``, exp of the mean loss; ``kl``, the mean of KL(mlx || onnx) in nats;
-``top1``, how often both rank the same token first; ``mean_diff`` and ``max_diff`` of the logits. Of the greedy answers,
-in tokens: ``free``, the leading ones that are equal when each side continues its own answer; ``forced``, those that
-are equal when both are fed MLX's answer. Of the cache: ``kv_bytes``, bytes of keys and values per position; ``tps``,
-tokens/s of one sequence that decodes after 256 positions, on the device that the table names. ``--kv-bits 8,4`` adds
-rows with keys and values in so many bits. On a CPU, where MLX is slow at prompts, the default run takes some minutes.
+The text is ``bench/text.txt`` and then the repository's licence, cut into windows of 512 tokens that are separate
+sequences. Over all positions: ``perplexity``, exp of the mean loss; ``kl``, the mean of KL(mlx || onnx) in nats;
+``top1``, the share of positions at which both rank the same token first; ``mean_diff`` and ``max_diff`` of the logits.
+Over the greedy answers, in tokens: ``free``, equal leading tokens when each side continues its own answer; ``forced``,
+equal tokens when both sides read MLX's answer. Of the cache: ``kv_bytes``, bytes of keys and values per position.
+``tokens_per_s`` is the decode rate of one sequence after 256 positions, on the device that the table names.
+``--kv-bits 8,4`` adds rows with keys and values in 8 and in 4 bits. On a CPU MLX is slow at prompts, so the default run
+takes some minutes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Logits = npt.NDArray[np.float32]
 
 WINDOW = 512
 SLICE = 64
-"""Positions whose logits are held at a time."""
+"""Positions per step, whose logits are in memory at the same time."""
 PROMPTS = (
     "The capital of France is",
     "Water boils at one hundred degrees because",
@@ -46,9 +47,9 @@ PROMPTS = (
     "The three most important things to know about the moon are",
     "Dear Sir or Madam, I am writing to you about",
 )
-HEADINGS = ("perplexity", "kl", "top1", "mean_diff", "max_diff", "free", "forced", "kv_bytes", "tps")
+HEADINGS = ("perplexity", "kl", "top1", "mean_diff", "max_diff", "free", "forced", "kv_bytes", "tokens_per_s")
 FILLED, TIMED = 256, 32
-"""Positions held before the decode steps that are timed, and how many those are."""
+"""Positions before the timed decode steps, and number of timed steps."""
 
 
 class WholeModel:
@@ -62,16 +63,16 @@ class WholeModel:
         self.device = self._stage.device
 
     def open(self) -> None:
-        """Begin a sequence, in place of the one before."""
+        """Start a new sequence and free the last one."""
         self._stage.free(0)
         self._stage.open(0, min(self._context, 1024))
 
     def logits(self, tokens: Sequence[int]) -> Logits:
-        """Logits (T, V) after each of the sequence's next tokens."""
+        """Logits (T, V) after each of the next ``tokens``."""
         return self._ends.logits(self._stage.extend(0, self._ends.embed(tokens)))
 
     def answer(self, prompt: Sequence[int], feed: Sequence[int] | None = None, *, length: int) -> list[int]:
-        """The likeliest tokens one after the other; ``feed`` continues the prompt in their place where it is given."""
+        """Greedy answer of ``length`` tokens; with ``feed``, those tokens follow the prompt instead of the answer."""
         self.open()
         tokens = [int(self.logits(prompt)[-1].argmax())]
         while len(tokens) < length:
@@ -80,7 +81,7 @@ class WholeModel:
         return tokens
 
     def cost(self) -> dict[str, float]:
-        """``kv_bytes`` and ``tps``; they do not depend on the text."""
+        """``kv_bytes`` and ``tokens_per_s``, which do not depend on the text."""
         self.open()
         for _ in range(0, FILLED, SLICE):
             self._stage.extend(0, self._ends.embed([0] * SLICE))
@@ -90,11 +91,11 @@ class WholeModel:
             began = time.perf_counter()
             self.logits([0])
             steps_s.append(time.perf_counter() - began)
-        return {"kv_bytes": kv_bytes, "tps": 1 / median(steps_s)}
+        return {"kv_bytes": kv_bytes, "tokens_per_s": 1 / median(steps_s)}
 
 
 class LogitDifference:
-    """Sums over the positions of a text what sets ``logits`` apart from ``reference``."""
+    """Sums of the differences between logits and reference logits over the positions of a text."""
 
     def __init__(self) -> None:
         self._positions = 0
@@ -102,18 +103,18 @@ class LogitDifference:
         self._max_diff = 0.0
 
     def add(self, reference: Logits, logits: Logits, following: Sequence[int]) -> None:
-        """Take in the logits (T, V) of T positions and the token that follows each."""
+        """Add the logits (T, V) of T positions, and the token that follows each."""
         expected, got = log_softmax(reference), log_softmax(logits)
-        apart = np.abs(logits - reference)
+        difference = np.abs(logits - reference)
         self._positions += len(following)
         self._sums["loss"] -= float(got[np.arange(len(following)), following].sum())
         self._sums["kl"] += float((np.exp(expected) * (expected - got)).sum())
         self._sums["top1"] += float((reference.argmax(-1) == logits.argmax(-1)).sum())
-        self._sums["mean_diff"] += float(apart.mean(-1).sum())
-        self._max_diff = max(self._max_diff, float(apart.max()))
+        self._sums["mean_diff"] += float(difference.mean(-1).sum())
+        self._max_diff = max(self._max_diff, float(difference.max()))
 
     def result(self) -> dict[str, float]:
-        """The means, and the perplexity."""
+        """Means over the positions, and the perplexity."""
         means = {name: total / self._positions for name, total in self._sums.items()}
         return {"perplexity": float(np.exp(means.pop("loss"))), **means, "max_diff": self._max_diff}
 
@@ -129,7 +130,7 @@ def text_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
     """The first ``tokens`` tokens of the text.
 
     Raises:
-        UsageError: the text is not that long.
+        UsageError: the text is shorter.
     """
     bench = Path(__file__).resolve().parent
     text = "\n\n".join((bench / name).read_text(encoding="utf-8") for name in ("text.txt", "../LICENSE"))
@@ -140,14 +141,14 @@ def text_ids(tokenizer: Tokenizer, tokens: int) -> list[int]:
 
 
 def slices(ids: Sequence[int]) -> Iterator[tuple[bool, Sequence[int], Sequence[int]]]:
-    """The text a slice at a time: whether a window begins, its tokens, and the token that follows each."""
+    """Slices of the text: whether a window begins, the tokens, and the token that follows each."""
     for start in range(0, len(ids) - 1, SLICE):
         stop = min(start + SLICE, len(ids) - 1)
         yield start % WINDOW == 0, ids[start:stop], ids[start + 1 : stop + 1]
 
 
 def over_text(mlx: WholeModel, others: Mapping[str, WholeModel], ids: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Each model's ``LogitDifference`` from ``mlx`` over the text, and that of ``mlx`` from itself."""
+    """``LogitDifference`` of each model from ``mlx`` over the text, and of ``mlx`` from itself."""
     differences = {name: LogitDifference() for name in ("mlx", *others)}
     began, done = time.perf_counter(), 0
     for begins, tokens, following in slices(ids):
@@ -166,7 +167,7 @@ def over_text(mlx: WholeModel, others: Mapping[str, WholeModel], ids: Sequence[i
 def over_answers(
     mlx: WholeModel, others: Mapping[str, WholeModel], prompts: Sequence[Sequence[int]], length: int
 ) -> dict[str, dict[str, int]]:
-    """Each model's ``free`` and ``forced`` agreement with ``mlx``, in tokens, of ``length`` per prompt."""
+    """``free`` and ``forced`` agreement of each model with ``mlx``, in tokens; ``length`` tokens per prompt."""
     totals = {name: {"free": 0, "forced": 0} for name in others}
     for turn, prompt in enumerate(prompts, 1):
         expected = mlx.answer(prompt, length=length)
@@ -178,12 +179,12 @@ def over_answers(
 
 
 def equal(a: Sequence[int], b: Sequence[int]) -> int:
-    """Places at which both have the same token."""
+    """Number of positions at which both have the same token."""
     return sum(x == y for x, y in zip(a, b, strict=True))
 
 
 def leading(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens before the first that differs."""
+    """Number of tokens before the first difference."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=True)))
 
 
@@ -196,7 +197,7 @@ def lines(result: Result) -> Iterator[str]:
     ]
     yield from table(("", *HEADINGS), rows)
     devices = ", ".join(f"{backend} on {device}" for backend, device in result["devices"].items())
-    yield f"tps of {devices}; Metal's differ from a CPU's also in their order"
+    yield f"tokens_per_s of {devices}; Metal's differ from a CPU's also in their order"
 
 
 def parse() -> argparse.Namespace:
@@ -204,20 +205,20 @@ def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
     parser.shared("model", "threads", gen=64)
     parser.add_argument("--tokens", type=count, default=2048, help="tokens of text (%(default)s)")
-    parser.add_argument("--kv-bits", type=kv_bits, default=(), metavar="N,...", help="caches of 8, 4 or 8,4 bits too")
+    parser.add_argument("--kv-bits", type=kv_bits, default=(), metavar="N,...", help="also caches of 8, 4 or 8,4 bits")
     return parser.parse_args()
 
 
 def kv_bits(text: str) -> tuple[int, ...]:
-    """Bits of keys and values, parted by commas."""
+    """Bits of keys and values, separated by commas."""
     bits = tuple(counts(text))
     if not set(bits) <= set(KV_BITS):
-        raise argparse.ArgumentTypeError(f"{text} are not some of {KV_BITS}")
+        raise argparse.ArgumentTypeError(f"'{text}' must be some of {KV_BITS}")
     return bits
 
 
-def rivals(checkpoint: Checkpoint, threads: int, bits: Sequence[int]) -> Iterator[tuple[str, WholeModel]]:
-    """What is held against MLX in float32, by name; caches that a backend has not are left out and said."""
+def compared_models(checkpoint: Checkpoint, threads: int, bits: Sequence[int]) -> Iterator[tuple[str, WholeModel]]:
+    """Models to compare with MLX in float32, by name; unsupported caches are left out with a message."""
     for keep in (None, *bits):
         for name, exact in (("onnx", False), ("onnx exact", True), ("mlx", True)):
             if keep is None and name == "mlx":
@@ -239,7 +240,7 @@ def measured(options: argparse.Namespace) -> Result:
     ids = text_ids(tokenizer, options.tokens)
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     mlx = WholeModel("mlx", checkpoint, BackendOptions(threads=options.threads, exact=True))
-    others = dict(rivals(checkpoint, options.threads, options.kv_bits))
+    others = dict(compared_models(checkpoint, options.threads, options.kv_bits))
     text = over_text(mlx, others, ids)
     answers = over_answers(mlx, others, prompts, options.gen)
     costs = {name: model.cost() for name, model in {"mlx": mlx, **others}.items()}

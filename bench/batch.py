@@ -1,9 +1,9 @@
-"""Token/s of one stage with the head behind it, by how many sequences decode together.
+"""Token rate of a whole model in one process, by the number of sequences that decode together.
 
     python -m bench.batch --model smollm2-135m --threads 1 --batches 1,2,4,8,16
 
-One process, no sockets: embedding, all layers, head and argmax, each round every batch in turn. On Linux start it with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which is what a node gives its stages.
+No sockets: embedding, all layers, head and argmax. Each round measures every batch in turn. On Linux start the script
+with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as a node starts its stages.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
 
 
 class BatchDecoder:
-    """A whole model in this process, and as many sequences as the largest batch has."""
+    """A whole model in this process, with as many sequences as the largest batch."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         checkpoint = Checkpoint.open(fetch(options.model))
@@ -50,29 +50,29 @@ class BatchDecoder:
                 self._stage.extend(sequence, self._ends.embed(ids[start : start + self._stage.chunk], start))
 
     def round(self, batch: int, _turn: int) -> dict[str, float]:
-        """Decode ``batch`` sequences together from where their prompts end; the rates of that."""
+        """Decode ``batch`` sequences together from the end of their prompts; returns the rates."""
         sequences = self._sequences[:batch]
         for sequence in sequences:
             self._stage.truncate(sequence, self._positions)
         tokens = [0] * batch
-        in_stage_s = 0.0
+        stage_s = 0.0
         start_s = time.perf_counter()
         for _ in range(self._steps):
             hidden = self._ends.embed(tokens, self._positions)
-            entered_s = time.perf_counter()
+            began_s = time.perf_counter()
             hidden = self._stage.decode(sequences, hidden)
-            in_stage_s += time.perf_counter() - entered_s
+            stage_s += time.perf_counter() - began_s
             tokens = self._ends.logits(hidden).argmax(-1).tolist()
-        spent_s = time.perf_counter() - start_s
+        total_s = time.perf_counter() - start_s
         return {
-            "aggregate_tokens_per_s": batch * self._steps / spent_s,
-            "stage_ms": in_stage_s / self._steps * 1e3,
-            "ends_ms": (spent_s - in_stage_s) / self._steps * 1e3,
+            "aggregate_tokens_per_s": batch * self._steps / total_s,
+            "stage_ms": stage_s / self._steps * 1e3,
+            "ends_ms": (total_s - stage_s) / self._steps * 1e3,
         }
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """A row for each batch size: medians over the rounds."""
+    """One row per batch size: medians over the rounds."""
     decoder = BatchDecoder(options)
     results = interleave({batch: partial(decoder.round, batch) for batch in options.batches}, options.rounds)
     return {"rows": [{"batch": batch, **medians(found, tuple(found[0]))} for batch, found in results.items()]}

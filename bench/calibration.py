@@ -1,15 +1,15 @@
-"""What predictions are made from: short measurements of one stage on the first layers of a model, and of links.
+"""Input of predictions: short measurements of one stage with the first layers of a model, and of links.
 
-Nothing that is predicted is measured here. A node can do all of this alone, in some seconds:
+The measurements do not include predicted quantities. A node could make them alone, in some seconds:
 
-- copies of the model with its first layers only, two numbers of them, each run by one stage process over loopback:
-  decode steps of 1, 2, 4 and 8 rows behind a short prompt, of 1 and 4 rows behind a long one, and prompts of half a
-  chunk, of one, and of several; ``bench.toolkit.machine_fit`` takes them apart;
-- on the way, what a hop's software takes (a step's way round less computing, halved), where stages wait awake and where
-  they sleep, and what the coordinator takes between a step's return and the next one;
-- how many times as long prompts take while every core has one to compute (of up to three at once): cores share memory,
-  and with other programs themselves;
-- each link's latency and rate by the ring's own echo, less that of loopback.
+- two copies of the model, cut after different numbers of layers, each in one stage process over loopback: decode steps
+  of 1, 2, 4 and 8 rows after a short prompt, of 1 and 4 rows after a long prompt, and prompts of half a chunk, one
+  chunk and four chunks; ``bench.toolkit.machine_fit`` computes the rates from them;
+- from the same steps, the software time of a hop (half of the round trip without computing), for spinning and for
+  sleeping stages, and the coordinator's time between the return of a step and the next step;
+- the factor by which prompts take longer while every core computes one (up to three at the same time), because cores
+  share memory;
+- latency and rate of each link by the ring's own echo, minus those of loopback.
 """
 
 from __future__ import annotations
@@ -40,46 +40,46 @@ from edgepp.wire.messages import max_data_frame_bytes
 from edgepp.wire.transport import Address, Link
 
 SHORT, LONG = 16, 256
-"""Tokens before decode steps at short and at long context."""
+"""Prompt tokens before decode steps, for short and for long context."""
 ROWS, LONG_ROWS = (1, 2, 4, 8), (1, 4)
 NODE = "box"
 _CONTENTION_TOKENS = 384
-"""Of the prompts that are computed at once by stages of the fewest layers; others get as many less."""
-_PAYLOAD = 1 << 18
+"""Prompt tokens for the contention factor on the stage with the fewest layers; others get proportionally fewer."""
+_LARGE_FRAME_BYTES = 1 << 18
 _WAIT_S = 10.0
-_FLOAT32 = 4
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class CalibrationSample:
-    """One calibration: the raw seconds of it."""
+    """Raw seconds of one calibration."""
 
     timed: tuple[TimedSteps, ...]
     ends_s: Mapping[int, float]
-    """Seconds of the coordinator between two steps, by rows."""
+    """Seconds of the coordinator from the return of a step to the next step, by rows."""
     awake_s: float
-    """Seconds of a hop's software where stages wait awake."""
+    """Software seconds of a hop with spinning stages."""
     asleep_s: float
-    """Seconds of a hop's software where stages sleep."""
+    """Software seconds of a hop with sleeping stages."""
     contention: float
     """Factor by which a prompt takes longer while every core computes one."""
     links: Mapping[str, LinkSpeed]
-    """Latency and rate, by the name of the link."""
+    """Latency and rate, by name of the link."""
 
 
 def lanes(threads: int) -> int:
-    """Processes that this machine runs at once."""
+    """Number of processes that this machine runs at the same time."""
     return max(1, physical_cores() // threads)
 
 
 def parts(layers: int) -> tuple[int, int]:
-    """Two numbers of layers, neither all of them where there are more than three."""
+    """Two different numbers of layers, both below ``layers`` if that is above 3."""
     return max(1, layers // 5), max(2, layers * 3 // 5)
 
 
 @contextmanager
 def shortened(folder: Path, layers: int) -> Iterator[Path]:
-    """A copy of a checkpoint that ends after some layers; its weights are links to the files."""
+    """Make a copy of a checkpoint that ends after ``layers`` layers; the weight files are symbolic links."""
     with TemporaryDirectory(prefix="edgepp-short-") as made:
         for file in folder.iterdir():
             if file.name != "config.json":
@@ -90,7 +90,7 @@ def shortened(folder: Path, layers: int) -> Iterator[Path]:
 
 
 class Calibrator:
-    """Stages on the first layers of a model, kept ready: a sample takes seconds. Use it in a ``with`` statement."""
+    """Running stages with the first layers of a model, so that a sample takes seconds. A context manager."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Calibrator:
         self._owned.close()
 
     def sample(self) -> CalibrationSample:
-        """Measure everything once."""
+        """Make all measurements once."""
         timed: list[TimedSteps] = []
         trips: dict[int, list[StepTrip]] = {}
         for layers, rig in self._rigs.items():
@@ -137,7 +137,7 @@ class Calibrator:
         hidden = self._asleep.checkpoint.hidden_size
         return CalibrationSample(
             timed=tuple(timed),
-            ends_s={rows: statistics.median(_between(found)) for rows, found in trips.items()},
+            ends_s={rows: statistics.median(_gaps_between(found)) for rows, found in trips.items()},
             awake_s=statistics.median(trip.wire_s for trip in trips[1]) / 2,
             asleep_s=statistics.median(trip.wire_s for trip in asleep) / 2,
             contention=self._contention(),
@@ -145,7 +145,7 @@ class Calibrator:
         )
 
     def _contention(self) -> float:
-        """Factor by which prompts take longer where all rigs, or as many as there are lanes, compute at once."""
+        """Factor by which prompts take longer while all rigs, up to one per lane, compute at the same time."""
         rigs = [*self._rigs.values(), self._asleep][: lanes(self._threads)]
         if len(rigs) == 1:
             return 1.0
@@ -162,29 +162,29 @@ class Calibrator:
 
 @dataclass(frozen=True)
 class CalibratedMachine:
-    """This machine, as predictions take it."""
+    """This machine with the rates for predictions."""
 
     model: Model
     samples: tuple[CalibrationSample, ...]
-    """Taken at different times; their mean counts."""
+    """Samples from different times; their mean counts."""
     threads: int
 
     @property
     def parts(self) -> Calibration:
-        """What a stage's steps are made of."""
+        """Parts of a stage's steps, fitted to the samples."""
         return Calibration.of([timed for sample in self.samples for timed in sample.timed])
 
     @property
     def ends_s(self) -> dict[int, float]:
-        """The coordinator's seconds between steps, by rows."""
+        """Seconds of the coordinator between steps, by rows."""
         return {rows: statistics.fmean(sample.ends_s[rows] for sample in self.samples) for rows in ROWS}
 
     def hop_s(self, *, awake: bool) -> float:
-        """Seconds of a hop's software."""
+        """Software seconds of a hop."""
         return statistics.fmean(sample.awake_s if awake else sample.asleep_s for sample in self.samples)
 
     def machines(self, stages: int) -> tuple[Machine, Machine]:
-        """A stage's and the coordinator's where there are so many stages."""
+        """Machine of a stage and machine of the coordinator, for a pipeline of ``stages`` stages."""
         hop_s, count, parts = (
             self.hop_s(awake=ComputePolicy.shared(self.threads, stages).awake),
             lanes(self.threads),
@@ -201,7 +201,7 @@ class CalibratedMachine:
         return statistics.fmean(sample.contention for sample in self.samples)
 
     def links(self, link: SlowLink) -> dict[tuple[str, str], LinkSpeed]:
-        """The links of a ring whose hops are all alike."""
+        """Links of a ring whose hops are all like ``link``."""
         if link.direct:
             return {}
         speeds = [sample.links[link.name] for sample in self.samples]
@@ -210,7 +210,7 @@ class CalibratedMachine:
 
 
 def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterator[tuple[int, list[StepTrip]]]:
-    """Decode steps of exactly so many rows."""
+    """Decode steps of exactly each number of ``rows``."""
     rig.steady(1, SHORT, 2)
     for count in rows:
         trips = rig.steady(count, tokens, cycles).trips
@@ -218,14 +218,14 @@ def _decoded(rig: Rig, tokens: int, rows: Sequence[int], cycles: int) -> Iterato
 
 
 def _step(layers: int, rows: int, trips: Sequence[StepTrip]) -> TimedSteps:
-    """The stage's part of the median step, at the middle of their positions."""
+    """Computing time of the stage in the median step, at the mean position."""
     at = [position for trip in trips for position in trip.positions]
     seconds = statistics.median(trip.returned.compute_s[0] for trip in trips)
     return TimedSteps.decode(layers, rows, round(statistics.fmean(at)), seconds)
 
 
 def _prompt(rig: Rig, layers: int, tokens: int) -> TimedSteps:
-    """A prompt alone, the median of three."""
+    """Median time of a prompt alone, over three runs."""
     chunk = min(tokens, rig.engine.stages[0].chunk)
     took = [_compute_s(rig.first_token_s(tokens)[1]) for _ in range(3)]
     return TimedSteps.prompt(layers, tokens, chunk, statistics.median(took))
@@ -235,33 +235,33 @@ def _compute_s(trips: Sequence[StepTrip]) -> float:
     return sum(trip.returned.compute_s[0] for trip in trips)
 
 
-def _between(trips: Sequence[StepTrip]) -> list[float]:
-    """What the coordinator takes from one step's return to the next one's leaving, where nothing else is under way."""
+def _gaps_between(trips: Sequence[StepTrip]) -> list[float]:
+    """Seconds of the coordinator from the return of each step to the next step, with one step at a time."""
     return [after.sent_s - before.back_s for before, after in pairwise(trips) if 0 < after.sent_s - before.back_s < 1.0]
 
 
 def _link(rig: Rig, link: SlowLink, hidden: int) -> LinkSpeed:
-    """Latency and rate of such a link to a stage, less those of loopback."""
+    """Latency and rate of a link like ``link`` to a stage, minus those of loopback."""
     port = rig.addresses[0].port + 1
     near = _echoes(HERE, port, hidden)
     with ExitStack() as stack:
         stack.enter_context(slowed(link, [((FAR, port), (HERE, port))]))
         far = _echoes(FAR, port, hidden)
-    row = hidden * _FLOAT32
-    bytes_per_s = 2 * (_PAYLOAD - row) / max(far[1] - far[0] - (near[1] - near[0]), 1e-6)
+    row = hidden * _FLOAT32_BYTES
+    bytes_per_s = 2 * (_LARGE_FRAME_BYTES - row) / max(far[1] - far[0] - (near[1] - near[0]), 1e-6)
     return LinkSpeed(max(0.0, (far[0] - near[0]) / 2 - row / bytes_per_s), bytes_per_s)
 
 
 def _echoes(host: str, port: int, hidden: int) -> tuple[float, float]:
-    """Seconds there and back of one hidden state, and of a large frame."""
+    """Round trips in seconds of one hidden state, and of a large frame."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     link = Link(context, Address(host, port), max_data_frame_bytes(hidden))
     try:
-        small = measure_echo(link, hidden * _FLOAT32, _WAIT_S)
-        large = measure_echo(link, _PAYLOAD, _WAIT_S, rounds=3)
+        small = measure_echo(link, hidden * _FLOAT32_BYTES, _WAIT_S)
+        large = measure_echo(link, _LARGE_FRAME_BYTES, _WAIT_S, rounds=3)
     finally:
         link.close()
         context.term()
     if small is None or large is None:
-        raise EdgeppError(f"nothing answers at {host}:{port}")
+        raise EdgeppError(f"no stage answers at {host}:{port}")
     return small, large

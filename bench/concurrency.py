@@ -1,9 +1,9 @@
-"""Requests at once: token/s for each, for all together, and how long people wait; the shape of the origin's tables.
+"""Several requests at the same time: token rate per request and in all, and waiting times, as in the origin's tables.
 
     python -m bench.concurrency --model smollm2-135m --stages 2 --threads 1 --requests 1,4,16 --words 25,100
 
-Every request asks for a story of N words; then, as a second table, for a title of a text of 484 words. METHODOLOGY.md
-defines the numbers. Rounds go through all settings in turn.
+Every request asks for a story of N words; in a second table, for a title of a text of 484 words. METHODOLOGY.md defines
+the numbers. Each round measures all settings in turn.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def parse() -> argparse.Namespace:
 
 
 def groups(options: argparse.Namespace) -> list[RequestGroup]:
-    """The rows of both tables."""
+    """Rows of both tables."""
     at_once = options.requests_at_once
     stories = [RequestGroup(requests, words) for words in options.words for requests in at_once]
     return stories + [RequestGroup(requests, 10, text=True) for requests in at_once if not options.no_text]
 
 
 def row(group: RequestGroup, rounds: Sequence[Sequence[ObservedAnswer]]) -> dict[str, Any]:
-    """A table's row from all rounds of a group of requests."""
+    """Row of a table, over all rounds of a group of requests."""
     one = concurrent_result(group, rounds)
     return {
         "requests": one.requests,
@@ -67,7 +67,7 @@ def row(group: RequestGroup, rounds: Sequence[Sequence[ObservedAnswer]]) -> dict
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """All groups of requests, in turn."""
+    """Measure all groups of requests in turn."""
     first_words = numbers()
     where = {name: getattr(options, name) for name in ("stages", "threads", "backend", "speculate")}
     engine = Engine(options.model, **where)

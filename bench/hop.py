@@ -1,10 +1,10 @@
-"""Hidden states between two processes of this machine through the real wire, by size and codec.
+"""Time of hidden states between two processes of this machine through edgepp's messages and sockets, by size and codec.
 
     python -m bench.hop
-    python -m bench.hop --secure     also what encrypting a hop costs
+    python -m bench.hop --secure     also the cost of encryption
 
-The other process does what a stage does with a frame, without the model: receive, decode, encode, send on.
-METHODOLOGY.md defines the numbers; the tables have the shape of the origin's (transmission + codec = total).
+The other process handles a frame like a stage, without the model: receive, decode, encode, send. METHODOLOGY.md defines
+the numbers; the tables have the form of the origin's (transmission + codec = total).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgepp.wire.field_types import Codec
 
 ROWS = (1, 4, 16, 32, 64, MAX_ROWS)
 HOPS = 2000
-"""Trips behind the one-row figure."""
+"""Number of trips for the figure of one row."""
 
 
 def parse() -> argparse.Namespace:
@@ -38,18 +38,18 @@ def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
     parser.add_argument("--dtype", choices=tuple(codec.DTYPES), default="float16", help="(%(default)s)")
     parser.shared("model", rounds=10)
-    parser.add_argument("--secure", action="store_true", help="measure the hop encrypted too, trip by trip in turn")
+    parser.add_argument("--secure", action="store_true", help="also measure the encrypted hop, in turn trip by trip")
     return parser.parse_args()
 
 
 def manual(tokens: int) -> str:
-    """Of the Python reference that comes with the interpreter, about so many tokens."""
+    """About ``tokens`` tokens of the Python reference that comes with the interpreter."""
     return "\n".join(topics.values())[: 4 * tokens]
 
 
 def matrices(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, Any]]:
-    """Every size, codec and kind of data in turn, round after round."""
-    find_local(options.model)  # a name that means nothing is a mistake; a model that is not here is none
+    """Measure every size, codec and kind of data in turn, round after round."""
+    find_local(options.model)  # raises for an unknown name; a known model may be absent
     data = {"random": noise(options.dtype, max(ROWS))}
     say(f"computing hidden states of {options.model}")
     try:
@@ -60,7 +60,7 @@ def matrices(options: argparse.Namespace, link: RoundTrips) -> list[dict[str, An
 
     def trip(case: tuple[int, Codec, str], _turn: int) -> OneWayTrip:
         rows, name, kind = case
-        link.trip(data[kind][:rows], name)  # whatever went before, of another size, is out of the caches
+        link.trip(data[kind][:rows], name)  # unmeasured: moves data of the last size out of the CPU caches
         return link.trip(data[kind][:rows], name)
 
     trips = interleave({case: partial(trip, case) for case in cases}, options.rounds)
@@ -82,7 +82,7 @@ def summary(trips: Sequence[OneWayTrip], nbytes: int) -> dict[str, Any]:
 
 
 def hop(link: RoundTrips, secure: RoundTrips | None) -> dict[str, Any]:
-    """Microseconds of one way of one float16 row without a codec; also encrypted where there is ``secure``."""
+    """Microseconds of one way of one float16 row without a codec; with ``secure``, also over the encrypted link."""
     row = noise("float16", 1)
     links = [link] if secure is None else [link, secure]
     ways_us: list[list[float]] = [[] for _ in links]
@@ -100,7 +100,7 @@ def _spread(ways_us: Sequence[float]) -> dict[str, Any]:
 
 
 def lines(result: Result) -> Iterator[str]:
-    """The result for people, one table for each kind of data."""
+    """Lines of the result for people, with one table per kind of data."""
     for kind in dict.fromkeys(row["data"] for row in result["rows"]):
         yield f"{kind} {result['dtype']} hidden states, one way: transmission + codec = total ms (MB/s; ratio)"
         rows = []
@@ -131,7 +131,7 @@ def _cell(row: Result) -> str:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """All matrices, and the hop of one row."""
+    """Measure all matrices, and the hop of one row."""
     with ExitStack() as stack:
         link = stack.enter_context(peer_and_link())
         rows = matrices(options, link)

@@ -1,11 +1,11 @@
-"""A cluster on this machine under kills and cancellations: every answer right or ended by a named error, nothing kept.
+"""A cluster on this machine under kills and cancellations: every answer is right or ends in an error that names a part.
 
     python -m bench.kills --model smollm2-135m --minutes 10
 
-A coordinator and two joined nodes run with --exact. Askers put known questions, whose tokens one machine gave before,
-and cancel some; meanwhile stage processes, and now and then a whole node, are killed and nodes started again. It fails
-on a wrong token, an error that names no stage or node, a node that has no layers at the end, or, where it runs for at
-least five minutes, memory that grows.
+A coordinator and two joined nodes run with --exact. Clients ask questions whose tokens a single process computed
+before, and cancel some; meanwhile stage processes, and sometimes a whole node, are killed, and nodes are started again.
+The script fails on a wrong token, an error that names no stage or node, a node without layers at the end, or, in a run
+of at least five minutes, memory that grows.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
 
-_ASKERS = 3
-_TOKENS = 24
+_CLIENTS = 3
+_ANSWER_TOKENS = 24
 _KILL_S = (4.0, 12.0)
 """Shortest and longest pause between kills, in seconds."""
 _NODE_SHARE = 0.2
-"""Share of kills that take a node and not only a stage process."""
+"""Share of kills that end a whole node instead of a stage process."""
 _SETTLE_S = 60.0
 _JUDGED_MINUTES = 5.0
-"""Length of a run from which growth of memory is a fault: a cluster fills its pools first."""
-_NAMED = re.compile(r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were divided")
+"""Minimum length of a run for which growth of memory is a fault, because a cluster fills its pools first."""
+_NAMES_A_PART = re.compile(
+    r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were divided"
+)
 _QUESTIONS = (
     "Name three colours.",
     "What is the capital of France?",
@@ -58,16 +60,16 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = Arguments(__doc__)
     parser.shared("model")
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the run (%(default)s)")
     parser.add_argument("--seed", type=count, default=1, help="of kills and cancellations (%(default)s)")
     parser.add_argument(
-        "--tolerance", type=float, default=1.0, help="MB per minute of growth that is none (%(default)s)"
+        "--tolerance", type=float, default=1.0, help="greatest accepted growth, MB per minute (%(default)s)"
     )
     return parser.parse_args()
 
 
 class EdgeppProcess:
-    """One `edgepp serve` or `edgepp join`, with a configuration of its own."""
+    """One `edgepp serve` or `edgepp join` with its own configuration."""
 
     def __init__(self, folder: Path, name: str, *command: str, **env: str) -> None:
         self.name, self._command = name, command
@@ -76,7 +78,7 @@ class EdgeppProcess:
         self.start()
 
     def start(self) -> None:
-        """Start it, or start it again."""
+        """Start the process."""
         self.process = subprocess.Popen(
             python_command("edgepp", *self._command, "--threads", "1"),
             env=self._env,
@@ -87,7 +89,7 @@ class EdgeppProcess:
 
     @property
     def stages(self) -> list[psutil.Process]:
-        """Its stage processes."""
+        """Stage processes of this process."""
         with suppress(psutil.NoSuchProcess):
             return [
                 child
@@ -97,7 +99,7 @@ class EdgeppProcess:
         return []
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
@@ -107,7 +109,7 @@ class EdgeppProcess:
 
 
 class Trial:
-    """The cluster, who asks it, and who kills parts of it."""
+    """A cluster, its clients, and the kills."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
         self.options, self.folder = options, folder
@@ -132,16 +134,16 @@ class Trial:
         self.killed: Counter[str] = Counter()
         self.memory: list[tuple[float, float]] = []
         """(seconds, MB) of the coordinator's process."""
-        self._over = threading.Event()
+        self._stop = threading.Event()
 
     def status(self) -> dict[str, Any]:
-        """The cluster's state; empty where nobody answers."""
+        """Status of the cluster; empty if the coordinator does not answer."""
         with suppress(EdgeppError), connect_coordinator() as line:
             return dict(line.status)
         return {}
 
-    def whole(self) -> bool:
-        """Whether all three nodes hold layers and the cluster is ready."""
+    def complete(self) -> bool:
+        """Whether the cluster is ready and all three nodes have layers."""
         state = self.status()
         return (
             bool(state)
@@ -149,40 +151,40 @@ class Trial:
             and {s["node"] for s in state["stages"]} == {"one", "two", "three"}
         )
 
-    def _wait(self, what: str, come: Callable[[], bool], within_s: float = 180.0) -> float:
+    def _wait(self, what: str, condition: Callable[[], bool], within_s: float = 180.0) -> float:
         began_s = time.monotonic()
-        while not come():
+        while not condition():
             if time.monotonic() - began_s > within_s:
-                raise EdgeppError(f"{what} did not come about within {within_s:.0f} s", f"see {self.folder}/*.log")
+                raise EdgeppError(f"{what} did not happen within {within_s:.0f} s", f"see {self.folder}/*.log")
             time.sleep(0.3)
         return time.monotonic() - began_s
 
     def run(self) -> dict[str, Any]:
-        """Ask and kill for the given time; what came of it."""
-        self._wait("a plan with all nodes", self.whole)
-        threads = [threading.Thread(target=self._ask_on, args=(number,)) for number in range(_ASKERS)]
+        """Ask and kill for the given time; returns the result."""
+        self._wait("a plan with all nodes", self.complete)
+        threads = [threading.Thread(target=self._ask_repeatedly, args=(number,)) for number in range(_CLIENTS)]
         for thread in threads:
             thread.start()
         try:
-            self._kill_on(time.monotonic() + 60 * self.options.minutes)
-            whole_s = self._wait("a plan with all nodes at the end", self.whole)
+            self._kill_repeatedly(time.monotonic() + 60 * self.options.minutes)
+            complete_s = self._wait("a plan with all nodes at the end", self.complete)
         finally:
-            self._over.set()
+            self._stop.set()
             for thread in threads:
                 thread.join(_SETTLE_S)
         return {
             "ended": dict(self.ended),
             "killed": dict(self.killed),
             "errors": dict(self.errors),
-            "unnamed": [text for text in self.errors if not _NAMED.search(text)],
+            "unnamed": [text for text in self.errors if not _NAMES_A_PART.search(text)],
             "wrong": self.wrong,
             "unanswered": sum(thread.is_alive() for thread in threads),
-            "ready_again_s": whole_s,
+            "ready_again_s": complete_s,
             "memory_mb": [self.memory[0][1], self.memory[-1][1]],
             "slope_mb_per_min": slope(self.memory[len(self.memory) // 4 :]),
         }
 
-    def _kill_on(self, until_s: float) -> None:
+    def _kill_repeatedly(self, until_s: float) -> None:
         draw = random.Random(self.options.seed)  # noqa: S311 - a mix, not a secret
         process, began_s = psutil.Process(self.coordinator.process.pid), time.monotonic()
         while time.monotonic() < until_s:
@@ -202,9 +204,9 @@ class Trial:
             left_s = until_s - time.monotonic()
             say(f"{left_s:.0f} s left: killed {dict(self.killed)}, {dict(self.ended)}, {len(self.errors)} errors")
 
-    def _ask_on(self, number: int) -> None:
+    def _ask_repeatedly(self, number: int) -> None:
         draw = random.Random(1000 * self.options.seed + number)  # noqa: S311 - a mix, not a secret
-        while not self._over.is_set():
+        while not self._stop.is_set():
             question = draw.choice(_QUESTIONS)
             until = draw.randrange(1, 12) if draw.random() < 0.2 else None
             try:
@@ -216,7 +218,7 @@ class Trial:
 
     def _ask(self, question: str, until: int | None) -> str:
         with connect_coordinator() as line:
-            answer = line.ask([{"role": "user", "content": question}], GenerateOptions(_TOKENS, ignore_eos=True))
+            answer = line.ask([{"role": "user", "content": question}], GenerateOptions(_ANSWER_TOKENS, ignore_eos=True))
             for pieces, _ in enumerate(answer, 1):
                 if pieces == until:
                     answer.cancel()
@@ -229,11 +231,13 @@ class Trial:
 
 
 def expected(model: str) -> dict[str, list[int]]:
-    """The tokens that one machine gives to each question."""
+    """Tokens of a single process for each question."""
     found = {}
     with Pipeline(PipelineOptions(model, threads=1, exact=True)) as pipeline:
         for question in _QUESTIONS:
-            answer = pipeline.ask([{"role": "user", "content": question}], GenerateOptions(_TOKENS, ignore_eos=True))
+            answer = pipeline.ask(
+                [{"role": "user", "content": question}], GenerateOptions(_ANSWER_TOKENS, ignore_eos=True)
+            )
             for _ in answer:
                 continue
             found[question] = answer.token_ids
@@ -258,7 +262,7 @@ def lines(result: Result) -> Iterator[str]:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Run the trial; where something was not as it should be, the logs go to standard error."""
+    """Run the trial; after a fault the logs go to standard error."""
     with (
         tempfile.TemporaryDirectory(prefix="edgepp-kills-", ignore_cleanup_errors=True) as folder,
         ExitStack() as stack,
@@ -271,14 +275,14 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def faults(options: argparse.Namespace, result: Result) -> EdgeppError | None:
-    """The error of a run in which something was not as it should be."""
+    """Error of a run with a fault; None without one."""
     found = [name for name in ("wrong", "unnamed", "unanswered") if result[name]]
     grown = result["slope_mb_per_min"] > options.tolerance and options.minutes >= _JUDGED_MINUTES
     found += ["memory"] if grown else []
     if not found:
         return None
     wrong = f": {json.dumps(result['wrong'])[:300]}" if result["wrong"] else ""
-    return EdgeppError(f"not as it should be: {', '.join(found)}{wrong}", "the logs of all nodes stand above")
+    return EdgeppError(f"faults: {', '.join(found)}{wrong}", "the logs of all nodes are above")
 
 
 if __name__ == "__main__":

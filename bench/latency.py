@@ -1,10 +1,10 @@
-"""How long people wait: a stream beside somebody's long prompt, and the second turn of a long chat.
+"""Waiting times: a stream during another owner's long prompt, and the second turn of a long chat.
 
     python -m bench.latency --model smollm2-135m --stages 2 --threads 1 --long 4000 --history 1000
 
-First it streams an answer alone, then beside a prompt of ``--long`` tokens, and compares the gaps between tokens. Then
-it asks a conversation of ``--history`` tokens and its next turn, and compares the times to the first token, also with
-that of the same turn asked by somebody else, for whom nothing is kept.
+The first part streams an answer alone, then during a prompt of ``--long`` tokens, and compares the gaps between tokens.
+The second part asks a conversation of ``--history`` tokens and its next turn, and compares the times to the first
+token, also with the same turn from another owner, for whom no cache is kept.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from edgepp.errors import UsageError
 from edgepp.model.fetch import fetch
 from edgepp.model.weights.checkpoint import Checkpoint
 
-_STREAMING = 10
-"""Tokens after which a stream is under way."""
+_STREAM_TOKENS = 10
+"""Tokens of a stream before the long prompt starts."""
 
 
 def parse() -> argparse.Namespace:
@@ -44,11 +44,11 @@ def parse() -> argparse.Namespace:
 
 
 class Gaps(NamedTuple):
-    """Seconds between the tokens of a stream, and what the long prompt took."""
+    """Seconds between the tokens of a stream, and seconds of the long prompt."""
 
     alone_s: list[float]
     during_s: list[float]
-    """While the long prompt was computed."""
+    """Gaps during the long prompt."""
     long_ttft_s: float
 
 
@@ -56,18 +56,22 @@ class FirstTokens(NamedTuple):
     """Seconds to the first token."""
 
     first_s: float
-    """Of a conversation's first turn."""
+    """First turn of a conversation."""
     second_s: float
-    """Of its second turn."""
+    """Second turn of the conversation."""
     other_owner_s: float
-    """Of another owner's request like the second turn."""
+    """The second turn as a request of another owner."""
 
 
-class Asker:
-    """Asks a pipeline random prompts that nobody has asked before."""
+class LatencyProbe:
+    """Sends random prompts, each new, to a pipeline."""
 
     def __init__(self, pipeline: Pipeline, options: argparse.Namespace) -> None:
-        """Raises: UsageError: the prompts do not fit the model's context."""
+        """Check the lengths of the prompts.
+
+        Raises:
+            UsageError: the prompts do not fit the model's context.
+        """
         self._pipeline, self._options = pipeline, options
         longest = max(options.long, options.history + options.turn) + 64
         if longest > pipeline.context:
@@ -78,22 +82,22 @@ class Asker:
         self._asked = 0
 
     def text(self, tokens: int) -> list[int]:
-        """A prompt that begins like no other."""
+        """A new prompt of ``tokens`` tokens."""
         self._asked += 1
         return prompt(self._vocabulary, tokens, self._asked)
 
     def ask(self, ids: Sequence[int], tokens: int, owner: str = "") -> EngineRequest:
-        """Begin an answer of so many tokens."""
+        """Submit a request for ``tokens`` tokens."""
         return self._pipeline.engine.submit(ids, GenerateOptions(tokens, ignore_eos=True), owner)
 
     def gaps(self) -> Gaps:
-        """Stream an answer alone, then another one while a long prompt is computed."""
+        """Stream an answer alone, then another answer during a long prompt."""
         alone = arrivals(self.ask(self.text(32), 150))
         stream = self.ask(self.text(32), min(2000, self._pipeline.context - 32))
         came: list[float] = []
         reader = threading.Thread(target=lambda: arrivals(stream, came))
         reader.start()
-        while len(came) < _STREAMING and reader.is_alive():
+        while len(came) < _STREAM_TOKENS and reader.is_alive():
             time.sleep(0.001)
         began_s = time.perf_counter()
         long = self.ask(self.text(self._options.long), 1)
@@ -107,30 +111,30 @@ class Asker:
         return Gaps(between(alone), between(during), ended_s - began_s)
 
     def turns(self) -> FirstTokens:
-        """Ask a conversation, its next turn, and the same as another owner."""
+        """Ask a conversation, its next turn, and that turn as another owner."""
         first = self.ask(self.text(self._options.history), 8, "ann")
         arrivals(first)
         longer = [*first.ids, *self.text(self._options.turn)]
         second = self.ask(longer, 8, "ann")
         arrivals(second)
-        stranger = self.ask(longer, 8, f"stranger {self._asked}")
-        arrivals(stranger)
-        return FirstTokens(first.timing.ttft_s, second.timing.ttft_s, stranger.timing.ttft_s)
+        other = self.ask(longer, 8, f"other {self._asked}")
+        arrivals(other)
+        return FirstTokens(first.timing.ttft_s, second.timing.ttft_s, other.timing.ttft_s)
 
 
 def between(came: Sequence[float]) -> list[float]:
-    """Seconds from each to the next."""
+    """Seconds between consecutive times."""
     return [b - a for a, b in itertools.pairwise(came)]
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Both comparisons, in turn: of gaps and first tokens the medians over the rounds."""
+    """Make both comparisons in turn; returns medians over the rounds."""
     where = PipelineOptions(
         options.model, stages=options.stages, threads=options.threads, backend=options.backend, speculate="off"
     )
     with local_pipeline(where) as pipeline:
-        asker = Asker(pipeline, options)
-        found = interleave({"both": lambda _: (asker.gaps(), asker.turns())}, options.rounds)["both"]
+        probe = LatencyProbe(pipeline, options)
+        found = interleave({"both": lambda _: (probe.gaps(), probe.turns())}, options.rounds)["both"]
     gaps, turns = [one for one, _ in found], [one for _, one in found]
     worst = [percentile(one.during_s, 99) for one in gaps]
     usual = [statistics.median(one.alone_s) for one in gaps]
@@ -156,7 +160,7 @@ def lines(result: Result) -> Iterator[str]:
     """Lines of the result for people."""
     gaps, turns = result["during_long_prompt"], result["second_turn"]
     yield (
-        f"gap between tokens alone {1e3 * gaps['alone_p50_s']:.1f} ms (p99 {1e3 * gaps['alone_p99_s']:.1f}), beside a"
+        f"gap between tokens alone {1e3 * gaps['alone_p50_s']:.1f} ms (p99 {1e3 * gaps['alone_p99_s']:.1f}), during a"
         f" prompt of {result['long']} tokens {1e3 * gaps['during_p50_s']:.1f} (p99 {1e3 * gaps['during_p99_s']:.1f});"
         f" p99 to median alone {spread_text(gaps['ratio'], gaps['spread'])};"
         f" the prompt took {gaps['long_ttft_s']:.1f} s"
@@ -164,7 +168,7 @@ def lines(result: Result) -> Iterator[str]:
     yield (
         f"first token of a turn of {result['history']} tokens {turns['first_ttft_s']:.2f} s, of the next"
         f" {turns['second_ttft_s']:.2f} s, {spread_text(turns['ratio'], turns['spread'])} of it;"
-        f" of somebody else's {turns['other_owner_ttft_s']:.2f} s"
+        f" of another owner's {turns['other_owner_ttft_s']:.2f} s"
     )
 
 

@@ -1,12 +1,12 @@
-"""The same weights, prompt and threads through edgepp, mlx-lm and llama.cpp, in turn.
+"""Comparison of edgepp, mlx-lm and llama.cpp with the same weights, prompt and threads, in turn.
 
     python -m bench.other_engines --model smollm2-135m --threads 1
 
 llama.cpp runs through llama-cpp-python (the extra `compare`), under another interpreter if --llama-python names one.
-Its GGUF files are made of the checkpoint unless --gguf gives one: `llama.cpp` has the very same weights, and
-`llama.cpp-q4_0` the same weights rounded to the format that llama.cpp has its fastest kernels for. `mlx-lm` runs the
-checkpoint as it is, `mlx-lm-f32` with float32 scales, which a CPU likes better. What cannot run is left out, with the
-reason.
+Its GGUF files are made from the checkpoint unless --gguf gives one: `llama.cpp` has exactly the same weights,
+`llama.cpp-q4_0` the weights rounded to the format of llama.cpp's fastest kernels. `mlx-lm` runs the unchanged
+checkpoint, `mlx-lm-f32` the checkpoint with float32 scales, which are faster on a CPU. Sides that cannot run are left
+out, with the reason.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STAGES = 2
 
 @dataclass(frozen=True)
 class SidePlan:
-    """One side: what its process is told, under which interpreter it runs, and the tokens of one run."""
+    """One side: configuration of its process, its interpreter, and the tokens of one run."""
 
     config: Mapping[str, Any]
     prompt_tokens: int
@@ -59,18 +59,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mlx-prompt", type=count, default=8, help="the same for mlx-lm (%(default)s)")
     parser.add_argument("--mlx-gen", type=count, default=4, help="the same for mlx-lm (%(default)s)")
     parser.add_argument("--sides", type=sides, default=SIDES, help="some of " + ",".join(SIDES) + " (all)")
-    parser.add_argument("--gguf", type=Path, metavar="FILE", help="the weights for llama.cpp, instead of made ones")
     parser.add_argument(
-        "--llama-python", metavar="PYTHON", default=sys.executable, help="has llama-cpp-python (this interpreter)"
+        "--gguf", type=Path, metavar="FILE", help="the weights for llama.cpp, instead of converted ones"
+    )
+    parser.add_argument(
+        "--llama-python", metavar="PYTHON", default=sys.executable, help="interpreter with llama-cpp-python (this one)"
     )
     return parser.parse_args()
 
 
 def checked(options: argparse.Namespace) -> Checkpoint:
-    """The model, fetched if need be, once the options are known to fit it.
+    """The model, fetched if necessary.
 
     Raises:
-        EdgeppError: they do not, or there is no such model.
+        EdgeppError: there is no such model, or the options do not fit the model.
     """
     if options.mlx_gen < 2:
         raise UsageError("a decode rate needs at least 2 generated tokens", "raise --mlx-gen")
@@ -80,10 +82,10 @@ def checked(options: argparse.Namespace) -> Checkpoint:
 
 
 def planned(name: str, options: argparse.Namespace, checkpoint: Checkpoint, work: Path) -> SidePlan:
-    """How side ``name`` is run; makes its GGUF file in ``work`` if it needs one.
+    """Plan of side ``name``; writes its GGUF file to ``work`` if it needs one.
 
     Raises:
-        EdgeppError: it cannot be run.
+        EdgeppError: the side cannot run.
     """
     common = {"model": str(checkpoint.path), "threads": options.threads}
     tokens = options.prompt_tokens, options.gen
@@ -106,7 +108,7 @@ def planned(name: str, options: argparse.Namespace, checkpoint: Checkpoint, work
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Every side that can run, in turn."""
+    """Measure every side that can run, in turn."""
     checkpoint = checked(options)
     plans: dict[str, SidePlan] = {}
     started: dict[str, tuple[Side, dict[str, Any]]] = {}
@@ -122,7 +124,7 @@ def measured(options: argparse.Namespace) -> Result:
                 left_out[name] = str(error)
                 say(f"left out: {error}{f'; {error.hint}' if error.hint else ''}")
         if not started:
-            raise EdgeppError("no side can run", "the reasons stand above")
+            raise EdgeppError("no side can run", "the reasons are above")
         work = {
             name: partial(side.round, checkpoint.vocab_size, plans[name].prompt_tokens, plans[name].generate)
             for name, (side, _) in started.items()
@@ -145,7 +147,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def _comparable(ours: SidePlan, other: SidePlan) -> tuple[str, ...]:
-    """The rates that two sides can be compared by: without equal token counts only decoding."""
+    """Rates in which two sides are comparable; without equal token counts only decode."""
     equal = (ours.prompt_tokens, ours.generate) == (other.prompt_tokens, other.generate)
     return ("decode", "prefill", "e2e") if equal else ("decode",)
 

@@ -1,9 +1,9 @@
-"""What a pipeline of stage processes on this machine gains against one process, with the same threads per stage.
+"""Gain of a pipeline of stage processes on this machine over one process, with the same threads per stage.
 
     python -m bench.pipeline_gain --model smollm2-135m --stages 2 --threads 1
 
-Each stage is held to its threads and, where the system can and has the CPUs, pinned to CPUs of its own. METHODOLOGY.md
-defines the numbers.
+Each stage is limited to its threads and, if the system supports it and has enough CPUs, pinned to its own CPUs.
+METHODOLOGY.md defines the numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """Both sides, in turn."""
+    """Measure both sides in turn."""
     checkpoint = checked_model(options, options.stages)
     common = {"kind": "edgepp", "model": str(checkpoint.path), "threads": options.threads, "backend": options.backend}
     pinned = share_cpus(options.stages, options.threads)

@@ -1,23 +1,24 @@
-"""Are predictions right? Calibrate on short pieces, predict pipelines, measure them, and compare; all in one run.
+"""Error of predictions: calibrate on short pieces of a model, predict pipelines, measure and compare them, in one run.
 
     python -m bench.prediction --model smollm2-135m --stages 1,2,3,4 --requests 1,2,4,8 --links 0:0,5:0,1:20
 
-A link is MS:MBIT, its delay each way and its rate, 0:0 being loopback. `calibration` says what calibration measures:
-nothing that is predicted, and no factor is fitted to what is. It is taken before every pipeline and after it, and the
-mean of the two counts, so that a machine that others slow down meanwhile is not taken for an error; `drift` says what
-the last one has over the first. Every pipeline is measured `--rounds` times, in turn up and down the list, and medians
-count. What other programs disturb is measured again, while patience lasts; `others` is how many cores they had in what
-counts.
+A link is MS:MBIT, its delay each way and its rate; 0:0 is loopback. `calibration` describes the calibration, which
+measures none of the predicted quantities; no factor is fitted to them. A calibration runs before and after every
+pipeline, and the mean of the two counts, so that a slowdown of the machine does not count as an error; `drift` compares
+the last calibration with the first. Every pipeline is measured `--rounds` times, up and down the list in turn, and
+medians count. Measurements that other programs disturb are repeated for up to `--patience` seconds; `others` is the
+number of cores that other programs used in the measurements that count.
 
-    decode   token/s of all requests together, once the last of them decodes: the sum of their own rates over
-             `--cycles` steps of each, predicted for the context that they had in the middle of it
+    decode   token/s of all requests together while all decode: sum of the rates of the requests over `--cycles` steps
+    of
+             each, predicted for the mean context of the measurement
     ttft     seconds from a short prompt to its first token, in an idle pipeline
-    prefill  tokens of a long prompt by the same seconds
+    prefill  tokens of a long prompt / its seconds
     error    predicted / measured - 1
 
-`compute_ms` and `wire_ms`, predicted and measured, are what all stages together compute in a decode step, and the rest
-of its way round; waiting for a busy stage is in the measured one only. Every request has an owner of its own, so no
-cache of prompts helps, and nothing is guessed ahead.
+`compute_ms` and `wire_ms`, predicted and measured, are the computing time of all stages in a decode step, and the rest
+of its round trip; only the measured rest includes waiting for busy stages. Every request has its own owner, so no
+prompt cache helps, and there is no speculation.
 """
 
 from __future__ import annotations
@@ -58,22 +59,22 @@ class PredictedFigure:
 
 @dataclass(frozen=True)
 class MeasuredFigure:
-    """What was measured once."""
+    """Result of one measurement."""
 
     value: float
     others: float
-    """Cores that other programs had meanwhile."""
+    """Cores that other programs used meanwhile."""
     position: int = 0
-    """Positions before a decode step's rows, in the middle of the measurement; 0 for other figures."""
+    """Mean position of the rows of decode steps; 0 for other figures."""
     compute_s: float = 0.0
-    """Seconds that all stages together computed in a decode step."""
+    """Computing seconds of all stages in a decode step."""
     wire_s: float = 0.0
-    """Seconds of the rest of that step's way round."""
+    """Seconds of the rest of the round trip of that step."""
 
 
 @dataclass(frozen=True)
 class PredictionRound:
-    """What was measured, and the calibrations right before and after it."""
+    """One measurement, and the machine from the calibrations before and after it."""
 
     found: MeasuredFigure
     machine: CalibratedMachine
@@ -86,15 +87,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stages", type=counts, default=[1, 2, 3, 4], help="stage processes (1,2,3,4)")
     parser.add_argument("--requests", type=counts, default=[1, 2, 4, 8], help="requests that decode at once (1,2,4,8)")
     parser.add_argument("--links", type=links, default=links("0:0,5:0,1:20"), help="MS:MBIT,... (0:0,5:0,1:20)")
-    parser.add_argument("--prompts", type=counts, default=[64, 256], help="tokens: for decode and ttft, for prefill")
+    parser.add_argument(
+        "--prompts", type=counts, default=[64, 256], help="prompt tokens: for decode and ttft, for prefill"
+    )
     parser.add_argument("--cycles", type=count, default=16, help="steps of each request that are timed (%(default)s)")
     parser.add_argument("--rounds", type=count, default=2, help="measurements of everything (%(default)s)")
-    parser.add_argument("--patience", type=float, default=1.0, help="s each that others may delay (%(default)s)")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="seconds to repeat disturbed measurements (%(default)s)"
+    )
     return parser.parse_args()
 
 
 def links(text: str) -> list[SlowLink]:
-    """Kinds of links such as ``0:0,5:0,1:20`` from a command line: milliseconds and Mbit/s."""
+    """Parse links such as ``0:0,5:0,1:20``: milliseconds and Mbit/s."""
     try:
         pairs = [tuple(map(float, part.split(":"))) for part in text.split(",")]
         return [
@@ -105,7 +110,7 @@ def links(text: str) -> list[SlowLink]:
 
 
 def figures(options: argparse.Namespace) -> dict[tuple[int, SlowLink], list[PredictedFigure]]:
-    """All there is to predict, by pipeline."""
+    """Figures to predict, by pipeline."""
     short, long = options.prompts[0], options.prompts[-1]
     found = {}
     for link in options.links:
@@ -117,10 +122,10 @@ def figures(options: argparse.Namespace) -> dict[tuple[int, SlowLink], list[Pred
 
 
 def checked(options: argparse.Namespace) -> Checkpoint:
-    """The model, fetched if need be, once the options are known to fit it.
+    """The model, fetched if necessary.
 
     Raises:
-        EdgeppError: they do not, or there is no such model.
+        EdgeppError: there is no such model, or the options do not fit the model.
     """
     if options.cycles < 2:
         raise UsageError("a decode rate needs at least 2 steps", "raise --cycles")
@@ -128,14 +133,14 @@ def checked(options: argparse.Namespace) -> Checkpoint:
     split_evenly(checkpoint.num_layers, max(options.stages))
     if checkpoint.num_layers < 3:
         raise UsageError(
-            f"a model of {checkpoint.num_layers} layers has no parts to calibrate on",
+            f"a model of {checkpoint.num_layers} layers is too small for calibration",
             "name a model with 3 layers or more",
         )
     return checkpoint
 
 
 def measure(rig: Rig, figure: PredictedFigure, cycles: int) -> MeasuredFigure:
-    """Measure one number once."""
+    """Measure one figure once."""
     if figure.what == "decode":
         steady = rig.steady(figure.requests, figure.prompt, cycles)
         return MeasuredFigure(steady.tokens_per_s, rig.others, steady.position, steady.compute_s, steady.wire_s)
@@ -146,7 +151,7 @@ def measure(rig: Rig, figure: PredictedFigure, cycles: int) -> MeasuredFigure:
 def measure_all(
     options: argparse.Namespace, checkpoint: Checkpoint
 ) -> tuple[dict[PredictedFigure, list[PredictionRound]], list[CalibrationSample]]:
-    """Every pipeline in turn, then all again the other way round, and a calibration before, between and after them."""
+    """Measure every pipeline in turn, up and down the list, with a calibration before, between and after them."""
     model, quiet = Model.of(options.model, shape_of(options.model, checkpoint)), Quiet(options.patience)
     rounds: dict[PredictedFigure, list[PredictionRound]] = {}
     pipelines = list(figures(options).items())
@@ -169,7 +174,7 @@ def measure_all(
 
 
 def predicted(figure: PredictedFigure, machine: CalibratedMachine, position: int) -> tuple[float, float, float]:
-    """The same number by the model alone; of a decode step also what stages compute, and the hops."""
+    """Prediction of ``figure``; for decode also the computing seconds of the stages and the seconds of the hops."""
     stage, coordinator = machine.machines(figure.stages)
     stages = [Stage(stage, layers) for layers in split_evenly(machine.model.size.layers, figure.stages)]
     asked = position if figure.what == "decode" else figure.prompt
@@ -182,15 +187,15 @@ def predicted(figure: PredictedFigure, machine: CalibratedMachine, position: int
 
 
 def row(figure: PredictedFigure, rounds: Sequence[PredictionRound]) -> dict[str, Any]:
-    """A table's row: medians of what was measured, and of what was predicted for it."""
-    told = [predicted(figure, one.machine, one.found.position) for one in rounds]
+    """Row of the table: medians of the measurements and of their predictions."""
+    predictions = [predicted(figure, one.machine, one.found.position) for one in rounds]
     values = [one.found.value for one in rounds]
-    middle, expected = statistics.median(values), statistics.median(value for value, _, _ in told)
+    middle, expected = statistics.median(values), statistics.median(value for value, _, _ in predictions)
     decode = {
         "each": middle / figure.requests,
         "position": round(statistics.fmean(one.found.position for one in rounds)),
-        "compute_ms": [middle_ms(part for _, part, _ in told), middle_ms(one.found.compute_s for one in rounds)],
-        "wire_ms": [middle_ms(part for _, _, part in told), middle_ms(one.found.wire_s for one in rounds)],
+        "compute_ms": [median_ms(part for _, part, _ in predictions), median_ms(one.found.compute_s for one in rounds)],
+        "wire_ms": [median_ms(part for _, _, part in predictions), median_ms(one.found.wire_s for one in rounds)],
     }
     return {
         "stages": figure.stages,
@@ -201,13 +206,13 @@ def row(figure: PredictedFigure, rounds: Sequence[PredictionRound]) -> dict[str,
         "predicted": expected,
         "measured": middle,
         "error": expected / middle - 1,
-        "rounds": [[value, one.found.value] for (value, _, _), one in zip(told, rounds, strict=True)],
+        "rounds": [[value, one.found.value] for (value, _, _), one in zip(predictions, rounds, strict=True)],
         "others": max(one.found.others for one in rounds),
         **(decode if figure.what == "decode" else {}),
     }
 
 
-def middle_ms(seconds: Iterable[float]) -> float:
+def median_ms(seconds: Iterable[float]) -> float:
     """The median, in milliseconds."""
     return statistics.median(seconds) * 1e3
 
@@ -232,7 +237,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def about(machine: CalibratedMachine) -> dict[str, Any]:
-    """A calibration in numbers."""
+    """Figures of a calibration."""
     parts = machine.parts
     return {
         "step_ms": parts.step_s * 1e3,
@@ -250,7 +255,7 @@ def about(machine: CalibratedMachine) -> dict[str, Any]:
 
 
 def drift(before: CalibrationSample, after: CalibrationSample) -> dict[str, float]:
-    """What the last calibration's seconds are of the first one's, less one: medians over the same steps."""
+    """Seconds of the last calibration / seconds of the first - 1: medians over the same steps."""
     pairs = list(zip(before.timed, after.timed, strict=True))
     return {
         "decode": statistics.median(b.seconds / a.seconds for a, b in pairs if not a.attended_pairs) - 1,
@@ -282,7 +287,7 @@ def _cells(one: Result) -> tuple[str, ...]:
         f"{one['measured']:.3g}",
         f"{one['error']:+.1%}",
         f"{one['others']:.2f}",
-        ", ".join(f"{told:.3g}/{value:.3g}" for told, value in one["rounds"]),
+        ", ".join(f"{expected:.3g}/{value:.3g}" for expected, value in one["rounds"]),
         ", ".join(f"{name} {one[f'{name}_ms'][0]:.1f}/{one[f'{name}_ms'][1]:.1f}" for name in parts),
     )
 

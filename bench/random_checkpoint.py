@@ -1,9 +1,9 @@
-"""Make a checkpoint with random weights: the speed of a model without its download.
+"""Make a checkpoint with random weights, to measure the speed of a model without its download.
 
     python -m bench.random_checkpoint /tmp/random-1b --like llama-3.2-1b-4bit
     python -m bench.random_checkpoint /tmp/small --layers 8 --hidden 512 --heads 8 --kv-heads 2 --ffn 1536
 
-Options given with ``--like`` change that card's shape. The answers are noise; times and bytes are real.
+Options in addition to ``--like`` change the shape of that card. The answers are noise; times and sizes are real.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
 
 
 def shape_of(options: argparse.Namespace) -> Shape:
-    """The shape that the options ask for."""
+    """Shape from the options."""
     base: Shape = find(options.like) if options.like else DEFAULT
     sizes = {field.name: getattr(base, field.name) for field in fields(Shape)}
     asked = {name: value for name in sizes if (value := getattr(options, name, None)) is not None}

@@ -1,12 +1,12 @@
-"""Hidden states, or whole answers, over links of given rates: two network namespaces, a cable, tc's tbf on it.
+"""Hidden states, or whole answers, over links of given rates: two network namespaces and a cable limited by tc's tbf.
 
     sudo python -m bench.shaped                       13, 64, 105 and 131 Mbit/s, 1 and 2.5 Gbit/s
     sudo python -m bench.shaped --rates 105 --delay-ms 5 --out DIR
-    sudo python -m bench.shaped --decode --out DIR    a pipeline of two stages, the second behind the cable
+    sudo python -m bench.shaped --decode --out DIR    a pipeline of two stages, the second at the far end
 
-It makes the namespaces itself and nothing outside them is touched; they are gone when it ends. Needs Linux, root, and
-the ip and tc commands. Hidden states go to another process, which does with a frame what a stage does, without the
-model. METHODOLOGY.md defines the numbers; where the origin has the same cell, its table has one more column.
+The script makes the namespaces, changes nothing outside them, and removes them at the end. Needs Linux, root, and the
+ip and tc commands. Hidden states go to another process, which handles a frame like a stage, without the model.
+METHODOLOGY.md defines the numbers; tables that the origin has too show the origin's figures in further columns.
 """
 
 from __future__ import annotations
@@ -44,42 +44,40 @@ from edgepp.wire.transport import Address
 Case = tuple[str, int, Codec]
 """Kind of data, rows, codec."""
 _SHORT_ROWS = 16
-"""Fewer rows are sent so often in a round that it makes about as many: one short trip says little."""
+"""Matrices with fewer rows are sent several times per round, to make about this many rows in all."""
 
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("--rates", type=rates, default=list(RATES_MBIT_PER_S), help="Mbit/s (13,64,105,131,1000,2500)")
-    parser.add_argument(
-        "--delay-ms", type=float, default=0.0, help="each way, by proxy.py at the far end (%(default)s)"
-    )
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="each way, by a proxy at the far end (%(default)s)")
     parser.shared("model", rounds=3)
-    parser.add_argument("--noise-only", action="store_true", help="leave the real hidden states out")
+    parser.add_argument("--noise-only", action="store_true", help="leave out the real hidden states")
     parser.add_argument("--out", type=Path, help="folder for links.json and links.md, which hold both kinds of result")
     parser.add_argument("--far", help=argparse.SUPPRESS)
     parser.add_argument("--decode", action="store_true", help="answers by two stages instead of hidden states")
     parser.shared("threads", "backend", "prompt-tokens", "gen")  # with --decode
     options = parser.parse_args()
     if options.decode and options.noise_only:
-        parser.error("--noise-only is of hidden states, and --decode sends no noise")
+        parser.error("--noise-only does not go with --decode, which sends no noise")
     return options
 
 
 def rates(text: str) -> list[float]:
-    """Rates of links from a command line."""
+    """Parse rates of links in Mbit/s, separated by commas."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = [0.0]
     if not all(0.1 <= rate <= 100_000 for rate in found):
-        raise argparse.ArgumentTypeError(f"'{text}' are no rates in Mbit/s, such as 13,105,1000")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of rates in Mbit/s, such as 13,105,1000")
     return found
 
 
 @contextmanager
 def link_to(far: str, delay_ms: float) -> Iterator[RoundTrips]:
-    """A connection to the far end; with a delay through a proxy there."""
+    """Connect to the far end, through a proxy there if there is a delay."""
     with ExitStack() as stack:
         port, _ = stack.enter_context(peer(host=host(delay_ms), within=inside(far)))
         stack.enter_context(delayed(far, (port,), delay_ms))
@@ -87,7 +85,7 @@ def link_to(far: str, delay_ms: float) -> Iterator[RoundTrips]:
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rates one after the other; at each every size, kind of data and codec in turn, round after round."""
+    """Measure one rate after the other; at each rate every size, kind of data and codec in turn, round after round."""
     data = {"noise": hidden_states.noise()}
     if not options.noise_only:
         try:
@@ -116,7 +114,7 @@ def _trips(link: RoundTrips, states: Array, name: Codec, _turn: int) -> list[One
 
 
 def row(mbit_per_s: float, case: Case, states: Array, trips: Sequence[OneWayTrip]) -> dict[str, Any]:
-    """One cell of the tables: one way of ``states``, and what ``auto`` would have sent them with."""
+    """One cell of the tables: one way of ``states``, and the codec that ``auto`` would choose."""
     kind, rows, name = case
     found = one_way(trips, states.nbytes)
     return {
@@ -131,7 +129,7 @@ def row(mbit_per_s: float, case: Case, states: Array, trips: Sequence[OneWayTrip
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
-    """The result for people, as Markdown."""
+    """Lines of the result for people, in Markdown."""
     extra = f", {result['delay_ms']:g} ms later each way" if result["delay_ms"] else ""
     shape_of_all = f"(rows, {hidden_states.WIDTH}) in {hidden_states.DTYPE}"
     yield f"Hidden states {shape_of_all} between two processes over a shaped cable{extra}."
@@ -145,21 +143,21 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
             yield ""
             yield f"### {mbit_per_s:g} Mbit/s, {kind} ({reached:.4g} reached)"
             yield ""
-            yield from _rate_table(cells, beside=mbit_per_s == SENDING_MBIT_PER_S and kind == "noise")
+            yield from _rate_table(cells, with_origin=mbit_per_s == SENDING_MBIT_PER_S and kind == "noise")
 
 
-def _rate_table(cells: Sequence[Mapping[str, Any]], *, beside: bool) -> Iterator[str]:
-    headings = ["rows", *CODECS, "auto sends", *(f"origin: {name}" for name in ("plain", "lz4", "zlib") if beside)]
+def _rate_table(cells: Sequence[Mapping[str, Any]], *, with_origin: bool) -> Iterator[str]:
+    headings = ["rows", *CODECS, "auto sends", *(f"origin: {name}" for name in ("plain", "lz4", "zlib") if with_origin)]
     lines = []
     for rows in ROWS:
         mine = [cell for cell in cells if cell["rows"] == rows]
         best = min(mine, key=lambda cell: float(cell["total_ms"]))
         ours = [_cell(cell, bold=cell is best) for cell in mine]
-        theirs = [SENDING[rows].get(name) for name in ("none", "lz4", "zlib") if beside]
-        said = [
-            f"{t.transmission_ms:g} + {t.codec_ms:g} = {t.total_ms:g} ({t.mb_per_s:g})" if t else "-" for t in theirs
+        published = [SENDING[rows].get(name) for name in ("none", "lz4", "zlib") if with_origin]
+        origin_cells = [
+            f"{t.transmission_ms:g} + {t.codec_ms:g} = {t.total_ms:g} ({t.mb_per_s:g})" if t else "-" for t in published
         ]
-        lines.append([str(rows), *ours, statistics.mode(cell["auto"] for cell in mine), *said])
+        lines.append([str(rows), *ours, statistics.mode(cell["auto"] for cell in mine), *origin_cells])
     yield from markdown_table([f">{heading}" for heading in headings], lines)
 
 
@@ -170,9 +168,9 @@ def _cell(cell: Mapping[str, Any], *, bold: bool) -> str:
 
 
 def within(options: argparse.Namespace) -> None:
-    """Measure and report, at the near end."""
+    """Measure and report; runs at the near end."""
     kept = {} if options.out is None else read(options.out)
-    about = machine()  # with the load before this adds to it
+    about = machine()  # load before the measurement
     settings = {"rounds": options.rounds, "delay_ms": options.delay_ms, "model": options.model}
     result: dict[str, Any]
     if options.decode:
@@ -182,16 +180,16 @@ def within(options: argparse.Namespace) -> None:
         result = {"bench": "shaped", **settings, "rows": measured(options)}
     result |= {"machine": about, "commit": commit()}
     if options.out is not None:
-        write(options.out, joined(kept, rounded(result)))
+        write(options.out, join_results(kept, rounded(result)))
     lines = shaped_decode.table(result) if options.decode else table(result)
     report(result, lines, json_only=options.json)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What earlier runs left in a folder.
+    """Read the results of earlier runs in ``folder``.
 
     Raises:
-        UsageError: its links.json is not one of this script's.
+        UsageError: links.json is not a result of this script.
     """
     file = folder / "links.json"
     if not file.exists():
@@ -205,15 +203,15 @@ def read(folder: Path) -> dict[str, Any]:
     return kept
 
 
-def joined(kept: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """A new result with the other kind's as it was: hidden states at the top, answers under ``decode``."""
+def join_results(kept: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Join a new result with the kept result of the other kind: hidden states at the top, answers under ``decode``."""
     if result["bench"] == "shaped_decode":
         return {**kept, "decode": result}
     return {**result, **{name: kept[name] for name in ("decode",) if name in kept}}
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
-    """links.json, and links.md for people."""
+    """Write links.json, and links.md for people."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "links.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     parts = []
@@ -226,7 +224,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def main() -> int:
-    """Make the cable and run again at its near end."""
+    """Make the cable and run the script again at its near end."""
     options = parse()
     if options.far is not None:
         within(options)
@@ -234,11 +232,11 @@ def main() -> int:
     if (reason := unavailable()) is not None:
         raise UsageError(reason)
     if options.decode:
-        shaped_decode.checked(options)  # the namespaces cannot fetch a model
+        shaped_decode.checked(options)  # the namespaces have no network to fetch a model
     end_once()
     with cable() as (near, far):
         command = [*inside(near), *python_command("bench.shaped", *sys.argv[1:], "--far", far)]
-        # In a group of its own Ctrl-C does not reach it: it is ended from here, with all that it started.
+        # In its own process group it does not get Ctrl-C; this process ends it, with its children.
         return subprocess.run(command, check=False, process_group=0).returncode
 
 

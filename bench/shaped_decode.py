@@ -1,4 +1,4 @@
-"""A pipeline whose second stage stands behind a shaped cable: what an answer takes over it. ``shaped`` runs it."""
+"""Answers of a pipeline whose second stage is at the far end of a shaped cable. ``shaped`` runs this module."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ _STAGES = 2
 _STOP_S = 5.0
 _RATIOS = ("prefill", "decode")
 _FIGURES = ("link_mbit_per_s", "prompt_bytes", "there_bytes", "back_bytes", "wire_ms")
-"""Figures of a round that are no rates."""
+"""Figures of a round that are not rates."""
 _UNSHAPED = "unshaped"
 _FORWARD = b"\xa7forward"
-"""The kind of a chunk's header as it goes over the wire; before it stand the array's length and the version."""
+"""Encoded kind in the header of a chunk; before it are the length of the array and the version."""
 _ALL_PROTOCOLS = 3
 _SO_RCVBUFFORCE = 33
 _HELD_BYTES = 64 << 20
 
 
 def checked(options: argparse.Namespace) -> None:
-    """Fetch the model, which the namespaces cannot, and see that the options fit it.
+    """Fetch the model, which the namespaces cannot do, and check that the options fit it.
 
     Raises:
-        EdgeppError: they do not, or there is no such model.
+        EdgeppError: there is no such model, or the options do not fit the model.
     """
     checked_model(options, _STAGES)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """All rates in turn, round after round, and the cable without a rate too; this process is at its near end."""
-    front = ModelFrontend.open(options.model, whole=False)
+    """Measure all rates and the unlimited cable in turn, round after round; this process must be at the near end."""
+    frontend = ModelFrontend.open(options.model, whole=False)
     links = {_UNSHAPED: None} | {f"{mbit_per_s:g} Mbit/s": mbit_per_s for mbit_per_s in options.rates}
-    with stages(options, front.checkpoint.num_layers):
-        work = {name: JoinedPipeline(options, front, mbit_per_s) for name, mbit_per_s in links.items()}
+    with stages(options, frontend.checkpoint.num_layers):
+        work = {name: JoinedPipeline(options, frontend, mbit_per_s) for name, mbit_per_s in links.items()}
         results = interleave({name: one.answer for name, one in work.items()}, options.rounds, rates_text)
         pinned = work[_UNSHAPED].pinned
     rows = [row(mbit_per_s, results[name], results[_UNSHAPED]) for name, mbit_per_s in links.items()]
@@ -73,7 +73,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def stages(options: argparse.Namespace, num_layers: int) -> Iterator[None]:
-    """Both stages, each by ``edgepp join`` in a namespace of its own."""
+    """Run both stages with ``edgepp join``, each in its own namespace."""
     near, far = split_evenly(num_layers, _STAGES)
     with ExitStack() as stack:
         stack.enter_context(delayed(options.far, (_STAGE_PORT, _STAGE_PORT + 1), options.delay_ms))
@@ -84,7 +84,7 @@ def stages(options: argparse.Namespace, num_layers: int) -> Iterator[None]:
         for process in started:
             assert process.stdout is not None
             if not process.stdout.readline():
-                raise EdgeppError("a stage did not start", "its own message stands above")
+                raise EdgeppError("a stage did not start", "its message is above")
         yield
 
 
@@ -108,14 +108,14 @@ def _stage(
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes through the near end's plug, headers and acknowledgements included."""
+    """Bytes through the interface of the near end, headers and acknowledgements included."""
 
     there: int
     back: int
 
     @classmethod
     def now(cls) -> Traffic:
-        """Since it was plugged in."""
+        """Bytes since the cable was made."""
         counted = psutil.net_io_counters(pernic=True)[PORT]
         return cls(counted.bytes_sent, counted.bytes_recv)
 
@@ -125,23 +125,23 @@ class Traffic:
 
 @dataclass
 class JoinedPipeline:
-    """The stages, joined again for each round: the engine measures a link and chooses its codec when it joins."""
+    """A pipeline that is opened for each round, because an engine measures links and chooses codecs as it opens."""
 
     options: argparse.Namespace
-    front: ModelFrontend
+    frontend: ModelFrontend
     mbit_per_s: float | None
     pinned: list[list[int]] | None = None
-    """CPUs of each stage, once they are known."""
+    """CPUs of each stage, after the first round."""
 
     def answer(self, turn: int) -> RunRates:
-        """The work of one round: one short answer, watched, and one timed."""
+        """Run one round: one short answer with recorded packets, and one timed answer."""
         options = self.options
         shape(options.far, self.mbit_per_s)
         endpoints = tuple(Endpoint((Address(where, _STAGE_PORT),)) for where in (HERE, FAR))
         how = PipelineOptions(
             options.model, endpoints, backend=options.backend, threads=options.threads, speculate="off"
         )
-        with Pipeline(how, frontend=self.front) as pipeline:
+        with Pipeline(how, frontend=self.frontend) as pipeline:
             self.pinned = pin_stages(pipeline.stages, options.threads)
             with tap() as packets:
                 _, first = self._ask(pipeline, options.rounds + 1 + turn, 1)
@@ -161,7 +161,7 @@ class JoinedPipeline:
 
     def _ask(self, pipeline: Pipeline, number: int, generate: int) -> tuple[Timing, Traffic]:
         before = Traffic.now()
-        tokens = prompt(self.front.checkpoint.vocab_size, self.options.prompt_tokens, number)
+        tokens = prompt(self.frontend.checkpoint.vocab_size, self.options.prompt_tokens, number)
         request = pipeline.engine.submit(tokens, GenerateOptions(generate, ignore_eos=True))
         arrivals(request)
         return request.timing, Traffic.now() - before
@@ -169,24 +169,24 @@ class JoinedPipeline:
 
 @contextmanager
 def tap() -> Iterator[Iterator[bytes]]:
-    """What goes through the near end's plug from here on; reading on comes to an end where nothing more has."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as plug:
-        plug.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _HELD_BYTES)
-        plug.bind((PORT, _ALL_PROTOCOLS))
-        plug.setblocking(False)
-        yield _packets(plug)
+    """Packets through the interface of the near end from now on; iteration ends when no packet is waiting."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as packet_socket:
+        packet_socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _HELD_BYTES)
+        packet_socket.bind((PORT, _ALL_PROTOCOLS))
+        packet_socket.setblocking(False)
+        yield _packets(packet_socket)
 
 
-def _packets(plug: socket.socket) -> Iterator[bytes]:
+def _packets(packet_socket: socket.socket) -> Iterator[bytes]:
     try:
         while True:
-            yield plug.recv(1 << 17)
+            yield packet_socket.recv(1 << 17)
     except BlockingIOError:
         return
 
 
 def codecs_sent(packets: Iterable[bytes]) -> dict[str, int]:
-    """How many chunks of a prompt went with which codec; a chunk whose header lies in two packets is not counted."""
+    """Number of prompt chunks per codec; a chunk whose header is split over two packets is not counted."""
     found: Counter[str] = Counter()
     for packet in packets:
         at = packet.find(_FORWARD)
@@ -197,13 +197,13 @@ def codecs_sent(packets: Iterable[bytes]) -> dict[str, int]:
                 _, _, *fields = unpacker.unpack()
                 found[Forward(*fields).codec] += 1
             except (msgpack.OutOfData, TypeError, ValueError):
-                say("a header lies in two packets: its chunk's codec is not counted")
+                say("a header is split over two packets: the codec of its chunk is not counted")
             at = packet.find(_FORWARD, at + 1)
     return dict(found)
 
 
 def row(mbit_per_s: float | None, results: Sequence[RunRates], unshaped: Sequence[RunRates]) -> dict[str, Any]:
-    """One link of the table, over all rounds; None for the cable without a rate."""
+    """Row of the table for one link, over all rounds; ``mbit_per_s`` is None for the unlimited cable."""
     codecs: Counter[str] = Counter()
     for result in results:
         codecs.update(result["codecs"])
@@ -217,18 +217,18 @@ def row(mbit_per_s: float | None, results: Sequence[RunRates], unshaped: Sequenc
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
-    """The result for people, as Markdown."""
+    """Lines of the result for people, in Markdown."""
     extra = f", {result['delay_ms']:g} ms later each way" if result["delay_ms"] else ""
     size = f"{result['prompt_tokens']} tokens of prompt, {result['gen']} generated"
-    yield f"{result['model']} in two stages, the second behind the cable{extra}; threads of each: {result['threads']}."
+    yield f"{result['model']} in two stages, the second at the far end{extra}; threads of each: {result['threads']}."
     yield f"Every token goes there and back: {size}; rounds at each rate in turn: {result['rounds']}, median"
     yield "(smallest-largest). Ratios are to the cable without a rate in the same round."
     yield taken_on(result)
     yield ""
     headings = (
         "link", "measured Mbit/s", "prefill token/s", "first token s", "decode token/s", "prefill ratio",
-        "decode ratio", "ms of a step on the wire", "prompt: chunks by codec", "bytes a token",
-        "decode: bytes a token there", "and back",
+        "decode ratio", "ms of a step on the wire", "prompt: chunks by codec", "bytes per token",
+        "decode: bytes per token there", "and back",
     )  # fmt: skip
     yield from markdown_table([f">{heading}" for heading in headings], [list(_cells(each)) for each in result["rows"]])
 
@@ -247,7 +247,7 @@ def _cells(each: Mapping[str, Any]) -> Iterator[str]:
 
 
 def taken_on(result: Mapping[str, Any]) -> str:
-    """On what and by which commit a result was taken, in a sentence."""
+    """Machine, commit and load of a result, in one sentence."""
     about = result["machine"]
     load = f"load {about['load_1m']:.1f} on {about['cpus']} CPUs before it began{', busy' if busy(about) else ''}"
     return f"{about['cpu']}, commit {result['commit']}, {load}."

@@ -1,13 +1,13 @@
-"""Simulate pipelines that need not exist, and hold the simulation to one that does.
+"""Simulate pipelines, or compare the simulation with a real pipeline.
 
     python -m bench.simulation --pipelines 4 --stages 8 --requests 1000 --rate 6 --prompt 100-200 --answer 100-200
     python -m bench.simulation --stages 2,4,8,16 --requests 1,16,64
     python -m bench.simulation --trace requests.csv --mean-between-failures 3600 --recover
     python -m bench.simulation --check --save costs.json
 
-A pipeline is a model's costs, spread evenly over its stages: measured ones (--costs FILE, as --check --save writes
-it), or given ones (--decode-ms, --prefill-ms, --head-ms). --check measures the costs of a real pipeline on this
-machine, then runs the same requests through it and through the simulation.
+The costs of a model are divided evenly over the stages: measured costs (--costs FILE, written by --check --save) or
+given costs (--decode-ms, --prefill-ms, --head-ms). --check measures the costs of a real pipeline on this machine, then
+sends the same requests to the pipeline and to the simulation.
 """
 
 from __future__ import annotations
@@ -38,37 +38,46 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = Arguments(__doc__)
     add = parser.add_argument
-    add("--costs", type=Path, default=COSTS, help="a file of --save (bench/simulation_costs.json)")
+    add("--costs", type=Path, default=COSTS, help="a file that --save wrote (bench/simulation_costs.json)")
     add("--decode-ms", type=curve, help="the whole model's decode step by rows, as 1:20,8:45")
     add("--prefill-ms", type=amount, help="the whole model's time per token of a chunk")
     add("--head-ms", type=curve, help="the coordinator's norm, head and sampling by rows, as 1:3,8:9")
     add("--hop-ms", type=amount, help="one way of a hop, without its bytes")
     add("--mbit", type=amount, help="Mbit/s of every link; unlimited unless given here or in the costs")
-    add("--row-bytes", type=count, help="of one hidden state")
+    add("--row-bytes", type=count, help="bytes of one hidden state")
     add("--pipelines", type=counts, default=[1], help="replicas that share the requests; as 1,2,4 each in turn (1)")
     add("--stages", type=counts, default=[2], help="machines of a pipeline; as 2,4,8 each in turn (2)")
     add("--budget", type=count, help="positions that all sequences of a pipeline may take; unlimited unless given")
     add("--routing", choices=ROUTING_POLICIES, default="least-loaded", help="(%(default)s)")
-    add("--requests", type=counts, default=[8], help="how many; as 1,8,64 each in turn (8)")
+    add("--requests", type=counts, default=[8], help="number of requests; as 1,8,64 each in turn (8)")
     add("--rate", type=amount, help="requests per second, at random; all at once unless given")
     add("--prompt", type=span, default=(64, 64), help="tokens, or a range of them (64)")
     add("--answer", type=span, default=(128, 128), help="tokens, or a range of them (128)")
-    add("--owners", type=count, default=0, help="how many ask; each request has its own unless given")
+    add("--owners", type=count, default=0, help="number of owners; each request has its own unless given")
     add("--shared", type=count, default=0, help="tokens that all prompts of an owner begin with (%(default)s)")
     add("--trace", type=Path, help="CSV of requests: at_s,owner,prompt,answer[,shared,conversation]")
     add(
-        "--fail", type=failure, action="append", default=[], help="AT_S:PIPELINE:STAGE, a machine that dies; repeatable"
+        "--fail",
+        type=failure,
+        action="append",
+        default=[],
+        help="AT_S:PIPELINE:STAGE, failure of a machine; repeatable",
     )
-    add("--mean-between-failures", type=amount, help="seconds for which each machine runs in the mean")
-    add("--away", type=amount, default=0.0, help="seconds until a failed one, or another, is back (%(default)s)")
-    add("--detect", type=amount, default=2.0, help="seconds until a loss is noticed (%(default)s)")
+    add("--mean-between-failures", type=amount, help="mean seconds between failures of one machine")
+    add(
+        "--away",
+        type=amount,
+        default=0.0,
+        help="seconds until a failed machine or a spare is back (%(default)s)",
+    )
+    add("--detect", type=amount, default=2.0, help="seconds until a failure is detected (%(default)s)")
     add("--reload", type=amount, default=20.0, help="seconds until the stages are loaded again (%(default)s)")
-    add("--recover", action="store_true", help="requests go on after a loss; else they end in an error")
+    add("--recover", action="store_true", help="requests continue after a failure; otherwise they end in an error")
     add("--seed", type=int, default=0, help="(%(default)s)")
     add("--check", action="store_true", help="measure a real pipeline and compare")
     parser.shared("model", rounds=3)  # with --check
     add("--at-once", type=counts, default=[1, 4, 8], help="with --check: requests at once (1,4,8)")
-    add("--save", type=Path, help="with --check: write the measured costs there")
+    add("--save", type=Path, help="with --check: write the measured costs to this file")
     options = parser.parse_args()
     if options.save is not None and not (options.check and options.save.parent.is_dir()):
         parser.error("--save goes with --check, and names a file in a folder that exists")
@@ -76,30 +85,30 @@ def parse() -> argparse.Namespace:
 
 
 def amount(text: str) -> float:
-    """A number that is not negative."""
+    """Parse a number that is not negative."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 0 or more")
     return value
 
 
 def span(text: str) -> tuple[int, int]:
-    """A number of tokens or a range of them, both ends included."""
+    """Parse a number of tokens, or a range with both ends included."""
     low, _, high = text.partition("-")
     return count(low), count(high or low)
 
 
 def curve(text: str) -> Curve:
-    """Milliseconds by rows, as 1:20,8:45."""
+    """Parse milliseconds by rows, as 1:20,8:45."""
     points = (part.partition(":") for part in text.split(","))
     return tuple((count(rows), amount(ms) / 1e3) for rows, _, ms in points)
 
 
 def failure(text: str) -> Failure:
-    """When which stage of which pipeline dies."""
+    """Parse AT_S:PIPELINE:STAGE."""
     try:
         at_s, replica, stage = text.split(":")
         return Failure(float(at_s), int(replica), int(stage))
@@ -108,10 +117,10 @@ def failure(text: str) -> Failure:
 
 
 def one_pipeline(options: argparse.Namespace, stages: int) -> Replica:
-    """A pipeline of so many stages as the command line describes it.
+    """The pipeline of the command line, with ``stages`` stages.
 
     Raises:
-        UsageError: the costs cannot be read or make no sense.
+        UsageError: the file of costs cannot be read, or a cost is invalid.
     """
     try:
         found = costs_of(json.loads(options.costs.read_text(encoding="utf-8")))
@@ -133,10 +142,10 @@ def one_pipeline(options: argparse.Namespace, stages: int) -> Replica:
 
 
 def load(options: argparse.Namespace, requests: int) -> tuple[Arrival, ...]:
-    """So many requests, or those of a trace.
+    """``requests`` arrivals, or the arrivals of the trace.
 
     Raises:
-        UsageError: the trace makes no sense.
+        UsageError: the trace cannot be read.
     """
     if options.trace is not None:
         with options.trace.open(newline="", encoding="utf-8") as trace:
@@ -147,7 +156,7 @@ def load(options: argparse.Namespace, requests: int) -> tuple[Arrival, ...]:
 
 
 def simulated(options: argparse.Namespace, pipelines: int, stages: int, requests: int) -> dict[str, Any]:
-    """Simulate what the command line describes."""
+    """Simulate one case of the command line."""
     cluster = [one_pipeline(options, stages)] * pipelines
     arrivals = load(options, requests)
     losses = [replace(one, returns_s=one.at_s + options.away) for one in options.fail]
@@ -196,8 +205,8 @@ def one_simulation(result: Result) -> Iterator[str]:
     for one in result["recoveries"]:
         stall = one["stall_s"]
         yield (
-            f"at {one['at_s']:.0f} s stage {one['stage']} of pipeline {one['replica']} died:"
-            f" {one['failed']} requests failed, {one['resumed']} went on {stall['p50']:.1f} s later"
+            f"at {one['at_s']:.0f} s stage {one['stage']} of pipeline {one['replica']} failed:"
+            f" {one['failed']} requests failed, {one['resumed']} continued {stall['p50']:.1f} s later"
             f" (median; {stall['maximum']:.1f} at most), {one['lost_positions']} positions lost;"
             f" it was down for {one['down_s']:.0f} s"
         )

@@ -1,7 +1,7 @@
-"""What a real pipeline's parts take, measured in the engine's own thread, and the same requests through both.
+"""Costs of a real pipeline, measured in the engine thread, and comparison of the pipeline with its simulation.
 
-Calibration runs have other prompts, lengths and numbers of requests than the runs that are compared. On one machine
-stages and coordinator share cores: what they take from each other is in the measured costs, by rows of a micro-batch.
+Calibration runs have other prompts, lengths and numbers of requests than the compared runs. On one machine stages and
+coordinator share cores; the measured costs contain that effect, by rows of a micro-batch.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from edgepp.simulator.simulate import simulate
 from edgepp.simulator.workload import Arrival
 
 CALIBRATE = ((1, 200, 60), (4, 40, 40), (6, 40, 40), (8, 40, 40), (12, 40, 40), (1, 20, 60))
-"""Requests at once, prompt and answer, in tokens. Not 2: its steps have one row like a lone request's, and what stages
-and coordinator take from each other on one machine would be mixed into that."""
-LEAST = 12
-"""Steps of one size, below which their mean does not count."""
+"""(requests at the same time, prompt tokens, answer tokens). 2 requests are left out: their steps have one row, like
+those of a single request, and would mix the effect of shared cores into the cost of one row."""
+MIN_STEPS = 12
+"""Minimum number of steps of one size whose mean counts."""
 CHECK = (96, 80)
-"""Tokens of prompt and answer in the runs that are compared."""
+"""Tokens of prompt and answer in the compared runs."""
 
 
 def run(pipeline: RecordedPipeline, requests: int, tokens: int, answer: int, turn: int) -> dict[str, Any]:
-    """Ask so many at once and wait for the last token; ``turn`` makes prompts that were not asked before."""
+    """Run ``requests`` requests at the same time; ``turn`` makes the prompts new."""
     vocabulary = len(pipeline.tokenizer.vocabulary())
     prompts = [prompt(vocabulary, tokens, 1000 * turn + number) for number in range(requests)]
     options = GenerateOptions(max_tokens=answer, ignore_eos=True)
@@ -55,9 +55,9 @@ FIGURES = ("tokens_per_s", "ttft_s", "decode_tokens_per_s")
 
 
 def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Costs of a real pipeline, and for each number of requests at once what it and the simulation make of them.
+    """Measure the costs of a real pipeline, and compare pipeline and simulation for each number of requests.
 
-    Each round measures the costs again, so that it is compared with a simulation of the machine as it is then.
+    Each round measures the costs again, so that the simulation has the machine's present costs.
     """
     fits: list[Replica] = []
     found: dict[int, list[dict[str, Any]]] = {requests: [] for requests in at_once}
@@ -85,7 +85,7 @@ def checked(model: str, stages: int, at_once: Sequence[int], rounds: int) -> dic
 
 
 def limit(replica: Replica, rows: int) -> float:
-    """Token/s beyond which the coordinator cannot go with micro-batches of so many rows."""
+    """Greatest token rate of the coordinator with micro-batches of ``rows`` rows."""
     coordinator = replica.coordinator
     step_s = coordinator.send_s + rows * coordinator.row_s + coordinator.receive_s + coordinator.head_s(rows)
     return rows / step_s
@@ -159,7 +159,7 @@ def stage_cost(record: EngineRecord, index: int) -> StageCost:
 
 
 def means(samples: Sequence[tuple[int, float]]) -> Curve:
-    """The mean seconds by rows."""
+    """Mean seconds by rows."""
     by_rows: defaultdict[int, list[float]] = defaultdict(list)
     for rows, took in samples:
         by_rows[rows].append(took)
@@ -168,12 +168,12 @@ def means(samples: Sequence[tuple[int, float]]) -> Curve:
 
 
 def often(rows: Sequence[int]) -> list[int]:
-    """The numbers of rows that steps have often enough to tell what they take."""
-    return sorted(number for number, times in Counter(rows).items() if times >= LEAST)
+    """Numbers of rows with enough steps for a mean."""
+    return sorted(number for number, times in Counter(rows).items() if times >= MIN_STEPS)
 
 
 def rising(rows: Sequence[int], seconds: Sequence[float]) -> Curve:
-    """A curve that does not fall: where it would, neighbours get their mean."""
+    """A curve that does not fall; neighbours out of order get their mean."""
     pools: list[list[float]] = []
     for value in seconds:
         pools.append([value])
@@ -201,7 +201,7 @@ def costs_of(saved: Mapping[str, Any]) -> Replica:
 
 
 def model_of(stages: Sequence[Any]) -> StageCost:
-    """All stages' layers on one machine."""
+    """Costs of the layers of all ``stages`` on one machine."""
     rows = sorted({number for stage in stages for number, _ in stage.decode})
     return StageCost(
         decode=tuple((number, sum(stage.decode_s(number, 0) for stage in stages)) for number in rows),
@@ -213,7 +213,7 @@ def model_of(stages: Sequence[Any]) -> StageCost:
 
 
 def table_of_check(result: Mapping[str, Any]) -> Iterator[str]:
-    """Real and simulated, for people."""
+    """Lines of the comparison for people."""
     headings = ("requests", "figure", "real (spread)", "simulated", "error (spread)")
     yield from table(headings, [_cells(one, name) for one in result["rows"] for name in FIGURES])
     yield f"error: median {result['median_error']:.1%}, worst {result['worst_error']:.1%}"

@@ -1,10 +1,11 @@
-"""Thousands of mixed requests, after which everything must be where it was: memory, slots, sockets, file descriptors.
+"""Thousands of mixed requests, after which memory, sequences, sockets and file descriptors must be as before.
 
     python -m bench.soak --model smollm2-135m --requests 2000
 
-Requests come and go at random: short and long, greedy and drawn, constrained, with stop strings, in conversations that
-go on, of several owners, some cancelled; more of them at a time than fit, so that some give way. The first tenth warms
-up; what is held after it and after the last must not differ by more than ``--tolerance`` of the memory.
+The requests are random: short and long, greedy and sampled, constrained, with stop strings, in conversations, of
+several owners, some cancelled, and more at the same time than fit, so that some are preempted. The first tenth warms
+up; resources after the warm-up and after the last request must not differ, memory by no more than the share
+``--tolerance``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
 
-ASKERS = 12
+CLIENTS = 12
 OWNERS = ("ann", "bob", "cho")
 MAX_TOKENS = 40
 
@@ -38,12 +39,14 @@ def parse() -> argparse.Namespace:
     parser.shared("model", "stages", "threads", "backend")
     parser.add_argument("--requests", type=count, default=2000, help="in all, warm-up included (%(default)s)")
     parser.add_argument("--budget", type=count, default=700, help="positions of KV cache (%(default)s)")
-    parser.add_argument("--tolerance", type=float, default=0.1, help="growth of memory that is none (%(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.1, help="greatest share by which memory may grow (%(default)s)"
+    )
     return parser.parse_args()
 
 
 class Soak:
-    """A pipeline and the askers that keep it busy."""
+    """A pipeline and the clients that keep it busy."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.pipeline = Pipeline(
@@ -60,17 +63,17 @@ class Soak:
         self.asked = self.tokens = self.reused = 0
 
     def run(self, requests: int) -> None:
-        """Ask so many, a dozen at a time, and wait for the last."""
+        """Ask ``requests`` requests, 12 at the same time, and wait for the last."""
         turns: queue.SimpleQueue[int] = queue.SimpleQueue()
         for _ in range(requests):
             self.asked += 1
             turns.put(self.asked)
-        askers = [threading.Thread(target=self._ask_all, args=(turns,)) for _ in range(ASKERS)]
-        for asker in askers:
-            asker.start()
-        for asker in askers:
-            while asker.is_alive():
-                asker.join(20.0)
+        clients = [threading.Thread(target=self._ask_all, args=(turns,)) for _ in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            while client.is_alive():
+                client.join(20.0)
                 say(f"{self.asked - turns.qsize()} asked, {dict(self.ended)}")
 
     def _ask_all(self, turns: queue.SimpleQueue[int]) -> None:
@@ -117,11 +120,11 @@ class Soak:
         return GenerateOptions(draw.randrange(1, MAX_TOKENS), stop, sampling=sampling, constraint=constraint)
 
     def held(self) -> dict[str, Any]:
-        """What the coordinator's and the stages' processes hold, once nothing is under way."""
+        """Resources of the processes of coordinator and stages, when no request is running."""
         deadline = time.monotonic() + 10.0
         while self.pipeline.engine.load.live and time.monotonic() < deadline:
             time.sleep(0.1)
-        time.sleep(2.5)  # two pings, so that the stages' figures are new
+        time.sleep(2.5)  # two pings, so that the stages report new figures
         load = self.pipeline.engine.load
         processes = [psutil.Process(os.getpid()), *(psutil.Process(stage.pid) for stage in self.pipeline.stages)]
         return {
@@ -140,9 +143,9 @@ class Soak:
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """What was held after warming up and at the end, and what became of the requests."""
+    """Resources after the warm-up and at the end, and the ends of the requests."""
     if options.requests < 10:
-        raise UsageError("fewer than 10 requests show nothing", "give more --requests")
+        raise UsageError("fewer than 10 requests are too few", "give more --requests")
     soak = Soak(options)
     began_s = time.perf_counter()
     try:
@@ -164,7 +167,7 @@ def measured(options: argparse.Namespace) -> Result:
 
 
 def grown(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> Iterator[str]:
-    """What is held after that was not before."""
+    """Names of the resources that have grown."""
     for name in ("live", "waiting"):
         if after[name]:
             yield name
@@ -189,7 +192,7 @@ def _shown(value: Any) -> str:
 
 
 def faults(_: argparse.Namespace, result: Result) -> EdgeppError | None:
-    """The error of a run after which something has grown."""
+    """Error of a run in which a resource has grown; None otherwise."""
     if not result["grown"]:
         return None
     return EdgeppError(f"something has grown: {', '.join(result['grown'])}", "run again with more --requests")

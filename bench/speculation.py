@@ -1,10 +1,10 @@
-"""Guessing ahead over a slow link: token/s with prompt lookup against without, on one pair of stage processes.
+"""Speculation over a slow link: token rates with and without guesses, over the same stage processes.
 
     python -m bench.speculation --model smollm2-135m --delay-ms 10 --rounds 5
 
-Three tasks: copying a text with small edits, where guesses are right; drawing a story, where few are; and drawing at
-random after a random prompt, where none are. Both pipelines stay open over the same stages, behind a slow link, and are
-asked in turn.
+Three tasks: copy a text with small edits, where guesses are right; sample a story, where few guesses are right; and
+sample after a random prompt, where none are right. Two pipelines, with and without guesses, stay open over the same
+stages behind a slow link and answer in turn.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
 
 
 class TwoPipelines:
-    """Stage processes, a slow link to each, and two pipelines over them: one with guesses, one without. Close it."""
+    """Stage processes behind slow links, and two pipelines over them, with and without guesses. Must be closed."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -75,7 +75,7 @@ class TwoPipelines:
         return self._owned.enter_context(Pipeline(where))
 
     def copy(self, pipeline: Pipeline, turn: int) -> TextStream:
-        """Copy a text in which some words are misspelt, greedily, to where the model ends it."""
+        """Copy a text with some misspelt words, greedily, until the model ends the answer."""
         text = list(words()[turn * 7 : turn * 7 + self._options.words])
         text[10::25] = [word[::-1] for word in text[10::25]]
         question = f"{' '.join(text)}\n\nCorrect the spelling of the text above and write out the whole text."
@@ -83,20 +83,20 @@ class TwoPipelines:
         return pipeline.ask([{"role": "user", "content": question}], options, owner=str(turn))
 
     def story(self, pipeline: Pipeline, turn: int) -> TextStream:
-        """Draw a story at temperature 1, which repeats a phrase now and then."""
+        """Sample a story at temperature 1, which repeats a phrase sometimes."""
         sampling = SamplingOptions(temperature=1.0, seed=turn)
         options = GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling)
         return pipeline.ask([{"role": "user", "content": "Tell a story about a lighthouse."}], options, owner=str(turn))
 
     def random(self, pipeline: Pipeline, turn: int) -> TextStream:
-        """Draw an answer to a random prompt, at a temperature at which the model rambles."""
+        """Sample an answer to a random prompt, at a high temperature."""
         ids = prompt(self._vocabulary, 64, turn)
         sampling = SamplingOptions(temperature=1.5, seed=turn)
         request = pipeline.engine.submit(ids, GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling))
         return TextStream(pipeline.engine, request, pipeline.tokenizer.detokenizer())
 
     def close(self) -> None:
-        """End everything."""
+        """Close the pipelines and end the stages."""
         self._owned.close()
 
 
@@ -104,16 +104,16 @@ Task = Callable[[Pipeline, int], TextStream]
 
 
 def measured(options: argparse.Namespace) -> Result:
-    """A row for each task: both rates, their ratio round by round, and how many guesses were right."""
+    """One row per task: both rates, their ratio per round, and the number of right guesses."""
     if options.speculate == "off":
-        raise UsageError("'off' against 'off' says nothing", "name lookup, or a small model")
+        raise UsageError("--speculate off leaves nothing to compare", "name lookup, or a small model")
     both = TwoPipelines(options)
     tasks: dict[str, Task] = {"copy": both.copy, "story": both.story, "random": both.random}
 
     same = dict.fromkeys(tasks, 0)
 
     def answers(task: str, turn: int) -> list[TextStream]:
-        """Of the pipeline without guesses, and of the one with them."""
+        """Answers of the pipeline without guesses and of the pipeline with guesses."""
         found = []
         for pipeline in both.pipelines.values():
             found.append(tasks[task](pipeline, turn))
@@ -126,12 +126,12 @@ def measured(options: argparse.Namespace) -> Result:
         rounds = interleave({task: partial(answers, task) for task in tasks}, options.rounds)
     finally:
         both.close()
-    asked = options.rounds + 1  # the one to warm up, too
+    asked = options.rounds + 1  # the warm-up round too
     return {"rows": [row(task, found) | {"same_answers": f"{same[task]} of {asked}"} for task, found in rounds.items()]}
 
 
 def row(task: str, rounds: Sequence[Sequence[TextStream]]) -> dict[str, Any]:
-    """Both medians, the ratio of each round, and what the guesses were worth."""
+    """Both medians, the ratio per round, and the numbers of guesses."""
     plain, guessing = ([answers[which].timing for answers in rounds] for which in (0, 1))
     rates = [[timing.decode_tokens_per_s for timing in timings] for timings in (plain, guessing)]
     return {

@@ -1,4 +1,4 @@
-"""edgepp: one language model on the machines you have.
+"""edgepp runs one language model on several machines.
 
     async with edgepp.Engine("smollm2-135m", stages=2) as engine:
         async for text in engine.ask("Why is the sky blue?"):
@@ -12,7 +12,7 @@
         print(await cluster.invite())
         await cluster.ready()
 
-Whatever is wrong is an ``EdgeppError``: one sentence, and in its ``hint`` the next step.
+Every error is an ``EdgeppError``: one sentence, with the next step in its ``hint``.
 """
 
 import os
@@ -33,7 +33,7 @@ from edgepp.errors import (
     UsageError,
 )
 
-TYPE_CHECKING = False  # as in `typing`, whose import `edgepp --help` need not wait for
+TYPE_CHECKING = False  # as in `typing`, without the time to import it
 if TYPE_CHECKING:
     from edgepp import events
     from edgepp.api import (
@@ -88,7 +88,7 @@ __all__ = [
     "serve",
     "stage",
 ]
-_LATER = {
+_LAZY = {
     "edgepp": ("events",),
     "edgepp.api": (
         "Answer",
@@ -108,16 +108,15 @@ _LATER = {
     "edgepp.layers": ("LayerRange",),
 }
 
-# Libraries would report home on a user's behalf, and transformers would remark on the terminal, unless told before they
-# are imported.
+# Libraries read these when they are imported: no telemetry, and no remarks of transformers on the terminal.
 for _switch in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_NO_ADVISORY_WARNINGS"):
     os.environ.setdefault(_switch, "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def __getattr__(name: str) -> object:
-    """The Python interface, imported when it is first asked for: `edgepp --help` needs none of it."""
-    for module, names in _LATER.items():
+    """Import a name of the Python interface at its first use, so that `edgepp --help` is fast."""
+    for module, names in _LAZY.items():
         if name in names:
             from importlib import import_module
 
@@ -126,5 +125,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Names that are imported later are there all the same."""
+    """All public names, with those that are not imported yet."""
     return sorted({*globals(), *__all__})

@@ -4,7 +4,7 @@ import sys
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
-        del sys.path[0]  # `python -m` put the current folder there: nothing may be imported from it
+        del sys.path[0]  # `python -m` puts the current folder there, from which nothing may be imported
     from edgepp.cli import main
 
     main()

@@ -1,7 +1,7 @@
-"""Report files: what is known of a fault of edgepp itself, without anything personal.
+"""Report files about faults of edgepp itself, without personal data.
 
-A report names versions, the platform, and the lines of code that led to the fault. Messages of exceptions may quote
-prompts, paths and addresses: only those of exceptions that speak of code itself are kept, and cleaned.
+A report has versions, the platform, and the lines of code that led to the fault. Exception messages may quote prompts,
+paths and addresses, so a report keeps only those of exception types about code itself, and cleans them.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ _PERSONAL = re.compile(
     | \b[0-9A-Za-z+/=_-]{20,}       # a key or a token
     """
 )
-_MOST_LINKS = 8
-_MOST_REPORTS = 8
+_MAX_CHAINED = 8
+"""Exceptions of one chain (``__cause__``, ``__context__``) that a report shows."""
+_MAX_REPORTS = 8
+"""Report files of one process."""
+_MAX_FRAMES, _FIRST_FRAMES = 60, 20
 _written: dict[tuple[object, ...], str] = {}
 
 
 def write_report(error: BaseException) -> str | None:
-    """Path of a file in the temporary folder that only this user may read; None where none can be written.
+    """Write a report to the temporary folder, readable by this user only, and return its path; None if that fails.
 
-    A fault that comes again, such as that of a message which is sent again and again, has one report.
+    A fault that occurs several times at the same place has one report.
     """
     last = traceback.extract_tb(error.__traceback__)[-1:]
     kind = (type(error), *((frame.filename, frame.lineno) for frame in last))
     if kind in _written:
         return _written[kind]
-    if len(_written) >= _MOST_REPORTS:
+    if len(_written) >= _MAX_REPORTS:
         return None
     try:
         handle, path = tempfile.mkstemp(prefix="edgepp-report-", suffix=".txt")
@@ -56,23 +59,23 @@ def write_report(error: BaseException) -> str | None:
 
 
 def report_text(error: BaseException) -> str:
-    """The report: versions, the platform, and each exception of the chain with its frames, the oldest first."""
+    """The text of a report: versions, the platform, and each chained exception with its frames, oldest first."""
     libraries = ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
     lines = [
         f"edgepp {_version('edgepp')}, Python {platform.python_version()}",
         f"{platform.system()} {platform.release()} {platform.machine()}",
         libraries,
     ]
-    for number, link in enumerate(reversed(list(_chain(error)))):
-        lines += ["", "then, while that was handled:"] if number else [""]
-        lines += _frames(link.__traceback__)
-        lines.append(_named(link))
+    for number, chained in enumerate(reversed(list(_chain(error)))):
+        lines += ["", "while that exception was handled:"] if number else [""]
+        lines += _frames(chained.__traceback__)
+        lines.append(_described(chained))
     return "\n".join(lines) + "\n"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     link: BaseException | None = error
-    for _ in range(_MOST_LINKS):
+    for _ in range(_MAX_CHAINED):
         if link is None:
             return
         yield link
@@ -81,30 +84,30 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _frames(trace: TracebackType | None) -> Iterator[str]:
     frames = traceback.extract_tb(trace)
-    shown = frames if len(frames) <= 60 else [*frames[:20], *frames[-40:]]
+    shown = frames if len(frames) <= _MAX_FRAMES else [*frames[:_FIRST_FRAMES], *frames[_FIRST_FRAMES - _MAX_FRAMES :]]
     for frame in shown:
         place = _place(frame.filename)
-        yield f"  {place}:{frame.lineno} in {frame.name}" if place else "  a file that is not edgepp's"
+        yield f"  {place}:{frame.lineno} in {frame.name}" if place else "  a file outside edgepp and its libraries"
         if place and frame.line:
             yield f"    {frame.line}"
 
 
-def _named(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     name = type(error).__name__
     if not isinstance(error, _ABOUT_CODE):
-        return f"{name} (its message may quote what was asked, so it is left out)"
+        return f"{name} (message left out, since it may quote a prompt)"
     return f"{name}: {_cleaned(str(error))}"
 
 
 def _cleaned(message: str) -> str:
-    """``message`` without what looks like a path, an address, a key, or one of this command's own arguments."""
+    """``message`` with paths, addresses, keys and this command's arguments replaced by an ellipsis."""
     for word in {word for argument in sys.argv[1:] for word in argument.split() if len(word) > 3}:
         message = message.replace(word, "…")
     return _PERSONAL.sub("…", message)[:300]
 
 
 def _place(file: str) -> str:
-    """A file by its package, without the folders that lead there; nothing is told of a user's own script."""
+    """The path of a file relative to the folder of its package; empty for a file of the user."""
     package = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
     if file.startswith(package + os.sep):
         return "edgepp" + file[len(package) :]

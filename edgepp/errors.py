@@ -1,25 +1,25 @@
-"""Everything edgepp can say is wrong, as one tree.
+"""Every error that edgepp raises, as one tree.
 
 EdgeppError
-├── UsageError            a command line or an option makes no sense (exit status 2)
-├── ModelError            a model is absent, damaged, or of a family that does not fit a pipeline
-├── PlanError             the stages at hand do not tile the model, or the nodes cannot hold it
-├── PairingError          a node may not take part: not invited, wrong code or key, revoked
-├── PeerLost              nobody answers at an address, or a connection to the coordinator ended
+├── UsageError            an argument or option is not valid (exit status 2; all others: 1)
+├── ModelError            a model is missing, damaged, or of an unsupported family
+├── PlanError             the stages do not cover each layer once, or the nodes cannot hold the model
+├── PairingError          a node is not admitted: not invited, wrong code or key, revoked
+├── PeerLost              an address does not answer, or the connection to the coordinator ended
 ├── ProtocolError         bytes that break the wire protocol
-│   ├── LocalProtocolError    we were about to send them
-│   └── RemoteProtocolError   they arrived; the frame is counted and dropped
-├── StageError            a stage ended an answer; names the stage and its node
-│   ├── StageLost             it died or stopped answering
-│   └── StageFault            it answered that it cannot do the step
-└── InternalError         a fault of edgepp itself, with a report that can be sent
+│   ├── LocalProtocolError    this process was about to send the bytes
+│   └── RemoteProtocolError   the bytes arrived; the frame is counted and dropped
+├── StageError            a stage ended an answer; the message names the stage and its node
+│   ├── StageLost             the stage died or stopped answering
+│   └── StageFault            the stage answered that it cannot do the step
+└── InternalError         a fault of edgepp itself, with a report file
 """
 
 from __future__ import annotations
 
 
 class EdgeppError(Exception):
-    """One sentence of what is wrong and, in ``hint``, what to do next; a traceback ends with both."""
+    """One sentence that says what is wrong; ``hint`` says what to do next. A traceback ends with both."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class EdgeppError(Exception):
 
     @property
     def hint(self) -> str:
-        """What to do next; empty where nothing can be advised."""
+        """What to do next; empty if there is no advice."""
         return self._hint
 
     @hint.setter
@@ -37,23 +37,23 @@ class EdgeppError(Exception):
 
 
 class UsageError(EdgeppError):
-    """A command line or an option makes no sense."""
+    """An argument or option is not valid."""
 
 
 class ModelError(EdgeppError):
-    """A model is absent, damaged, or of a family that does not fit a pipeline."""
+    """A model is missing, damaged, or of an unsupported family."""
 
 
 class PlanError(EdgeppError):
-    """The stages at hand do not tile the model exactly once, or the nodes cannot hold it."""
+    """The stages do not cover each layer exactly once, or the nodes cannot hold the model."""
 
 
 class PairingError(EdgeppError):
-    """A node may not take part: it was not invited, has a wrong code or key, or was revoked."""
+    """A node is not admitted: it was not invited, has a wrong code or key, or was revoked."""
 
 
-class PeerLost(EdgeppError):  # noqa: N818 - the field says "lost", and so do the logs
-    """Nobody answers at an address, or a connection to the coordinator ended."""
+class PeerLost(EdgeppError):  # noqa: N818 - named as in logs and in other systems
+    """An address does not answer, or the connection to the coordinator ended."""
 
 
 class ProtocolError(EdgeppError):
@@ -61,11 +61,11 @@ class ProtocolError(EdgeppError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This side was about to break the protocol: a bug here."""
+    """This process was about to break the wire protocol, which is a bug of edgepp."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other side broke the protocol: its frame is dropped."""
+    """Another process broke the wire protocol; its frame is dropped."""
 
 
 class StageError(EdgeppError):

@@ -1,6 +1,6 @@
-"""What a coordinator and a node tell while they run: one union of plain values, each with a line for people.
+"""Events of a running coordinator or node: plain values, one class per kind of event.
 
-``str(event)`` is that line; programs read the fields. Events are made in many threads and taken by one callable.
+``str(event)`` is a line for people; programs read the fields. Many threads make events; one callable receives them.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ from edgepp.layers import LayerRange
 
 @dataclass(frozen=True)
 class Measuring:
-    """The speed of this machine is measured, once."""
+    """The speed of this machine is being measured, once."""
 
     def __str__(self) -> str:
-        return "measuring this machine once, which takes some seconds"
+        return "measuring the speed of this machine, which takes some seconds, once"
 
 
 @dataclass(frozen=True)
 class ClusterLeft:
-    """This machine belongs to its cluster no more; where it coordinated, the cluster has ended."""
+    """This machine has left its cluster; if this machine coordinated the cluster, the cluster has ended."""
 
     coordinator: str
     ended: bool = False
 
     def __str__(self) -> str:
         if self.ended:
-            return "this machine has left its cluster, which ends: `edgepp leave`"
-        return f"this machine has left the cluster of {self.coordinator}: `edgepp leave`"
+            return "the cluster has ended, because `edgepp leave` ran on this machine"
+        return f"this machine has left the cluster of {self.coordinator}, because `edgepp leave` ran here"
 
 
-# What a coordinator tells.
+# Events of a coordinator.
 
 
 @dataclass(frozen=True)
 class NodePaired:
-    """A machine was paired, by an invitation or a token."""
+    """A machine was paired: the cluster admits its key from now on."""
 
     name: str
     host: str
     way: str
+    """How the machine was paired: ``invitation 7``, or the name of a token."""
 
     def __str__(self) -> str:
-        return f"{self.name} at {self.host} joined by {self.way}"
+        return f"{self.name} at {self.host} is paired, by {self.way}"
 
 
 @dataclass(frozen=True)
-class PairingTrouble:
-    """An invitation was not used as it should be: a wrong code, an expired one."""
+class PairingFailed:
+    """An attempt to pair failed: a wrong code, or an expired invitation."""
 
     text: str
 
@@ -60,7 +61,7 @@ class PairingTrouble:
 
 @dataclass(frozen=True)
 class NodeJoined:
-    """A paired node has come."""
+    """A paired node joined the members of the cluster."""
 
     name: str
     host: str
@@ -73,7 +74,7 @@ class NodeJoined:
 
 @dataclass(frozen=True)
 class NodeMoved:
-    """A node has another address."""
+    """A node is reached at another address."""
 
     name: str
     before: str
@@ -85,11 +86,11 @@ class NodeMoved:
 
 @dataclass(frozen=True)
 class NodeChanged:
-    """A node stopped, fell silent, came back or left."""
+    """The state of a node changed: stopped, suspect, gone, back, or left for good."""
 
     name: str
     change: str
-    """What the node did or is, such as ``is suspect``."""
+    """The predicate of the sentence, such as ``is suspect``."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.change}"
@@ -107,7 +108,7 @@ class NodeRevoked:
 
 @dataclass(frozen=True)
 class NodeRefused:
-    """Somebody was not let in."""
+    """A node was refused."""
 
     name: str
     host: str
@@ -115,38 +116,38 @@ class NodeRefused:
     by_token: bool = False
 
     def __str__(self) -> str:
-        return f"refused {self.name} at {self.host}{', which came by a token' * self.by_token}: {self.reason}"
+        return f"refused {self.name} at {self.host}{', which has a token' * self.by_token}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class PlanMade:
-    """Another plan is in force."""
+    """The planner made a new plan."""
 
-    number: int
-    places: tuple[tuple[LayerRange, str], ...]
-    """Layers and the name of the node that runs them, in order."""
+    plan_version: int
+    stages: tuple[tuple[LayerRange, str], ...]
+    """The layers of each stage, and the name of the node that runs the stage, in order."""
     reason: str = ""
 
     def __str__(self) -> str:
-        places = ", ".join(f"layers {layers} on {name}" for layers, name in self.places)
-        return f"plan {self.number}: {places}{'; ' * bool(self.reason)}{self.reason}"
+        stages = ", ".join(f"layers {layers} on {name}" for layers, name in self.stages)
+        return f"plan {self.plan_version}: {stages}{'; ' * bool(self.reason)}{self.reason}"
 
 
 @dataclass(frozen=True)
 class PlanKept:
-    """Something is wrong with the plan in force, or with the nodes at hand, and there is no better one."""
+    """A better plan is wanted, and the present nodes allow none: the plan stays, or there is still none."""
 
-    number: int | None
+    plan_version: int | None
     """None without a plan."""
     reason: str
 
     def __str__(self) -> str:
-        return self.reason if self.number is None else f"plan {self.number} stays: {self.reason}"
+        return self.reason if self.plan_version is None else f"plan {self.plan_version} stays: {self.reason}"
 
 
 @dataclass(frozen=True)
 class PlanMissing:
-    """The plan in force ended, and there is no other."""
+    """The plan ended, and the remaining nodes allow no other."""
 
     reason: str
 
@@ -156,7 +157,7 @@ class PlanMissing:
 
 @dataclass(frozen=True)
 class LayersNotLoaded:
-    """A node could not load its layers, or lost them."""
+    """A node could not load its layers, or its stage process ended."""
 
     name: str
     reason: str
@@ -168,53 +169,53 @@ class LayersNotLoaded:
 
 @dataclass(frozen=True)
 class PipelineOpened:
-    """Questions can be answered."""
+    """A pipeline over the stages of a plan is open: requests can be answered."""
 
-    plan: int
+    plan_version: int
     took_s: float
 
     def __str__(self) -> str:
-        return f"plan {self.plan} is open after {self.took_s:.1f} s: ready to answer"
+        return f"ready to answer: the pipeline of plan {self.plan_version} opened in {self.took_s:.1f} s"
 
 
 @dataclass(frozen=True)
 class PipelineNotOpened:
-    """A plan whose stages are all loaded cannot be opened; it is tried again."""
+    """The pipeline of a plan did not open, although all stages are loaded; the coordinator tries again."""
 
-    plan: int
+    plan_version: int
     reason: str
 
     def __str__(self) -> str:
-        return f"plan {self.plan} cannot be opened: {self.reason}"
+        return f"the pipeline of plan {self.plan_version} does not open, trying again: {self.reason}"
 
 
 @dataclass(frozen=True)
 class PipelineLost:
-    """The pipeline that answered was lost."""
+    """The open pipeline was lost; the coordinator opens another."""
 
     reason: str
 
     def __str__(self) -> str:
-        return f"interrupted: {self.reason}"
+        return f"the pipeline is lost, opening another: {self.reason}"
 
 
 @dataclass(frozen=True)
 class StepFailed:
-    """An unexpected error cost one step of the coordinator; it goes on."""
+    """One step of the coordinator failed unexpectedly; the coordinator continues."""
 
-    what: str
+    step: str
     error: str
 
     def __str__(self) -> str:
-        return f"{self.what} failed this time: {self.error}"
+        return f"{self.step} failed, and the coordinator continues: {self.error}"
 
 
-# What a node tells.
+# Events of a node.
 
 
 @dataclass(frozen=True)
-class CoordinatorSought:
-    """The coordinator does not answer where it was."""
+class CoordinatorLost:
+    """The coordinator does not answer at its last address; the node looks for it."""
 
     name: str
     reason: str
@@ -225,7 +226,7 @@ class CoordinatorSought:
 
 @dataclass(frozen=True)
 class CoordinatorReached:
-    """The node takes part in the cluster of the coordinator at this address."""
+    """The node reached the coordinator and is a member of its cluster."""
 
     name: str
     address: str
@@ -235,19 +236,19 @@ class CoordinatorReached:
 
 
 @dataclass(frozen=True)
-class SlotFailed:
+class StageFailed:
     """A stage process of the node could not load, or ended."""
 
-    slot: int
+    stage_slot: int
     reason: str
 
     def __str__(self) -> str:
-        return f"slot {self.slot}: {self.reason}"
+        return f"the stage in slot {self.stage_slot} failed: {self.reason}"
 
 
 @dataclass(frozen=True)
-class NodeAssignment:
-    """The node's part in the plan, whenever it changes."""
+class AssignmentChanged:
+    """The layers of this node in the plan changed."""
 
     model: str
     layers: tuple[LayerRange, ...]
@@ -261,11 +262,11 @@ class NodeAssignment:
 
 
 CoordinatorEvent: TypeAlias = (
-    Measuring | ClusterLeft | NodePaired | PairingTrouble | NodeJoined | NodeMoved | NodeChanged | NodeRevoked
+    Measuring | ClusterLeft | NodePaired | PairingFailed | NodeJoined | NodeMoved | NodeChanged | NodeRevoked
     | NodeRefused | PlanMade | PlanKept | PlanMissing | LayersNotLoaded | PipelineOpened | PipelineNotOpened
     | PipelineLost | StepFailed
 )  # fmt: skip
-NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorSought | CoordinatorReached | SlotFailed | NodeAssignment
+NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorLost | CoordinatorReached | StageFailed | AssignmentChanged
 Event: TypeAlias = CoordinatorEvent | NodeEvent
 OnEvent: TypeAlias = Callable[[Event], None]
-"""Takes events; safe to call from any thread."""
+"""Receives events; safe to call from any thread."""

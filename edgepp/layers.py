@@ -1,4 +1,4 @@
-"""Layer ranges: half-open inside, inclusive only where people read and write them."""
+"""Layer ranges: half-open in code and messages, inclusive where people read and write them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from edgepp.errors import PlanError, UsageError
 
 @dataclass(frozen=True, order=True)
 class LayerRange:
-    """Decoder layers ``[start, stop)``; never empty."""
+    """Decoder layers ``[start, stop)``, counted from 0; never empty."""
 
     start: int
     stop: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop:
-            raise UsageError(f"layers {self.start} to {self.stop - 1} are not a range")
+            raise UsageError(
+                f"layers {self.start} to {self.stop - 1} are not a range",
+                "give a first layer from 0 and a last one not before it",
+            )
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -28,12 +31,12 @@ class LayerRange:
         return self.start <= layer < self.stop
 
     def __str__(self) -> str:
-        """The inclusive form that people read: ``0-15``, or ``7`` for one layer."""
+        """The inclusive form: ``0-15``, or ``7`` for one layer."""
         return f"{self.start}-{self.stop - 1}" if len(self) > 1 else str(self.start)
 
     @classmethod
     def parse(cls, text: str) -> LayerRange:
-        """Read the inclusive form, ``0-15`` or ``7``.
+        """Parse the inclusive form, ``0-15`` or ``7``.
 
         Raises:
             UsageError: the text is not such a range.
@@ -52,7 +55,7 @@ def check_tiling(ranges: Sequence[LayerRange], num_layers: int) -> None:
     """Check that ranges cover layers ``[0, num_layers)`` exactly once, in any order.
 
     Raises:
-        PlanError: one sentence that names every gap, overlap and excess.
+        PlanError: the ranges have gaps or overlaps, or exceed the model; the message names each.
     """
     ordered = sorted(ranges)
     faults: list[str] = []
@@ -70,8 +73,8 @@ def check_tiling(ranges: Sequence[LayerRange], num_layers: int) -> None:
     if faults:
         held = ", ".join(map(str, ordered)) or "none"
         raise PlanError(
-            f"the stages do not make up the model: {'; '.join(faults)} (held: {held})",
-            "start or restart `edgepp join --layers A-B` so that the ranges follow each other",
+            f"the stages do not cover each layer of the model once: {'; '.join(faults)} (held: {held})",
+            "start `edgepp join --layers A-B` so that the ranges follow each other without gaps",
         )
 
 
@@ -80,10 +83,10 @@ def _are(start: int, stop: int) -> str:
 
 
 def split_evenly(num_layers: int, stages: int) -> tuple[LayerRange, ...]:
-    """Cut ``num_layers`` into ``stages`` ranges whose lengths differ by one at most.
+    """Split ``num_layers`` layers into ``stages`` ranges, in order, of lengths that differ by one at most.
 
     Raises:
-        PlanError: there are more stages than layers, or no stage at all.
+        PlanError: ``stages`` is not from 1 to ``num_layers``.
     """
     if not 1 <= stages <= num_layers:
         raise PlanError(f"{num_layers} layers cannot be split over {stages} stages", f"use 1 to {num_layers} stages")

@@ -1,4 +1,4 @@
-"""Text from a model, a member or a file, made safe to show on a terminal."""
+"""Text from models, nodes and files, made safe to show on a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import re
 
-# C0 and C1 controls but for tab and newline, DEL, directional overrides and isolates, and lone surrogates.
+# C0 and C1 controls except tab and newline, DEL, directional overrides and isolates, and lone surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LINE_ENDS = re.compile(r"[\t\n]+")
 
@@ -14,24 +14,24 @@ _LINE_ENDS = re.compile(r"[\t\n]+")
 def printable(text: str) -> str:
     """``text`` with each control character replaced by U+FFFD; tabs and newlines stay.
 
-    No state is kept between calls, so a stream may be cleaned piece by piece.
+    Calls are independent, so the pieces of a stream can be cleaned one by one.
     """
     return _CONTROLS.sub("\ufffd", text)
 
 
-def one_line(text: str, longest: int | None = None) -> str:
-    """``text`` as one printable line of at most ``longest`` characters: for names, reasons and table cells."""
+def one_line(text: str, max_length: int | None = None) -> str:
+    """``text`` as one printable line of at most ``max_length`` characters: for names, reasons and table cells."""
     line = printable(_LINE_ENDS.sub(" ", text)).strip()
-    return line if longest is None or len(line) <= longest else line[: longest - 1] + "…"
+    return line if max_length is None or len(line) <= max_length else line[: max_length - 1] + "…"
 
 
 def json_line(value: object) -> str:
-    """``value`` as one line of JSON that is safe to show: each control character in a string is an escape."""
+    """``value`` as one line of JSON that is safe to show: each control character in a string becomes an escape."""
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats log records, whose arguments may come from anywhere, without control characters."""
+    """A log formatter that replaces control characters: arguments of log records may come from other machines."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as printable text; a traceback keeps its lines."""

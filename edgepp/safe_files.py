@@ -1,6 +1,6 @@
-"""Opening a file where anything may lie, and replacing one whole.
+"""Opening regular files only, and replacing a file atomically.
 
-Only regular files are opened: a named pipe, a device or a socket is never waited for. Symbolic links are followed.
+Opening never blocks on a named pipe, a device or a socket at the path. Symbolic links are followed.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ _KINDS = (
 
 
 class NotRegular(OSError):  # noqa: N818 - an OSError like those of the system
-    """Something else lies where a file should be; ``strerror`` says what."""
+    """The path is not a regular file; ``strerror`` names its kind."""
 
 
 class TooLarge(OSError):  # noqa: N818
-    """A file has more bytes than such a file can need."""
+    """A file is larger than its limit."""
 
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
-        OSError: there is none, it is something else (``NotRegular``), or it may not be read.
+        OSError: the file does not exist, is not regular (``NotRegular``), or may not be read.
     """
     require_regular(path, path.stat().st_mode)
     return os.fdopen(open_descriptor(path, os.O_RDONLY), "rb")
 
 
 def open_descriptor(path: Path, flags: int) -> int:
-    """Open a regular file with the ``flags`` of ``os.open``; one that this makes is its owner's alone.
+    """Open a regular file with the ``flags`` of ``os.open``; a new file gets mode 0600.
 
     Raises:
-        OSError: it cannot be opened, or is something else (``NotRegular``).
+        OSError: the file cannot be opened, or is not regular (``NotRegular``).
     """
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     try:
-        require_regular(path, os.fstat(descriptor).st_mode)  # of what was opened, whatever the name means by now
+        require_regular(path, os.fstat(descriptor).st_mode)  # of the opened file: the path may name another one by now
     except OSError:
         os.close(descriptor)
         raise
@@ -55,38 +55,38 @@ def open_descriptor(path: Path, flags: int) -> int:
 
 
 def require_regular(path: Path, mode: int) -> None:
-    """Refuse the ``st_mode`` of anything but a regular file.
+    """Check that ``mode``, the ``st_mode`` of ``path``, is that of a regular file.
 
     Raises:
-        NotRegular: it is of another kind.
+        NotRegular: ``mode`` is of another kind.
     """
     if not stat.S_ISREG(mode):
-        kind = next((name for test, name in _KINDS if test(mode)), "no file")
+        kind = next((name for test, name in _KINDS if test(mode)), "not a file")
         raise NotRegular(errno.EINVAL, f"it is {kind} where a file should be", str(path))
 
 
-def read_whole(stream: BinaryIO, most: int) -> bytes:
-    """All of an open file of at most ``most`` bytes.
+def read_whole(stream: BinaryIO, max_bytes: int) -> bytes:
+    """The contents of an open file.
 
     Raises:
-        OSError: it has more (``TooLarge``), or cannot be read.
+        OSError: the file has more than ``max_bytes`` bytes (``TooLarge``), or cannot be read.
     """
     size = os.fstat(stream.fileno()).st_size
-    data = stream.read(min(size, most) + 1)  # reading allocates what is asked for
-    if len(data) > most:
-        raise TooLarge(errno.EFBIG, f"it has more than {most >> 20} MiB, which such a file cannot need", stream.name)
+    data = stream.read(min(size, max_bytes) + 1)  # read() allocates the requested size
+    if len(data) > max_bytes:
+        raise TooLarge(errno.EFBIG, f"it is larger than {max_bytes >> 20} MiB, the limit of such a file", stream.name)
     return data
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Give ``path`` new contents at one instant: a reader, or a crash, sees the old or the new.
+    """Replace the contents of ``path``: a reader, or a crash, leaves the old or the new contents, never a mixture.
 
-    The file is its owner's alone.
+    The file gets mode 0600.
 
     Raises:
-        OSError: it cannot be written; the old one stands.
+        OSError: the file cannot be written; the old contents remain.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # with mode 0600
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:

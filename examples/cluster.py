@@ -1,4 +1,4 @@
-"""A question to this machine's cluster, printed as the answer comes, and a choice that it is held to.
+"""Ask the cluster of this machine: one streamed answer, and one answer that must be yes or no.
 
 python examples/cluster.py
 """
@@ -9,7 +9,7 @@ import edgepp
 
 
 async def main() -> None:
-    """Ask twice."""
+    """Stream one answer, then await a constrained one."""
     async with edgepp.connect() as cluster:
         async for text in cluster.ask("Why is the sky blue?", edgepp.GenerateOptions(max_tokens=60)):
             print(text, end="", flush=True)

@@ -1,4 +1,4 @@
-"""Three questions at once to a model on this machine, split over two stage processes, and three answers to one.
+"""Ask a model on this machine, split over two stage processes: three questions at once, and three answers to one.
 
 python examples/local.py [MODEL]
 """
@@ -12,12 +12,12 @@ QUESTIONS = ("Name a river in Europe.", "What is 7 times 8?", "Say hello in Fren
 
 
 async def main(model: str) -> None:
-    """Ask all of them, and print each answer when all are whole."""
+    """Ask everything at once, and print each answer when all are complete."""
     options = edgepp.GenerateOptions(max_tokens=40)
-    drawn = edgepp.GenerateOptions(max_tokens=12, sampling=edgepp.SamplingOptions(temperature=1.0, seed=1))
+    sampled = edgepp.GenerateOptions(max_tokens=12, sampling=edgepp.SamplingOptions(temperature=1.0, seed=1))
     async with edgepp.Engine(model, stages=2) as engine:
         answers = await asyncio.gather(*(engine.ask(question, options).whole() for question in QUESTIONS))
-        choices = engine.choices("Think of a name for a small, friendly cat.", 3, drawn)
+        choices = engine.choices("Think of a name for a small, friendly cat.", 3, sampled)
         await asyncio.gather(*(choice.whole() for choice in choices))
     for question, answer in zip(QUESTIONS, answers, strict=True):
         print(f"{question}\n  {answer.text.strip()}\n  {len(answer.token_ids)} tokens, {answer.finish_reason}")

@@ -1,9 +1,9 @@
-"""A cluster in one program: it serves a model, takes part as a second machine, asks a question, and leaves.
+"""A cluster in one program: serve a model, join as a second machine, ask a question, and stop.
 
 python examples/serve_and_join.py [MODEL]
 
-On two machines the first half runs on one and the second half on the other. Here both halves run on this machine, the
-second one in a process of its own with a configuration folder of its own, as another machine would have.
+On two machines, ``serve`` runs on one and ``join`` on the other. In this example both run on this machine; ``join``
+runs in a second process with its own configuration folder, as on another machine.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import edgepp
 
 
 async def serve(model: str, folder: str) -> None:
-    """Serve, let the other half join by a token, and ask once both run layers."""
+    """Serve, start a process that joins by a token, and ask when both run layers."""
     os.environ["EDGEPP_HOME"] = f"{folder}/one"
     async with edgepp.serve(model, listen="127.0.0.1:0", threads=1, memory="1GB") as cluster:
         environment = os.environ | {
@@ -39,7 +39,7 @@ async def serve(model: str, folder: str) -> None:
 
 
 async def join(address: str) -> None:
-    """Take part until the node runs layers no more."""
+    """Run a node of the cluster until the process ends."""
     async with edgepp.join(peers=[address], threads=1, memory="1GB") as node:
         async for event in node.events():
             print(f"two: {event}")

@@ -1,4 +1,4 @@
-"""edgepp from Python: the same engine that the commands use, for ``asyncio``.
+"""The Python interface of edgepp, for ``asyncio``: what the commands do, for programs.
 
     async with edgepp.Engine("smollm2-135m", stages=2) as engine:
         async for text in engine.ask("Why is the sky blue?"):
@@ -17,19 +17,19 @@
         async for event in node.events():
             print(event)
 
-Several answers may be under way at once; each is computed together with the others. An answer that nobody goes on
-reading is cancelled. Whatever is wrong is an ``EdgeppError``: one sentence, and in its ``hint`` the next step.
+Several answers may be read at once; the engine batches them. Leaving the loop over an answer cancels the rest of it.
+Every error is an ``EdgeppError``: one sentence, with the next step in its ``hint``.
 """
 
 from edgepp.api.answer import Answer
 from edgepp.api.connection import Connection, connect
 from edgepp.api.engine import Engine
 from edgepp.api.joining import JoinedNode, LoneStage, join, stage
-from edgepp.api.question import MOST_CHOICES, Prompt
+from edgepp.api.question import MAX_CHOICES, Prompt
 from edgepp.api.serving import ServedCluster, serve
 
 __all__ = [
-    "MOST_CHOICES",
+    "MAX_CHOICES",
     "Answer",
     "Connection",
     "Engine",

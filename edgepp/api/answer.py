@@ -1,4 +1,4 @@
-"""An answer as it comes, read in a thread of its own and handed to the event loop."""
+"""An answer for ``asyncio``: a thread reads it and passes each piece to the event loop."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger("edgepp.api")
 
 
 class Answer:
-    """An answer as it comes: iterate over it once for its text, or wait for the ``whole`` of it.
+    """One answer: iterate over it once for its text as it comes, or await ``whole()``.
 
-    With each piece come its tokens and, if they were asked for, their log-probabilities (through a cluster those come
-    with the end). Why it ended is known at the end.
+    ``token_ids`` grows with each piece of text, and so does ``sampled`` if log-probabilities were requested (through a
+    cluster ``sampled`` is filled at the end). ``finish_reason`` is None until the answer has ended.
     """
 
     def __init__(
@@ -33,7 +33,12 @@ class Answer:
         begin: Callable[[], AbstractContextManager[Begun]],
         reopen: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
-        """After ``reopen``, an answer that lost a stage before anything of it was read begins once more."""
+        """Make an answer that begins when it is read.
+
+        Args:
+            begin: Starts the answer, in the reading thread.
+            reopen: Opens the engine again. If a stage is lost before any text was read, the answer begins once more.
+        """
         self._begin = begin
         self._reopen = reopen
         self._stop: Callable[[], None] | None = None
@@ -42,9 +47,9 @@ class Answer:
         self._pieces: list[str] = []
         self.token_ids: list[int] = []
         self.sampled: list[Sampled] = []
-        """One for each token, where log-probabilities were asked for."""
+        """One per token, if log-probabilities were requested."""
         self.spelled: Mapping[int, str] = {}
-        """The text of each token that ``sampled`` names, by itself; known at the end."""
+        """The text of each token in ``sampled``, by token id; filled at the end."""
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
@@ -52,20 +57,20 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """All that has been read of it."""
+        """The text read so far."""
         return "".join(self._pieces)
 
     @property
     def waiting(self) -> str:
-        """Why the cluster has not begun the answer: what it loads, or which machines are away; empty once it has."""
+        """Why a cluster has not begun the answer: what loads, or which nodes are missing; empty afterwards."""
         waiting = self._waiting
         return "" if waiting is None or self.finish_reason is not None else waiting()
 
     async def whole(self) -> Answer:
-        """Wait for all of it; it is returned itself.
+        """Read to the end and return this answer.
 
         Raises:
-            EdgeppError: it cannot be given, or not finished.
+            EdgeppError: the answer cannot begin, or ended early by an error.
         """
         if self.finish_reason is None:
             async for _ in self:
@@ -73,40 +78,41 @@ class Answer:
         return self
 
     def cancel(self) -> None:
-        """Stop it. What came before can still be read; ``finish_reason`` is then ``cancelled``."""
+        """Stop the answer. Text computed before can still be read; ``finish_reason`` becomes ``cancelled``."""
         self._cancelled = True
         stop = self._stop
         if stop is not None:
             stop()
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Pieces of text as they come; leaving early cancels the rest.
+        """Pieces of text as they come; leaving the loop early cancels the answer.
 
         Raises:
-            EdgeppError: it cannot be given, or not finished; what was read so far stands.
+            UsageError: the answer was read before.
+            EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
         """
         if self._read_before:
-            raise UsageError("an answer is read once", "keep what was read, or ask again")
+            raise UsageError("an answer can be read only once", "use its `text`, or ask again")
         self._read_before = True
         loop = asyncio.get_running_loop()
-        heard: asyncio.Queue[_Piece | EdgeppError] = asyncio.Queue()
+        pieces: asyncio.Queue[_Piece | EdgeppError] = asyncio.Queue()
         ended = asyncio.Event()
 
-        def tell(call: Callable[..., None], *about: object) -> None:
-            with suppress(RuntimeError):  # the loop was closed, so nobody reads on
-                loop.call_soon_threadsafe(call, *about)
+        def in_loop(call: Callable[..., None], *arguments: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed, so nobody reads on
+                loop.call_soon_threadsafe(call, *arguments)
 
         def read() -> None:
             try:
                 for piece in self._read(loop):
-                    tell(heard.put_nowait, piece)
+                    in_loop(pieces.put_nowait, piece)
             finally:
-                tell(ended.set)
+                in_loop(ended.set)
 
         threading.Thread(target=read, name="answer", daemon=True).start()
         try:
             while self.finish_reason is None:
-                piece = await heard.get()
+                piece = await pieces.get()
                 if isinstance(piece, EdgeppError):
                     raise piece
                 self._take(piece)
@@ -118,22 +124,22 @@ class Answer:
             await ended.wait()
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> Iterator[_Piece | EdgeppError]:
-        """All of it, in a thread of its own; the last one has a reason or is an error."""
-        shown = False
+        """All pieces, in the reading thread; the last one has a finish reason or is an error."""
+        begun = False
         try:
             try:
                 for piece in self._attempt():
-                    shown = True
+                    begun = True
                     yield piece
             except StageLost:
-                if shown or self._cancelled or self._reopen is None or not self._reopened(self._reopen, loop):
+                if begun or self._cancelled or self._reopen is None or not self._reopened(self._reopen, loop):
                     raise
                 yield from self._attempt()
         except EdgeppError as error:
             yield error
-        except GeneratorExit:  # nobody hears it any more
+        except GeneratorExit:  # the reader has left
             raise
-        except BaseException as error:  # noqa: BLE001 - the thread's boundary: a panic in Rust is no Exception
+        except BaseException as error:  # noqa: BLE001 - outermost level of the thread; a panic in Rust is not an Exception
             yield explained(error)
         finally:
             self._stop = self._waiting = None
@@ -154,8 +160,8 @@ class Answer:
     def _reopened(reopen: Callable[[], Coroutine[Any, Any, None]], loop: asyncio.AbstractEventLoop) -> bool:
         try:
             asyncio.run_coroutine_threadsafe(reopen(), loop).result()
-        except EdgeppError as error:  # the loss itself says more: it names the stage
-            log.info("what was lost cannot be opened again: %s", error)
+        except EdgeppError as error:  # the loss itself is raised: its message names the stage
+            log.info("the engine cannot be opened again: %s", error)
             return False
         return True
 
@@ -172,17 +178,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Begun:
-    """An answer under way; ``cancel`` may be called from any thread."""
+    """A started answer; ``cancel`` may be called from any thread."""
 
     answer: TextStream | RemoteAnswer
     cancel: Callable[[], None]
     waiting: Callable[[], str] = str
-    """What the answer waits for before it begins; empty where there is nothing."""
+    """Why the answer does not begin yet; empty if it waits for nothing."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some text of an answer, up to its first so many ``tokens``; the last one says why it ended."""
+    """Some text of an answer; ``tokens`` counts the tokens up to its end. The last piece has the finish reason."""
 
     text: str
     tokens: int

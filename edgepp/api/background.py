@@ -1,4 +1,4 @@
-"""A service that runs beside the event loop, and what it tells."""
+"""A coordinator, node or stage that runs in the background of an ``asyncio`` program, and its events."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
-from edgepp.api.cancellable_thread import apart
+from edgepp.api.cancellable_thread import run_in_thread
 from edgepp.engine.frontend import OnProgress
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
 from edgepp.events import Event, OnEvent
 
 MAX_EVENTS = 1024
-"""Events that wait to be read; the oldest give way to further ones."""
-_LOOK_S = 0.2
-_PATIENCE_S = 1.0
-"""How long opening may go on after it was cancelled; what it gives afterwards is closed at once."""
+"""Events kept until they are read; further events displace the oldest."""
+_CHECK_INTERVAL_S = 0.2
+_CANCEL_TIMEOUT_S = 1.0
+"""Wait for an opening that was cancelled; a service that opens later is closed at once."""
 
 
 class BackgroundService(Protocol):
-    """A coordinator, node or stage that runs in threads and processes of its own; made, asked and closed in threads."""
+    """A coordinator, node or stage with threads and processes of its own; all calls come from worker threads."""
 
     def check(self) -> bool:
-        """Whether the service goes on; False where it has come to its end.
+        """Whether the service still runs; False if it has ended as intended.
 
         Raises:
-            EdgeppError: a part of the service ended by itself.
+            EdgeppError: a part of the service failed.
         """
 
     def close(self) -> None:
@@ -39,11 +39,11 @@ class BackgroundService(Protocol):
 
 S = TypeVar("S", bound=BackgroundService)
 Make = Callable[[OnEvent, OnProgress, threading.Event], S]
-"""Puts a service together, in a thread; gives up when the event is set or ``OnProgress`` raises."""
+"""Makes and starts a service, in a worker thread; gives up when the event is set or ``OnProgress`` raises."""
 
 
 class Background(Generic[S]):
-    """A service beside the event loop. Use it in an ``async with`` statement."""
+    """A service in the background of the event loop. Use it in an ``async with`` statement."""
 
     def __init__(self, make: Make[S]) -> None:
         self._make = make
@@ -56,10 +56,10 @@ class Background(Generic[S]):
         self._error: EdgeppError | None = None
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
-        """Put the service together and start it, unless it runs already. ``on_progress`` is called in another thread.
+        """Start the service, unless it runs. ``on_progress(done_bytes, total_bytes, what)`` runs in another thread.
 
         Raises:
-            EdgeppError: one sentence about what keeps it from running; nothing is left behind.
+            EdgeppError: the service cannot start; nothing of it is left running.
         """
         if self.is_open:
             return
@@ -67,22 +67,22 @@ class Background(Generic[S]):
             await self.close()
         loop = asyncio.get_running_loop()
 
-        def tell(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop was closed, so nobody reads events any more
-                loop.call_soon_threadsafe(self._tell, event)
+        def on_event(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop is closed, so nobody reads events
+                loop.call_soon_threadsafe(self._add_event, event)
 
         def work(given_up: threading.Event) -> S:
             def progress(done: int, total: int, what: str) -> None:
                 if given_up.is_set():
-                    raise EdgeppError("this was given up while it loaded")
+                    raise EdgeppError("opening was cancelled")
                 if on_progress is not None:
                     on_progress(done, total, what)
 
-            return self._make(tell, progress, given_up)
+            return self._make(on_event, progress, given_up)
 
         self._waiting.clear()
         self._over, self._error = False, None
-        service = self._opened = await apart(work, lambda late: late.close(), _PATIENCE_S)
+        service = self._opened = await run_in_thread(work, lambda late: late.close(), _CANCEL_TIMEOUT_S)
         self._watching = asyncio.create_task(self._watch(service))
 
     async def close(self) -> None:
@@ -104,12 +104,12 @@ class Background(Generic[S]):
         await self.close()
 
     async def events(self) -> AsyncIterator[Event]:
-        """What happens, as it happens, from the opening on; for one reader.
+        """Events as they happen, from the opening on; for one reader.
 
-        The events end when the service is closed, or when this machine has left its cluster.
+        The iteration ends when the service is closed, or when this machine has left its cluster.
 
         Raises:
-            EdgeppError: a part of the service ended by itself.
+            EdgeppError: a part of the service failed.
         """
         while True:
             while self._waiting:
@@ -123,45 +123,45 @@ class Background(Generic[S]):
 
     @property
     def is_open(self) -> bool:
-        """Whether the service runs, as far as is known."""
+        """Whether the service runs, as of the last check."""
         return self._opened is not None and not self._over
 
     @property
     def _service(self) -> S:
         if self._opened is None:
-            raise EdgeppError("this is not open", "use it in an `async with` statement")
+            raise EdgeppError("the service is not open", "use it in an `async with` statement")
         return self._opened
 
     async def _next_change(self) -> None:
         """Wait for the next event.
 
         Raises:
-            EdgeppError: there will be none: a part of the service ended by itself, or the service was closed.
+            EdgeppError: the service was closed, or a part of it failed.
         """
         if self._over:
-            raise self._error or EdgeppError("this was closed")
+            raise self._error or EdgeppError("the service was closed")
         self._changed.clear()
         await self._changed.wait()
 
     async def _watch(self, service: S) -> None:
-        """See how the service fares; one that has come to its end is closed, also when nobody reads its events."""
+        """Check the service until it ends, and then close it, even if nobody reads its events."""
         failed: EdgeppError | None = None
         try:
-            while await asyncio.to_thread(service.check):  # noqa: ASYNC110 - a process and a file are looked at
-                await asyncio.sleep(_LOOK_S)
-        except Exception as error:  # noqa: BLE001 - the task's boundary: told to the one who reads the events
+            while await asyncio.to_thread(service.check):  # noqa: ASYNC110 - the check looks at a process and a file
+                await asyncio.sleep(_CHECK_INTERVAL_S)
+        except Exception as error:  # noqa: BLE001 - outermost level of the task; raised to the reader of the events
             failed = explained(error)
         await self._shut()
         self._end(failed)
 
     async def _shut(self) -> None:
-        """Close the service once; the closing goes on when the one who waits for it is cancelled."""
+        """Close the service once; closing continues if a task that waits for it is cancelled."""
         if self._closing is None and self._opened is not None:
             self._closing = asyncio.create_task(asyncio.to_thread(self._opened.close))
         if self._closing is not None:
             await asyncio.shield(self._closing)
 
-    def _tell(self, event: Event) -> None:
+    def _add_event(self, event: Event) -> None:
         self._waiting.append(event)
         self._changed.set()
 

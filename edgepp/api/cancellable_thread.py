@@ -1,4 +1,4 @@
-"""Long work beside the event loop."""
+"""Long work in a thread, which a cancelled ``asyncio`` task can give up."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from edgepp.error_boundary import failure
 T = TypeVar("T")
 
 
-async def apart(work: Callable[[threading.Event], T], undo: Callable[[T], None], patience_s: float | None = None) -> T:
-    """What ``work`` gives, in a thread of its own.
+async def run_in_thread(
+    work: Callable[[threading.Event], T], undo: Callable[[T], None], cancel_timeout_s: float | None = None
+) -> T:
+    """Run ``work`` in a thread of its own and return its result.
 
-    When this is cancelled, ``work`` is asked by its event to give up, and waited for, at most for ``patience_s``
-    seconds; what it gives nevertheless, ``undo`` takes back. Cancelled once more, it is waited for no longer. Unlike a
-    pool's thread, this one does not keep the process from ending.
+    When the awaiting task is cancelled, the event passed to ``work`` is set, and the thread is awaited for at most
+    ``cancel_timeout_s`` seconds (None: until it ends, or the task is cancelled again). If ``work`` returns a result
+    nevertheless, ``undo`` is called with it. Unlike a thread of a pool, this one does not keep the process from ending.
     """
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()
@@ -29,25 +31,27 @@ async def apart(work: Callable[[threading.Event], T], undo: Callable[[T], None],
         try:
             return work(given_up)
         finally:
-            release_thread()  # before anybody knows: the process may end then
+            release_thread()  # before the result is set: the process may end as soon as it is
 
     def run() -> None:
         try:
             done.set_result(released())
-        except BaseException as error:  # noqa: BLE001 - handed to the one who waits for it, as what asyncio can hand on
+        except BaseException as error:  # noqa: BLE001 - raised to the awaiting task, as a type that asyncio can raise
             plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
             done.set_exception(error if plain else failure(error, "opening"))
 
     thread = threading.Thread(target=run, name="opening", daemon=True)
     thread.start()
     waiting = asyncio.wrap_future(done)
-    waiting.add_done_callback(asyncio.Future.exception)  # so that asyncio does not report it when nobody waits any more
+    waiting.add_done_callback(
+        asyncio.Future.exception
+    )  # reads the exception, so that asyncio does not report it as never retrieved
     try:
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:
         done.add_done_callback(lambda late: undo(late.result()) if late.exception() is None else None)
         given_up.set()
-        await asyncio.wait([waiting], timeout=patience_s)
+        await asyncio.wait([waiting], timeout=cancel_timeout_s)
         raise
     finally:
         if done.done():

@@ -1,4 +1,4 @@
-"""This machine's cluster, wherever its coordinator is."""
+"""A connection to the cluster of this machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from edgepp.api.answer import Answer, Begun
-from edgepp.api.cancellable_thread import apart
-from edgepp.api.question import Prompt, each, worded
+from edgepp.api.cancellable_thread import run_in_thread
+from edgepp.api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.cluster.identity import load_cluster
 from edgepp.coordinator.client import CoordinatorClient, connect_coordinator
 from edgepp.coordinator.json_codec import decode_sampling
@@ -21,28 +21,28 @@ from edgepp.wire.transport import Address
 
 
 class Connection:
-    """This machine's cluster, wherever its coordinator is. Use it in an ``async with`` statement.
+    """The cluster of this machine, wherever its coordinator is. Use it in an ``async with`` statement.
 
-    Every answer has a connection of its own, so a coordinator that was lost is looked for anew by the next one.
+    Each answer opens a connection of its own, so after a coordinator was lost the next answer looks for it again.
     """
 
     def __init__(self, peer: str | None = None) -> None:
         self._peers = [Address.parse(peer)] if peer else []
-        self._line: CoordinatorClient | None = None
+        self._client: CoordinatorClient | None = None
 
     @property
     def paired(self) -> bool:
-        """Whether this machine belongs to a cluster at all; known before it is open."""
+        """Whether this machine belongs to a cluster; known before the connection is open."""
         return load_cluster() is not None
 
     @property
     def at_peer(self) -> bool:
-        """Whether its coordinator is where ``peer`` said."""
+        """Whether the coordinator answered at the address given as ``peer``."""
         return self._known.address in self._peers
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """The cluster's state as last heard: what `edgepp status --json` prints."""
+        """The state of the cluster when it was last contacted, as `edgepp status --json` prints it."""
         return self._known.status
 
     @property
@@ -52,34 +52,34 @@ class Connection:
 
     @property
     def sampling(self) -> SamplingOptions:
-        """See ``Engine.sampling``."""
+        """The sampling options that the model recommends; `edgepp chat` uses them, ``ask`` is greedy by default."""
         return decode_sampling(self.status.get("sampling"))
 
     @property
     def stages(self) -> tuple[StageInfo, ...]:
-        """What ran where when it was last heard; nothing while it loads."""
+        """The stages when the cluster was last contacted; empty while the model loads."""
         return self._known.stages
 
     def runs(self, model: str) -> bool:
-        """Whether ``model`` is what the cluster runs, under this name or another.
+        """Whether the cluster runs ``model``, under this name or another one.
 
         Raises:
-            ModelError: there is no such model.
+            ModelError: ``model`` is unknown.
         """
         return resolve(model) == resolve(self.model)
 
     async def open(self) -> None:
-        """See that the cluster answers, and what it runs.
+        """Contact the coordinator, and read the status of the cluster.
 
         Raises:
-            PairingError: this machine belongs to none, or is not admitted.
-            PeerLost: its coordinator is nowhere to be found.
+            PairingError: this machine belongs to no cluster, or is not admitted.
+            PeerLost: the coordinator is not found.
         """
-        await apart(lambda _: self._connect().close(), lambda _: None)
+        await run_in_thread(lambda _: self._connect().close(), lambda _: None)
 
     async def close(self) -> None:
-        """Forget what was heard; nothing is held between answers."""
-        self._line = None
+        """Forget the status; no connection is kept between answers."""
+        self._client = None
 
     async def __aenter__(self) -> Connection:
         await self.open()
@@ -91,41 +91,48 @@ class Connection:
         await self.close()
 
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
-        """See ``Engine.ask``; the owner is this machine.
+        """An answer to ``prompt``, which begins when it is read.
+
+        Args:
+            prompt: A question, or a conversation.
+            options: Length, sampling and constraint; greedy and unconstrained by default.
+            raw: Send a text unchanged, without the chat template of the model.
 
         Raises:
-            UsageError: a conversation is to be raw.
+            UsageError: ``raw`` with a conversation.
         """
-        asked = worded(prompt, raw=raw)
-        return Answer(lambda: self._begin(asked, options or GenerateOptions()))
+        sent = conversation_or_raw(prompt, raw=raw)
+        return Answer(lambda: self._begin(sent, options or GenerateOptions()))
 
     def choices(
         self, prompt: Prompt, n: int, options: GenerateOptions | None = None, *, raw: bool = False
     ) -> list[Answer]:
-        """See ``Engine.choices``.
+        """``n`` answers to one prompt, computed together when they are read together.
+
+        With a seed, the first answer uses it, and each further one the next number.
 
         Raises:
-            UsageError: ``n`` is out of bounds, or a conversation is to be raw.
+            UsageError: ``n`` is not from 1 to 16, or ``raw`` with a conversation.
         """
-        return [self.ask(prompt, one, raw=raw) for one in each(n, options)]
+        return [self.ask(prompt, one, raw=raw) for one in choice_options(n, options)]
 
     @property
     def _known(self) -> CoordinatorClient:
-        if self._line is None:
+        if self._client is None:
             raise EdgeppError("the connection is not open", "use it in an `async with` statement")
-        return self._line
+        return self._client
 
     def _connect(self) -> CoordinatorClient:
-        self._line = line = connect_coordinator(self._peers)
-        return line
+        self._client = client = connect_coordinator(self._peers)
+        return client
 
     @contextmanager
     def _begin(self, prompt: Prompt, options: GenerateOptions) -> Iterator[Begun]:
-        with self._connect() as line:
-            answer = line.ask(prompt, options)
+        with self._connect() as client:
+            answer = client.ask(prompt, options)
             yield Begun(answer, answer.cancel, lambda: answer.waiting)
 
 
 def connect(peer: str | None = None) -> Connection:
-    """This machine's cluster; ``peer`` (``HOST:PORT``) says where its coordinator is, if it is not found."""
+    """A connection to the cluster of this machine; ``peer`` is the coordinator's ``HOST:PORT``, if it is not found."""
     return Connection(peer)

@@ -1,4 +1,4 @@
-"""A model that runs for this process."""
+"""A model that runs for this program."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from edgepp.api.answer import Answer, Begun
-from edgepp.api.cancellable_thread import apart
-from edgepp.api.question import Prompt, each, worded
+from edgepp.api.cancellable_thread import run_in_thread
+from edgepp.api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.engine.frontend import OnProgress
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
@@ -22,7 +22,7 @@ from edgepp.wire.transport import Address
 
 
 class Engine:
-    """A model on this machine, or over stages that run already. Use it in an ``async with`` statement."""
+    """A model on this machine, or on stages that already run elsewhere. Use it in an ``async with`` statement."""
 
     def __init__(
         self,
@@ -39,21 +39,20 @@ class Engine:
         speculate: str = "lookup",
         kv_bits: int | None = None,
     ) -> None:
-        """Say what is to run; ``open`` runs it.
+        """Choose a model and how it runs; ``open`` loads it.
 
         Args:
-            model: A name such as ``smollm2-135m``, a repository of the hub, or a folder.
-            stages: Stage processes to split it over; None computes in this process.
-            peers: Stages that run already, as ``HOST:PORT`` of each `edgepp join -m M --layers A-B`.
+            model: A name such as ``smollm2-135m``, a Hugging Face repository, or a folder.
+            stages: Number of stage processes that share the layers; None computes in this process.
+            peers: ``HOST:PORT`` of stages that already run, each by `edgepp join -m M --layers A-B`.
             backend: ``auto``, ``mlx`` or ``onnx``.
-            threads: Compute threads a stage; None shares the cores out.
+            threads: Compute threads per stage; None divides the cores among the stages.
             exact: Float32 arithmetic, so that tokens do not depend on the split; slower.
-            codecs: What compresses the links: one for all, or one for each; ``auto`` where that saves time.
-            context: The most positions of a conversation, where that is less than the model allows.
-            budget: The most positions of all answers together; others wait. None leaves it to the stages' memory.
-            speculate: What guesses tokens ahead: ``lookup`` in the text so far, a small model's name, or ``off``.
-
-            kv_bits: Bits of a key or value in the KV caches on this machine, 8 or 4; None for the backend's own floats.
+            codecs: Compression of the links, one for all or one per link; ``auto`` compresses where that saves time.
+            context: Maximum tokens of a conversation, if fewer than the model allows.
+            budget: Maximum KV positions of all requests together; others wait. None: as many as the stages can hold.
+            speculate: How tokens are guessed: ``lookup`` (from the text so far), the name of a small model, or ``off``.
+            kv_bits: Bits per key and value in the KV caches on this machine, 8 or 4; None for unquantized floats.
 
         Raises:
             UsageError: the options contradict each other.
@@ -73,51 +72,53 @@ class Engine:
         )
         self._opening = asyncio.Lock()
         self._pipeline: Pipeline | None = None
-        self._gone: EdgeppError | None = None
-        """Why the last pipeline was lost, until there is another."""
+        self._loss: EdgeppError | None = None
+        """Why the last pipeline was lost, until another is open."""
 
     @property
     def model(self) -> str:
-        """The model's name, as it was asked for."""
+        """The name of the model, as given."""
         return self._options.model
 
     @property
     def stages(self) -> tuple[StageInfo, ...]:
-        """What runs where; a stage in a process of its own has a ``pid``."""
+        """The stages: layers, node, address and backend; a stage in a process of its own has a ``pid``."""
         return self._running.stages
 
     @property
     def sampling(self) -> SamplingOptions:
-        """How the model's makers want tokens drawn, as `edgepp chat` does; an answer here is greedy unless asked."""
+        """The sampling options that the model recommends; `edgepp chat` uses them, ``ask`` is greedy by default."""
         return self._running.sampling
 
     @property
     def context(self) -> int:
-        """The most positions that a conversation may take."""
+        """Maximum tokens of a conversation."""
         return self._running.context
 
     @property
     def lost(self) -> EdgeppError | None:
-        """Why it does not answer: it was never opened, or was lost since; None while it does."""
-        return self._gone or _not_open() if self._pipeline is None else self._pipeline.lost
+        """Why the engine cannot answer: it is not open, or a stage was lost; None while it can."""
+        return self._loss or _not_open() if self._pipeline is None else self._pipeline.lost
 
     async def open(self, on_progress: OnProgress | None = None) -> None:
-        """Fetch and load the model; anew, if it was lost. ``on_progress`` is called from another thread.
+        """Download and load the model, unless it is loaded; again, after a stage was lost.
+
+        ``on_progress(done_bytes, total_bytes, what)`` is called in another thread.
 
         Raises:
-            EdgeppError: one sentence about what keeps it from running.
+            EdgeppError: the model cannot be downloaded, loaded or split.
         """
         async with self._opening:
             if self.lost is not None:
-                gone = self._gone if self._pipeline is None else self._pipeline.lost
+                loss = self._loss if self._pipeline is None else self._pipeline.lost
                 await self.close()
-                self._gone = gone
+                self._loss = loss
                 self._pipeline = await _open(self._options, on_progress)
-                self._gone = None
+                self._loss = None
 
     async def close(self) -> None:
-        """End what is under way and stop the stages that were started here."""
-        pipeline, self._pipeline, self._gone = self._pipeline, None, None
+        """End all answers, and stop the stages that this engine started."""
+        pipeline, self._pipeline, self._loss = self._pipeline, None, None
         if pipeline is not None:
             await asyncio.to_thread(pipeline.close)
 
@@ -133,18 +134,24 @@ class Engine:
     def ask(
         self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
     ) -> Answer:
-        """An answer, which begins when it is read; once more, on an engine opened anew, if a stage was lost before.
+        """An answer to ``prompt``, which begins when it is read.
 
-        A ``raw`` text goes to the model as it stands. What the same ``owner`` asked before need not be computed again;
-        nobody else can tell that it was asked.
+        If a stage is lost before the first text, the engine is opened again and the answer begins once more.
+
+        Args:
+            prompt: A question, or a conversation.
+            options: Length, sampling and constraint; greedy and unconstrained by default.
+            raw: Send a text unchanged, without the chat template of the model.
+            owner: Who asks. KV caches of earlier prompts are reused for the same owner only, so that response times
+                tell nobody what others asked.
 
         Raises:
-            UsageError: a conversation is to be raw.
+            UsageError: ``raw`` with a conversation.
         """
-        asked = worded(prompt, raw=raw)
+        sent = conversation_or_raw(prompt, raw=raw)
 
         def begin() -> AbstractContextManager[Begun]:
-            answer = self._running.ask(asked, options or GenerateOptions(), owner)
+            answer = self._running.ask(sent, options or GenerateOptions(), owner)
             return nullcontext(Begun(answer, answer.cancel))
 
         return Answer(begin, self.open)
@@ -152,19 +159,19 @@ class Engine:
     def choices(
         self, prompt: Prompt, n: int, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
     ) -> list[Answer]:
-        """``n`` answers to one prompt, which is computed once when they are read together.
+        """``n`` answers to one prompt; the prompt is computed once if the answers are read together.
 
-        With a seed, the first is drawn by it and each further one by the next number.
+        With a seed, the first answer uses it, and each further one the next number.
 
         Raises:
-            UsageError: ``n`` is out of bounds, or a conversation is to be raw.
+            UsageError: ``n`` is not from 1 to 16, or ``raw`` with a conversation.
         """
-        return [self.ask(prompt, one, raw=raw, owner=owner) for one in each(n, options)]
+        return [self.ask(prompt, one, raw=raw, owner=owner) for one in choice_options(n, options)]
 
     @property
     def _running(self) -> Pipeline:
         if self._pipeline is None:
-            raise self._gone or _not_open()
+            raise self._loss or _not_open()
         return self._pipeline
 
 
@@ -174,12 +181,12 @@ def _not_open() -> EdgeppError:
 
 async def _open(options: PipelineOptions, on_progress: OnProgress | None) -> Pipeline:
     def work(given_up: threading.Event) -> Pipeline:
-        def tell(done: int, total: int, what: str) -> None:
+        def progress(done: int, total: int, what: str) -> None:
             if given_up.is_set():
-                raise EdgeppError("the engine was given up while it loaded")
+                raise EdgeppError("opening the engine was cancelled")
             if on_progress is not None:
                 on_progress(done, total, what)
 
-        return Pipeline(options, tell)
+        return Pipeline(options, progress)
 
-    return await apart(work, Pipeline.close)
+    return await run_in_thread(work, Pipeline.close)

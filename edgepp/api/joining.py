@@ -1,4 +1,4 @@
-"""This machine as a node: a member of a cluster, or one stage outside of any cluster."""
+"""This machine as a node of a cluster, or as one stage outside of any cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgepp.wire.transport import Address
 
 @dataclass(frozen=True)
 class JoinOptions:
-    """What `edgepp join` and ``edgepp.join`` take; ``join`` says what each means."""
+    """The options of `edgepp join` and ``edgepp.join``; ``join`` and ``stage`` describe each."""
 
     code: str | None = None
     token: str | None = None
@@ -36,12 +36,14 @@ class JoinOptions:
         """The options of a member of a cluster.
 
         Raises:
-            UsageError: an option makes no sense in a cluster.
+            UsageError: an option is not valid in a cluster.
         """
         if self.kv_bits is not None:
-            raise UsageError("--kv-bits goes with -m: in a cluster `edgepp serve --kv-bits` decides for every node")
+            raise UsageError(
+                "--kv-bits needs -m: in a cluster the coordinator decides", "give --kv-bits to `edgepp serve` instead"
+            )
         if self.insecure:
-            raise UsageError("--insecure goes with -m and --layers only: a cluster is always encrypted")
+            raise UsageError("--insecure needs -m and --layers: a cluster is always encrypted", "leave --insecure out")
         return MemberOptions(
             pairing=PairingOptions(self.code, self.token, self.peers, self.replace),
             pinned=self.layers,
@@ -56,13 +58,13 @@ class JoinOptions:
         """The options of one stage outside of any cluster.
 
         Raises:
-            UsageError: an option is missing, or goes with a cluster only.
+            UsageError: an option is missing, or valid in a cluster only.
         """
-        of_a_cluster = (self.code, self.token, self.peers, self.memory, self.replace)
-        if self.model is None or self.layers is None or any(of_a_cluster):
+        cluster_options = (self.code, self.token, self.peers, self.memory, self.replace)
+        if self.model is None or self.layers is None or any(cluster_options):
             raise UsageError(
-                "-m runs one stage by hand: it needs --layers, and goes with no CODE, --peer, --memory or --replace",
-                "in a cluster leave -m out: the model is the coordinator's",
+                "-m runs one stage outside of a cluster: it needs --layers, and no CODE, --peer, --memory or --replace",
+                "add --layers, or leave -m out to join a cluster: the coordinator names the model",
             )
         return LoneStageOptions(
             model=self.model,
@@ -77,55 +79,55 @@ class JoinOptions:
 
 
 class JoinedNode(Background[MemberService]):
-    """This machine as a member of a cluster. Use it in an ``async with`` statement.
+    """This machine as a node of a cluster. Use it in an ``async with`` statement.
 
     Leaving the statement stops the node; the machine still belongs to the cluster.
     """
 
     def __init__(self, options: MemberOptions) -> None:
-        super().__init__(lambda tell, progress, given_up: MemberService(options, tell, progress, given_up))
+        super().__init__(lambda on_event, progress, given_up: MemberService(options, on_event, progress, given_up))
 
     @property
     def name(self) -> str:
-        """This machine's name, as others see it."""
+        """The name of this machine, as other nodes see it."""
         return self._service.identity.name
 
     @property
     def node(self) -> str:
-        """This machine's node id."""
+        """The node id of this machine."""
         return self._service.identity.node
 
     @property
     def cluster(self) -> str:
-        """The cluster's id."""
+        """The id of the cluster."""
         return self._service.cluster.id
 
     @property
     def coordinator(self) -> str:
-        """The name of the cluster's coordinator."""
+        """The name of the coordinator."""
         return self._service.cluster.coordinator.name
 
     @property
     def address(self) -> str | None:
-        """Where the coordinator was reached, as ``HOST:PORT``; None until then."""
+        """``HOST:PORT`` at which the coordinator was reached; None until then."""
         address = self._service.address
         return None if address is None else str(address)
 
 
 class LoneStage(Background[LoneStageService]):
-    """One stage outside of any cluster. Use it in an ``async with`` statement; chat by ``Engine(model, peers=...)``."""
+    """One stage outside of any cluster; ``Engine(model, peers=...)`` uses it. Use it in an ``async with`` statement."""
 
     def __init__(self, options: LoneStageOptions) -> None:
-        super().__init__(lambda tell, progress, given_up: LoneStageService(options, tell, progress, given_up))
+        super().__init__(lambda on_event, progress, given_up: LoneStageService(options, on_event, progress, given_up))
 
     @property
     def service(self) -> LoneStageService:
-        """The stage's facts, once it is open."""
+        """The running stage: what it loaded, and where it listens."""
         return self._service
 
     @property
     def address(self) -> str:
-        """Where the stage listens, as ``HOST:PORT``."""
+        """``HOST:PORT`` at which the stage listens."""
         return str(self._service.address)
 
 
@@ -141,21 +143,21 @@ def join(
     listen: str | None = None,
     replace: bool = False,
 ) -> JoinedNode:
-    """This machine as a node of a cluster, as `edgepp join` makes it.
+    """Make this machine a node of a cluster, like `edgepp join`.
 
     Args:
-        code: What `edgepp invite` or ``ServedCluster.invite`` gave; once paired, no code is needed.
-        token: What `edgepp token` or ``ServedCluster.token`` gave; ``EDGEPP_TOKEN`` or a token file unless given.
-        peers: Where the coordinator may be, as ``HOST:PORT``; looked for on the network unless given.
-        layers: The first and last layer to run, like ``0-14``; by memory unless given.
-        memory: The most that the model may use here, in bytes or like ``8GB``; all that is free unless given.
+        code: Code of `edgepp invite` or ``ServedCluster.invite``; not needed once this machine is paired.
+        token: Token of `edgepp token` or ``ServedCluster.token``; default: ``EDGEPP_TOKEN`` or a token file.
+        peers: ``HOST:PORT`` of possible coordinators; default: found on the network.
+        layers: First and last layer to run, like ``0-14``; default: planned by the coordinator.
+        memory: Memory limit of the model on this machine, in bytes or like ``8GB``; default: all free memory.
         backend: ``auto``, ``mlx`` or ``onnx``.
-        threads: Compute threads; all cores unless given.
-        listen: Where other nodes reach this one's stage, as ``HOST:PORT``; any address and free port unless given.
-        replace: Belong to the cluster of the code or token instead of the present one.
+        threads: Compute threads; default: all cores.
+        listen: ``HOST:PORT`` at which the stage listens; default: every address and a free port.
+        replace: Leave the present cluster for that of the code or token.
 
     Raises:
-        UsageError: an option makes no sense.
+        UsageError: an option is not valid.
     """
     options = JoinOptions(
         code=code,
@@ -182,20 +184,20 @@ def stage(
     kv_bits: int | None = None,
     insecure: bool = False,
 ) -> LoneStage:
-    """One stage outside of any cluster, unencrypted, as `edgepp join -m MODEL --layers A-B` runs it.
+    """Run one stage outside of any cluster, unencrypted, like `edgepp join -m MODEL --layers A-B`.
 
     Args:
-        model: A name such as ``smollm2-135m``, a repository of the hub, or a folder.
-        layers: The first and last layer to run, like ``0-14``.
-        listen: Where the stage is reached, as ``HOST:PORT``; loopback and a free port unless given.
+        model: A name such as ``smollm2-135m``, a Hugging Face repository, or a folder.
+        layers: First and last layer to run, like ``0-14``.
+        listen: ``HOST:PORT`` at which the stage listens; default: loopback and a free port.
         backend: ``auto``, ``mlx`` or ``onnx``.
-        threads: Compute threads; all cores unless given.
+        threads: Compute threads; default: all cores.
         exact: Float32 arithmetic, so that tokens do not depend on the split; slower.
-        kv_bits: Bits of a key or value in the KV caches, 8 or 4; None for the backend's own floats.
+        kv_bits: Bits per key and value in the KV caches, 8 or 4; None for unquantized floats.
         insecure: Allow an address that other machines can reach.
 
     Raises:
-        UsageError: an option makes no sense, or the address is reachable and ``insecure`` is not given.
+        UsageError: an option is not valid, or other machines can reach ``listen`` and ``insecure`` is not set.
     """
     options = JoinOptions(
         model=model,

@@ -1,4 +1,4 @@
-"""What can be asked: a prompt as it is sent, and the options of several answers to it."""
+"""The prompt of an answer, and the options of several answers to one prompt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.errors import UsageError
 
 Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
-"""A user's question, or a conversation of ``{"role", "content"}``; both go through the model's chat template."""
+"""A question, or a conversation as ``{"role", "content"}`` per message; the model's chat template formats both."""
 
-MOST_CHOICES = 16
+MAX_CHOICES = 16
 """Answers to one prompt at a time."""
 
 
-def worded(prompt: Prompt, *, raw: bool) -> Prompt:
-    """What is sent: a text as it stands, or a conversation."""
+def conversation_or_raw(prompt: Prompt, *, raw: bool) -> Prompt:
+    """The prompt as it is sent: a conversation, or with ``raw`` the text unchanged.
+
+    Raises:
+        UsageError: a conversation cannot be raw.
+    """
     if isinstance(prompt, str):
         return prompt if raw else [{"role": "user", "content": prompt}]
     if raw:
@@ -25,10 +29,14 @@ def worded(prompt: Prompt, *, raw: bool) -> Prompt:
     return prompt
 
 
-def each(n: int, options: GenerateOptions | None) -> list[GenerateOptions]:
-    """The options of ``n`` answers to one prompt."""
-    if not 1 <= n <= MOST_CHOICES:
-        raise UsageError(f"a prompt gets 1 to {MOST_CHOICES} choices, not {n}", "ask several times for more")
+def choice_options(n: int, options: GenerateOptions | None) -> list[GenerateOptions]:
+    """The options of ``n`` answers to one prompt; a seed increases by one per answer.
+
+    Raises:
+        UsageError: ``n`` is not from 1 to ``MAX_CHOICES``.
+    """
+    if not 1 <= n <= MAX_CHOICES:
+        raise UsageError(f"{n} choices cannot be computed at once", f"ask for 1 to {MAX_CHOICES} choices at a time")
     options = options or GenerateOptions()
     sampling = options.sampling
     if sampling.seed is None:

@@ -1,4 +1,4 @@
-"""A cluster that this program serves: the coordinator and this machine's own part."""
+"""A cluster that this program coordinates, with the stages of this machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edgepp.wire.transport import Address
 
 
 class ServedCluster(Background[CoordinatorService]):
-    """A cluster that this program serves. Use it in an ``async with`` statement.
+    """A cluster that this program coordinates. Use it in an ``async with`` statement.
 
-    Chat with it by ``connect`` or `edgepp chat`, here or on any machine that joined.
+    ``edgepp.connect`` and `edgepp chat` reach it, here and on any machine that joined.
     """
 
     def __init__(self, options: ServeOptions) -> None:
-        super().__init__(lambda tell, progress, given_up: CoordinatorService(options, tell, progress, given_up))
+        super().__init__(lambda on_event, progress, given_up: CoordinatorService(options, on_event, progress, given_up))
 
     @property
     def address(self) -> str:
@@ -32,12 +32,12 @@ class ServedCluster(Background[CoordinatorService]):
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """The cluster's state: what `edgepp status --json` prints."""
+        """The state of the cluster, as `edgepp status --json` prints it."""
         return self._service.report()
 
     @property
     def loading(self) -> Mapping[str, float]:
-        """What is being fetched or loaded on the nodes, by name, and the share that is done, from 0 to 1."""
+        """Downloads and loads on the nodes: a description, and the fraction done from 0 to 1."""
         progress = list(self._service.coordinator.rollout.progress.values())
         return {one.what: min(1.0, one.done_bytes / one.total_bytes) for one in progress if one.total_bytes}
 
@@ -45,31 +45,31 @@ class ServedCluster(Background[CoordinatorService]):
         """Wait until the cluster can answer.
 
         Raises:
-            EdgeppError: the cluster was closed, or a part of it ended by itself.
+            EdgeppError: the cluster was closed, or a part of it failed.
         """
         while self._service.pipeline_manager.pipeline is None:
             await self._next_change()
 
     async def invite(self) -> str:
-        """A code with which one other machine can join, within ten minutes: `edgepp join CODE`, ``edgepp.join(CODE)``.
+        """A code that lets one other machine join within ten minutes, by `edgepp join CODE` or ``edgepp.join(CODE)``.
 
         Raises:
-            EdgeppError: too many invitations are open, or the port after the cluster's is taken.
+            EdgeppError: too many invitations are open, or the pairing port (the cluster's plus one) is in use.
         """
         return str((await self._call("invite"))["code"])
 
     async def token(self) -> str:
-        """A token with which machines can join until it is withdrawn: ``edgepp.join(token=...)``.
+        """A token that lets machines join, by ``edgepp.join(token=...)``, until `edgepp revoke` withdraws it.
 
         Raises:
-            EdgeppError: the token cannot be kept.
+            EdgeppError: the token cannot be stored.
         """
         return str((await self._call("token"))["token"])
 
     async def _call(self, verb: Verb) -> Mapping[str, Any]:
-        def call(line: CoordinatorClient) -> Mapping[str, Any]:
-            with line:
-                return line.call(verb)
+        def call(client: CoordinatorClient) -> Mapping[str, Any]:
+            with client:
+                return client.call(verb)
 
         service = self._service
         return await asyncio.to_thread(lambda: call(service.connect()))
@@ -91,25 +91,26 @@ def serve(
     kv_bits: int | None = None,
     speculate: str = ServeOptions.speculate,
 ) -> ServedCluster:
-    """A cluster that this program serves, as `edgepp serve` does.
+    """Coordinate a cluster from this program, like `edgepp serve`.
 
     Args:
-        model: A name such as ``smollm2-135m``, a repository of the hub, or a folder.
-        listen: Where nodes and chats reach the coordinator, as ``HOST:PORT``; every address and port 5700 unless given.
-        stages: Stage processes on this machine; 0 only coordinates.
-        layers: The first and last layer that this machine is to run, like ``0-14``; planned unless given.
-        memory: The most that the model may use here, in bytes or like ``8GB``; all that is free unless given.
-        policy: ``memory`` spreads layers by memory; ``speed`` and ``throughput`` by measured speed.
-        context: Positions of a conversation for which there is to be memory.
-        max_sequences: Conversations at a time for which there is to be memory.
+        model: A name such as ``smollm2-135m``, a Hugging Face repository, or a folder.
+        listen: ``HOST:PORT`` at which the coordinator listens; default: every address and port 5700.
+        stages: Number of stage processes on this machine; 0 only coordinates.
+        layers: First and last layer that this machine runs, like ``0-14``; default: planned.
+        memory: Memory limit of the model on this machine, in bytes or like ``8GB``; default: all free memory.
+        policy: ``memory`` divides layers in proportion to memory; ``speed`` for the fastest single answer;
+            ``throughput`` for most tokens per second of many answers.
+        context: Tokens of the longest conversation to reserve memory for.
+        max_sequences: Number of such conversations at a time.
         backend: ``auto``, ``mlx`` or ``onnx``.
-        threads: Compute threads of this machine; all cores unless given.
-        exact: Float32 arithmetic on every node, so that tokens do not depend on the split; slower.
-        kv_bits: Bits of a key or value in the KV caches, 8 or 4; None for the backend's own floats.
-        speculate: What guesses tokens ahead: ``lookup`` in the text so far, a small model's name, or ``off``.
+        threads: Compute threads on this machine; default: all cores.
+        exact: Float32 arithmetic on every node, so that tokens do not depend on the plan; slower.
+        kv_bits: Bits per key and value in the KV caches, 8 or 4; None for unquantized floats.
+        speculate: How tokens are guessed: ``lookup`` (from the text so far), the name of a small model, or ``off``.
 
     Raises:
-        UsageError: an option makes no sense, or two of them exclude each other.
+        UsageError: an option is not valid, or two options exclude each other.
     """
     return ServedCluster(
         ServeOptions(

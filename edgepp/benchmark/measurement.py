@@ -94,7 +94,11 @@ class Measurement:
             for name, side in sides.items():
                 self._step(f"{name}, round {turn} of {chosen.rounds}" if turn else f"{name}, warm-up")
                 ask = partial(ask_alone, side, number, chosen.prompt_words, chosen.answer)
-                run = await self._with_retry(side, name, ask)
+                try:
+                    run = await self._with_retry(side, name, ask)
+                except UsageError as error:  # the prompt is this measurement's own, so its hint would not help
+                    error.hint = _shorter(chosen)
+                    raise
                 if turn:
                     runs[name].append(run)
             if turn:
@@ -159,3 +163,11 @@ class Measurement:
         chosen = self._settings
         sides = 2 if self._report.settings["single"] else 1
         return (chosen.rounds + 1) * sides + (chosen.rounds + chosen.warm) * len(chosen.rows()) + 3
+
+
+def _shorter(settings: BenchmarkSettings) -> str:
+    """What lets the single request of a measurement fit into a small context."""
+    larger = "a model with a longer context, or a cluster served with a larger --context"
+    if settings.prompt_words > QUICK.prompt_words:
+        return f"add --quick, with shorter prompts and answers; or measure {larger}"
+    return f"measure {larger}"

@@ -1,6 +1,6 @@
-"""The edge of the ``edgepp`` command, and of other programs: streams, signals, and how it ends.
+"""Entry point of the ``edgepp`` command: streams, signals, errors and exit status; ``bench`` uses it too.
 
-Nothing else is imported until both are in order, so that also a Ctrl-C during the imports ends in one line.
+Further modules are imported after streams and signals are set up, so Ctrl-C during imports ends the command in a line.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ from __future__ import annotations
 import atexit
 import io
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from edgepp.child_process import trusted_path
+from edgepp.cli.signals import INTERRUPTED, Terminated, leave_at_once, on_signals, unwind
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
     from edgepp.cli.options import CommandGroup
     from edgepp.errors import EdgeppError
 
-INTERRUPTED = 130
 BROKEN_PIPE = 141
-_said: list[bool] = []
+_reported_output_loss: list[bool] = []
 
 
 def main() -> None:
@@ -37,23 +35,23 @@ def main() -> None:
 
 
 def run_to_end(load: Callable[[], Callable[[], int]], show: Callable[[EdgeppError], None]) -> None:
-    """Run a program and end this process; whatever goes wrong is one sentence, a next step and an exit status.
+    """Run a program and end this process; any error becomes one sentence, a next step and an exit status.
 
-    ``load`` imports what the program needs and returns it; the program returns its exit status. ``show`` prints an
-    error. The status is 0, 1 for a failure, 2 for a command that makes no sense, 130 after Ctrl-C, 143 after SIGTERM,
-    129 after a terminal was closed, and 141 where nobody reads the output any more.
+    ``load`` imports and returns the program; the program returns its exit status. ``show`` prints an error. The exit
+    status is 0, 1 for a failure, 2 for an invalid command line, 130 after Ctrl-C, 143 after SIGTERM, 129 after the
+    terminal was closed (SIGHUP), and 141 if standard output is a pipe that was closed.
     """
     _open_streams()
-    _on_signals(_leave_at_once)
+    on_signals(leave_at_once)
     status = 1
     try:
         run = load()
-        _on_signals(_unwind)
+        on_signals(unwind)
         threading.excepthook = partial(_thread_failed, show)
         status = run()
-    except BaseException as error:  # noqa: BLE001 - the process's boundary
+    except BaseException as error:  # noqa: BLE001 - outermost level of the process
         status = _status_of(error, show)
-    _on_signals(_leave_at_once)
+    on_signals(leave_at_once)
     _leave(_flushed(status))
 
 
@@ -64,11 +62,11 @@ def _load() -> Callable[[], int]:
 
 
 def _run(cli: CommandGroup) -> int:
-    """Run what the arguments ask for; nothing that it raises is taken for granted, as click's own ``main`` does."""
+    """Run the command of the arguments; every exception is left to ``run_to_end``, unlike in click's own ``main``."""
     from click import exceptions, shell_completion
 
-    if asked := os.environ.get("_EDGEPP_COMPLETE"):
-        return shell_completion.shell_complete(cli, {}, "edgepp", "_EDGEPP_COMPLETE", asked)
+    if instruction := os.environ.get("_EDGEPP_COMPLETE"):
+        return shell_completion.shell_complete(cli, {}, "edgepp", "_EDGEPP_COMPLETE", instruction)
     try:
         with cli.make_context("edgepp", sys.argv[1:]) as context:
             cli.invoke(context)
@@ -78,14 +76,14 @@ def _run(cli: CommandGroup) -> int:
 
 
 def _open_streams() -> None:
-    """Give each closed standard stream something, so that no socket or file gets its number, and text a way out."""
-    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # what is written to 1 must fail
+    """Open closed standard streams, so that no socket gets their descriptors; replace what cannot be encoded."""
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # writing to 1 must fail
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, mode)
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for good
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
     encoding = getattr(sys.stdout, "encoding", "utf-8")
     output = io.BufferedWriter(_Output(1, "w", closefd=False))
     sys.stdout = io.TextIOWrapper(output, encoding, "replace", line_buffering=os.isatty(1))
@@ -96,12 +94,12 @@ def _open_streams() -> None:
 
 
 class _Output(io.FileIO):
-    """Standard output, which remembers that it took no more."""
+    """Standard output that keeps its first failure."""
 
     lost: OSError | None = None
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """As of any file; the first failure is kept."""
+        """Write like any file, and keep the first failure in ``lost``."""
         try:
             return super().write(data)
         except OSError as error:
@@ -109,24 +107,8 @@ class _Output(io.FileIO):
             raise
 
 
-def _on_signals(act: Callable[[int, FrameType | None], None]) -> None:
-    """Let SIGINT, SIGTERM and SIGHUP call ``act``; what a parent had us ignore, such as `nohup`, stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            plain = number == signal.SIGINT and act is _unwind  # asyncio takes over only from this handler
-            signal.signal(number, signal.default_int_handler if plain else act)
-
-
-def _leave_at_once(number: int, _frame: FrameType | None) -> None:
-    os._exit(128 + number)
-
-
-def _unwind(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
 def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int:
-    """Say what went wrong; the exit status."""
+    """Print an error and return the exit status."""
     import click
 
     try:
@@ -134,11 +116,13 @@ def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int
             error.show()
             error_as_json(type(error).__name__, error.format_message(), "")
             return error.exit_code
+        if isinstance(error, Terminated):
+            return error.exit_status
         if isinstance(error, (KeyboardInterrupt, click.Abort)):
             sys.stderr.write("\ninterrupted\n" if sys.stderr.isatty() else "interrupted\n")
             return INTERRUPTED
         if isinstance(error, (OSError, SystemExit)) and (lost := _output_lost()) is not None:
-            return lost  # also where rich has turned a broken pipe into an exit
+            return lost  # rich turns a broken pipe into SystemExit
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         from edgepp.error_boundary import exit_status, explained
@@ -148,7 +132,7 @@ def _status_of(error: BaseException, show: Callable[[EdgeppError], None]) -> int
         show(known)
         error_as_json(type(known).__name__, str(known), next_step(known))
         return exit_status(known)
-    except OSError:  # standard error takes nothing either
+    except OSError:  # standard error is lost too
         return 1
 
 
@@ -159,7 +143,7 @@ def _show_on_terminal(error: EdgeppError) -> None:
 
 
 def error_as_json(kind: str, message: str, hint: str) -> None:
-    """Print an error as the last line of standard output, for a program, where the command was given ``--json``."""
+    """Print an error as the last line of standard output, if the command was given ``--json``."""
     if "--json" in sys.argv[1:]:
         import json
 
@@ -167,7 +151,7 @@ def error_as_json(kind: str, message: str, hint: str) -> None:
 
 
 def _output_lost() -> int | None:
-    """The status for a standard output that takes no more, said where somebody may want to know; None if it does."""
+    """The exit status after standard output was lost, reported once unless its reader left; None if it works."""
     with suppress(OSError):
         sys.stdout.flush()
     if _Output.lost is None:
@@ -175,19 +159,19 @@ def _output_lost() -> int | None:
     _silence(1)
     if isinstance(_Output.lost, BrokenPipeError):
         return BROKEN_PIPE
-    if not _said:
-        _said.append(True)
-        sys.stderr.write(f"error: standard output takes no more: {_Output.lost.strerror}\n")
-        sys.stderr.write("  try: free some space there, or send the output somewhere else\n")
+    if not _reported_output_loss:
+        _reported_output_loss.append(True)
+        sys.stderr.write(f"error: standard output cannot be written: {_Output.lost.strerror}\n")
+        sys.stderr.write("  try: free some space, or redirect the output to another file\n")
     return 1
 
 
 def _silence(*descriptors: int) -> None:
-    """Send what is still buffered nowhere: Python would complain about it as it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Discard buffered output: Python would fail to write it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in descriptors:
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+        os.dup2(null, descriptor)
+    os.close(null)
 
 
 def _flushed(status: int) -> int:
@@ -201,7 +185,7 @@ def _flushed(status: int) -> int:
 
 
 def _thread_failed(show: Callable[[EdgeppError], None], failure: threading.ExceptHookArgs) -> None:
-    """A thread that nobody waits for ended by an exception: said, since something of the command is missing now."""
+    """Print the exception of a thread that nothing waits for: a part of the command is missing now."""
     from edgepp.error_boundary import explained
     from edgepp.ui.errors import next_step
 
@@ -212,14 +196,14 @@ def _thread_failed(show: Callable[[EdgeppError], None], failure: threading.Excep
 
 
 def _leave(status: int) -> None:
-    """End the process; at once where a thread was given up, which may be inside a library that cannot be stopped."""
+    """End the process; at once if threads still run, since one may be inside a library call that cannot be stopped."""
     if status and threading.active_count() > 1:
         import psutil
 
         for child in psutil.Process().children(recursive=True):
             child.kill()
         os._exit(status)
-    if status == INTERRUPTED:  # where a Ctrl-C met code that a library evaluates, Python would die of the signal yet
+    if status == INTERRUPTED:  # after Ctrl-C inside code that a library evaluates, Python would still die of the signal
         atexit._run_exitfuncs()
         os._exit(status)
     if status:

@@ -1,4 +1,4 @@
-"""The options of an answer, from what was given on a command line and what the model's makers recommend."""
+"""The options of an answer: those of the command line, completed by those that the model recommends."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from edgepp.errors import UsageError
 if TYPE_CHECKING:
     from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 
-_OF_THE_MAKERS = ("temperature", "top_p", "top_k", "repetition_penalty")
+_RECOMMENDED = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 @dataclass(frozen=True)
 class GenerateArguments:
-    """The options of `edgepp chat` that say what an answer is like; None where the model's makers or nobody decides."""
+    """The options of `edgepp chat` about an answer; None for the value that the model recommends, or for no limit."""
 
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
@@ -36,14 +36,14 @@ class GenerateArguments:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was given, by name, of the options that the model's makers recommend."""
-        return {name: value for name in _OF_THE_MAKERS if (value := getattr(self, name)) is not None}
+        """The given options, by name, among those for which a model recommends values."""
+        return {name: value for name in _RECOMMENDED if (value := getattr(self, name)) is not None}
 
     def options(self) -> GenerateOptions:
-        """The options, with the engine's defaults in place of what the model's makers recommend.
+        """The options, with the engine's defaults where no value was given.
 
         Raises:
-            UsageError: an option is out of bounds, or two of them exclude each other.
+            UsageError: an option is out of bounds, or two options exclude each other.
         """
         from edgepp.engine.request import GenerateOptions, SamplingOptions
 
@@ -59,14 +59,17 @@ class GenerateArguments:
         return GenerateOptions(self.max_tokens, self.stop, self.ignore_eos, sampling, constraint)
 
 
-def drawn(asked: SamplingOptions, models: SamplingOptions, given: Mapping[str, Any], *, exact: bool) -> SamplingOptions:
-    """What was ``asked`` for, and where nothing was ``given`` what the model's makers recommend.
+def with_recommended(
+    asked: SamplingOptions, recommended: SamplingOptions, given: Mapping[str, Any], *, exact: bool
+) -> SamplingOptions:
+    """``asked``, with the values that the model recommends for the options that were not ``given``.
 
-    A temperature of 0, and ``exact`` arithmetic without a temperature or seed, take the likeliest token as it is.
+    Temperature 0, and ``exact`` arithmetic without a temperature or seed, always take the likeliest token: ``asked`` is
+    returned unchanged.
     """
     if given.get("temperature") == 0 or (exact and "temperature" not in given and asked.seed is None):
         return asked
-    return replace(asked, **{name: getattr(models, name) for name in _OF_THE_MAKERS if name not in given})
+    return replace(asked, **{name: getattr(recommended, name) for name in _RECOMMENDED if name not in given})
 
 
 def _constraint(schema: str | None, regex: str | None, grammar: str | None) -> Constraint | None:
@@ -78,5 +81,5 @@ def _constraint(schema: str | None, regex: str | None, grammar: str | None) -> C
         *([Constraint("grammar", grammar)] if grammar is not None else []),
     ]
     if len(given) > 1:
-        raise UsageError("--schema, --regex and --grammar exclude each other")
+        raise UsageError("--schema, --regex and --grammar exclude each other", "give one of them")
     return given[0] if given else None

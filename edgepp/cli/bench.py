@@ -1,4 +1,4 @@
-"""`edgepp bench`."""
+"""`edgepp bench`: what to measure, and where the report goes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, given_as, stop_on_terminate
+from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, SectionedCommand, given_as
+from edgepp.cli.signals import stop_on_terminate
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchArguments:
-    """What `edgepp bench` is to measure, and where its report goes."""
+    """What `edgepp bench` measures, and where the report goes."""
 
     model: str | None = None
-    """None for the live cluster."""
+    """None for the cluster of this machine."""
     stages: int | None = None
     threads: int | None = None
     backend: str | None = None
@@ -36,28 +37,32 @@ class BenchArguments:
     as_json: bool = False
 
     def options(self) -> BenchmarkOptions:
-        """What is to be measured.
+        """What to measure.
 
         Raises:
-            UsageError: an option goes with a pipeline on this machine only, or with a live cluster only.
+            UsageError: an option needs a pipeline on this machine, or a cluster.
         """
         from edgepp.ui.bench import BenchmarkOptions
 
-        of_a_pipeline = {"--stages": self.stages, "--threads": self.threads, "--backend": self.backend}
-        of_a_pipeline |= {"--speculate": self.speculate}
-        given = [name for name, value in of_a_pipeline.items() if value is not None]
+        local_options = {"--stages": self.stages, "--threads": self.threads, "--backend": self.backend}
+        local_options |= {"--speculate": self.speculate}
+        given = [name for name, value in local_options.items() if value is not None]
         if self.model is None and given:
-            raise UsageError(f"{given[0]} goes with -m MODEL", "without -m the live cluster is measured, as it is")
+            raise UsageError(
+                f"{given[0]} needs -m MODEL", "without -m the cluster is measured as it runs: leave the option out"
+            )
         if self.model is not None and self.peer is not None:
-            raise UsageError("-m and --peer exclude each other", "-m measures a pipeline on this machine")
+            raise UsageError(
+                "-m and --peer exclude each other", "-m measures a pipeline on this machine: leave one of them out"
+            )
         backend, speculate = self.backend or "auto", self.speculate or "off"
         return BenchmarkOptions(self.model, self.stages, self.threads, backend, speculate, self.peer, self.single)
 
     def settings(self) -> BenchmarkSettings:
-        """How much is to be measured.
+        """How much to measure.
 
         Raises:
-            UsageError: a list of numbers is none.
+            UsageError: an option is not a list of numbers.
         """
         from edgepp.benchmark.measurement import FULL, QUICK
 
@@ -65,43 +70,65 @@ class BenchArguments:
         return replace(
             standard,
             rounds=self.rounds or standard.rounds,
-            requests=_counts(self.requests, "requests at once", 256) or standard.requests,
-            words=_counts(self.words, "words of a story", 100_000) or standard.words,
+            requests=_counts(self.requests, "simultaneous requests", 256) or standard.requests,
+            words=_counts(self.words, "words per answer", 100_000) or standard.words,
         )
 
 
-@click.command()
-@click.option("-m", "--model", metavar="MODEL", help=f"Measure a pipeline on this machine, no cluster. {MODEL_HELP}")
-@click.option("--stages", type=click.IntRange(1), metavar="K", help="With -m: stage processes; else all in this one.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="With -m: compute threads per stage.")
-@click.option("--backend", type=BACKENDS, help="With -m: what computes.  [default: auto]")
-@click.option("--speculate", metavar="HOW", help=f"With -m. {SPECULATE_HELP}  [default: off]")
-@click.option("--peer", metavar="HOST:PORT", help="Where `edgepp serve` runs, if the live cluster is not found.")
-@click.option("--single", is_flag=True, help="Also the whole model in one process here, in turn: what do stages gain?")
-@click.option("--quick", is_flag=True, help="Fewer and shorter answers: about a minute for a small model.")
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "What to measure": ("peer", "single", "quick", "rounds", "requests", "words"),
+        "A pipeline on this machine": ("model", "stages", "threads", "backend", "speculate"),
+        "Report": ("out", "compare"),
+    },
+)
+@click.option(
+    "-m", "--model", metavar="MODEL", help=f"Measure a pipeline on this machine, not the cluster. {MODEL_HELP}"
+)
+@click.option(
+    "--stages",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Stage processes of the pipeline.  [default: none, all in this process]",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Compute threads per stage.  [default: all cores, shared]"
+)
+@click.option("--backend", type=BACKENDS, help="Library that computes.  [default: auto]")
+@click.option("--speculate", metavar="HOW", help=f"{SPECULATE_HELP}  [default: off]")
+@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if it is not found.")
+@click.option("--single", is_flag=True, help="Also measure the whole model in one process here, and print the ratio.")
+@click.option(
+    "--quick", is_flag=True, help="Fewer rounds, shorter prompts and answers: about a minute for a small model."
+)
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help="Measured rounds.  [default: 3; 2 with --quick]")
-@click.option("--requests", metavar="N,…", help="Requests at once.  [default: 1,2,4]")
-@click.option("--words", metavar="N,…", help="Words of a story.  [default: 25,50,100,400,800; 25,100 with --quick]")
+@click.option("--requests", metavar="N,…", help="Numbers of simultaneous requests.  [default: 1,2,4]")
+@click.option(
+    "--words", metavar="N,…", help="Words that an answer is to have.  [default: 25,50,100,400,800; 25,100 with --quick]"
+)
 @click.option("--out", metavar="DIR", help="Folder for the report.  [default: ./edgepp-bench-<date>]")
-@click.option("--compare", nargs=2, metavar="A B", help="Measure nothing: compare two reports (files or folders).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; files are written only with --out.")
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two reports (files or folders) instead of measuring.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
 @given_as(lambda: BenchArguments)
 def bench(arguments: BenchArguments) -> None:
-    """Measure the cluster, and write a report with the origin's figures beside.
+    """Measure speed, and write a report with published figures.
 
-    One request: decode and prefill token/s, time to the first token. Several at once: the table of Ollama's on an A100.
-    Hidden states on a link: what compressing costs here, and from which rate on it pays. The report is report.md,
-    report.json and, where matplotlib is installed, plots. Ctrl-C leaves a report of what was measured until then.
+    Measured are: one request (prefill and decode tokens per second, time to the first token); several simultaneous
+    requests, as in published measurements of Ollama on an A100; and the codecs of links. The report consists of
+    report.md, report.json and, with matplotlib, plots. Ctrl-C leaves a report of what was measured so far.
 
     \b
-    The live cluster, from any of its machines:
+    The cluster, from any of its machines:
         edgepp bench
-    In a minute, with the same model on this machine alone beside it:
+    In a minute, compared with one process on this machine:
         edgepp bench --quick --single
-    No cluster: two stage processes on this machine, against one:
+    Without a cluster, two stage processes against one process:
         edgepp bench -m smollm2-135m --stages 2 --single --quick
-    Is it faster than before?
-        edgepp bench --out after && edgepp bench --compare before after
+    Before and after a change:
+        edgepp bench --out before
+        edgepp bench --out after
+        edgepp bench --compare before after
     """
     from edgepp.ui import bench as ui
 
@@ -113,10 +140,10 @@ def bench(arguments: BenchArguments) -> None:
     ui.bench(options, settings, arguments.out, as_json=arguments.as_json)
 
 
-def _counts(text: str | None, what: str, most: int) -> tuple[int, ...] | None:
+def _counts(text: str | None, what: str, maximum: int) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and 0 < int(part) <= most for part in parts):
-        raise UsageError(f"'{text}' are no numbers of {what}", "write them like 1,2,4")
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) <= maximum for part in parts):
+        raise UsageError(f"'{text}' is not a list of numbers of {what}", f"write 1 to {maximum:,} each, like 1,2,4")
     return tuple(sorted({int(part) for part in parts}))

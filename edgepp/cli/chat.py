@@ -1,4 +1,4 @@
-"""`edgepp chat`."""
+"""`edgepp chat`: which prompt, which model and where, and the options of an answer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from edgepp.cli.answer_options import GenerateArguments, drawn
+from edgepp.cli.answer_options import GenerateArguments, with_recommended
 from edgepp.cli.options import (
     BACKENDS,
     KV_BITS,
     KV_BITS_HELP,
     MODEL_HELP,
     SPECULATE_HELP,
+    SectionedCommand,
     Text,
     TextFile,
     given_as,
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     from edgepp.engine.request import GenerateOptions
     from edgepp.wire.field_types import LinkCodec
 
-_PATIENCE_S = 2.0
+_PIPE_TIMEOUT_S = 2.0
+"""Silence of a pipe before a message says that its end is awaited."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What is asked, and how the answer is shown."""
+class PromptArguments:
+    """The prompt of `edgepp chat`, and how the answer is shown."""
 
     prompt: str | None = None
     """None for an interactive chat."""
@@ -45,30 +47,30 @@ class Asking:
     choices: int | None = None
     as_json: bool = False
 
-    def with_piped(self) -> Asking:
-        """The same with what is piped in below the prompt, checked.
+    def with_piped(self) -> PromptArguments:
+        """The same arguments, checked, with piped input appended to the prompt.
 
         Raises:
-            UsageError: the options contradict each other, or what is piped in cannot be used.
+            UsageError: the options contradict each other, or the piped input is too large or not UTF-8.
         """
         prompt = _with_piped(self.prompt)
         if prompt is None and (self.as_json or self.raw or self.choices is not None):
             raise UsageError("--json, --raw and --choices need a prompt", "give it with -p or pipe it in")
         if self.raw and self.system is not None:
-            raise UsageError("--raw leaves no place for --system", "write it into the prompt")
+            raise UsageError("--raw and --system exclude each other", "write the system prompt into the prompt")
         if prompt is None and (sys.stdin is None or sys.stdin.closed):
-            raise UsageError("standard input is closed, so nothing can be typed", "give a prompt with -p")
+            raise UsageError("standard input is closed, so no prompt can be typed", "give a prompt with -p")
         if prompt is not None and not prompt.strip():
-            raise UsageError("the prompt is empty", "say something")
+            raise UsageError("the prompt is empty", "give a prompt with -p, or pipe one in")
         return replace(self, prompt=prompt)
 
 
 @dataclass(frozen=True)
-class Where:
-    """Which model answers, and where it runs."""
+class ModelArguments:
+    """Which model answers `edgepp chat`, and where the model runs."""
 
     model: str | None = None
-    """The cluster's, unless given."""
+    """None for the model of the cluster."""
     peers: tuple[str, ...] = ()
     stages: int | None = None
     alone: bool = False
@@ -80,89 +82,124 @@ class Where:
     speculate: str = "lookup"
 
     @property
-    def of_this_machine(self) -> list[str]:
-        """The options that were given and concern a model on this machine."""
+    def local_options(self) -> list[str]:
+        """The given options that only a model on this machine can follow."""
         given = {"--stages": self.stages, "--threads": self.threads, "--backend": self.backend != "auto"}
         given |= {"--kv-bits": self.kv_bits, "--codec": self.codec != "auto", "--alone": self.alone}
         return [name for name, is_given in given.items() if is_given]
 
 
-@click.command()
-@click.option("-m", "--model", help=MODEL_HELP + " The cluster's, unless given.")
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "Model": (
+            "model", "peers", "stages", "alone", "backend", "threads", "exact", "codec", "kv_bits", "speculate",
+        ),
+        "Prompt": ("prompt", "system", "raw"),
+        "Answer": ("max_tokens", "choices", "stop", "schema", "regex", "grammar", "logprobs", "ignore_eos"),
+        "Sampling": (
+            "temperature", "seed", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty",
+            "presence_penalty",
+        ),
+    },
+)  # fmt: skip
+@click.option("-m", "--model", help=MODEL_HELP + "  [default: the model of the cluster]")
 @click.option(
-    "-p", "--prompt", type=Text(), help="Answer this and leave. Piped input does the same; both are one prompt."
+    "-p",
+    "--prompt",
+    type=Text(),
+    help="Answer this prompt and exit. Piped input is a prompt too, or is appended to this one.",
 )
 @click.option(
     "--peer",
     "peers",
     multiple=True,
     metavar="HOST:PORT",
-    help="Where `edgepp serve` runs; or a stage of `edgepp join -m M --layers A-B`, once a stage.",
+    help="Address of `edgepp serve`, if it is not found; or, once per stage, of `edgepp join -m M --layers A-B`.",
 )
-@click.option("--stages", type=int, metavar="K", help="Split over K stage processes on this machine.")
-@click.option("--alone", is_flag=True, help="Run the model on this machine, although it belongs to a cluster.")
-@click.option("--system", type=Text(), help="A system prompt.")
-@click.option("--raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
-@click.option("--choices", type=int, metavar="N", help="Answer the prompt N times at once; numbered.")
-@click.option("-n", "--max-tokens", type=int, help="The longest answer.  [default: 512]")
+@click.option("--stages", type=int, metavar="K", help="Run the model on this machine, split over K stage processes.")
+@click.option("--alone", is_flag=True, help="Run the model on this machine, even if the machine belongs to a cluster.")
+@click.option("--system", type=Text(), help="System prompt: instructions for the whole conversation.")
+@click.option("--raw", is_flag=True, help="Send the prompt unchanged, without the chat template of the model.")
+@click.option("--choices", type=int, metavar="N", help="Compute N answers to the prompt at once, and number them.")
+@click.option("-n", "--max-tokens", type=int, metavar="N", help="Longest answer, in tokens.  [default: 512]")
 @click.option(
     "--temperature",
     "--temp",
     type=float,
-    help="0 takes the likeliest token each time. Unless given, tokens are drawn as the model's makers recommend.",
+    help="0 always takes the likeliest token; higher values vary more.  [default: as the model recommends]",
 )
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens that together reach this.")
-@click.option("--top-k", type=int, help="Draw from so many of the likeliest tokens.")
-@click.option("--min-p", type=float, help="Leave out tokens less likely than this share of the likeliest.")
-@click.option("--repetition-penalty", type=float, help="Above 1, makes recent tokens less likely.")
-@click.option("--frequency-penalty", type=float, help="Above 0, against words as often as they came.")
-@click.option("--presence-penalty", type=float, help="Above 0, against words that came at all.")
 @click.option(
-    "--logprobs", type=int, metavar="K", help="Show each token's probability, and its K likeliest alternatives."
+    "--top-p", type=float, help="Sample from the likeliest tokens whose probabilities add up to this, like 0.9."
 )
-@click.option("--schema", type=TextFile(), metavar="FILE", help="Answer in JSON that fits this JSON schema.")
-@click.option("--regex", type=Text(), metavar="PATTERN", help="Answer in text that matches this from end to end.")
-@click.option("--grammar", type=TextFile(), metavar="FILE", help="Answer in text of this Lark grammar.")
-@click.option("--seed", type=int, help="Makes a drawn answer repeatable.")
+@click.option("--top-k", type=int, metavar="K", help="Sample from the K likeliest tokens.")
+@click.option("--min-p", type=float, help="Exclude tokens less likely than this fraction of the likeliest one.")
+@click.option("--repetition-penalty", type=float, help="Above 1, recent tokens become less likely.")
+@click.option("--frequency-penalty", type=float, help="Above 0, tokens become less likely with each use in the answer.")
 @click.option(
-    "--stop", type=Text(), multiple=True, metavar="TEXT", help="End the answer before this text; may be given again."
+    "--presence-penalty", type=float, help="Above 0, tokens become less likely after the first use in the answer."
 )
-@click.option("--ignore-eos", is_flag=True, help="Go on to --max-tokens; for measurements.")
-@click.option("--backend", type=BACKENDS, help="What computes on this machine.")
-@click.option("--threads", type=int, metavar="N", help="Compute threads a stage on this machine.")
+@click.option("--logprobs", type=int, metavar="K", help="Show the probability of each token, and K likeliest tokens.")
+@click.option("--schema", type=TextFile(), metavar="FILE", help="Force JSON that fits the JSON schema in FILE.")
+@click.option(
+    "--regex", type=Text(), metavar="PATTERN", help="Force text that matches this regular expression from start to end."
+)
+@click.option("--grammar", type=TextFile(), metavar="FILE", help="Force text of the Lark grammar in FILE.")
+@click.option("--seed", type=int, help="Make a sampled answer repeatable.")
+@click.option(
+    "--stop", type=Text(), multiple=True, metavar="TEXT", help="End the answer before TEXT; may be given again."
+)
+@click.option("--ignore-eos", is_flag=True, help="Continue to --max-tokens, for measurements.")
+@click.option("--backend", type=BACKENDS, help="Library that computes on this machine.  [default: auto]")
+@click.option(
+    "--threads", type=int, metavar="N", help="Compute threads per stage on this machine.  [default: all cores, shared]"
+)
 @click.option(
     "--exact",
     is_flag=True,
-    help="Float32 arithmetic, so that tokens do not depend on the split; slower. Takes the likeliest token each time,"
+    help="Float32 arithmetic, so that tokens do not depend on the stages; slower. Always takes the likeliest token,"
     " unless --temperature or --seed is given.",
 )
 @click.option(
     "--codec",
-    help="Codec of every link, or one a link: auto (what saves time), none, lz4, zstd, int8 (lossy).  [default: auto]",
+    metavar="NAME[,…]",
+    help="Compression of all links, or one name per link: auto (whichever saves time), none, lz4, zstd, int8 (lossy)."
+    "  [default: auto]",
 )
-@click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP + " On this machine's pipeline.")
-@click.option("--speculate", metavar="HOW", help=SPECULATE_HELP + " On this machine's pipeline.")
+@click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP + " On this machine only.")
+@click.option("--speculate", metavar="HOW", help=SPECULATE_HELP + " On this machine only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with text, tokens, rates and stages.")
-@given_as(lambda: Asking, lambda: GenerateArguments, lambda: Where)
-def chat(asking: Asking, generating: GenerateArguments, where: Where) -> None:
-    """Chat with a model: through this machine's cluster, over local stages, or on this machine alone."""
+@given_as(lambda: PromptArguments, lambda: GenerateArguments, lambda: ModelArguments)
+def chat(asking: PromptArguments, generating: GenerateArguments, where: ModelArguments) -> None:
+    """Chat with the model of the cluster, or with one on this machine.
+
+    Without a prompt an interactive chat begins; /help there lists its commands.
+
+    \b
+    Interactive, with the cluster of this machine:
+        edgepp chat
+    One answer of a model on this machine, without a cluster:
+        edgepp chat -m smollm2-135m -p "Why is the sky blue?"
+    About a file, and as JSON for a program:
+        edgepp chat -p "Summarize this:" --json < notes.txt
+    """
     import asyncio
 
-    asking, how = asking.with_piped(), generating.options()
+    asking, options = asking.with_piped(), generating.options()
     if asking.choices is not None:
-        from edgepp.api.question import each
+        from edgepp.api.question import choice_options
 
-        each(asking.choices, how)  # refuses a number before a model is loaded for it
-    asyncio.run(_chat(asking, how, generating.given, where))
+        choice_options(asking.choices, options)  # checks the number before a model is loaded
+    asyncio.run(_chat(asking, options, generating.given, where))
 
 
 def _with_piped(prompt: str | None) -> str | None:
-    """The prompt with what is piped in below it; None where there is neither.
+    """The prompt followed by the piped input; None if there is neither.
 
-    Beside a prompt only a pipe or a file is read: other kinds of input may never end.
+    With a prompt only a pipe or a file is read: other kinds of standard input may never end.
 
     Raises:
-        UsageError: what is piped in is too long, or not UTF-8.
+        UsageError: the piped input is too large or not UTF-8.
     """
     from edgepp.ui.screen import say
 
@@ -172,57 +209,64 @@ def _with_piped(prompt: str | None) -> str | None:
     if prompt is not None:
         if not stat.S_ISFIFO(mode) and not stat.S_ISREG(mode):
             return prompt
-        if not select.select([sys.stdin.fileno()], [], [], _PATIENCE_S)[0]:
-            say("waiting for the end of the piped input, which belongs to the prompt (</dev/null for none)", err=True)
+        if not select.select([sys.stdin.fileno()], [], [], _PIPE_TIMEOUT_S)[0]:
+            say("waiting for the end of the piped input, which is part of the prompt; </dev/null for none", err=True)
     text = piped().rstrip("\n")
     return text if prompt is None else "\n\n".join(part for part in (prompt, text) if part.strip())
 
 
-async def _chat(asking: Asking, how: GenerateOptions, given: Mapping[str, Any], where: Where) -> None:
+async def _chat(
+    asking: PromptArguments, options: GenerateOptions, given: Mapping[str, Any], where: ModelArguments
+) -> None:
     from edgepp.ui.chat import answer_once, answer_several
     from edgepp.ui.screen import say
 
     prompt, system, choices = asking.prompt, asking.system, asking.choices
     model = await _opened(where, quiet=asking.as_json)
     try:
-        how = replace(how, sampling=drawn(how.sampling, model.sampling, given, exact=where.exact))
-        if choices is not None and choices > 1 and not how.sampling.temperature:
-            say("at temperature 0 all choices are equal: give --temperature 0.8, say", err=True)
+        options = replace(
+            options, sampling=with_recommended(options.sampling, model.sampling, given, exact=where.exact)
+        )
+        if choices is not None and choices > 1 and not options.sampling.temperature:
+            say("all choices are equal at temperature 0: add, for instance, --temperature 0.8", err=True)
         if prompt is None:
             from edgepp.ui.conversation import Conversation
 
-            await Conversation(model, how, system).run()
+            await Conversation(model, options, system).run()
             return
         messages = [{"role": "system", "content": system}] if system else []
         asked = prompt if asking.raw else [*messages, {"role": "user", "content": prompt}]
         if choices is None:
-            await answer_once(model, asked, how, raw=asking.raw, as_json=asking.as_json)
+            await answer_once(model, asked, options, raw=asking.raw, as_json=asking.as_json)
         else:
-            await answer_several(model, asked, choices, how, raw=asking.raw, as_json=asking.as_json)
+            await answer_several(model, asked, choices, options, raw=asking.raw, as_json=asking.as_json)
     finally:
         await model.close()
 
 
-async def _opened(where: Where, *, quiet: bool) -> Engine | Connection:
-    """What answers: the cluster where there is one and nothing else was asked for, or this machine."""
+async def _opened(where: ModelArguments, *, quiet: bool) -> Engine | Connection:
+    """The cluster, unless there is none or the options need this machine; else an engine on this machine."""
     from edgepp.api import Engine
     from edgepp.ui.chat import open_here
     from edgepp.ui.screen import say
 
-    meant = where.of_this_machine
-    if not meant and len(where.peers) < 2 and (cluster := await _cluster(where)) is not None:
+    local = where.local_options
+    if not local and len(where.peers) < 2 and (cluster := await _cluster(where)) is not None:
         if where.speculate != "lookup":
-            say("the cluster decides how to guess: --speculate does nothing here", dim=True, err=True)
+            say("--speculate has no effect here: `edgepp serve --speculate` decides", dim=True, err=True)
         return cluster
-    if meant and not where.alone and not where.peers and (name := _cluster_of()) is not None:
-        say(f"{' and '.join(meant)} is for this machine alone: the cluster of {name} is not asked", dim=True, err=True)
+    if local and not where.alone and not where.peers and (name := _cluster_of()) is not None:
+        say(f"because of {' and '.join(local)} the model runs here, not in the cluster of {name}", dim=True, err=True)
     if where.model is None:
-        if meant:
+        if local:
             raise UsageError(
-                f"{meant[0]} runs a model on this machine, and none is named",
-                f"name one with -m, such as -m smollm2-135m, or leave {meant[0]} out to ask the cluster",
+                f"{local[0]} runs a model on this machine, but no model is named",
+                f"name one with -m, such as -m smollm2-135m, or leave {local[0]} out to ask the cluster",
             )
-        raise UsageError("which model? This machine reaches no cluster", "name one with -m, such as -m smollm2-135m")
+        raise UsageError(
+            "no model is named, and this machine reaches no cluster",
+            "name a model to run here, such as -m smollm2-135m; or start a cluster with `edgepp serve`",
+        )
     engine = Engine(
         where.model,
         stages=where.stages,
@@ -239,15 +283,19 @@ async def _opened(where: Where, *, quiet: bool) -> Engine | Connection:
 
 
 def _cluster_of() -> str | None:
-    """The name of the coordinator of this machine's cluster, if it belongs to one."""
+    """The name of the coordinator of this machine's cluster; None without a cluster."""
     from edgepp.cluster.identity import load_cluster
 
     cluster = load_cluster()
     return None if cluster is None else cluster.coordinator.name
 
 
-async def _cluster(where: Where) -> Connection | None:
-    """This machine's cluster; None where there is none that answers, or it runs another model."""
+async def _cluster(where: ModelArguments) -> Connection | None:
+    """A connection to this machine's cluster; None if no cluster answers or the cluster runs another model.
+
+    Raises:
+        UsageError: exact arithmetic is wanted, and the cluster does not compute exactly.
+    """
     from edgepp.api import connect
     from edgepp.errors import PairingError, PeerLost
     from edgepp.ui.screen import say
@@ -265,10 +313,13 @@ async def _cluster(where: Where) -> Connection | None:
     if peers and not cluster.at_peer:
         return None
     if model is not None and not cluster.runs(model):
-        say(f"the cluster runs {cluster.model}; {model} runs on this machine alone", dim=True, err=True)
+        say(f"the cluster runs {cluster.model}, so {model} runs on this machine", dim=True, err=True)
         return None
     if where.exact and not cluster.status["exact"]:
-        raise UsageError("the cluster does not compute exactly", "restart `edgepp serve --exact`, or add --alone")
+        raise UsageError(
+            "the cluster does not compute with --exact",
+            "restart it with `edgepp serve --exact`, or add --alone to run the model here",
+        )
     return cluster
 
 

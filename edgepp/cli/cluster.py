@@ -1,4 +1,4 @@
-"""Commands about a cluster: who may join, who is there, how it fares."""
+"""Commands about a cluster: invite, status, doctor, peers, revoke, token, leave."""
 
 from __future__ import annotations
 
@@ -6,31 +6,48 @@ import click
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help='Print {"code": ...}.')
+@click.option("--json", "as_json", is_flag=True, help='Print {"code": ..., "peers": [...]}.')
 def invite(*, as_json: bool) -> None:
-    """Print a code with which one other machine can join, within ten minutes."""
+    """Print a code that lets one other machine join.
+
+    The code is valid once, for ten minutes, while `edgepp serve` runs. For machines without a keyboard see
+    `edgepp token`.
+    """
     from edgepp.ui.peers import connect, show_invitation
 
-    with connect() as served:
-        show_invitation(served.call("invite"), as_json=as_json)
+    with connect() as client:
+        show_invitation(client.call("invite"), as_json=as_json)
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Keep showing it, until Ctrl-C.")
-@click.option("--peer", metavar="HOST:PORT", help="Where `edgepp serve` runs, if it is not found.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; one a line with --watch.")
+@click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
+@click.option("--peer", metavar="HOST:PORT", help="Address of `edgepp serve`, if it is not found.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --watch one per line.")
 def status(peer: str | None, *, watch: bool, as_json: bool) -> None:
-    """Show the cluster: nodes, layers, memory, speed, links."""
+    """Show the nodes and stages of the cluster.
+
+    \b
+    NODE   MEMORY: what the model may use; FREE: free memory at present
+           STREAM, GFLOP/S: measured memory bandwidth and compute rate
+           RTT: round trip between the coordinator and the node
+    STAGE  STATE: waiting, loading or ready; IN MEMORY: weights
+           KV, SEQUENCES: size of the KV caches, and how many there are
+           STAGE, WIRE: time per decode step in the stage and on the link
+    """
     from edgepp.ui.status import show_status
 
     show_status(peer, watch=watch, as_json=as_json)
 
 
 @click.command()
-@click.option("--peer", metavar="HOST:PORT", help="Also check the way to the coordinator or stage there.")
+@click.option("--peer", metavar="HOST:PORT", help="Also check the connection to this coordinator or stage.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(peer: str | None, *, as_json: bool) -> None:
-    """Check this machine, its network and the way to the others; each line says what to do."""
+    """Check this machine, its network and its cluster.
+
+    Each line begins with ok, with !! for a fault, or with -- for a remark; an arrow gives the next step. The exit
+    status is 1 if there is a fault.
+    """
     from edgepp.ui.doctor import run_doctor
     from edgepp.ui.peers import checks
 
@@ -41,48 +58,51 @@ def doctor(peer: str | None, *, as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def peers(*, as_json: bool) -> None:
-    """List the nodes that are paired with this cluster, its tokens, and what was revoked."""
+    """List paired nodes, tokens, and what was revoked."""
     from edgepp.ui.peers import connect, show_peers
 
-    with connect() as served:
-        show_peers(served.call("peers"), as_json=as_json)
+    with connect() as client:
+        show_peers(client.call("peers"), as_json=as_json)
 
 
 @click.command()
 @click.argument("node")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def revoke(node: str, *, as_json: bool) -> None:
-    """Drop a node or token at once. NODE is a name or an id from `edgepp peers`.
+    """Remove a node or a token from the cluster at once.
 
-    A revoked machine is let in again by a new code of `edgepp invite` only, never by a token. A revoked token lets
-    nobody in any more; the machines that came by it stay.
+    NODE is a name or an id from `edgepp peers`.
+
+    A revoked machine can join again only by a new code of `edgepp invite`, not by a token. A revoked token lets no
+    further machine join; machines that joined by it stay.
     """
     from edgepp.ui.peers import connect, show_revoked
 
-    with connect() as served:
-        show_revoked(served.call("revoke", {"node": node}), as_json=as_json)
+    with connect() as client:
+        show_revoked(client.call("revoke", {"node": node}), as_json=as_json)
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help='Print {"token": ..., "name": ...}.')
 def token(*, as_json: bool) -> None:
-    """Make a token for machines that nobody sits at: they join with it in EDGEPP_TOKEN.
+    """Make a token that lets unattended machines join.
 
-    `edgepp peers` lists tokens and who came by them; `edgepp revoke token-1` withdraws one.
+    The machines join with the token in EDGEPP_TOKEN, or in the file that EDGEPP_TOKEN_FILE names. `edgepp peers` lists
+    tokens and the nodes that joined by each; `edgepp revoke token-1` withdraws one.
     """
     from edgepp.ui.peers import connect, show_token
 
-    with connect() as served:
-        show_token(served.call("token"), as_json=as_json)
+    with connect() as client:
+        show_token(client.call("token"), as_json=as_json)
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Do not ask, also where the cluster ends by it.")
+@click.option("--yes", is_flag=True, help="Leave without asking, even if that ends the cluster.")
 def leave(*, yes: bool) -> None:
-    """Leave this machine's cluster for good; what runs here ends, the machine's own key stays.
+    """Leave the cluster for good, and stop the node here.
 
-    Another code or token lets it in again. On the machine where `edgepp serve` runs the whole cluster ends, so it asks
-    first. To stop without leaving, press Ctrl-C where `edgepp join` or `edgepp serve` runs.
+    A new code or token lets the machine join again. On the machine of `edgepp serve` this ends the whole cluster, after
+    a question. To stop without leaving, press Ctrl-C where `edgepp join` or `edgepp serve` runs.
     """
     from edgepp.ui import leave as ui
 

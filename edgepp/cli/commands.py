@@ -1,4 +1,4 @@
-"""The ``edgepp`` command: one function a command, nothing heavy imported until a command runs."""
+"""The ``edgepp`` command with its subcommands; each subcommand imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from edgepp.cli.options import CommandGroup
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "-V", "--version")
 def cli() -> None:
-    """One language model on the machines you have.
+    """Run one language model on several machines.
 
-    Each machine runs a range of the model's layers; hidden states pass from one to the next.
+    Each machine runs a range of the model's layers and sends hidden states to the next one.
 
     \b
-    Try it here, on two stage processes:
+    Try it on this machine, with two stage processes:
         edgepp chat -m smollm2-135m --stages 2
     On two machines:
-        one$  edgepp serve -m smollm2-135m      # runs what fits, waits for others
-        one$  edgepp invite                     # prints a code, such as 7-tango-lemon
-        two$  edgepp join 7-tango-lemon         # the layers are spread by memory
+        one$  edgepp serve -m smollm2-135m   # starts a cluster and keeps running
+        one$  edgepp invite                  # prints a code, such as 7-tango-lemon
+        two$  edgepp join 7-tango-lemon      # takes its share of the layers
         any$  edgepp chat
+    If something does not work:
+        edgepp doctor
     """
     import logging
 
     from edgepp.printable import PrintableFormatter
 
-    if logging.lastResort is not None:  # what libraries and edgepp's own rooms log, where nobody set up more
+    if logging.lastResort is not None:  # for log records of libraries and of edgepp: no other handler is installed
         logging.lastResort.setFormatter(PrintableFormatter("%(message)s"))
 
 

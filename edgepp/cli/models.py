@@ -1,4 +1,4 @@
-"""`edgepp models`."""
+"""`edgepp models`: list, show, pull and remove models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from edgepp.errors import UsageError
 
 @click.group(cls=CommandGroup)
 def models() -> None:
-    """Models that edgepp knows, and what of them is on this disk."""
+    """List, inspect, download and remove models."""
 
 
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def models_list(*, as_json: bool) -> None:
-    """List the models with a card."""
+    """List the models that edgepp knows by name, smallest first.
+
+    Any other model of a supported family also runs: name its Hugging Face repository or a folder.
+    """
     from edgepp.ui.models import list_cards
 
     list_cards(as_json=as_json)
@@ -29,7 +32,11 @@ def models_list(*, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def models_show(model: str, *, as_json: bool) -> None:
-    """Show a model's shape and sizes. Asks the hub only where it has no card and is not on this disk."""
+    """Show the shape and the sizes of MODEL.
+
+    MODEL is a name from `edgepp models list`, a Hugging Face repository (org/name) or a folder. The hub is asked only
+    about a repository that is neither listed nor on this disk.
+    """
     from edgepp.ui.models import show_model
 
     show_model(model, as_json=as_json)
@@ -37,10 +44,13 @@ def models_show(model: str, *, as_json: bool) -> None:
 
 @models.command("pull")
 @click.argument("model")
-@click.option("--layers", metavar="A-B", help="Only what a node with these layers needs.")
-@click.option("--json", "as_json", is_flag=True, help='End with {"path": ...}.')
+@click.option("--layers", metavar="A-B", help="Download only what a node with these layers needs, like 0-14.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"path": ...}.')
 def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
-    """Fetch a model, or one node's part of it, into the cache."""
+    """Download MODEL, or the part for some layers, to the cache.
+
+    `edgepp chat`, `serve` and `join` download what they need themselves; this command does so ahead of time.
+    """
     from edgepp.layers import LayerRange
     from edgepp.model.fetch import fetch
     from edgepp.model.weights.model_parts import ALL_PARTS, ModelParts
@@ -55,10 +65,10 @@ def models_pull(model: str, layers: str | None, *, as_json: bool) -> None:
 
 @models.command("rm")
 @click.argument("model")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"model": ..., "path": ..., "freed_bytes": ...}.')
 def models_rm(model: str, *, yes: bool, as_json: bool) -> None:
-    """Remove a model from the cache, with whatever came of it in part."""
+    """Remove MODEL from the cache, with unfinished downloads of it."""
     from edgepp.model.remove import bytes_on_disk, cached_folder, remove
     from edgepp.ui.progress import megabytes
     from edgepp.ui.screen import say
@@ -66,8 +76,8 @@ def models_rm(model: str, *, yes: bool, as_json: bool) -> None:
     folder = cached_folder(model)
     if not yes:
         if as_json or not sys.stdin.isatty():
-            raise UsageError("nothing was removed: there is nobody to ask", "add --yes")
+            raise UsageError("nothing was removed: a terminal is needed to confirm", "add --yes")
         click.confirm(f"remove {megabytes(bytes_on_disk(folder))} in {folder}?", abort=True, err=True)
     freed = remove(model)
     facts = {"model": model, "path": str(folder), "freed_bytes": freed}
-    say(json.dumps(facts) if as_json else f"{model} is removed: {megabytes(freed)} are free again")
+    say(json.dumps(facts) if as_json else f"{model} is removed: {megabytes(freed)} freed")

@@ -1,10 +1,9 @@
-"""What several commands share."""
+"""Option types, help texts and command classes that several commands share."""
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from typing import IO, Any
@@ -14,87 +13,87 @@ import click
 from edgepp.errors import UsageError
 
 SPECULATE_HELP = (
-    "Guess tokens ahead, so that one trip verifies several: from the text so far (lookup), by a small model (its name),"
-    " or off. It never changes an answer, and stops where it does not pay."
+    "Guess tokens ahead, so that one pass through the stages verifies several: lookup (from the text so far), the name"
+    " of a small model, or off. Guessing never changes an answer, and pauses where it does not save time."
 )
-MODEL_HELP = "A card name (see `edgepp models list`), a hub repository (org/name), or a folder in mlx-lm format."
-KV_BITS_HELP = "Keep keys and values in so many bits: room for longer and more conversations, a little less accurate."
+MODEL_HELP = "A name from `edgepp models list`, a Hugging Face repository (org/name), or a folder in mlx-lm format."
+KV_BITS_HELP = "Bits per key and value in the KV cache: more and longer conversations fit, slightly less accurate."
 BACKENDS = click.Choice(["auto", "mlx", "onnx"])
-
-
-MOST_TEXT_BYTES = 4 << 20
-"""Bytes of a prompt, schema or grammar: more than any model's context holds."""
+MAX_TEXT_BYTES = 4 << 20
+"""Upper limit of a prompt, schema or grammar: more than the context of any model holds."""
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]  # generic in some versions only
-    """Text of a command line; a terminal that is not set to UTF-8 gives bytes that are none."""
+    """A text argument, checked: a terminal that is not set to UTF-8 passes bytes that are not text."""
 
     name = "text"
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> str:
-        """The text itself.
+        """The text.
 
         Raises:
-            UsageError: it holds bytes that are no UTF-8.
+            UsageError: the argument is too large or not UTF-8.
         """
         return decoded(value.encode("utf-8", "surrogateescape"), "an argument")
 
 
 class TextFile(click.File):
-    """A file of UTF-8 text, given to the command as its text; a byte order mark is passed over."""
+    """A file of UTF-8 text; the command receives the text, without a byte order mark."""
 
     def __init__(self) -> None:
         super().__init__("rb")
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:  # type: ignore[override]
-        """The file's text.
+        """The text of the file.
 
         Raises:
-            UsageError: it is too large, or no UTF-8.
+            UsageError: the file is too large or not UTF-8.
         """
         file: IO[bytes] = super().convert(value, param, ctx)
-        return decoded(file.read(MOST_TEXT_BYTES + 1), value)
+        return decoded(file.read(MAX_TEXT_BYTES + 1), value)
 
 
 def piped() -> str:
-    """All of standard input.
+    """All text of standard input.
 
     Raises:
-        UsageError: it is too large, or no UTF-8.
+        UsageError: the input is too large or not UTF-8.
     """
-    return decoded(sys.stdin.buffer.read(MOST_TEXT_BYTES + 1), "standard input")
+    return decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input")
 
 
-def decoded(data: bytes, what: str) -> str:
-    """``data`` as text.
+def decoded(data: bytes, source: str) -> str:
+    """``data`` as text; ``source`` names the origin of the data in errors.
 
     Raises:
-        UsageError: it is too large, or no UTF-8.
+        UsageError: ``data`` is too large or not UTF-8.
     """
-    if len(data) > MOST_TEXT_BYTES:
-        raise UsageError(f"{what} is larger than {MOST_TEXT_BYTES >> 20} MB", "give a smaller one")
+    if len(data) > MAX_TEXT_BYTES:
+        raise UsageError(
+            f"{source} is larger than {MAX_TEXT_BYTES >> 20} MB", "shorten the text: no model reads that much at once"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise UsageError(
-            f"{what} is no UTF-8 text: its byte {error.start} is {data[error.start]:#04x}",
-            f"convert it, for instance with `iconv -f {encoding} -t utf-8`, or set the terminal to UTF-8",
+            f"{source} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}",
+            f"convert the text, for instance with `iconv -f {encoding} -t utf-8`, or set the terminal to UTF-8",
         ) from error
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]
-    """A value that a function reads from text, such as an address; the function is imported when it is needed."""
+    """A value that a function parses from text, such as an address; the function is imported at the first use."""
 
     def __init__(self, name: str, reader: Callable[[], Callable[[str], object]]) -> None:
         self.name = name
         self._reader = reader
 
     def convert(self, value: str, _param: click.Parameter | None, _ctx: click.Context | None) -> object:
-        """The value.
+        """The parsed value.
 
         Raises:
-            UsageError: the text is none.
+            UsageError: the text is not such a value.
         """
         return self._reader()(value)
 
@@ -118,10 +117,10 @@ def _bytes() -> Callable[[str], object]:
 
 
 class _Bits(click.Choice[str]):
-    """A number of bits."""
+    """A choice between numbers of bits."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int:  # type: ignore[override]
-        """The number."""
+        """The chosen number."""
         return int(super().convert(value, param, ctx))
 
 
@@ -130,10 +129,10 @@ KV_BITS = _Bits(["8", "4"])
 
 
 def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Hand a command its options as frozen dataclasses, one for each of ``kinds``, and what none of them holds by name.
+    """Pass a command its options as frozen dataclasses, one per entry of ``kinds``, and other options by keyword.
 
-    Each of ``kinds`` returns a dataclass, which it may import; an option goes to the field of its name. What was not
-    given is left to the field's default, so that there is one default, and the dataclass checks the rest.
+    Each entry of ``kinds`` is a function that imports and returns a dataclass. An option goes to the field of the same
+    name. An option that was not given takes the default of its field, so each default is written once.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -142,8 +141,8 @@ def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]],
             parts = []
             for find in kinds:
                 kind = find()
-                told = {field.name: values.pop(field.name, None) for field in fields(kind)}
-                parts.append(kind(**{name: value for name, value in told.items() if value not in (None, ())}))
+                given = {field.name: values.pop(field.name, None) for field in fields(kind)}
+                parts.append(kind(**{name: value for name, value in given.items() if value not in (None, ())}))
             command(*parts, **values)
 
         vars(call)["kinds"] = kinds
@@ -152,20 +151,29 @@ def given_as(*kinds: Callable[[], type[Any]]) -> Callable[[Callable[..., None]],
     return decorate
 
 
+class SectionedCommand(click.Command):
+    """A command whose help lists its options under headings: ``sections`` maps a heading to parameter names.
+
+    Options that no section names, such as ``--json`` and ``--help``, follow under "Other".
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, tuple[str, ...]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list of options per section."""
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        rows = {option.name: row for option in options if (row := option.get_help_record(ctx)) is not None}
+        lists = {heading: [rows.pop(name) for name in names] for heading, names in self._sections.items()}
+        for heading, listed in (lists | {"Other": list(rows.values())}).items():
+            with formatter.section(heading):
+                formatter.write_dl(listed)
+
+
 class CommandGroup(click.Group):
-    """Shows commands in the order in which a newcomer needs them."""
+    """A group whose help lists commands in the order in which they were added."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        """The commands' names."""
+        """The names of the commands."""
         return list(self.commands)
-
-
-def stop_on_terminate() -> None:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that it cleans up and says so."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
-            signal.signal(number, stop)

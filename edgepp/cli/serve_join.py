@@ -17,9 +17,10 @@ from edgepp.cli.options import (
     LAYERS,
     MODEL_HELP,
     SPECULATE_HELP,
+    SectionedCommand,
     given_as,
-    stop_on_terminate,
 )
+from edgepp.cli.signals import stop_on_terminate
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,49 +34,77 @@ def _serve_options() -> type[ServeOptions]:
     return ServeOptions
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "Cluster": ("model", "listen", "policy", "context", "max_sequences", "exact", "kv_bits", "speculate"),
+        "This machine": ("stages", "no_stage", "pinned", "memory", "backend", "threads"),
+    },
+)
 @click.option("-m", "--model", help=MODEL_HELP + "  [default: smollm2-135m]")
 @click.option(
     "--listen",
     type=ADDRESS,
     metavar="HOST:PORT",
-    help="Where nodes and chats reach this; every address, port 5700 unless given. The next port is for invitations.",
-)
-@click.option("--stages", type=int, metavar="K", help="Run K stage processes here, for a try-out on one machine.")
-@click.option("--no-stage", is_flag=True, help="Coordinate only: this machine holds no layers.")
-@click.option(
-    "--layers", "pinned", type=LAYERS, metavar="A-B", help="Pin this machine's range; the rest is fitted around it."
+    help="Where to listen; invitations use the next port.  [default: every address, port 5700]",
 )
 @click.option(
-    "--memory", type=BYTES, metavar="SIZE", help="The most that the model may use here, like 8GB; all that is free."
+    "--stages",
+    type=int,
+    metavar="K",
+    help="Run K stage processes here, to try a pipeline on one machine.  [default: 1]",
+)
+@click.option("--no-stage", is_flag=True, help="Coordinate only: run no layers on this machine.")
+@click.option(
+    "--layers",
+    "pinned",
+    type=LAYERS,
+    metavar="A-B",
+    help="First and last layer of this machine, like 0-14.  [default: planned]",
+)
+@click.option(
+    "--memory",
+    type=BYTES,
+    metavar="SIZE",
+    help="Memory limit of the model on this machine, like 8GB.  [default: all free memory]",
 )
 @click.option(
     "--policy",
     type=click.Choice(["memory", "speed", "throughput"]),
-    help="Layers in proportion to memory; for the fastest single answer; for the least slow stage.  [default: memory]",
+    help="Layers in proportion to memory; for the fastest single answer; or for most tokens per second of many answers."
+    "  [default: memory]",
 )
-@click.option("--context", type=int, help="Positions of a conversation to plan for.  [default: 4096]")
-@click.option("--max-sequences", type=int, help="Conversations at a time to plan for.  [default: 2]")
-@click.option("--backend", type=BACKENDS, help="What computes here.")
-@click.option("--threads", type=int, metavar="N", help="Compute threads here; all cores unless given.")
 @click.option(
-    "--exact", is_flag=True, help="Float32 arithmetic on every node, so that tokens do not depend on the split."
+    "--context", type=int, metavar="TOKENS", help="Longest conversation to reserve memory for.  [default: 4096]"
+)
+@click.option("--max-sequences", type=int, metavar="N", help="Conversations of that length at a time.  [default: 2]")
+@click.option("--backend", type=BACKENDS, help="Library that computes here.  [default: auto]")
+@click.option("--threads", type=int, metavar="N", help="Compute threads here.  [default: all cores]")
+@click.option(
+    "--exact", is_flag=True, help="Float32 arithmetic on every node, so that tokens do not depend on the plan; slower."
 )
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
 @click.option("--speculate", metavar="HOW", help=SPECULATE_HELP)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line: listening, note, ready.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line: listening, note, ready.")
 @given_as(_serve_options)
 def serve(options: ServeOptions, *, no_stage: bool, as_json: bool) -> None:
-    """Run a cluster from here: this machine's own part, and the place that others join.
+    """Start a cluster: coordinate it, and run layers here.
 
-    Ctrl-C stops it; the cluster stays, and goes on when this is run again. `edgepp leave` here ends the cluster.
+    The first run makes this machine a coordinator. `edgepp invite` then prints a code for another machine, and the
+    layers are spread again when a machine joins or leaves.
+
+    Ctrl-C stops the coordinator; the next `edgepp serve` continues with the same cluster. `edgepp leave` ends it.
+
+    \b
+    Only coordinate, and let other machines run the layers:
+        edgepp serve -m llama-3.2-3b-4bit --no-stage
     """
     from edgepp.api import ServedCluster
     from edgepp.ui.serve import run
 
     if no_stage:
         if click.get_current_context().get_parameter_source("stages") is not ParameterSource.DEFAULT:
-            raise UsageError("--stages and --no-stage exclude each other")
+            raise UsageError("--stages and --no-stage exclude each other", "leave one of them out")
         options = replace(options, stages=0)
     stop_on_terminate()
     run(ServedCluster(options), as_json=as_json)
@@ -87,16 +116,26 @@ def _join_options() -> type[JoinOptions]:
     return JoinOptions
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "Cluster": ("peers", "replace"),
+        "This machine": ("layers", "memory", "listen", "backend", "threads"),
+        "One stage outside of a cluster": ("model", "exact", "kv_bits", "insecure"),
+    },
+)
 @click.argument("code", required=False)
 @click.option(
     "--layers",
     type=LAYERS,
     metavar="A-B",
-    help="Pin the first and last layer to run, like 0-14; by memory unless given.",
+    help="First and last layer to run, like 0-14.  [default: as planned by the coordinator]",
 )
 @click.option(
-    "--memory", type=BYTES, metavar="SIZE", help="The most that the model may use here, like 8GB; all that is free."
+    "--memory",
+    type=BYTES,
+    metavar="SIZE",
+    help="Memory limit of the model on this machine, like 8GB.  [default: all free memory]",
 )
 @click.option(
     "--peer",
@@ -104,35 +143,38 @@ def _join_options() -> type[JoinOptions]:
     type=ADDRESS,
     multiple=True,
     metavar="HOST:PORT",
-    help="Where `edgepp serve` runs, if it is not found.",
+    help="Address of `edgepp serve`, if it is not found; may be given again.",
 )
-@click.option("--backend", type=BACKENDS, help="What computes.")
-@click.option("--threads", type=int, metavar="N", help="Compute threads; all cores unless given.")
-@click.option("--exact", is_flag=True, help="With -m: float32 arithmetic. In a cluster `edgepp serve --exact` decides.")
+@click.option("--backend", type=BACKENDS, help="Library that computes.  [default: auto]")
+@click.option("--threads", type=int, metavar="N", help="Compute threads.  [default: all cores]")
+@click.option("--exact", is_flag=True, help="Float32 arithmetic. In a cluster `edgepp serve --exact` decides.")
 @click.option(
     "--listen",
     type=ADDRESS,
     metavar="HOST:PORT",
-    help="Where other nodes reach this stage; uses PORT and the one after it. In a cluster: any address and free port.",
+    help="Where the stage listens; uses PORT and the next one.  [default: every address, free ports; with -m loopback]",
 )
-@click.option("--kv-bits", type=KV_BITS, help="With -m: " + KV_BITS_HELP + " In a cluster `serve --kv-bits` decides.")
-@click.option("--replace", is_flag=True, help="Belong to the cluster of CODE or token instead of the present one.")
-@click.option("-m", "--model", help="With --layers: run one stage by hand, outside of any cluster. " + MODEL_HELP)
+@click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP + " In a cluster `edgepp serve --kv-bits` decides.")
+@click.option("--replace", is_flag=True, help="Leave the present cluster for that of CODE or of the token.")
+@click.option("-m", "--model", help="Run the stage given by --layers, outside of any cluster. " + MODEL_HELP)
 @click.option(
-    "--insecure", is_flag=True, help="With -m: allow an address that others can reach, with nothing encrypted."
+    "--insecure", is_flag=True, help="Allow an address that other machines can reach. Nothing is encrypted or checked."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when ready, or one a line in a cluster.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line; with -m one when ready.")
 @given_as(_join_options)
 def join(options: JoinOptions, *, as_json: bool) -> None:
-    """Make this machine a node, until Ctrl-C.
+    """Join a cluster, and run layers of its model here.
 
-    CODE is what `edgepp invite` printed; once paired, `edgepp join` alone is enough. With EDGEPP_TOKEN or a token file
-    (see `edgepp token`) no code is needed.
+    CODE is printed by `edgepp invite` on the machine of `edgepp serve`, and is needed once: afterwards `edgepp join`
+    alone starts the node again. With a token (see `edgepp token`) no code is needed.
 
-    Ctrl-C stops the node; the machine still belongs to the cluster. `edgepp leave` ends it for good.
+    Ctrl-C stops the node; the machine still belongs to the cluster. `edgepp leave` leaves the cluster for good.
 
     \b
-    A stage by hand, for `edgepp chat --peer`:
+    The first time, and any later time:
+        edgepp join 7-tango-lemon
+        edgepp join
+    One stage outside of any cluster, for `edgepp chat --peer`:
         edgepp join -m smollm2-135m --layers 0-14
     """
     from edgepp.api import JoinedNode, LoneStage

@@ -20,7 +20,7 @@ from edgepp.cluster.discovery.network_interfaces import AddressWatch
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
-from edgepp.events import CoordinatorReached, CoordinatorSought, OnEvent, SlotFailed
+from edgepp.events import CoordinatorLost, CoordinatorReached, OnEvent, StageFailed
 from edgepp.node.offer import Offer
 from edgepp.node.supervisor import Report, StageSupervisor
 from edgepp.wire.happy_eyeballs import connect_first
@@ -150,7 +150,7 @@ class NodeAgent(threading.Thread):
                 refused_s = 0.0
                 if not reported:
                     reported = True
-                    self._on_event(CoordinatorSought(self._cluster.coordinator.name, str(error)))
+                    self._on_event(CoordinatorLost(self._cluster.coordinator.name, str(error)))
                 time.sleep(0.2)
                 continue
             try:
@@ -243,7 +243,7 @@ class NodeAgent(threading.Thread):
                 continue
             self._reports.append(report)
             if isinstance(report, NotLoaded):
-                self._on_event(SlotFailed(report.slot, report.reason))
+                self._on_event(StageFailed(report.slot, report.reason))
         while self._reports and link.send([encode(self._reports[0])]):
             self._reports.popleft()
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgepp.errors import UsageError
-from edgepp.events import NodeAssignment
+from edgepp.events import AssignmentChanged
 from edgepp.layers import LayerRange
 from edgepp.printable import one_line
 
 
-def read_assignment(view: Mapping[str, Any], node: str) -> NodeAssignment | None:
+def read_assignment(view: Mapping[str, Any], node: str) -> AssignmentChanged | None:
     """Assignment of the node id ``node`` in ``view``; None where the view has none, or a malformed one."""
     members = view.get("members")
     own = [m for m in members if isinstance(m, dict) and m.get("node") == node] if isinstance(members, list) else []
@@ -22,4 +22,4 @@ def read_assignment(view: Mapping[str, Any], node: str) -> NodeAssignment | None
     except (TypeError, ValueError, UsageError):
         return None
     reason = "" if layers else one_line(str(own[0].get("reason", "")), 500)
-    return NodeAssignment(one_line(str(view.get("model", "")), 200), layers, reason) if layers or reason else None
+    return AssignmentChanged(one_line(str(view.get("model", "")), 200), layers, reason) if layers or reason else None

@@ -26,7 +26,7 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.cluster.pairing.join import PairingOptions, pair_with_cluster
 from edgepp.errors import EdgeppError
-from edgepp.events import ClusterLeft, Measuring, NodeAssignment, OnEvent
+from edgepp.events import AssignmentChanged, ClusterLeft, Measuring, OnEvent
 from edgepp.layers import LayerRange
 from edgepp.model.cache import Progress
 from edgepp.model.fetch import fetch
@@ -80,7 +80,7 @@ class MemberService:
         """
         self._owned = ExitStack()
         self._on_event = on_event
-        self._assignment: NodeAssignment | None = None
+        self._assignment: AssignmentChanged | None = None
         self._known_address: Address | None = None
         try:
             self._owned.enter_context(hold_node_lock("edgepp join"))

@@ -1,1 +1,1 @@
-"""Simulated pipelines: the engine's own core with a clock and modelled costs, for clusters that nobody has."""
+"""Simulation of pipelines: the engine's own core with a simulated clock and modelled costs."""

@@ -1,1 +1,1 @@
-"""What people see in a terminal."""
+"""What the commands print: tables, progress, events, errors, and the interactive chat."""

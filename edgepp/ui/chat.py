@@ -1,4 +1,4 @@
-"""Answers on a terminal and for scripts; `conversation` is the interactive chat."""
+"""Answers printed on a terminal or as JSON; ``conversation`` has the interactive chat."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Model: TypeAlias = "Engine | Connection"
 
 
 async def open_here(engine: Engine, *, quiet: bool = False) -> None:
-    """Load a model on this machine, anew if it was lost, with a bar for each thing that takes long.
+    """Open ``engine``, with progress bars for what takes longer than a second.
 
     Raises:
-        EdgeppError: one sentence about what keeps it from running.
+        EdgeppError: the model cannot be downloaded, loaded or split.
     """
     with ByteProgress(quiet=quiet) as progress:
         await engine.open(progress)
 
 
 def report(answer: Answer) -> dict[str, Any]:
-    """What ``--json`` prints of an answer; ``layers`` are half-open, times in seconds."""
+    """The JSON object of an answer; ``layers`` are half-open, names in ``_s`` are seconds."""
     timing = answer.timing
     stages = [
         {
@@ -70,7 +70,7 @@ def report(answer: Answer) -> dict[str, Any]:
 
 
 def _logprobs(answer: Answer) -> dict[str, Any]:
-    """Each token's log-probability and its likeliest alternatives, where they were asked for."""
+    """Log-probabilities of each token and its likeliest alternatives, if requested."""
     if not answer.sampled:
         return {}
 
@@ -86,7 +86,7 @@ def _logprobs(answer: Answer) -> dict[str, Any]:
 
 
 def show_logprobs(answer: Answer) -> None:
-    """A line a token with its probability and its alternatives, where they were asked for."""
+    """Print one line per token with its probability and its alternatives, if requested."""
     if not answer.sampled:
         return
     table = Rows("TOKEN", ">PROBABILITY", "LIKELIEST")
@@ -105,45 +105,45 @@ def _percent(logprob: float | None) -> str:
 
 
 def summary(answer: Answer) -> str:
-    """One line about an answer's speed."""
+    """One line about the length and speed of an answer."""
     timing = answer.timing
     if not answer.token_ids and answer.finish_reason == "cancelled":
-        return "stopped before the answer began"
-    then = f" · then {timing.decode_tokens_per_s:.1f} token/s" if timing.decode_tokens_per_s else ""
-    return f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s{then}"
+        return "stopped before the first token"
+    rate = f" · then {timing.decode_tokens_per_s:.1f} token/s" if timing.decode_tokens_per_s else ""
+    return f"{len(answer.token_ids)} tokens · first after {timing.ttft_s:.2f} s{rate}"
 
 
 def cut_off(answer: Answer, options: GenerateOptions) -> tuple[str, bool] | None:
-    """What cut an answer off before its end, and whether the context is full; None where nothing did but Ctrl-C."""
+    """Why an answer was cut off, and whether because the context is full; None if it was not, or by Ctrl-C."""
     if answer.finish_reason != "length" or options.ignore_eos:
         return None
     what = f"cut off after {len(answer.token_ids)} tokens"
     if len(answer.token_ids) < options.max_tokens:
-        return f"{what}, since the model's context is full", True
+        return f"{what}, because the context of the model is full", True
     return what, False
 
 
 def more_room(is_full: bool) -> str:
-    """What lets an answer come to its end."""
+    """The next step after an answer that was cut off."""
     return "shorten the prompt" if is_full else "give a larger -n"
 
 
 def incomplete(answer: Answer, options: GenerateOptions) -> EdgeppError | None:
-    """Why an answer that is held to a schema, expression or grammar did not come to its end; None where it did."""
-    held = options.constraint
-    if held is None or answer.finish_reason == "stop" or _is_complete(answer.text, held):
+    """The error of a constrained answer that ended before it satisfied its constraint; None if it did."""
+    constraint = options.constraint
+    if constraint is None or answer.finish_reason == "stop" or _is_complete(answer.text, constraint):
         return None
-    what = {"json_schema": "the JSON schema", "json": "JSON"}.get(held.kind, f"the {held.kind}")
+    what = {"json_schema": "the JSON schema", "json": "JSON"}.get(constraint.kind, f"the {constraint.kind}")
     how, is_full = cut_off(answer, options) or ("stopped", False)
-    return EdgeppError(f"the answer does not fit {what}: it was {how}", more_room(is_full))
+    return EdgeppError(f"the answer does not fit {what}, because it was {how}", more_room(is_full))
 
 
-def _is_complete(text: str, held: Constraint) -> bool:
-    """Whether a text that was cut off fits nevertheless, as far as that can be told."""
+def _is_complete(text: str, constraint: Constraint) -> bool:
+    """Whether a text that was cut off satisfies ``constraint`` nevertheless; False for a grammar."""
     try:
-        if held.kind == "regex":
-            return re.fullmatch(held.text, text) is not None
-        if held.kind in ("json_schema", "json"):
+        if constraint.kind == "regex":
+            return re.fullmatch(constraint.text, text) is not None
+        if constraint.kind in ("json_schema", "json"):
             json.loads(text)
             return True
     except (ValueError, re.error, RecursionError):
@@ -152,19 +152,19 @@ def _is_complete(text: str, held: Constraint) -> bool:
 
 
 def banner(model: Model) -> str:
-    """One line about what runs where."""
+    """One line about the model and its stages."""
     stages, name = model.stages, one_line(model.model)
     if not stages:
-        return f"{name} in a cluster that is still loading"
+        return f"{name} on a cluster that is still loading"
     if not stages[0].address:
-        return f"{name} on this machine alone ({stages[0].backend})"
-    places = [f"layers {s.layers} at {s.address} ({s.backend})" for s in stages]
-    count = f"{len(places)} stage{'s' if len(places) > 1 else ''}"
-    return f"{name} on {count}: {', '.join(places)}"
+        return f"{name} on this machine ({stages[0].backend})"
+    stage_texts = [f"layers {s.layers} at {s.address} ({s.backend})" for s in stages]
+    count = f"{len(stages)} stage{'s' if len(stages) > 1 else ''}"
+    return f"{name} on {count}: {', '.join(stage_texts)}"
 
 
 def stage_table(answer: Answer) -> str:
-    """A line a stage: its range, place, and share of the last answer's time."""
+    """One line per stage: layers, node, backend, and its part of the time of an answer."""
     lines = []
     for stage, times in zip(answer.stages, answer.timing.stages, strict=True):
         lines.append(
@@ -173,8 +173,8 @@ def stage_table(answer: Answer) -> str:
         )
     timing = answer.timing
     lines.append(
-        f"{timing.reused} of the prompt's {answer.prompt_tokens} tokens were still there ·"
-        f" {timing.right} of {timing.guessed} guessed tokens were right"
+        f"{timing.reused} of {answer.prompt_tokens} prompt tokens reused from the KV cache ·"
+        f" {timing.right} of {timing.guessed} guessed tokens right"
     )
     return "\n".join(lines)
 
@@ -182,12 +182,16 @@ def stage_table(answer: Answer) -> str:
 async def answer_once(
     model: Model, prompt: Prompt, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
 ) -> None:
-    """Answer one prompt: streamed text with a line about speed on standard error, or one JSON object."""
+    """Print one answer: streamed text, with its speed on standard error, or one JSON object.
+
+    Raises:
+        EdgeppError: the answer cannot begin, failed, or does not satisfy its constraint.
+    """
     answer = model.ask(prompt, options, raw=raw)
     if as_json:
         async with shown_waiting([answer]):
             await answer.whole()
-        _say_whole({"model": model.model} | report(answer), incomplete(answer, options))
+        _say_answers({"model": model.model} | report(answer), incomplete(answer, options))
     else:
         say(banner(model), dim=True, err=True)
         await stream(answer)
@@ -203,7 +207,11 @@ async def answer_once(
 async def answer_several(
     model: Model, prompt: Prompt, n: int, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
 ) -> None:
-    """Answer one prompt ``n`` times at once: numbered texts, or one JSON object with all of them."""
+    """Print ``n`` answers to one prompt, computed at once: numbered texts, or one JSON object.
+
+    Raises:
+        EdgeppError: an answer cannot begin, failed, or does not satisfy its constraint.
+    """
     choices = model.choices(prompt, n, options, raw=raw)
 
     async def whole() -> None:
@@ -214,7 +222,7 @@ async def answer_several(
         await whole()
         reports = [report(choice) for choice in choices]
         faults = [fault for choice in choices if (fault := incomplete(choice, options))]
-        _say_whole({"model": model.model, "choices": reports}, next(iter(faults), None))
+        _say_answers({"model": model.model, "choices": reports}, next(iter(faults), None))
     else:
         say(banner(model), dim=True, err=True)
         with _ctrl_c_stops(choices):
@@ -229,9 +237,9 @@ async def answer_several(
                 raise fault
 
 
-def _say_whole(form: dict[str, Any], fault: EdgeppError | None) -> None:
-    """One JSON object; where its answer is incomplete it says so itself, and the command ends with status 1."""
-    say_json(form | ({"error": str(fault)} if fault else {}))
+def _say_answers(answers: dict[str, Any], fault: EdgeppError | None) -> None:
+    """Print one JSON object; with a ``fault``, add it as ``error`` and end the command with status 1."""
+    say_json(answers | ({"error": str(fault)} if fault else {}))
     if fault:
         show_error(fault)
         raise SystemExit(1)
@@ -239,11 +247,11 @@ def _say_whole(form: dict[str, Any], fault: EdgeppError | None) -> None:
 
 def _say_cut_off(answer: Answer, options: GenerateOptions) -> None:
     if reason := cut_off(answer, options):
-        say(f"{reason[0]}: for all of it {more_room(reason[1])}", dim=True, err=True)
+        say(f"{reason[0]}: {more_room(reason[1])} for the rest", dim=True, err=True)
 
 
 async def stream(answer: Answer) -> None:
-    """Show an answer as it comes; Ctrl-C stops it."""
+    """Print an answer as it comes; Ctrl-C stops the answer."""
     try:
         async with shown_waiting([answer]) as note:
             with _ctrl_c_stops([answer]):
@@ -257,7 +265,7 @@ async def stream(answer: Answer) -> None:
 
 @contextlib.contextmanager
 def _ctrl_c_stops(answers: Sequence[Answer]) -> Iterator[None]:
-    """Ctrl-C cancels the answers, which then end with what has come; a second one means what it always does."""
+    """Cancel the answers at the first Ctrl-C; they end with the text so far. A second Ctrl-C has its usual effect."""
     loop = asyncio.get_running_loop()
     before = signal.getsignal(signal.SIGINT)
 

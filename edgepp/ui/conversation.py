@@ -1,4 +1,4 @@
-"""An interactive chat: what a line means, and the turns of a conversation."""
+"""The interactive chat: its commands, and the turns of a conversation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgepp.ui.chat import (
     summary,
 )
 from edgepp.ui.errors import show_error
-from edgepp.ui.keyboard import drop_aside, prompt_session, set_aside, unechoed
+from edgepp.ui.keyboard import discard_typed, echo_off, keep_typed, prompt_session
 from edgepp.ui.screen import Screen, say
 
 if TYPE_CHECKING:
@@ -29,27 +29,28 @@ if TYPE_CHECKING:
     from edgepp.ui.chat import Model
 
 HELP = """\
-/help    this list
+/help    show this list
 /reset   forget the conversation
-/stats   where the time of the last answer went, stage by stage
-/quit    leave (so do /bye, /exit and Ctrl-D); Ctrl-C stops an answer
-Enter sends; Alt-Enter or Ctrl-J begins a new line; arrow keys recall earlier lines
-a line that begins with a space is always a question"""
+/stats   show the time of the last answer per stage
+/quit    leave; /bye, /exit and Ctrl-D do the same
+Ctrl-C stops an answer. Enter sends; Alt-Enter or Ctrl-J starts a new line.
+Arrow keys recall earlier lines. A line that starts with a space is never a
+command."""
 
 COMMANDS = ("/help", "/reset", "/stats", "/quit", "/bye", "/exit")
-_ASK_IT = "  to ask it as a question, begin the line with a space"
+_ASK_ANYWAY = "  to send the line to the model, begin it with a space"
 _LEAVE = ("/quit", "/bye", "/exit", "quit", "exit")
 
 
-class UnknownCommand(Exception):  # noqa: N818 - not an error of the chat, but an answer to what was typed
-    """A line looks like a command and is none."""
+class UnknownCommand(Exception):  # noqa: N818 - a hint for the user, not an error
+    """A line looks like a command and is not one."""
 
 
 def command(line: str) -> str | None:
-    """The command that ``line`` is, one of ``COMMANDS``; None where it is a question.
+    """The command in ``line``, one of ``COMMANDS``; None for a question.
 
     Raises:
-        UnknownCommand: it looks like a command, and a sentence says what to do.
+        UnknownCommand: ``line`` looks like a command and is not one; the message says what to do.
     """
     text = line.strip()
     if text in _LEAVE:
@@ -61,16 +62,16 @@ def command(line: str) -> str | None:
         return None
     if close := difflib.get_close_matches(first.lower(), COMMANDS, n=1, cutoff=0.75):
         known = first == close[0]
-        what = f"{first} stands alone" if known else f"there is no command {first}; did you mean {close[0]}?"
-        raise UnknownCommand(f"{what}\n{_ASK_IT}")
+        what = f"{first} takes no text after it" if known else f"there is no command {first}; did you mean {close[0]}?"
+        raise UnknownCommand(f"{what}\n{_ASK_ANYWAY}")
     if rest:
         return None
-    raise UnknownCommand(f"there is no command {first}; /help lists them\n{_ASK_IT}")
+    raise UnknownCommand(f"there is no command {first}; /help lists them\n{_ASK_ANYWAY}")
 
 
 @dataclass
 class Conversation:
-    """An interactive chat; a model that was lost is opened anew for the next question."""
+    """An interactive chat; after a stage was lost, the next question opens the model again."""
 
     model: Model
     options: GenerateOptions
@@ -79,18 +80,18 @@ class Conversation:
     last: Answer | None = None
 
     async def run(self) -> None:
-        """Read, answer, repeat, until the user leaves."""
+        """Read lines and answer them until the user leaves."""
         self.reset()
         say(f"{banner(self.model)}; /help lists commands", dim=True)
         session = prompt_session()
-        with unechoed():
+        with echo_off():
             try:
                 while True:
                     line = await _read(session)
-                    with set_aside(session):
+                    with keep_typed(session):
                         answer = await self._handle(line)
                     if answer is not None and answer.finish_reason == "cancelled":
-                        drop_aside(session)
+                        discard_typed(session)
             except EOFError:
                 say()
 
@@ -99,22 +100,22 @@ class Conversation:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     async def _handle(self, line: str) -> Answer | None:
-        """Do what a line says; the answer, where it was a question that got one."""
+        """Run the command or answer the question in ``line``; return the answer, if there is one."""
         if not line.strip():
             return None
         try:
-            wanted = command(line)
+            name = command(line)
         except UnknownCommand as unknown:
             say(str(unknown))
             return None
-        match wanted:
+        match name:
             case "/help":
                 say(HELP)
             case "/reset":
                 self.reset()
-                say("forgotten")
+                say("the conversation is forgotten")
             case "/stats":
-                Screen().show(stage_table(self.last) if self.last else "no answer yet")
+                Screen().show(stage_table(self.last) if self.last else "there is no answer yet")
             case "/quit":
                 raise EOFError
             case _:
@@ -123,28 +124,28 @@ class Conversation:
 
     async def _ask(self, question: str) -> Answer | None:
         try:
-            asked = [*self.messages, {"role": "user", "content": question}]
-            answer = await self._begin(asked)
+            messages = [*self.messages, {"role": "user", "content": question}]
+            answer = await self._begin(messages)
             await stream(answer)
         except EdgeppError as error:
             show_error(error)
             return None
-        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self.last = answer
         show_logprobs(answer)
         say(summary(answer), dim=True)
         if reason := cut_off(answer, self.options):
             what, is_full = reason
-            step = "/reset makes room" if is_full else "ask it to go on, or start the chat with a larger -n"
+            step = "type /reset to start over" if is_full else "type 'go on', or start the chat with a larger -n"
             say(f"{what}: {step}", dim=True)
         return answer
 
-    async def _begin(self, asked: Prompt) -> Answer:
+    async def _begin(self, messages: Prompt) -> Answer:
         from edgepp.api import Engine
 
         if isinstance(self.model, Engine) and self.model.lost is not None:
             await open_here(self.model)
-        return self.model.ask(asked, self.options)
+        return self.model.ask(messages, self.options)
 
 
 async def _read(session: PromptSession[str]) -> str:

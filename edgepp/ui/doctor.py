@@ -1,6 +1,6 @@
-"""`edgepp doctor`: one line a check, each with what was found and, when it is wrong, what to do.
+"""`edgepp doctor`: one line per check, with the result and, if something is wrong, the next step.
 
-A check is a function that returns a `Finding` and raises nothing. Those of the network are in `doctor_network`.
+A check is a function that returns a ``Finding`` and does not raise. ``doctor_network`` has the checks of the network.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from edgepp.ui.screen import say, say_json
 
 _GLIBC = (2, 35)
 _LOW_MEMORY_BYTES = 1 << 30
-_YEARS = range(2026, 2100)  # edgepp's first year: a clock before it was never set
-_STEP_S = 0.5
+_YEARS = range(2026, 2100)  # a clock before the first year of edgepp was never set
+_MAX_CLOCK_STEP_S = 0.5
 
 
 def run_doctor(peer: str | None, *, as_json: bool, extra: Sequence[Check] = ()) -> bool:
-    """Check this machine, and the path to ``peer`` (``HOST:PORT``) when there is one; ``extra`` come in between.
+    """Check this machine, then run ``extra``, then check the connection to ``peer`` (``HOST:PORT``), if given.
 
-    One of ``extra`` that is called "coordinator" and is well says that this machine's coordinator answers.
+    A finding of ``extra`` named "coordinator" that is ok means that the coordinator of this machine answers.
 
-    Prints a line a finding as it is made, or with ``as_json`` one list of ``{"check", "ok", "found", "do"}``.
+    Prints one line per finding as it is made, or with ``as_json`` one list of ``{"check", "ok", "found", "do"}``.
     Returns whether nothing is wrong.
 
     Raises:
@@ -50,7 +50,7 @@ def run_doctor(peer: str | None, *, as_json: bool, extra: Sequence[Check] = ()) 
     if as_json:
         say_json([asdict(finding) for finding in findings])
     else:
-        click.secho(f"{wrong} of {len(findings)} checks found something wrong" if wrong else "all is well", bold=True)
+        click.secho(f"{wrong} of {len(findings)} checks failed" if wrong else "no check failed", bold=True)
     return wrong == 0
 
 
@@ -89,7 +89,7 @@ def _show(finding: Finding) -> None:
 
 
 def versions() -> Finding:
-    """Which edgepp runs on which Python and system."""
+    """Versions of edgepp, Python and the system; Python must be 3.11 to 3.13."""
     found = f"edgepp {edgepp.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     if (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Finding("versions", True, found)
@@ -97,46 +97,57 @@ def versions() -> Finding:
 
 
 def glibc() -> Finding:
-    """Whether the C library is one that the wheels are built for."""
+    """Whether the C library is one for which the wheels of the backends are built."""
     if not sys.platform.startswith("linux"):
-        return Finding("C library", True, f"not asked for on {platform.system()}")
+        return Finding("C library", True, f"not needed on {platform.system()}")
     return judge_glibc(*platform.libc_ver())
 
 
 def judge_glibc(name: str, number: str) -> Finding:
-    """``name`` and ``number`` as `platform.libc_ver` gives them."""
+    """The finding about the C library; ``name`` and ``number`` as of ``platform.libc_ver``."""
     if name != "glibc":
-        return Finding("C library", False, f"{name or 'one'} that is not glibc", "use a distribution with glibc 2.35+")
+        return Finding(
+            "C library",
+            False,
+            f"{name or 'unknown'}, not glibc",
+            "use a distribution with glibc 2.35 or newer, such as Ubuntu 22.04",
+        )
     found = f"glibc {number}"
     if tuple(int(part) for part in number.split(".")[:2] if part.isdigit()) >= _GLIBC:
         return Finding("C library", True, found)
-    return Finding("C library", False, f"{found} is too old", "use glibc 2.35+, such as Ubuntu 22.04 or Debian 12")
+    return Finding(
+        "C library", False, f"{found} is too old", "use glibc 2.35 or newer, such as of Ubuntu 22.04 or Debian 12"
+    )
 
 
 def importable(package: str, module: str) -> Finding:
-    """Whether a backend's package works here."""
+    """Whether the package of a backend can be imported."""
     try:
         importlib.import_module(module)
         return Finding(package, True, version(package))
     except PackageNotFoundError:
-        return Finding(package, True, "there, without a version")
+        return Finding(package, True, "installed, version unknown")
     except (ImportError, OSError) as error:
-        return Finding(package, False, f"cannot be imported: {error}", "install edgepp again in a fresh environment")
+        return Finding(
+            package, False, f"cannot be imported: {error}", "install edgepp again in a new virtual environment"
+        )
 
 
 def memory() -> Finding:
-    """How much memory a model may use."""
+    """The memory that a model may use."""
     from edgepp.node.resources import usable_memory
 
     usable = usable_memory()
     found = f"{megabytes(usable)} for a model"
     if usable >= _LOW_MEMORY_BYTES:
         return Finding("memory", True, found)
-    return Finding("memory", False, f"only {found}", "close other programs; `edgepp serve --no-stage` needs little")
+    return Finding(
+        "memory", False, f"only {found}", "close other programs, or only coordinate: `edgepp serve --no-stage`"
+    )
 
 
 def configuration() -> tuple[Known, list[Finding]]:
-    """What the configuration says, and whether it is sound. Makes this machine's identity if there is none."""
+    """Ids in the configuration, and findings about it. Creates the identity of this machine if there is none."""
     from edgepp.cluster.identity import load_cluster, load_identity
     from edgepp.cluster.state_files import config_dir
 
@@ -151,39 +162,44 @@ def configuration() -> tuple[Known, list[Finding]]:
     except EdgeppError as error:
         return known, [*findings, Finding("configuration", False, str(error), error.hint)]
     except OSError as error:
-        do = "let this user read and write it, and nobody else, or set EDGEPP_HOME to another folder"
+        do = "give only this user permission to read and write it, or set EDGEPP_HOME to another folder"
         return known, [*findings, Finding("configuration", False, str(error), do)]
     if cluster is None:
-        do = "`edgepp serve` starts one; `edgepp invite` there gives the code for `edgepp join CODE` here"
-        return known, [*findings, Finding("pairing", None, "belongs to no cluster yet", do)]
+        do = "start one with `edgepp serve`, or join one: `edgepp invite` there prints a code for `edgepp join CODE`"
+        return known, [*findings, Finding("pairing", None, "this machine belongs to no cluster yet", do)]
     known = Known(identity.node, cluster.id)
-    role = "coordinator" if cluster.coordinator.node == identity.node else f"member, with {cluster.coordinator.name}"
-    return known, [*findings, Finding("pairing", True, f"cluster {cluster.id}, {role}")]
+    role = "coordinator" if cluster.coordinator.node == identity.node else f"node of {cluster.coordinator.name}"
+    return known, [*findings, Finding("pairing", True, f"{role}, cluster {cluster.id}")]
 
 
 def private_files(folder: Path) -> Finding:
-    """Whether nobody but this user can read the keys in ``folder``, or put others there."""
-    modes = {folder: 0o022}  # to list it does no harm
+    """Whether only this user can read the keys in ``folder``, or replace them."""
+    modes = {folder: 0o022}  # others may list it
     modes |= {entry: 0o077 for entry in sorted(folder.iterdir()) if entry.is_file()}
     stats = {entry: entry.stat() for entry in modes}
     if foreign := [entry for entry, found in stats.items() if found.st_uid != os.getuid()]:
-        who = f"belongs to user {stats[foreign[0]].st_uid}"
-        return Finding("configuration", False, f"{foreign[0]} {who}", f"make it this user's own: {os.getuid()}")
+        who = f"belongs to user id {stats[foreign[0]].st_uid}"
+        return Finding(
+            "configuration", False, f"{foreign[0]} {who}", f"run as root: chown {os.getuid()} '{foreign[0]}'"
+        )
     if shared := [entry for entry, found in stats.items() if found.st_mode & modes[entry]]:
         names = " ".join(f"'{entry}'" for entry in shared)
-        return Finding("configuration", False, f"not this user's alone: {names}", f"run: chmod go= {names}")
-    return Finding("configuration", True, f"{folder}, for this user alone")
+        return Finding("configuration", False, f"other users can read or change {names}", f"run: chmod go= {names}")
+    return Finding("configuration", True, f"{folder}, readable by this user only")
 
 
 def clock(moved_s: float) -> Finding:
-    """Whether the clock is set; ``moved_s`` is how far it moved against the monotonic one during these checks."""
+    """Whether the clock is set; ``moved_s`` is its change against the monotonic clock during these checks."""
     now = datetime.now().astimezone()
     found = now.isoformat(timespec="seconds")
     if now.year not in _YEARS:
-        return Finding("clock", False, f"it is not {found}", "set the clock, or turn on network time")
-    if abs(moved_s) > _STEP_S:
-        what = f"{found}, but it jumped by {moved_s:+.1f} s during these checks"
+        return Finding("clock", False, f"the clock shows {found}", "set the clock, or turn on network time")
+    if abs(moved_s) > _MAX_CLOCK_STEP_S:
+        what = f"{found}, but the clock jumped by {moved_s:+.1f} s during these checks"
         return Finding(
-            "clock", False, what, "see what else sets the clock: two time services, a virtual machine's host"
+            "clock",
+            False,
+            what,
+            "stop whatever else sets the clock, such as a second time service or the host of a virtual machine",
         )
     return Finding("clock", True, found)

@@ -1,4 +1,4 @@
-"""How an error looks on a terminal."""
+"""Printing an error: one sentence and the next step."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from edgepp.printable import one_line
 from edgepp.ui.screen import say
 
 _PLAIN_STEPS = (
-    (UsageError, "`edgepp --help` and `edgepp COMMAND --help` say what each option takes"),
-    (ModelError, "take the model from where it was published, or use another copy of it"),
+    (UsageError, "see the options with `edgepp --help` or `edgepp COMMAND --help`"),
+    (ModelError, "download the model again from where it was published, or use another model"),
 )
 
 
 def next_step(error: EdgeppError) -> str:
-    """What to do next: the error's hint, or what helps with any error of its kind; empty where nothing does."""
+    """The hint of an error, or a general one for errors of its class; empty if there is neither."""
     return error.hint or next((step for kind, step in _PLAIN_STEPS if isinstance(error, kind)), "")
 
 
 def show_error(error: EdgeppError) -> None:
-    """One sentence and a next step, on standard error; a name with newlines in it stays on its line."""
+    """Print an error on standard error, each of message and next step on one line, whatever names they contain."""
     lead = "lost a stage: " if isinstance(error, StageLost) else ""
     say(f"error: {lead}{one_line(str(error))}", red=True, err=True)
     if step := next_step(error):

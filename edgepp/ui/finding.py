@@ -1,4 +1,4 @@
-"""What a check of `edgepp doctor` finds."""
+"""The result of one check of `edgepp doctor`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: ``ok`` is None for what cannot be told, or is neither good nor bad. ``do`` is the next step, if any."""
+    """One finding: ``ok`` is None for a remark that is no fault; ``do`` is the next step, if any."""
 
     check: str
     ok: bool | None
@@ -18,7 +18,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Known:
-    """What this machine's configuration says: its node id and its cluster's, None where there is none yet."""
+    """Node id and cluster id in the configuration of this machine; None if there is none yet."""
 
     node: str | None
     cluster: str | None

@@ -1,4 +1,4 @@
-"""`edgepp join`: a member of a cluster, or one stage by hand; what either says."""
+"""Output of `edgepp join`: of a node of a cluster, or of one stage outside of any cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 import click
 
 from edgepp.api import JoinedNode, LoneStage
-from edgepp.events import CoordinatorReached, Event, NodeAssignment
+from edgepp.events import AssignmentChanged, CoordinatorReached, Event
 from edgepp.printable import one_line
 from edgepp.ui.progress import megabytes
 from edgepp.ui.run_service import run_until_stopped
@@ -17,19 +17,19 @@ from edgepp.ui.screen import say
 
 
 def run_member(node: JoinedNode, *, as_json: bool) -> None:
-    """Be a node of a cluster until Ctrl-C, or until this machine leaves it.
+    """Run a node of a cluster until Ctrl-C, or until this machine leaves the cluster.
 
     Raises:
-        UsageError: this machine's node runs already.
-        PairingError: this machine is not, or no longer, admitted.
-        EdgeppError: what else keeps it from being one.
+        UsageError: a node already runs on this machine.
+        PairingError: this machine is not admitted, or not any more.
+        EdgeppError: the node cannot start, or a part of it failed.
     """
     greeted: list[bool] = []
 
     def show(event: Event) -> None:
-        if isinstance(event, NodeAssignment) and as_json:
+        if isinstance(event, AssignmentChanged) and as_json:
             ranges = [[layers.start, layers.stop] for layers in event.layers]
-            click.echo(json.dumps({"event": "standing", "layers": ranges, "reason": event.reason}))
+            click.echo(json.dumps({"event": "assignment", "layers": ranges, "reason": event.reason}))
             return
         _note(str(event), as_json=as_json)
         if isinstance(event, CoordinatorReached) and not greeted:
@@ -39,7 +39,7 @@ def run_member(node: JoinedNode, *, as_json: bool) -> None:
     run_until_stopped(
         node,
         show,
-        lambda: _note("stopping; `edgepp join` makes this machine a node again", as_json=as_json),
+        lambda: _note("stopping; `edgepp join` starts this node again", as_json=as_json),
         quiet=as_json,
     )
 
@@ -50,7 +50,8 @@ def _greet(node: JoinedNode, address: str, *, as_json: bool) -> None:
         click.echo(json.dumps({"event": "joined", "coordinator": node.coordinator, **facts}))
     else:
         say(f"{node.name} is a node of {node.coordinator}'s cluster")
-        say("Ctrl-C stops it, and `edgepp join` starts it again; `edgepp leave` leaves the cluster for good")
+        say("Chat from here with `edgepp chat`. Ctrl-C stops the node; `edgepp join` starts it")
+        say("again, and `edgepp leave` leaves the cluster for good.")
 
 
 def _note(text: str, *, as_json: bool) -> None:
@@ -64,7 +65,7 @@ def run_stage(stage: LoneStage, *, as_json: bool) -> None:
     """Run one stage until Ctrl-C.
 
     Raises:
-        EdgeppError: the stage cannot be loaded, its address is taken, or it died.
+        EdgeppError: the stage cannot be loaded, its address is in use, or its process died.
     """
     run_until_stopped(
         stage,
@@ -76,7 +77,7 @@ def run_stage(stage: LoneStage, *, as_json: bool) -> None:
 
 
 def _announce(stage: LoneStage, *, as_json: bool) -> None:
-    """Say what was loaded, how many bytes, how long it took, and how to talk to it."""
+    """Print what was loaded, its size, its speed, and how to chat with it."""
     service = stage.service
     options, ready, node = service.options, service.ready, service.node
     if as_json:
@@ -86,11 +87,15 @@ def _announce(stage: LoneStage, *, as_json: bool) -> None:
     say(
         f"layers {options.layers} of {options.model} on {ready.backend} ({ready.device}):"
         f" {megabytes(ready.weight_bytes)} loaded in {ready.seconds:.1f} s,"
-        f" {megabytes(ready.resident_bytes)} in memory, {1e6 / ready.prefill_us:.0f} token/s in a prompt,"
-        f" {ready.decode_us / 1000:.1f} ms a token after it"
+        f" {megabytes(ready.resident_bytes)} in memory, prefill {1e6 / ready.prefill_us:.0f} token/s,"
+        f" decode {ready.decode_us / 1000:.1f} ms per token"
     )
-    say(f"listening on {stage.address}; chat with it by")
-    say(f"  edgepp chat -m {options.model} --peer {stage.address} --peer <the other nodes>")
+    say(f"listening on {stage.address}. Once the other stages run:")
+    say(f"  edgepp chat -m {options.model} --peer {stage.address} --peer <address of each other stage>")
     if not ready.address.is_loopback:
-        click.secho("INSECURE: anyone who can reach this address can use and read this node", fg="yellow", err=True)
-    click.echo("Ctrl-C ends it")
+        click.secho(
+            "INSECURE: anyone who can reach this address can use this stage and read what passes through it",
+            fg="yellow",
+            err=True,
+        )
+    click.echo("Ctrl-C stops the stage")

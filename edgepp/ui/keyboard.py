@@ -1,4 +1,4 @@
-"""How a person types into a chat: pasted text in one piece, a key for a new line, a history over sessions."""
+"""Keyboard input of the interactive chat: pasted text in one piece, a key for a new line, a history across sessions."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from edgepp.errors import EdgeppError
 from edgepp.safe_files import open_descriptor
 
 _PASTED = 32
-"""Characters that come at once and are taken for pasted text, not typed keys."""
-_MOST_KEYS = 1 << 20
-"""Keys that are read before they are acted upon."""
-_PIECES_S = 0.1
-"""Between two pieces of one paste."""
-_MOST_LINES = 1000
-_MOST_BYTES = 1 << 20
-_LONGEST = 1 << 14
-"""The longest line, in bytes of the file, that is remembered."""
+"""Characters that arrive at once from which on they count as pasted, not typed."""
+_MAX_KEYS = 1 << 20
+"""Keys that one read collects at most."""
+_PASTE_GAP_S = 0.1
+"""Longest pause between two pieces of one paste."""
+_MAX_HISTORY_LINES = 1000
+_MAX_HISTORY_BYTES = 1 << 20
+_MAX_LINE_BYTES = 1 << 14
+"""The longest line, as JSON, that the history keeps."""
 _ENTER = (Keys.ControlM, Keys.ControlJ)
 
 
 def prompt_session() -> PromptSession[str]:
-    """A prompt with the history of earlier chats; Enter sends, Alt-Enter and Ctrl-J begin a new line."""
+    """A prompt with the history of earlier chats; Enter sends, Alt-Enter and Ctrl-J insert a newline."""
     bindings = KeyBindings()
 
     @bindings.add("enter")
@@ -54,95 +54,95 @@ def prompt_session() -> PromptSession[str]:
 
     typed = PastingInput(sys.stdin) if sys.stdin.isatty() else None
     return PromptSession(
-        history=kept_history(), input=typed, multiline=True, key_bindings=bindings, prompt_continuation="  "
+        history=saved_history(), input=typed, multiline=True, key_bindings=bindings, prompt_continuation="  "
     )
 
 
 class PastingInput(Vt100Input):
-    """A terminal's keys, with pasted text in one piece also where the terminal does not mark it as pasted.
+    """Terminal input that delivers pasted text in one piece, even if the terminal does not mark it as pasted.
 
-    Each key costs prompt_toolkit about half a millisecond and some kilobytes, so 60 kB key by key took 20 s.
+    Each key costs prompt_toolkit about half a millisecond and some kilobytes: 60 kB, key by key, took 20 s.
     """
 
     def __init__(self, stdin: TextIO) -> None:
         super().__init__(stdin)
-        self._aside: deque[tuple[float, str]] = deque()
-        """What was typed between prompts, in the pieces in which it came, each with its time."""
+        self._kept: deque[tuple[float, str]] = deque()
+        """Text typed between prompts, in the pieces in which it arrived, each with its time."""
         self._ready: Callable[[], None] = lambda: None
 
     def attach(self, input_ready_callback: Callable[[], None]) -> AbstractContextManager[None]:
-        """See ``Vt100Input``; what was set aside is read first."""
+        """Start to deliver keys to prompt_toolkit; text kept between prompts comes first."""
         self._ready = input_ready_callback
-        self._set_aside()
+        self._keep_typed()
         self._announce()
         return super().attach(input_ready_callback)
 
     @contextlib.contextmanager
-    def setting_aside(self) -> Iterator[None]:
-        """Between two prompts: read what is typed as it comes, since only then a paste differs from typed lines."""
+    def keeping_typed(self) -> Iterator[None]:
+        """Read typed text as it arrives, between two prompts: only its timing tells a paste from typed lines."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self.fileno(), self._set_aside)
+        loop.add_reader(self.fileno(), self._keep_typed)
         try:
             yield
         finally:
             loop.remove_reader(self.fileno())
 
-    def drop_aside(self) -> None:
-        """Forget what was set aside."""
-        self._aside.clear()
+    def discard_typed(self) -> None:
+        """Discard the kept text."""
+        self._kept.clear()
 
     def read_keys(self) -> list[KeyPress]:
-        """All keys that wait, or one piece of what was set aside."""
-        if self._aside:
-            self.vt100_parser.feed(self._aside.popleft()[1])
+        """All waiting keys, or one piece of kept text."""
+        if self._kept:
+            self.vt100_parser.feed(self._kept.popleft()[1])
             self._announce()
-            return together(self.flush_keys(), is_aside=True)
+            return group_pastes(self.flush_keys(), is_kept_text=True)
         keys = super().read_keys()
-        while len(keys) < _MOST_KEYS and not self.closed and self._waiting(_pause_s(keys)):
+        while len(keys) < _MAX_KEYS and not self.closed and self._waiting(_pause_s(keys)):
             keys += super().read_keys()
-        return together(keys)
+        return group_pastes(keys)
 
     def _announce(self) -> None:
-        if self._aside:
+        if self._kept:
             asyncio.get_running_loop().call_soon(self._ready)
 
-    def _set_aside(self) -> None:
+    def _keep_typed(self) -> None:
         text = ""
-        while self._waiting() and not self.closed and len(text) < _MOST_KEYS:
+        while self._waiting() and not self.closed and len(text) < _MAX_KEYS:
             text += self.stdin_reader.read()
         if self.closed:
             asyncio.get_running_loop().remove_reader(self.fileno())
         now = time.monotonic()
-        if self._aside and len(self._aside[-1][1]) >= _PASTED and now - self._aside[-1][0] < _PIECES_S:
-            text = self._aside.pop()[1] + text
-        if text and sum(len(piece) for _, piece in self._aside) + len(text) <= _MOST_KEYS:
-            self._aside.append((now, text))
+        if self._kept and len(self._kept[-1][1]) >= _PASTED and now - self._kept[-1][0] < _PASTE_GAP_S:
+            text = self._kept.pop()[1] + text
+        if text and sum(len(piece) for _, piece in self._kept) + len(text) <= _MAX_KEYS:
+            self._kept.append((now, text))
 
-    def _waiting(self, patience_s: float = 0.0) -> bool:
+    def _waiting(self, timeout_s: float = 0.0) -> bool:
         try:
-            return bool(select.select([self.fileno()], [], [], patience_s)[0])
+            return bool(select.select([self.fileno()], [], [], timeout_s)[0])
         except (OSError, ValueError):  # closed
             return False
 
 
 def _pause_s(keys: Sequence[KeyPress]) -> float:
-    """How long to wait for more: a terminal hands over a long paste in pieces, which may end with a line."""
-    return _PIECES_S if len(keys) >= _PASTED and keys[-1].key in _ENTER else 0.0
+    """Wait for further keys: a terminal delivers a long paste in pieces, and a piece may end with a newline."""
+    return _PASTE_GAP_S if len(keys) >= _PASTED and keys[-1].key in _ENTER else 0.0
 
 
-def together(keys: Sequence[KeyPress], *, is_aside: bool = False) -> list[KeyPress]:
-    """``keys`` that came at once, with long text and text of several lines as one paste each.
+def group_pastes(keys: Sequence[KeyPress], *, is_kept_text: bool = False) -> list[KeyPress]:
+    """``keys`` that arrived at once, with each long or multi-line text as one paste.
 
-    An Enter in mid-text is a new line of the pasted text, and one at the end sends it. Several lines that were set
-    aside (``is_aside``) wait in the prompt instead: who pasted them saw no prompt.
+    Enter within such text is a newline of the paste; Enter at the end sends it. If the keys were typed between prompts
+    (``is_kept_text``), several lines stay in the prompt unsent: the user saw no prompt when pasting.
     """
     found: list[KeyPress] = []
     run: list[KeyPress] = []
     for index, press in enumerate(keys):
         is_enter = press.key in _ENTER
         if is_enter and index == len(keys) - 1 > 0:
-            is_kept = is_aside and any(before.key in _ENTER for before in run)
-            found += [*_pasted(run), *([] if is_kept else [KeyPress(Keys.ControlM, "\r")])]
+            stays = is_kept_text and any(before.key in _ENTER for before in run)
+            found += [*_pasted(run), *([] if stays else [KeyPress(Keys.ControlM, "\r")])]
             run = []
         elif is_enter or press.key == Keys.ControlI or not isinstance(press.key, Keys):
             run.append(press)
@@ -153,26 +153,26 @@ def together(keys: Sequence[KeyPress], *, is_aside: bool = False) -> list[KeyPre
 
 
 def _pasted(run: list[KeyPress]) -> list[KeyPress]:
-    """A run of text as one paste, or as it is where it may have been typed."""
-    broken = len(run) > 1 and any(press.key in _ENTER for press in run)
-    if len(run) < _PASTED and not broken:
+    """A run of text as one paste; unchanged if it is short and has one line, and so may have been typed."""
+    has_newline = len(run) > 1 and any(press.key in _ENTER for press in run)
+    if len(run) < _PASTED and not has_newline:
         return run
     text = "".join("\n" if press.key in _ENTER else press.data for press in run)
     return [KeyPress(Keys.BracketedPaste, text)]
 
 
-def kept_history() -> History:
-    """The lines of earlier chats, kept beside this machine's identity; only of this one where that cannot be."""
+def saved_history() -> History:
+    """The history file in the configuration folder; a history of this chat only if the folder cannot be used."""
     try:
-        return KeptHistory(config_dir() / "history.jsonl")
+        return SavedHistory(config_dir() / "history.jsonl")
     except EdgeppError:
         return InMemoryHistory()
 
 
-class KeptHistory(History):
-    """Lines in a file that only its owner can read, a JSON text each; the newest are kept.
+class SavedHistory(History):
+    """Lines in a file of mode 0600, one JSON string per line; the newest lines are kept.
 
-    A file that cannot be read or written, or is no file, is as if it were not there: no chat fails for it.
+    A file that cannot be read or written, or is not regular, counts as empty: no chat fails because of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -180,17 +180,17 @@ class KeptHistory(History):
         self._path = path
 
     def load_history_strings(self) -> Iterable[str]:
-        """What was typed, newest first."""
+        """The saved lines, newest first."""
         return reversed(self._read())
 
     def store_string(self, string: str) -> None:
-        """Remember a line, unless it is very long."""
+        """Save a line, unless it is very long."""
         line = json.dumps(string)
-        if len(line) > _LONGEST:
+        if len(line) > _MAX_LINE_BYTES:
             return
         with contextlib.suppress(OSError), self._open(os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
             os.write(file, f"{line}\n".encode())
-            if os.fstat(file).st_size > 2 * _MOST_BYTES:
+            if os.fstat(file).st_size > 2 * _MAX_HISTORY_BYTES:
                 self._shorten()
 
     def _shorten(self) -> None:
@@ -199,15 +199,15 @@ class KeptHistory(History):
             os.write(file, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
     def _read(self) -> list[str]:
-        """The newest lines, oldest first, as many as are kept."""
+        """The newest lines, oldest first, at most ``_MAX_HISTORY_LINES``."""
         try:
             with self._open(os.O_RDONLY) as file:
                 size = os.fstat(file).st_size
-                raw = os.pread(file, _MOST_BYTES, max(0, size - _MOST_BYTES))
+                raw = os.pread(file, _MAX_HISTORY_BYTES, max(0, size - _MAX_HISTORY_BYTES))
         except OSError:
             return []
-        lines = raw.split(b"\n")[size > _MOST_BYTES :]
-        return [line for text in lines if (line := _text(text)) is not None][-_MOST_LINES:]
+        lines = raw.split(b"\n")[size > _MAX_HISTORY_BYTES :]
+        return [line for text in lines if (line := _text(text)) is not None][-_MAX_HISTORY_LINES:]
 
     @contextlib.contextmanager
     def _open(self, flags: int) -> Iterator[int]:
@@ -231,27 +231,27 @@ def _text(line: bytes) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def set_aside(session: PromptSession[str]) -> AbstractContextManager[None]:
-    """What is typed meanwhile waits for the next prompt of ``session``."""
+def keep_typed(session: PromptSession[str]) -> AbstractContextManager[None]:
+    """Keep text that is typed within the block for the next prompt of ``session``."""
     typed = session.input
-    return typed.setting_aside() if isinstance(typed, PastingInput) else contextlib.nullcontext()
+    return typed.keeping_typed() if isinstance(typed, PastingInput) else contextlib.nullcontext()
 
 
-def drop_aside(session: PromptSession[str]) -> None:
-    """Forget what was typed since the last prompt, as a shell does after Ctrl-C."""
+def discard_typed(session: PromptSession[str]) -> None:
+    """Discard text typed since the last prompt, as a shell does after Ctrl-C."""
     if isinstance(session.input, PastingInput):
-        session.input.drop_aside()
+        session.input.discard_typed()
 
 
 @contextlib.contextmanager
-def unechoed() -> Iterator[None]:
-    """What is typed between prompts does not show among what is printed: it waits for the next prompt.
+def echo_off() -> Iterator[None]:
+    """Turn off the echo of the terminal, so that text typed between prompts does not mix with printed text.
 
-    Ctrl-C still interrupts, and drops what was typed, as in a shell.
+    Ctrl-C still interrupts.
     """
     try:
         before = termios.tcgetattr(sys.stdin)
-    except (termios.error, ValueError, AttributeError, OSError):  # no terminal
+    except (termios.error, ValueError, AttributeError, OSError):  # not a terminal
         yield
         return
     quiet = before.copy()

@@ -1,4 +1,4 @@
-"""`edgepp leave`: this machine belongs to its cluster no more; on the machine that serves, the cluster ends."""
+"""`edgepp leave`: this machine leaves its cluster; on the coordinator the cluster ends."""
 
 from __future__ import annotations
 
@@ -11,54 +11,55 @@ from edgepp.cluster.node_lock import node_lock_holder, wait_until_ended
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.errors import EdgeppError, PairingError, UsageError
 
-_END_S = 20.0
-"""How long what runs here has to end."""
+_STOP_TIMEOUT_S = 20.0
+"""Wait for a running `edgepp join` or `edgepp serve` of this machine to end."""
 
 
 def leave(*, sure: bool) -> None:
-    """Forget this machine's cluster, wait until what runs here has ended, and tell the coordinator.
+    """Forget the cluster of this machine, wait until its node has ended, and inform the coordinator.
 
     Raises:
-        UsageError: the cluster would end, and nobody is there to be asked.
-        EdgeppError: it cannot be forgotten, or what runs here does not end.
+        UsageError: the cluster would end, and there is no terminal to confirm.
+        EdgeppError: the cluster cannot be forgotten, or the node does not end.
     """
     identity = load_identity()
     cluster = load_cluster()
     if cluster is None:
-        click.echo("this machine belongs to no cluster")
+        click.echo("this machine belongs to no cluster: there is nothing to leave")
         return
     coordinates = cluster.coordinator.node == identity.node
     if coordinates and not sure:
         _ask(cluster)
-    command = node_lock_holder()
+    holder = node_lock_holder()
     forget_cluster()
-    if command and not wait_until_ended(_END_S):
+    if holder and not wait_until_ended(_STOP_TIMEOUT_S):
         raise EdgeppError(
-            f"the cluster is forgotten, but {command} has not ended within {_END_S:.0f} s", "end it there by Ctrl-C"
+            f"this machine has left the cluster, but {holder} still runs after {_STOP_TIMEOUT_S:.0f} s",
+            "stop it by Ctrl-C in its terminal",
         )
-    ended = f"; {command} has ended" if command else ""
+    ended = f"; {holder} has ended" if holder else ""
     if coordinates:
-        click.echo(f"the cluster of {cluster.coordinator.name} is no more{ended}")
+        click.echo(f"the cluster of {cluster.coordinator.name} has ended{ended}")
         return
     click.echo(f"this machine has left the cluster of {cluster.coordinator.name}{ended}")
     try:
-        with CoordinatorClient(identity, cluster) as served:
-            served.call("leave")
+        with CoordinatorClient(identity, cluster) as client:
+            client.call("leave")
     except PairingError:
         click.echo(
-            f"{cluster.coordinator.name} did not admit it any more: it was revoked there, or that cluster has ended"
+            f"{cluster.coordinator.name} did not admit this machine: it was revoked there, or the cluster has ended"
         )
     except EdgeppError:
         name = cluster.coordinator.name
-        click.echo(f"{name} could not be told, and lists it until `edgepp revoke {identity.name}` there")
+        click.echo(f"{name} was not reached, and lists this machine until `edgepp revoke {identity.name}` runs there")
 
 
 def _ask(cluster: Cluster) -> None:
     others = len(cluster.members)
-    ends = "this machine coordinates its cluster, which ends when it leaves" + (
-        f": {others} other machine{'s' if others > 1 else ''} would have to be invited again" if others else ""
+    ends = "this machine coordinates its cluster, so leaving ends the cluster" + (
+        f", and {others} other machine{'s' if others > 1 else ''} must be invited again" if others else ""
     )
     if not sys.stdin.isatty():
-        raise UsageError(ends, "add --yes if that is wanted")
+        raise UsageError(ends, "add --yes to end the cluster")
     click.echo(ends)
     click.confirm("End the cluster?", abort=True)

@@ -1,4 +1,4 @@
-"""What `edgepp models list` and `show` print."""
+"""Output of `edgepp models list` and `edgepp models show`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgepp.ui.screen import Rows, Screen, say
 
 
 def list_cards(*, as_json: bool) -> None:
-    """Every model with a card, smallest first, and whether it is on this disk."""
+    """Print every model with a card, smallest first, and whether it is on this disk."""
     cards = sorted(catalogue().values(), key=lambda card: card.bytes_total)
     if as_json:
         rows = [asdict(card) | {"bytes_total": card.bytes_total, "cached": is_cached(card.name)} for card in cards]
         click.echo(json.dumps({"models": rows}))
         return
-    table = Rows("MODEL", ">SIZE", ">LAYERS", ">A LAYER", "WEIGHTS", "HERE", "SOURCE")
+    table = Rows("MODEL", ">SIZE", ">LAYERS", ">PER LAYER", "WEIGHTS", "ON DISK", "SOURCE")
     for card in cards:
         here = "yes" if is_cached(card.name) else ""
         sizes = (megabytes(card.bytes_total), str(card.layers), megabytes(card.bytes_per_layer))
@@ -34,7 +34,11 @@ def _weights(card: Card) -> str:
 
 
 def show_model(model: str, *, as_json: bool) -> None:
-    """One model's shape, sizes and place."""
+    """Print the shape, sizes and source of one model.
+
+    Raises:
+        ModelError: the model is unknown or unsupported.
+    """
     facts = describe(model)
     if as_json:
         click.echo(json.dumps(facts))

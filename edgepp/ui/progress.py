@@ -1,4 +1,4 @@
-"""Progress of long work, on standard error so that output can be piped."""
+"""Progress bars of downloads and loads, on standard error so that output can be piped."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from edgepp.ui.screen import Screen
 
-_PATIENCE_S = 1.0
-"""Work that is done sooner shows no bar."""
+_SHOW_AFTER_S = 1.0
+"""Work that ends sooner shows no bar."""
 
 
 class ByteProgress:
-    """One bar for each thing that is fetched or loaded, once that takes a while.
+    """One bar per download or load, after the first second.
 
-    Silent where standard error is no terminal, or if asked.
+    Silent if standard error is not a terminal, or with ``quiet``.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -34,11 +34,11 @@ class ByteProgress:
         self._began_s: float | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """Show that ``done`` of ``total`` bytes of ``what`` are there."""
+        """Show that ``done`` of ``total`` bytes of ``what`` are downloaded or loaded."""
         now_s = time.monotonic()
         if self._began_s is None:
             self._began_s = now_s
-        elif now_s - self._began_s > _PATIENCE_S:
+        elif now_s - self._began_s > _SHOW_AFTER_S:
             self._bars.start()
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)
@@ -54,5 +54,5 @@ class ByteProgress:
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as text, in MB or GB (decimal)."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

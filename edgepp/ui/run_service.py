@@ -1,4 +1,4 @@
-"""A service that a command runs until Ctrl-C, and its farewell."""
+"""Running a service in the foreground until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def run_until_stopped(
     *,
     quiet: bool,
 ) -> None:
-    """Open ``service``, ``greet``, ``show`` its events, and close it; Ctrl-C ends it with ``farewell`` once it is open.
+    """Open ``service``, call ``greet``, ``show`` each event, and close the service at its end or at Ctrl-C.
 
-    ``quiet`` shows no progress of what is fetched and loaded.
+    ``farewell`` is called if Ctrl-C came after the opening. ``quiet`` shows no progress of downloads and loads.
 
     Raises:
         KeyboardInterrupt: Ctrl-C came before the service was open.
-        EdgeppError: the service cannot be opened, or a part of it ended by itself.
+        EdgeppError: the service cannot be opened, or a part of it failed.
     """
     opened = asyncio.Event()
 
     async def show_all() -> None:
         async for event in service.events():
-            if not isinstance(event, Measuring):  # what takes long before the service is open
+            if not isinstance(event, Measuring):  # happens during the opening, and takes long
                 await opened.wait()
             show(event)
 

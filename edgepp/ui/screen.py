@@ -1,4 +1,4 @@
-"""What people see: text without control characters or markup of others, and tables whose cells are never cut."""
+"""Printing: text without control characters and markup, and tables that fit any width without cutting cells."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BETWEEN = " · "
 def say(
     text: str = "", *, nl: bool = True, err: bool = False, dim: bool = False, bold: bool = False, red: bool = False
 ) -> None:
-    """Print ``text``, which may come from anywhere, on standard output or with ``err`` on standard error."""
+    """Print ``text``, cleaned of control characters, on standard output or with ``err`` on standard error."""
     text = printable(text)
     if dim or bold or red:
         text = click.style(text, fg="red" if red else None, dim=dim or None, bold=bold or None)
@@ -33,7 +33,7 @@ def say_json(value: object) -> None:
 
 
 class Screen(Console):
-    """A rich console for text that may come from anywhere; where the output is no terminal its lines have no end."""
+    """A rich console that removes control characters, and wraps lines only on a terminal."""
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
@@ -41,12 +41,12 @@ class Screen(Console):
             self.width = _UNBOUNDED
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The pieces that are written, each cleaned of control characters."""
+        """The segments to write, each cleaned of control characters."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     def show(self, *parts: RenderableType) -> None:
-        """Print sentences and tables, one below the other; what is longer than a line goes on in the next."""
+        """Print sentences and tables, one below the other; long lines wrap."""
         for part in parts:
             self.print(part, crop=False)
 
@@ -54,8 +54,8 @@ class Screen(Console):
 class Rows:
     """A table whose cells are never cut.
 
-    Where a row is wider than the screen, the first columns stay a table and the others follow below, each with its
-    heading. A heading that begins with ``>`` is of numbers.
+    If a row is wider than the screen, the first columns stay a table, and the other cells follow below the row, each
+    with its heading. A heading that begins with ``>`` aligns its column to the right.
     """
 
     def __init__(self, *headings: str) -> None:
@@ -64,13 +64,13 @@ class Rows:
         self._rows: list[list[Text]] = []
 
     def add_row(self, *cells: str | Text) -> None:
-        """Add a row: a cell for each heading, or for the first ones."""
+        """Add a row with one cell per heading; missing cells at the end are empty."""
         cells += ("",) * (len(self._headings) - len(cells))
         row = [cell if isinstance(cell, Text) else Text(cell) for cell in cells]
         self._rows.append([Text(one_line(cell.plain), style=cell.style) for cell in row])
 
     def lines(self, width: int) -> Iterator[Text]:
-        """The table's lines on a screen of ``width`` cells."""
+        """The lines of the table on a screen of ``width`` cells."""
         table = [self._headings, *self._rows]
         widths = [max(row[column].cell_len for row in table) for column in range(len(self._headings))]
         fitting = sum(sum(widths[:n]) + len(_GAP) * (n - 1) <= width for n in range(1, len(widths) + 1)) or 1
@@ -80,7 +80,7 @@ class Rows:
                 yield from self._below(row, fitting, width)
 
     def _below(self, row: list[Text], fitting: int, width: int) -> Iterator[Text]:
-        """The cells that had no place beside the others, as many in a line as fit."""
+        """The cells that do not fit into the row, as many per line as fit."""
         line = Text()
         for heading, cell in zip(self._headings[fitting:], row[fitting:], strict=True):
             if not cell.plain:

@@ -1,4 +1,4 @@
-"""What `edgepp serve` says while it runs."""
+"""Output of `edgepp serve`: how to use the cluster, its events, and progress of loads on the nodes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from edgepp.printable import one_line
 from edgepp.ui.run_service import run_until_stopped
 from edgepp.ui.screen import Screen, say
 
-_TURN_S = 0.2
+_REFRESH_S = 0.2
 
 
 def run(cluster: ServedCluster, *, as_json: bool) -> None:
     """Serve until Ctrl-C, or until this machine leaves its cluster.
 
     Raises:
-        UsageError: this machine's node runs already.
-        EdgeppError: the cluster cannot start, or a part of it ended by itself.
+        UsageError: a node already runs on this machine.
+        EdgeppError: the cluster cannot start, or a part of it failed.
     """
-
     console = Screen()
     loading: list[asyncio.Task[None]] = []
 
@@ -38,7 +37,7 @@ def run(cluster: ServedCluster, *, as_json: bool) -> None:
         for task in loading:
             task.cancel()
         if not as_json:
-            click.echo("stopping")
+            click.echo("stopping; `edgepp serve` continues with the same cluster")
 
     run_until_stopped(
         cluster, lambda event: _show_event(console, cluster, event, as_json=as_json), farewell, greet, quiet=as_json
@@ -52,10 +51,11 @@ def _greet(cluster: ServedCluster, *, as_json: bool) -> None:
         facts = {name: state[name] for name in ("address", "cluster", "coordinator", "model")}
         click.echo(json.dumps({"event": "listening", "port": port, **facts}))
         return
-    say(f"serving {state['model']} from {state['coordinator']}, port {port}")
-    click.echo("  edgepp invite    lets another machine join: run it here, and what it prints there")
-    click.echo("  edgepp chat      talks to it, here and on every node; edgepp status shows it")
-    click.echo("Ctrl-C stops it; the cluster stays until `edgepp leave`")
+    say(f"{state['coordinator']} serves {state['model']} on port {port}. In another terminal:")
+    click.echo("  edgepp invite    print a code for another machine, which then joins")
+    click.echo("  edgepp chat      chat with the model, here or on any machine that joined")
+    click.echo("  edgepp status    show nodes and stages")
+    click.echo("Ctrl-C stops serving; the cluster remains until `edgepp leave`")
 
 
 def _show_event(console: Screen, cluster: ServedCluster, event: Event, *, as_json: bool) -> None:
@@ -69,13 +69,13 @@ def _show_event(console: Screen, cluster: ServedCluster, event: Event, *, as_jso
 
 
 async def _show_loading(console: Screen, cluster: ServedCluster) -> None:
-    """Show how far the nodes are with what they fetch and load, while they do."""
+    """Show the progress of downloads and loads on the nodes."""
     spinner = console.status("")
     try:
         while cluster.is_open:
-            text = ", ".join(f"{what} {100 * share:.0f} %" for what, share in cluster.loading.items())
+            text = ", ".join(f"{what} {100 * fraction:.0f} %" for what, fraction in cluster.loading.items())
             spinner.update(Text(text))
             spinner.start() if text else spinner.stop()
-            await asyncio.sleep(_TURN_S)
+            await asyncio.sleep(_REFRESH_S)
     finally:
         spinner.stop()

@@ -1,4 +1,4 @@
-"""`edgepp status`: the cluster as two tables, once or again and again."""
+"""`edgepp status`: the nodes and stages of the cluster as two tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgepp.ui.peers import connect
 from edgepp.ui.progress import megabytes
 from edgepp.ui.screen import Rows, Screen
 
-_AGAIN_S = 1.0
+_REFRESH_S = 1.0
 _COLOURS = {
     "ready": "green",
     "joined": "yellow",
@@ -32,18 +32,23 @@ _COLOURS = {
 
 
 def show_status(peer: str | None, *, watch: bool, as_json: bool) -> None:
-    """Print the cluster's state; with ``watch`` until Ctrl-C, finding the coordinator again when it was away."""
+    """Print the state of the cluster; with ``watch`` refresh it until Ctrl-C, and reconnect if needed.
+
+    Raises:
+        PairingError: this machine belongs to no cluster, or is not admitted.
+        PeerLost: the coordinator is not found, without ``watch``.
+    """
     if not watch:
         try:
-            with connect(peer) as served:
-                state = served.status
+            with connect(peer) as client:
+                state = client.status
         except PeerLost as error:
-            _last_heard(error)
+            _add_last_view(error)
             raise
         if as_json:
             click.echo(json.dumps(state))
         else:
-            Screen().show(picture(state))
+            Screen().show(tables(state))
         return
     if as_json:
         _watch(
@@ -51,57 +56,54 @@ def show_status(peer: str | None, *, watch: bool, as_json: bool) -> None:
         )
         return
     with Live(console=Screen(), refresh_per_second=4) as live:
-        _watch(peer, lambda state: live.update(picture(state)), lambda error: live.update(Text(error, style="red")))
+        _watch(peer, lambda state: live.update(tables(state)), lambda error: live.update(Text(error, style="red")))
 
 
-def _last_heard(error: EdgeppError) -> None:
-    """Add what this node knows to an error: the view that the coordinator sent last."""
+def _add_last_view(error: EdgeppError) -> None:
+    """Add the state that the coordinator sent last to the hint of an error."""
     view = load_view()
     if view is not None:
         names = ", ".join(f"{m['name']} {m['state']} at {m['address']}" for m in view["members"])
-        error.hint = (
-            f"{error.hint}. Last heard {view['heard']}: view {view['version']}, plan {view['plan_version']}: {names}"
-        )
+        error.hint = f"{error.hint}. State at {view['heard']}: plan {view['plan_version']}, {names}"
 
 
-def _watch(peer: str | None, show: Callable[[dict[str, Any]], None], complain: Callable[[str], None]) -> None:
-    served: CoordinatorClient | None = None
+def _watch(peer: str | None, show: Callable[[dict[str, Any]], None], show_error: Callable[[str], None]) -> None:
+    client: CoordinatorClient | None = None
     try:
         while True:
             try:
-                if served is None:
-                    served = connect(peer)
-                show(served.call("status"))
+                if client is None:
+                    client = connect(peer)
+                show(client.call("status"))
             except EdgeppError as error:
-                complain(str(error))
-                if served is not None:
-                    served.close()
-                    served = None
-            time.sleep(_AGAIN_S)
+                show_error(str(error))
+                if client is not None:
+                    client.close()
+                    client = None
+            time.sleep(_REFRESH_S)
     finally:
-        if served is not None:
-            served.close()
+        if client is not None:
+            client.close()
 
 
-def picture(state: Mapping[str, Any]) -> Group:
-    """The state as lines and tables."""
+def tables(state: Mapping[str, Any]) -> Group:
+    """The state as a line, a table of nodes and a table of stages."""
     answers = state["answers"]
     head = Text.assemble(
         (str(state["model"]), "bold"),
         f" on {state['coordinator']} · ",
         (str(state["state"]), _COLOURS[state["state"]]),
-        f" · plan {state['plan_version']} by {state['policy']} · view {state['view']} ·"
-        f" {answers['under_way']} answers under way,"
+        f" · plan {state['plan_version']} (policy {state['policy']}) · answers: {answers['under_way']} running,"
         f" {answers['done']} done",
     )
     if answers["last_decode_tokens_per_s"]:
         head.append(
-            f" · last {answers['last_decode_tokens_per_s']:.1f} token/s, first after {answers['last_ttft_s']:.2f} s"
+            f" · last: {answers['last_decode_tokens_per_s']:.1f} token/s, first after {answers['last_ttft_s']:.2f} s"
         )
     engine = state["engine"]
     if engine.get("prompt_tokens"):
-        hit = engine["reused_tokens"] / engine["prompt_tokens"]
-        head.append(f" · {100 * hit:.0f} % of the prompts' tokens reused, {engine['waiting']} waiting")
+        reused = engine["reused_tokens"] / engine["prompt_tokens"]
+        head.append(f" · {100 * reused:.0f} % of prompt tokens reused, {engine['waiting']} requests waiting")
     lines: list[Any] = [head]
     if state["reason"]:
         lines.append(Text(str(state["reason"]), style="yellow"))
@@ -127,9 +129,9 @@ def _nodes(state: Mapping[str, Any]) -> Rows:
 
 
 def _spares(state: Mapping[str, Any]) -> list[Text]:
-    """A line per node without layers: why it has none."""
-    told = ((node["name"], node.get("reason", "")) for node in state["nodes"] if not node["layers"])
-    return [Text(f"{name} runs no layers: {reason}", style="dim") for name, reason in told if reason]
+    """One line per node without layers: the reason."""
+    reasons = ((node["name"], node.get("reason", "")) for node in state["nodes"] if not node["layers"])
+    return [Text(f"{name} runs no layers: {reason}", style="dim") for name, reason in reasons if reason]
 
 
 def _stages(state: Mapping[str, Any]) -> Rows:

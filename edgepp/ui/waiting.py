@@ -1,4 +1,4 @@
-"""What an answer of a cluster waits for, on standard error: which machines are away, what is loaded, for how long."""
+"""A line on standard error about why an answer of a cluster has not begun: missing nodes, loads, and for how long."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edgepp.ui.screen import Screen, say
 if TYPE_CHECKING:
     from edgepp.api import Answer
 
-_LOOK_S = 0.25
-_SELDOM_S = 10.0
-"""How often a changed reason is printed where standard error is no terminal."""
+_CHECK_INTERVAL_S = 0.25
+_PRINT_INTERVAL_S = 10.0
+"""Minimum time between two printed reasons if standard error is not a terminal."""
 
 
 class WaitingNote:
-    """One line that says why an answer has not begun: kept up to date on a terminal, else printed now and then."""
+    """One line that says why an answer has not begun: updated on a terminal, else printed when the reason changes."""
 
     def __init__(self) -> None:
         self._console = Screen(stderr=True)
@@ -32,7 +32,7 @@ class WaitingNote:
         self._printed = ("", 0.0)
 
     def show(self, reason: str) -> None:
-        """Show that the answer waits, and why; nothing where ``reason`` is empty."""
+        """Show the reason and the time waited so far; show nothing if ``reason`` is empty."""
         if not reason:
             self.clear()
             return
@@ -40,10 +40,10 @@ class WaitingNote:
         if self._began_s is None:
             self._began_s = now_s
         waited_s = now_s - self._began_s
-        text = f"waiting for {waited_s:.0f} s, and for {PIPELINE_WAIT_S:.0f} s at most: {reason}"
+        text = f"waiting ({waited_s:.0f} of at most {PIPELINE_WAIT_S:.0f} s): {reason}"
         if not self._console.is_terminal:
             before, before_s = self._printed
-            if reason != before and (not before or now_s - before_s >= _SELDOM_S):
+            if reason != before and (not before or now_s - before_s >= _PRINT_INTERVAL_S):
                 self._printed = (reason, now_s)
                 say(text, err=True)
             return
@@ -56,10 +56,10 @@ class WaitingNote:
                 redirect_stderr=False,
             )
             self._live.start()
-        self._live.update(Text(f"{text} (Ctrl-C ends it)", style="dim"), refresh=True)
+        self._live.update(Text(f"{text} (Ctrl-C to stop)", style="dim"), refresh=True)
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
@@ -67,13 +67,13 @@ class WaitingNote:
 
 @asynccontextmanager
 async def shown_waiting(answers: Sequence[Answer]) -> AsyncIterator[WaitingNote]:
-    """Show what the answers wait for, as long as the block runs; clear the note before printing something else."""
+    """Show why the answers wait, while the block runs; clear the note before printing anything else."""
     note = WaitingNote()
 
     async def watch() -> None:
         while True:
             note.show(next((answer.waiting for answer in answers if answer.waiting), ""))
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_CHECK_INTERVAL_S)
 
     watching = asyncio.create_task(watch())
     try:

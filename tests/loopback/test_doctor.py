@@ -1,4 +1,4 @@
-"""What `edgepp doctor` makes of what it finds."""
+"""Findings of `edgepp doctor`: what each check reports, and the next step."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_c_library_must_be_a_recent_glibc(name: str, number: str, ok: bool) 
     assert bool(finding.do) is not ok
 
 
-def test_a_backend_that_cannot_be_imported_is_told() -> None:
+def test_a_backend_that_cannot_be_imported_is_reported() -> None:
     assert doctor.importable("numpy", "numpy").ok
     missing = doctor.importable("mlx", "edgepp.no_such_module")
     assert missing.ok is False
@@ -72,11 +72,11 @@ def test_a_backend_that_cannot_be_imported_is_told() -> None:
 
 
 @pytest.mark.parametrize(("moved_s", "ok"), [(0.01, True), (-3.0, False), (3600.0, False)])
-def test_a_clock_that_jumps_is_told(moved_s: float, ok: bool) -> None:
+def test_a_clock_that_jumps_is_reported(moved_s: float, ok: bool) -> None:
     assert doctor.clock(moved_s).ok is ok
 
 
-def test_keys_that_others_can_read_are_told(tmp_path: Path) -> None:
+def test_keys_that_others_can_read_are_reported(tmp_path: Path) -> None:
     key = tmp_path / "identity.json"
     key.touch(0o600)
     tmp_path.chmod(0o755)
@@ -127,7 +127,7 @@ def test_a_port_that_listens_is_reached_and_one_that_does_not_is_explained(liste
         bound.bind(("127.0.0.1", 0))
         refused = doctor_network.reach(Address("127.0.0.1", bound.getsockname()[1]))
     assert refused.ok is False
-    assert "no edgepp listens" in refused.found
+    assert "nothing listens" in refused.found
     assert "edgepp serve" in refused.do
 
 
@@ -135,8 +135,8 @@ def test_a_port_that_listens_is_reached_and_one_that_does_not_is_explained(liste
     ("error", "platform", "words"),
     [
         (TimeoutError(), "linux", "firewall"),
-        (socket.gaierror(-2, "Name or service not known"), "linux", "not a known name"),
-        (OSError(errno.EHOSTUNREACH, "No route to host"), "linux", "no way to it"),
+        (socket.gaierror(-2, "Name or service not known"), "linux", "is unknown"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "linux", "no route to it"),
         (OSError(errno.EHOSTUNREACH, "No route to host"), "darwin", "Privacy & Security > Local Network"),
         (OSError(errno.EMFILE, "Too many open files"), "linux", "Too many open files"),
     ],
@@ -154,13 +154,13 @@ def test_why_a_peer_cannot_be_reached(
     ("hearing", "ok", "words"),
     [
         (Hearing("en0", "10.0.0.1", own=True, others=["10.0.0.2", "10.0.0.3"]), True, "2 other machines"),
-        (Hearing("en0", "10.0.0.1", own=True), None, "only this machine"),
+        (Hearing("en0", "10.0.0.1", own=True), None, "no other machine"),
         (Hearing("en0", "10.0.0.1"), False, "not even this machine"),
-        (Hearing("en0", "10.0.0.1", error=OSError(errno.EPERM, "not permitted")), False, "forbidden"),
+        (Hearing("en0", "10.0.0.1", error=OSError(errno.EPERM, "not permitted")), False, "sending is not permitted"),
         (Hearing("en0", "10.0.0.1", error=OSError(errno.ENETUNREACH, "Network is unreachable")), False, "unreachable"),
     ],
 )
-def test_what_is_made_of_multicast(hearing: Hearing, ok: bool | None, words: str) -> None:
+def test_findings_about_multicast(hearing: Hearing, ok: bool | None, words: str) -> None:
     (finding,) = doctor_network.judge_hearings([hearing])
     assert finding.ok is ok
     assert words in finding.found
@@ -181,7 +181,7 @@ def test_a_deaf_docker_interface_is_nothing_wrong_when_others_are_heard() -> Non
     assert [finding.ok for finding in doctor_network.judge_hearings([wifi, docker])] == [True, None]
 
 
-def test_a_port_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_cannot_be_opened_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def taken(wait_s: float) -> None:
         raise OSError(errno.EADDRINUSE, "Address already in use")
 
@@ -191,7 +191,7 @@ def test_a_port_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--peer" in finding.do
 
 
-def test_our_coordinator_is_told_from_others() -> None:
+def test_the_coordinator_of_this_cluster_is_told_from_others() -> None:
     known = Known(NODE, CLUSTER)
     stranger = record("10.0.0.8", cluster="f" * 16)
     assert doctor_network.judge_coordinators([stranger, record("10.0.0.9")], known).ok
@@ -207,17 +207,17 @@ def test_our_coordinator_is_told_from_others() -> None:
 def test_a_coordinator_that_answers_is_not_called_missing(
     ok: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such as that of the serving machine itself, where it listens on loopback or the network passes no multicast."""
+    """As on the machine of `edgepp serve`, if it listens on loopback or the network passes no multicast."""
     _resources(monkeypatch, 8 << 30)
     save_cluster(new_cluster(load_identity()))
     doctor.run_doctor(None, as_json=True, extra=[lambda: Finding("coordinator", ok, "as it is", "do it")])
-    found = [one for one in json.loads(capsys.readouterr().out) if one["check"] == "coordinator"][-1]
-    assert ("ours answers" in found["found"]) is ok
-    assert ("ours was not heard" in found["found"]) is not ok
+    found = [one for one in json.loads(capsys.readouterr().out) if one["check"] == "announcements"][-1]
+    assert ("the coordinator answers" in found["found"]) is ok
+    assert ("is not heard" in found["found"]) is not ok
     assert ("edgepp serve" in found["do"]) is not ok
 
 
-def test_a_copied_node_id_is_told() -> None:
+def test_a_copied_node_id_is_reported() -> None:
     known, own = Known(NODE, CLUSTER), ["10.0.0.1", "fe80::1%en0"]
     assert doctor_network.judge_ids([record("10.0.0.9"), record("10.0.0.1", node=NODE)], known, own).ok
     assert doctor_network.judge_ids([record("fe80::1%4", node=NODE)], known, own).ok
@@ -233,7 +233,7 @@ def _resources(monkeypatch: pytest.MonkeyPatch, usable_bytes: int) -> None:
     monkeypatch.setitem(sys.modules, "edgepp.node.resources", module)
 
 
-def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     _resources(monkeypatch, 8 << 30)
     assert doctor.memory() == Finding("memory", True, "8.59 GB for a model")
     _resources(monkeypatch, 100 << 20)
@@ -241,7 +241,7 @@ def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("home", "quiet_network")
-def test_the_whole_of_it_as_json(
+def test_all_findings_as_json(
     listener: Address, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _resources(monkeypatch, 8 << 30)
@@ -252,23 +252,23 @@ def test_the_whole_of_it_as_json(
     assert all(finding["ok"] in (True, False, None) and finding["found"] for finding in findings)
     assert all(finding["do"] for finding in findings if finding["ok"] is False)
     checks = {finding["check"]: finding["ok"] for finding in findings}
-    assert {"versions", "mlx", "onnxruntime", "memory", "identity", "coordinator", "node id", "clock"} <= set(checks)
-    assert checks["key"] is checks[f"way to {listener}"] is checks["port 5353"] is True
+    assert {"versions", "mlx", "onnxruntime", "memory", "identity", "announcements", "node id", "clock"} <= set(checks)
+    assert checks["key"] is checks[f"connection to {listener}"] is checks["port 5353"] is True
     assert checks["multicast on en0 (192.0.2.1)"] is None
     assert all_well is (False not in checks.values())
 
 
 @pytest.mark.usefixtures("home", "quiet_network")
-def test_the_whole_of_it_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_findings_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     _resources(monkeypatch, 8 << 30)
     broken = Finding("key", False, "refused", "invite it again")
     assert doctor.run_doctor(None, as_json=False, extra=[lambda: broken]) is False
     out = capsys.readouterr().out
     assert "!!  key: refused\n      → invite it again\n" in out
-    assert "something wrong" in out
+    assert "checks failed" in out
 
 
-def test_an_address_that_is_none_is_a_usage_error() -> None:
+def test_an_invalid_address_is_a_usage_error() -> None:
     with pytest.raises(UsageError):
         doctor.run_doctor("nowhere", as_json=True)
 
@@ -280,9 +280,9 @@ def test_the_addresses_of_this_machine_are_listed(monkeypatch: pytest.MonkeyPatc
     assert doctor_network.addresses().ok is False
 
 
-def test_files_of_another_user_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_another_user_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     finding = doctor.private_files(tmp_path)
     assert finding.ok is False
-    assert f"user {owner}" in finding.found
+    assert f"user id {owner}" in finding.found

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import edgepp
 from edgepp.api.answer import Answer as ApiAnswer
 from edgepp.api.answer import Begun
-from edgepp.api.cancellable_thread import apart
+from edgepp.api.cancellable_thread import run_in_thread
 from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import encode_question
 from edgepp.engine.engine_request import EngineRequest
@@ -362,7 +362,7 @@ def test_every_error_of_opening_reaches_the_caller(error: BaseException) -> None
         raise error
 
     with pytest.raises(EdgeppError, match="opening failed"):
-        asyncio.run(asyncio.wait_for(apart(work, lambda _: None), 60))
+        asyncio.run(asyncio.wait_for(run_in_thread(work, lambda _: None), 60))
 
 
 def test_a_prompt_that_is_not_text_is_refused_and_the_engine_goes_on(tmp_path: Path) -> None:

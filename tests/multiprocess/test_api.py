@@ -25,7 +25,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A process that does nothing meanwhile."""
+    """Suspend a process during the block."""
     process = psutil.Process(pid)
     process.suspend()
     yield
@@ -38,7 +38,7 @@ def tiny(checkpoints: Checkpoints) -> str:
 
 
 def options(tokens: int, seed: int | None = None, **more: bool) -> edgepp.GenerateOptions:
-    """Of so many tokens, whatever the model would say; drawn, if there is a seed."""
+    """Options of an answer of exactly ``tokens`` tokens; sampled, if there is a seed."""
     sampling = edgepp.SamplingOptions(temperature=0.0 if seed is None else 1.0, seed=seed, logprobs=2)
     return edgepp.GenerateOptions(tokens, ignore_eos=True, sampling=sampling, **more)
 
@@ -100,7 +100,7 @@ def test_choices_are_what_single_questions_get_and_share_their_prompt(tiny: str)
     assert [one.timing.reused for one in alone] == [0, 0, 0], "nobody is served what another owner asked"
 
 
-def test_an_answer_that_is_left_is_cancelled(tiny: str) -> None:
+def test_leaving_the_loop_cancels_the_answer(tiny: str) -> None:
     async def main() -> int:
         async with edgepp.Engine(tiny) as engine:
             pieces = engine.ask("tell me", options(200)).__aiter__()
@@ -111,7 +111,7 @@ def test_an_answer_that_is_left_is_cancelled(tiny: str) -> None:
     assert asyncio.run(main()) == 3
 
 
-def test_what_came_before_a_cancellation_is_read(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_before_a_cancellation_is_read(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     brake = Brake(monkeypatch)
 
     async def main() -> tuple[edgepp.Answer, edgepp.Answer]:
@@ -167,7 +167,7 @@ def test_a_stage_that_died_between_questions_costs_none_of_them(tiny: str) -> No
     asyncio.run(main())
 
 
-def test_what_is_wrong_is_raised(tiny: str) -> None:
+def test_errors_are_raised(tiny: str) -> None:
     async def main() -> None:
         async with edgepp.Engine(tiny) as engine:
             with pytest.raises(UsageError, match="context"):
@@ -186,7 +186,7 @@ def test_what_is_wrong_is_raised(tiny: str) -> None:
         asyncio.run(edgepp.Engine("/nowhere").open())
 
 
-def test_a_machine_without_a_cluster_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connecting_without_a_cluster_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
 
     async def main() -> None:

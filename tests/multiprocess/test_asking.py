@@ -45,28 +45,28 @@ def test_a_prompt_does_not_wait_for_an_input_that_is_no_pipe_and_no_file(tiny: P
 def test_an_answer_that_was_cut_off_says_so(tiny: Path) -> None:
     done = edgepp("chat", "-m", str(tiny), "--stop", "\n\n\n\n", "-n", "4", "--seed", "1", "-p", "hello")
     assert done.returncode == 0
-    assert "cut off after 4 tokens: for all of it give a larger -n" in done.stderr
+    assert "cut off after 4 tokens: give a larger -n for the rest" in done.stderr
 
 
 @pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
-def test_an_answer_that_is_held_to_a_schema_and_cut_off_is_an_error(tiny: Path, tmp_path: Path, as_json: bool) -> None:
+def test_a_constrained_answer_that_is_cut_off_is_an_error(tiny: Path, tmp_path: Path, as_json: bool) -> None:
     (tmp_path / "schema.json").write_text(SCHEMA)
     held = ["-m", str(tiny), "--schema", str(tmp_path / "schema.json"), "-p", "hello", "-n", "5"]
     done = edgepp("chat", *held, *(["--json"] if as_json else []))
     assert done.returncode == 1
-    assert "the answer does not fit the JSON schema: it was cut off after 5 tokens" in done.stderr
+    assert "the answer does not fit the JSON schema, because it was cut off after 5 tokens" in done.stderr
     assert "larger -n" in done.stderr
     assert (json.loads(done.stdout)["text"] if as_json else done.stdout).startswith("{")
 
 
-def test_an_answer_that_fits_its_expression_when_it_is_cut_off_is_none(tiny: Path) -> None:
+def test_a_constrained_answer_that_is_complete_when_cut_off_is_no_error(tiny: Path) -> None:
     done = edgepp("chat", "-m", str(tiny), "--regex", "[a-z ]*", "-p", "hello", "-n", "5")
     assert done.returncode == 0, done.stderr
 
 
 def test_choices_that_must_be_equal_say_why(tiny: Path) -> None:
     done = edgepp("chat", "-m", str(tiny), "-p", "hi", "-n", "2", "--choices", "2", "--temperature", "0")
-    assert "at temperature 0 all choices are equal" in done.stderr
+    assert "all choices are equal at temperature 0" in done.stderr
     first, second = (line for line in done.stdout.splitlines() if line)
     assert first.removeprefix("1.") == second.removeprefix("2.")
 
@@ -83,7 +83,7 @@ def test_log_probabilities_have_text(tiny: Path) -> None:
     assert json.dumps(answer["logprobs"][0]["text"], ensure_ascii=False) in shown.stdout
 
 
-def test_a_chat_draws_as_the_models_makers_say(tmp_path: Path) -> None:
+def test_a_chat_samples_as_the_model_recommends(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "tiny", TINY)
     asked = ["-m", str(path), "--raw", "-p", "hello", "-n", "12", "--ignore-eos", "--seed", "7"]
     greedy = chat(*asked, "--temperature", "0")["token_ids"]
@@ -95,7 +95,7 @@ def test_a_chat_draws_as_the_models_makers_say(tmp_path: Path) -> None:
     assert chat(*asked)["token_ids"] == greedy
 
 
-def test_an_option_of_this_machine_says_that_the_cluster_is_not_asked(
+def test_an_option_of_this_machine_says_that_the_model_does_not_run_in_the_cluster(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path / "home"))
@@ -103,7 +103,7 @@ def test_an_option_of_this_machine_says_that_the_cluster_is_not_asked(
     save_cluster(new_cluster(load_identity()))
     done = edgepp("chat", "-m", str(tiny), "--threads", "1", "-p", "hi", "-n", "2")
     assert done.returncode == 0, done.stderr
-    assert "--threads is for this machine alone: the cluster of attic is not asked" in done.stderr
+    assert "because of --threads the model runs here, not in the cluster of attic" in done.stderr
     unnamed = edgepp("chat", "--threads", "1", "-p", "hi")
     assert unnamed.returncode == 2
     assert "leave --threads out to ask the cluster" in unnamed.stderr

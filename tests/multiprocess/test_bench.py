@@ -133,7 +133,7 @@ def test_link_without_a_model_sends_noise_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 1}))
     done = run("hop", "--rounds", "1", "--model", str(tmp_path), "--json")
     assert done.returncode == 0, done.stderr
-    assert "is not whole on this disk" in done.stderr
+    assert "is not complete on this disk" in done.stderr
     assert {row["data"] for row in json.loads(done.stdout)["rows"]} == {"random"}
 
 

@@ -57,7 +57,7 @@ def test_a_local_pipeline_beside_one_process(tiny: Path, tmp_path: Path) -> None
     assert str(tiny) not in said
     again = edgepp("bench", "-m", str(tiny), *SHORT, "--out", str(out))
     assert again.returncode == 2
-    assert "holds a report already" in again.stderr
+    assert "has a report already" in again.stderr
     compared = json.loads(edgepp("bench", "--compare", str(out), str(out), "--json").stdout)
     assert {row["ratio"] for row in compared["rows"]} == {1.0}
     assert [what for what in compared["unlike"] if not what.endswith("is from a busy machine")] == []
@@ -143,7 +143,7 @@ def nothing_left() -> None:
 def test_what_cannot_be_shaped_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     done = shaped("--rates", "fast")
     assert done.returncode == 2
-    assert "'fast' are no rates in Mbit/s" in done.stderr
+    assert "'fast' is not a list of rates in Mbit/s" in done.stderr
     monkeypatch.setenv("PATH", "/nowhere")
     if (reason := unavailable.__wrapped__()) is not None:
         done = shaped("--rates", "13")

@@ -137,7 +137,7 @@ def test_one_machine_is_one_node_until_it_leaves(one: Machine, two: Machine, tin
         code = one.json("invite", "--json")["code"]
         with two.running("join", code, "--peer", address, "--memory", "3GB") as joined:
             joined.until("joined")
-            assert joined.until("standing")["layers"] == [[1, 4]]
+            assert joined.until("assignment")["layers"] == [[1, 4]]
             for command in (("join", "--peer", address), ("serve", "-m", str(tiny), "--no-stage")):
                 second = two.run(*command)
                 assert second.returncode == 2
@@ -188,9 +188,9 @@ def test_a_node_hears_why_it_runs_nothing(one: Machine, two: Machine, tiny: Path
     with serving(one, tiny) as (_, address):
         code = one.json("invite", "--json")["code"]
         with two.running("join", code, "--peer", address, "--layers", "2-7") as joined:
-            standing = joined.until("standing")
-            assert standing["layers"] == []
-            assert "the model has only layers 0-3" in standing["reason"]
+            assignment = joined.until("assignment")
+            assert assignment["layers"] == []
+            assert "the model has only layers 0-3" in assignment["reason"]
 
 
 def test_a_coordinator_without_layers_waits_for_a_node_that_has_room(one: Machine, two: Machine, tiny: Path) -> None:
@@ -222,21 +222,21 @@ def test_a_chat_says_which_machine_it_waits_for_and_ends_by_ctrl_c(
             env=one.env(),
         )
         assert chat.stderr is not None
-        said = next(line for line in chat.stderr if "waiting for" in line)
-        assert "120 s at most: two is away; without it, no node" in said
+        said = next(line for line in chat.stderr if "waiting (" in line)
+        assert "of at most 120 s): two is away; without it, no node" in said
         chat.send_signal(signal.SIGINT)
         out, said = chat.communicate(timeout=PATIENCE_S)
         assert (chat.returncode, out.strip()) == (130, "")
         assert "Traceback" not in said
 
 
-def test_what_cannot_be_is_one_sentence(one: Machine, two: Machine, tiny: Path) -> None:
+def test_impossible_commands_are_one_sentence(one: Machine, two: Machine, tiny: Path) -> None:
     for arguments in (("invite",), ("status",), ("peers",), ("join",)):
         done = two.run(*arguments)
         assert done.returncode == 1, done
         assert "belongs to no cluster" in done.stderr
         assert "Traceback" not in done.stderr
-    assert "which model?" in two.run("chat", "-p", "hi").stderr
+    assert "no model is named" in two.run("chat", "-p", "hi").stderr
     assert two.run("join", "nonsense", "--peer", "127.0.0.1:1").returncode == 2
     with serving(one, tiny, "--no-stage") as (_, address):
         taken = two.run("serve", "-m", str(tiny), "--listen", address, "--no-stage")
@@ -249,7 +249,7 @@ def test_a_model_that_the_cluster_does_not_run_runs_here_alone(one: Machine, tin
     with serving(one, tiny):
         done = one.run("chat", "-m", str(other), *ASK)
         assert done.returncode == 0, done.stderr
-        assert "runs on this machine alone" in done.stderr
+        assert "runs on this machine" in done.stderr
         assert json.loads(done.stdout)["stages"][0]["address"] == ""
 
 

@@ -19,7 +19,7 @@ from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.node_lock import wait_until_ended
 from edgepp.errors import EdgeppError, PairingError, UsageError
-from edgepp.events import ClusterLeft, CoordinatorReached, Event, NodeAssignment, PipelineOpened
+from edgepp.events import AssignmentChanged, ClusterLeft, CoordinatorReached, Event, PipelineOpened
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.cluster import EDGEPP
@@ -122,9 +122,11 @@ asyncio.run(main())
                 events = node.events()
                 reached = await until(events, lambda event: isinstance(event, CoordinatorReached))
                 assert reached == CoordinatorReached("there", address)
-                standing = await until(events, lambda event: isinstance(event, NodeAssignment) and bool(event.layers))
-                assert isinstance(standing, NodeAssignment)
-                assert standing.layers == (LayerRange(1, 4),)
+                assignment = await until(
+                    events, lambda event: isinstance(event, AssignmentChanged) and bool(event.layers)
+                )
+                assert isinstance(assignment, AssignmentChanged)
+                assert assignment.layers == (LayerRange(1, 4),)
                 async with edgepp.connect(address) as connection:
                     assert (await connection.ask("Once", ANSWER, raw=True).whole()).token_ids
                 async with command("leave", env=dict(os.environ)) as leaving:

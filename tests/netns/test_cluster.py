@@ -339,7 +339,7 @@ def test_a_token_lets_machines_in_until_it_is_revoked(home: Home) -> None:
         host.env["EDGEPP_TOKEN"] = token["token"]
     daemon = home.join(robot, "1GB")
     daemon.expect("joined")
-    home.daemons["one"].says(f"robot at {robot.address} joined by token-1")
+    home.daemons["one"].says(f"robot at {robot.address} is paired, by token-1")
     home.asker.wait("the newcomer ready", lambda status: members(status)["robot"].state == "ready")
     assert home.one.edgepp("revoke", "token-1").returncode == 0
     assert "does not admit" in join(late).refused()

@@ -10,10 +10,10 @@ import pytest
 
 from edgepp import events
 from edgepp.events import (
+    AssignmentChanged,
     ClusterLeft,
     Event,
     LayersNotLoaded,
-    NodeAssignment,
     NodeJoined,
     NodeRefused,
     PlanKept,
@@ -37,17 +37,17 @@ def test_every_event_is_a_frozen_member_of_the_union() -> None:
     [
         (NodeJoined("two", "10.0.0.2", 8_000_000_000, "onnx"), "two joined from 10.0.0.2 with 8.0 GB (onnx)"),
         (NodeRefused("two", "10.0.0.2", "revoked"), "refused two at 10.0.0.2: revoked"),
-        (NodeRefused("two", "h", "full", by_token=True), "refused two at h, which came by a token: full"),
+        (NodeRefused("two", "h", "full", by_token=True), "refused two at h, which has a token: full"),
         (PlanMade(3, HALVES), "plan 3: layers 0-14 on one, layers 15-29 on two"),
         (PlanMade(3, HALVES[:1], "two is gone"), "plan 3: layers 0-14 on one; two is gone"),
         (PlanKept(3, "two is full"), "plan 3 stays: two is full"),
         (PlanKept(None, "no node has joined yet"), "no node has joined yet"),
         (LayersNotLoaded("two", "it died", ""), "two cannot run its layers: it died"),
         (LayersNotLoaded("two", "it died", "lower --memory"), "two cannot run its layers: it died; lower --memory"),
-        (NodeAssignment("m", (LayerRange(0, 15),), ""), "this machine runs layers 0-14 of m"),
-        (NodeAssignment("m", (), "it is too small"), "this machine runs no layers: it is too small"),
-        (ClusterLeft("one"), "this machine has left the cluster of one: `edgepp leave`"),
-        (ClusterLeft("one", ended=True), "this machine has left its cluster, which ends: `edgepp leave`"),
+        (AssignmentChanged("m", (LayerRange(0, 15),), ""), "this machine runs layers 0-14 of m"),
+        (AssignmentChanged("m", (), "it is too small"), "this machine runs no layers: it is too small"),
+        (ClusterLeft("one"), "this machine has left the cluster of one, because `edgepp leave` ran here"),
+        (ClusterLeft("one", ended=True), "the cluster has ended, because `edgepp leave` ran on this machine"),
     ],
     ids=str,
 )

@@ -29,7 +29,7 @@ from edgepp.cluster.pairing.protocol import (
     listen,
 )
 from edgepp.errors import EdgeppError, RemoteProtocolError
-from edgepp.events import NodePaired, OnEvent, PairingTrouble
+from edgepp.events import NodePaired, OnEvent, PairingFailed
 from edgepp.wire.security import bare_host
 from edgepp.wire.transport import Address
 
@@ -65,7 +65,7 @@ class PairingServer:
         self._on_event = on_event
         self._lock = threading.Lock()
         """Guards ``_invitations``, ``_connections``, ``_listener`` and ``_threads``."""
-        self._events: deque[NodePaired | PairingTrouble] = deque()
+        self._events: deque[NodePaired | PairingFailed] = deque()
         self._invitations = Invitations(self._report, clock)
         self._listener: socket.socket | None = None
         self._connections = AdmissionQueue()
@@ -230,7 +230,7 @@ class PairingServer:
         return node
 
     def _report(self, text: str) -> None:
-        self._events.append(PairingTrouble(text))
+        self._events.append(PairingFailed(text))
 
     def _deliver_events(self) -> None:
         """Hand over the events so far. Called without the lock, since ``on_event`` may take its time."""

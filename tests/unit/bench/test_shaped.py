@@ -67,7 +67,7 @@ def sending() -> dict[str, Any]:
 def test_rates_are_numbers_that_a_link_may_have() -> None:
     assert shaped.rates("13,1000,2.5e3") == [13.0, 1000.0, 2500.0]
     for text in ("fast", "", "13,", "0", "-5", "nan", "1e9"):
-        with pytest.raises(argparse.ArgumentTypeError, match="are no rates"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a list of rates"):
             shaped.rates(text)
 
 
@@ -78,7 +78,7 @@ def test_what_does_not_go_together_is_one_sentence(
     with pytest.raises(SystemExit) as ended:
         shaped.parse()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: --noise-only is of hidden states")
+    assert capsys.readouterr().err.startswith("error: --noise-only does not go with --decode")
 
 
 def test_a_model_must_hold_prompt_and_answer(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_table_of_hidden_states_stands_beside_the_origins() -> None:
 def test_both_kinds_are_kept_side_by_side(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for result in (decoding(), sending(), decoding()):
-        shaped.write(folder, shaped.joined(shaped.read(folder), result))
+        shaped.write(folder, shaped.join_results(shaped.read(folder), result))
         kept = json.loads((folder / "links.json").read_text())
         assert kept["decode"]["rows"][1]["mbit_per_s"] == 13.0
     assert kept["bench"] == "shaped"

@@ -444,10 +444,10 @@ def test_a_cluster_that_loads_is_not_measured() -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--stages", "2"], "--stages goes with -m MODEL"),
+        (["--stages", "2"], "--stages needs -m MODEL"),
         (["-m", "x", "--peer", "h:1"], "-m and --peer exclude each other"),
-        (["--words", "10,none"], "'10,none' are no numbers of words of a story"),
-        (["--requests", "0"], "'0' are no numbers of requests at once"),
+        (["--words", "10,none"], "'10,none' is not a list of numbers of words per answer"),
+        (["--requests", "0"], "'0' is not a list of numbers of simultaneous requests"),
         (["--compare", "nowhere", "nothing"], "nowhere cannot be read as a report"),
         (["-m", "no-such-model"], "there is no model called 'no-such-model'"),
     ],

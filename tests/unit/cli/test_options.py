@@ -1,4 +1,4 @@
-"""One click option, one field, one default."""
+"""Options of commands: one click option, one field, one default; help that is complete."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from edgepp.cli.bench import bench
 from edgepp.cli.chat import chat
+from edgepp.cli.commands import cli
 from edgepp.cli.plan import plan
 from edgepp.cli.serve_join import join, serve
 
@@ -32,17 +34,17 @@ def option_fields(command: click.Command) -> dict[str, Field[Any]]:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
 def test_every_option_is_one_field_or_one_parameter(command: click.Command) -> None:
-    told = {param.name for param in command.params}
+    given = {param.name for param in command.params}
     by_name = {
         name
         for name, parameter in inspect.signature(inspect.unwrap(command.callback or print)).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     held = set(option_fields(command))
-    assert told <= held | by_name
+    assert given <= held | by_name
     assert not held & by_name
     if command is not join:  # a token comes from the environment, never from a command line
-        assert held <= told
+        assert held <= given
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
@@ -56,9 +58,9 @@ def test_defaults_stand_in_the_fields_alone_and_help_says_the_same(command: clic
         assert values[str(param.name)] in (None, (), *([False] if is_flag else [])), param.name
         if is_flag:
             assert field.default is False
-        said = re.search(r"\[default: (\w+[\w.-]*)\]$", getattr(param, "help", "") or "")
-        if said is not None and field.default not in (None, MISSING):
-            assert said[1] == str(field.default), param.name
+        documented = re.search(r"\[default: (\w+[\w.-]*)\]$", getattr(param, "help", "") or "")
+        if documented is not None and field.default not in (None, MISSING):
+            assert documented[1] == str(field.default), param.name
 
 
 def test_what_is_not_given_is_left_to_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +75,21 @@ def test_what_is_not_given_is_left_to_the_field(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sys.stdin", None)
     with chat.make_context("chat", ["-p", "hi", "--kv-bits", "8", "--peer", "a:1", "--stop", "x"]) as context:
         chat.invoke(context)
-    ((asking, how, given, where),) = asked
-    assert asking == module.Asking("hi")
+    ((asking, options, given, where),) = asked
+    assert asking == module.PromptArguments("hi")
     assert given == {}
-    assert where == module.Where(peers=("a:1",), kv_bits=8)
-    assert (how.max_tokens, how.stop) == (512, ("x",))  # type: ignore[attr-defined]
+    assert where == module.ModelArguments(peers=("a:1",), kv_bits=8)
+    assert (options.max_tokens, options.stop) == (512, ("x",))  # type: ignore[attr-defined]
+
+
+def test_help_lists_commands_in_whole_sentences() -> None:
+    help_text = CliRunner().invoke(cli, ["--help"], terminal_width=80).output
+    assert "..." not in help_text.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
+def test_help_lists_every_option_once(command: click.Command) -> None:
+    context = command.make_context("edgepp", [], resilient_parsing=True)
+    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", command.get_help(context), flags=re.MULTILINE)
+    options = [param.opts for param in command.get_params(context) if isinstance(param, click.Option)]
+    assert sorted(listed) == sorted(next(name for name in names if name.startswith("--")) for names in options)

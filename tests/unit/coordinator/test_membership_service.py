@@ -59,7 +59,7 @@ class Harness:
 def test_texts_of_a_node_are_safe_to_print() -> None:
     harness = Harness()
     rude = "evil\x1b]52;c;cm0=\x07\n\u202e[/red]"
-    harness.enrol(facts(name=rude, backend=rude, device=rude, memory=1_000_000_000))
+    harness.enrol(facts(name=rude, backend=rude, device=rude, memory_bytes=1_000_000_000))
     (member,) = harness.members
     for text in (member.facts.name, member.facts.backend, member.facts.device, *harness.events):
         assert all(character.isprintable() for character in text.replace("\ufffd", ""))
@@ -68,7 +68,7 @@ def test_texts_of_a_node_are_safe_to_print() -> None:
 
 def test_a_view_is_published_only_when_it_has_changed() -> None:
     harness = Harness()
-    harness.enrol(facts(name="mini", memory=1_000_000_000))
+    harness.enrol(facts(name="mini", memory_bytes=1_000_000_000))
     assert (harness.view()["members"][0]["layers"], harness.view()["members"][0]["reason"]) == ([], "")
     sent = len(harness.sent)
     harness.membership_service.publish()

@@ -409,8 +409,8 @@ def test_a_pin_that_leaves_no_node_for_the_rest_does_not_prevent_a_plan() -> Non
     cluster.after(2.0)
     assert cluster.ranges == {HERE: "0-29"}
     assert cluster.planner.complete(cluster.members)
-    assert "its layers 10-19 leave no plan: nobody is left for layers 0-9, 20-29" in cluster.planner.why_excluded(MINI)
-    assert "nobody is left" in node_assignments(cluster.planner, cluster.members)[MINI]["reason"]
+    assert "its layers 10-19 leave no plan: no node is left for layers 0-9, 20-29" in cluster.planner.why_excluded(MINI)
+    assert "no node is left" in node_assignments(cluster.planner, cluster.members)[MINI]["reason"]
     cluster.join(AIR)
     cluster.after(2.0)
     assert cluster.ranges[MINI] == "10-19"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.cli.answer_options import drawn
+from edgepp.cli.answer_options import with_recommended
 from edgepp.coordinator.json_codec import decode_sampling, encode_sampling
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import ModelError, RemoteProtocolError
@@ -119,11 +119,11 @@ def test_any_file_gives_usable_options_or_a_named_error(tmp_path_factory: pytest
     ids=str,
 )
 def test_given_options_win(given_options: dict[str, Any], exact: bool, expected: SamplingOptions) -> None:
-    assert drawn(SamplingOptions(**given_options), QWEN, given_options, exact=exact) == expected
+    assert with_recommended(SamplingOptions(**given_options), QWEN, given_options, exact=exact) == expected
 
 
 def test_a_seed_draws_also_exactly() -> None:
-    assert drawn(SamplingOptions(seed=5), QWEN, {}, exact=True).temperature == 0.7
+    assert with_recommended(SamplingOptions(seed=5), QWEN, {}, exact=True).temperature == 0.7
 
 
 def test_sampling_options_survive_the_wire() -> None:

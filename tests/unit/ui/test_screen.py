@@ -92,7 +92,7 @@ def test_no_cell_of_a_table_is_cut_at_any_width(rows: list[tuple[str, ...]], wid
         assert cell in words
 
 
-def test_columns_without_room_follow_below_their_row() -> None:
+def test_columns_that_do_not_fit_follow_below_their_row() -> None:
     table = Rows("NAME", ">SIZE", "SOURCE", ">RTT")
     table.add_row("llama-3.1-405b-4bit", "229 GB", "mlx-community/Meta-Llama-3.1-405B-Instruct-4bit", "0.1 ms")
     table.add_row("tiny", "1 MB", "", "")
@@ -105,7 +105,7 @@ def test_columns_without_room_follow_below_their_row() -> None:
     assert len(list(table.lines(120))) == 3
 
 
-def test_a_table_that_is_piped_has_one_line_a_row() -> None:
+def test_a_piped_table_has_one_line_per_row() -> None:
     made, file = screen(terminal=False)
     table = Rows("NAME", "SOURCE")
     table.add_row("a" * 300, "b" * 300)

@@ -1,0 +1,48 @@
+"""Signals that end the ``edgepp`` command, and the exit status of each."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP in a command that cleans up after either as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_status = 128 + number
+
+
+def on_signals(act: Callable[[int, FrameType | None], None]) -> None:
+    """Let SIGINT, SIGTERM and SIGHUP call ``act``; a signal that the parent ignores, as `nohup` does, stays ignored."""
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            plain = number == signal.SIGINT and act is unwind  # asyncio replaces this SIGINT handler only
+            signal.signal(number, signal.default_int_handler if plain else act)
+
+
+def leave_at_once(number: int, _frame: FrameType | None) -> None:
+    """End the process without cleaning up."""
+    os._exit(128 + number)
+
+
+def unwind(number: int, _frame: FrameType | None) -> None:
+    """End the command; ``with`` and ``finally`` clean up."""
+    raise SystemExit(128 + number)
+
+
+def stop_on_terminate() -> None:
+    """Let SIGTERM and SIGHUP stop a command as Ctrl-C does: with its farewell or its partial report."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
