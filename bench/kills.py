@@ -45,7 +45,7 @@ _SETTLE_S = 60.0
 _JUDGED_MINUTES = 5.0
 """Minimum length of a run for which growth of memory is a fault, because a cluster fills its pools first."""
 _NAMES_A_PART = re.compile(
-    r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were divided"
+    r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were distributed"
 )
 _QUESTIONS = (
     "Name three colours.",
