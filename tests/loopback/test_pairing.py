@@ -100,7 +100,7 @@ def test_a_code_pairs_once(harness: Harness) -> None:
     assert (cluster.id, cluster.coordinator) == (CLUSTER.id, CLUSTER.coordinator)
     assert cluster.addresses == (str(harness.address),)
     assert harness.paired == [PairedNode(JOINER.node, "mini", JOINER.keys.public)]
-    harness.heard(f"mini at 127.0.0.1 joined by invitation {harness.number}")
+    harness.heard(f"mini at 127.0.0.1 is paired, by invitation {harness.number}")
     assert harness.server.numbers() == ()
 
 

@@ -67,7 +67,7 @@ def test_pieces_bring_their_tokens_and_log_probabilities(tiny: str) -> None:
                 assert answer.text == text
                 assert [sampled.token for sampled in answer.sampled] == answer.token_ids
             assert await answer.whole() is answer
-            with pytest.raises(EdgeppError, match="read once"):
+            with pytest.raises(EdgeppError, match="read only once"):
                 await answer.__aiter__().__anext__()
             return answer
 
@@ -172,7 +172,7 @@ def test_errors_are_raised(tiny: str) -> None:
         async with edgepp.Engine(tiny) as engine:
             with pytest.raises(UsageError, match="context"):
                 await engine.ask("x" * 100_000, options(3)).whole()
-            with pytest.raises(UsageError, match="1 to 16 choices, not 17"):
+            with pytest.raises(UsageError, match="17 choices"):
                 engine.choices("hi", 17)
             with pytest.raises(UsageError, match="cannot be raw"):
                 engine.ask([{"role": "user", "content": "hi"}], raw=True)
