@@ -61,6 +61,7 @@ class _Connection:
     """Bytes that count as taken besides ``taken_bytes``: overhead of the protocol, lowered when too high."""
     backlog_bytes: int = 0
     has_sent: bool = False
+    is_checked: bool = False
     is_ended: bool = False
 
     @property
@@ -82,6 +83,8 @@ class ConnectionLimiter:
         self._connections: dict[int, _Connection] = {}
         self._silent: dict[int, _Connection] = {}
         """Connections that have sent no message, oldest first."""
+        self._taken_early: Counter[int] = Counter()
+        """Bytes taken from connections before ``add``: libzmq reports a connection on another socket than its messages."""
         self._checked_s = 0.0
         self.port: int | None = None
         """Port of the listener's end of every connection; None while unknown."""
@@ -91,7 +94,7 @@ class ConnectionLimiter:
 
     def add(self, descriptor: int, host: str) -> None:
         """Register a new connection from ``host``; shut one connection down where there are too many."""
-        connection = _Connection(network_of(host))
+        connection = _Connection(network_of(host), taken_bytes=self._taken_early.pop(descriptor, 0))
         self._connections[descriptor] = self._silent[descriptor] = connection
         if len(self._silent) > MAX_SILENT_CONNECTIONS or len(self._connections) > MAX_CONNECTIONS:
             self._prune_silent()
@@ -104,17 +107,21 @@ class ConnectionLimiter:
         """Forget a connection that has ended."""
         self._connections.pop(descriptor, None)
         self._silent.pop(descriptor, None)
+        self._taken_early.pop(descriptor, None)
 
     def count_taken(self, descriptor: int, frames: int, nbytes: int, key: str) -> None:
         """Count a message of ``frames`` frames and ``nbytes`` bytes that was read, in the reading thread.
 
         ``key`` is the proven key of the sender, or empty.
         """
+        taken_bytes = nbytes + frames * _FRAME_OVERHEAD_BYTES
         connection = self._connections.get(descriptor)
-        if connection is not None:
-            connection.taken_bytes += nbytes + frames * _FRAME_OVERHEAD_BYTES
-            connection.key = key
-            connection.has_sent = True
+        if connection is None:
+            self._taken_early[descriptor] += taken_bytes
+            return
+        connection.taken_bytes += taken_bytes
+        connection.key = key
+        connection.has_sent = True
 
     def check(self, now_s: float) -> None:
         """Shut down connections whose backlog, or whose peer's sum of backlogs, exceeds its limit.
@@ -132,6 +139,10 @@ class ConnectionLimiter:
             received = self._received(descriptor)
             if received is None:
                 continue
+            if self._dialled and not connection.is_checked:
+                # Messages of a connection that replaced another one on the same descriptor were counted for that one.
+                connection.allowance_bytes = received - connection.taken_bytes
+            connection.is_checked = True
             connection.allowance_bytes += gap_s * _HEARTBEAT_BYTES_PER_S
             backlog = received - connection.taken_bytes - connection.allowance_bytes
             connection.backlog_bytes = max(0, int(backlog))
