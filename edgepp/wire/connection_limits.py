@@ -84,7 +84,7 @@ class ConnectionLimiter:
         self._silent: dict[int, _Connection] = {}
         """Connections that have sent no message, oldest first."""
         self._taken_early: Counter[int] = Counter()
-        """Bytes taken from connections before ``add``: libzmq reports a connection on another socket than its messages."""
+        """Bytes taken from connections before ``add``: libzmq reports connections on another socket than messages."""
         self._checked_s = 0.0
         self.port: int | None = None
         """Port of the listener's end of every connection; None while unknown."""
