@@ -61,7 +61,6 @@ class _Connection:
     """Bytes that count as taken besides ``taken_bytes``: overhead of the protocol, lowered when too high."""
     backlog_bytes: int = 0
     has_sent: bool = False
-    is_checked: bool = False
     is_ended: bool = False
 
     @property
@@ -139,10 +138,6 @@ class ConnectionLimiter:
             received = self._received(descriptor)
             if received is None:
                 continue
-            if self._dialled and not connection.is_checked:
-                # Messages of a connection that replaced another one on the same descriptor were counted for that one.
-                connection.allowance_bytes = received - connection.taken_bytes
-            connection.is_checked = True
             connection.allowance_bytes += gap_s * _HEARTBEAT_BYTES_PER_S
             backlog = received - connection.taken_bytes - connection.allowance_bytes
             connection.backlog_bytes = max(0, int(backlog))

@@ -194,13 +194,11 @@ def test_the_memory_of_many_connections_with_endless_small_frames_is_bounded(par
         assert most - before < CEILING_BYTES
 
 
-def _limiter(
-    monkeypatch: pytest.MonkeyPatch, received: dict[int, int], *, dialled: bool = False
-) -> tuple[ConnectionLimiter, list[int]]:
+def _limiter(monkeypatch: pytest.MonkeyPatch, received: dict[int, int]) -> tuple[ConnectionLimiter, list[int]]:
     """A limiter whose connections have received these bytes, and the list of descriptors that it shuts down."""
     gone: list[int] = []
     monkeypatch.setattr(module, "_duplicate", lambda descriptor: (gone.append(descriptor), socket.socket())[1])
-    limiter = ConnectionLimiter(0, dialled=dialled)
+    limiter = ConnectionLimiter(0)
     monkeypatch.setattr(limiter, "_received", received.get)
     limiter.port = 1
     return limiter, gone
@@ -228,20 +226,6 @@ def test_messages_taken_before_their_connection_is_reported_are_no_backlog(monke
     received = {0: 3 * MIN_BACKLOG_BYTES}
     limiter, gone = _limiter(monkeypatch, received)
     limiter.count_taken(0, 0, 3 * MIN_BACKLOG_BYTES, "")
-    limiter.add(0, "10.0.0.1")
-    limiter.check(1.0)
-    assert gone == []
-    received[0] += MIN_BACKLOG_BYTES + 1000
-    limiter.check(2.0)
-    assert gone == [0]
-
-
-def test_messages_counted_for_the_descriptors_last_connection_are_no_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    received = {0: 3 * MIN_BACKLOG_BYTES}
-    limiter, gone = _limiter(monkeypatch, received, dialled=True)
-    limiter.add(0, "10.0.0.1")
-    limiter.count_taken(0, 0, 3 * MIN_BACKLOG_BYTES, "")  # of the next connection on the descriptor
-    limiter.remove(0)
     limiter.add(0, "10.0.0.1")
     limiter.check(1.0)
     assert gone == []
