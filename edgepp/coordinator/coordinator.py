@@ -49,6 +49,7 @@ from edgepp.wire.messages import (
     NotLoaded,
     Refused,
     Waiting,
+    request_id_of,
 )
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.security import Gate
@@ -273,7 +274,7 @@ class Coordinator(threading.Thread):
         until_s = time.monotonic() + _MAX_HANDLING_S
         while self.inbox and time.monotonic() < until_s:
             sender, message, frames = self.inbox.take()
-            request = getattr(message, "request_id", None)
+            request = request_id_of(message)
             with self._surviving(f"a {type(message).__name__} message"):
                 try:
                     self._dispatch(sender, message, frames)

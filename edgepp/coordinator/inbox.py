@@ -10,7 +10,7 @@ from edgepp.coordinator.fair_shares import FairQueue
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message, Refused
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message, Refused, request_id_of
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender
 
@@ -63,7 +63,7 @@ class Inbox:
             return
         if self._queue.add(sender.key, (sender, message, frames), sum(frame.nbytes for frame in frames)):
             return
-        request = getattr(message, "request_id", None)
+        request = request_id_of(message)
         if request is not None:
             busy = EdgeppError(
                 f"{_MAX_WAITING_MESSAGES} messages of this machine are waiting already", "send them more slowly"

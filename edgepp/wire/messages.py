@@ -512,6 +512,8 @@ class Answered(NamedTuple):
     request_id: Id
 
 
+ClientMessage: TypeAlias = Call | Reply | Declined | Ask | Cancel | Waiting | Piece | Answered
+
 Message: TypeAlias = (
     Hello
     | Welcome
@@ -540,12 +542,10 @@ Message: TypeAlias = (
     | Leave
     | Expelled
     | Adopt
-    | Call
-    | Reply
-    | Declined
-    | Ask
-    | Cancel
-    | Waiting
-    | Piece
-    | Answered
+    | ClientMessage
 )
+
+
+def request_id_of(message: Message) -> int | None:
+    """The client's number of the question or call that ``message`` belongs to; None for other messages."""
+    return message.request_id if isinstance(message, ClientMessage) else None
