@@ -7,13 +7,13 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from edgepp.engine.frontend import OnProgress
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
 from edgepp.events import Event, OnEvent
+from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
 
 MAX_EVENTS = 1024
@@ -42,7 +42,7 @@ Make = Callable[[OnEvent, OnProgress, threading.Event], S]
 """Makes and starts a service, in a worker thread; gives up when the event is set or ``OnProgress`` raises."""
 
 
-class Background(Generic[S]):
+class Background(AsyncResource, Generic[S]):
     """A service in the background of the event loop. Use it in an ``async with`` statement."""
 
     def __init__(self, make: Make[S]) -> None:
@@ -93,15 +93,6 @@ class Background(Generic[S]):
         await self._shut()
         self._opened = self._closing = None
         self._end(None)
-
-    async def __aenter__(self) -> Self:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def events(self) -> AsyncIterator[Event]:
         """Events as they happen, from the opening on; for one reader.

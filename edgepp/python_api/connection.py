@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from edgepp.cluster.identity import load_cluster
@@ -15,12 +14,13 @@ from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.model.catalogue.source import resolve
 from edgepp.python_api.answer import Answer, Begun
+from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.python_api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.wire.transport import Address
 
 
-class Connection:
+class Connection(AsyncResource):
     """The cluster of this machine, wherever its coordinator is. Use it in an ``async with`` statement.
 
     Each answer opens a connection of its own, so after a coordinator was lost the next answer looks for it again.
@@ -80,15 +80,6 @@ class Connection:
     async def close(self) -> None:
         """Forget the status; no connection is kept between answers."""
         self._client = None
-
-    async def __aenter__(self) -> Connection:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
         """An answer to ``prompt``, which begins when it is read.

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
 
 from edgepp.engine.frontend import OnProgress
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
@@ -15,13 +14,14 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError
 from edgepp.python_api.answer import Answer, Begun
+from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.python_api.question import Prompt, choice_options, conversation_or_raw
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.transport import Address
 
 
-class Engine:
+class Engine(AsyncResource):
     """A model on this machine, or on stages that already run elsewhere. Use it in an ``async with`` statement."""
 
     def __init__(
@@ -121,15 +121,6 @@ class Engine:
         pipeline, self._pipeline, self._loss = self._pipeline, None, None
         if pipeline is not None:
             await asyncio.to_thread(pipeline.close)
-
-    async def __aenter__(self) -> Engine:
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def ask(
         self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
