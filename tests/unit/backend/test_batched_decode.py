@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +12,13 @@ from hypothesis import strategies as st
 
 from edgepp.backend.base import Backend, BackendOptions, SequenceFault, StageModel
 from edgepp.backend.mlx.backend import MlxBackend
-from edgepp.backend.onnx import kv_arena as onnx_arena
-from edgepp.backend.onnx import kv_cache as onnx_cache
 from edgepp.backend.onnx.backend import OnnxBackend
 from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+
+pytestmark = pytest.mark.usefixtures("small_lanes")
 
 BACKENDS: dict[str, type[Backend]] = {"onnx": OnnxBackend, "mlx": MlxBackend}
 SHAPES = {
@@ -35,16 +34,6 @@ DEFAULT_TOLERANCE = 0.08
 QUANTISED_TOLERANCE = 0.2
 """The tolerance with keys and values in few bits, whose rounding depends on that of the rows of a step."""
 CAPACITY = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_lanes() -> Iterator[None]:
-    """Few and short lanes, so that sequences outgrow them and move one at a time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_cache, "FIRST_POSITIONS", 16)
-        patch.setattr(onnx_cache, "_MOVED_BYTES", 1)
-        patch.setattr(onnx_arena, "LANES", 4)
-        yield
 
 
 @pytest.fixture(scope="module")

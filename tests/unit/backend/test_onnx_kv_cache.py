@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import psutil
 import pytest
 
-from edgepp.backend.onnx import kv_arena, kv_cache
 from edgepp.backend.onnx.kv_arena import CacheShape
 from edgepp.backend.onnx.kv_cache import CachedSequence, LaneAllocator
 from edgepp.layers import LayerRange
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_lanes() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv_cache, "FIRST_POSITIONS", 16)
-        patch.setattr(kv_cache, "_MOVED_BYTES", 1)
-        patch.setattr(kv_arena, "LANES", 4)
-        yield
-
+pytestmark = pytest.mark.usefixtures("small_lanes")
 
 SHAPE = CacheShape(LayerRange(0, 2), 2, 16)
 
