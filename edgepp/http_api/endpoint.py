@@ -1,0 +1,178 @@
+"""What the endpoints of all APIs share: bodies, errors in the API's own form, streams, and clients that have gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edgepp.error_boundary import explained
+from edgepp.errors import EdgeppError, InternalError, UsageError
+from edgepp.http_api.failures import FailureKind, RequestError
+from edgepp.http_api.generation import GenerationEvent, Queued
+
+log = logging.getLogger("edgepp.http_api")
+
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
+STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True)
+class ErrorForm:
+    """How an API says that a request failed."""
+
+    status: Callable[[RequestError], int]
+    body: Callable[[RequestError, str], Mapping[str, Any]]
+    """The JSON object for an error and a request id."""
+
+
+class ClientGone(Exception):  # noqa: N818 - not an error of anybody
+    """The client has closed its connection; nobody reads a response."""
+
+
+def endpoint(handler: Handler, form: ErrorForm) -> ASGIApp:
+    """An ASGI application of ``handler``, whose errors become responses in the ``form`` of the API."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        try:
+            response = await handler(request)
+        except ClientGone:
+            return
+        except Exception as error:  # noqa: BLE001 - outermost level of a request
+            response = error_response(failure(error), form, request_id(request))
+        await response(scope, receive, send)
+
+    return app
+
+
+def failure(error: BaseException) -> RequestError:
+    """Any error as a ``RequestError``."""
+    if isinstance(error, RequestError):
+        return error
+    known = error if isinstance(error, EdgeppError) else explained(error)
+    kind: FailureKind = "invalid_request" if isinstance(known, UsageError) else "internal"
+    if isinstance(known, InternalError):
+        log.error("a request failed: %s", known)
+    return RequestError(kind, str(known), known.hint)
+
+
+def error_response(error: RequestError, form: ErrorForm, request: str) -> Response:
+    """The response that tells of ``error``."""
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        headers["retry-after-ms"] = str(max(1, round(1000 * error.retry_after_s)))
+    return json_response(form.body(error, request), form.status(error), headers)
+
+
+def request_id(request: Request) -> str:
+    """The id of a request, which the outermost middleware has chosen; empty without it."""
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+def owner(request: Request) -> str:
+    """The name of the API key that the request came with; empty without one."""
+    return str(request.scope.get("state", {}).get("owner", ""))
+
+
+def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A response with ``body`` as JSON: a msgspec struct, or dicts and lists."""
+    return Response(msgspec.json.encode(body), status, dict(headers or {}), "application/json")
+
+
+async def read_body(request: Request, kind: type[T]) -> T:
+    """The JSON body of a request as a ``kind``, such as a msgspec struct; unknown fields are ignored.
+
+    Raises:
+        RequestError: the body is no JSON, or a field has the wrong type.
+    """
+    body = await request.body()
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        sentence, _, path = str(error).partition(" - at `$.")
+        parameter = path.rstrip("`") or None
+        where = f"{parameter}: " if parameter else ""
+        raise RequestError("invalid_request", f"{where}{sentence}", parameter=parameter) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError("invalid_request", f"the body is not JSON: {error}", "send one JSON object") from error
+
+
+async def begun(events: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:
+    """The same events from ``Started`` on, once the answer has begun; so that a refusal can have its own HTTP status.
+
+    Raises:
+        RequestError: the answer cannot begin.
+    """
+    async for event in events:
+        if not isinstance(event, Queued):
+            return _chained(event, events)
+    raise RequestError("internal", "the answer ended before it began")
+
+
+async def _chained(first: GenerationEvent, rest: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:
+    try:
+        yield first
+        async for event in rest:
+            yield event
+    finally:
+        close = getattr(rest, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def stream_response(
+    frames: AsyncIterator[bytes], media_type: str, in_band_error: Callable[[RequestError], bytes]
+) -> Response:
+    """A response that sends ``frames`` as they come; an error in mid-stream is sent as a last frame.
+
+    A client that goes away closes ``frames``.
+    """
+    return StreamingResponse(_with_error(frames, in_band_error), 200, STREAM_HEADERS, media_type)
+
+
+async def _with_error(
+    frames: AsyncIterator[bytes], in_band_error: Callable[[RequestError], bytes]
+) -> AsyncIterator[bytes]:
+    try:
+        async for frame in frames:
+            yield frame
+    except Exception as error:  # noqa: BLE001 - outermost level of a stream
+        yield in_band_error(failure(error))
+    finally:
+        close = getattr(frames, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client closes its connection.
+
+    Raises:
+        ClientGone: the client has gone.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for one in (task, watch):
+            one.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue

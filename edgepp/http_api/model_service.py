@@ -1,0 +1,81 @@
+"""What the files of the APIs may ask of the cluster; they know nothing of its sockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from edgepp.http_api.generation import GenerationEvent, GenerationRequest
+from edgepp.model.text.conversation import Prompt
+from edgepp.tool_calls.tool_use import ToolUse
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model that the cluster runs, or loads."""
+
+    name: str
+    """The id that clients see first: the name that `edgepp serve` was given."""
+    names: tuple[str, ...]
+    """All names by which clients may ask for it, ``name`` first: card, repository, ``name:latest``, aliases."""
+    family: str
+    """The architecture, such as ``llama``."""
+    context: int
+    """Tokens that prompt and answer may have together, as this cluster serves it."""
+    trained_context: int
+    """Tokens that the model was made for."""
+    num_parameters: int
+    hidden_size: int
+    size_bytes: int
+    quantization: str
+    """Such as ``Q4_0`` or ``F16``, as Ollama names them."""
+    digest: str
+    """Hexadecimal SHA-256 of the model's fingerprint."""
+    created_s: int
+    """When the model was first served, in seconds since 1970."""
+    template: str
+    supports_tools: bool
+    thinks: bool
+    state: Literal["loaded", "loading"]
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """Recommended sampling options of its makers: ``temperature``, ``top_p``, ``top_k``, ``repetition_penalty``."""
+
+
+class ModelService(Protocol):
+    """The model of a cluster, for the files of the APIs."""
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that is served."""
+
+    def served(self, name: str | None) -> ServedModel:
+        """The served model, if ``name`` is one of its names, or None or empty.
+
+        Raises:
+            RequestError: no such model is served; the sentence says which one is.
+        """
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        """The events of the answer. Closing the iterator cancels the answer on every stage.
+
+        Raises:
+            RequestError: the request cannot be answered, or the answer ended early.
+        """
+
+    async def encode(self, prompt: Prompt, tool_use: ToolUse | None = None) -> list[int]:
+        """The token ids of exactly the prompt that ``generate`` would prefill.
+
+        Raises:
+            RequestError: the prompt cannot be encoded.
+        """
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids.
+
+        Raises:
+            RequestError: an id is no token of the model.
+        """
+
+    def status(self) -> Mapping[str, Any]:
+        """The state of the cluster, as `edgepp status --json` prints it."""
