@@ -10,6 +10,7 @@ from typing import Any
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.composition_root import PORT, CoordinatorService, ServeOptions
 from edgepp.coordinator.live_answer import PIPELINE_WAIT_S
+from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
@@ -39,6 +40,23 @@ class ServedCluster(Background[CoordinatorService]):
     def status(self) -> Mapping[str, Any]:
         """The state of the cluster, as `edgepp status --json` prints it."""
         return self._service.report()
+
+    @property
+    def frontend(self) -> ModelFrontend:
+        """The coordinator's part of the model: its checkpoint and its tokenizer."""
+        return self._service.pipeline_manager.frontend
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together; while the model loads, as many as are planned for."""
+        planned = self._service.coordinator.planner.request.context
+        pipeline = self._service.pipeline_manager.pipeline
+        return planned if pipeline is None else min(planned, pipeline.context)
+
+    @property
+    def reason(self) -> str:
+        """What answers wait for, such as machines that are away; empty while the cluster can answer."""
+        return self._service.coordinator.reason
 
     @property
     def loading(self) -> Mapping[str, float]:
