@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgepp.coordinator.fair_shares import FairLimiter
-from edgepp.coordinator.json_codec import AnswerSummary, Prompt, decode_question, encode_summary
+from edgepp.coordinator.json_codec import AnswerSummary, decode_question, encode_summary
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.engine.pipeline import Pipeline
-from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.text_stream import TextStream
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
+from edgepp.model.text.conversation import Prompt
 from edgepp.wire.message_codec import encode, encode_payload
 from edgepp.wire.messages import Answered, Declined, Piece
 from edgepp.wire.text_fields import sentence
@@ -164,9 +165,7 @@ class AnswerService:
         reason = answer.finish_reason or "cancelled"
         if answer.finish_reason is not None:
             self.last, self.num_finished = answer.timing, self.num_finished + 1
-        sampled = tuple(answer.sampled[: len(answer.token_ids)])
-        outcome = AnswerSummary(reason, answer.prompt_tokens, answer.timing, answer.stages, sampled, answer.spelled)
-        live.send(_answered(live.number, outcome))
+        live.send(_answered(live.number, _summary(answer, reason)))
 
 
 class _Live:
@@ -208,6 +207,18 @@ class _Live:
             self.cancelled = True
             if self._answer is not None:
                 self._answer.cancel()
+
+
+def _summary(answer: TextStream, reason: FinishReason) -> AnswerSummary:
+    return AnswerSummary(
+        reason,
+        answer.prompt_tokens,
+        answer.timing,
+        answer.stages,
+        tuple(answer.sampled[: len(answer.token_ids)]),
+        answer.spelled,
+        answer.stop_string,
+    )
 
 
 def _answered(number: int, outcome: AnswerSummary) -> list[bytes]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgepp.coordinator.client import RemoteAnswer
 from edgepp.engine.request import FinishReason, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
-from edgepp.engine.text_stream import TextStream
+from edgepp.engine.text_stream import TextPiece, TextStream
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, StageLost, UsageError
 
@@ -51,6 +51,8 @@ class Answer:
         self.spelled: Mapping[int, str] = {}
         """The text of each token in ``sampled``, by token id; filled at the end."""
         self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
+        """The stop string that ended the text, if one did."""
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
         self.stages: tuple[StageInfo, ...] = ()
@@ -91,6 +93,21 @@ class Answer:
             UsageError: the answer was read before.
             EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
         """
+        async with aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                if piece.text:
+                    yield piece.text
+
+    async def pieces(self) -> AsyncGenerator[TextPiece, None]:
+        """Pieces of text with the tokens that they are made of, if log-probabilities were requested.
+
+        An empty piece comes first, when the prompt was accepted: an ``Engine`` knows ``prompt_tokens`` from then on.
+        ``timing.reused`` is known from the next piece on. Leaving the loop early cancels the answer.
+
+        Raises:
+            UsageError: the answer was read before.
+            EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
+        """
         if self._read_before:
             raise UsageError("an answer can be read only once", "use its `text`, or ask again")
         self._read_before = True
@@ -116,8 +133,7 @@ class Answer:
                 if isinstance(piece, EdgeppError):
                     raise piece
                 self._take(piece)
-                if piece.text:
-                    yield piece.text
+                yield piece.piece
         finally:
             if not ended.is_set():
                 self.cancel()
@@ -129,7 +145,7 @@ class Answer:
         try:
             try:
                 for piece in self._attempt():
-                    begun = True
+                    begun = begun or bool(piece.piece.text)
                     yield piece
             except StageLost:
                 if begun or self._cancelled or self._reopen is None or not self._reopened(self._reopen, loop):
@@ -149,12 +165,13 @@ class Answer:
             answer, self._stop, self._waiting = begun.answer, begun.cancel, begun.waiting
             if self._cancelled:
                 begun.cancel()
-            for text in answer:
-                yield _Piece(text, len(answer.token_ids), answer)
+            yield _Piece(TextPiece(""), 0, answer)
+            for piece in answer.pieces():
+                yield _Piece(piece, len(answer.token_ids), answer)
             self._stop = None
         if answer.finish_reason is None:
             raise RuntimeError("the answer ended without a reason")
-        yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
+        yield _Piece(TextPiece(""), len(answer.token_ids), answer, answer.finish_reason)
 
     @staticmethod
     def _reopened(reopen: Callable[[], Coroutine[Any, Any, None]], loop: asyncio.AbstractEventLoop) -> bool:
@@ -167,12 +184,12 @@ class Answer:
 
     def _take(self, piece: _Piece) -> None:
         answer = piece.answer
-        self._pieces.append(piece.text)
+        self._pieces.append(piece.piece.text)
         self.token_ids += answer.token_ids[len(self.token_ids) : piece.tokens]
         self.sampled += answer.sampled[len(self.sampled) : piece.tokens]
         self.prompt_tokens, self.timing, self.stages = answer.prompt_tokens, answer.timing, answer.stages
         if piece.reason is not None:
-            self.spelled = answer.spelled
+            self.spelled, self.stop_string = answer.spelled, answer.stop_string
         self.finish_reason = piece.reason
 
 
@@ -190,7 +207,7 @@ class Begun:
 class _Piece:
     """Some text of an answer; ``tokens`` counts the tokens up to its end. The last piece has the finish reason."""
 
-    text: str
+    piece: TextPiece
     tokens: int
     answer: TextStream | RemoteAnswer
     reason: FinishReason | None = None

@@ -38,6 +38,7 @@ class FakeAnswer:
         self.sampled: list[Any] = []
         self.spelled: dict[int, str] = {}
         self.finish_reason: str | None = None
+        self.stop_string: str | None = None
         self.prompt_tokens = 1
         self.timing = Timing(0.0)
         self.stages = ()
