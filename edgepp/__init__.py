@@ -18,6 +18,7 @@ Every error is an ``EdgeppError``: one sentence, with the next step in its ``hin
 import os
 
 from edgepp.errors import (
+    ContextExceeded,
     EdgeppError,
     InternalError,
     LocalProtocolError,
@@ -27,6 +28,7 @@ from edgepp.errors import (
     PairingError,
     PeerLost,
     PlanError,
+    PromptRefused,
     ProtocolError,
     RemoteProtocolError,
     StageError,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from edgepp.engine.ring import StageInfo
     from edgepp.engine.sampling import Sampled
     from edgepp.layers import LayerRange
+    from edgepp.model.text.conversation import Conversation
     from edgepp.python_api import (
         Answer,
         Connection,
@@ -60,6 +63,8 @@ __all__ = [
     "Answer",
     "Connection",
     "Constraint",
+    "ContextExceeded",
+    "Conversation",
     "EdgeppError",
     "Engine",
     "GenerateOptions",
@@ -74,6 +79,7 @@ __all__ = [
     "PairingError",
     "PeerLost",
     "PlanError",
+    "PromptRefused",
     "ProtocolError",
     "RemoteProtocolError",
     "Sampled",
@@ -110,6 +116,7 @@ _LAZY = {
     "edgepp.engine.ring": ("StageInfo",),
     "edgepp.engine.sampling": ("Sampled",),
     "edgepp.layers": ("LayerRange",),
+    "edgepp.model.text.conversation": ("Conversation",),
 }
 
 # Libraries read these when they are imported: no telemetry, and no remarks of transformers on the terminal.

@@ -1,4 +1,4 @@
-"""The events of one choice: its text, reasoning, tool calls, log-probabilities and end, from the pieces of an answer."""
+"""The events of one choice, from the pieces of its answer: text, reasoning, tool calls, log-probabilities, the end."""
 
 from __future__ import annotations
 
@@ -126,10 +126,8 @@ class Choice:
 
     def _logprob(self, token: SpelledToken) -> TokenLogprob:
         sampled = token.sampled
-        if sampled is None:
-            return TokenLogprob(_text(token.raw), 0.0, token_id=token.id)
         top = tuple((_text(self.spell(rival)), logprob) for rival, logprob in sampled.top)
-        return TokenLogprob(_text(token.raw), sampled.logprob, top, token.id)
+        return TokenLogprob(_text(token.raw), sampled.logprob or 0.0, top, token.id)
 
     def _count_reasoning(self, parts: Iterable[AnswerPart]) -> None:
         """Count the tokens that came with reasoning; by characters where other parts came with it."""

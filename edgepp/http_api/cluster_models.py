@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
@@ -52,7 +52,7 @@ class ClusterModels:
     def model(self) -> ServedModel:
         """The model that the cluster runs, or loads."""
         current, context = self._now(), self.context
-        state = "loading" if self.reason else "loaded"
+        state: Literal["loaded", "loading"] = "loading" if self.reason else "loaded"
         if (current.model.context, current.model.state) != (context, state):
             current.model = replace(current.model, context=context, state=state)
         return current.model
@@ -125,7 +125,7 @@ class ClusterModels:
 
     def ask(self, text: ModelText, prompt: TokenIds, options: GenerateOptions, owner: str, wait_s: float) -> Answer:
         """An answer to a prompt that ``text`` has encoded."""
-        return self._cluster.ask(prompt, options, raw=True, owner=owner, wait_s=wait_s)
+        return self._cluster.ask(prompt, options, owner=owner, wait_s=wait_s, encoded_by=text.frontend)
 
     def _now(self) -> _Current:
         """What is known of the model that the cluster runs now."""

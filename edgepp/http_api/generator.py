@@ -95,7 +95,7 @@ class Generator:
                 if not came:
                     yield Idle() if started else Queued(self.cluster.reason or "the prompt is being read")
             yield Ended(total([choice.usage for choice in choices]))
-        except Exception as error:  # noqa: BLE001 - outermost level of an answer, such as for a parser's fault
+        except Exception as error:
             raise self._request_error(error) from error
         finally:
             await _stop(choices)

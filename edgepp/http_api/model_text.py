@@ -1,17 +1,13 @@
-"""Text of one model: prompts to token ids with the tools that they offer, tokens to text, and the form of its answers."""
+"""Text of one model: prompts, with the tools that they offer, to token ids, and the form of its answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.model.text.conversation import Conversation, EncodedPrompt, Prompt
 from edgepp.tool_calls.formats import ToolFormat, format_of
 from edgepp.tool_calls.tool_use import ToolUse
-
-_CACHED_TOKENS = 1 << 14
-"""Tokens whose text is remembered for log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,6 @@ class ModelText:
             prompt = self.form.prepare(prompt, tool_use)
         return self.frontend.tokenizer.encode_prompt(prompt, context)
 
-    @lru_cache(_CACHED_TOKENS)  # noqa: B019 - there is one object per model, which lives as long as the process
     def spell(self, token: int) -> bytes:
         """The bytes of one token's text, which may be a part of a character."""
         return self.frontend.tokenizer.bytes_of(token)

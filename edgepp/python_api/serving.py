@@ -17,7 +17,7 @@ from edgepp.node.resources import parse_bytes
 from edgepp.placement.types import Policy
 from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.background_service import Background
-from edgepp.python_api.question import Prompt, conversation_or_raw
+from edgepp.python_api.question import Question, conversation_or_raw
 from edgepp.wire.field_types import Verb
 from edgepp.wire.transport import Address
 
@@ -75,21 +75,23 @@ class ServedCluster(Background[CoordinatorService]):
 
     def ask(
         self,
-        prompt: Prompt,
+        prompt: Question,
         options: GenerateOptions | None = None,
         *,
         raw: bool = False,
         owner: str = "",
         wait_s: float = PIPELINE_WAIT_S,
+        encoded_by: ModelFrontend | None = None,
     ) -> Answer:
         """An answer to ``prompt``, which begins when it is read; without the way over the cluster's socket.
 
         Args:
-            prompt: A question, or a conversation.
+            prompt: A question; a conversation, or its messages; or token ids.
             options: Length, sampling and constraint; greedy and unconstrained by default.
             raw: Send a text unchanged, without the chat template of the model.
             owner: Who asks, such as the name of an API key: for equal shares, and for the reuse of earlier prompts.
             wait_s: Seconds to wait until the cluster can answer.
+            encoded_by: The ``frontend`` whose tokenizer made a prompt of token ids; another model refuses the prompt.
 
         Raises:
             UsageError: ``raw`` with a conversation.
@@ -100,7 +102,7 @@ class ServedCluster(Background[CoordinatorService]):
         @contextmanager
         def begin() -> Iterator[Begun]:
             answers = service.coordinator.live_answers
-            with answers.asking(local_owner(owner), sent, options or GenerateOptions(), wait_s) as live:
+            with answers.asking(local_owner(owner), sent, options or GenerateOptions(), wait_s, encoded_by) as live:
                 yield Begun(live, live.cancel, lambda: "" if live.prompt_tokens else service.coordinator.reason)
 
         return Answer(begin)
