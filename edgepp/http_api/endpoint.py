@@ -38,20 +38,28 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anybody
     """The client has closed its connection; nobody reads a response."""
 
 
-def endpoint(handler: Handler, form: ErrorForm) -> ASGIApp:
-    """An ASGI application of ``handler``, whose errors become responses in the ``form`` of the API."""
+class _Endpoint:
+    """An ASGI application, which starlette's ``Route`` takes as such because it is no function."""
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, handler: Handler, form: ErrorForm) -> None:
+        self._handler = handler
+        self._form = form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         request = Request(scope, receive, send)
         try:
-            response = await handler(request)
+            response = await self._handler(request)
         except ClientGone:
             return
         except Exception as error:  # noqa: BLE001 - outermost level of a request
-            response = error_response(failure(error), form, request_id(request))
+            response = error_response(failure(error), self._form, request_id(request))
         await response(scope, receive, send)
 
-    return app
+
+def endpoint(handler: Handler, form: ErrorForm) -> ASGIApp:
+    """An ASGI application of ``handler``, whose errors become responses in the ``form`` of the API."""
+    return _Endpoint(handler, form)
 
 
 def failure(error: BaseException) -> RequestError:
