@@ -192,7 +192,7 @@ def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_end
     while isinstance(ended := hear(link), Waiting):
         continue
     assert ended == Answered(7)
-    eventually("its place is free", lambda: not len(desk.coordinator.answers))
+    eventually("its place is free", lambda: not len(desk.coordinator.live_answers))
 
 
 def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> None:
@@ -206,6 +206,6 @@ def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> N
         continue
     assert isinstance(ended, Declined)
     assert (ended.request_id, "revoked this node" in ended.reason) == (7, True)
-    eventually("its place is free", lambda: not len(desk.coordinator.answers))
+    eventually("its place is free", lambda: not len(desk.coordinator.live_answers))
     call(member)
     assert "no longer, admitted" in getattr(hear(member), "reason", "")
