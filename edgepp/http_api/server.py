@@ -15,24 +15,32 @@ from typing import Any, cast
 
 import uvicorn
 
+from edgepp.cluster.discovery.network_interfaces import usable_addresses
 from edgepp.errors import EdgeppError
+from edgepp.http_api.api_keys import add_key, load_keys
 from edgepp.http_api.app import make_app
 from edgepp.http_api.connection import Connection
-from edgepp.http_api.http_options import HttpOptions, Limits
+from edgepp.http_api.http_options import EVERYWHERE, LOOPBACK, HttpOptions, Limits
 from edgepp.http_api.listening import Listening, listen
 from edgepp.http_api.model_service import ModelService
+from edgepp.http_api.served_models import service_of
+from edgepp.python_api import ServedCluster
 from edgepp.python_api.async_resource import AsyncResource
+from edgepp.wire.transport import Address
 
 _TICKS_PER_LOOK = 10  # uvicorn ticks ten times per second
 _CANCEL_S = 1.0
+_FIRST_KEY = "lan"
 
 
 class HttpServer(AsyncResource):
     """An HTTP server over the model of a cluster. Use it in an ``async with`` statement."""
 
-    def __init__(self, models: ModelService, options: HttpOptions | None = None) -> None:
+    def __init__(self, models: ServedCluster | ModelService, options: HttpOptions | None = None) -> None:
         self._models = models
         self.options = options or HttpOptions()
+        self.new_key = ""
+        """The secret of the API key that ``open`` has made, since there was none."""
         self._listening: Listening | None = None
         self._server: _Server | None = None
         self._running: asyncio.Task[None] | None = None
@@ -51,12 +59,14 @@ class HttpServer(AsyncResource):
 
         Raises:
             UsageError: the address is taken, or not one of this machine.
+        EdgeppError: the file of API keys cannot be read or written.
         """
         if self._running is not None:
             return
         self.listen()
-        key_required = self.options.require_key or self.is_exposed
-        app = make_app(self._models, self.options, key_required=key_required)
+        if self.options.lan and not self.has_keys:
+            self.new_key = add_key(_FIRST_KEY)
+        app = make_app(service_of(self._models, self.options), self.options, key_required=self.is_key_required)
         server = self._server = _Server(_config(app, self.options.limits), self.options.limits)
         self._running = asyncio.create_task(server.serve(list(self._bound.sockets)))
         await server.listening.wait()
@@ -80,8 +90,26 @@ class HttpServer(AsyncResource):
     def url(self) -> str:
         """The base URL for clients on this machine."""
         address = self._bound.addresses[0]
-        host = "127.0.0.1" if address.host in ("0.0.0.0", "127.0.0.1") else str(address).rpartition(":")[0]  # noqa: S104
-        return f"http://{host}:{address.port}"
+        return f"http://{Address(LOOPBACK[0], address.port) if _is_everywhere(address) else address}"
+
+    @property
+    def lan_urls(self) -> tuple[str, ...]:
+        """The base URLs for clients on other machines."""
+        if not self.is_exposed:
+            return ()
+        bound = self._bound.addresses
+        hosts = usable_addresses() if any(map(_is_everywhere, bound)) else [address.host for address in bound]
+        return tuple(f"http://{Address(host, bound[0].port)}" for host in hosts if "%" not in host)
+
+    @property
+    def is_key_required(self) -> bool:
+        """Whether every client needs an API key."""
+        return self.options.require_key or self.is_exposed
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is any API key."""
+        return bool(load_keys())
 
     @property
     def is_exposed(self) -> bool:
@@ -98,6 +126,10 @@ class HttpServer(AsyncResource):
         if self._listening is None:
             raise EdgeppError("the HTTP server is not open", "use it in an `async with` statement")
         return self._listening
+
+
+def _is_everywhere(address: Address) -> bool:
+    return address.host in EVERYWHERE
 
 
 def _config(app: Any, limits: Limits) -> uvicorn.Config:
