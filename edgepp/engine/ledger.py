@@ -18,7 +18,7 @@ from typing import Generic
 from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, PrefixCache, common
 from edgepp.engine.request import AnyRequest, Request, Reuse
 from edgepp.engine.scheduler import MIN_ROWS
-from edgepp.errors import EdgeppError
+from edgepp.errors import Overloaded
 
 MAX_WAITING = 256
 """Requests that may wait for room; more are refused."""
@@ -78,10 +78,10 @@ class Ledger(Generic[AnyRequest]):
         """Queue a request.
 
         Raises:
-            EdgeppError: too many requests wait.
+            Overloaded: too many requests wait.
         """
         if len(self.waiting) >= MAX_WAITING:
-            raise EdgeppError(f"{MAX_WAITING} requests are waiting already", "ask again later")
+            raise Overloaded(f"{MAX_WAITING} requests are waiting already", "ask again later")
         self.waiting.append(request)
 
     def withdraw(self, request: AnyRequest) -> None:

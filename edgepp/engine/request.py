@@ -179,6 +179,8 @@ class Timing:
     """Tokens that were guessed before they were sampled."""
     right: int = 0
     """Guessed tokens that were right."""
+    queued_s: float = 0.0
+    """Seconds of waiting for a pipeline, and of encoding the prompt, which ``submitted_s`` precedes."""
     stages: list[StageTimes] = field(default_factory=list)
 
     def token(self, now_s: float) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.composition_root import PORT, CoordinatorService, ServeOptions
+from edgepp.coordinator.live_answer import PIPELINE_WAIT_S
+from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
 from edgepp.placement.types import Policy
+from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.background_service import Background
+from edgepp.python_api.question import Prompt, conversation_or_raw
 from edgepp.wire.field_types import Verb
 from edgepp.wire.transport import Address
 
@@ -50,6 +55,38 @@ class ServedCluster(Background[CoordinatorService]):
         while self._service.pipeline_manager.pipeline is None:
             await self._next_change()
 
+    def ask(
+        self,
+        prompt: Prompt,
+        options: GenerateOptions | None = None,
+        *,
+        raw: bool = False,
+        owner: str = "",
+        wait_s: float = PIPELINE_WAIT_S,
+    ) -> Answer:
+        """An answer to ``prompt``, which begins when it is read; without the way over the cluster's socket.
+
+        Args:
+            prompt: A question, or a conversation.
+            options: Length, sampling and constraint; greedy and unconstrained by default.
+            raw: Send a text unchanged, without the chat template of the model.
+            owner: Who asks, such as the name of an API key: for equal shares, and for the reuse of earlier prompts.
+            wait_s: Seconds to wait until the cluster can answer.
+
+        Raises:
+            UsageError: ``raw`` with a conversation.
+        """
+        sent = conversation_or_raw(prompt, raw=raw)
+        service = self._service
+
+        @contextmanager
+        def begin() -> Iterator[Begun]:
+            answers = service.coordinator.live_answers
+            with answers.asking(local_owner(owner), sent, options or GenerateOptions(), wait_s) as live:
+                yield Begun(live, live.cancel, lambda: "" if live.prompt_tokens else service.coordinator.reason)
+
+        return Answer(begin)
+
     async def invite(self) -> str:
         """A code that lets one other machine join within ten minutes, by `edgepp join CODE` or ``edgepp.join(CODE)``.
 
@@ -73,6 +110,11 @@ class ServedCluster(Background[CoordinatorService]):
 
         service = self._service
         return await asyncio.to_thread(lambda: call(service.connect()))
+
+
+def local_owner(name: str) -> str:
+    """The owner of what ``name`` asks in this process; no node's key, which has no space, can be equal to it."""
+    return f"api: {name}"
 
 
 def serve(
