@@ -38,20 +38,27 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anybody
     """The client has closed its connection; nobody reads a response."""
 
 
-def endpoint(handler: Handler, form: ErrorForm) -> ASGIApp:
-    """An ASGI application of ``handler``, whose errors become responses in the ``form`` of the API."""
+@dataclass(frozen=True)
+class _Endpoint:
+    """No function, since Starlette calls functions with a request and not as ASGI applications."""
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    handler: Handler
+    form: ErrorForm
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         try:
-            response = await handler(request)
+            response = await self.handler(request)
         except ClientGone:
             return
         except Exception as error:  # noqa: BLE001 - outermost level of a request
-            response = error_response(failure(error), form, request_id(request))
+            response = error_response(failure(error), self.form, request_id(request))
         await response(scope, receive, send)
 
-    return app
+
+def endpoint(handler: Handler, form: ErrorForm) -> ASGIApp:
+    """An ASGI application of ``handler``, whose errors become responses in the ``form`` of the API."""
+    return _Endpoint(handler, form)
 
 
 def failure(error: BaseException) -> RequestError:
