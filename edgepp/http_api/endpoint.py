@@ -38,22 +38,21 @@ class ClientGone(Exception):  # noqa: N818 - not an error of anybody
     """The client has closed its connection; nobody reads a response."""
 
 
+@dataclass(frozen=True)
 class _Endpoint:
-    """An ASGI application, which starlette's ``Route`` takes as such because it is no function."""
+    """No function, since Starlette calls functions with a request and not as ASGI applications."""
 
-    def __init__(self, handler: Handler, form: ErrorForm) -> None:
-        self._handler = handler
-        self._form = form
+    handler: Handler
+    form: ErrorForm
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         request = Request(scope, receive, send)
         try:
-            response = await self._handler(request)
+            response = await self.handler(request)
         except ClientGone:
             return
         except Exception as error:  # noqa: BLE001 - outermost level of a request
-            response = error_response(failure(error), self._form, request_id(request))
+            response = error_response(failure(error), self.form, request_id(request))
         await response(scope, receive, send)
 
 

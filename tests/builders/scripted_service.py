@@ -27,7 +27,7 @@ Step: TypeAlias = GenerationEvent | Exception | asyncio.Event
 
 SERVED = ServedModel(
     name="smollm2-135m",
-    names=("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m:latest", "claude-*"),
+    names=("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m:latest"),
     family="llama",
     context=2048,
     trained_context=8192,
