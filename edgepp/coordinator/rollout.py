@@ -57,8 +57,8 @@ class Rollout:
         self._pipeline_manager = pipeline_manager
         self._answers = answers
         self._on_event = on_event
-        self._reason = ""
-        """The planner's reason after the last step."""
+        self._reason = planner.reason
+        """The planner's reason after the last step; that of the beginning is no event."""
         self._num_finished = 0
         """Finished answers of which the planner knows."""
         self._names: dict[tuple[str, int], str] = {}

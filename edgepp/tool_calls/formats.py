@@ -11,7 +11,7 @@ Use, for each answer:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Protocol
 
 from edgepp.engine.request import Constraint
@@ -60,12 +60,12 @@ class ToolFormat(Protocol):
         """A parser for one answer; ``prompt_end`` as for ``constraint``."""
 
 
-def format_of(template: str | None, special_tokens: Collection[str] = ()) -> ToolFormat:
+def format_of(template: str | None, special_tokens: Mapping[str, int] | None = None) -> ToolFormat:
     """The form of the model with this chat template.
 
     Args:
         template: The text of the chat template; None for a model without one.
-        special_tokens: Texts of the tokens that ``tokenizer.json`` marks as special: a grammar names these by token.
+        special_tokens: Id by text of the tokens that ``tokenizer.json`` marks as special: a grammar names these by id.
     """
     return _PassThrough()
 
