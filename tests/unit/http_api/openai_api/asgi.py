@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import httpx
-from starlette.applications import Starlette
 
 from edgepp.http_api.openai_api.routes import routes
+from edgepp.http_api.routing import Routing
 from tests.builders.scripted_service import ScriptedService
 
 
@@ -18,7 +18,7 @@ def request(
     """The response to one request, whose body is ``body`` as JSON, or ``content``."""
 
     async def respond() -> httpx.Response:
-        transport = httpx.ASGITransport(Starlette(routes=routes(service)))
+        transport = httpx.ASGITransport(Routing(routes(service)))
         async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
             return await client.request(method, path, json=body, content=content)
 

@@ -29,7 +29,8 @@ def test_every_path_is_there_with_and_without_v1(service: ScriptedService, prefi
     assert request(service, "GET", f"{prefix}/models/smollm2-135m").status_code == 200
     assert post(service, f"{prefix}/chat/completions", messages=USER)["choices"][0]["message"]["content"] == "hello"
     assert post(service, f"{prefix}/completions", prompt="hi")["choices"][0]["text"] == "hello"
-    assert post(service, f"{prefix}/tokenize", prompt="hi")["count"] == 2
+    assert request(service, "GET", f"{prefix}/nothing").json()["error"]["param"] is None
+    assert request(service, "GET", f"{prefix}/chat/completions").status_code == 405
 
 
 def test_a_whole_answer_has_these_fields(service: ScriptedService) -> None:
