@@ -16,14 +16,17 @@ from edgepp.http_api.access.hosts import HostNames, Hosts
 from edgepp.http_api.access.origins import OriginNames, Origins
 from edgepp.http_api.access.paths import Paths
 from edgepp.http_api.access.request_ids import RequestIds
+from edgepp.http_api.anthropic_api import messages
 from edgepp.http_api.api_keys import KeyRing
 from edgepp.http_api.http_options import HttpOptions
 from edgepp.http_api.model_service import ModelService
+from edgepp.http_api.ollama_api import routes as ollama
+from edgepp.http_api.openai_api import routes as chat
 from edgepp.http_api.openapi import described
 from edgepp.http_api.routing import Routing
 
 RouteList = Callable[[ModelService], list[BaseRoute]]
-ROUTE_LISTS: tuple[RouteList, ...] = ()
+ROUTE_LISTS: tuple[RouteList, ...] = (chat.routes, messages.routes, ollama.routes)
 """The ``routes`` of every module of an API; a new module is added here."""
 
 

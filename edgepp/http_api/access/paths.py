@@ -10,9 +10,6 @@ _SLASHES = re.compile("/{2,}")
 _PREFIXES = (
     ("/v1/v1/", "/v1/"),  # a base URL that ends in /v1, for a client that adds it
     ("/v1/api/", "/api/"),
-    ("/api/api/", "/api/"),
-    ("/api/v1/", "/v1/"),
-    ("/ollama/", "/"),
 )
 
 
