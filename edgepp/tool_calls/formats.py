@@ -96,9 +96,9 @@ class _FamilyFormat:
     def prepare(self, conversation: Conversation, tool_use: ToolUse) -> Conversation:
         tools = tool_use.tools if tool_use.choice != "none" else ()
         is_generic = self.family is GENERIC
-        messages = rewritten(conversation.messages, self.limits, tools=bool(tools), as_text=is_generic)
-        if tools and is_generic:
-            messages = with_tools(messages, tools)
+        given = conversation.messages
+        described = with_tools(given, tools) if tools and is_generic else given
+        messages = rewritten(described, self.limits, tools=bool(tools), as_text=is_generic)
         rendered = () if is_generic else tuple(map(_rendered, tools))
         return replace(conversation, messages=messages, tools=rendered)
 

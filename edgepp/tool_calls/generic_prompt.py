@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from edgepp.model.text.conversation import Message
 from edgepp.tool_calls.tool_use import Tool
 
 _PROMPT = """\
@@ -20,13 +21,13 @@ The result comes in the next message, between <tool_response> and </tool_respons
 plain text."""
 
 
-def with_tools(messages: Sequence[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The messages, with the tools described in the system message."""
-    lines = [_line(tool) for tool in tools]
-    prompt = _PROMPT.format(tools="\n".join(lines))
-    if messages and messages[0].get("role") == "system":
-        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{prompt}"}, *messages[1:]]
-    return [{"role": "system", "content": prompt}, *messages]
+def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """The messages, with the tools described behind the system messages at the beginning."""
+    prompt = _PROMPT.format(tools="\n".join(map(_line, tools)))
+    leading = 0
+    while leading < len(messages) and messages[leading].get("role") in ("system", "developer"):
+        leading += 1
+    return [*messages[:leading], {"role": "system", "content": prompt}, *messages[leading:]]
 
 
 def _line(tool: Tool) -> str:

@@ -28,7 +28,7 @@ class _Waiting:
     def is_for(self, result: Mapping[str, Any]) -> bool:
         """Whether ``result`` is of this call: by its id, else by its name, else because it comes next."""
         if result.get("tool_call_id"):
-            return bool(self.call.get("id") == result["tool_call_id"])
+            return bool(self.call["id"] == result["tool_call_id"])
         return not result.get("name") or result["name"] == self.name
 
 
@@ -41,7 +41,7 @@ def rewritten(messages: Sequence[Message], limits: TemplateLimits, tools: bool, 
         tools: Whether tools are rendered.
         as_text: Whether calls and their results become text, for a template that knows neither.
     """
-    plain = [_plain(message) for message in messages]
+    plain = [_plain(message, number) for number, message in enumerate(messages)]
     paired = _paired(plain, one_by_one=limits.parallel_calls)
     if limits.long_call_ids:
         paired = [_short_ids(message) for message in paired]
@@ -53,7 +53,7 @@ def rewritten(messages: Sequence[Message], limits: TemplateLimits, tools: bool, 
     return _alternating(placed) if limits.repeated_roles else placed
 
 
-def _plain(message: Message) -> dict[str, Any]:
+def _plain(message: Message, number: int) -> dict[str, Any]:
     """A message with text content, known roles, and arguments as objects."""
     plain = dict(message)
     if plain.get("role") == "developer":
@@ -63,7 +63,7 @@ def _plain(message: Message) -> dict[str, Any]:
     plain["content"] = _text(plain.get("content"))
     calls = plain.pop("tool_calls", None)
     if calls:
-        plain["tool_calls"] = [_plain_call(call) for call in calls]
+        plain["tool_calls"] = [_plain_call(call, f"call_{number}_{at}") for at, call in enumerate(calls)]
     return plain
 
 
@@ -75,10 +75,10 @@ def _text(content: Any) -> str:
     return "" if content is None else json.dumps(content, ensure_ascii=False)
 
 
-def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_call(call: Mapping[str, Any], call_id: str) -> dict[str, Any]:
     function = dict(call.get("function") or {})
     function["arguments"] = _arguments(function.get("arguments"))
-    return {**call, "type": "function", "function": function}
+    return {**call, "id": call.get("id") or call_id, "type": "function", "function": function}
 
 
 def _arguments(value: Any) -> Mapping[str, Any]:
@@ -126,7 +126,7 @@ def _place_result(result: dict[str, Any], paired: list[dict[str, Any]], waiting:
     end = at = next(index for index in range(len(paired), 0, -1) if paired[index - 1] is found.message)
     while end < len(paired) and paired[end]["role"] == "tool":
         end += 1
-    placed = {**result, "name": result.get("name") or found.name}
+    placed = {**result, "name": result.get("name") or found.name, "tool_call_id": found.call["id"]}
     paired.insert(end if len(found.message["tool_calls"]) > 1 else at, placed)
 
 

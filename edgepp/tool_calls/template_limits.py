@@ -19,7 +19,7 @@ class TemplateLimits:
     late_system: bool = False
     """A system message behind the beginning: refused, dropped, or moved to the front."""
     any_system: bool = False
-    """A system message at all."""
+    """A system message at all: refused or dropped."""
     repeated_roles: bool = False
     """Two user or two assistant messages in a row."""
     parallel_calls: bool = False
@@ -35,11 +35,11 @@ class TemplateLimits:
         alternates = "must alternate" in template
         refuses = "must be at the beginning" in template or alternates
         takes_late = _PRINTS_ROLE.search(template) or _LATE_SYSTEM.search(template)
-        any_system = (
-            "ystem role not supported" in template or "Only user and assistant roles are supported!" in template
-        )
+        refusals = ("ystem role not supported", "Only user and assistant roles are supported!")
+        drops = "system" not in template and not takes_late
+        any_system = drops or any(refusal in template for refusal in refusals)
         return cls(
-            late_system=any_system or refuses or not takes_late,
+            late_system=any_system or refuses or takes_late is None,
             any_system=any_system,
             repeated_roles=alternates,
             parallel_calls="single tool-call" in template,
