@@ -8,6 +8,8 @@ EdgeppError
 ├── PlanError             the stages do not cover each layer once, or the nodes cannot hold the model
 ├── PairingError          a node is not admitted: not invited, wrong code or key, revoked
 ├── PeerLost              an address does not answer, or the connection to the coordinator ended
+├── NotReady              the cluster cannot answer now: it loads, plans anew, or lacks machines
+├── Overloaded            too much is under way already; the same may succeed later
 ├── ProtocolError         bytes that break the wire protocol
 │   ├── LocalProtocolError    this process was about to send the bytes
 │   └── RemoteProtocolError   the bytes arrived; the frame is counted and dropped
@@ -80,6 +82,14 @@ class PairingError(EdgeppError):
 
 class PeerLost(EdgeppError):  # noqa: N818 - named as in logs and in other systems
     """An address does not answer, or the connection to the coordinator ended."""
+
+
+class NotReady(EdgeppError):  # noqa: N818
+    """The cluster cannot answer now: it loads, plans anew, or lacks machines."""
+
+
+class Overloaded(EdgeppError):  # noqa: N818
+    """Too much is under way already; the same may succeed later."""
 
 
 class ProtocolError(EdgeppError):

@@ -116,6 +116,11 @@ class Pipeline:
         return self.options.model
 
     @property
+    def frontend(self) -> ModelFrontend:
+        """The model's files and tokenizer, which outlive the pipeline."""
+        return self._frontend
+
+    @property
     def lost(self) -> EdgeppError | None:
         """The error that ended the engine; None while it runs."""
         return self.engine.lost

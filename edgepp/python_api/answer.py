@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from edgepp.coordinator.client import RemoteAnswer
+from edgepp.coordinator.live_answer import LiveAnswer
 from edgepp.engine.request import FinishReason, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import TextPiece, TextStream
 from edgepp.error_boundary import explained
-from edgepp.errors import EdgeppError, StageLost, UsageError
+from edgepp.errors import EdgeppError, Overloaded, StageLost, UsageError
 
 log = logging.getLogger("edgepp.python_api")
 
@@ -43,7 +45,10 @@ class Answer:
         self._reopen = reopen
         self._stop: Callable[[], None] | None = None
         self._waiting: Callable[[], str] | None = None
-        self._read_before = self._cancelled = False
+        self._cancelled = False
+        self._inbox: _Inbox | None = None
+        self._ended: asyncio.Event | None = None
+        """Set when the reading thread has ended; None before it has begun."""
         self._pieces: list[str] = []
         self.token_ids: list[int] = []
         self.sampled: list[Sampled] = []
@@ -101,43 +106,75 @@ class Answer:
     async def pieces(self) -> AsyncGenerator[TextPiece, None]:
         """Pieces of text with the tokens that they are made of, if log-probabilities were requested.
 
-        An empty piece comes first, when the prompt was accepted: an ``Engine`` knows ``prompt_tokens`` from then on.
-        ``timing.reused`` is known from the next piece on. Leaving the loop early cancels the answer.
+        An empty piece tells that the prompt was accepted: ``prompt_tokens`` is known from then on, but through a
+        ``Connection``. ``timing.reused`` is known from the next piece on. Leaving the loop early cancels the answer.
 
         Raises:
             UsageError: the answer was read before.
             EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
         """
-        if self._read_before:
-            raise UsageError("an answer can be read only once", "use its `text`, or ask again")
-        self._read_before = True
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[_Piece | EdgeppError] = asyncio.Queue()
-        ended = asyncio.Event()
+        woken = asyncio.Event()
+        self.start(woken.set)
+        try:
+            while self.finish_reason is None:
+                piece = self.take()
+                if piece is not None:
+                    yield piece
+                else:
+                    await woken.wait()
+                    woken.clear()
+        finally:
+            await self.stop()
 
-        def in_loop(call: Callable[..., None], *arguments: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed, so nobody reads on
-                loop.call_soon_threadsafe(call, *arguments)
+    def start(self, wake: Callable[[], None]) -> None:
+        """Begin the answer in a thread of its own, to be read by ``take``; at the end, await ``stop()``.
+
+        ``wake`` is called in the event loop after pieces have come.
+
+        Raises:
+            UsageError: the answer was read before.
+            EdgeppError: no thread can be started.
+        """
+        if self._ended is not None:
+            raise UsageError("an answer can be read only once", "use its `text`, or ask again")
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        inbox = self._inbox = _Inbox(loop, wake)
 
         def read() -> None:
             try:
                 for piece in self._read(loop):
-                    in_loop(pieces.put_nowait, piece)
+                    inbox.put(piece)
             finally:
-                in_loop(ended.set)
+                inbox.call(ended.set)
 
-        threading.Thread(target=read, name="answer", daemon=True).start()
         try:
-            while self.finish_reason is None:
-                piece = await pieces.get()
-                if isinstance(piece, EdgeppError):
-                    raise piece
-                self._take(piece)
-                yield piece.piece
-        finally:
-            if not ended.is_set():
+            threading.Thread(target=read, name="answer", daemon=True).start()
+        except RuntimeError as error:
+            raise Overloaded(f"no more can be answered at once: {error}", "ask again later") from error
+        self._ended = ended
+
+    def take(self) -> TextPiece | None:
+        """The next piece that has come, perhaps an empty one; None if no piece waits.
+
+        The first piece is empty where it only tells ``prompt_tokens``; the last one brings the ``finish_reason``.
+
+        Raises:
+            EdgeppError: the answer cannot begin, or ended early by an error.
+        """
+        piece = self._inbox.take() if self._inbox else None
+        if isinstance(piece, EdgeppError):
+            raise piece
+        if piece is None:
+            return None
+        self._take(piece)
+        return piece.piece
+
+    async def stop(self) -> None:
+        """Cancel the answer unless it has ended, and wait until its thread has ended."""
+        if self._ended is not None:
+            if not self._ended.is_set():
                 self.cancel()
-            await ended.wait()
+            await self._ended.wait()
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> Iterator[_Piece | EdgeppError]:
         """All pieces, in the reading thread; the last one has a finish reason or is an error."""
@@ -197,7 +234,7 @@ class Answer:
 class Begun:
     """A started answer; ``cancel`` may be called from any thread."""
 
-    answer: TextStream | RemoteAnswer
+    answer: TextStream | RemoteAnswer | LiveAnswer
     cancel: Callable[[], None]
     waiting: Callable[[], str] = str
     """Why the answer does not begin yet; empty if it waits for nothing."""
@@ -209,5 +246,36 @@ class _Piece:
 
     piece: TextPiece
     tokens: int
-    answer: TextStream | RemoteAnswer
+    answer: TextStream | RemoteAnswer | LiveAnswer
     reason: FinishReason | None = None
+
+
+class _Inbox:
+    """Pieces from the reading thread, taken in the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        self._loop = loop
+        self._wake = wake
+        self._pieces: deque[_Piece | EdgeppError] = deque()
+        self._waking = False
+        """Whether the loop will call ``wake``; so that pieces that come together wake it once."""
+
+    def put(self, piece: _Piece | EdgeppError) -> None:
+        """Add a piece, in the reading thread."""
+        self._pieces.append(piece)
+        if not self._waking:
+            self._waking = True
+            self.call(self._woken)
+
+    def take(self) -> _Piece | EdgeppError | None:
+        """The oldest piece; None if there is none."""
+        return self._pieces.popleft() if self._pieces else None
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Have the event loop call ``work``, in the reading thread."""
+        with suppress(RuntimeError):  # the loop is closed, so nobody reads on
+            self._loop.call_soon_threadsafe(work)
+
+    def _woken(self) -> None:
+        self._waking = False
+        self._wake()

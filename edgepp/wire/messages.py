@@ -378,7 +378,7 @@ class View(NamedTuple):
 class Load(NamedTuple):
     """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``."""
 
-    plan_version: Id
+    plan_id: Id
     slot: Slot
     model: Label
     """With ``@commit`` for a model of a hub, so that all stages have the same revision."""
@@ -396,14 +396,14 @@ class Load(NamedTuple):
 class Unload(NamedTuple):
     """Coordinator to node: end the stage process in ``slot``, for which the plan has no layers."""
 
-    plan_version: Id
+    plan_id: Id
     slot: Slot
 
 
 class Loading(NamedTuple):
     """Node to coordinator: progress of a ``Load``."""
 
-    plan_version: Id
+    plan_id: Id
     slot: Slot
     done_bytes: Count
     total_bytes: Count
@@ -414,7 +414,7 @@ class Loading(NamedTuple):
 class Loaded(NamedTuple):
     """Node to coordinator: the stage process ``pid`` in ``slot`` runs its range; its control socket is on ``port``."""
 
-    plan_version: Id
+    plan_id: Id
     slot: Slot
     port: Port
     pid: Count
@@ -431,7 +431,7 @@ class Loaded(NamedTuple):
 class NotLoaded(NamedTuple):
     """Node to coordinator: the stage process in ``slot`` could not load its range, or has ended."""
 
-    plan_version: Id
+    plan_id: Id
     slot: Slot
     reason: Text
     hint: Text

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import edgepp
 from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import encode_question
+from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
@@ -415,7 +416,7 @@ def test_every_error_of_an_answer_reaches_the_client_of_a_coordinator(error: Bas
             raise error
 
     heard: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-    answers = AnswerService(Serving())  # type: ignore[arg-type]
+    answers = AnswerService(LiveAnswers(Serving()))  # type: ignore[arg-type]
     form = encode_question("hello", GenerateOptions(4))
     form = json.loads(json.dumps(form))
     answers.begin((b"route", 3), "key", form, heard.put)

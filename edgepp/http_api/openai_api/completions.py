@@ -1,0 +1,198 @@
+"""``POST /v1/completions``: texts continued, streamed and whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgepp.http_api.collected_answer import CollectedAnswer, CollectedChoice, collected
+from edgepp.http_api.endpoint import Handler, begun, json_response, read_body, stream_response, unless_gone
+from edgepp.http_api.generation import (
+    ChoiceEnded,
+    Ended,
+    GenerationEvent,
+    GenerationRequest,
+    Idle,
+    Queued,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    Usage,
+)
+from edgepp.http_api.model_service import ModelService
+from edgepp.http_api.openai_api.answer_head import DONE, KEEP_ALIVE, AnswerHead, frame, new_head
+from edgepp.http_api.openai_api.chat_completions import openai_finish
+from edgepp.http_api.openai_api.completions_request import CompletionBody, generation_requests
+from edgepp.http_api.openai_api.errors import in_band_error, served
+from edgepp.http_api.openai_api.logprobs import legacy_logprobs
+from edgepp.http_api.openai_api.usage import timings, usage_body
+from edgepp.model.text.conversation import Prompt
+
+
+def completions(service: ModelService) -> Handler:
+    """The handler over ``service``."""
+
+    async def handle(request: Request) -> Response:
+        body = await read_body(request, CompletionBody)
+        model = served(service, body.model)
+        asked = generation_requests(body, model, request)
+        head = new_head("cmpl", model, body.model)
+        echoes = [await _echo(service, one.prompt) if body.echo else "" for one in asked]
+        answers = _Answers(service, asked, only_echo=body.max_tokens == 0)
+        if not body.stream:
+            whole = await unless_gone(request, answers.whole())
+            return json_response(whole_completion(whole, echoes, head, body))
+        chunks = [CompletionChunks(head, body, n * (body.n or 1), echo) for n, echo in enumerate(echoes)]
+        first = await unless_gone(request, begun(answers.events(0)))
+        return stream_response(_frames(answers, first, chunks), "text/event-stream", in_band_error)
+
+    return handle
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The answers to the prompts of one request."""
+
+    service: ModelService
+    asked: Sequence[GenerationRequest]
+    only_echo: bool
+    """Whether no token is wanted, as ``max_tokens: 0`` says."""
+
+    def events(self, number: int) -> AsyncIterator[GenerationEvent]:
+        request = self.asked[number]
+        return self._nothing(request) if self.only_echo else self.service.generate(request)
+
+    async def whole(self) -> list[CollectedAnswer]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(collected(self.events(number), request.num_choices))
+                    for number, request in enumerate(self.asked)
+                ]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _nothing(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        usage = Usage(prompt_tokens=len(await self.service.encode(request.prompt)))
+        yield Started(usage.prompt_tokens)
+        for choice in range(request.num_choices):
+            yield ChoiceEnded(choice, "length", usage=usage)
+        yield Ended(usage)
+
+
+async def _echo(service: ModelService, prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else await service.decode(await service.encode(prompt))
+
+
+def whole_completion(
+    answers: Sequence[CollectedAnswer], echoes: Sequence[str], head: AnswerHead, body: CompletionBody
+) -> dict[str, Any]:
+    """The body of an answer that is not streamed."""
+    choices = [(echo, choice) for answer, echo in zip(answers, echoes, strict=True) for choice in answer.choices]
+    usage = total([answer.usage for answer in answers])
+    return head.fields("text_completion") | {
+        "choices": [_choice(number, echo, choice, body) for number, (echo, choice) in enumerate(choices)],
+        "usage": usage_body(usage),
+        "timings": timings(usage),
+    }
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """Tokens and times of several answers, summed."""
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+        queue_s=sum(usage.queue_s for usage in usages),
+        prompt_s=sum(usage.prompt_s for usage in usages),
+        decode_s=sum(usage.decode_s for usage in usages),
+    )
+
+
+def _choice(number: int, echo: str, choice: CollectedChoice, body: CompletionBody) -> dict[str, Any]:
+    return {
+        "index": number,
+        "text": echo + choice.reasoning + choice.text,
+        "logprobs": None if body.logprobs is None else legacy_logprobs(choice.logprobs, 0),
+        "finish_reason": openai_finish(choice.finish_reason),
+    }
+
+
+async def _frames(
+    answers: _Answers, first: AsyncIterator[GenerationEvent], all_chunks: Sequence[CompletionChunks]
+) -> AsyncIterator[bytes]:
+    usages: list[Usage] = []
+    for number, chunks in enumerate(all_chunks):
+        events = first if number == 0 else answers.events(number)
+        async for event in events:
+            if isinstance(event, Ended):
+                usages.append(event.usage)
+            for one in chunks.frames(event):
+                yield one
+    for one in all_chunks[0].usage(total(usages)):
+        yield one
+    yield DONE
+
+
+@dataclass
+class CompletionChunks:
+    """Events of one prompt as chunks, whose choices are numbered from ``first_choice`` on."""
+
+    head: AnswerHead
+    body: CompletionBody
+    first_choice: int = 0
+    echo: str = ""
+    _lengths: dict[int, int] = field(default_factory=dict)
+    """Characters of each choice so far."""
+
+    def frames(self, event: GenerationEvent) -> list[bytes]:
+        """The server-sent events for one event."""
+        match event:
+            case Queued() | Idle():
+                return [KEEP_ALIVE]
+            case TextDelta() | ReasoningDelta() if event.text or (isinstance(event, TextDelta) and event.logprobs):
+                return [*self._echoed(event.choice), self._text(event)]
+            case ChoiceEnded():
+                ended = self._chunk(event.choice, "", finish_reason=openai_finish(event.finish_reason))
+                return [*self._echoed(event.choice), frame(ended | {"timings": timings(event.usage)})]
+            case _:
+                return []
+
+    def usage(self, usage: Usage) -> list[bytes]:
+        """The chunk at the end of the stream, if it was asked for."""
+        if not self.body.include_usage:
+            return []
+        more = {"choices": [], "usage": usage_body(usage), "timings": timings(usage)}
+        return [frame(self.head.fields("text_completion") | more)]
+
+    def _echoed(self, choice: int) -> list[bytes]:
+        if choice in self._lengths:
+            return []
+        self._lengths[choice] = 0
+        return [frame(self._chunk(choice, self.echo))] if self.echo else []
+
+    def _text(self, event: TextDelta | ReasoningDelta) -> bytes:
+        logprobs = None
+        if isinstance(event, TextDelta) and self.body.logprobs is not None:
+            logprobs = legacy_logprobs(event.logprobs, self._lengths[event.choice])
+            self._lengths[event.choice] += sum(len(token.text) for token in event.logprobs)
+        return frame(self._chunk(event.choice, event.text, logprobs))
+
+    def _chunk(
+        self, choice: int, text: str, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        one = {
+            "index": self.first_choice + choice,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        usage = {"usage": None} if self.body.include_usage else {}
+        return self.head.fields("text_completion") | {"choices": [one]} | usage

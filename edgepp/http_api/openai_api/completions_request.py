@@ -1,0 +1,92 @@
+"""The body of a legacy completion, decoded into one ``GenerationRequest`` per prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
+from starlette.requests import Request
+
+from edgepp.http_api.endpoint import owner, request_id
+from edgepp.http_api.failures import RequestError
+from edgepp.http_api.generation import GenerationRequest
+from edgepp.http_api.model_service import ServedModel
+from edgepp.http_api.openai_api.sampling import NumChoices, SamplingBody, options_of
+from edgepp.model.text.conversation import Prompt
+
+MAX_PROMPTS = 64
+DEFAULT_MAX_TOKENS = 16
+"""As in OpenAI's API."""
+
+TokenId: TypeAlias = Annotated[int, Meta(ge=0)]
+
+
+class CompletionBody(SamplingBody, kw_only=True):
+    """The body of a legacy completion."""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    best_of: NumChoices | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    suffix: str | None = None
+
+
+def generation_requests(body: CompletionBody, model: ServedModel, request: Request) -> list[GenerationRequest]:
+    """One question per prompt.
+
+    Raises:
+        RequestError: the body asks for what cannot be done.
+        UsageError: an option is out of range.
+    """
+    _refuse(body)
+    wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    options = options_of(body, model, wanted, body.logprobs)
+    return [
+        GenerationRequest(
+            prompt=prompt,
+            options=options,
+            model=body.model or "",
+            num_choices=body.n or 1,
+            owner=owner(request),
+            request_id=request_id(request),
+        )
+        for prompt in prompts_of(body.prompt)
+    ]
+
+
+def prompts_of(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
+    """The prompts of a text, a list of texts, token ids, or a list of lists of token ids.
+
+    Raises:
+        RequestError: there is no prompt, too many, or texts and tokens are mixed.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    numbers = [one for one in prompt if isinstance(one, int)]
+    if numbers and len(numbers) == len(prompt):
+        return [tuple(numbers)]
+    if numbers or not prompt:
+        raise _wrong("prompt is a text, token ids, or a list of one of them")
+    if len(prompt) > MAX_PROMPTS:
+        raise _wrong(f"a request may have {MAX_PROMPTS} prompts, not {len(prompt)}")
+    return [one if isinstance(one, str) else tuple(one) for one in prompt if not isinstance(one, int)]
+
+
+def _refuse(body: CompletionBody) -> None:
+    if body.suffix:
+        raise RequestError(
+            "invalid_request", "suffix is not supported: this model continues texts only", parameter="suffix"
+        )
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise RequestError("invalid_request", "best_of must be n", "send n alone", parameter="best_of")
+    if body.echo and body.logprobs is not None:
+        raise RequestError(
+            "invalid_request",
+            "log-probabilities of the prompt are not computed",
+            "send either echo or logprobs",
+            parameter="logprobs",
+        )
+
+
+def _wrong(sentence: str) -> RequestError:
+    return RequestError("invalid_request", sentence, parameter="prompt")

@@ -1,0 +1,67 @@
+"""``GET /v1/models`` and ``GET /v1/models/{id}``, in OpenAI's form, and in Anthropic's for its clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgepp.http_api.anthropic_api.model_info import is_anthropics, model_info, models_page
+from edgepp.http_api.endpoint import Handler, json_response
+from edgepp.http_api.model_service import ModelService, ServedModel
+from edgepp.http_api.openai_api.errors import served
+
+
+def list_models(service: ModelService) -> Handler:
+    """The handler of ``/v1/models``."""
+
+    async def handle(request: Request) -> Response:
+        if is_anthropics(request):
+            return json_response(models_page(service.model))
+        return json_response({"object": "list", "data": [model_body(service.model, service.model.name)]})
+
+    return handle
+
+
+def get_model(service: ModelService) -> Handler:
+    """The handler of ``/v1/models/{id}``, for each name of the model."""
+
+    async def handle(request: Request) -> Response:
+        name = request.path_params["id"]
+        body = model_info if is_anthropics(request) else model_body
+        return json_response(body(served(service, name), name))
+
+    return handle
+
+
+def model_body(model: ServedModel, name: str) -> dict[str, Any]:
+    """One model, under one of its names; clients read the served context by different keys."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "edgepp",
+        "root": model.name,
+        "parent": None,
+        "aliases": list(model.names),
+        "max_model_len": model.context,
+        "context_length": model.context,
+        "max_context_length": model.context,
+        "loaded_context_length": model.context,
+        "context_window": model.context,
+        "meta": {
+            "n_ctx": model.context,
+            "n_ctx_train": model.trained_context,
+            "n_embd": model.hidden_size,
+            "n_params": model.num_parameters,
+            "size": model.size_bytes,
+        },
+        "capabilities": capabilities(model),
+        "status": {"value": model.state},
+    }
+
+
+def capabilities(model: ServedModel) -> list[str]:
+    """What the model can do."""
+    return ["completion", *["tools"] * model.supports_tools, *["thinking"] * model.thinks]

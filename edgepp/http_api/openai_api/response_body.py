@@ -1,0 +1,171 @@
+"""Bodies of the Responses API: the fields that are read, those that are refused, and those that a response repeats."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from edgepp.engine.request import SamplingOptions
+from edgepp.http_api.failures import RequestError
+from edgepp.http_api.openai_api.content import Content
+from edgepp.http_api.openai_api.response_tools import Choice, ToolSpec, echoed, echoed_tool
+from edgepp.http_api.openai_api.sampling import Count, ResponseFormat, SamplingBody, SchemaBody
+
+
+class Item(msgspec.Struct, kw_only=True):
+    """One item of ``input``. Which fields matter depends on ``type``; an item with a ``role`` alone is a message."""
+
+    type: str | None = None
+    role: str | None = None
+    content: Content = None
+    id: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    namespace: str | None = None
+    arguments: str | dict[str, Any] | None = None
+    """Of a ``function_call``: the text of a JSON object."""
+    input: str | None = None
+    """Of a ``custom_tool_call``."""
+    output: Content | dict[str, Any] = None
+    """The result of a call."""
+    tools: list[ToolSpec] | None = None
+    """Of ``additional_tools``."""
+
+
+class TextFormat(msgspec.Struct, kw_only=True):
+    """What the text of the answer must be; the schema may also be nested as Chat Completions has it."""
+
+    type: str = "text"
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    json_schema: SchemaBody | None = None
+
+
+class TextConfig(msgspec.Struct, kw_only=True):
+    """Options of the answer's text; ``verbosity`` is ignored."""
+
+    format: TextFormat | None = None
+
+
+class Reasoning(msgspec.Struct, kw_only=True):
+    """Options of a model that thinks."""
+
+    effort: str | None = None
+    summary: str | None = None
+
+
+class Prompting(msgspec.Struct, kw_only=True):
+    """The fields that make the prompt."""
+
+    input: str | list[Item] | None = None
+    instructions: str | list[Item] | None = None
+    tools: list[ToolSpec] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+
+
+class CountBody(Prompting, kw_only=True):
+    """The body of ``/responses/input_tokens``."""
+
+    model: str | None = None
+
+
+class ResponsesBody(SamplingBody, Prompting, kw_only=True):
+    """The body of ``/responses``; unknown fields are ignored."""
+
+    max_output_tokens: Count | None = None
+    text: TextConfig | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    background: bool | None = None
+    metadata: dict[str, Any] | None = None
+
+
+def check_stateless(body: Prompting) -> None:
+    """Refuse what would need an earlier response: nothing is stored here.
+
+    Raises:
+        RequestError: the body refers to something stored.
+    """
+    for name in ("previous_response_id", "conversation", "prompt"):
+        if getattr(body, name):
+            raise RequestError(
+                "invalid_request",
+                f"{name}: this server stores no responses, conversations or prompts",
+                "send the whole conversation in input",
+                parameter=name,
+            )
+    if isinstance(body, ResponsesBody) and body.background:
+        raise RequestError(
+            "invalid_request",
+            "background: this server stores no responses to ask for later",
+            "leave out background, and use stream",
+            parameter="background",
+        )
+
+
+def response_format(text: TextConfig | None) -> ResponseFormat | None:
+    """The form of the text as Chat Completions names it.
+
+    Raises:
+        RequestError: there is no such form.
+    """
+    form = text.format if text is not None else None
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return ResponseFormat("json_object")
+    if form.type == "json_schema":
+        schema = form.json_schema.schema if form.json_schema is not None else form.schema
+        if schema is None:
+            raise _invalid("text.format of type json_schema needs a schema", "text.format.schema")
+        return ResponseFormat("json_schema", schema=schema)
+    raise _invalid(f"there is no text.format of type '{form.type:.40}'", "text.format.type")
+
+
+def all_tools(body: Prompting) -> list[ToolSpec]:
+    """The tools of a body and those that its input adds."""
+    items = body.input if isinstance(body.input, list) else []
+    added = [tool for item in items if item.type == "additional_tools" for tool in item.tools or []]
+    return [*(body.tools or []), *added]
+
+
+def echo(body: ResponsesBody, sampling: SamplingOptions) -> dict[str, Any]:
+    """The fields of the request that a response repeats."""
+    reasoning = body.reasoning or Reasoning()
+    choice = body.tool_choice
+    return {
+        "background": False,
+        "instructions": body.instructions if isinstance(body.instructions, str) else None,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary},
+        "temperature": sampling.temperature,
+        "text": {"format": _echoed_format(body.text)},
+        "tool_choice": choice if isinstance(choice, str) else echoed(choice) if choice else "auto",
+        "tools": [echoed_tool(tool) for tool in body.tools or []],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": sampling.top_p,
+        "truncation": "disabled",
+    }
+
+
+def _echoed_format(text: TextConfig | None) -> dict[str, Any]:
+    form = text.format if text is not None else None
+    told: dict[str, Any] = {"type": form.type if form is not None else "text"}
+    if form is not None and form.type == "json_schema":
+        nested = form.json_schema
+        told |= {"name": form.name or "answer", "schema": nested.schema if nested else form.schema}
+    return told
+
+
+def _invalid(message: str, parameter: str) -> RequestError:
+    return RequestError("invalid_request", message, parameter=parameter)
