@@ -12,7 +12,7 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
+from anthropic.types import Message, MessageTokensCount, ModelInfo, RawMessageStreamEvent
 from anthropic.types.shared import ErrorResponse
 
 from edgepp.http_api.anthropic_api.messages import routes
@@ -30,6 +30,7 @@ from edgepp.http_api.generation import (
     ToolCallStarted,
     Usage,
 )
+from edgepp.http_api.openai_api.routes import routes as openai_routes
 from tests.builders.loopback_server import serving
 from tests.builders.scripted_service import ScriptedService, Step, answer
 from tests.builders.sdk_types import exact
@@ -218,6 +219,19 @@ def test_another_model_is_not_found() -> None:
             create(client, model="gpt-5")
         with pytest.raises(anthropic.NotFoundError, match="smollm2-135m"):
             client.messages.count_tokens(model="gpt-5", messages=ASK)
+
+
+def test_models_are_listed_in_the_form_of_the_api() -> None:
+    service = ScriptedService([answer("x")])
+    with serving(openai_routes(service)) as url, anthropic.Anthropic(base_url=url, api_key="k") as client:
+        (listed,) = client.models.list()
+        named = client.models.retrieve("smollm2-135m")
+        with pytest.raises(anthropic.NotFoundError):
+            client.models.retrieve("gpt-5")
+        theirs = httpx.get(f"{url}/v1/models").json()
+    assert exact(ModelInfo, listed.to_dict(mode="python")) == named
+    assert (listed.id, listed.max_input_tokens) == ("smollm2-135m", service.model.context)
+    assert theirs["object"] == "list"
 
 
 @pytest.mark.parametrize("fields", [{}, {"stream": True}], ids=["whole", "stream"])

@@ -12,7 +12,6 @@ import openai
 import pytest
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from starlette.applications import Starlette
 
 from edgepp.http_api.failures import FailureKind, RequestError
 from edgepp.http_api.generation import (
@@ -30,6 +29,7 @@ from edgepp.http_api.generation import (
     Usage,
 )
 from edgepp.http_api.openai_api.routes import routes
+from edgepp.http_api.routing import Routing
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
 from tests.http_serving import serving_app
 from tests.sdk_types import strictly
@@ -74,7 +74,7 @@ THOUGHT: list[GenerationEvent] = [
 def client(*script: Step, **options: Any) -> Iterator[tuple[openai.OpenAI, ScriptedService]]:
     service = ScriptedService([script], model=options.pop("served", SERVED), state=options.pop("state", {}))
     with (
-        serving_app(Starlette(routes=routes(service))) as url,
+        serving_app(Routing(routes(service))) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, **options) as sdk,
     ):
         yield sdk, service
@@ -123,7 +123,7 @@ def test_the_asynchronous_sdk_reads_the_same_stream() -> None:
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     service = ScriptedService([answer("Hello", ", you")])
-    with serving_app(Starlette(routes=routes(service))) as url:
+    with serving_app(Routing(routes(service))) as url:
         assert asyncio.run(text(url)) == "Hello, you"
 
 
