@@ -45,6 +45,6 @@ def guarded(app: ASGIApp, options: HttpOptions, *, key_required: bool) -> ASGIAp
     app = Authentication(app, KeyRing(), required=key_required)
     app = Origins(app, OriginNames(options.allow_origins))
     app = Hosts(app, HostNames(options.allow_hosts))
-    app = HeadLimits(app, limits.num_headers)
+    app = HeadLimits(app, limits)
     app = Paths(app)
     return RequestIds(app)
