@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, SectionedCommand, given_as
+from edgepp.cli.options import BACKENDS, MODEL_HELP, SPECULATE_HELP, Counts, SectionedCommand, given_as
 from edgepp.cli.signals import stop_on_terminate
 from edgepp.errors import UsageError
 
@@ -30,8 +30,8 @@ class BenchArguments:
     single: bool = False
     quick: bool = False
     rounds: int | None = None
-    requests: str | None = None
-    words: str | None = None
+    requests: tuple[int, ...] | None = None
+    words: tuple[int, ...] | None = None
     out: str | None = None
     compare: tuple[str, str] | None = None
     as_json: bool = False
@@ -59,19 +59,15 @@ class BenchArguments:
         return BenchmarkOptions(self.model, self.stages, self.threads, backend, speculate, self.peer, self.single)
 
     def settings(self) -> BenchmarkSettings:
-        """How much to measure.
-
-        Raises:
-            UsageError: an option is not a list of numbers.
-        """
+        """How much to measure."""
         from edgepp.benchmark.measurement import FULL, QUICK
 
         standard = QUICK if self.quick else FULL
         return replace(
             standard,
             rounds=self.rounds or standard.rounds,
-            requests=_counts(self.requests, "simultaneous requests", 256) or standard.requests,
-            words=_counts(self.words, "words per answer", 100_000) or standard.words,
+            requests=self.requests or standard.requests,
+            words=self.words or standard.words,
         )
 
 
@@ -103,9 +99,17 @@ class BenchArguments:
     "--quick", is_flag=True, help="Fewer rounds, shorter prompts and answers: about a minute for a small model."
 )
 @click.option("--rounds", type=click.IntRange(1), metavar="N", help="Measured rounds.  [default: 3; 2 with --quick]")
-@click.option("--requests", metavar="N,…", help="Numbers of simultaneous requests.  [default: 1,2,4]")
 @click.option(
-    "--words", metavar="N,…", help="Words that an answer is to have.  [default: 25,50,100,400,800; 25,100 with --quick]"
+    "--requests",
+    type=Counts("simultaneous requests", 256),
+    metavar="N,…",
+    help="Numbers of simultaneous requests.  [default: 1,2,4]",
+)
+@click.option(
+    "--words",
+    type=Counts("words per answer", 100_000),
+    metavar="N,…",
+    help="Words that an answer is to have.  [default: 25,50,100,400,800; 25,100 with --quick]",
 )
 @click.option("--out", metavar="DIR", help="Folder for the report.  [default: ./edgepp-bench-<date>]")
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two reports (files or folders) instead of measuring.")
@@ -138,12 +142,3 @@ def bench(arguments: BenchArguments) -> None:
     options, settings = arguments.options(), arguments.settings()
     stop_on_terminate()
     ui.bench(options, settings, arguments.out, as_json=arguments.as_json)
-
-
-def _counts(text: str | None, what: str, maximum: int) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and 0 < int(part) <= maximum for part in parts):
-        raise UsageError(f"'{text}' is not a list of numbers of {what}", f"write 1 to {maximum:,} each, like 1,2,4")
-    return tuple(sorted({int(part) for part in parts}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -96,6 +97,35 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
             UsageError: the text is not such a value.
         """
         return self._reader()(value)
+
+
+class Counts(click.ParamType):  # type: ignore[type-arg]
+    """A list of counts from 1 to ``maximum``, like ``1,2,4``; the command receives them sorted, each once."""
+
+    name = "counts"
+
+    def __init__(self, what: str, maximum: int) -> None:
+        self._what = what
+        self._maximum = maximum
+
+    def convert(
+        self, value: str | tuple[int, ...], _param: click.Parameter | None, _ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """The counts.
+
+        Raises:
+            UsageError: the text is no such list.
+        """
+        if not isinstance(value, str):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        digits = len(str(self._maximum))
+        if not all(re.fullmatch(f"[0-9]{{1,{digits}}}", part) and 0 < int(part) <= self._maximum for part in parts):
+            raise UsageError(
+                f"'{value:.40}' is not a list of numbers of {self._what}",
+                f"write 1 to {self._maximum:,} each, like 1,2,4",
+            )
+        return tuple(sorted({int(part) for part in parts}))
 
 
 def _address() -> Callable[[str], object]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgepp.cli.options import KV_BITS, KV_BITS_HELP, given_as
+from edgepp.cli.options import KV_BITS, KV_BITS_HELP, Counts, given_as
 from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class PlanArguments:
     context: int = 4096
     prompt: int = 512
     answer: int = 256
-    requests: str = "1,2,4,8,16"
+    requests: tuple[int, ...] = (1, 2, 4, 8, 16)
     tpot: str | None = None
     reached: str | None = None
 
@@ -38,19 +37,13 @@ class PlanArguments:
         """Lengths and numbers of requests.
 
         Raises:
-            UsageError: a length is below 1, or ``requests`` is not a list of numbers.
+            UsageError: a length is below 1.
         """
         from edgepp.plan.machines import Workload
 
-        counts = [part.strip() for part in self.requests.split(",")]
-        if not all(re.fullmatch(r"[0-9]{1,5}", count) and 0 < int(count) <= _MAX_REQUESTS for count in counts):
-            raise UsageError(
-                f"'{self.requests}' is not a list of numbers of requests",
-                f"write them like 1,2,4,8, none above {_MAX_REQUESTS:,}",
-            )
         if min(self.prompt, self.answer) < 1:
             raise UsageError("a prompt and an answer have at least 1 token")
-        return Workload(self.prompt, self.answer, tuple(sorted({int(count) for count in counts})))
+        return Workload(self.prompt, self.answer, self.requests)
 
 
 @dataclass(frozen=True)
@@ -198,6 +191,8 @@ class SliceArguments:
 @click.option("--answer", type=int, help="Tokens of an answer.  [default: 256]")
 @click.option(
     "--requests",
+    type=Counts("requests", _MAX_REQUESTS),
+    metavar="N,…",
     help="Numbers of requests at the same time to predict; 1 is always shown.  [default: 1,2,4,8,16]",
 )
 @click.option(

@@ -121,7 +121,7 @@ class CoordinatorService:
             exact=options.exact,
             kv_bits=options.kv_bits or 0,
             coordinator=identity.node,
-            base_number=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
+            base_plan_id=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
             expected_nodes=frozenset({identity.node} if offer is not None else ()),
         )
         pipeline = PipelineOptions(

@@ -111,7 +111,7 @@ class MembershipService:
     def publish(self) -> None:
         """Send the view to all members when it has changed."""
         members, planner = self._members, self._planner
-        newest = (members.version, planner.plan_number, planner.reason, planner.settled)
+        newest = (members.version, planner.plan_id, planner.reason, planner.settled)
         if newest == self._published:
             return
         self._published = newest

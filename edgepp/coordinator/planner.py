@@ -44,8 +44,8 @@ class Planner:
     """The coordinator's node id."""
     kv_bits: int
     """Bits per key or value in the KV cache; 0 for the backends' own floats."""
-    base_number: int
-    """The number before the first plan's: random, so that a restarted coordinator repeats no plan number."""
+    base_plan_id: int
+    """The id before the first plan's: random, so that a restarted coordinator repeats no plan id."""
     plan_version: int = 0
     """How many plans there have been."""
     expected_nodes: frozenset[str] = frozenset()
@@ -74,9 +74,9 @@ class Planner:
         self._stage_hosts = StageHosts(self.request, self.coordinator)
 
     @property
-    def plan_number(self) -> int:
-        """The number of the newest plan in messages."""
-        return self.base_number + self.plan_version
+    def plan_id(self) -> int:
+        """The id of the newest plan in messages: no other start of the coordinator gives the same."""
+        return self.base_plan_id + self.plan_version
 
     @property
     def reason(self) -> str:
@@ -125,10 +125,10 @@ class Planner:
         """Whether a report can be true: the node was ordered this load by this plan, and had not finished it before."""
         host = host_id(node, report.slot)
         load, member = self.loads.get(host), members.get(node)
-        if report.plan_version != self.plan_number or load is None or member is None:
+        if report.plan_id != self.plan_id or load is None or member is None:
             return False
         loaded = member.slot(report.slot)
-        is_loaded = loaded is not None and loaded.plan_version == report.plan_version
+        is_loaded = loaded is not None and loaded.plan_id == report.plan_id
         return load.under_way or (is_loaded and not isinstance(report, Loading))
 
     def answer_finished(self) -> None:
@@ -144,9 +144,7 @@ class Planner:
             member = members.get(node)
             if member is not None:
                 loaded = member.slot(slot)
-                found.append(
-                    (member, slot, layers, loaded if loaded and loaded.plan_version == self.plan_number else None)
-                )
+                found.append((member, slot, layers, loaded if loaded and loaded.plan_id == self.plan_id else None))
         return found
 
     def complete(self, members: Membership) -> bool:
@@ -224,7 +222,7 @@ class Planner:
         self.loads.clear()
         used = {host for host, _ in self.plan.stages} if self.plan else set()
         unloads: list[Order] = [
-            (member.node, Unload(self.plan_number, slot))
+            (member.node, Unload(self.plan_id, slot))
             for member in members.present
             for slot in range(member.facts.stage_slots)
             if host_id(member.node, slot) not in used
@@ -242,7 +240,7 @@ class Planner:
     def _order(self, host: str, layers: LayerRange, now_s: float) -> Order:
         self.loads.order(host, now_s)
         node, slot = split_host_id(host)
-        return node, Load(self.plan_number, slot, self.model, layers.start, layers.stop, self.exact, self.kv_bits)
+        return node, Load(self.plan_id, slot, self.model, layers.start, layers.stop, self.exact, self.kv_bits)
 
     def _fail_stalled(self, members: Membership, now_s: float) -> None:
         """Count stalled loads as failed, so that a plan does not wait for them for ever."""

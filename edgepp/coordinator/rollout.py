@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
-from edgepp.coordinator.answers import AnswerService
+from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.coordinator.planner import Order, Planner
@@ -49,7 +49,7 @@ class Rollout:
         planner: Planner,
         members: Membership,
         pipeline_manager: PipelineManager,
-        answers: AnswerService,
+        answers: LiveAnswers,
         on_event: OnEvent,
     ) -> None:
         self._planner = planner
@@ -57,8 +57,8 @@ class Rollout:
         self._pipeline_manager = pipeline_manager
         self._answers = answers
         self._on_event = on_event
-        self._reason = ""
-        """The planner's reason after the last step."""
+        self._reason = planner.reason
+        """The planner's reason after the last step; that of the beginning is no event."""
         self._num_finished = 0
         """Finished answers of which the planner knows."""
         self._names: dict[tuple[str, int], str] = {}
@@ -69,12 +69,12 @@ class Rollout:
     def step(self, now_s: float) -> list[Order]:
         """Continue the rollout, with a new plan where the planner makes one; returns the orders to send."""
         planner = self._planner
-        number, stages = planner.plan_number, planner.stages(self._members)
+        number, stages = planner.plan_id, planner.stages(self._members)
         if self._answers.num_finished != self._num_finished:
             self._num_finished = self._answers.num_finished
             planner.answer_finished()
         orders = planner.decide(self._members, now_s, idle=not len(self._answers))
-        if planner.plan_number != number:
+        if planner.plan_id != number:
             self.progress.clear()
             self._answers.last = None
             reason = "the layers are being loaded" if planner.plan else planner.reason
@@ -110,7 +110,7 @@ class Rollout:
         present = member.slot(message.slot)
         if present == message:
             return
-        if present is not None and present.plan_version == message.plan_version:  # the report of its end was lost
+        if present is not None and present.plan_id == message.plan_id:  # the report of its end was lost
             self._lost(member, message.slot, "its stage process was restarted", "", now_s)
         self.progress.pop((member.node, message.slot), None)
         self._members.loaded(member.node, message.slot, message)

@@ -82,7 +82,7 @@ class StageSupervisor(threading.Thread):
                         self._running = None
                         self._report(
                             NotLoaded(
-                                load.plan_version,
+                                load.plan_id,
                                 self._index,
                                 _describe(error),
                                 "read the messages of edgepp on that node",
@@ -118,12 +118,12 @@ class StageSupervisor(threading.Thread):
             self._stop()
         except EdgeppError as error:
             self._stop()
-            self._report(NotLoaded(load.plan_version, self._index, sentence(error), sentence(error.hint)))
+            self._report(NotLoaded(load.plan_id, self._index, sentence(error), sentence(error.hint)))
         except Exception as error:
             log.exception("stage slot %d failed", self._index)
             self._stop()
             self._report(
-                NotLoaded(load.plan_version, self._index, _describe(error), "read the messages of edgepp on that node")
+                NotLoaded(load.plan_id, self._index, _describe(error), "read the messages of edgepp on that node")
             )
         finally:
             self._loading = None
@@ -151,7 +151,7 @@ class StageSupervisor(threading.Thread):
             now_s = time.monotonic()
             if now_s - reported_s >= _PROGRESS_S:
                 reported_s = now_s
-                self._report(Loading(load.plan_version, self._index, done, total, activity))
+                self._report(Loading(load.plan_id, self._index, done, total, activity))
 
         return progress
 
@@ -161,7 +161,7 @@ class StageSupervisor(threading.Thread):
         load, ready = self._running
         self._report(
             Loaded(
-                plan_version=load.plan_version,
+                plan_id=load.plan_id,
                 slot=self._index,
                 port=ready.address.port,
                 pid=self._child.pid,
@@ -182,7 +182,7 @@ class StageSupervisor(threading.Thread):
         self._stop()
         reason = f"its stage process ended by itself (exit status {status})"
         hint = "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
-        self._report(NotLoaded(load.plan_version, self._index, reason, hint))
+        self._report(NotLoaded(load.plan_id, self._index, reason, hint))
 
     def _stop(self) -> None:
         self._running = None
@@ -197,4 +197,4 @@ def _describe(error: Exception) -> str:
 
 def _same_stage(one: Load, other: Load) -> bool:
     """Whether two ``Load`` messages differ at most in plan version and slot."""
-    return one._replace(plan_version=0, slot=0) == other._replace(plan_version=0, slot=0)
+    return one._replace(plan_id=0, slot=0) == other._replace(plan_id=0, slot=0)

@@ -249,7 +249,7 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
         pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
     )
     request = PlacementRequest(SIZE, context=1024, max_sequences=1)
-    planner = Planner(request, "m", False, identity.node, kv_bits=0, base_number=1000)
+    planner = Planner(request, "m", False, identity.node, kv_bits=0, base_plan_id=1000)
     made = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, lambda _: None)  # type: ignore[arg-type]
     yield made
     made._outbox.put(None)

@@ -28,7 +28,7 @@ class Cluster:
     def __init__(self, expected_nodes: frozenset[str] = frozenset()) -> None:
         request = PlacementRequest(SIZE, context=1024, max_sequences=1)
         self.planner = Planner(
-            request, "model", False, HERE, kv_bits=0, base_number=1000, expected_nodes=expected_nodes
+            request, "model", False, HERE, kv_bits=0, base_plan_id=1000, expected_nodes=expected_nodes
         )
         self.members = Membership()
         self.now_s = 0.0
@@ -49,14 +49,14 @@ class Cluster:
     def load(self, orders: list[tuple[str, Load | Unload]]) -> None:
         for node, order in orders:
             if isinstance(order, Load):
-                loaded = Loaded(order.plan_version, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
-                assert loaded.plan_version == self.planner.plan_number
+                loaded = Loaded(order.plan_id, order.slot, 4000, 1, "onnx", "cpu", 1, 1, 1, 1)
+                assert loaded.plan_id == self.planner.plan_id
                 self.members.loaded(node, order.slot, loaded)
                 self.planner.loads.loaded(host_id(node, order.slot), self.now_s)
 
     def fail(self, node: str, reason: str = "out of memory") -> None:
         """Report that the stage of this node ended."""
-        report = NotLoaded(self.planner.plan_number, 0, reason, "")
+        report = NotLoaded(self.planner.plan_id, 0, reason, "")
         assert self.planner.is_expected(self.members, node, report)
         self.members.loaded(node, 0, None)
         self.planner.loads.failed(host_id(node, 0), reason, self.now_s)
@@ -185,7 +185,7 @@ def test_a_lost_order_is_sent_again() -> None:
     assert cluster.after(REORDER_S - 1.5) == []
     assert cluster.after(2.0) == first
     cluster.planner.loads.progress(
-        host_id(HERE, 0), Loading(cluster.planner.plan_number, 0, 1, 2, "loading"), cluster.now_s
+        host_id(HERE, 0), Loading(cluster.planner.plan_id, 0, 1, 2, "loading"), cluster.now_s
     )
     assert cluster.after(REORDER_S - 0.5) == []
 
@@ -268,7 +268,7 @@ def test_after_the_last_failure_the_cluster_answers_again_in_bounded_time(
         member = cluster.members.get(node)
         assert member is not None
         if what == "fail" and cluster.planner.is_expected(
-            cluster.members, node, NotLoaded(cluster.planner.plan_number, 0, "", "")
+            cluster.members, node, NotLoaded(cluster.planner.plan_id, 0, "", "")
         ):
             cluster.fail(node)
         elif what == "work":
@@ -290,7 +290,7 @@ def test_a_report_counts_only_from_the_node_that_was_ordered_to_load() -> None:
     cluster.join(HERE, 10_000_000_000)
     cluster.join(MINI, stage_slots=0, memory=0)
     orders = cluster.after(2.0)
-    number = cluster.planner.plan_number
+    number = cluster.planner.plan_id
 
     def is_expected(node: str, report: Loading | Loaded | NotLoaded) -> bool:
         return cluster.planner.is_expected(cluster.members, node, report)
@@ -303,8 +303,8 @@ def test_a_report_counts_only_from_the_node_that_was_ordered_to_load() -> None:
         assert not is_expected(MINI, report)
         assert not is_expected("nobody", report)
         assert not is_expected(HERE, report._replace(slot=1))
-        assert not is_expected(HERE, report._replace(plan_version=number - 1))
-        assert not is_expected(HERE, report._replace(plan_version=number + 1))
+        assert not is_expected(HERE, report._replace(plan_id=number - 1))
+        assert not is_expected(HERE, report._replace(plan_id=number + 1))
     cluster.load(orders)
     assert is_expected(HERE, lost)
     assert is_expected(HERE, loaded)
@@ -321,7 +321,7 @@ def test_a_stalled_load_moves_to_other_nodes() -> None:
     cluster.load([order for order in cluster.after(2.0) if order[0] == HERE])
     for done in range(20):
         cluster.planner.loads.progress(
-            host_id(MINI, 0), Loading(cluster.planner.plan_number, 0, done, 100, "fetching"), cluster.now_s
+            host_id(MINI, 0), Loading(cluster.planner.plan_id, 0, done, 100, "fetching"), cluster.now_s
         )
         cluster.after(STALLED_S / 4)
     assert set(cluster.ranges) == {HERE, MINI}
