@@ -20,6 +20,7 @@ Every error is an ``EdgeppError``: one sentence, with the next step in its ``hin
 import os
 
 from edgepp.errors import (
+    ContextExceeded,
     EdgeppError,
     InternalError,
     LocalProtocolError,
@@ -29,6 +30,7 @@ from edgepp.errors import (
     PairingError,
     PeerLost,
     PlanError,
+    PromptRefused,
     ProtocolError,
     RemoteProtocolError,
     StageError,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from edgepp.http_api.http_options import HttpOptions
     from edgepp.http_api.server import HttpServer
     from edgepp.layers import LayerRange
+    from edgepp.model.text.conversation import Conversation
     from edgepp.python_api import (
         Answer,
         Connection,
@@ -64,6 +67,8 @@ __all__ = [
     "Answer",
     "Connection",
     "Constraint",
+    "ContextExceeded",
+    "Conversation",
     "EdgeppError",
     "Engine",
     "GenerateOptions",
@@ -80,6 +85,7 @@ __all__ = [
     "PairingError",
     "PeerLost",
     "PlanError",
+    "PromptRefused",
     "ProtocolError",
     "RemoteProtocolError",
     "Sampled",
@@ -118,6 +124,7 @@ _LAZY = {
     "edgepp.http_api.http_options": ("HttpOptions",),
     "edgepp.http_api.server": ("HttpServer",),
     "edgepp.layers": ("LayerRange",),
+    "edgepp.model.text.conversation": ("Conversation",),
 }
 
 # Libraries read these when they are imported: no telemetry, and no remarks of transformers on the terminal.

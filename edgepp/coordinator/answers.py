@@ -104,14 +104,20 @@ class AnswerService:
 def _send_pieces(live: LiveAnswer, number: int, send: Send) -> None:
     """Send the text and the tokens of an answer as they come, and then how it ended."""
     sent = 0
-    for text in live:
+    for piece in live.pieces():
         tokens = live.token_ids[sent:]
         sent += len(tokens)
-        _send_piece(number, tokens, text, send)
+        _send_piece(number, tokens, piece.text, send)
     _send_piece(number, live.token_ids[sent:], "", send)
-    sampled = tuple(live.sampled[: len(live.token_ids)])
-    reason = live.finish_reason or "cancelled"
-    summary = AnswerSummary(reason, live.prompt_tokens, live.timing, live.stages, sampled, live.spelled)
+    summary = AnswerSummary(
+        live.finish_reason or "cancelled",
+        live.prompt_tokens,
+        live.timing,
+        live.stages,
+        tuple(live.sampled[: len(live.token_ids)]),
+        live.spelled,
+        live.stop_string,
+    )
     send([encode(Answered(number)), encode_payload(encode_summary(summary))])
 
 

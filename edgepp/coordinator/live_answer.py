@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from edgepp.coordinator.fair_shares import FairLimiter
-from edgepp.coordinator.json_codec import Prompt
 from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
-from edgepp.engine.text_stream import TextStream
-from edgepp.errors import EdgeppError, Overloaded
+from edgepp.engine.text_stream import TextPiece, TextStream
+from edgepp.errors import EdgeppError, NotReady, Overloaded
+from edgepp.model.text.conversation import Prompt
 
 log = logging.getLogger("edgepp.coordinator")
 
@@ -33,7 +34,7 @@ MAX_ATTEMPTS = 3
 
 
 class LiveAnswer:
-    """One answer: iterate over it once for its text; then ``finish_reason`` and the rest are known."""
+    """One answer: iterate over its ``pieces`` once; then ``finish_reason`` and the rest are known."""
 
     def __init__(
         self,
@@ -42,12 +43,23 @@ class LiveAnswer:
         prompt: Prompt,
         options: GenerateOptions,
         wait_s: float = PIPELINE_WAIT_S,
+        encoded_by: ModelFrontend | None = None,
     ) -> None:
-        """Make an answer that waits for a pipeline for at most ``wait_s`` seconds."""
+        """Make an answer.
+
+        Args:
+            pipeline_manager: Where pipelines come from.
+            owner: Who asks: a node's key, or ``python_api.serving.local_owner``.
+            prompt: A raw text, a conversation, or token ids.
+            options: Length, sampling and constraint.
+            wait_s: How long to wait for a pipeline.
+            encoded_by: What encoded a prompt of token ids, which mean something else to another model.
+        """
         self._pipeline_manager = pipeline_manager
         self.owner = owner
         self._prompt = prompt
         self._options = options
+        self._encoded_by = encoded_by
         self._asked_s = time.perf_counter()
         self._until_s = time.monotonic() + wait_s
         self._lock = threading.Lock()
@@ -62,6 +74,7 @@ class LiveAnswer:
         self.spelled: Mapping[int, str] = {}
         """The text of each token in ``sampled``, by token id; filled at the end."""
         self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
         self.prompt_tokens = 0
         """Tokens of the prompt; 0 until a pipeline has accepted it."""
         self.timing = Timing(self._asked_s)
@@ -74,8 +87,8 @@ class LiveAnswer:
         """Whether the engine itself has ended the answer."""
         return self._stream is not None and self._stream.finish_reason is not None
 
-    def __iter__(self) -> Iterator[str]:
-        """Pieces of text as they come; the first one is empty and comes once a pipeline has accepted the prompt.
+    def pieces(self) -> Iterator[TextPiece]:
+        """Pieces of text with their tokens as they come, an empty one first, once a pipeline has accepted the prompt.
 
         Raises:
             NotReady: no pipeline was open in time.
@@ -107,21 +120,23 @@ class LiveAnswer:
                 self._stream.cancel()
         self._pipeline_manager.wake()
 
-    def _read(self, pipeline: Pipeline) -> Iterator[str]:
+    def _read(self, pipeline: Pipeline) -> Iterator[TextPiece]:
+        if self._encoded_by is not None and pipeline.frontend is not self._encoded_by:
+            raise NotReady("the cluster has changed its model", "ask again")
         stream = pipeline.ask(self._prompt, self._options, self.owner)
         stream.timing.queued_s = stream.timing.submitted_s - self._asked_s
         stream.timing.submitted_s = self._asked_s
         self.token_ids, self.sampled, self.timing = stream.token_ids, stream.sampled, stream.timing
         self.prompt_tokens, self.stages = stream.prompt_tokens, stream.stages
         self._bind(stream)
-        yield ""
-        for text in stream:
-            self._note_gap()
-            self._gave_text = True
-            yield text
+        yield TextPiece("")
+        for piece in stream.pieces():
+            if piece.text:
+                self._note_text()
+            yield piece
             if self.cancelled:
                 break  # the tokens beyond are not needed
-        self.spelled = stream.spelled
+        self.spelled, self.stop_string = stream.spelled, stream.stop_string
         self.finish_reason = stream.finish_reason or "cancelled"
 
     def _bind(self, stream: TextStream) -> None:
@@ -131,11 +146,11 @@ class LiveAnswer:
             if self.cancelled:
                 stream.cancel()
 
-    def _note_gap(self) -> None:
+    def _note_text(self) -> None:
         now_s = time.perf_counter()
         if self._gave_text:
             self.gaps_s.append(now_s - self._heard_s)
-        self._heard_s = now_s
+        self._gave_text, self._heard_s = True, now_s
 
 
 class LiveAnswers:
@@ -157,30 +172,35 @@ class LiveAnswers:
 
     @contextmanager
     def asking(
-        self, owner: str, prompt: Prompt, options: GenerateOptions, wait_s: float = PIPELINE_WAIT_S
+        self,
+        owner: str,
+        prompt: Prompt,
+        options: GenerateOptions,
+        wait_s: float = PIPELINE_WAIT_S,
+        encoded_by: ModelFrontend | None = None,
     ) -> Iterator[LiveAnswer]:
-        """An answer that counts as under way inside the ``with`` statement.
+        """An answer that counts as under way inside the ``with`` statement; the arguments are a ``LiveAnswer``'s.
 
         Raises:
             Overloaded: too many answers are under way.
         """
-        live = self.begin(owner, prompt, options, wait_s)
+        live = self._admit(LiveAnswer(self._pipeline_manager, owner, prompt, options, wait_s, encoded_by))
         try:
             yield live
         finally:
             self.end(live)
 
-    def begin(
-        self, owner: str, prompt: Prompt, options: GenerateOptions, wait_s: float = PIPELINE_WAIT_S
-    ) -> LiveAnswer:
+    def begin(self, owner: str, prompt: Prompt, options: GenerateOptions) -> LiveAnswer:
         """Count one more answer for ``owner`` as under way, until ``end``.
 
         Raises:
             Overloaded: too many answers are under way.
         """
-        live = LiveAnswer(self._pipeline_manager, owner, prompt, options, wait_s)
+        return self._admit(LiveAnswer(self._pipeline_manager, owner, prompt, options))
+
+    def _admit(self, live: LiveAnswer) -> LiveAnswer:
         with self._lock:
-            if not self._limiter.acquire(owner):
+            if not self._limiter.acquire(live.owner):
                 raise Overloaded(
                     f"{len(self._live)} answers are under way already, and the asker's share of them is taken",
                     "ask again when one of them has ended",

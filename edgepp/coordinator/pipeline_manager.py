@@ -60,6 +60,11 @@ class PipelineManager:
         return self._options.model
 
     @property
+    def frontend(self) -> ModelFrontend:
+        """The coordinator's own part of the model."""
+        return self._frontend
+
+    @property
     def sampling(self) -> SamplingOptions:
         """The sampling options that the model's makers recommend."""
         return self._frontend.sampling

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgepp.coordinator.live_answer import LiveAnswer
 from edgepp.engine.request import FinishReason, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
-from edgepp.engine.text_stream import TextStream
+from edgepp.engine.text_stream import TextPiece, TextStream
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, Overloaded, StageLost, UsageError
 
@@ -56,6 +56,8 @@ class Answer:
         self.spelled: Mapping[int, str] = {}
         """The text of each token in ``sampled``, by token id; filled at the end."""
         self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
+        """The stop string that ended the text, if one did."""
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
         self.stages: tuple[StageInfo, ...] = ()
@@ -96,14 +98,29 @@ class Answer:
             UsageError: the answer was read before.
             EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
         """
+        async with aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                if piece.text:
+                    yield piece.text
+
+    async def pieces(self) -> AsyncGenerator[TextPiece, None]:
+        """Pieces of text with the tokens that they are made of, if log-probabilities were requested.
+
+        An empty piece tells that the prompt was accepted: ``prompt_tokens`` is known from then on, but through a
+        ``Connection``. ``timing.reused`` is known from the next piece on. Leaving the loop early cancels the answer.
+
+        Raises:
+            UsageError: the answer was read before.
+            EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
+        """
         woken = asyncio.Event()
         self.start(woken.set)
         try:
             while self.finish_reason is None:
-                text = self.take()
-                if text:
-                    yield text
-                elif text is None:
+                piece = self.take()
+                if piece is not None:
+                    yield piece
+                else:
                     await woken.wait()
                     woken.clear()
         finally:
@@ -136,8 +153,8 @@ class Answer:
             raise Overloaded(f"no more can be answered at once: {error}", "ask again later") from error
         self._ended = ended
 
-    def take(self) -> str | None:
-        """The text of the next piece that has come, perhaps empty; None if no piece waits.
+    def take(self) -> TextPiece | None:
+        """The next piece that has come, perhaps an empty one; None if no piece waits.
 
         The first piece is empty where it only tells ``prompt_tokens``; the last one brings the ``finish_reason``.
 
@@ -150,7 +167,7 @@ class Answer:
         if piece is None:
             return None
         self._take(piece)
-        return piece.text
+        return piece.piece
 
     async def stop(self) -> None:
         """Cancel the answer unless it has ended, and wait until its thread has ended."""
@@ -165,7 +182,7 @@ class Answer:
         try:
             try:
                 for piece in self._attempt():
-                    begun = True
+                    begun = begun or bool(piece.piece.text)
                     yield piece
             except StageLost:
                 if begun or self._cancelled or self._reopen is None or not self._reopened(self._reopen, loop):
@@ -185,12 +202,13 @@ class Answer:
             answer, self._stop, self._waiting = begun.answer, begun.cancel, begun.waiting
             if self._cancelled:
                 begun.cancel()
-            for text in answer:
-                yield _Piece(text, len(answer.token_ids), answer)
+            yield _Piece(TextPiece(""), 0, answer)
+            for piece in answer.pieces():
+                yield _Piece(piece, len(answer.token_ids), answer)
             self._stop = None
         if answer.finish_reason is None:
             raise RuntimeError("the answer ended without a reason")
-        yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
+        yield _Piece(TextPiece(""), len(answer.token_ids), answer, answer.finish_reason)
 
     @staticmethod
     def _reopened(reopen: Callable[[], Coroutine[Any, Any, None]], loop: asyncio.AbstractEventLoop) -> bool:
@@ -203,12 +221,12 @@ class Answer:
 
     def _take(self, piece: _Piece) -> None:
         answer = piece.answer
-        self._pieces.append(piece.text)
+        self._pieces.append(piece.piece.text)
         self.token_ids += answer.token_ids[len(self.token_ids) : piece.tokens]
         self.sampled += answer.sampled[len(self.sampled) : piece.tokens]
         self.prompt_tokens, self.timing, self.stages = answer.prompt_tokens, answer.timing, answer.stages
         if piece.reason is not None:
-            self.spelled = answer.spelled
+            self.spelled, self.stop_string = answer.spelled, answer.stop_string
         self.finish_reason = piece.reason
 
 
@@ -226,7 +244,7 @@ class Begun:
 class _Piece:
     """Some text of an answer; ``tokens`` counts the tokens up to its end. The last piece has the finish reason."""
 
-    text: str
+    piece: TextPiece
     tokens: int
     answer: TextStream | RemoteAnswer | LiveAnswer
     reason: FinishReason | None = None

@@ -43,4 +43,9 @@ def _sentence(error: RequestError) -> str:
     return f"{error}; {error.hint}" if error.hint else str(error)
 
 
+def invalid(parameter: str, sentence: str, hint: str) -> RequestError:
+    """The error for a field of the body that is wrong."""
+    return RequestError("invalid_request", f"{parameter}: {sentence}", hint, parameter=parameter)
+
+
 FORM = ErrorForm(status, body)

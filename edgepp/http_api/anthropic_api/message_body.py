@@ -36,13 +36,17 @@ class InputMessage(msgspec.Struct):
 
 
 class ToolDefinition(msgspec.Struct):
-    """A tool. One without ``input_schema`` is a tool of Anthropic's servers."""
+    """A tool. One without ``input_schema`` is a tool of Anthropic's servers.
+
+    The model hears of a tool with ``defer_loading`` where a ``tool_reference`` or ``tool_addition`` names the tool.
+    """
 
     name: str
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     type: str | None = None
     strict: bool | None = None
+    defer_loading: bool | None = None
     cache_control: Any = None
 
 

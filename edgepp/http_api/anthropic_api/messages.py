@@ -13,7 +13,8 @@ from starlette.routing import BaseRoute
 from edgepp.http_api.anthropic_api.errors import FORM
 from edgepp.http_api.anthropic_api.message_body import CountTokensBody, MessagesBody
 from edgepp.http_api.anthropic_api.message_events import MessageAccumulator, MessageEvents, StreamEvent, frame
-from edgepp.http_api.anthropic_api.message_input import conversation, generation_request, marks_cache, tool_use
+from edgepp.http_api.anthropic_api.message_input import conversation, generation_request, marks_cache
+from edgepp.http_api.anthropic_api.message_tools import tool_use
 from edgepp.http_api.endpoint import begun, json_response, owner, read_body, request_id, stream_response, unless_gone
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationEvent

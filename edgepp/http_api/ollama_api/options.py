@@ -50,11 +50,12 @@ def generate_options(
 
 
 def _sampling(defaults: Mapping[str, float], given: Mapping[str, Any], logprobs: int | None) -> SamplingOptions:
+    """Sampling as given, or by default; Open WebUI sends its frequency penalty, 0, as ``repeat_penalty``."""
     seed = _whole(given, "seed", -1)
     try:
         return SamplingOptions(
             temperature=_number(given, "temperature", defaults["temperature"]),
-            repetition_penalty=_number(given, "repeat_penalty", defaults.get("repetition_penalty", 1.0)),
+            repetition_penalty=_number(given, "repeat_penalty", defaults.get("repetition_penalty", 1.0)) or 1.0,
             top_p=_number(given, "top_p", defaults["top_p"]),
             min_p=_number(given, "min_p", 0.0),
             top_k=max(0, _whole(given, "top_k", defaults["top_k"])),

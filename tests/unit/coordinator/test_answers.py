@@ -15,6 +15,7 @@ from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import decode_summary, encode_question
 from edgepp.coordinator.live_answer import MAX_ATTEMPTS, LiveAnswers
 from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.text_stream import TextPiece
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
 from edgepp.wire.message_codec import decode, decode_payload
 from edgepp.wire.messages import Answered, Declined, Message, Piece
@@ -39,14 +40,15 @@ class FakeAnswer:
         self.sampled: list[Any] = []
         self.spelled: dict[int, str] = {}
         self.finish_reason: str | None = None
+        self.stop_string: str | None = None
         self.prompt_tokens = 1
         self.timing = Timing(0.0)
         self.stages = ()
 
-    def __iter__(self) -> Iterator[str]:
+    def pieces(self) -> Iterator[TextPiece]:
         for number, text in enumerate(self._texts):
             self.token_ids.append(number)
-            yield text
+            yield TextPiece(text)
         if self._release is not None:
             assert self._release.wait(WAIT_S)
         if self._error is not None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from edgepp.errors import UsageError
 from edgepp.http_api.anthropic_api.message_body import MessagesBody
-from edgepp.http_api.anthropic_api.message_input import conversation, generation_request, marks_cache, tool_use
+from edgepp.http_api.anthropic_api.message_input import conversation, generation_request, marks_cache
+from edgepp.http_api.anthropic_api.message_tools import tool_use
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationRequest
 from edgepp.model.text.conversation import Message
@@ -185,12 +186,26 @@ def test_tools_that_change_in_mid_conversation_are_told_in_place() -> None:
     named = {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "fetch"}}
     defined = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": SEARCH}}
     gone = {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "fetch"}}
-    (_, note) = messages(ASK, {"role": "system", "content": [named, defined, gone]})
-    first, second, third = note["content"].split("\n")
+    asked = [ASK, {"role": "system", "content": [named, defined, gone]}]
+    first, second, third = messages(*asked)[1]["content"].split("\n")
     assert first == "The tool fetch is available."
-    assert second.startswith("The tool search is available. {")
-    assert "input_schema" in second
+    assert second.startswith('The tool search is available: {"description": "Finds", "parameters": {"type"')
     assert third == "The tool fetch is no longer available."
+    assert [(one.name, one.listed) for one in tool_use(decoded(messages=asked)).tools] == [("search", False)]
+
+
+def test_a_deferred_tool_is_told_where_a_search_found_it() -> None:
+    tools = [{**SEARCH, "name": name, "defer_loading": True} for name in ("fetch", "never")] + [SEARCH]
+    asked = [ASK, {"role": "assistant", "content": [tool_call("x", "find")]}]
+    found = [{"type": "tool_reference", "tool_name": "fetch"}, {"type": "tool_reference", "tool_name": "search"}]
+    result = {"role": "user", "content": [tool_result("x", found)]}
+    before, after = (decoded(messages=given_, tools=tools) for given_ in (asked, [*asked, result]))
+    assert [(one.name, one.listed) for one in tool_use(before).tools] == [("search", True)]
+    assert [(one.name, one.listed) for one in tool_use(after).tools] == [("search", True), ("fetch", False)]
+    assert conversation(after).messages[:2] == conversation(before).messages
+    told, listed = conversation(after).messages[2]["content"].split("\n")
+    assert told.startswith('The tool fetch is available: {"description": "Finds"')
+    assert listed == "The tool search is available."
 
 
 def test_the_answer_continues_an_assistants_last_message() -> None:

@@ -61,6 +61,10 @@ def test_options_of_loading_and_of_no_name_are_ignored() -> None:
     assert options(given) == options()
 
 
+def test_a_repeat_penalty_of_zero_is_none() -> None:
+    assert options({"repeat_penalty": 0}).sampling.repetition_penalty == 1.0
+
+
 @pytest.mark.parametrize("top_k", [0, -1])
 def test_no_top_k(top_k: int) -> None:
     assert options({"top_k": top_k}).sampling.top_k == 0
@@ -82,7 +86,7 @@ def test_stop(stop: Any, taken: tuple[str, ...]) -> None:
         ({"seed": True}, "options.seed must be a number, not True"),
         ({"stop": 1}, "options.stop must be a list of texts, not 1"),
         ({"stop": [1]}, "options.stop must be a list of texts, not [1]"),
-        ({"repeat_penalty": 0}, "repeat_penalty must lie between 0.01 and 100.0, not 0"),
+        ({"repeat_penalty": -1}, "repeat_penalty must lie between 0.01 and 100.0, not -1"),
     ],
 )
 def test_a_wrong_option_is_named(given: dict[str, Any], sentence: str) -> None:
