@@ -1,17 +1,20 @@
-"""A two-stage cluster with real weights and its HTTP server, which starts once per worker for the tests of all APIs.
+"""A two-stage cluster with real weights and its HTTP server, for the tests of all APIs.
 
-A module of tests imports the fixture ``http_cluster``.
+It is started once per run: the fixture lives in ``conftest.py``, and files named ``test_http_*`` share a worker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import pytest
+import httpx
 
 from tests.cluster import Machine, Running
+from tests.waiting import PATIENCE_S, eventually
 
 MODEL = "smollm2-135m"
 
@@ -29,13 +32,29 @@ class HttpCluster:
         """What `edgepp status --json` says."""
         return self.machine.json("status", "--json")
 
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=PATIENCE_S)
 
-@pytest.fixture(scope="module")
-def http_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpCluster]:
-    """`edgepp serve -m smollm2-135m --stages 2` with HTTP on a free port of loopback."""
-    machine = Machine(tmp_path_factory.mktemp("http-cluster"), "one")
-    options = ("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
-    with machine.running("serve", "-m", MODEL, "--stages", "2", *options) as served:
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=PATIENCE_S)
+
+    def wait_until_idle(self) -> None:
+        """Wait until no request is live or waits on the cluster; its stages may keep prefixes."""
+
+        def idle() -> bool:
+            engine = self.status()["engine"]
+            return (engine["live"], engine["waiting"]) == (0, 0)
+
+        eventually("no request is live", idle)
+
+
+@contextmanager
+def serving_http(folder: Path, model: str = MODEL, *options: str) -> Iterator[HttpCluster]:
+    """`edgepp serve -m MODEL --stages 2` with HTTP on a free port of loopback, ready to answer."""
+    machine = Machine(folder, "one")
+    given = ("-m", model, "--stages", "2", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options)
+    # Tests that end while the cluster runs must not take it for a process that they left behind.
+    with machine.running("serve", *given, EDGEPP_TEST_RUN="shared") as served:
         url = served.until("listening")["http"]
         served.until("ready")
         yield HttpCluster(url, machine, served)
