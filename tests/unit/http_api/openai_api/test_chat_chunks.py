@@ -162,7 +162,7 @@ def test_an_answer_that_the_cluster_cancelled_is_not_taken_for_a_whole_one() -> 
     assert told[-1]["choices"][0]["finish_reason"] == "length"
 
 
-def test_choices_are_interleaved_and_each_ends_once() -> None:
+def test_choices_begin_in_order_are_interleaved_and_end_once() -> None:
     told = chunks(
         [
             Started(7),
@@ -176,7 +176,7 @@ def test_choices_are_interleaved_and_each_ends_once() -> None:
         ]
     )
     roles = [chunk["choices"][0]["index"] for chunk in told if "role" in chunk["choices"][0]["delta"]]
-    assert roles == [1, 0]
+    assert roles == [0, 1]
     ends = {c["index"]: c["finish_reason"] for chunk in told for c in chunk["choices"] if c["finish_reason"]}
     assert ends == {1: "stop", 0: "length"}
 

@@ -1,0 +1,99 @@
+"""``POST /api/generate``: one prompt, answered in lines of JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgepp.http_api.endpoint import json_response, read_body, unless_gone
+from edgepp.http_api.failures import RequestError
+from edgepp.http_api.generation import GenerationRequest
+from edgepp.http_api.model_service import ModelService, ServedModel
+from edgepp.http_api.ollama_api.answer import answered
+from edgepp.http_api.ollama_api.chat import no_images
+from edgepp.http_api.ollama_api.models import named
+from edgepp.http_api.ollama_api.ndjson import Lines, Piece, generate_shape
+from edgepp.http_api.ollama_api.options import Format, KeepAlive, Think, generate_options, is_zero, think_variables
+from edgepp.model.text.conversation import Conversation, Message, Prompt
+
+
+class GenerateRequest(msgspec.Struct):
+    """The body of ``/api/generate``; fields that are not here are ignored."""
+
+    model: str | None = None
+    name: str | None = None
+    prompt: str | None = None
+    system: str | None = None
+    raw: bool | None = None
+    context: list[int] | None = None
+    suffix: str | None = None
+    template: str | None = None
+    images: list[Any] | None = None
+    stream: bool | None = None
+    format: Format | None = None
+    options: dict[str, Any] | None = None
+    think: Think | None = None
+    keep_alive: KeepAlive | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+async def generate(service: ModelService, request: Request) -> Response:
+    """Answer the prompt of a request."""
+    body = await read_body(request, GenerateRequest)
+    wanted = body.model or body.name
+    model = named(service, wanted)
+    lines = Lines(wanted or model.name, generate_shape, time.time)
+    unload = is_zero(body.keep_alive)
+    if not body.prompt:
+        return json_response(lines.idle("unload" if unload else "load"))
+    prompt = await unless_gone(request, _with_context(service, body, prompt_of(body, model, lines.model)))
+    options = generate_options(model, body.options, body.format, body.logprobs, body.top_logprobs)
+    asked = GenerationRequest(prompt, options, model=model.name)
+
+    async def context(whole: Piece) -> Mapping[str, Any]:
+        return {} if body.raw else {"context": await _context(service, prompt, whole.text)}
+
+    return await answered(service, request, asked, lines, body.stream, context)
+
+
+def prompt_of(body: GenerateRequest, model: ServedModel, name: str) -> Prompt:
+    """The prompt of a body, for ``model``, which the client calls ``name``: raw, or a conversation of one question.
+
+    Raises:
+        RequestError: the body asks for what the model or edgepp cannot do.
+    """
+    if body.suffix:
+        raise _refused("suffix", "fills no gaps in a text", "leave out suffix")
+    if body.template:
+        raise _refused("template", "takes no other template", "write the prompt yourself and send raw: true")
+    if body.images:
+        raise no_images("images")
+    variables = think_variables(model, name, body.think)
+    if body.raw:
+        if body.system or body.context:
+            raise RequestError("invalid_request", "a raw prompt has no system and no context", parameter="raw")
+        return body.prompt or ""
+    system: list[Message] = [{"role": "system", "content": body.system}] if body.system else []
+    return Conversation([*system, {"role": "user", "content": body.prompt}], variables=variables)
+
+
+def _refused(field: str, what: str, hint: str) -> RequestError:
+    return RequestError("invalid_request", f"{field}: this model {what}", hint, parameter=field)
+
+
+async def _with_context(service: ModelService, body: GenerateRequest, prompt: Prompt) -> Prompt:
+    """The prompt behind the tokens of an earlier answer, if the body has them."""
+    return (*body.context, *await service.encode(prompt)) if body.context else prompt
+
+
+async def _context(service: ModelService, prompt: Prompt, answer: str) -> list[int]:
+    """The tokens of prompt and answer, which a client sends with its next prompt."""
+    before = await service.encode(prompt)
+    after = await service.encode(answer) if answer else []
+    return [*before, *(after[1:] if after[:1] == before[:1] else after)]  # no second beginning of a text

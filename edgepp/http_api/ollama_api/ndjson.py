@@ -1,0 +1,182 @@
+"""Events of an answer as Ollama's lines of JSON, and as its one object where nothing is streamed. Pure.
+
+Clients parse every line: none is blank, and a keep-alive is a line with empty content. A tool call is one line, whole,
+with its arguments as an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from edgepp.http_api.failures import RequestError
+from edgepp.http_api.generation import (
+    ChoiceEnded,
+    Ended,
+    FinishReason,
+    GenerationEvent,
+    Idle,
+    Queued,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallEnded,
+    ToolCallStarted,
+    Usage,
+)
+
+MEDIA_TYPE = "application/x-ndjson"
+_DONE_REASONS: dict[FinishReason, str] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "stop",
+    "cancelled": "length",
+}
+_LINE_BREAKS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
+"""Characters that JSON may hold unescaped, and at which clients in Python end a line (``str.splitlines``)."""
+
+
+def line(value: Mapping[str, Any]) -> bytes:
+    """``value`` as one line of JSON."""
+    encoded = msgspec.json.encode(value)
+    for character, escaped in _LINE_BREAKS:
+        encoded = encoded.replace(character, escaped)
+    return encoded + b"\n"
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since 1970 as ``2026-01-02T03:04:05.678901Z``."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one line adds to the answer."""
+
+    text: str = ""
+    thinking: str = ""
+    calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+Shape = Callable[[Piece], dict[str, Any]]
+"""The fields of a line that hold the piece: those of a chat, or of a completion."""
+
+
+def chat_shape(piece: Piece) -> dict[str, Any]:
+    """The fields of ``/api/chat``."""
+    message: dict[str, Any] = {"role": "assistant", "content": piece.text}
+    if piece.thinking:
+        message["thinking"] = piece.thinking
+    if piece.calls:
+        message["tool_calls"] = piece.calls
+    return {"message": message, **_logprobs(piece)}
+
+
+def generate_shape(piece: Piece) -> dict[str, Any]:
+    """The fields of ``/api/generate``."""
+    thinking = {"thinking": piece.thinking} if piece.thinking else {}
+    return {"response": piece.text, **thinking, **_logprobs(piece)}
+
+
+def _logprobs(piece: Piece) -> dict[str, Any]:
+    if not piece.logprobs:
+        return {}
+    return {"logprobs": [_logprob(token) for token in piece.logprobs]}
+
+
+def _logprob(token: TokenLogprob) -> dict[str, Any]:
+    top = [{"token": text, "logprob": logprob} for text, logprob in token.top]
+    return {"token": token.text, "logprob": token.logprob, **({"top_logprobs": top} if top else {})}
+
+
+def joined(pieces: Iterable[Piece]) -> Piece:
+    """All pieces as one."""
+    whole = list(pieces)
+    return Piece(
+        "".join(piece.text for piece in whole),
+        "".join(piece.thinking for piece in whole),
+        tuple(call for piece in whole for call in piece.calls),
+        tuple(token for piece in whole for token in piece.logprobs),
+    )
+
+
+@dataclass
+class Lines:
+    """The lines of one answer: ``take`` each event, then ``last``."""
+
+    model: str
+    """The name that the client used."""
+    shape: Shape
+    now_s: Callable[[], float]
+    """Seconds since 1970."""
+    finish_reason: FinishReason = "stop"
+    usage: Usage = field(default_factory=Usage)
+    _names: dict[int, str] = field(default_factory=dict)
+
+    def take(self, event: GenerationEvent) -> Piece | None:
+        """What ``event`` adds to the answer; an empty piece for a keep-alive, None for nothing.
+
+        Raises:
+            RequestError: the arguments of a tool call are no JSON object.
+        """
+        match event:
+            case TextDelta():
+                return Piece(text=event.text, logprobs=event.logprobs)
+            case ReasoningDelta():
+                return Piece(thinking=event.text)
+            case ToolCallStarted():
+                self._names[event.call] = event.name
+            case ToolCallEnded():
+                name = self._names[event.call]
+                return Piece(calls=({"function": {"name": name, "arguments": _arguments(name, event.arguments)}},))
+            case Idle() | Queued():
+                return Piece()
+            case ChoiceEnded():
+                self.finish_reason = event.finish_reason
+            case Ended():
+                self.usage = event.usage
+        return None
+
+    def more(self, piece: Piece) -> bytes:
+        """The line of a piece."""
+        return line({**self._head(), **self.shape(piece), "done": False})
+
+    def last(self, piece: Piece = Piece(), extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The last line, with reason, counts and nanoseconds; with the whole answer where nothing was streamed."""
+        usage = self.usage
+        return {
+            **self._head(),
+            **self.shape(piece),
+            "done": True,
+            "done_reason": _DONE_REASONS[self.finish_reason],
+            **(extra or {}),
+            "total_duration": _nanoseconds(usage.queue_s + usage.prompt_s + usage.decode_s),
+            "load_duration": _nanoseconds(usage.queue_s),
+            "prompt_eval_count": usage.prompt_tokens,
+            "prompt_eval_duration": _nanoseconds(usage.prompt_s),
+            "eval_count": usage.completion_tokens,
+            "eval_duration": _nanoseconds(usage.decode_s),
+        }
+
+    def idle(self, reason: str) -> dict[str, Any]:
+        """The answer to a request without a prompt, whose ``reason`` is ``load`` or ``unload``."""
+        return {**self._head(), **self.shape(Piece()), "done": True, "done_reason": reason}
+
+    def _head(self) -> dict[str, Any]:
+        return {"model": self.model, "created_at": rfc3339(self.now_s())}
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(1e9 * seconds)
+
+
+def _arguments(name: str, text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise RequestError("internal", f"the model called {name} with arguments that are no JSON object") from error

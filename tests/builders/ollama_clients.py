@@ -1,0 +1,222 @@
+"""What real clients of Ollama's API do: the SDKs themselves, and the requests of programs that cannot run in a test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import ollama
+
+from tests.builders.ollama_lines import check_listed, strict_lines
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would ask the internet for prices
+PATIENCE_S = 300.0
+GREEDY: Mapping[str, Any] = {"temperature": 0, "num_predict": 24}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Tell the weather of a city.", "parameters": SCHEMA},
+}
+Called = list[tuple[str, dict[str, Any]]]
+
+
+def _user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def sdk_whole(url: str, model: str, text: str) -> str:
+    """The answer of the SDK, whole."""
+    return ollama.Client(url).chat(model, _user(text), options=GREEDY).message.content or ""
+
+
+def sdk_streamed(url: str, model: str, text: str) -> str:
+    """The answer of the SDK, streamed and joined."""
+    parts = ollama.Client(url).chat(model, _user(text), options=GREEDY, stream=True)
+    return "".join(part.message.content or "" for part in parts)
+
+
+def home_assistant(url: str, chosen: str) -> tuple[Called, str]:
+    """The calls and the text that Home Assistant gets with the model that its user has chosen.
+
+    The set-up lists the models, and pulls the chosen one unless exactly its name is listed. The result of a tool
+    carries neither the name of the tool nor the id of its call.
+    """
+    return asyncio.run(_home_assistant(url, chosen))
+
+
+async def _home_assistant(url: str, chosen: str) -> tuple[Called, str]:
+    client = ollama.AsyncClient(url, headers={"Authorization": "Bearer anything"})
+    listed = {model["model"] for model in (await client.list()).get("models", [])}
+    if chosen not in listed:
+        await client.pull(chosen)
+    messages = [ollama.Message(role="system", content="You run a house."), ollama.Message(role="user", content="Lamp!")]
+    calls: Called = []
+    for _ in range(3):
+        parts = await client.chat(
+            chosen,
+            list(messages),
+            tools=[{"type": "function", "function": {"name": "HassTurnOn", "parameters": SCHEMA}}],
+            stream=True,
+            keep_alive=-1,
+            options={"num_ctx": 8192.0, **GREEDY},
+            think=False,
+        )
+        message = _joined([part.message async for part in parts])
+        messages.append(message)
+        for call in message.tool_calls or ():
+            calls.append((call.function.name, dict(call.function.arguments)))
+            messages.append(ollama.Message(role="tool", content='{"success": true}'))
+        if not message.tool_calls:
+            break
+    return calls, messages[-1].content or ""
+
+
+def _joined(messages: Iterable[ollama.Message]) -> ollama.Message:
+    parts = list(messages)
+    calls = [call for part in parts for call in part.tool_calls or ()]
+    content = "".join(part.content or "" for part in parts)
+    return ollama.Message(role="assistant", content=content, tool_calls=calls or None)
+
+
+@dataclass(frozen=True)
+class OpenWebUi:
+    """What Open WebUI has found and answered."""
+
+    version: str
+    model: dict[str, Any]
+    loaded: list[dict[str, Any]]
+    chat: str
+    title: str
+
+
+def open_webui(url: str) -> OpenWebUi:
+    """Verify the connection, list the models, chat, and ask for a title: with the requests of Open WebUI."""
+    headers = {
+        "Content-Type": "application/json",
+        "Authorization": "Bearer sk-none",
+        "X-OpenWebUI-User-Name": "Ann%20Example",
+        "X-OpenWebUI-Chat-Id": "0b5f",
+    }
+    with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S) as client:
+        version = client.get("/api/version").raise_for_status().json()["version"]
+        (model,) = client.get("/api/tags").raise_for_status().json()["models"]
+        loaded = client.get("/api/ps").raise_for_status().json()["models"]
+        body = {"model": model["model"], "messages": _user("Hi"), "stream": True, "options": {"temperature": 0.0}}
+        chat = client.post("/api/chat", content=json.dumps(body)).raise_for_status()
+        task = {
+            **body,
+            "messages": _user("### Task:\nGenerate a concise title.\n### Output:\nJSON format: { \"title\": \"…\" }"),
+            "stream": False,
+            "options": {"num_predict": 1000, "temperature": 0.0, "repeat_penalty": 0},
+            "metadata": {"task": "title_generation", "chat_id": None},
+        }  # fmt: skip
+        title = client.post("/api/chat", content=json.dumps(task)).raise_for_status().json()
+    text = "".join(line["message"]["content"] for line in strict_lines(chat.content))
+    return OpenWebUi(version, model, loaded, text, title["message"]["content"])
+
+
+def zed(url: str) -> tuple[str, int, Called]:
+    """The name, the context and the calls that Zed gets, with the requests of Zed: every line must parse."""
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        (model,) = client.get("/api/tags").raise_for_status().json()["models"]
+        check_listed(model)
+        shown = client.post("/api/show", json={"model": model["name"]}).raise_for_status().json()
+        family = shown["model_info"]["general.architecture"]
+        body = {
+            "model": model["name"],
+            "messages": [{"role": "system", "content": "You edit code."}, *_user("List the files.")],
+            "stream": True,
+            "keep_alive": -1,
+            "options": {"num_ctx": 16384, "num_predict": None, "stop": None, "temperature": 0.0, "top_p": None},
+            "tools": [
+                {"type": "function", "function": {"name": "terminal", "description": "Run.", "parameters": SCHEMA}}
+            ],
+            "think": None,
+        }
+        lines = strict_lines(client.post("/api/chat", json=body).raise_for_status().content)
+    calls = [call["function"] for line in lines for call in line["message"].get("tool_calls", [])]
+    context = shown["model_info"][f"{family}.context_length"]
+    return shown["model_info"]["general.basename"], context, [(call["name"], call["arguments"]) for call in calls]
+
+
+def curl_generate(url: str, model: str) -> list[dict[str, Any]]:
+    """The lines that curl prints for the first command of Ollama's documents, which sends no content type of JSON."""
+    body = json.dumps({"model": model, "prompt": "Why is the sky blue?", "options": GREEDY})
+    line = ["curl", "--silent", "--fail-with-body", "--no-buffer", f"{url}/api/generate", "-d", body]
+    done = subprocess.run(line, capture_output=True, check=True, timeout=PATIENCE_S)
+    return strict_lines(done.stdout, chat=False)
+
+
+def litellm_text(url: str, model: str, text: str, *, stream: bool) -> tuple[str, str]:
+    """The text and the reason of its end that LiteLLM, and so aider, gets."""
+    import litellm
+
+    options = {"temperature": 0, "max_tokens": 24}
+    found: Any = litellm.completion(model, _user(text), api_base=url, stream=stream, timeout=PATIENCE_S, **options)
+    if not stream:
+        return found.choices[0].message.content or "", found.choices[0].finish_reason
+    chunks = list(found)
+    joined = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    return joined, next(chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason)
+
+
+def litellm_information(url: str, model: str) -> dict[str, Any]:
+    """What LiteLLM finds out about a model."""
+    from litellm.llms.ollama.common_utils import OllamaModelInfo
+
+    return dict(OllamaModelInfo().get_model_info(model, api_base=url) or {})
+
+
+def litellm_tool(url: str, model: str, *, stream: bool) -> tuple[str, Any, str]:
+    """The name and arguments of the call that LiteLLM gets, and the answer to the tool's result."""
+    import litellm
+
+    messages = _user("Weather in Oslo?")
+    found: Any = litellm.completion(model, messages, api_base=url, tools=[WEATHER], stream=stream, timeout=PATIENCE_S)
+    whole: Any = litellm.stream_chunk_builder(list(found)) if stream else found
+    (call,) = whole.choices[0].message.tool_calls
+    assert whole.choices[0].finish_reason == "tool_calls"
+    messages += [whole.choices[0].message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "-3"}]
+    after: Any = litellm.completion(model, messages, api_base=url, tools=[WEATHER], timeout=PATIENCE_S)
+    return call.function.name, json.loads(call.function.arguments), after.choices[0].message.content
+
+
+def _langchain(url: str, model: str) -> Any:
+    from langchain_ollama import ChatOllama
+
+    return ChatOllama(base_url=url, model=model, temperature=0, num_predict=24, validate_model_on_init=True)
+
+
+def langchain_texts(url: str, model: str, text: str) -> tuple[str, str]:
+    """The answer that LangChain gets, whole and streamed."""
+    chat = _langchain(url, model)
+    return chat.invoke(text).content, "".join(chunk.content for chunk in chat.stream(text))
+
+
+def langchain_tool(url: str, model: str) -> tuple[str, Any, str]:
+    """The name and arguments of the call that LangChain gets, and the answer to the tool's result."""
+    from langchain_core.messages import HumanMessage, ToolMessage
+
+    chat = _langchain(url, model).bind_tools([WEATHER])
+    question = HumanMessage("Weather in Oslo?")
+    asked = chat.invoke([question])
+    (call,) = asked.tool_calls
+    after = chat.invoke([question, asked, ToolMessage("-3", tool_call_id=call["id"])])
+    return call["name"], call["args"], after.content
+
+
+def langchain_schema(url: str, model: str) -> Any:
+    """The value that LangChain gets for a schema."""
+    schema = {
+        "title": "Person",
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 99}},
+        "required": ["name", "age"],
+    }
+    return _langchain(url, model).with_structured_output(schema, method="json_schema").invoke("Ann is 3.")
