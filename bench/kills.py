@@ -34,6 +34,7 @@ from edgepp.coordinator.client import connect_coordinator
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
+from edgepp.model.text.conversation import Conversation
 
 _CLIENTS = 3
 _ANSWER_TOKENS = 24
@@ -218,7 +219,7 @@ class Trial:
 
     def _ask(self, question: str, until: int | None) -> str:
         with connect_coordinator() as line:
-            answer = line.ask([{"role": "user", "content": question}], GenerateOptions(_ANSWER_TOKENS, ignore_eos=True))
+            answer = line.ask(Conversation.of(question), GenerateOptions(_ANSWER_TOKENS, ignore_eos=True))
             for pieces, _ in enumerate(answer, 1):
                 if pieces == until:
                     answer.cancel()
@@ -235,9 +236,7 @@ def expected(model: str) -> dict[str, list[int]]:
     found = {}
     with Pipeline(PipelineOptions(model, threads=1, exact=True)) as pipeline:
         for question in _QUESTIONS:
-            answer = pipeline.ask(
-                [{"role": "user", "content": question}], GenerateOptions(_ANSWER_TOKENS, ignore_eos=True)
-            )
+            answer = pipeline.ask(Conversation.of(question), GenerateOptions(_ANSWER_TOKENS, ignore_eos=True))
             for _ in answer:
                 continue
             found[question] = answer.token_ids

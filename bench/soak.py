@@ -27,6 +27,7 @@ from edgepp.benchmark.prompts import words
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
+from edgepp.model.text.conversation import Conversation, Message
 
 CLIENTS = 12
 OWNERS = ("ann", "bob", "cho")
@@ -91,10 +92,10 @@ class Soak:
         owner = draw.choice(OWNERS)
         at = draw.choice((0, 0, 0, draw.randrange(len(self._words) - 120)))
         text = " ".join(self._words[at : at + draw.choice((5, 20, 60, 120))])
-        messages = [{"role": "user", "content": text}]
+        messages: list[Message] = [{"role": "user", "content": text}]
         kind = ""
         for _ in range(draw.choice((1, 1, 1, 2))):
-            answer = self.pipeline.ask(messages, self._options(draw), owner)
+            answer = self.pipeline.ask(Conversation(messages), self._options(draw), owner)
             until = draw.randrange(1, 12) if draw.random() < 0.15 else None
             pieces = []
             for piece in answer:

@@ -29,6 +29,7 @@ from edgepp.engine.text_stream import TextStream
 from edgepp.errors import UsageError
 from edgepp.layers import split_evenly
 from edgepp.model.fetch import fetch
+from edgepp.model.text.conversation import Conversation
 from edgepp.model.weights.checkpoint import Checkpoint
 
 
@@ -80,13 +81,13 @@ class TwoPipelines:
         text[10::25] = [word[::-1] for word in text[10::25]]
         question = f"{' '.join(text)}\n\nCorrect the spelling of the text above and write out the whole text."
         options = GenerateOptions(self._options.gen)
-        return pipeline.ask([{"role": "user", "content": question}], options, owner=str(turn))
+        return pipeline.ask(Conversation.of(question), options, owner=str(turn))
 
     def story(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Sample a story at temperature 1, which repeats a phrase sometimes."""
         sampling = SamplingOptions(temperature=1.0, seed=turn)
         options = GenerateOptions(self._options.gen, ignore_eos=True, sampling=sampling)
-        return pipeline.ask([{"role": "user", "content": "Tell a story about a lighthouse."}], options, owner=str(turn))
+        return pipeline.ask(Conversation.of("Tell a story about a lighthouse."), options, owner=str(turn))
 
     def random(self, pipeline: Pipeline, turn: int) -> TextStream:
         """Sample an answer to a random prompt, at a high temperature."""

@@ -11,6 +11,8 @@
     async with edgepp.serve("smollm2-135m") as cluster:  # and edgepp.join on other machines
         print(await cluster.invite())
         await cluster.ready()
+        async with edgepp.HttpServer(cluster, edgepp.HttpOptions("127.0.0.1:8080")) as http:
+            print(http.url)  # for clients of OpenAI, Anthropic and Ollama
 
 Every error is an ``EdgeppError``: one sentence, with the next step in its ``hint``.
 """
@@ -18,13 +20,17 @@ Every error is an ``EdgeppError``: one sentence, with the next step in its ``hin
 import os
 
 from edgepp.errors import (
+    ContextExceeded,
     EdgeppError,
     InternalError,
     LocalProtocolError,
     ModelError,
+    NotReady,
+    Overloaded,
     PairingError,
     PeerLost,
     PlanError,
+    PromptRefused,
     ProtocolError,
     RemoteProtocolError,
     StageError,
@@ -39,7 +45,10 @@ if TYPE_CHECKING:
     from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, Timing
     from edgepp.engine.ring import StageInfo
     from edgepp.engine.sampling import Sampled
+    from edgepp.http_api.http_options import HttpOptions
+    from edgepp.http_api.server import HttpServer
     from edgepp.layers import LayerRange
+    from edgepp.model.text.conversation import Conversation
     from edgepp.python_api import (
         Answer,
         Connection,
@@ -58,18 +67,25 @@ __all__ = [
     "Answer",
     "Connection",
     "Constraint",
+    "ContextExceeded",
+    "Conversation",
     "EdgeppError",
     "Engine",
     "GenerateOptions",
+    "HttpOptions",
+    "HttpServer",
     "InternalError",
     "JoinedNode",
     "LayerRange",
     "LocalProtocolError",
     "LoneStage",
     "ModelError",
+    "NotReady",
+    "Overloaded",
     "PairingError",
     "PeerLost",
     "PlanError",
+    "PromptRefused",
     "ProtocolError",
     "RemoteProtocolError",
     "Sampled",
@@ -105,7 +121,10 @@ _LAZY = {
     "edgepp.engine.request": ("Constraint", "GenerateOptions", "SamplingOptions", "Timing"),
     "edgepp.engine.ring": ("StageInfo",),
     "edgepp.engine.sampling": ("Sampled",),
+    "edgepp.http_api.http_options": ("HttpOptions",),
+    "edgepp.http_api.server": ("HttpServer",),
     "edgepp.layers": ("LayerRange",),
+    "edgepp.model.text.conversation": ("Conversation",),
 }
 
 # Libraries read these when they are imported: no telemetry, and no remarks of transformers on the terminal.

@@ -2,10 +2,14 @@
 
 EdgeppError
 ├── UsageError            an argument or option is not valid (exit status 2; all others: 1)
+│   ├── PromptRefused         the model's chat template does not take the conversation
+│   └── ContextExceeded       prompt and answer do not fit into the context
 ├── ModelError            a model is missing, damaged, or of an unsupported family
 ├── PlanError             the stages do not cover each layer once, or the nodes cannot hold the model
 ├── PairingError          a node is not admitted: not invited, wrong code or key, revoked
 ├── PeerLost              an address does not answer, or the connection to the coordinator ended
+├── NotReady              the cluster cannot answer now: it loads, plans anew, or lacks machines
+├── Overloaded            too much is under way already; the same may succeed later
 ├── ProtocolError         bytes that break the wire protocol
 │   ├── LocalProtocolError    this process was about to send the bytes
 │   └── RemoteProtocolError   the bytes arrived; the frame is counted and dropped
@@ -40,6 +44,30 @@ class UsageError(EdgeppError):
     """An argument or option is not valid."""
 
 
+class PromptRefused(UsageError):  # noqa: N818 - named as in logs
+    """The model's chat template does not take the conversation; the message ends with the template's own sentence."""
+
+
+class ContextExceeded(UsageError):  # noqa: N818 - named as in logs
+    """The prompt leaves no room for an answer."""
+
+    def __init__(self, prompt_tokens: int, context: int, *, at_least: bool = False) -> None:
+        """Say how long the prompt is, and how long it may be.
+
+        Args:
+            prompt_tokens: Tokens of the prompt.
+            context: Tokens that prompt and answer may have together.
+            at_least: Whether the prompt has ``prompt_tokens`` or more, since it was not encoded.
+        """
+        bound = "at least " if at_least else ""
+        super().__init__(
+            f"a prompt of {bound}{prompt_tokens} tokens and an answer do not fit into the context of {context} tokens",
+            "shorten the prompt",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context = context
+
+
 class ModelError(EdgeppError):
     """A model is missing, damaged, or of an unsupported family."""
 
@@ -54,6 +82,14 @@ class PairingError(EdgeppError):
 
 class PeerLost(EdgeppError):  # noqa: N818 - named as in logs and in other systems
     """An address does not answer, or the connection to the coordinator ended."""
+
+
+class NotReady(EdgeppError):  # noqa: N818
+    """The cluster cannot answer now: it loads, plans anew, or lacks machines."""
+
+
+class Overloaded(EdgeppError):  # noqa: N818
+    """Too much is under way already; the same may succeed later."""
 
 
 class ProtocolError(EdgeppError):

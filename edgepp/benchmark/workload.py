@@ -14,7 +14,7 @@ from edgepp.benchmark import prompts
 from edgepp.benchmark.report import NAMES, ConcurrentResult, SingleResult, Spread
 from edgepp.engine.request import GenerateOptions, Timing
 from edgepp.errors import UsageError
-from edgepp.python_api import Answer, Engine, Prompt
+from edgepp.python_api import Answer, Engine, Question
 
 TOKENS_PER_WORD = 1.15
 """Tokens per word of a story, for the origin's model."""
@@ -26,7 +26,7 @@ R = TypeVar("R")
 class Askable(Protocol):
     """Interface of an open ``Connection`` and of ``FreshOwners``."""
 
-    def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
+    def ask(self, prompt: Question, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
         """Ask a question, as ``Engine.ask`` does."""
 
     async def open(self) -> None:
@@ -40,7 +40,7 @@ class FreshOwners:
         self._engine = engine
         self._owners = itertools.count()
 
-    def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
+    def ask(self, prompt: Question, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
         """Ask a question, as ``Engine.ask`` does."""
         return self._engine.ask(prompt, options, raw=raw, owner=str(next(self._owners)))
 

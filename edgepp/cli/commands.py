@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgepp import __version__
-from edgepp.cli import bench, chat, cluster, models, plan
+from edgepp.cli import bench, chat, cluster, keys, models, plan
 from edgepp.cli import serve_join as nodes
 from edgepp.cli.options import CommandGroup
 
@@ -46,6 +46,7 @@ for command in (
     cluster.peers,
     cluster.revoke,
     cluster.token,
+    keys.keys,
     cluster.leave,
     plan.plan,
     bench.bench,

@@ -25,6 +25,7 @@ from edgepp.errors import UsageError
 
 if TYPE_CHECKING:
     from edgepp.coordinator.composition_root import ServeOptions
+    from edgepp.http_api.http_options import HttpOptions
     from edgepp.python_api.joining import JoinOptions
 
 
@@ -34,11 +35,18 @@ def _serve_options() -> type[ServeOptions]:
     return ServeOptions
 
 
+def _http_options() -> type[HttpOptions]:
+    from edgepp.http_api.http_options import HttpOptions
+
+    return HttpOptions
+
+
 @click.command(
     cls=SectionedCommand,
     sections={
         "Cluster": ("model", "listen", "policy", "context", "max_sequences", "exact", "kv_bits", "speculate"),
         "This machine": ("stages", "no_stage", "pinned", "memory", "backend", "threads"),
+        "HTTP": ("http", "lan", "require_key", "aliases", "allow_origins", "allow_hosts"),
     },
 )
 @click.option("-m", "--model", help=MODEL_HELP + "  [default: smollm2-135m]")
@@ -85,9 +93,36 @@ def _serve_options() -> type[ServeOptions]:
 )
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
 @click.option("--speculate", metavar="HOW", help=SPECULATE_HELP)
+@click.option(
+    "--http",
+    metavar="HOST:PORT|off",
+    help="Where clients of OpenAI, Anthropic and Ollama are answered.  [default: loopback, the first free port from"
+    " 11434]",
+)
+@click.option(
+    "--lan", is_flag=True, help="Answer them on all addresses. An API key is demanded, and made if there is none."
+)
+@click.option("--require-key", is_flag=True, help="Demand an API key on loopback too; see `edgepp keys`.")
+@click.option(
+    "--alias", "aliases", multiple=True, metavar="NAME", help="Another name of the model; may be given again."
+)
+@click.option(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let pages of this origin use the API, like https://chat.example, null or *; may be given again.",
+)
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Answer under this host name too, such as that of a proxy; may be given again.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line: listening, note, ready.")
-@given_as(_serve_options)
-def serve(options: ServeOptions, *, no_stage: bool, as_json: bool) -> None:
+@given_as(_serve_options, _http_options)
+def serve(options: ServeOptions, http: HttpOptions, *, no_stage: bool, as_json: bool) -> None:
     """Start a cluster: coordinate it, and run layers here.
 
     The first run makes this machine a coordinator. `edgepp invite` then prints a code for another machine, and the
@@ -99,6 +134,7 @@ def serve(options: ServeOptions, *, no_stage: bool, as_json: bool) -> None:
     Only coordinate, and let other machines run the layers:
         edgepp serve -m llama-3.2-3b-4bit --no-stage
     """
+    from edgepp.http_api.server import HttpServer
     from edgepp.python_api import ServedCluster
     from edgepp.ui.serve import run
 
@@ -107,7 +143,8 @@ def serve(options: ServeOptions, *, no_stage: bool, as_json: bool) -> None:
             raise UsageError("--stages and --no-stage exclude each other", "leave one of them out")
         options = replace(options, stages=0)
     stop_on_terminate()
-    run(ServedCluster(options), as_json=as_json)
+    cluster = ServedCluster(options)
+    run(cluster, HttpServer(cluster, http) if http.on else None, as_json=as_json)
 
 
 def _join_options() -> type[JoinOptions]:

@@ -14,11 +14,13 @@ import zmq
 from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses, may_move
 from edgepp.cluster.discovery.mdns import discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
-from edgepp.coordinator.json_codec import Prompt, decode_stages, decode_summary, encode_question
+from edgepp.coordinator.json_codec import decode_stages, decode_summary, encode_question
 from edgepp.engine.request import FinishReason, GenerateOptions, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
+from edgepp.engine.text_stream import TextPiece
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
+from edgepp.model.text.conversation import Prompt
 from edgepp.wire.field_types import Verb
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.mailbox import Mailbox, Poller
@@ -237,6 +239,7 @@ class RemoteAnswer:
         self.timing = Timing(0.0)
         self.sampled: list[Sampled] = []
         self.spelled: Mapping[int, str] = {}
+        self.stop_string: str | None = None
         self.stages: tuple[StageInfo, ...] = client.stages
 
     def __iter__(self) -> Iterator[str]:
@@ -263,8 +266,12 @@ class RemoteAnswer:
                     summary = decode_summary(decode_payload(frames))
                     self.finish_reason, self.prompt_tokens = summary.finish_reason, summary.prompt_tokens
                     self.timing, self.stages, self.sampled = summary.timing, summary.stages, list(summary.sampled)
-                    self.spelled = summary.spelled
+                    self.spelled, self.stop_string = summary.spelled, summary.stop_string
                     return
+
+    def pieces(self) -> Iterator[TextPiece]:
+        """The same as pieces without tokens."""
+        return map(TextPiece, self)
 
     def cancel(self) -> None:
         """Stop generating: the iteration ends after the text so far. Safe from any thread."""

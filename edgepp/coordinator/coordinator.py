@@ -23,6 +23,7 @@ from edgepp.coordinator.answers import AnswerService, Asker, declined
 from edgepp.coordinator.call_service import CallService
 from edgepp.coordinator.inbox import Inbox
 from edgepp.coordinator.join_endpoint import JoinEndpoint
+from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.membership_service import MembershipService
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Order, Planner
@@ -98,8 +99,9 @@ class Coordinator(threading.Thread):
         self._own_nodes = planner.expected_nodes
         """Nodes that are expected although they are not paired: this machine's own."""
         self.members = Membership()
-        self.answers = AnswerService(pipeline_manager)
-        self.rollout = Rollout(planner, self.members, pipeline_manager, self.answers, on_event)
+        self.live_answers = LiveAnswers(pipeline_manager)
+        self._answers = AnswerService(self.live_answers)
+        self.rollout = Rollout(planner, self.members, pipeline_manager, self.live_answers, on_event)
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._on_refused)
@@ -113,14 +115,14 @@ class Coordinator(threading.Thread):
             raise
         self.address = self._listener.address
         self.trust_store.remember_address(self.local_address)
-        store, members, answers = self.trust_store, self.members, self.answers
+        store, members, live = self.trust_store, self.members, self.live_answers
         self._sources = StatusSources(
-            store, members, planner, self.rollout, pipeline_manager, answers, self.address, time.monotonic()
+            store, members, planner, self.rollout, pipeline_manager, live, self.address, time.monotonic()
         )
         self._join_endpoint = JoinEndpoint(identity, self.address, lambda: store.cluster, self._on_paired, on_event)
         self._membership_service = MembershipService(members, identity, store, planner, self._send, on_event)
         self._calls = CallService(
-            identity, store, members, answers, self._join_endpoint, self.status, self._send, on_event
+            identity, store, members, self._answers, self._join_endpoint, self.status, self._send, on_event
         )
         self._waiting_sent_s = self._ticked_s = 0.0
         self.inbox = Inbox(self._listener, self._send)
@@ -135,6 +137,11 @@ class Coordinator(threading.Thread):
         """The address under which this machine's own processes reach the coordinator."""
         everywhere = self.address.host in ("*", "0.0.0.0", "::")  # noqa: S104 - compared, not bound
         return Address("127.0.0.1", self.address.port) if everywhere else self.address
+
+    @property
+    def reason(self) -> str:
+        """What answers wait for, such as machines that are away; empty while a pipeline is open."""
+        return self._sources.reason
 
     def status(self) -> dict[str, Any]:
         """The cluster's state as `edgepp status --json` prints it."""
@@ -221,8 +228,8 @@ class Coordinator(threading.Thread):
 
     def _decline_all(self) -> bool:
         """End every answer and tell the askers; True where there was one."""
-        askers = self.answers.askers
-        self.answers.cancel_all()
+        askers = self._answers.askers
+        self.live_answers.cancel_all()
         stopped = EdgeppError(f"{self._identity.name} stopped serving", "start `edgepp serve` there, then ask again")
         for asker in askers:
             if asker not in self._calls.revoked_askers:
@@ -230,9 +237,9 @@ class Coordinator(threading.Thread):
         return bool(askers)
 
     def _tell_askers(self) -> None:
-        askers = self.answers.askers
+        askers = self._answers.askers
         self._calls.revoked_askers.intersection_update(askers)
-        reason = sentence(self._sources.reason) if askers else ""
+        reason = sentence(self.reason) if askers else ""
         for asker in askers:
             if asker not in self._calls.revoked_askers:
                 self._send(asker[0], [encode(Waiting(asker[1], reason))])
@@ -266,7 +273,7 @@ class Coordinator(threading.Thread):
     def _send(self, route: bytes, frames: Sequence[bytes]) -> bool:
         sent = self._listener.send(route, frames)
         if not sent:
-            self.answers.cancel_all(route)
+            self._answers.cancel_all(route)
         return sent
 
     def handle_waiting(self) -> None:
@@ -314,6 +321,6 @@ class Coordinator(threading.Thread):
             case Ask():
                 asker = (sender.route, message.request_id)
                 question = decode_payload(frames)
-                self.answers.begin(asker, sender.key, question, lambda out: self._outbox.put((asker, out)))
+                self._answers.begin(asker, sender.key, question, lambda out: self._outbox.put((asker, out)))
             case Cancel():
-                self.answers.cancel((sender.route, message.request_id))
+                self._answers.cancel((sender.route, message.request_id))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
 from edgepp.engine.request import (
     MAX_BIASES,
@@ -19,26 +19,33 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
+from edgepp.model.text.conversation import Conversation, Prompt
+from edgepp.model.text.prompt_check import MAX_MESSAGES, MAX_TOOLS, check_prompt
 
+MAX_IDS = 1 << 20
+"""Token ids of a prompt."""
 MAX_STAGES = 1024
 """The longest list of stages that is accepted."""
-
-Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
-"""A raw text, or a conversation of ``{"role", "content"}``."""
 
 
 def encode_question(prompt: Prompt, options: GenerateOptions) -> dict[str, Any]:
     """The JSON object of ``Ask``."""
-    what: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": [dict(m) for m in prompt]}
+    what: dict[str, Any]
+    if isinstance(prompt, str):
+        what = {"prompt": prompt}
+    elif isinstance(prompt, Conversation):
+        what = prompt.to_json()
+    else:
+        what = {"ids": prompt}
     return what | {"options": asdict(options)}
 
 
-def decode_question(fields: Mapping[str, Any]) -> tuple[str | list[dict[str, str]], GenerateOptions]:
+def decode_question(fields: Mapping[str, Any]) -> tuple[Prompt, GenerateOptions]:
     """The prompt and the options of an ``Ask``.
 
     Raises:
         RemoteProtocolError: the object is malformed.
-        UsageError: an option is out of bounds.
+        UsageError: an option is out of bounds, or a message or tool cannot be used.
     """
     options = fields.get("options")
     if not isinstance(options, dict) or not isinstance(options.get("sampling"), dict):
@@ -66,16 +73,21 @@ def _constraint(fields: Any) -> Constraint | None:
     return Constraint(fields["kind"], _string(fields["text"]))
 
 
-def _prompt(fields: Mapping[str, Any]) -> str | list[dict[str, str]]:
-    if "prompt" in fields:
-        return _string(fields["prompt"])
-    messages = _list(fields.get("messages"), 10_000)
-    if not messages:
-        raise UsageError("the conversation is empty", "say something")
-    for message in messages:
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise RemoteProtocolError("a message of a conversation has a role and a content, both text")
-    return [{"role": _string(message["role"]), "content": _string(message["content"])} for message in messages]
+def _prompt(fields: Mapping[str, Any]) -> Prompt:
+    prompt: Prompt
+    match {name: value for name, value in fields.items() if name != "options"}:
+        case {"prompt": text, **others} if not others:
+            prompt = _string(text)
+        case {"ids": ids, **others} if not others:
+            prompt = tuple(_unsigned(token) for token in _list(ids, MAX_IDS))
+        case {"messages": messages, "tools": tools, "variables": variables, "continues": bool(continues), **others} if (
+            not others
+        ):
+            prompt = Conversation(_list(messages, MAX_MESSAGES), _list(tools, MAX_TOOLS), variables, continues)
+        case _:
+            raise RemoteProtocolError("a question is a prompt, ids, or messages with tools, variables and continues")
+    check_prompt(prompt)
+    return prompt
 
 
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty")
@@ -112,6 +124,8 @@ class AnswerSummary:
     """One per token where log-probabilities were requested, else empty."""
     spelled: Mapping[int, str] = field(default_factory=dict)
     """The text of each token that ``sampled`` names."""
+    stop_string: str | None = None
+    """The stop string that ended the text, if one did."""
 
 
 def encode_summary(summary: AnswerSummary) -> dict[str, Any]:
@@ -124,6 +138,7 @@ def encode_summary(summary: AnswerSummary) -> dict[str, Any]:
         "stages": stages,
         "sampled": summary.sampled,
         "spelled": list(summary.spelled.items()),
+        "stop_string": summary.stop_string,
     }
 
 
@@ -145,7 +160,8 @@ def decode_summary(fields: Mapping[str, Any]) -> AnswerSummary:
         spelled = {_unsigned(token): _string(text) for token, text in _list(fields["spelled"], 1 << 20)}
         seconds: dict[str, Any] = {**_floats(timing_fields), **counts}
         timing = Timing(**seconds, stages=times)
-        return AnswerSummary(fields["finish_reason"], prompt_tokens, timing, stages, sampled, spelled)
+        stop = None if fields["stop_string"] is None else _string(fields["stop_string"])
+        return AnswerSummary(fields["finish_reason"], prompt_tokens, timing, stages, sampled, spelled, stop)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"an answer summary is malformed: {error}") from error
 

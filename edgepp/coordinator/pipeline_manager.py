@@ -14,7 +14,7 @@ from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.errors import EdgeppError, StageLost
+from edgepp.errors import EdgeppError, NotReady, StageLost
 from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
 
 log = logging.getLogger("edgepp.coordinator")
@@ -58,6 +58,11 @@ class PipelineManager:
     def model(self) -> str:
         """The name of the model as the user gave it."""
         return self._options.model
+
+    @property
+    def frontend(self) -> ModelFrontend:
+        """The coordinator's own part of the model."""
+        return self._frontend
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -107,16 +112,16 @@ class PipelineManager:
         """Wait for an open pipeline and return it.
 
         Raises:
-            EdgeppError: no pipeline is open within ``wait_s`` seconds, ``given_up`` is true (call ``wake`` after a
+            NotReady: no pipeline is open within ``wait_s`` seconds, ``given_up`` is true (call ``wake`` after a
                 change), or no pipeline is possible.
         """
         until_s = time.monotonic() + wait_s
         with self._changed:
             while (pipeline := self.pipeline) is None:
                 if self._shortage is not None:
-                    raise EdgeppError(f"the cluster cannot answer: {self._shortage}", self._shortage.hint)
+                    raise NotReady(f"the cluster cannot answer: {self._shortage}", self._shortage.hint)
                 if time.monotonic() >= until_s or given_up():
-                    raise EdgeppError(f"the cluster cannot answer yet: {self.reason}", "see `edgepp status`")
+                    raise NotReady(f"the cluster cannot answer yet: {self.reason}", "see `edgepp status`")
                 self._changed.wait(1.0)
             return pipeline
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
-from edgepp.coordinator.answers import AnswerService
+from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.coordinator.planner import Order, Planner
@@ -49,7 +49,7 @@ class Rollout:
         planner: Planner,
         members: Membership,
         pipeline_manager: PipelineManager,
-        answers: AnswerService,
+        answers: LiveAnswers,
         on_event: OnEvent,
     ) -> None:
         self._planner = planner

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepp.cluster.membership import Membership
-from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.json_codec import encode_sampling
+from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Progress, Rollout
@@ -29,7 +29,7 @@ class StatusSources:
     planner: Planner
     rollout: Rollout
     pipeline_manager: PipelineManager
-    answers: AnswerService
+    answers: LiveAnswers
     address: Address
     """Where the coordinator listens."""
     began_s: float

@@ -128,7 +128,7 @@ class EngineCore(Generic[AnyRequest]):
         """Queue a request.
 
         Raises:
-            EdgeppError: too many requests wait; this one is unchanged.
+            Overloaded: too many requests wait; this one is unchanged.
         """
         _move(request, RequestEvent.ADDED)
         self._ledger.add(request)

@@ -1,9 +1,10 @@
 """KV positions: which request is admitted or preempted next, and which prefixes are kept. Pure.
 
 All sequences together, live ones and those kept for their prefixes, hold at most ``budget`` positions. Kept sequences
-are evicted first; then the newest live request of the owner who holds most is preempted: it loses its keys and values,
-not its tokens, and is admitted again when there is room. Owners take turns, and room is made for an owner with less
-than an equal share of the budget. The live request that was admitted first is never preempted, so every request ends.
+are evicted first, those of least worth (``PrefixCache``) before others; then the newest live request of the owner who
+holds most is preempted: it loses its keys and values, not its tokens, and is admitted again when there is room. Owners
+take turns, and room is made for an owner with less than an equal share of the budget. The live request that was
+admitted first is never preempted, so every request ends.
 
 The ledger decides and counts. Statuses belong to ``EngineCore``.
 """
@@ -15,15 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, PrefixCache, common
+from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, Kept, PrefixCache, common
 from edgepp.engine.request import AnyRequest, Request, Reuse
 from edgepp.engine.scheduler import MIN_ROWS
-from edgepp.errors import EdgeppError
+from edgepp.errors import Overloaded
 
 MAX_WAITING = 256
 """Requests that may wait for room; more are refused."""
 HEADROOM = 64
 """Positions that must be free beyond a request's own for its admission, so that it is not preempted at once."""
+_MAX_LOSS = 32
+"""A kept sequence is taken over if at most one in so many of its positions is lost by that; else it is copied."""
 _MAX_OWNERS = 4096
 """Owners whose turns are remembered."""
 
@@ -35,6 +38,8 @@ class _Match:
     source: int = 0
     length: int = 0
     moves: bool = False
+    kept: Kept | None = None
+    """The kept sequence that ``source`` is; None for a live one."""
 
 
 class Ledger(Generic[AnyRequest]):
@@ -78,10 +83,10 @@ class Ledger(Generic[AnyRequest]):
         """Queue a request.
 
         Raises:
-            EdgeppError: too many requests wait.
+            Overloaded: too many requests wait.
         """
         if len(self.waiting) >= MAX_WAITING:
-            raise EdgeppError(f"{MAX_WAITING} requests are waiting already", "ask again later")
+            raise Overloaded(f"{MAX_WAITING} requests are waiting already", "ask again later")
         self.waiting.append(request)
 
     def withdraw(self, request: AnyRequest) -> None:
@@ -240,7 +245,7 @@ class Ledger(Generic[AnyRequest]):
         found = self._prefixes.find(request.owner, ids)
         if found is not None:
             kept, length = found
-            best = _Match(kept.sequence, length, self._moves(len(kept.ids), length, len(ids)))
+            best = _Match(kept.sequence, length, self._moves(kept, length, len(ids)), kept)
         for ended in self._draining.values():
             held = min(ended.sent, len(ids))
             if ended.owner == request.owner and common(ended.known(held), ids) > max(best.length, MIN_SHARED_TOKENS):
@@ -255,10 +260,17 @@ class Ledger(Generic[AnyRequest]):
                 return None
         return best
 
-    def _moves(self, kept: int, shared: int, needed: int) -> bool:
-        """Whether to take over a kept sequence: its rest is short, or there is no room for a copy."""
-        room = self._budget is None or self._held + self._idle + needed + HEADROOM <= self._budget
-        return not room or kept - shared <= kept // 4
+    def _moves(self, kept: Kept, shared: int, needed: int) -> bool:
+        """Whether to take over a kept sequence, which loses its rest: that is short, or there is no room for a copy.
+
+        A copy may displace what is worth less than the kept sequence.
+        """
+        if len(kept.ids) - shared <= max(MIN_SHARED_TOKENS, len(kept.ids) // _MAX_LOSS):
+            return True
+        if self._budget is None:
+            return False
+        held = self._held + self._idle - self._prefixes.positions_below(kept)
+        return held + needed + HEADROOM > self._budget
 
     @property
     def _held(self) -> int:
@@ -281,8 +293,13 @@ class Ledger(Generic[AnyRequest]):
         return min(len(request.ids) + HEADROOM, request.capacity)
 
     def _start(self, request: AnyRequest, match: _Match) -> None:
-        if match.moves:
-            self._prefixes.take(match.source)
+        request.reuses = 0
+        if match.kept is not None:
+            self._prefixes.reused(match.kept)
+            if match.moves:
+                self._prefixes.take(match.source)
+            if match.length >= len(match.kept.ids) // 2:  # it continues the same text
+                request.reuses = match.kept.reuses + 1
         request.sequence = match.source if match.moves else next(self._sequences)
         request.source = 0 if match.moves else match.source
         request.sent = match.length
@@ -295,6 +312,8 @@ class Ledger(Generic[AnyRequest]):
 
     def _keep(self, request: AnyRequest) -> None:
         if self._shares:
-            self._freed += self._prefixes.keep(request.sequence, request.owner, request.ids[: request.sent])
+            self._freed += self._prefixes.keep(
+                request.sequence, request.owner, request.ids[: request.sent], request.reuses
+            )
         else:
             self._freed.append(request.sequence)

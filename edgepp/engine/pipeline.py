@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -22,14 +21,13 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
+from edgepp.model.text.conversation import Prompt
 from edgepp.node.stage_handle import StageProcess
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
 from edgepp.stage_process.speed_probe import measure_speed
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.security import KeyPair
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,11 @@ class Pipeline:
         return self.options.model
 
     @property
+    def frontend(self) -> ModelFrontend:
+        """The model's files and tokenizer, which outlive the pipeline."""
+        return self._frontend
+
+    @property
     def lost(self) -> EdgeppError | None:
         """The error that ended the engine; None while it runs."""
         return self.engine.lost
@@ -137,30 +140,23 @@ class Pipeline:
         """The pipeline's stages in order."""
         return self.engine.stages
 
-    def ask(self, prompt: str | Sequence[Mapping[str, str]], options: GenerateOptions, owner: str = "") -> TextStream:
-        """Answer a raw text, or a conversation of ``{"role", "content"}`` messages by the model's chat template.
+    def ask(self, prompt: Prompt, options: GenerateOptions, owner: str = "") -> TextStream:
+        """Answer a raw text, a conversation by the model's chat template, or token ids.
 
         The answer has at most as many tokens as the context has room for. Prefixes are shared between requests of one
-        ``owner``.
+        ``owner``. When this returns, the prompt is accepted, and ``prompt_tokens`` known.
 
         Raises:
-            UsageError: the prompt is empty or not Unicode text, or leaves no room for an answer.
+            ContextExceeded: the prompt leaves no room for an answer.
+            PromptRefused: the chat template does not take the conversation.
+            UsageError: the prompt is empty, malformed or not Unicode text, or the constraint is invalid.
         """
-        _check_text(prompt)
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, context=self.context)
-        else:
-            tokens = self.tokenizer.chat(prompt, self.context)
-        room = self.context - len(tokens)
-        if room < 1:
-            raise UsageError(
-                f"a prompt of {len(tokens)} tokens and an answer do not fit into the context of {self.context} tokens",
-                "shorten the prompt",
-            )
+        encoded = self.tokenizer.encode_prompt(prompt, self.context)
+        room = self.context - len(encoded.ids)
         if room < options.max_tokens:
             options = replace(options, max_tokens=room)
-        request = self.engine.submit(tokens, options, owner)
-        return TextStream(self.engine, request, self.tokenizer.detokenizer(), self._spell)
+        request = self.engine.submit(encoded.ids, options, owner)
+        return TextStream(self.engine, request, self.tokenizer.detokenizer(), self.tokenizer.bytes_of, encoded.opening)
 
     def close(self) -> None:
         """End all requests, leave the ring, and stop the stages that this object started."""
@@ -173,11 +169,6 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _spell(self, token: int) -> str:
-        """The text of one token, decoded alone."""
-        alone = self.tokenizer.detokenizer()
-        return alone.add(token) + alone.finish()
 
     def _start_stages(self, on_progress: OnProgress | None) -> tuple[Endpoint, ...]:
         if self.options.stages is None:
@@ -262,20 +253,6 @@ class Pipeline:
         return backend.choose(self.options.backend, self._checkpoint).load_embedding_and_head(
             self._checkpoint, self.options.compute
         )
-
-
-def _check_text(prompt: str | Sequence[Mapping[str, str]]) -> None:
-    """Check that a tokenizer can take ``prompt``.
-
-    Raises:
-        UsageError: a part of the prompt is not text, or not Unicode.
-    """
-    parts: list[object] = [prompt] if isinstance(prompt, str) else [part for one in prompt for part in one.values()]
-    for part in parts:
-        if not isinstance(part, str):
-            raise UsageError(f"a message's role and content must be text, not {part!r:.40}")
-        if not part.isascii() and _SURROGATE.search(part):
-            raise UsageError("the prompt is not Unicode text: half a surrogate pair stands alone")
 
 
 def _named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:

@@ -179,6 +179,8 @@ class Timing:
     """Tokens that were guessed before they were sampled."""
     right: int = 0
     """Guessed tokens that were right."""
+    queued_s: float = 0.0
+    """Seconds of waiting for a pipeline, and of encoding the prompt, which ``submitted_s`` precedes."""
     stages: list[StageTimes] = field(default_factory=list)
 
     def token(self, now_s: float) -> None:
@@ -259,6 +261,8 @@ class Request:
     """The number of its KV cache on the stages: a new one after each preemption, 0 while there is none."""
     source: int = 0
     """The sequence that its own begins as a copy of, until its first step has come back; else 0."""
+    reuses: int = 0
+    """How many requests before it have begun with the text that it continues."""
     alone: bool = False
     """Whether to share nothing at its next admission, since a shared beginning failed."""
     turn: int = 0

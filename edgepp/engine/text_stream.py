@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from edgepp.engine.engine_request import EngineRequest, request_failure
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import FinishReason
+from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError
 
 _WAIT_S = 1.0
@@ -26,7 +28,7 @@ class TextDecoder(Protocol):
 
 
 class StopFilter:
-    """EmbeddingAndHead a text before the first complete stop string, and holds back text that may become one.
+    """Ends a text before the first complete stop string, and holds back text that may become one.
 
     The result does not depend on how the text is cut into pieces. The automaton is that of Aho and Corasick (1975): the
     mean time per character does not depend on the stop strings, and less than the longest of them is held back.
@@ -46,6 +48,8 @@ class StopFilter:
         self._link()
         self._state = 0
         self._held = ""
+        self.found: str | None = None
+        """The stop string that was reached."""
 
     def _insert(self, stop: str) -> None:
         state = 0
@@ -81,7 +85,9 @@ class StopFilter:
             self._state = self._step(self._state, character)
             if self._found[self._state]:
                 self._held = ""
-                return text[: at - self._found[self._state]], True
+                begin = at - self._found[self._state]
+                self.found = text[begin:at]
+                return text[:begin], True
         safe = len(text) - self._depth[self._state]
         self._held = text[safe:]
         return text[:safe], False
@@ -91,10 +97,30 @@ class StopFilter:
         return self._held
 
 
-class TextStream:
-    """An answer: iterate over it once for the text; then ``finish_reason`` and the rest are known.
+@dataclass(frozen=True)
+class SpelledToken:
+    """A token of an answer, by its own bytes, which may be a part of a character."""
 
-    Stop strings are found by the reader, so the engine may have computed a few tokens more than ``token_ids`` holds.
+    id: int
+    raw: bytes
+    sampled: Sampled
+    """Its log-probability, and the likeliest tokens at its place."""
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """The next text of an answer, and the tokens that it is made of; only the last piece may have no text."""
+
+    text: str
+    tokens: tuple[SpelledToken, ...] = ()
+    """Given where log-probabilities were requested; a token comes with the text that its own text ends in."""
+
+
+class TextStream:
+    """An answer: iterate over it, or over its ``pieces``, once; then ``finish_reason`` and the rest are known.
+
+    ``prompt_tokens`` is known from the beginning, ``timing.reused`` when the first piece comes. Stop strings are found
+    by the reader, so the engine may have computed a few tokens more than ``token_ids`` holds.
     """
 
     def __init__(
@@ -102,23 +128,43 @@ class TextStream:
         engine: EngineLoop,
         request: EngineRequest,
         detokenizer: TextDecoder,
-        spell: Callable[[int], str] = lambda _: "",
+        spell: Callable[[int], bytes] = lambda _: b"",
+        opening: str = "",
     ) -> None:
         self._engine = engine
         self._request = request
         self._detokenizer = detokenizer
         self._spell = spell
         self._filter = StopFilter(request.options.stop)
+        self._tokens = _TokensOfText()
+        self.opening = opening
+        """What the chat template wrote behind the last message: how the answer begins, such as ``<think>``."""
         self.token_ids: list[int] = []
         self.sampled = request.sampled
         """One per token, if log-probabilities were requested."""
         self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
+        """The stop string that ended the text, if one did."""
         self.prompt_tokens = request.prompt_tokens
         self.timing = request.timing
         self.stages = engine.stages
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text as they come; leaving the loop early cancels the rest.
+
+        Raises:
+            EdgeppError: the answer cannot be finished; the text yielded so far is right.
+        """
+        pieces = self.pieces()
+        try:
+            for piece in pieces:
+                if piece.text:
+                    yield piece.text
+        finally:
+            pieces.close()
+
+    def pieces(self) -> Generator[TextPiece, None, None]:
+        """Pieces of text with their tokens as they come; leaving the loop early cancels the rest.
 
         Raises:
             EdgeppError: the answer cannot be finished; the text yielded so far is right.
@@ -131,30 +177,43 @@ class TextStream:
                 raise
             raise request_failure(error, self._request.id, "making text of its tokens") from error
 
-    def _pieces(self) -> Iterator[str]:
+    def _pieces(self) -> Iterator[TextPiece]:
         while self.finish_reason is None:
             match self._next():
                 case int() as token:
-                    self.token_ids.append(token)
-                    text, stopped = self._filter.add(self._detokenizer.add(token))
+                    text, stopped = self._filter.add(self._decoded(token))
                     if stopped:
                         self.cancel()
                         self.finish_reason = "stop"
                 case EdgeppError() as error:
                     raise error
                 case reason:
-                    self.finish_reason = reason
-                    text, _ = self._filter.add(self._detokenizer.finish())
+                    text, stopped = self._filter.add(self._detokenizer.finish())
                     text += self._filter.finish()
-            if text:
-                yield text
+                    self.finish_reason = "stop" if stopped else reason
+            self.stop_string = self._filter.found
+            if text or self.finish_reason is not None:
+                yield TextPiece(text, self._tokens.take(len(text), cut=stopped))
+
+    def _decoded(self, token: int) -> str:
+        """The text that the next token completes."""
+        self.token_ids.append(token)
+        text = self._detokenizer.add(token)
+        if self._request.options.sampling.logprobs is not None:
+            sampled = self.sampled[len(self.token_ids) - 1]
+            self._tokens.add(SpelledToken(token, self._spell(token), sampled), len(text))
+        return text
 
     @property
     def spelled(self) -> dict[int, str]:
         """The text of each token id in ``sampled``, decoded alone; a part of a character is U+FFFD."""
         named = self.sampled[: len(self.token_ids)]
         tokens = {token for one in named for token in (one.token, *(rival for rival, _ in one.top))}
-        return {token: self._spell(token) for token in sorted(tokens)}
+        return {token: self.spell(token).decode(errors="replace") for token in sorted(tokens)}
+
+    def spell(self, token: int) -> bytes:
+        """The bytes of any token's text, such as one of the likeliest tokens that ``sampled`` names."""
+        return self._spell(token)
 
     def cancel(self) -> None:
         """Stop generating. Further iteration yields the text of tokens that were sampled before."""
@@ -167,3 +226,29 @@ class TextStream:
             except queue.Empty:
                 if self._engine.lost is not None and self._request.events.empty():
                     return self._engine.lost
+
+
+class _TokensOfText:
+    """Tokens that wait for their text, which comes later where it may become a stop string."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[SpelledToken, int, int]] = deque()
+        """Each with the places in the text of the answer where its own text begins and ends."""
+        self._decoded = self._shown = 0
+
+    def add(self, token: SpelledToken, characters: int) -> None:
+        """Add the next token, which completes ``characters`` characters."""
+        self._waiting.append((token, self._decoded, self._decoded + characters))
+        self._decoded += characters
+
+    def take(self, characters: int, *, cut: bool) -> tuple[SpelledToken, ...]:
+        """The tokens of the next ``characters`` characters, where the answer is perhaps ``cut`` by a stop string."""
+        self._shown += characters
+        taken: list[SpelledToken] = []
+        while self._waiting:
+            token, begin, end = self._waiting[0]
+            if begin >= self._shown if cut else end > self._shown:
+                break
+            taken.append(token)
+            self._waiting.popleft()
+        return tuple(taken)

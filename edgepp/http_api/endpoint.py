@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -49,7 +50,7 @@ class _Endpoint:
         request = Request(scope, receive, send)
         try:
             response = await self.handler(request)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             return
         except Exception as error:  # noqa: BLE001 - outermost level of a request
             response = error_response(failure(error), self.form, request_id(request))
@@ -144,12 +145,24 @@ def stream_response(
 
     A client that goes away closes ``frames``.
     """
-    return StreamingResponse(_with_error(frames, in_band_error), 200, STREAM_HEADERS, media_type)
+    return _ClosingStream(_with_error(frames, in_band_error), media_type)
+
+
+class _ClosingStream(StreamingResponse):
+    """Closes its frames when the client has gone, or the server stops; Starlette leaves that to garbage collection."""
+
+    def __init__(self, frames: AsyncGenerator[bytes, None], media_type: str) -> None:
+        super().__init__(frames, 200, STREAM_HEADERS, media_type)
+        self._frames = frames
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._frames):
+            await super().__call__(scope, receive, send)
 
 
 async def _with_error(
     frames: AsyncIterator[bytes], in_band_error: Callable[[RequestError], bytes]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     try:
         async for frame in frames:
             yield frame

@@ -25,7 +25,7 @@ from edgepp.python_api.answer import Answer
 from edgepp.python_api.connection import Connection, connect
 from edgepp.python_api.engine import Engine
 from edgepp.python_api.joining import JoinedNode, LoneStage, join, stage
-from edgepp.python_api.question import MAX_CHOICES, Prompt
+from edgepp.python_api.question import MAX_CHOICES, Question
 from edgepp.python_api.serving import ServedCluster, serve
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "Engine",
     "JoinedNode",
     "LoneStage",
-    "Prompt",
+    "Question",
     "ServedCluster",
     "connect",
     "join",

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from edgepp.coordinator.client import RemoteAnswer
+from edgepp.coordinator.live_answer import LiveAnswer
 from edgepp.engine.request import FinishReason, Timing
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
-from edgepp.engine.text_stream import TextStream
+from edgepp.engine.text_stream import TextPiece, TextStream
 from edgepp.error_boundary import explained
-from edgepp.errors import EdgeppError, StageLost, UsageError
+from edgepp.errors import EdgeppError, Overloaded, StageLost, UsageError
 
 log = logging.getLogger("edgepp.python_api")
 
@@ -43,7 +45,10 @@ class Answer:
         self._reopen = reopen
         self._stop: Callable[[], None] | None = None
         self._waiting: Callable[[], str] | None = None
-        self._read_before = self._cancelled = False
+        self._cancelled = False
+        self._inbox: _Inbox | None = None
+        self._ended: asyncio.Event | None = None
+        """Set when the reading thread has ended; None before it has begun."""
         self._pieces: list[str] = []
         self.token_ids: list[int] = []
         self.sampled: list[Sampled] = []
@@ -51,6 +56,8 @@ class Answer:
         self.spelled: Mapping[int, str] = {}
         """The text of each token in ``sampled``, by token id; filled at the end."""
         self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
+        """The stop string that ended the text, if one did."""
         self.prompt_tokens = 0
         self.timing = Timing(0.0)
         self.stages: tuple[StageInfo, ...] = ()
@@ -91,37 +98,83 @@ class Answer:
             UsageError: the answer was read before.
             EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
         """
-        if self._read_before:
-            raise UsageError("an answer can be read only once", "use its `text`, or ask again")
-        self._read_before = True
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[_Piece | EdgeppError] = asyncio.Queue()
-        ended = asyncio.Event()
+        async with aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                if piece.text:
+                    yield piece.text
 
-        def in_loop(call: Callable[..., None], *arguments: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed, so nobody reads on
-                loop.call_soon_threadsafe(call, *arguments)
+    async def pieces(self) -> AsyncGenerator[TextPiece, None]:
+        """Pieces of text with the tokens that they are made of, if log-probabilities were requested.
+
+        An empty piece tells that the prompt was accepted: ``prompt_tokens`` is known from then on, but through a
+        ``Connection``. ``timing.reused`` is known from the next piece on. Leaving the loop early cancels the answer.
+
+        Raises:
+            UsageError: the answer was read before.
+            EdgeppError: the answer cannot begin, or ended early by an error; what was read so far stays.
+        """
+        woken = asyncio.Event()
+        self.start(woken.set)
+        try:
+            while self.finish_reason is None:
+                piece = self.take()
+                if piece is not None:
+                    yield piece
+                else:
+                    await woken.wait()
+                    woken.clear()
+        finally:
+            await self.stop()
+
+    def start(self, wake: Callable[[], None]) -> None:
+        """Begin the answer in a thread of its own, to be read by ``take``; at the end, await ``stop()``.
+
+        ``wake`` is called in the event loop after pieces have come.
+
+        Raises:
+            UsageError: the answer was read before.
+            EdgeppError: no thread can be started.
+        """
+        if self._ended is not None:
+            raise UsageError("an answer can be read only once", "use its `text`, or ask again")
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        inbox = self._inbox = _Inbox(loop, wake)
 
         def read() -> None:
             try:
                 for piece in self._read(loop):
-                    in_loop(pieces.put_nowait, piece)
+                    inbox.put(piece)
             finally:
-                in_loop(ended.set)
+                inbox.call(ended.set)
 
-        threading.Thread(target=read, name="answer", daemon=True).start()
         try:
-            while self.finish_reason is None:
-                piece = await pieces.get()
-                if isinstance(piece, EdgeppError):
-                    raise piece
-                self._take(piece)
-                if piece.text:
-                    yield piece.text
-        finally:
-            if not ended.is_set():
+            threading.Thread(target=read, name="answer", daemon=True).start()
+        except RuntimeError as error:
+            raise Overloaded(f"no more can be answered at once: {error}", "ask again later") from error
+        self._ended = ended
+
+    def take(self) -> TextPiece | None:
+        """The next piece that has come, perhaps an empty one; None if no piece waits.
+
+        The first piece is empty where it only tells ``prompt_tokens``; the last one brings the ``finish_reason``.
+
+        Raises:
+            EdgeppError: the answer cannot begin, or ended early by an error.
+        """
+        piece = self._inbox.take() if self._inbox else None
+        if isinstance(piece, EdgeppError):
+            raise piece
+        if piece is None:
+            return None
+        self._take(piece)
+        return piece.piece
+
+    async def stop(self) -> None:
+        """Cancel the answer unless it has ended, and wait until its thread has ended."""
+        if self._ended is not None:
+            if not self._ended.is_set():
                 self.cancel()
-            await ended.wait()
+            await self._ended.wait()
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> Iterator[_Piece | EdgeppError]:
         """All pieces, in the reading thread; the last one has a finish reason or is an error."""
@@ -129,7 +182,7 @@ class Answer:
         try:
             try:
                 for piece in self._attempt():
-                    begun = True
+                    begun = begun or bool(piece.piece.text)
                     yield piece
             except StageLost:
                 if begun or self._cancelled or self._reopen is None or not self._reopened(self._reopen, loop):
@@ -149,12 +202,13 @@ class Answer:
             answer, self._stop, self._waiting = begun.answer, begun.cancel, begun.waiting
             if self._cancelled:
                 begun.cancel()
-            for text in answer:
-                yield _Piece(text, len(answer.token_ids), answer)
+            yield _Piece(TextPiece(""), 0, answer)
+            for piece in answer.pieces():
+                yield _Piece(piece, len(answer.token_ids), answer)
             self._stop = None
         if answer.finish_reason is None:
             raise RuntimeError("the answer ended without a reason")
-        yield _Piece("", len(answer.token_ids), answer, answer.finish_reason)
+        yield _Piece(TextPiece(""), len(answer.token_ids), answer, answer.finish_reason)
 
     @staticmethod
     def _reopened(reopen: Callable[[], Coroutine[Any, Any, None]], loop: asyncio.AbstractEventLoop) -> bool:
@@ -167,12 +221,12 @@ class Answer:
 
     def _take(self, piece: _Piece) -> None:
         answer = piece.answer
-        self._pieces.append(piece.text)
+        self._pieces.append(piece.piece.text)
         self.token_ids += answer.token_ids[len(self.token_ids) : piece.tokens]
         self.sampled += answer.sampled[len(self.sampled) : piece.tokens]
         self.prompt_tokens, self.timing, self.stages = answer.prompt_tokens, answer.timing, answer.stages
         if piece.reason is not None:
-            self.spelled = answer.spelled
+            self.spelled, self.stop_string = answer.spelled, answer.stop_string
         self.finish_reason = piece.reason
 
 
@@ -180,7 +234,7 @@ class Answer:
 class Begun:
     """A started answer; ``cancel`` may be called from any thread."""
 
-    answer: TextStream | RemoteAnswer
+    answer: TextStream | RemoteAnswer | LiveAnswer
     cancel: Callable[[], None]
     waiting: Callable[[], str] = str
     """Why the answer does not begin yet; empty if it waits for nothing."""
@@ -190,7 +244,38 @@ class Begun:
 class _Piece:
     """Some text of an answer; ``tokens`` counts the tokens up to its end. The last piece has the finish reason."""
 
-    text: str
+    piece: TextPiece
     tokens: int
-    answer: TextStream | RemoteAnswer
+    answer: TextStream | RemoteAnswer | LiveAnswer
     reason: FinishReason | None = None
+
+
+class _Inbox:
+    """Pieces from the reading thread, taken in the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        self._loop = loop
+        self._wake = wake
+        self._pieces: deque[_Piece | EdgeppError] = deque()
+        self._waking = False
+        """Whether the loop will call ``wake``; so that pieces that come together wake it once."""
+
+    def put(self, piece: _Piece | EdgeppError) -> None:
+        """Add a piece, in the reading thread."""
+        self._pieces.append(piece)
+        if not self._waking:
+            self._waking = True
+            self.call(self._woken)
+
+    def take(self) -> _Piece | EdgeppError | None:
+        """The oldest piece; None if there is none."""
+        return self._pieces.popleft() if self._pieces else None
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Have the event loop call ``work``, in the reading thread."""
+        with suppress(RuntimeError):  # the loop is closed, so nobody reads on
+            self._loop.call_soon_threadsafe(work)
+
+    def _woken(self) -> None:
+        self._waking = False
+        self._wake()

@@ -13,10 +13,11 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.errors import EdgeppError
 from edgepp.model.catalogue.source import resolve
+from edgepp.model.text.conversation import Prompt
 from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
-from edgepp.python_api.question import Prompt, choice_options, conversation_or_raw
+from edgepp.python_api.question import Question, choice_options, conversation_or_raw
 from edgepp.wire.transport import Address
 
 
@@ -81,11 +82,11 @@ class Connection(AsyncResource):
         """Forget the status; no connection is kept between answers."""
         self._client = None
 
-    def ask(self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
+    def ask(self, prompt: Question, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
         """An answer to ``prompt``, which begins when it is read.
 
         Args:
-            prompt: A question, or a conversation.
+            prompt: A question; a conversation, or its messages; or token ids.
             options: Length, sampling and constraint; greedy and unconstrained by default.
             raw: Send a text unchanged, without the chat template of the model.
 
@@ -96,7 +97,7 @@ class Connection(AsyncResource):
         return Answer(lambda: self._begin(sent, options or GenerateOptions()))
 
     def choices(
-        self, prompt: Prompt, n: int, options: GenerateOptions | None = None, *, raw: bool = False
+        self, prompt: Question, n: int, options: GenerateOptions | None = None, *, raw: bool = False
     ) -> list[Answer]:
         """``n`` answers to one prompt, computed together when they are read together.
 

@@ -16,7 +16,7 @@ from edgepp.errors import EdgeppError
 from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
-from edgepp.python_api.question import Prompt, choice_options, conversation_or_raw
+from edgepp.python_api.question import Question, choice_options, conversation_or_raw
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.transport import Address
 
@@ -123,14 +123,14 @@ class Engine(AsyncResource):
             await asyncio.to_thread(pipeline.close)
 
     def ask(
-        self, prompt: Prompt, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
+        self, prompt: Question, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
     ) -> Answer:
         """An answer to ``prompt``, which begins when it is read.
 
         If a stage is lost before the first text, the engine is opened again and the answer begins once more.
 
         Args:
-            prompt: A question, or a conversation.
+            prompt: A question; a conversation, or its messages; or token ids.
             options: Length, sampling and constraint; greedy and unconstrained by default.
             raw: Send a text unchanged, without the chat template of the model.
             owner: Who asks. KV caches of earlier prompts are reused for the same owner only, so that response times
@@ -148,7 +148,7 @@ class Engine(AsyncResource):
         return Answer(begin, self.open)
 
     def choices(
-        self, prompt: Prompt, n: int, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
+        self, prompt: Question, n: int, options: GenerateOptions | None = None, *, raw: bool = False, owner: str = ""
     ) -> list[Answer]:
         """``n`` answers to one prompt; the prompt is computed once if the answers are read together.
 

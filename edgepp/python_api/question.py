@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import UsageError
+from edgepp.model.text.conversation import Conversation, Message, Prompt
 
-Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
-"""A question, or a conversation as ``{"role", "content"}`` per message; the model's chat template formats both."""
+Question: TypeAlias = Prompt | Sequence[Message] | Sequence[int]
+"""A question; a conversation, or its messages as ``{"role", "content"}`` each; or token ids, sent unchanged.
+
+The model's chat template formats questions and conversations.
+"""
 
 MAX_CHOICES = 16
 """Answers to one prompt at a time."""
 
 
-def conversation_or_raw(prompt: Prompt, *, raw: bool) -> Prompt:
-    """The prompt as it is sent: a conversation, or with ``raw`` the text unchanged.
+def conversation_or_raw(question: Question, *, raw: bool) -> Prompt:
+    """The prompt as it is sent: a conversation, token ids, or with ``raw`` the text unchanged.
 
     Raises:
-        UsageError: a conversation cannot be raw.
+        UsageError: a conversation cannot be raw, or ``question`` is none of these.
     """
-    if isinstance(prompt, str):
-        return prompt if raw else [{"role": "user", "content": prompt}]
+    if isinstance(question, str):
+        return question if raw else Conversation.of(question)
+    if isinstance(question, Sequence) and question and all(isinstance(one, int) for one in question):
+        return tuple(cast("Sequence[int]", question))
     if raw:
         raise UsageError("a conversation cannot be raw: it needs the chat template", "give one text, or leave out raw")
-    return prompt
+    if isinstance(question, Conversation):
+        return question
+    if not isinstance(question, Sequence) or not all(isinstance(one, Mapping) for one in question):
+        raise UsageError(f"a prompt is a text, messages or token ids, not {question!r:.40}")
+    return Conversation(tuple(cast("Sequence[Message]", question)))
 
 
 def choice_options(n: int, options: GenerateOptions | None) -> list[GenerateOptions]:

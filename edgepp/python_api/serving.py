@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.composition_root import PORT, CoordinatorService, ServeOptions
+from edgepp.coordinator.live_answer import PIPELINE_WAIT_S
+from edgepp.engine.frontend import ModelFrontend
+from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
 from edgepp.node.resources import parse_bytes
 from edgepp.placement.types import Policy
+from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.background_service import Background
+from edgepp.python_api.question import Question, conversation_or_raw
 from edgepp.wire.field_types import Verb
 from edgepp.wire.transport import Address
 
@@ -36,6 +42,23 @@ class ServedCluster(Background[CoordinatorService]):
         return self._service.report()
 
     @property
+    def frontend(self) -> ModelFrontend:
+        """The coordinator's part of the model: its checkpoint and its tokenizer."""
+        return self._service.pipeline_manager.frontend
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together; while the model loads, as many as are planned for."""
+        planned = self._service.coordinator.planner.request.context
+        pipeline = self._service.pipeline_manager.pipeline
+        return planned if pipeline is None else min(planned, pipeline.context)
+
+    @property
+    def reason(self) -> str:
+        """What answers wait for, such as machines that are away; empty while the cluster can answer."""
+        return self._service.coordinator.reason
+
+    @property
     def loading(self) -> Mapping[str, float]:
         """Downloads and loads on the nodes: a description, and the fraction done from 0 to 1."""
         progress = list(self._service.coordinator.rollout.progress.values())
@@ -49,6 +72,40 @@ class ServedCluster(Background[CoordinatorService]):
         """
         while self._service.pipeline_manager.pipeline is None:
             await self._next_change()
+
+    def ask(
+        self,
+        prompt: Question,
+        options: GenerateOptions | None = None,
+        *,
+        raw: bool = False,
+        owner: str = "",
+        wait_s: float = PIPELINE_WAIT_S,
+        encoded_by: ModelFrontend | None = None,
+    ) -> Answer:
+        """An answer to ``prompt``, which begins when it is read; without the way over the cluster's socket.
+
+        Args:
+            prompt: A question; a conversation, or its messages; or token ids.
+            options: Length, sampling and constraint; greedy and unconstrained by default.
+            raw: Send a text unchanged, without the chat template of the model.
+            owner: Who asks, such as the name of an API key: for equal shares, and for the reuse of earlier prompts.
+            wait_s: Seconds to wait until the cluster can answer.
+            encoded_by: The ``frontend`` whose tokenizer made a prompt of token ids; another model refuses the prompt.
+
+        Raises:
+            UsageError: ``raw`` with a conversation.
+        """
+        sent = conversation_or_raw(prompt, raw=raw)
+        service = self._service
+
+        @contextmanager
+        def begin() -> Iterator[Begun]:
+            answers = service.coordinator.live_answers
+            with answers.asking(local_owner(owner), sent, options or GenerateOptions(), wait_s, encoded_by) as live:
+                yield Begun(live, live.cancel, lambda: "" if live.prompt_tokens else service.coordinator.reason)
+
+        return Answer(begin)
 
     async def invite(self) -> str:
         """A code that lets one other machine join within ten minutes, by `edgepp join CODE` or ``edgepp.join(CODE)``.
@@ -73,6 +130,11 @@ class ServedCluster(Background[CoordinatorService]):
 
         service = self._service
         return await asyncio.to_thread(lambda: call(service.connect()))
+
+
+def local_owner(name: str) -> str:
+    """The owner of what ``name`` asks in this process; no node's key, which has no space, can be equal to it."""
+    return f"api: {name}"
 
 
 def serve(

@@ -17,6 +17,8 @@ class Tool:
     """JSON schema of the arguments, an object; empty for any object."""
     strict: bool = False
     """Whether the arguments must match ``parameters``, held by a grammar."""
+    listed: bool = True
+    """Whether the prompt lists the tool; False for one that the messages tell of, so that the list stays as it is."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from edgepp.ui.waiting import shown_waiting
 
 if TYPE_CHECKING:
     from edgepp.engine.request import Constraint, GenerateOptions
-    from edgepp.python_api import Answer, Connection, Engine, Prompt
+    from edgepp.python_api import Answer, Connection, Engine, Question
 
 Model: TypeAlias = "Engine | Connection"
 
@@ -180,7 +180,7 @@ def stage_table(answer: Answer) -> str:
 
 
 async def answer_once(
-    model: Model, prompt: Prompt, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
+    model: Model, prompt: Question, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
 ) -> None:
     """Print one answer: streamed text, with its speed on standard error, or one JSON object.
 
@@ -205,7 +205,7 @@ async def answer_once(
 
 
 async def answer_several(
-    model: Model, prompt: Prompt, n: int, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
+    model: Model, prompt: Question, n: int, options: GenerateOptions, *, raw: bool = False, as_json: bool = False
 ) -> None:
     """Print ``n`` answers to one prompt, computed at once: numbered texts, or one JSON object.
 

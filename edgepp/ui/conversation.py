@@ -25,7 +25,7 @@ from edgepp.ui.screen import Screen, say
 
 if TYPE_CHECKING:
     from edgepp.engine.request import GenerateOptions
-    from edgepp.python_api import Answer, Prompt
+    from edgepp.python_api import Answer, Question
     from edgepp.ui.chat import Model
 
 HELP = """\
@@ -140,7 +140,7 @@ class Conversation:
             say(f"{what}: {step}", dim=True)
         return answer
 
-    async def _begin(self, messages: Prompt) -> Answer:
+    async def _begin(self, messages: Question) -> Answer:
         from edgepp.python_api import Engine
 
         if isinstance(self.model, Engine) and self.model.lost is not None:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
+from edgepp.engine.frontend import OnProgress
 from edgepp.events import Event, Measuring
-from edgepp.python_api.background_service import Background
 from edgepp.ui.progress import ByteProgress
 
 
+class Service(Protocol):
+    """What can be opened, watched and closed, such as a ``Background``."""
+
+    async def open(self, on_progress: OnProgress | None = None) -> None:
+        """Start the service."""
+
+    async def close(self) -> None:
+        """End the service, open or not."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """Events as they happen, until the service ends."""
+
+
 def run_until_stopped(
-    service: Background[Any],
+    service: Service,
     show: Callable[[Event], None],
     farewell: Callable[[], None],
     greet: Callable[[], None] = lambda: None,

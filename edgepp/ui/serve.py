@@ -5,31 +5,35 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 
 import click
 from rich.text import Text
 
+from edgepp.engine.frontend import OnProgress
 from edgepp.events import Event, PipelineOpened
+from edgepp.http_api.server import HttpServer
 from edgepp.printable import one_line
 from edgepp.python_api import ServedCluster
+from edgepp.ui import serve_http
 from edgepp.ui.run_service import run_until_stopped
 from edgepp.ui.screen import Screen, say
 
 _REFRESH_S = 0.2
 
 
-def run(cluster: ServedCluster, *, as_json: bool) -> None:
-    """Serve until Ctrl-C, or until this machine leaves its cluster.
+def run(cluster: ServedCluster, http: HttpServer | None, *, as_json: bool) -> None:
+    """Serve until Ctrl-C, or until this machine leaves its cluster; ``http`` is None for no HTTP server.
 
     Raises:
-        UsageError: a node already runs on this machine.
+        UsageError: a node already runs on this machine, or the address of the HTTP server is taken.
         EdgeppError: the cluster cannot start, or a part of it failed.
     """
     console = Screen()
     loading: list[asyncio.Task[None]] = []
 
     def greet() -> None:
-        _greet(cluster, as_json=as_json)
+        _greet(cluster, http, as_json=as_json)
         if console.is_terminal and not as_json:
             loading.append(asyncio.create_task(_show_loading(console, cluster)))
 
@@ -40,21 +44,51 @@ def run(cluster: ServedCluster, *, as_json: bool) -> None:
             click.echo("stopping; `edgepp serve` continues with the same cluster")
 
     run_until_stopped(
-        cluster, lambda event: _show_event(console, cluster, event, as_json=as_json), farewell, greet, quiet=as_json
+        _ClusterWithHttp(cluster, http),
+        lambda event: _show_event(console, cluster, event, as_json=as_json),
+        farewell,
+        greet,
+        quiet=as_json,
     )
 
 
-def _greet(cluster: ServedCluster, *, as_json: bool) -> None:
+class _ClusterWithHttp:
+    """A cluster and its HTTP server, which takes its port first and answers when the cluster does."""
+
+    def __init__(self, cluster: ServedCluster, http: HttpServer | None) -> None:
+        self._cluster = cluster
+        self._http = http
+
+    async def open(self, on_progress: OnProgress | None = None) -> None:
+        if self._http is not None:
+            self._http.listen()
+        await self._cluster.open(on_progress)
+        if self._http is not None:
+            await self._http.open()
+
+    async def close(self) -> None:
+        try:
+            if self._http is not None:
+                await self._http.close()
+        finally:
+            await self._cluster.close()
+
+    def events(self) -> AsyncIterator[Event]:
+        return self._cluster.events()
+
+
+def _greet(cluster: ServedCluster, http: HttpServer | None, *, as_json: bool) -> None:
     state = cluster.status
     port = int(cluster.address.rpartition(":")[2])
     if as_json:
         facts = {name: state[name] for name in ("address", "cluster", "coordinator", "model")}
-        click.echo(json.dumps({"event": "listening", "port": port, **facts}))
+        click.echo(json.dumps({"event": "listening", "port": port, **facts, **serve_http.facts(http)}))
         return
     say(f"{state['coordinator']} serves {state['model']} on port {port}. In another terminal:")
     click.echo("  edgepp invite    print a code for another machine, which then joins")
     click.echo("  edgepp chat      chat with the model, here or on any machine that joined")
     click.echo("  edgepp status    show nodes and stages")
+    serve_http.greet(http)
     click.echo("Ctrl-C stops serving; the cluster remains until `edgepp leave`")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.live import Live
 from rich.text import Text
 
-from edgepp.coordinator.answers import PIPELINE_WAIT_S
+from edgepp.coordinator.live_answer import PIPELINE_WAIT_S
 from edgepp.ui.screen import Screen, say
 
 if TYPE_CHECKING:

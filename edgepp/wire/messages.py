@@ -1,4 +1,4 @@
-"""The protocol of edgepp, version 5: every message, its sender and its receiver.
+"""The protocol of edgepp, version 6: every message, its sender and its receiver.
 
 A message is a ZeroMQ multipart message. The first frame is a msgpack header ``[version, kind, field, …]``, with the
 fields in the order in which the classes of this module declare them; the annotations of the fields (``field_types``)
@@ -45,7 +45,7 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
 
               client ──► coordinator    one DEALER per chat or command
         Call         ► Reply             status, peers, leave; on the coordinator's machine also invite, token, revoke
-        Ask          ► Piece…, Answered  a conversation or raw text: text as it is generated, then times and stages
+        Ask          ► Piece…, Answered  a prompt: text as it is generated, then times and stages
                      ► Waiting           every second until the first Piece, with the reason
                      ► Declined          in place of any of these replies: the reason and what to do
         Cancel                           stop an answer (no reply)
@@ -85,7 +85,7 @@ from edgepp.wire.field_types import (
     Width,
 )
 
-VERSION = 5
+VERSION = 6
 MAX_FRAMES = 4
 """Frames of one message, header included."""
 MAX_HEADER_BYTES = 4096
@@ -481,7 +481,7 @@ class Declined(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Client to coordinator: generate an answer to the conversation or text in the JSON frame."""
+    """Client to coordinator: generate an answer to the conversation, text or token ids in the JSON frame."""
 
     request_id: Id
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import edgepp
 from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import encode_question
+from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
@@ -31,6 +32,7 @@ from edgepp.errors import EdgeppError, StageFault, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.client import TextClient
+from edgepp.model.text.conversation import Conversation
 from edgepp.model.weights.safetensors_header import read_header
 from edgepp.python_api.answer import Answer as ApiAnswer
 from edgepp.python_api.answer import Begun
@@ -394,7 +396,7 @@ def test_a_prompt_that_cannot_fit_is_refused_without_being_encoded(
     monkeypatch.setattr(TextClient, "encode_chat", encode)
     options = PipelineOptions(str(make_checkpoint(tmp_path / "m", TINY)), backend="onnx", threads=1, context=256)
     with Pipeline(options) as pipeline:
-        for prompt in ("a word " * 150_000, [{"role": "user", "content": "a word " * 150_000}]):
+        for prompt in ("a word " * 150_000, Conversation.of("a word " * 150_000)):
             with pytest.raises(
                 UsageError, match=r"at least \d+ tokens and an answer do not fit into the context of 256 tokens"
             ):
@@ -414,7 +416,7 @@ def test_every_error_of_an_answer_reaches_the_client_of_a_coordinator(error: Bas
             raise error
 
     heard: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-    answers = AnswerService(Serving())  # type: ignore[arg-type]
+    answers = AnswerService(LiveAnswers(Serving()))  # type: ignore[arg-type]
     form = encode_question("hello", GenerateOptions(4))
     form = json.loads(json.dumps(form))
     answers.begin((b"route", 3), "key", form, heard.put)

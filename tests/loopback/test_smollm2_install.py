@@ -17,6 +17,7 @@ from edgepp.model import smollm2
 from edgepp.model.catalogue.cards import find
 from edgepp.model.config.quantisation import Quantisation
 from edgepp.model.fetch import fetch, is_cached
+from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests.builders.checkpoints import assert_bytes_equal
@@ -199,7 +200,7 @@ def test_the_tokenizer(converted: tuple[Gguf, Path]) -> None:
     assert tokenizer.encode("12") == [tokens["1"], tokens["2"]], "digits stand alone"
     assert tokenizer.encode("<|im_start|>h") == [1, tokens["h"]]
     assert tokenizer.eos_ids == {2}
-    assert tokenizer.chat([{"role": "user", "content": "h"}])[0] == 1
+    assert tokenizer.encode_prompt(Conversation.of("h")).ids[0] == 1
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepp.errors import ModelError
+from edgepp.errors import ContextExceeded, ModelError, PromptRefused, UsageError
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.tokenizer import Tokenizer
 from tests.builders.checkpoints import Checkpoints
 
@@ -78,13 +79,13 @@ def test_every_id_of_the_vocabulary_decodes(tokenizer: Tokenizer) -> None:
 def test_a_conversation_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert tokenizer.chat(messages) == tokenizer.encode(text)
+    assert tokenizer.encode_prompt(Conversation(messages)).ids == tokenizer.encode(text)
 
 
 def test_a_model_without_a_template_says_so(folder: Path, tmp_path: Path) -> None:
     bare = Tokenizer.load(change(folder, tmp_path / "bare", chat_template=None))
     with pytest.raises(ModelError, match="no chat template") as caught:
-        bare.chat([{"role": "user", "content": "Hi"}])
+        bare.encode_prompt(Conversation.of("Hi"))
     assert caught.value.hint
     assert bare.encode("Hi")
 
@@ -92,15 +93,84 @@ def test_a_model_without_a_template_says_so(folder: Path, tmp_path: Path) -> Non
 def test_a_template_that_refuses_says_why(folder: Path, tmp_path: Path) -> None:
     template = "{{ raise_exception('roles must alternate') }}"
     strict = Tokenizer.load(change(folder, tmp_path / "strict", chat_template=template))
-    with pytest.raises(ModelError, match="roles must alternate"):
-        strict.chat([{"role": "user", "content": "Hi"}])
+    with pytest.raises(PromptRefused, match="roles must alternate"):
+        strict.encode_prompt(Conversation.of("Hi"))
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "reason"),
+    [
+        ("{{ 'a' + messages[1].content }}", PromptRefused, "no element 1"),
+        ("{% for m in messages %}{{ m.role + m.content }}{% endfor %}", PromptRefused, "has no attribute 'content'"),
+        ("{{ messages[7].content.x }}", ModelError, "no element 7"),
+        ("{{ 1 / 0 }}", ModelError, "division by zero"),
+        ("{% if %}", ModelError, "Expected an expression"),
+    ],
+)
+def test_a_template_refuses_what_it_cannot_take_and_is_broken_if_it_takes_nothing(
+    folder: Path, tmp_path: Path, template: str, error: type[Exception], reason: str
+) -> None:
+    if "messages[1]" in template:
+        template = (
+            "{% if messages | length == 1 and messages[0].content == 'hi' %}ok{% else %}" + template + "{% endif %}"
+        )
+    made = Tokenizer.load(change(folder, tmp_path / "made", chat_template=template))
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    with pytest.raises(error, match=reason):
+        made.encode_prompt(Conversation([{"role": "assistant", "content": None, "tool_calls": [call]}]))
+    made.close()
+
+
+def test_a_prompt_that_does_not_fit_says_how_long_it_is(tokenizer: Tokenizer) -> None:
+    for prompt in ("a" * 20, Conversation.of("a" * 20), (5,) * 20):
+        length = len(tokenizer.encode_prompt(prompt).ids)
+        assert len(tokenizer.encode_prompt(prompt, length + 1).ids) == length
+        with pytest.raises(ContextExceeded, match=f"a prompt of {length} tokens") as caught:
+            tokenizer.encode_prompt(prompt, length)
+        assert (caught.value.prompt_tokens, caught.value.context) == (length, length)
+
+
+def test_token_ids_are_sent_unchanged_if_they_are_tokens(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_prompt((1, 5, 7)).ids == [1, 5, 7]
+    for ids in ((), (1, TINY.vocabulary), (-1,), (True,), ("1",), (1.5,)):
+        with pytest.raises(UsageError):
+            tokenizer.encode_prompt(ids)  # type: ignore[arg-type]
+
+
+def test_decoding_gives_special_tokens_too(tokenizer: Tokenizer) -> None:
+    text = "<|im_start|>user\nhé<|im_end|>"
+    assert tokenizer.decode(tokenizer.encode(text, special=False)) == text
+    assert tokenizer.decode([]) == ""
+    with pytest.raises(UsageError, match="no token of"):
+        tokenizer.decode([TINY.vocabulary])
+
+
+def test_each_token_has_its_own_bytes(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a é<|im_end|>", special=False)
+    assert [tokenizer.bytes_of(token) for token in ids] == [b"a", b" ", b"\xc3", b"\xa9", b"<|im_end|>"]
+    assert tokenizer.bytes_of(TINY.vocabulary) == b""
+
+
+def test_the_opening_of_an_answer_is_what_the_template_wrote_last(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_prompt(Conversation.of("Hi")).opening == "<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.encode_prompt("Hi").opening == ""
+
+
+def test_an_answer_continues_the_last_message(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is \n"}]
+    encoded = tokenizer.encode_prompt(Conversation(messages, continues=True))
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nIt is"
+    assert tokenizer.decode(encoded.ids).endswith(text)
+    assert encoded.opening == ""
+    with pytest.raises(UsageError, match="continue"):
+        tokenizer.encode_prompt(Conversation(messages[:1], continues=True))
 
 
 def test_a_template_may_not_leave_its_sandbox(folder: Path, tmp_path: Path) -> None:
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     hostile = Tokenizer.load(change(folder, tmp_path / "hostile", chat_template=template))
     with pytest.raises(ModelError, match="unsafe"):
-        hostile.chat([{"role": "user", "content": "Hi"}])
+        hostile.encode_prompt(Conversation.of("Hi"))
 
 
 def test_a_tokenizer_with_code_of_its_own_is_not_run(folder: Path, tmp_path: Path) -> None:
@@ -148,6 +218,22 @@ def test_the_end_tokens_of_an_answer(
     assert Tokenizer.load(target).eos_ids == ends
 
 
+def test_a_token_that_ends_turns_ends_answers_whatever_the_settings_say(folder: Path, tmp_path: Path) -> None:
+    """A name of such a token that is no special token ends nothing."""
+    target = change(folder, tmp_path / "m")
+    form = json.loads((folder / "tokenizer.json").read_text())
+    added = form["added_tokens"][2]
+    names = {"<|eom_id|>": 900, "<|python_tag|>": 901, "<|eot_id|>": 902}
+    form["added_tokens"] += [
+        added | {"id": token, "content": name, "special": name != "<|eot_id|>"} for name, token in names.items()
+    ]
+    (target / "tokenizer.json").write_text(json.dumps(form))
+    tokenizer = Tokenizer.load(target)
+    assert tokenizer.eos_ids == {2, 900}
+    assert tokenizer.control_tokens["<|python_tag|>"] == 901
+    assert tokenizer.detokenizer().add(901) == "<|python_tag|>"
+
+
 def test_raw_text_is_encoded_as_mlx_lm_encodes_it(folder: Path, tmp_path: Path) -> None:
     """BOS is added if the tokenizer adds it and the text does not begin with it."""
     target = change(folder, tmp_path / "bos")
@@ -164,7 +250,7 @@ def test_raw_text_is_encoded_as_mlx_lm_encodes_it(folder: Path, tmp_path: Path) 
     (a,) = tokenizer.encode("a", special=False)
     assert tokenizer.encode("a") == [1, a]
     assert tokenizer.encode("<|im_start|>a") == [1, a]
-    assert tokenizer.chat([{"role": "user", "content": "a"}])[:2] != [1, 1]
+    assert tokenizer.encode_prompt(Conversation.of("a")).ids[:2] != [1, 1]
 
 
 def test_a_copied_tokenizer_is_the_same(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from edgepp.engine.pipeline import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
 from edgepp.events import Event
+from edgepp.model.text.conversation import Conversation
 from edgepp.placement.types import ModelSize, PlacementRequest
 from edgepp.wire.message_codec import decode, encode, encode_payload
 from edgepp.wire.messages import (
@@ -182,7 +183,7 @@ def test_what_a_member_says_of_loads_that_it_was_not_told_changes_nothing(desk: 
 
 def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_ends(desk: Desk) -> None:
     link = desk.own
-    form = encode_question([{"role": "user", "content": "hi"}], GenerateOptions())
+    form = encode_question(Conversation.of("hi"), GenerateOptions())
     assert link.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
     waiting = hear(link)
     assert isinstance(waiting, Waiting)
@@ -192,12 +193,12 @@ def test_an_asker_hears_at_once_which_machines_are_away_and_a_cancelled_wait_end
     while isinstance(ended := hear(link), Waiting):
         continue
     assert ended == Answered(7)
-    eventually("its place is free", lambda: not len(desk.coordinator.answers))
+    eventually("its place is free", lambda: not len(desk.coordinator.live_answers))
 
 
 def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> None:
     member, own = desk.link(desk.keys), desk.own
-    form = encode_question([{"role": "user", "content": "hi"}], GenerateOptions())
+    form = encode_question(Conversation.of("hi"), GenerateOptions())
     assert member.send([encode(Ask(7)), encode_payload(form)], WAIT_S)
     assert isinstance(hear(member), Waiting)
     assert own.send([encode(Call(1, "revoke")), encode_payload({"node": "mini"})], WAIT_S)
@@ -206,6 +207,6 @@ def test_a_revoked_machine_hears_so_in_the_middle_of_its_answer(desk: Desk) -> N
         continue
     assert isinstance(ended, Declined)
     assert (ended.request_id, "revoked this node" in ended.reason) == (7, True)
-    eventually("its place is free", lambda: not len(desk.coordinator.answers))
+    eventually("its place is free", lambda: not len(desk.coordinator.live_answers))
     call(member)
     assert "no longer, admitted" in getattr(hear(member), "reason", "")

@@ -42,6 +42,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "peers": (),
     "revoke": ("nobody",),
     "token": (),
+    "keys add": ("me",),
+    "keys list": (),
+    "keys revoke": ("nobody",),
     "leave": (),
     "plan": ("MODEL", "--node", "mem=4GB"),
     "bench": (
@@ -203,7 +206,7 @@ def one_sentence(done: subprocess.CompletedProcess[str], status: int) -> None:
     assert sum(line.startswith(("error: ", "Error: ")) for line in done.stderr.splitlines()) == 1, done.stderr
 
 
-SAYING = ("doctor", "plan", "models list", "models show", "models pull", "leave", "chat")
+SAYING = ("doctor", "plan", "models list", "models show", "models pull", "leave", "chat", "keys list")
 """Commands that print to standard output without a cluster."""
 
 

@@ -13,6 +13,7 @@ from edgepp.backend import choose
 from edgepp.backend.base import BackendOptions
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.fetch import fetch
+from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.tokenizer import Tokenizer
 from edgepp.model.weights.checkpoint import Checkpoint
 from tests import reference
@@ -31,7 +32,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def expected(smollm2: Path) -> list[int]:
-    prompt = Tokenizer.load(smollm2).chat([{"role": "user", "content": QUESTION}])
+    prompt = Tokenizer.load(smollm2).encode_prompt(Conversation.of(QUESTION)).ids
     return reference.greedy(smollm2, prompt, TOKENS)
 
 

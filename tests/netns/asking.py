@@ -17,6 +17,7 @@ from edgepp.cluster.identity import load_cluster, load_identity
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
+from edgepp.model.text.conversation import Conversation
 
 
 def answer(served: CoordinatorClient, line: str) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def answer(served: CoordinatorClient, line: str) -> dict[str, Any]:
         return served.call("status")
     verb, tokens, prompt = line.split(" ", 2)
     options = GenerateOptions(max_tokens=int(tokens), ignore_eos=verb == "recite")
-    asked = served.ask([{"role": "user", "content": prompt}], options)
+    asked = served.ask(Conversation.of(prompt), options)
     text = "".join(asked)
     return {"text": text, "token_ids": asked.token_ids}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -102,11 +102,11 @@ async def _frames(events: AsyncIterator[GenerationEvent], chunks: ChatChunks) ->
 
 @dataclass
 class ChatChunks:
-    """Events as chunks. A choice begins with a chunk that has its role and no token, at its first event."""
+    """Events as chunks. A choice begins with a chunk that has its role and no token, at its first event or earlier."""
 
     head: AnswerHead
     body: ChatBody
-    _begun: set[int] = field(default_factory=set)
+    _num_begun: int = 0
 
     def frames(self, event: GenerationEvent) -> list[bytes]:
         """The server-sent events for one event."""
@@ -133,10 +133,10 @@ class ChatChunks:
         return [*self._role(event.choice, ""), self._delta(event.choice, {"content": event.text}, logprobs)]
 
     def _role(self, choice: int, content: str | None) -> list[bytes]:
-        if choice in self._begun:
-            return []
-        self._begun.add(choice)
-        return [self._delta(choice, {"role": "assistant", "content": content})]
+        # In order of their numbers, since the openai SDK appends each new choice to its list.
+        new = range(self._num_begun, choice + 1)
+        self._num_begun = max(self._num_begun, choice + 1)
+        return [self._delta(one, {"role": "assistant", "content": content if one == choice else ""}) for one in new]
 
     def _delta(self, choice: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> bytes:
         return self._chunk([{"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": None}])

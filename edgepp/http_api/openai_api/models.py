@@ -1,4 +1,4 @@
-"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+"""``GET /v1/models`` and ``GET /v1/models/{id}``, in OpenAI's form, and in Anthropic's for its clients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgepp.http_api.anthropic_api.model_info import is_anthropics, model_info, models_page
 from edgepp.http_api.endpoint import Handler, json_response
 from edgepp.http_api.model_service import ModelService, ServedModel
 from edgepp.http_api.openai_api.errors import served
@@ -15,7 +16,9 @@ from edgepp.http_api.openai_api.errors import served
 def list_models(service: ModelService) -> Handler:
     """The handler of ``/v1/models``."""
 
-    async def handle(_: Request) -> Response:
+    async def handle(request: Request) -> Response:
+        if is_anthropics(request):
+            return json_response(models_page(service.model))
         return json_response({"object": "list", "data": [model_body(service.model, service.model.name)]})
 
     return handle
@@ -26,7 +29,8 @@ def get_model(service: ModelService) -> Handler:
 
     async def handle(request: Request) -> Response:
         name = request.path_params["id"]
-        return json_response(model_body(served(service, name), name))
+        body = model_info if is_anthropics(request) else model_body
+        return json_response(body(served(service, name), name))
 
     return handle
 

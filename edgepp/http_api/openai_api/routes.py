@@ -1,4 +1,4 @@
-"""The routes of OpenAI's API, each with and without ``/v1``, since clients disagree about the base URL."""
+"""The routes of OpenAI's API, without those of responses."""
 
 from __future__ import annotations
 
@@ -34,12 +34,10 @@ def routes(service: ModelService) -> list[BaseRoute]:
         ("POST", "/v1/embeddings", _embeddings, None, "Refused: the cluster generates text."),
     ]
     form = error_form(service)
-    found: list[BaseRoute] = []
-    for method, path, handler, body, summary in table:
-        other = path.removeprefix("/v1") if path.startswith("/v1") else "/v1" + path
-        found.append(Operation(method, path, handler, form, summary=summary, body=body))
-        found.append(Operation(method, other, handler, form, summary=summary, body=body, described=False))
-    return found
+    return [
+        Operation(method, path, handler, form, summary=summary, body=body)
+        for method, path, handler, body, summary in table
+    ]
 
 
 async def _embeddings(_: Request) -> Response:

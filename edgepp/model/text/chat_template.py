@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
@@ -18,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from edgepp.model.text.content_origin import MessageText, holds_content, joined, mark_content, spans
+from edgepp.model.text.conversation import Conversation
 
 MAX_CHARACTERS = 1 << 24
 """Limit of the text that a template may produce."""
@@ -28,21 +30,73 @@ _EXACT = frozenset({"d", "default", "lower", "string", "trim", "upper"})
 """Filters that return their text unchanged, or the result of one of its methods."""
 
 
-def render(
-    template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
-) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation up to the beginning of the answer, and the ranges of the text that come from messages.
+class TemplateRefusal(TemplateError):  # noqa: N818 - not an error of the template
+    """The template does not take these messages; it takes others."""
 
-    ``variables`` count as text of the template.
+
+def render(
+    template: str, conversation: Conversation, variables: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation up to the beginning of the answer, and the ranges of the text that come from it.
+
+    All text of messages, tools and the conversation's own variables comes from it; ``variables`` count as text of the
+    template.
 
     Raises:
-        Exception: any error of a template.
+        TemplateRefusal: the template does not take these messages or tools.
+        Exception: any other error of a template.
     """
-    marked = [{_key(key): _marked_field(key, value) for key, value in message.items()} for message in messages]
+    try:
+        return _rendered(template, conversation, variables)
+    except TemplateError as error:
+        if not isinstance(error, UndefinedError):
+            raise
+        failed: Exception = error
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        failed = error
+    _rendered(template, _GREETING, variables)  # raises where the template itself is broken
+    raise TemplateRefusal(str(failed)) from failed
+
+
+_GREETING = Conversation.of("hi")
+
+
+def _rendered(
+    template: str, conversation: Conversation, variables: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    messages = [_marked_message(message) for message in conversation.messages]
+    end = "" if not conversation.continues else str(secrets.randbelow(10**20))
+    if end:
+        messages[-1]["content"] = MessageText(messages[-1]["content"].rstrip() + MessageText(end))
     text = _compiled(template).render(
-        messages=marked, tools=None, documents=None, add_generation_prompt=True, **dict(variables)
+        {
+            "documents": None,
+            **{name: _content(value) for name, value in conversation.variables.items()},
+            **variables,
+            "messages": messages,
+            "tools": _content(list(conversation.tools)) or None,
+            "add_generation_prompt": not conversation.continues,
+        }
     )
+    if end:
+        text = text[: _last(text, end)]
     return str.__add__(text, ""), spans(text)
+
+
+def _last(text: str, end: str) -> int:
+    """Where the last message ends, by the mark behind it."""
+    place = str.rfind(text, end)
+    if place < 0:
+        raise TemplateRefusal("it does not show the last message as it is, so an answer cannot continue it")
+    return place
+
+
+def _marked_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as transformers gives it to a template: without fields of None, reasoning by two names."""
+    present = {key: value for key, value in message.items() if value is not None}
+    if "reasoning_content" in present:
+        present = {"thinking": present["reasoning_content"], **present}
+    return {_key(key): _marked_field(key, value) for key, value in present.items()}
 
 
 def _key(key: str) -> str:
@@ -169,7 +223,7 @@ def _marking(function: Callable[..., Any], exact: bool) -> Callable[..., Any]:
 
 
 def _raise_exception(message: object) -> None:
-    raise TemplateError(str(message))
+    raise TemplateRefusal(str(message))
 
 
 def _tojson(

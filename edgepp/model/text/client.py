@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgepp.child_process import python_command
-from edgepp.errors import ModelError
+from edgepp.errors import ModelError, PromptRefused
+from edgepp.model.text.conversation import Conversation
 
 _REQUEST_TIMEOUT_S = 120.0
 """Limit of a request in wall-clock time, for a stopped process or a very busy machine; CPU limits are much shorter."""
@@ -24,8 +25,8 @@ _IDLE_S = 2.0
 class TextClient:
     """The chat template and tokenizer of a model, run in a text process; safe to use from several threads.
 
-    ``open``, ``render``, ``encode`` and ``encode_chat`` raise a ModelError if template or tokenizer fail, take too long
-    or take too much memory. The next call then starts another process.
+    ``open``, ``render``, ``encode``, ``encode_chat`` and ``decode`` raise a ModelError if template or tokenizer fail,
+    take too long or take too much memory. The next call then starts another process.
     """
 
     def __init__(self, name: str, definition: str = "") -> None:
@@ -51,10 +52,15 @@ class TextClient:
         return facts
 
     def render(
-        self, template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+        self, template: str, conversation: Conversation, variables: Mapping[str, Any]
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a conversation, and its ranges that come from messages; see ``chat_template.render``."""
-        request = {"do": "render", "template": template, "messages": list(messages), "variables": dict(variables)}
+        """The text of a conversation, and its ranges that come from messages; see ``chat_template.render``.
+
+        Raises:
+            PromptRefused: the template does not take these messages.
+        """
+        fields = conversation.to_json()
+        request = {"do": "render", "template": template, "conversation": fields, "variables": dict(variables)}
         with self._exclusive():
             text, content = self._call(request, f"the chat template of {self._name} refuses these messages")
         return str(text), content
@@ -66,6 +72,13 @@ class TextClient:
     def encode_chat(self, text: str, content: Sequence[tuple[int, int]]) -> list[int]:
         """Ids of a rendered conversation, whose ranges ``content`` never become control tokens."""
         return self._encoded({"do": "chat", "text": text, "content": content})
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, as the tokenizers library decodes it."""
+        with self._exclusive():
+            self._load()
+            request = {"do": "decode", "ids": list(ids)}
+            return str(self._call(request, f"the tokenizer of {self._name} cannot decode these tokens"))
 
     def close(self) -> None:
         """End the process; another call starts it again."""
@@ -125,6 +138,8 @@ class TextClient:
         if not line.endswith(b"\n"):
             raise ModelError(f"{failure}: {_reason_of_end(self._end())}")
         reply = json.loads(line)
+        if "refused" in reply:
+            raise PromptRefused(f"{failure}: {reply['refused']}")
         if "failed" in reply:
             raise ModelError(f"{failure}: {reply['failed']}")
         return reply["done"]

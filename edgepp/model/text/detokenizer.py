@@ -36,6 +36,16 @@ class Detokenizer:
             pieces += _run(step.finish(), self._steps[n + 1 :])
         return "".join(pieces)
 
+    def only(self, token: int) -> bytes:
+        """The bytes of a sequence of this one ``token``, which may be a part of a character."""
+        text = self._tokens.get(token, "")
+        for step in self._steps:
+            if isinstance(step, _Bytes):
+                return _raw(text)
+            if isinstance(step, _ByteFallback) and _BYTE_TOKEN.fullmatch(text):
+                return bytes([int(text[3:5], 16)])
+        return (self.add(token) + self.finish()).encode(errors="replace")
+
 
 def detokenizer_factory(definition: Mapping[str, Any] | None) -> Callable[[Mapping[int, str]], Detokenizer]:
     """A factory of detokenizers for the ``decoder`` of a ``tokenizer.json``; it takes the texts of tokens by id.
@@ -83,9 +93,7 @@ class _Bytes:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: str) -> list[str]:
-        values = [BYTE_OF_CHARACTER.get(char) for char in token]
-        raw = bytes(byte for byte in values if byte is not None)
-        return [self._utf8.decode(raw if len(raw) == len(token) else token.encode("utf-8", "replace"))]
+        return [self._utf8.decode(_raw(token))]
 
     def finish(self) -> list[str]:
         return [self._utf8.decode(b"", final=True)]
@@ -225,6 +233,13 @@ def _text_step(one: Mapping[str, Any]) -> _Step | None:
         case {"type": "Strip", "content": str(char), "stop": int(stop)}:
             return _StripEnd(char, stop)  # the start of the text is before the answer
     return None
+
+
+def _raw(token: str) -> bytes:
+    """The bytes of a token in the alphabet of GPT-2, or of an added token in UTF-8."""
+    values = [BYTE_OF_CHARACTER.get(char) for char in token]
+    raw = bytes(byte for byte in values if byte is not None)
+    return raw if len(raw) == len(token) else token.encode("utf-8", "replace")
 
 
 def _stripped(token: str, char: str, start: int, stop: int) -> str:

@@ -38,6 +38,10 @@ class Encoder:
         """Ids of ``text``, in which names of control tokens become these tokens; ``special`` adds BOS and the like."""
         return self._plain.encode(text, add_special_tokens=special).ids
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, control tokens included, as the tokenizers library decodes it."""
+        return str(self._plain.decode(ids, skip_special_tokens=False))
+
     def encode_chat(self, text: str, content: Sequence[tuple[int, int]]) -> list[int]:
         """Ids of a rendered conversation, whose ranges ``content`` come from messages and never become control tokens.
 

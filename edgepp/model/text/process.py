@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepp.child_process import limit_cpu, limit_memory
-from edgepp.model.text.chat_template import render
+from edgepp.model.text.chat_template import TemplateRefusal, render
+from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.encoder import Encoder
 from edgepp.model.text.tokenizer_definition import import_reader, read_definition
 from edgepp.printable import one_line
@@ -49,7 +50,7 @@ class _RequestHandler:
     def handle(self, request: dict[str, Any], definition: bytes) -> Any:
         if request["do"] == "render":
             limit_cpu(RENDER_S)
-            return render(request["template"], request["messages"], request["variables"])
+            return render(request["template"], Conversation(**request["conversation"]), request["variables"])
         if request["do"] == "open":
             import_reader()
             limit_cpu(open_s(request["size"]))
@@ -60,6 +61,9 @@ class _RequestHandler:
             return None
         if self._encoder is None:
             raise ValueError("no tokenizer was loaded")
+        if request["do"] == "decode":
+            limit_cpu(encode_s(len(request["ids"])))
+            return self._encoder.decode(request["ids"])
         text: str = request["text"]
         limit_cpu(encode_s(len(text)))
         if request["do"] == "chat":
@@ -88,6 +92,8 @@ def _main() -> None:
         definition = requests.read(request.get("bytes", 0))
         try:
             reply = json.dumps({"done": handler.handle(request, definition)})
+        except TemplateRefusal as error:
+            reply = json.dumps({"refused": one_line(str(error), 300)})
         except BaseException as error:  # noqa: BLE001 - a panic of the tokenizers library is not an Exception
             reply = json.dumps({"failed": _reason(error)})
         replies.write(reply.encode() + b"\n")

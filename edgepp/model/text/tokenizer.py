@@ -7,28 +7,34 @@ a control token (``encoder``).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgepp.errors import ModelError, UsageError
+from edgepp.errors import ContextExceeded, ModelError, UsageError
 from edgepp.model.bounded_files import check_readable
 from edgepp.model.config.generation import end_ids
 from edgepp.model.text.client import TextClient
+from edgepp.model.text.conversation import Conversation, EncodedPrompt, Prompt
 from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
+from edgepp.model.text.prompt_check import check_prompt
 from edgepp.model.text.token_bound import TokenBound
 from edgepp.model.text.tokenizer_definition import FILLER
 
 _THINKING_TOKENS = (
-    {"<think>", "</think>"},
-    {"<longcat_think>", "</longcat_think>"},
-    {"<|think:start|>", "<|think:end|>"},
-    {"<|channel>", "<channel|>"},
-    {"<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"},
+    ("<think>", "</think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<|think:start|>", "<|think:end|>"),
+    ("<|channel>", "<channel|>"),
+    ("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
 )
-"""Like mlx-lm, templates get ``enable_thinking`` if the vocabulary has all the tokens of one of these sets."""
+"""Like mlx-lm, templates get ``enable_thinking`` if the vocabulary has all the tokens of one of these."""
+_TURN_ENDS = frozenset(
+    ("<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|return|>", "<|call|>")
+)
+"""Special tokens that end a turn in every model that has them, also where a model's settings forget them."""
 
 
 @dataclass(frozen=True)
@@ -68,57 +74,93 @@ class Tokenizer:
             client.close()  # encoding needs another process, without the libraries that read the folder
         if facts["eos"] is not None:
             ids.add(int(facts["eos"]))
-        tokenizer = cls(path.name, frozenset(ids), facts, client)
+        tokenizer = cls(path.name, frozenset(), facts, client)
+        ids |= {token for name, token in tokenizer.control_tokens.items() if name in _TURN_ENDS}
+        tokenizer = replace(tokenizer, eos_ids=frozenset(ids))
         tokenizer.detokenizer()  # raises for an unsupported decoder
         return tokenizer
 
-    def encode(self, text: str, special: bool = True, context: int | None = None) -> list[int]:
+    @property
+    def template(self) -> str:
+        """The chat template for conversations with tools, by which their format is known; empty if there is none."""
+        return self._facts["tool_template"] or self._facts["template"] or ""
+
+    @cached_property
+    def thinking_tokens(self) -> tuple[str, ...]:
+        """The tokens around the reasoning of a model that thinks, the opening one first; empty for other models."""
+        vocabulary = self.vocabulary().keys()
+        return next((tokens for tokens in _THINKING_TOKENS if vocabulary >= set(tokens)), ())
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens by their names, such as ``<|python_tag|>``; a ``Constraint`` says what for."""
+        added = json.loads(self._facts["definition"])["added_tokens"]
+        return {one["content"]: one["id"] for one in added if one["special"]}
+
+    def encode_prompt(self, prompt: Prompt, context: int | None = None) -> EncodedPrompt:
+        """The token ids of ``prompt``, exactly as an answer to it has them.
+
+        Names of special tokens become these tokens in a raw text, which gets BOS unless it begins with BOS. In a
+        conversation only the chat template writes control tokens: in the text of messages and tools, their names are
+        text. Token ids stay as they are.
+
+        Raises:
+            PromptRefused: the chat template does not take the conversation.
+            ContextExceeded: the prompt leaves no room for an answer in ``context`` tokens.
+            UsageError: the prompt is empty, malformed, not Unicode text, or holds ids that are no tokens.
+            ModelError: the model has no chat template, or template or tokenizer fail or exceed their limits.
+        """
+        check_prompt(prompt)
+        if isinstance(prompt, str):
+            encoded = EncodedPrompt(self._raw(prompt, True, context))
+        elif isinstance(prompt, Conversation):
+            encoded = self._chat(prompt, context)
+        else:
+            self._check_ids(prompt)
+            encoded = EncodedPrompt(list(prompt))
+        if not encoded.ids:
+            raise UsageError("the prompt is empty", "say something")
+        if context is not None and len(encoded.ids) >= context:
+            raise ContextExceeded(len(encoded.ids), context)
+        return encoded
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a raw text, in which the names of special tokens become these tokens.
 
         ``special`` adds the tokens that the model wants around a text, such as BOS, like mlx-lm's ``generate``: not if
         the text already begins with BOS.
 
         Raises:
-            UsageError: the text is not Unicode, or so long that it cannot fit into ``context`` tokens.
+            UsageError: the text is not Unicode.
             ModelError: the tokenizer fails, or exceeds its limits.
         """
-        _check_unicode(text)
-        bos = self._facts["bos"]
-        self._check_length(text, context)
-        add = special and (bos is None or not text.startswith(bos))
-        return self._client.encode(text, add)
+        check_prompt(text)
+        return self._raw(text, special, None)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], context: int | None = None) -> list[int]:
-        """Token ids of a conversation up to the beginning of the answer; a message has ``role`` and ``content``.
-
-        Only the chat template writes control tokens: in a message, their names are text.
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included, as the tokenizers library decodes it.
 
         Raises:
-            UsageError: there is no message, one is not Unicode, or their text cannot fit into ``context`` tokens.
-            ModelError: the model has no chat template, or its template refuses the messages.
+            UsageError: an id is no token of the model.
+            ModelError: the tokenizer fails, or exceeds its limits.
         """
-        template = self._facts["template"]
-        if template is None:
-            raise ModelError(
-                f"{self.name} has no chat template: it only continues text",
-                "give the text as it is with --raw, or use an Instruct model",
-            )
-        if not messages:
-            raise UsageError("the conversation is empty", "give at least one message")
-        present = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        _check_unicode(present)
-        text, content = self._client.render(template, present, self._variables)
-        self._check_length(text, context)
-        return self._client.encode_chat(text, content)
+        self._check_ids(ids)
+        return self._client.decode(ids) if ids else ""
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of one token's text, which may be a part of a character; empty for an id without a token.
+
+        Exact for byte-level tokenizers and tokenizers with a token per byte; the UTF-8 of the token's text for others.
+        """
+        return self.detokenizer().only(token)
 
     def detokenizer(self) -> Detokenizer:
         """A detokenizer for a new sequence that continues a text: nothing is trimmed from its beginning."""
-        decoder, tokens, _ = self._decoding
-        return decoder(tokens)
+        return self._decoding.detokenizer(self._decoding.tokens)
 
     def vocabulary(self) -> dict[str, int]:
         """The id of each token by its text."""
-        return {text: token for token, text in self._decoding[1].items()}
+        return {text: token for token, text in self._decoding.tokens.items()}
 
     def to_json(self) -> str:
         """The tokenizer as a ``tokenizer.json`` of the tokenizers library, without padding and truncation."""
@@ -133,18 +175,39 @@ class Tokenizer:
         """End the process of the tokenizer; another call starts it again."""
         self._client.close()
 
-    @cached_property
-    def _variables(self) -> dict[str, Any]:
-        """The variables of a template besides the messages, as mlx-lm gives them."""
-        vocabulary = self.vocabulary().keys()
-        return {**self._facts["special"], "enable_thinking": any(tokens <= vocabulary for tokens in _THINKING_TOKENS)}
+    def _raw(self, text: str, special: bool, context: int | None) -> list[int]:
+        bos = self._facts["bos"]
+        self._check_length(text, context)
+        add = special and (bos is None or not text.startswith(bos))
+        return self._client.encode(text, add)
+
+    def _chat(self, conversation: Conversation, context: int | None) -> EncodedPrompt:
+        template = self._facts["tool_template" if conversation.tools else "template"]
+        if template is None:
+            raise ModelError(
+                f"{self.name} has no chat template: it only continues text",
+                "give the text as it is with --raw, or use an Instruct model",
+            )
+        # As mlx-lm does: models that think do so unless they are told not to.
+        variables = {"enable_thinking": bool(self.thinking_tokens), **conversation.variables}
+        text, content = self._client.render(
+            template, replace(conversation, variables=variables), self._facts["special"]
+        )
+        self._check_length(text, context)
+        opening = text[content[-1][1] :] if content else text
+        return EncodedPrompt(self._client.encode_chat(text, content), opening)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        tokens = self._decoding.tokens
+        for token in ids:
+            if token not in tokens:
+                raise UsageError(f"{token!r:.40} is no token of {self.name}, which has ids up to {max(tokens)}")
 
     @cached_property
-    def _decoding(self) -> tuple[Callable[[Mapping[int, str]], Detokenizer], dict[int, str], TokenBound | None]:
-        """A factory of detokenizers, the text of each token by its id, and the ``TokenBound``."""
+    def _decoding(self) -> _Decoding:
         definition = json.loads(self._facts["definition"])
         try:
-            decoder = detokenizer_factory(definition["decoder"])
+            detokenizer = detokenizer_factory(definition["decoder"])
         except ModelError as error:
             raise ModelError(f"{self.name} cannot answer: {error}", error.hint) from error
         vocabulary = definition["model"]["vocab"]
@@ -153,33 +216,23 @@ class Tokenizer:
         else:  # a list, whose indices are the ids
             tokens = {token: text for token, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
         tokens |= {one["id"]: one["content"] for one in definition["added_tokens"]}
-        return decoder, tokens, TokenBound.of(definition)
+        return _Decoding(tokens, detokenizer, TokenBound.of(definition))
 
     def _check_length(self, text: str, context: int | None) -> None:
         """Refuse a text that cannot fit before it occupies the tokenizer's process, which all requests share."""
-        bound = self._decoding[2]
+        bound = self._decoding.bound
         if context is None or bound is None or len(text) < context:
             return
         least = bound.least_tokens(text)
         if least >= context:
-            raise UsageError(
-                f"a prompt of at least {least} tokens and an answer do not fit into the context of {context} tokens",
-                "shorten the prompt",
-            )
+            raise ContextExceeded(least, context, at_least=True)
 
 
-def _check_unicode(value: Any) -> None:
-    """Refuse half a surrogate pair anywhere in ``value``, at which the libraries fail in different ways."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"character {error.start + 1} of the text is half of a surrogate pair, which is not Unicode text",
-                "give the text in UTF-8",
-            ) from error
-    elif isinstance(value, Mapping):
-        _check_unicode([*value.keys(), *value.values()])
-    elif isinstance(value, Iterable):
-        for part in value:
-            _check_unicode(part)
+@dataclass(frozen=True)
+class _Decoding:
+    """What the definition of a tokenizer says about its tokens."""
+
+    tokens: dict[int, str]
+    """The text of each token by its id."""
+    detokenizer: Callable[[Mapping[int, str]], Detokenizer]
+    bound: TokenBound | None

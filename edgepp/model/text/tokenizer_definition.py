@@ -26,7 +26,8 @@ def read_definition(folder: Path) -> dict[str, Any]:
     """The tokenizer in ``folder`` as a dict.
 
     ``definition`` is the text of a ``tokenizer.json`` without padding and truncation, ``template`` the chat template or
-    None, ``bos`` the text of that token or None, ``eos`` an id or None, ``special`` the special tokens by role.
+    None, ``tool_template`` the chat template for conversations with tools, mostly the same, ``bos`` the text of that
+    token or None, ``eos`` an id or None, ``special`` the special tokens by role.
 
     Raises:
         Exception: from transformers, for a tokenizer that is damaged or wants to run code of its own.
@@ -38,10 +39,6 @@ def read_definition(folder: Path) -> dict[str, Any]:
         raise ValueError(f"it is of a kind that cannot be used: {type(inner).__name__}")
     if (file := folder / "tokenizer.json").is_file():
         _keep_ids(inner, file.read_text(encoding="utf-8"))
-    try:
-        template = inner.get_chat_template() if inner.chat_template else None
-    except ValueError:  # several templates without a default
-        template = None
     backend = inner.backend_tokenizer
     added = {one.content for one in backend.get_added_tokens_decoder().values()}
     if (
@@ -52,11 +49,20 @@ def read_definition(folder: Path) -> dict[str, Any]:
     backend.no_truncation()
     return {
         "definition": backend.to_str(),
-        "template": template,
+        "template": _template(inner, None),
+        "tool_template": _template(inner, []),
         "bos": inner.bos_token,
         "eos": inner.eos_token_id,
         "special": {key: str(value) for key, value in inner.special_tokens_map.items()},
     }
+
+
+def _template(inner: Any, tools: list[Any] | None) -> str | None:
+    """The chat template with or without tools, of a model that may have several by name."""
+    try:
+        return str(inner.get_chat_template(tools=tools)) if inner.chat_template else None
+    except ValueError:  # several templates without a default
+        return None
 
 
 def _keep_ids(inner: Any, tokenizer_json: str) -> None:

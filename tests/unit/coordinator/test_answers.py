@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from edgepp.coordinator import answers as module
-from edgepp.coordinator.answers import MAX_ATTEMPTS, AnswerService
+from edgepp.coordinator import answers, live_answer
+from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import decode_summary, encode_question
+from edgepp.coordinator.live_answer import MAX_ATTEMPTS, LiveAnswers
 from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.text_stream import TextPiece
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
 from edgepp.wire.message_codec import decode, decode_payload
 from edgepp.wire.messages import Answered, Declined, Message, Piece
@@ -38,14 +40,15 @@ class FakeAnswer:
         self.sampled: list[Any] = []
         self.spelled: dict[int, str] = {}
         self.finish_reason: str | None = None
+        self.stop_string: str | None = None
         self.prompt_tokens = 1
         self.timing = Timing(0.0)
         self.stages = ()
 
-    def __iter__(self) -> Iterator[str]:
+    def pieces(self) -> Iterator[TextPiece]:
         for number, text in enumerate(self._texts):
             self.token_ids.append(number)
-            yield text
+            yield TextPiece(text)
         if self._release is not None:
             assert self._release.wait(WAIT_S)
         if self._error is not None:
@@ -100,7 +103,8 @@ class Asked:
 
     def __init__(self, *pipelines: FakePipeline) -> None:
         self.pipeline_manager = FakePipelineManager(*pipelines)
-        self.answers = AnswerService(self.pipeline_manager)  # type: ignore[arg-type]
+        self.live_answers = LiveAnswers(self.pipeline_manager)  # type: ignore[arg-type]
+        self.answers = AnswerService(self.live_answers)
         self.sent: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
 
     def ask(self, number: int = 1, key: str = "ann", route: bytes = b"r") -> None:
@@ -119,7 +123,7 @@ class Asked:
                 return message, frames, text
 
     def quiet(self) -> None:
-        eventually("all have ended", lambda: not len(self.answers))
+        eventually("all have ended", lambda: not len(self.live_answers))
 
 
 def test_an_answer_without_output_so_far_begins_again_on_the_next_pipeline() -> None:
@@ -199,10 +203,10 @@ def test_an_asker_that_cannot_be_reached_holds_no_slot(monkeypatch: pytest.Monke
 
     asked.answers.begin((b"r", 1), "ann", FORM, send)
     asked.quiet()
-    monkeypatch.setattr(module.threading.Thread, "start", no_thread)
+    monkeypatch.setattr(answers.threading.Thread, "start", no_thread)
     with pytest.raises(EdgeppError, match="cannot answer more"):
         asked.ask()
-    assert len(asked.answers) == 0
+    assert len(asked.live_answers) == 0
 
 
 def no_thread(_: threading.Thread) -> None:
@@ -222,16 +226,16 @@ def test_a_cancelled_answer_ends_with_the_tokens_so_far() -> None:
 
 
 def test_a_greedy_member_takes_no_slot_of_another_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ANSWERS", 8)
+    monkeypatch.setattr(live_answer, "MAX_ANSWERS", 8)
     release = threading.Event()
     asked = Asked(FakePipeline("a", release=release))
     for number in range(5):
         asked.ask(number, key="greedy")
-    with pytest.raises(EdgeppError, match="this machine's share of them is taken"):
+    with pytest.raises(EdgeppError, match="the asker's share of them is taken"):
         asked.ask(5, key="greedy")
     for number, key in enumerate(["ann", "bob", "cay", "dee", "eve"]):
         asked.ask(100 + number, key=key)
-    assert len(asked.answers) == 10
+    assert len(asked.live_answers) == 10
     asked.answers.cancel_of("greedy")
     asked.quiet()
     asked.ask(200, key="greedy")

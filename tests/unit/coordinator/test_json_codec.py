@@ -21,6 +21,7 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
+from edgepp.model.text.conversation import Conversation
 from tests.builders.stages import stage_info
 
 OPTIONS = GenerateOptions(
@@ -51,7 +52,21 @@ def over_the_wire(form: dict[str, Any]) -> dict[str, Any]:
     return received
 
 
-@pytest.mark.parametrize("prompt", ["raw text", [{"role": "user", "content": "hi"}]], ids=["raw", "chat"])
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": [1, 2.5, None, "é"]}}}
+AGENT = Conversation(
+    [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "hm"},
+        {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"},
+        {"role": "assistant", "content": "It is"},
+    ],
+    [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}],
+    {"enable_thinking": False},
+    True,
+)
+
+
+@pytest.mark.parametrize("prompt", ["raw text", AGENT, (3, 5)], ids=["raw", "chat", "ids"])
 @pytest.mark.parametrize("options", [OPTIONS, HELD], ids=["sampled", "held"])
 def test_a_question_survives_the_wire(prompt: Any, options: GenerateOptions) -> None:
     assert decode_question(over_the_wire(encode_question(prompt, options))) == (prompt, options)
@@ -62,7 +77,9 @@ def test_an_outcome_survives_the_wire() -> None:
 
 
 def test_log_probabilities_and_their_texts_survive_the_wire() -> None:
-    outcome = replace(OUTCOME, sampled=(Sampled(3, -0.5, ((3, -0.5), (9, -1.5))),), spelled={3: " hé", 9: "\ufffd"})
+    outcome = replace(
+        OUTCOME, stop_string="é", sampled=(Sampled(3, -0.5, ((3, -0.5), (9, -1.5))),), spelled={3: " hé", 9: "\ufffd"}
+    )
     assert decode_summary(over_the_wire(encode_summary(outcome))) == outcome
 
 
@@ -74,7 +91,34 @@ def test_a_question_with_anything_else_in_it_is_refused_by_name(field: str, junk
         decode_question(form)
     except EdgeppError:
         return
-    assert field == "messages" or isinstance(junk, str)
+    assert field == "prompt"
+    assert isinstance(junk, str)
+
+
+@pytest.mark.parametrize("field", ["messages", "tools", "variables", "continues", "ids"])
+@given(junk=JSON)
+def test_a_conversation_with_anything_else_in_it_is_refused_by_name(field: str, junk: Any) -> None:
+    form = over_the_wire(encode_question(AGENT, OPTIONS))
+    form[field] = junk
+    try:
+        decode_question(form)
+    except EdgeppError:
+        return
+    assert field in ("tools", "variables", "continues")
+    assert not junk or isinstance(junk, dict | bool)
+
+
+@pytest.mark.parametrize("field", ["role", "content", "tool_calls", "tool_call_id", "reasoning_content", "other"])
+@given(junk=JSON)
+def test_a_message_with_anything_else_in_it_is_refused_by_name(field: str, junk: Any) -> None:
+    form = over_the_wire(encode_question(AGENT, OPTIONS))
+    form["messages"][1][field] = junk
+    try:
+        decode_question(form)
+    except EdgeppError:
+        return
+    assert field != "other"
+    assert not junk or isinstance(junk, str)
 
 
 @given(st.sampled_from(["finish_reason", "prompt_tokens", "timing", "stages", "spelled"]), JSON)

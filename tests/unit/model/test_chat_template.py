@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from edgepp.model.text.chat_template import render
+from edgepp.model.text import chat_template
+from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.encoder import Encoder
 
 MARKS = ("<s>", "<|im_start|>", "<|im_end|>", "[/INST]", "<think>", "</think>", "<|user|>", "<|assistant|>", "\n\n")
@@ -114,6 +115,12 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
     tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=normalized) for mark in SPECIAL])
     tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS[3:]])
     return Encoder(tokenizer.to_str())
+
+
+def render(
+    template: str, messages: list[dict[str, Any]], variables: dict[str, str]
+) -> tuple[str, list[tuple[int, int]]]:
+    return chat_template.render(template, Conversation(messages), variables)
 
 
 def reference(encoder: Encoder, template: str, messages: list[dict[str, str]]) -> list[int]:

@@ -1,0 +1,1 @@
+"""Who may use the HTTP server, and how much of it: one ASGI middleware a file."""

@@ -1,0 +1,45 @@
+"""The content types of bodies: JSON alone, which a page of another site cannot send without asking first."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edgepp.http_api.access.refusal import refuse
+from edgepp.http_api.access.request_head import METHODS_WITH_BODY, header, is_from_this_machine
+from edgepp.http_api.failures import RequestError
+
+_JSON = "application/json"
+_CURL = frozenset({"application/x-www-form-urlencoded", ""})
+"""What `curl -d` sends, as in Ollama's documentation; and no type at all."""
+_SENT_BY_BROWSERS = ("origin", "sec-fetch-site", "sec-fetch-mode", "referer")
+
+
+class ContentTypes:
+    """Refuses bodies that are not declared as JSON. On /api/ `curl -d` on this machine is believed to send JSON."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["method"] not in METHODS_WITH_BODY or not _has_body(scope):
+            return await self._app(scope, receive, send)
+        kind = (header(scope, "content-type") or "").partition(";")[0].strip().lower()
+        if kind == _JSON or (kind in _CURL and _is_curl(scope)):
+            return await self._app(scope, receive, send)
+        error = RequestError(
+            "unsupported_media_type",
+            f"a body of type {kind[:80]} is not read here" if kind else "the body has no type",
+            "send JSON with the header `Content-Type: application/json`",
+        )
+        return await refuse(error, scope, receive, send)
+
+
+def _has_body(scope: Scope) -> bool:
+    length = header(scope, "content-length")
+    return header(scope, "transfer-encoding") is not None or length not in (None, "0")
+
+
+def _is_curl(scope: Scope) -> bool:
+    browser = any(header(scope, name) is not None for name in _SENT_BY_BROWSERS)
+    return scope["path"].startswith("/api/") and is_from_this_machine(scope) and not browser

@@ -1,0 +1,27 @@
+"""Bounds of a JSON text, checked before it is decoded: levels, and values, each of which costs an object."""
+
+from __future__ import annotations
+
+import re
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_STRUCTURE = b"[]{},"
+_REST = bytes(sorted(set(range(256)) - set(_STRUCTURE)))
+
+
+def exceeds(text: bytes, max_levels: int, max_values: int) -> str | None:
+    """What is too much in ``text``, as a sentence; None where it is within the bounds, or no JSON at all."""
+    if sum(text.count(mark) for mark in (b"[", b"{")) <= max_levels and text.count(b",") <= max_values:
+        return None
+    structure = _STRING.sub(b"", text).translate(None, _REST)
+    if len(structure) > max_values:
+        return f"the body has more than {max_values} values"
+    brackets = structure.translate(None, b",")
+    for _ in range(max_levels):
+        if not brackets:
+            return None
+        inner = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(inner) == len(brackets):
+            return None  # unbalanced, so no JSON
+        brackets = inner
+    return f"the body is nested deeper than {max_levels} levels" if brackets else None

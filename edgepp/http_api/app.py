@@ -1,0 +1,50 @@
+"""The ASGI application: all APIs over one ``ModelService``, behind the checks of ``access``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from edgepp.http_api.access.authentication import Authentication
+from edgepp.http_api.access.bodies import Bodies
+from edgepp.http_api.access.content_types import ContentTypes
+from edgepp.http_api.access.fair_use import FairUse
+from edgepp.http_api.access.head_limits import HeadLimits
+from edgepp.http_api.access.hosts import HostNames, Hosts
+from edgepp.http_api.access.origins import OriginNames, Origins
+from edgepp.http_api.access.paths import Paths
+from edgepp.http_api.access.request_ids import RequestIds
+from edgepp.http_api.anthropic_api import messages
+from edgepp.http_api.api_keys import KeyRing
+from edgepp.http_api.http_options import HttpOptions
+from edgepp.http_api.model_service import ModelService
+from edgepp.http_api.ollama_api import routes as ollama
+from edgepp.http_api.openai_api import routes as chat
+from edgepp.http_api.openapi import described
+from edgepp.http_api.routing import Routing
+
+RouteList = Callable[[ModelService], list[BaseRoute]]
+ROUTE_LISTS: tuple[RouteList, ...] = (chat.routes, messages.routes, ollama.routes)
+"""The ``routes`` of every module of an API; a new module is added here."""
+
+
+def make_app(service: ModelService, options: HttpOptions, *, key_required: bool) -> ASGIApp:
+    """All APIs over ``service``, for a server with ``options``."""
+    routes = [route for routes in ROUTE_LISTS for route in routes(service)]
+    return guarded(Routing(described(routes)), options, key_required=key_required)
+
+
+def guarded(app: ASGIApp, options: HttpOptions, *, key_required: bool) -> ASGIApp:
+    """``app`` behind all checks, the first of which is the last line."""
+    limits = options.limits
+    app = Bodies(app, limits)
+    app = FairUse(app, limits.num_requests_per_owner)
+    app = ContentTypes(app)
+    app = Authentication(app, KeyRing(), required=key_required)
+    app = Origins(app, OriginNames(options.allow_origins))
+    app = Hosts(app, HostNames(options.allow_hosts))
+    app = HeadLimits(app, limits.num_headers)
+    app = Paths(app)
+    return RequestIds(app)

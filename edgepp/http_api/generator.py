@@ -1,0 +1,189 @@
+"""The answer to a ``GenerationRequest`` as events: choices, tools, waiting, errors and cancelling, for all APIs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from edgepp.engine.request import GenerateOptions
+from edgepp.error_boundary import explained
+from edgepp.errors import (
+    ContextExceeded,
+    EdgeppError,
+    ModelError,
+    NotReady,
+    Overloaded,
+    StageLost,
+    UsageError,
+)
+from edgepp.http_api.answer_events import Choice, PlainParser, total
+from edgepp.http_api.failures import RequestError
+from edgepp.http_api.generation import IDLE_S, Ended, GenerationEvent, GenerationRequest, Idle, Queued, Started
+from edgepp.http_api.model_text import ModelText
+from edgepp.model.text.conversation import Conversation, TokenIds
+from edgepp.python_api.answer import Answer
+from edgepp.python_api.question import choice_options
+from edgepp.tool_calls.tool_use import ToolUse
+
+LOAD_WAIT_S = 20.0
+"""How long a request waits for a cluster that loads or plans anew, before it is refused."""
+BUSY_RETRY_S = 1.0
+LOADING_RETRY_S = 5.0
+"""When a client may ask again, where nothing better is known."""
+
+
+class Asked(Protocol):
+    """What the generator needs of a cluster."""
+
+    @property
+    def text(self) -> ModelText:
+        """Text of the model that is served now."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+
+    @property
+    def reason(self) -> str:
+        """What answers wait for; empty while the cluster can answer."""
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a cluster that loads may be ready."""
+
+    def ask(self, text: ModelText, prompt: TokenIds, options: GenerateOptions, owner: str, wait_s: float) -> Answer:
+        """An answer to a prompt that ``text`` has encoded."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Answers requests on a cluster."""
+
+    cluster: Asked
+    load_wait_s: float = LOAD_WAIT_S
+    idle_s: float = IDLE_S
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+        """The events of the answer. Closing the iterator cancels the answer on every stage.
+
+        Raises:
+            RequestError: the request cannot be answered, or the answer ended early.
+        """
+        choices: list[Choice] = []
+        wake = _Wake(self.idle_s)
+        started = False
+        try:
+            if reason := self.cluster.reason:
+                yield Queued(reason)
+            choices = await self._choices(request)
+            for choice in choices:
+                choice.answer.start(wake.set)
+            while not all(choice.ended for choice in choices):
+                came = await wake.wait()
+                events = [event for choice in choices if not choice.ended for event in choice.take()]
+                if not started and (prompt_tokens := max(choice.answer.prompt_tokens for choice in choices)):
+                    started = True
+                    yield Started(prompt_tokens)
+                for event in events:
+                    yield event
+                for choice in choices:
+                    if choice.error is not None:
+                        raise choice.error
+                if not came:
+                    yield Idle() if started else Queued(self.cluster.reason or "the prompt is being read")
+            yield Ended(total([choice.usage for choice in choices]))
+        except Exception as error:
+            raise self._request_error(error) from error
+        finally:
+            await _stop(choices)
+
+    async def _choices(self, request: GenerationRequest) -> list[Choice]:
+        """The choices of a request, not begun.
+
+        Raises:
+            EdgeppError: the prompt, the options or the tools cannot be used.
+        """
+        began_s = time.perf_counter()
+        text, in_turns = self.cluster.text, isinstance(request.prompt, Conversation)
+        tool_use = request.tool_use if in_turns else ToolUse()
+        encoded = await asyncio.to_thread(text.encode, request.prompt, tool_use, self.cluster.context)
+        options, opening = request.options, encoded.opening
+        if in_turns:
+            constraint = text.form.constraint(tool_use, opening, options.constraint)
+            options = replace(options, constraint=constraint)
+        return [
+            Choice(
+                number,
+                self.cluster.ask(text, tuple(encoded.ids), one, request.owner, self.load_wait_s),
+                text.form.parser(tool_use, opening) if in_turns else PlainParser(),
+                text.spell,
+                began_s,
+            )
+            for number, one in enumerate(choice_options(request.num_choices, options))
+        ]
+
+    def _request_error(self, error: Exception) -> RequestError:
+        found = request_error(error if isinstance(error, EdgeppError) else explained(error))
+        if found.kind == "loading":
+            found.retry_after_s = self.cluster.retry_after_s
+        return found
+
+
+async def _stop(choices: list[Choice]) -> None:
+    for choice in choices:
+        if choice.answer.finish_reason is None:
+            choice.answer.cancel()  # all of them before the first wait, which may be cancelled
+    for choice in choices:
+        await choice.answer.stop()
+
+
+def request_error(error: EdgeppError) -> RequestError:
+    """An error of the cluster or the model in terms of a request."""
+    sentence, hint = str(error), error.hint
+    match error:
+        case RequestError():
+            return error
+        case ContextExceeded():
+            return RequestError(
+                "context_length_exceeded",
+                sentence,
+                hint,
+                prompt_tokens=error.prompt_tokens,
+                context=error.context,
+            )
+        case UsageError() | ModelError():
+            return RequestError("invalid_request", sentence, hint)
+        case NotReady():
+            return RequestError("loading", sentence, hint, retry_after_s=LOADING_RETRY_S)
+        case Overloaded():
+            return RequestError("rate_limited", sentence, hint, retry_after_s=BUSY_RETRY_S)
+        case StageLost():
+            return RequestError("overloaded", sentence, hint, retry_after_s=LOADING_RETRY_S)
+        case _:
+            return RequestError("internal", sentence, hint)
+
+
+class _Wake:
+    """Lets a request wait for pieces of any of its answers, for a limited time."""
+
+    def __init__(self, idle_s: float) -> None:
+        self._event = asyncio.Event()
+        self._idle_s = idle_s
+
+    def set(self) -> None:
+        """Note that pieces have come."""
+        self._event.set()
+
+    async def wait(self) -> bool:
+        """Wait until pieces have come; False if none have for ``idle_s`` seconds."""
+        if not self._event.is_set():
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    await self._event.wait()
+            except TimeoutError:
+                return False
+        self._event.clear()
+        return True

@@ -1,0 +1,100 @@
+"""Where the HTTP server listens, whom it admits, and its limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgepp.errors import UsageError
+from edgepp.wire.transport import Address
+
+HTTP_PORT = 11434
+"""The default port, which is Ollama's, so that clients find the server by themselves."""
+OFF = "off"
+LOOPBACK = ("127.0.0.1", "::1")
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - only with --lan or by an explicit address; keys are demanded then
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client, and what all clients together, may take of the server."""
+
+    head_s: float = 10.0
+    """Time for the whole head of a request, and before the first request of a connection."""
+    idle_s: int = 30
+    """Time that a connection without a request is kept."""
+    body_gap_s: float = 20.0
+    """Longest pause within a body."""
+    body_s: float = 300.0
+    """Time for a whole body."""
+    unread_s: float = 30.0
+    """Time in which a client must read something of an answer that it has let pile up."""
+    shutdown_s: float = 2.0
+    """Time for running answers when the server closes."""
+    head_bytes: int = 64 << 10
+    num_headers: int = 100
+    body_bytes: int = 32 << 20
+    """Largest body of one request."""
+    all_bodies_bytes: int = 128 << 20
+    """All bodies of requests in flight together."""
+    json_levels: int = 128
+    json_values: int = 1 << 20
+    """Commas, brackets and braces of a body, which bound the objects that its decoding makes."""
+    num_connections: int = 512
+    num_requests_per_owner: int = 256
+    """Requests with a body at a time under one API key; without keys, of one address."""
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """Where the HTTP server listens and whom it admits."""
+
+    http: str = ""
+    """``HOST:PORT``, a port of loopback, or ``off``; empty for the first free port of loopback from 11434 on."""
+    lan: bool = False
+    """Listen on all addresses. An API key is made if there is none."""
+    require_key: bool = False
+    """Demand an API key on loopback too."""
+    allow_origins: tuple[str, ...] = ()
+    """Further origins of web pages that may use the server, like ``https://chat.example``, ``null`` or ``*``."""
+    allow_hosts: tuple[str, ...] = ()
+    """Further host names of this server, such as that of a reverse proxy."""
+    aliases: tuple[str, ...] = ()
+    """Further names of the model."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.lan and self.http == OFF:
+            raise UsageError("--lan and --http off exclude each other", "leave one of them out")
+        if self.http != OFF:
+            self.listen  # noqa: B018 - raises if the address is malformed
+
+    @property
+    def on(self) -> bool:
+        """Whether there is an HTTP server at all."""
+        return self.http != OFF
+
+    @property
+    def is_default(self) -> bool:
+        """Whether no port was given, so that another one may be taken."""
+        return not self.http
+
+    @property
+    def listen(self) -> tuple[tuple[str, ...], int]:
+        """Hosts and port to listen at.
+
+        Raises:
+            UsageError: the address is malformed.
+        """
+        text = self.http
+        if not text or text.isdecimal():
+            return EVERYWHERE if self.lan else LOOPBACK, _port(text or str(HTTP_PORT))
+        address = Address.parse(text)
+        if address.host == "*" or self.lan:
+            return EVERYWHERE, address.port
+        return LOOPBACK if text.startswith("localhost:") else (address.host,), address.port
+
+
+def _port(text: str) -> int:
+    if len(text) > 5 or int(text) > 65535:
+        raise UsageError(f"{text} is no port", "write HOST:PORT, like 127.0.0.1:8080, or a port up to 65535")
+    return int(text)

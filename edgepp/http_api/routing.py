@@ -1,0 +1,46 @@
+"""The choice of a route by path and method; paths of no route and wrong methods are refused in the API's own form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
+
+from edgepp.http_api.access.refusal import refuse
+from edgepp.http_api.failures import RequestError
+
+
+class Routing:
+    """Routes under their paths; a route below ``/v1/`` also without it."""
+
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        self._routes = tuple(routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        allowed: set[str] = set()
+        for path in (scope["path"], f"/v1{scope['path']}"):
+            looked = {**scope, "path": path}
+            for route in self._routes:
+                match, found = route.matches(looked)
+                if match == Match.FULL:
+                    scope.update(path=path, **found)
+                    return await route.handle(scope, receive, send)
+                if match == Match.PARTIAL:
+                    allowed |= set(getattr(route, "methods", None) or ())
+        return await _refuse(allowed, scope, receive, send)
+
+
+async def _refuse(allowed: set[str], scope: Scope, receive: Receive, send: Send) -> None:
+    method, path = scope["method"], scope["path"]
+    headers = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
+    if not allowed:
+        error = RequestError("not_found", f"there is no {path} here", "see /openapi.json for what there is")
+        await refuse(error, scope, receive, send)
+    elif method == "OPTIONS":
+        await Response(status_code=204, headers=headers)(scope, receive, send)
+    else:
+        error = RequestError("method_not_allowed", f"{path} takes no {method}", f"use {', '.join(sorted(allowed))}")
+        await refuse(error, scope, receive, send, headers)

@@ -1,0 +1,52 @@
+"""Output of `edgepp keys`."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from edgepp.http_api import api_keys
+from edgepp.ui.screen import Rows, Screen, say, say_json
+
+
+def add_key(name: str, *, as_json: bool) -> None:
+    """Make a key and print it.
+
+    Raises:
+        UsageError: the name is malformed or in use.
+    """
+    secret = api_keys.add_key(name)
+    if as_json:
+        say_json({"name": name, "key": secret})
+        return
+    say(f"The key of {name}, which is not shown again:\n\n    {secret}\n")
+    click.echo("Clients send it as an API key, that is as `Authorization: Bearer KEY` or `x-api-key: KEY`.")
+
+
+def list_keys(*, as_json: bool) -> None:
+    """Print the names of all keys."""
+    keys = api_keys.load_keys()
+    if as_json:
+        say_json({"keys": [{"name": key.name, "created_s": key.created_s} for key in keys]})
+        return
+    if not keys:
+        click.echo("There is no key; `edgepp keys add NAME` makes one.")
+        return
+    table = Rows("NAME", "MADE")
+    for key in keys:
+        table.add_row(key.name, time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created_s)))
+    Screen().show(table)
+
+
+def revoke_key(name: str, *, as_json: bool) -> None:
+    """Revoke a key and say so.
+
+    Raises:
+        UsageError: there is no such key.
+    """
+    api_keys.revoke_key(name)
+    if as_json:
+        say_json({"revoked": name})
+        return
+    say(f"{name} is revoked: its next request is refused, also by a server that runs")

@@ -1,0 +1,153 @@
+"""Legacy completions: prompts in every form, echo, log-probabilities, and streams."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from edgepp.http_api.failures import RequestError
+from edgepp.http_api.generation import ChoiceEnded, Ended, Started, TextDelta, TokenLogprob, Usage
+from tests.builders.scripted_service import ScriptedService, answer
+from tests.unit.http_api.openai_api.asgi import post, refused, request
+
+PATH = "/v1/completions"
+
+
+@pytest.fixture
+def service() -> ScriptedService:
+    return ScriptedService([answer(" upon", " a time")])
+
+
+def stream(service: ScriptedService, **body: Any) -> list[dict[str, Any]]:
+    text = request(service, "POST", PATH, body | {"stream": True}).text
+    frames = [frame for frame in text.split("\n\n") if not frame.startswith(":")]
+    assert frames[-2:] == ["data: [DONE]", ""]
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames[:-2]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("Once", ["Once"]),
+        (["Once"], ["Once"]),
+        (["Once", "Twice"], ["Once", "Twice"]),
+        ([1, 2, 3], [(1, 2, 3)]),
+        ([[1, 2], [3]], [(1, 2), (3,)]),
+        ("", [""]),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_prompts_are_texts_or_token_ids(
+    service: ScriptedService, prompt: Any, prompts: list[Any], streamed: bool
+) -> None:
+    request(service, "POST", PATH, {"prompt": prompt, "stream": streamed})
+    assert [played.request.prompt for played in service.played] == prompts
+
+
+@pytest.mark.parametrize("prompt", [[], [1, "a"], ["a", [1]] * 33, [[1], 2], None, 5, {"a": 1}, [-1], [[True]]])
+def test_wrong_prompts_are_refused(service: ScriptedService, prompt: Any) -> None:
+    error = refused(service, PATH, prompt=prompt)
+    assert error["status"] == 400
+    assert error["param"].startswith("prompt")
+    assert not service.played
+
+
+def test_several_prompts_have_numbered_choices_and_one_usage(service: ScriptedService) -> None:
+    told = post(service, PATH, prompt=["Once", "Twice"])
+    assert [(choice["index"], choice["text"]) for choice in told["choices"]] == [
+        (0, " upon a time"),
+        (1, " upon a time"),
+    ]
+    assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (14, 4)
+    chunks = stream(service, prompt=["Once", "Twice"], stream_options={"include_usage": True})
+    assert chunks[-1]["usage"] == told["usage"]
+    assert chunks[-1]["choices"] == []
+    texts = ["", ""]
+    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+        texts[choice["index"]] += choice["text"]
+    assert texts == [" upon a time", " upon a time"]
+
+
+def test_one_prompt_that_fails_fails_the_request() -> None:
+    service = ScriptedService([answer("a"), [RequestError("overloaded", "too much")]])
+    assert refused(service, PATH, prompt=["a", "b"])["message"] == "too much"
+
+
+def test_echo_begins_with_the_prompt(service: ScriptedService) -> None:
+    assert post(service, PATH, prompt="Once", echo=True)["choices"][0]["text"] == "Once upon a time"
+    assert post(service, PATH, prompt=list(b"Once"), echo=True)["choices"][0]["text"] == "Once upon a time"
+    chunks = stream(service, prompt="Once", echo=True)
+    assert [choice["text"] for chunk in chunks for choice in chunk["choices"]] == ["Once", " upon", " a time", ""]
+
+
+def test_no_token_is_generated_for_an_echo_alone(service: ScriptedService) -> None:
+    told = post(service, PATH, prompt="Once", echo=True, max_tokens=0)
+    assert (told["choices"][0]["text"], told["choices"][0]["finish_reason"]) == ("Once", "length")
+    assert (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]) == (4, 0)
+    assert not service.played
+
+
+@pytest.mark.parametrize(("max_tokens", "tokens"), [(None, 16), (5, 5), (-1, 2048), (9999, 2048)])
+def test_the_length_is_sixteen_unless_asked(service: ScriptedService, max_tokens: Any, tokens: int) -> None:
+    post(service, PATH, prompt="Once", max_tokens=max_tokens)
+    assert service.request.options.max_tokens == tokens
+
+
+def test_logprobs_have_offsets_into_the_text() -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=3)
+    tokens = [TokenLogprob(text, -0.5, ((text, -0.5), ("x", float("-inf")))) for text in (" a", "b", " c")]
+    script = [
+        Started(1),
+        TextDelta(0, " ab", (tokens[0], tokens[1])),
+        TextDelta(0, " c", (tokens[2],)),
+        ChoiceEnded(0, "stop", usage=usage),
+        Ended(usage),
+    ]
+    service = ScriptedService([script])
+    told = post(service, PATH, prompt="Once", logprobs=1)["choices"][0]["logprobs"]
+    assert service.request.options.sampling.logprobs == 1
+    assert told == {
+        "tokens": [" a", "b", " c"],
+        "token_logprobs": [-0.5, -0.5, -0.5],
+        "top_logprobs": [{" a": -0.5, "x": -9999.0}, {"b": -0.5, "x": -9999.0}, {" c": -0.5, "x": -9999.0}],
+        "text_offset": [0, 2, 3],
+    }
+    chunks = stream(service, prompt="Once", logprobs=1)
+    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
+    assert [offset for part in parts for offset in part["text_offset"]] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter"),
+    [
+        ({"suffix": "the end"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"n": 99}, "n"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    service: ScriptedService, fields: dict[str, Any], parameter: str
+) -> None:
+    assert refused(service, PATH, prompt="Once", **fields)["param"] == parameter
+
+
+@pytest.mark.parametrize(
+    "fields", [{"suffix": ""}, {"suffix": None}, {"best_of": 1}, {"n": 2, "best_of": 2}, {"user": "x"}]
+)
+def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
+    usage = Usage(1, 0, 1)
+    script = [
+        Started(1),
+        TextDelta(0, "a"),
+        TextDelta(1, "b"),
+        ChoiceEnded(0, "stop"),
+        ChoiceEnded(1, "stop"),
+        Ended(usage),
+    ]
+    service = ScriptedService([script if fields.get("n") == 2 else answer("a")])
+    assert post(service, PATH, prompt="Once", **fields)["choices"][0]["text"] == "a"
