@@ -241,7 +241,7 @@ def npm_turn(url: str, model: str) -> dict[str, Any]:
 
 
 def llm(url: str, home: Path, *arguments: str) -> str:
-    """What the program ``llm`` prints; it has the server as ``edgepp`` over OpenAI's API, and by its plugin for Ollama."""
+    """What the program ``llm`` prints; it has the server as ``edgepp`` over OpenAI's API, and by its Ollama plugin."""
     home.mkdir(exist_ok=True)
     (home / "extra-openai-models.yaml").write_text(
         "- model_id: edgepp\n  model_name: smollm2-135m\n  supports_tools: true\n  supports_schema: true\n"
