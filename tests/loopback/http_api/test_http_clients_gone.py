@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -18,7 +19,7 @@ from edgepp.http_api.server import HttpServer
 from tests.builders.raw_http import CHAT, RawClient, connected, eventually, question, request, served
 from tests.builders.scripted_service import ScriptedService, Step, answer
 
-PATHS = (CHAT, "/v1/messages", "/api/chat", "/v1/completions")
+PATHS = (CHAT, "/v1/messages", "/api/chat", "/v1/completions", "/v1/responses")
 PIECE_BYTES = 16 << 10
 MANY = 64
 
@@ -28,8 +29,11 @@ def script(*steps: Step) -> list[Step]:
 
 
 def body(path: str, *, stream: bool) -> bytes:
-    extra = b', "prompt": "x", "max_tokens": 100000}'
-    return question(stream=stream)[:-1] + extra
+    asked = {
+        "/v1/completions": {"prompt": "x"},
+        "/v1/responses": {"input": "x"},
+    }.get(path, {"messages": [{"role": "user", "content": "x"}]})
+    return json.dumps({**asked, "stream": stream, "max_tokens": 10}).encode()
 
 
 @pytest.mark.parametrize("path", PATHS)
