@@ -24,6 +24,12 @@ from tests.agent_session.recording import Recording, Turn
 ANSWER_TOKENS = 32
 """Tokens of an answer at most: the real clients ask for thousands."""
 KEY = "a-key"
+TITLE_SCHEMA: dict[str, object] = {
+    "type": "object",
+    "properties": {"title": {"type": "string"}},
+    "required": ["title"],
+    "additionalProperties": False,
+}
 CACHED_METRIC = "edgepp_prefix_cache_hits_total"
 
 
@@ -129,6 +135,7 @@ class ClaudeCode(Agent):
                 max_tokens=ANSWER_TOKENS,
                 system=self._system(self.recording.title),
                 messages=[{"role": "user", "content": self.recording.turns[0].user or ""}],
+                output_config={"format": {"type": "json_schema", "schema": TITLE_SCHEMA}},
             )
 
     def _system(self, text: str) -> list[Any]:
