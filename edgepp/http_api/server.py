@@ -19,11 +19,11 @@ from edgepp.cluster.discovery.network_interfaces import usable_addresses
 from edgepp.errors import EdgeppError
 from edgepp.http_api.api_keys import add_key, load_keys
 from edgepp.http_api.app import make_app
+from edgepp.http_api.cluster_models import ClusterModels
 from edgepp.http_api.connection import Connection
 from edgepp.http_api.http_options import EVERYWHERE, LOOPBACK, HttpOptions, Limits
 from edgepp.http_api.listening import Listening, listen
 from edgepp.http_api.model_service import ModelService
-from edgepp.http_api.served_models import service_of
 from edgepp.python_api import ServedCluster
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.wire.transport import Address
@@ -66,7 +66,9 @@ class HttpServer(AsyncResource):
         self.listen()
         if self.options.lan and not self.has_keys:
             self.new_key = add_key(_FIRST_KEY)
-        app = make_app(service_of(self._models, self.options), self.options, key_required=self.is_key_required)
+        models = self._models
+        service = ClusterModels(models, self.options.aliases) if isinstance(models, ServedCluster) else models
+        app = make_app(service, self.options, key_required=self.is_key_required)
         server = self._server = _Server(_config(app, self.options.limits), self.options.limits)
         self._running = asyncio.create_task(server.serve(list(self._bound.sockets)))
         await server.listening.wait()
