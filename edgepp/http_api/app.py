@@ -21,12 +21,13 @@ from edgepp.http_api.api_keys import KeyRing
 from edgepp.http_api.http_options import HttpOptions
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.ollama_api import routes as ollama
+from edgepp.http_api.openai_api import responses
 from edgepp.http_api.openai_api import routes as chat
 from edgepp.http_api.openapi import described
 from edgepp.http_api.routing import Routing
 
 RouteList = Callable[[ModelService], list[BaseRoute]]
-ROUTE_LISTS: tuple[RouteList, ...] = (chat.routes, messages.routes, ollama.routes)
+ROUTE_LISTS: tuple[RouteList, ...] = (chat.routes, responses.routes, messages.routes, ollama.routes)
 """The ``routes`` of every module of an API; a new module is added here."""
 
 
@@ -45,6 +46,6 @@ def guarded(app: ASGIApp, options: HttpOptions, *, key_required: bool) -> ASGIAp
     app = Authentication(app, KeyRing(), required=key_required)
     app = Origins(app, OriginNames(options.allow_origins))
     app = Hosts(app, HostNames(options.allow_hosts))
-    app = HeadLimits(app, limits.num_headers)
+    app = HeadLimits(app, limits)
     app = Paths(app)
     return RequestIds(app)
