@@ -17,7 +17,7 @@ from edgepp.http_api.http_options import HttpOptions
 from edgepp.http_api.server import HttpServer
 from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from tests.agent_session.clients import Agent, ChatAgent, ClaudeCode, Spent
+from tests.agent_session.clients import Agent, ChatAgent, ClaudeCode, Codex, Spent
 from tests.agent_session.recording import recording
 
 LEAST_CACHED = 0.9
@@ -31,7 +31,7 @@ def long_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", shape, tokenizer=Path(fetch("smollm2-135m")))
 
 
-@pytest.mark.parametrize("agent", [ClaudeCode, ChatAgent], ids=lambda agent: agent.__name__)
+@pytest.mark.parametrize("agent", [ClaudeCode, ChatAgent, Codex], ids=lambda agent: agent.__name__)
 def test_a_turn_computes_only_what_is_new(long_context: Path, agent: type[Agent]) -> None:
     spent = played(long_context, CONTEXT, lambda url: play(agent(url, "tiny", recording()), titles=True))
     told = "\n".join(f"turn {turn}: {one}, {one.cached_share:.1%}" for turn, one in enumerate(spent, 1))
