@@ -94,7 +94,7 @@ class _FamilyFormat:
         return self.thinking is not None
 
     def prepare(self, conversation: Conversation, tool_use: ToolUse) -> Conversation:
-        tools = tool_use.tools if tool_use.choice != "none" else ()
+        tools = [tool for tool in tool_use.tools if tool.listed and tool_use.choice != "none"]
         is_generic = self.family is GENERIC
         given = conversation.messages
         described = with_tools(given, tools) if tools and is_generic else given
