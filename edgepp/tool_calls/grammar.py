@@ -15,7 +15,7 @@ from typing import Any
 
 from edgepp.engine.request import Constraint
 from edgepp.errors import UsageError
-from edgepp.tool_calls.families import Family
+from edgepp.tool_calls.families import GENERIC, Family
 from edgepp.tool_calls.reasoning import Beginning, ThinkingMarkers, beginning
 from edgepp.tool_calls.schemas import any_object, held_schema
 from edgepp.tool_calls.tool_use import Tool, ToolUse
@@ -78,7 +78,7 @@ def constraint_of(
     """
     tools = callable_tools(tool_use)
     begins = beginning(thinking, prompt_end)
-    is_free = not tools or not (is_held(tool_use) or family.name == "generic")
+    is_free = not tools or not (is_held(tool_use) or family is GENERIC)
     if answer is None and is_free:
         return None
     if answer is not None and not tools and (begins == "closed" or answer.kind == "grammar"):

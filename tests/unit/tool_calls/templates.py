@@ -139,3 +139,8 @@ FUNCTION_GEMMA = "{{ messages[0].content }}<start_function_call>"
 MINICPM = '{{ messages[0].content }}<function name="f"><param name="p">'
 LONGCAT = "{{ messages[0].content }}<longcat_tool_call>"
 MUSE = "{{ messages[0].content }}<atem:function_calls>"
+PHI = "{{ messages[0].content }}<|tool|>{{ tools }}<|/tool|><|tool_call|><|/tool_call|>"
+GRANITE = "{{ messages[0].content }}<|tool_call|>"
+NEMOTRON = "{{ messages[0].content }}<TOOLCALL>[]</TOOLCALL>"
+JAMBA = "{{ messages[0].content }}<tool_calls>"
+KIMI_K3 = "{{ messages[0].content }}<|open|>tools<|sep|>"

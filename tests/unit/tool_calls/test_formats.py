@@ -85,6 +85,11 @@ CASES = [
         [Text("Sure."), *call("get_weather", PARIS), *call("now", "{}")],
     ),
     (t.MISTRAL_ARGS, '[TOOL_CALLS]get_weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "Paris"}', call("get_weather", PARIS)),
+    # lists of JSON between markers: Phi 4 mini, Granite 3, Nemotron, Jamba
+    (t.PHI, '<|tool_call|>[{"name": "now", "arguments": {}}]<|/tool_call|>', call("now", "{}")),
+    (t.GRANITE, '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]', call("get_weather", PARIS)),
+    (t.NEMOTRON, '<TOOLCALL>[{"name": "now", "arguments": {}}]</TOOLCALL>\n', call("now", "{}")),
+    (t.JAMBA, '<tool_calls>[\n  {"name": "now", "arguments": {}}\n]</tool_calls>', call("now", "{}")),
     # templates without tools, by edgepp's own prompt
     (t.PLAIN, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', call("now", "{}")),
     (t.PLAIN, '{"name": "now", "arguments": {}}', call("now", "{}")),
