@@ -75,6 +75,8 @@ class _Shelves(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         match nodeid.split("/")[1]:
+            case "multiprocess" if "/test_http_" in nodeid:
+                return "http"  # they share one cluster
             case "netns":
                 return "netns"  # bridges and addresses are the machine's
             case "loopback":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 
 from edgepp.errors import UsageError
 from edgepp.wire.transport import Address
@@ -10,6 +11,8 @@ from edgepp.wire.transport import Address
 HTTP_PORT = 11434
 """The default port, which is Ollama's, so that clients find the server by themselves."""
 OFF = "off"
+_ORIGIN = re.compile(r"\*|null|file://|[a-z][a-z0-9+.-]*://[^/\s]+", re.ASCII | re.IGNORECASE)
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
 LOOPBACK = ("127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - only with --lan or by an explicit address; keys are demanded then
 
@@ -37,7 +40,7 @@ class Limits:
     all_bodies_bytes: int = 128 << 20
     """All bodies of requests in flight together."""
     json_levels: int = 128
-    json_values: int = 1 << 20
+    json_values: int = 1 << 19
     """Commas, brackets and braces of a body, which bound the objects that its decoding makes."""
     num_connections: int = 512
     num_requests_per_owner: int = 256
@@ -60,11 +63,19 @@ class HttpOptions:
     """Further host names of this server, such as that of a reverse proxy."""
     aliases: tuple[str, ...] = ()
     """Further names of the model."""
-    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.lan and self.http == OFF:
             raise UsageError("--lan and --http off exclude each other", "leave one of them out")
+        for origin in self.allow_origins:
+            if _ORIGIN.fullmatch(origin) is None:
+                raise UsageError(
+                    f"'{origin:.100}' is no origin of web pages",
+                    "write it like https://chat.example, null, file:// or *",
+                )
+        for host in self.allow_hosts:
+            if _HOST_NAME.fullmatch(host) is None:
+                raise UsageError(f"'{host:.100}' is no host name", "write it without scheme and port, like llm.example")
         if self.http != OFF:
             self.listen  # noqa: B018 - raises if the address is malformed
 

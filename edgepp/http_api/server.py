@@ -19,11 +19,11 @@ from edgepp.cluster.discovery.network_interfaces import usable_addresses
 from edgepp.errors import EdgeppError
 from edgepp.http_api.api_keys import add_key, load_keys
 from edgepp.http_api.app import make_app
+from edgepp.http_api.cluster_models import ClusterModels
 from edgepp.http_api.connection import Connection
 from edgepp.http_api.http_options import EVERYWHERE, LOOPBACK, HttpOptions, Limits
 from edgepp.http_api.listening import Listening, listen
 from edgepp.http_api.model_service import ModelService
-from edgepp.http_api.served_models import service_of
 from edgepp.python_api import ServedCluster
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.wire.transport import Address
@@ -36,9 +36,12 @@ _FIRST_KEY = "lan"
 class HttpServer(AsyncResource):
     """An HTTP server over the model of a cluster. Use it in an ``async with`` statement."""
 
-    def __init__(self, models: ServedCluster | ModelService, options: HttpOptions | None = None) -> None:
+    def __init__(
+        self, models: ServedCluster | ModelService, options: HttpOptions | None = None, limits: Limits | None = None
+    ) -> None:
         self._models = models
         self.options = options or HttpOptions()
+        self._limits = limits or Limits()
         self.new_key = ""
         """The secret of the API key that ``open`` has made, since there was none."""
         self._listening: Listening | None = None
@@ -66,8 +69,10 @@ class HttpServer(AsyncResource):
         self.listen()
         if self.options.lan and not self.has_keys:
             self.new_key = add_key(_FIRST_KEY)
-        app = make_app(service_of(self._models, self.options), self.options, key_required=self.is_key_required)
-        server = self._server = _Server(_config(app, self.options.limits), self.options.limits)
+        models = self._models
+        service = ClusterModels(models, self.options.aliases) if isinstance(models, ServedCluster) else models
+        app = make_app(service, self.options, self._limits, key_required=self.is_key_required)
+        server = self._server = _Server(_config(app, self._limits), self._limits)
         self._running = asyncio.create_task(server.serve(list(self._bound.sockets)))
         await server.listening.wait()
 

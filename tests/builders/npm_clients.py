@@ -25,24 +25,33 @@ def npm_client(package: str, binary: str) -> Path:
     Each version lives in a folder of its own in the user's cache, which runs and checkouts share. Set
     ``EDGEPP_NPM_CLIENTS`` to have it elsewhere.
     """
-    command, why_not = _installed(package, binary)
-    if command is None:
+    return _installed(package) / ".bin" / binary
+
+
+def npm_library(package: str) -> Path:
+    """The folder ``node_modules`` that has the npm package ``package``; skips like ``npm_client``."""
+    return _installed(package)
+
+
+def _installed(package: str) -> Path:
+    folder, why_not = _looked_for(package)
+    if folder is None:
         pytest.skip(why_not)
-    return command
+    return folder
 
 
 @functools.cache
-def _installed(package: str, binary: str) -> tuple[Path | None, str]:
+def _looked_for(package: str) -> tuple[Path | None, str]:
     version = json.loads(_PACKAGES.read_text())["dependencies"][package]
     folder = _cache() / f"{package.strip('@').replace('/', '-')}-{version}"
-    command = folder / "node_modules" / ".bin" / binary
+    modules = folder / "node_modules"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not command.exists():
+        if not modules.exists():
             why_not = _install(f"{package}@{version}", folder)
             if why_not:
                 return None, why_not
-    return (command, "") if command.exists() else (None, f"{package} {version} has no command {binary}")
+    return modules, ""
 
 
 def _install(package: str, folder: Path) -> str:

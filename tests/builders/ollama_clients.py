@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import ollama
+import pytest
 
+from tests.builders.npm_clients import client_environment, npm_library
 from tests.builders.ollama_lines import check_listed, strict_lines
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would ask the internet for prices
@@ -121,7 +126,7 @@ def open_webui(url: str) -> OpenWebUi:
     return OpenWebUi(version, model, loaded, text, title["message"]["content"])
 
 
-def zed(url: str) -> tuple[str, int, Called]:
+def zed(url: str, num_predict: int | None = None) -> tuple[str, int, Called]:
     """The name, the context and the calls that Zed gets, with the requests of Zed: every line must parse."""
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         (model,) = client.get("/api/tags").raise_for_status().json()["models"]
@@ -133,7 +138,7 @@ def zed(url: str) -> tuple[str, int, Called]:
             "messages": [{"role": "system", "content": "You edit code."}, *_user("List the files.")],
             "stream": True,
             "keep_alive": -1,
-            "options": {"num_ctx": 16384, "num_predict": None, "stop": None, "temperature": 0.0, "top_p": None},
+            "options": {"num_ctx": 16384, "num_predict": num_predict, "stop": None, "temperature": 0.0, "top_p": None},
             "tools": [
                 {"type": "function", "function": {"name": "terminal", "description": "Run.", "parameters": SCHEMA}}
             ],
@@ -220,3 +225,31 @@ def langchain_schema(url: str, model: str) -> Any:
         "required": ["name", "age"],
     }
     return _langchain(url, model).with_structured_output(schema, method="json_schema").invoke("Ann is 3.")
+
+
+def npm_turn(url: str, model: str) -> dict[str, Any]:
+    """The listed models, the calls and the text that the npm package gets in one turn with a tool."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    script = Path(__file__).parents[1] / "clients" / "ollama_turn.mjs"
+    line = [node, str(script), str(npm_library("ollama") / "ollama"), url, model]
+    done = subprocess.run(line, capture_output=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr.decode()
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def llm(url: str, home: Path, *arguments: str) -> str:
+    """What the program ``llm`` prints; it has the server as ``edgepp`` over OpenAI's API, and by its Ollama plugin."""
+    home.mkdir(exist_ok=True)
+    (home / "extra-openai-models.yaml").write_text(
+        "- model_id: edgepp\n  model_name: smollm2-135m\n  supports_tools: true\n  supports_schema: true\n"
+        f"  api_base: {url}/v1\n  api_key_name: none\n"
+    )
+    settings = {"LLM_USER_PATH": str(home), "OLLAMA_HOST": url, "NO_PROXY": "*", "OPENAI_API_KEY": "none"}
+    environment = client_environment(home, settings)
+    line = [sys.executable, "-m", "llm", *arguments]
+    done = subprocess.run(line, capture_output=True, check=False, timeout=PATIENCE_S, env=environment, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

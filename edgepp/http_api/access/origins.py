@@ -44,7 +44,7 @@ class OriginNames:
     """The allowed origins."""
 
     def __init__(self, further: Iterable[str] = ()) -> None:
-        self._further = frozenset(origin.lower().rstrip("/") for origin in further)
+        self._further = frozenset(map(str.lower, further))
 
     def allows(self, origin: str, host: str | None) -> bool:
         """Whether ``origin`` may use the server that is called ``host``, as in the headers of these names."""

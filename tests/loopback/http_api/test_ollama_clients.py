@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpx
@@ -14,10 +15,12 @@ import pytest
 
 from edgepp.http_api.generation import ChoiceEnded, Ended, Started, TextDelta, ToolCallEnded, ToolCallStarted, Usage
 from edgepp.http_api.ollama_api.routes import routes
+from edgepp.http_api.openai_api.routes import routes as openai_routes
+from edgepp.http_api.routing import Routing
 from tests.builders import ollama_clients as clients
-from tests.builders.loopback_server import serving
 from tests.builders.ollama_lines import check_listed
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
+from tests.http_serving import serving_app
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the clients' own: sockets left open, pydantic's advice
@@ -44,7 +47,7 @@ def serve() -> Iterator[Serve]:
 
         def start(*scripts: Sequence[Step]) -> tuple[str, ScriptedService]:
             service = ScriptedService(scripts)
-            return stack.enter_context(serving(routes(service))), service
+            return stack.enter_context(serving_app(Routing([*openai_routes(service), *routes(service)]))), service
 
         yield start
 
@@ -127,6 +130,33 @@ def test_langchain_with_a_schema(serve: Serve) -> None:
     constraint = service.request.options.constraint
     assert constraint is not None
     assert "age" in json.loads(constraint.text)["properties"]
+
+
+def test_the_package_from_npm(serve: Serve) -> None:
+    url, _ = serve(calling("weather", {"city": "Oslo"}), answer("Cold."))
+    found = clients.npm_turn(url, MODEL)
+    assert found == {
+        "models": [f"{MODEL}:latest"],
+        "calls": [{"name": "weather", "arguments": {"city": "Oslo"}}],
+        "text": "Cold.",
+    }
+
+
+def test_the_program_llm_over_openais_api(serve: Serve, tmp_path: Path) -> None:
+    url, service = serve(HELLO, calling("llm_version", {}), answer("It is new."))
+    assert clients.llm(url, tmp_path / "home", "-m", "edgepp", "Hi") == "Hello"
+    assert clients.llm(url, tmp_path / "home", "-m", "edgepp", "-T", "llm_version", "Which version?") == "It is new."
+    assert service.request.tool_use.tools[0].name == "llm_version"
+
+
+def test_the_program_llm_by_its_plugin_for_ollama(serve: Serve, tmp_path: Path) -> None:
+    pytest.importorskip("llm_ollama")
+    url, service = serve(HELLO, calling("llm_version", {}), answer("It is new."))
+    model = f"ollama/{MODEL}:latest"
+    assert model in clients.llm(url, tmp_path / "home", "models")
+    assert clients.llm(url, tmp_path / "home", "-m", model, "Hi") == "Hello"
+    assert clients.llm(url, tmp_path / "home", "-m", model, "-T", "llm_version", "Which version?") == "It is new."
+    assert service.request.tool_use.tools[0].name == "llm_version"
 
 
 def test_curl_as_in_the_documents_of_ollama(serve: Serve) -> None:

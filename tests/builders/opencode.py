@@ -1,0 +1,77 @@
+"""One question to the coding agent opencode, from npm, in a home and a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.builders.npm_clients import client_environment, npm_client
+
+_PATIENCE_S = 500.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What opencode did and said."""
+
+    tools: list[tuple[str, str]]
+    """Name and output of each tool that was called."""
+    text: str
+
+
+def opencode_turn(url: str, model: str, context: int, home: Path, question: str, agent: Mapping[str, Any]) -> Turn:
+    """The turn of opencode for ``question`` in the folder ``home/work``, over the server at ``url``.
+
+    Args:
+        url: Base URL of the server, without ``/v1``.
+        model: The model's name.
+        context: Its context in tokens.
+        home: A folder for settings, state and ``work``.
+        question: What a user types.
+        agent: Settings of the agent ``build``, such as ``prompt``.
+    """
+    work = home / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "OPENCODE_CONFIG_CONTENT": json.dumps(_config(url, model, context, agent)),
+        "OPENCODE_DISABLE_MODELS_FETCH": "1",
+        "OPENCODE_DISABLE_AUTOUPDATE": "1",
+    }
+    line = [str(npm_client("opencode-ai", "opencode")), "run", "--pure", "--format", "json", question]
+    environment = client_environment(home, settings)
+    done = subprocess.run(
+        line, cwd=work, env=environment, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return _turn([json.loads(event) for event in done.stdout.splitlines() if event.startswith("{")])
+
+
+def _config(url: str, model: str, context: int, agent: Mapping[str, Any]) -> dict[str, Any]:
+    served = {"name": model, "tool_call": True, "limit": {"context": context, "output": min(4096, context // 4)}}
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "edgepp",
+        "options": {"baseURL": f"{url}/v1", "apiKey": "none"},
+        "models": {model: served},
+    }
+    named = f"edgepp/{model}"
+    return {
+        "provider": {"edgepp": provider},
+        "model": named,
+        "small_model": named,
+        "agent": {"build": dict(agent)},
+        "autoupdate": False,
+        "share": "disabled",
+    }
+
+
+def _turn(events: list[dict[str, Any]]) -> Turn:
+    failed = [event for event in events if event["type"] == "error"]
+    assert not failed, failed
+    parts = [event["part"] for event in events]
+    tools = [(part["tool"], part["state"].get("output", "")) for part in parts if part["type"] == "tool"]
+    return Turn(tools, "".join(part["text"] for part in parts if part["type"] == "text"))
