@@ -7,6 +7,7 @@ from collections.abc import Callable
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from edgepp.http_api import health, metrics
 from edgepp.http_api.access.authentication import Authentication
 from edgepp.http_api.access.bodies import Bodies
 from edgepp.http_api.access.content_types import ContentTypes
@@ -27,7 +28,14 @@ from edgepp.http_api.openapi import described
 from edgepp.http_api.routing import Routing
 
 RouteList = Callable[[ModelService], list[BaseRoute]]
-ROUTE_LISTS: tuple[RouteList, ...] = (chat.routes, responses.routes, messages.routes, ollama.routes)
+ROUTE_LISTS: tuple[RouteList, ...] = (
+    chat.routes,
+    responses.routes,
+    messages.routes,
+    ollama.routes,
+    health.routes,
+    metrics.routes,
+)
 """The ``routes`` of every module of an API; a new module is added here."""
 
 
