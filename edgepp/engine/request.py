@@ -13,7 +13,7 @@ from edgepp.errors import UsageError
 
 MAX_BIASES = 1024
 """Tokens that ``logit_bias`` may name."""
-MAX_CONSTRAINT_BYTES = 1 << 16
+MAX_CONSTRAINT_BYTES = 1 << 18
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 """Characters per stop string, which bounds the text held back because it could become one."""
@@ -106,6 +106,19 @@ class Constraint:
     """What the text of an answer must match: a JSON schema, any JSON object, a regular expression or a Lark grammar.
 
     ``text`` is the schema, expression or grammar; for ``json``, ``text`` is empty. ``ConstraintCompiler`` checks it.
+
+    Schemas, expressions, and the strings and terminals of a grammar match text, never special tokens: those that the
+    tokenizer marks as special, and added tokens with names like ``<tool_call>``. A rule of a grammar names a special
+    token by its id, ``<[128010]>``, or as ``<|python_tag|>`` where angle brackets enclose the name. A string equal to
+    such a name fails when the answer reaches it, so write ``Tokenizer.marker(name)``, which is right whether or not the
+    tokenizer has such a token. Calls between ``<tool_call>`` (151657) and ``</tool_call>`` (151658), after any text:
+
+        start: TEXT? (<[151657]> json <[151658]>)*
+        TEXT: /(.|\\n)+/
+        json: %json {"type": "object", "x-guidance": {"whitespace_flexible": false}}
+
+    A schema inside a grammar allows any white space, which a model may write for ever, unless it is told as above not
+    to. Tokens that end an answer are allowed where the grammar may end.
     """
 
     kind: ConstraintKind

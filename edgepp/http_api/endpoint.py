@@ -159,6 +159,14 @@ class _ClosingStream(StreamingResponse):
         async with aclosing(self._frames):
             await super().__call__(scope, receive, send)
 
+    async def stream_response(self, send: Send) -> None:
+        """Send the frames one by one, so that other clients come between, and the end of this one is noticed."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for frame in self._frames:
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await asyncio.sleep(0)  # a frame that waits for nothing, sent to nobody, would never let go
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
 
 async def _with_error(
     frames: AsyncIterator[bytes], in_band_error: Callable[[RequestError], bytes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class Generator:
     load_wait_s: float = LOAD_WAIT_S
     idle_s: float = IDLE_S
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """The events of the answer. Closing the iterator cancels the answer on every stage.
 
         Raises:

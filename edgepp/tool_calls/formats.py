@@ -1,4 +1,3 @@
-# ruff: noqa: ARG001, ARG002 - the forms follow
 """The form in which a model writes tool calls and reasoning, chosen by its chat template.
 
 Use, for each answer:
@@ -12,11 +11,20 @@ Use, for each answer:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from edgepp.engine.request import Constraint
 from edgepp.model.text.conversation import Conversation
-from edgepp.tool_calls.tool_use import AnswerPart, Text, ToolUse
+from edgepp.tool_calls.answer_parser import CallParser, SplitAnswerParser
+from edgepp.tool_calls.families import GENERIC, Family, family_of
+from edgepp.tool_calls.generic_prompt import with_tools
+from edgepp.tool_calls.grammar import callable_tools, constraint_of, is_held
+from edgepp.tool_calls.history import rewritten
+from edgepp.tool_calls.marked_calls import AnyCalls
+from edgepp.tool_calls.reasoning import ReasoningSplitter, ThinkingMarkers, beginning, markers_of
+from edgepp.tool_calls.template_limits import TemplateLimits
+from edgepp.tool_calls.tool_use import AnswerPart, Tool, ToolUse
 
 
 class AnswerParser(Protocol):
@@ -67,32 +75,61 @@ def format_of(template: str | None, special_tokens: Mapping[str, int] | None = N
         template: The text of the chat template; None for a model without one.
         special_tokens: Id by text of the tokens that ``tokenizer.json`` marks as special: a grammar names these by id.
     """
-    return _PassThrough()
+    text = template or ""
+    special = dict(special_tokens or {})
+    return _FamilyFormat(family_of(text, special), TemplateLimits.of(text), markers_of(text, special), special)
 
 
-class _PassThrough:
-    """No tools and no reasoning: the answer is text."""
+@dataclass(frozen=True)
+class _FamilyFormat:
+    """The form of a model of one family."""
 
-    thinks = False
+    family: Family
+    limits: TemplateLimits
+    thinking: ThinkingMarkers | None
+    special_tokens: Mapping[str, int]
+
+    @property
+    def thinks(self) -> bool:
+        return self.thinking is not None
 
     def prepare(self, conversation: Conversation, tool_use: ToolUse) -> Conversation:
-        return conversation
+        tools = [tool for tool in tool_use.tools if tool.listed and tool_use.choice != "none"]
+        is_generic = self.family is GENERIC
+        given = conversation.messages
+        described = with_tools(given, tools) if tools and is_generic else given
+        messages = rewritten(described, self.limits, tools=bool(tools), as_text=is_generic)
+        rendered = () if is_generic else tuple(map(_rendered, tools))
+        return replace(conversation, messages=messages, tools=rendered)
 
     def constraint(
-        self,
-        tool_use: ToolUse,
-        prompt_end: str = "",
-        answer: Constraint | None = None,
+        self, tool_use: ToolUse, prompt_end: str = "", answer: Constraint | None = None
     ) -> Constraint | None:
-        return answer
+        return constraint_of(self.family, tool_use, answer, self.thinking, prompt_end, self.special_tokens)
 
     def parser(self, tool_use: ToolUse, prompt_end: str = "") -> AnswerParser:
-        return _TextParser()
+        reasoning = ReasoningSplitter(self.thinking, beginning(self.thinking, prompt_end))
+        tools = {tool.name: tool for tool in callable_tools(tool_use)}
+        return SplitAnswerParser(reasoning, self._calls(tools, tool_use) if tools else None)
+
+    def _calls(self, tools: Mapping[str, Tool], tool_use: ToolUse) -> CallParser:
+        held = is_held(tool_use)
+        names = tuple(tools)
+        bare = self.family.bare and not (held and self.family is GENERIC)
+        closings = (self.family.closing,) if self.family.closing else ()
+        return CallParser(
+            self.family.markers(tools),
+            (lambda: AnyCalls(names, closings=closings)) if bare else None,
+            at_lines=not held,
+            is_held=held,
+        )
 
 
-class _TextParser:
-    def add(self, text: str) -> list[AnswerPart]:
-        return [Text(text)] if text else []
-
-    def finish(self) -> list[AnswerPart]:
-        return []
+def _rendered(tool: Tool) -> dict[str, Any]:
+    """A tool as chat templates take it."""
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.parameters or {"type": "object", "properties": {}},
+    }
+    return {"type": "function", "function": function}

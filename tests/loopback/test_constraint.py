@@ -48,7 +48,9 @@ def _closing() -> list[int]:
     return tokenizer.encode('"}]', special=False) + [tokenizer.encode(one, special=False)[0] for one in '"}]']
 
 
-def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: int = 400) -> str:
+def _random_answer(
+    matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: int = 400, vocabulary: int = VOCABULARY
+) -> str:
     """The text of a random model under a constraint; past half of the limit, closing brackets become likelier."""
     draw = np.random.default_rng(seed)
     closing = _closing()
@@ -56,11 +58,11 @@ def _random_answer(matcher: Matcher, tokenizer: Tokenizer, seed: int, *, limit: 
     tokens: list[int] = []
     while not sampler.done:
         assert len(tokens) < limit
-        logits = (draw.standard_normal(VOCABULARY) * 2).astype(np.float32)
+        logits = (draw.standard_normal(vocabulary) * 2).astype(np.float32)
         if len(tokens) > limit // 2:
             logits[[*closing, EOS]] += 30
         token = sampler(logits, ()).token
-        if token == EOS:
+        if token in tokenizer.eos_ids:
             break
         tokens.append(token)
     detokenizer = tokenizer.detokenizer()
@@ -160,6 +162,69 @@ def test_every_answer_is_in_its_grammar(compiler: ConstraintCompiler, tokenizer:
 def _allowed(matcher: Matcher, vocabulary: int = VOCABULARY) -> list[int]:
     masked = matcher.mask(np.zeros(vocabulary, np.float32))
     return [int(one) for one in np.flatnonzero(masked > -np.inf)]
+
+
+SPECIAL = {
+    "<|python_tag|>": True,
+    "<tool_call>": False,
+    "</tool_call>": False,
+    "[TOOL_CALLS]": True,
+    "<|eom_id|>": True,
+}
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tokenizer of SmolLM2 with the special tokens of models that call tools."""
+    source, folder = fetch("smollm2-135m"), tmp_path_factory.mktemp("agent")
+    (folder / "tokenizer_config.json").write_bytes((source / "tokenizer_config.json").read_bytes())
+    form = json.loads((source / "tokenizer.json").read_text())
+    form["added_tokens"] += [
+        form["added_tokens"][0] | {"id": VOCABULARY + place, "content": name, "special": special}
+        for place, (name, special) in enumerate(SPECIAL.items())
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(form))
+    return Tokenizer.load(folder)
+
+
+ARGUMENTS = """
+json: "{" "\\"a\\": " NUMBER "}"
+NUMBER: /[1-9][0-9]{0,3}/
+TEXT: /(.|\\n){1,20}/
+seven: %json {"const": {"a": 7}, "x-guidance": {"whitespace_flexible": false}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "pattern"),
+    [
+        ("<|python_tag|> json", r"<\|python_tag\|>{J}"),
+        ("<tool_call> json </tool_call>", "<tool_call>{J}</tool_call>"),
+        ("(M<tool_call> json M</tool_call>){1,3}", "(<tool_call>{J}</tool_call>){1,3}"),
+        ('M[TOOL_CALLS] "[" json ("," json)? "]"', r"\[TOOL_CALLS\]\[{J}(,{J})?\]"),
+        ("TEXT M<|python_tag|> json", r"(?s:.{1,20})<\|python_tag\|>{J}"),
+        ("M<function= json", "<function={J}"),
+        ("(M<tool_call> seven M</tool_call>)*", r'(<tool_call>\{"a":7\}</tool_call>)*'),
+    ],
+)
+def test_special_tokens_in_a_grammar(agent: Tokenizer, rule: str, pattern: str) -> None:
+    """``M`` stands for ``Tokenizer.marker`` of what follows."""
+    compiler = ConstraintCompiler(agent.to_json(), agent.eos_ids)
+    written = re.sub(r"M([\[<][^ ]+?[\]>=])", lambda found: agent.marker(found[1]), rule)
+    constraint = Constraint("grammar", f"start: {written}\n{ARGUMENTS}")
+    for seed in SEEDS:
+        text = _random_answer(compiler.compile(constraint), agent, seed, vocabulary=VOCABULARY + len(SPECIAL))
+        assert re.fullmatch(pattern.replace("{J}", r'\{"a": [1-9][0-9]{0,3}\}'), text), text
+
+
+def test_a_special_token_is_one_token_and_never_text(agent: Tokenizer) -> None:
+    compiler, vocabulary = ConstraintCompiler(agent.to_json(), agent.eos_ids), VOCABULARY + len(SPECIAL)
+    tag = agent.control_tokens["<|python_tag|>"]
+    assert _allowed(compiler.compile(Constraint("grammar", "start: <|python_tag|>")), vocabulary) == [tag]
+    free = _allowed(compiler.compile(Constraint("regex", "(?s:.*)")), vocabulary)
+    assert [token for token in free if token >= VOCABULARY] == [agent.control_tokens["<|eom_id|>"]]
+    with pytest.raises(UsageError, match="the grammar cannot be used"):
+        compiler.compile(Constraint("grammar", "start: <|no_such_token|>"))
 
 
 def test_an_answer_ends_only_where_it_may(compiler: ConstraintCompiler, tokenizer: Tokenizer) -> None:

@@ -219,19 +219,16 @@ def test_the_end_tokens_of_an_answer(
 
 
 def test_a_token_that_ends_turns_ends_answers_whatever_the_settings_say(folder: Path, tmp_path: Path) -> None:
-    """A name of such a token that is no special token ends nothing."""
     target = change(folder, tmp_path / "m")
     form = json.loads((folder / "tokenizer.json").read_text())
     added = form["added_tokens"][2]
-    names = {"<|eom_id|>": 900, "<|python_tag|>": 901, "<|eot_id|>": 902}
-    form["added_tokens"] += [
-        added | {"id": token, "content": name, "special": name != "<|eot_id|>"} for name, token in names.items()
-    ]
+    names = {"<|eom_id|>": 900, "<|python_tag|>": 901}
+    form["added_tokens"] += [added | {"id": token, "content": name} for name, token in names.items()]
     (target / "tokenizer.json").write_text(json.dumps(form))
     tokenizer = Tokenizer.load(target)
     assert tokenizer.eos_ids == {2, 900}
-    assert tokenizer.control_tokens["<|python_tag|>"] == 901
     assert tokenizer.detokenizer().add(901) == "<|python_tag|>"
+    assert [tokenizer.marker(name) for name in ("<|python_tag|>", '<"é\n>')] == ["<[901]>", '"<\\"é\\n>"']
 
 
 def test_raw_text_is_encoded_as_mlx_lm_encodes_it(folder: Path, tmp_path: Path) -> None:

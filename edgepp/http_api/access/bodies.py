@@ -37,7 +37,8 @@ class Bodies:
         try:
             body = await self._read(scope, receive, taken)
         except RequestError as error:
-            headers = {} if taken.whole or await self._skipped(scope, receive) else _CLOSE
+            skip = error.kind in ("request_too_large", "overloaded")
+            headers = {} if taken.whole or (skip and await self._skipped(scope, receive)) else _CLOSE
             return await refuse(error, scope, receive, send, headers)
         except _Gone:
             return None

@@ -1,4 +1,4 @@
-"""The number of headers of a request; the connection bounds their size."""
+"""The size of a request's head. The connection bounds a head that is still incomplete, and this a complete one."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepp.http_api.access.refusal import refuse
 from edgepp.http_api.failures import RequestError
+from edgepp.http_api.http_options import Limits
 
 
 class HeadLimits:
-    """Refuses requests with too many headers."""
+    """Refuses requests with too many headers, or too large ones."""
 
-    def __init__(self, app: ASGIApp, num_headers: int) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
-        self._num_headers = num_headers
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if len(scope["headers"]) > self._num_headers:
-            error = RequestError("invalid_request", f"the request has more than {self._num_headers} headers")
-            return await refuse(error, scope, receive, send)
+        excess = self._excess(scope)
+        if excess:
+            return await refuse(RequestError("invalid_request", excess), scope, receive, send)
         return await self._app(scope, receive, send)
+
+    def _excess(self, scope: Scope) -> str:
+        headers, limits = scope["headers"], self._limits
+        if len(headers) > limits.num_headers:
+            return f"the request has more than {limits.num_headers} headers"
+        num_bytes = len(scope["path"]) + len(scope.get("query_string", b"")) + sum(len(n) + len(v) for n, v in headers)
+        return f"the head is larger than {limits.head_bytes >> 10} KiB" if num_bytes > limits.head_bytes else ""

@@ -24,12 +24,12 @@ class Item(msgspec.Struct, kw_only=True):
     call_id: str | None = None
     name: str | None = None
     namespace: str | None = None
-    arguments: str | dict[str, Any] | None = None
+    arguments: Any = None
     """Of a ``function_call``: the text of a JSON object."""
     input: str | None = None
     """Of a ``custom_tool_call``."""
-    output: Content | dict[str, Any] = None
-    """The result of a call."""
+    output: Any = None
+    """The result of a call: text or parts."""
     tools: list[ToolSpec] | None = None
     """Of ``additional_tools``."""
 
@@ -56,38 +56,27 @@ class Reasoning(msgspec.Struct, kw_only=True):
     summary: str | None = None
 
 
-class Prompting(msgspec.Struct, kw_only=True):
-    """The fields that make the prompt."""
+class ResponsesBody(SamplingBody, kw_only=True):
+    """The body of ``/responses`` and of ``/responses/input_tokens``; unknown fields are ignored."""
 
     input: str | list[Item] | None = None
     instructions: str | list[Item] | None = None
     tools: list[ToolSpec] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
+    max_output_tokens: Count | None = None
+    text: TextConfig | None = None
     reasoning: Reasoning | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    metadata: dict[str, Any] | None = None
+    background: bool | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
 
 
-class CountBody(Prompting, kw_only=True):
-    """The body of ``/responses/input_tokens``."""
-
-    model: str | None = None
-
-
-class ResponsesBody(SamplingBody, Prompting, kw_only=True):
-    """The body of ``/responses``; unknown fields are ignored."""
-
-    max_output_tokens: Count | None = None
-    text: TextConfig | None = None
-    include: list[str] | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    background: bool | None = None
-    metadata: dict[str, Any] | None = None
-
-
-def check_stateless(body: Prompting) -> None:
+def check_stateless(body: ResponsesBody) -> None:
     """Refuse what would need an earlier response: nothing is stored here.
 
     Raises:
@@ -101,7 +90,7 @@ def check_stateless(body: Prompting) -> None:
                 "send the whole conversation in input",
                 parameter=name,
             )
-    if isinstance(body, ResponsesBody) and body.background:
+    if body.background:
         raise RequestError(
             "invalid_request",
             "background: this server stores no responses to ask for later",
@@ -129,7 +118,7 @@ def response_format(text: TextConfig | None) -> ResponseFormat | None:
     raise _invalid(f"there is no text.format of type '{form.type:.40}'", "text.format.type")
 
 
-def all_tools(body: Prompting) -> list[ToolSpec]:
+def all_tools(body: ResponsesBody) -> list[ToolSpec]:
     """The tools of a body and those that its input adds."""
     items = body.input if isinstance(body.input, list) else []
     added = [tool for item in items if item.type == "additional_tools" for tool in item.tools or []]

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from edgepp.http_api.failures import RequestError
-from edgepp.http_api.openai_api.content import text_of
-from edgepp.http_api.openai_api.response_body import Item, Prompting
+from edgepp.http_api.openai_api.content import Content, text_of
+from edgepp.http_api.openai_api.response_body import Item, ResponsesBody
 from edgepp.http_api.openai_api.response_tools import DeclaredTool, call_arguments, custom_arguments
 from edgepp.model.text.conversation import Message
 
@@ -40,7 +40,7 @@ _UNREAD = (
 """Items that are left out: reasoning, which models do not read again, and what tools of OpenAI's servers did."""
 
 
-def decoded_messages(body: Prompting) -> list[Message]:
+def decoded_messages(body: ResponsesBody) -> list[Message]:
     """The messages in the order that they came: instructions, then input; system notes stay where they are.
 
     Raises:
@@ -126,14 +126,24 @@ class _Messages:
     def _add_output(self, item: Item, where: str) -> None:
         if not item.call_id:
             raise _invalid(f"{where} is the result of a call without call_id", f"{where}.call_id")
-        output = item.output
-        # Codex once sent {"content", "success"}; any other object is told as it is.
-        if isinstance(output, dict):
-            inner = output.get("content")
-            output = inner if isinstance(inner, str) else msgspec.json.encode(output).decode()
-        message = {"role": "tool", "tool_call_id": item.call_id, "content": text_of(output, f"{where}.output")}
+        message = {
+            "role": "tool",
+            "tool_call_id": item.call_id,
+            "content": _output_text(item.output, f"{where}.output"),
+        }
         name = self._names.get(item.call_id) or item.name
         self.add({**message, "name": name} if name else message)
+
+
+def _output_text(output: Any, where: str) -> str:
+    if isinstance(output, dict):
+        # Codex once sent {"content", "success"}; any other object is told as it is.
+        inner = output.get("content")
+        return inner if isinstance(inner, str) else msgspec.json.encode(output).decode()
+    try:
+        return text_of(msgspec.convert(output, Content), where)
+    except msgspec.ValidationError as error:
+        raise _invalid(f"{where} is neither text nor a list of parts", where) from error
 
 
 def _invalid(message: str, parameter: str) -> RequestError:

@@ -25,7 +25,8 @@ class FunctionFields(msgspec.Struct, kw_only=True):
 
     name: str = ""
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Any = None
+    """A JSON schema; checked only where the tool can be called."""
     strict: bool | None = None
 
 
@@ -35,7 +36,7 @@ class ToolSpec(FunctionFields, kw_only=True):
     type: str = "function"
     tools: list[ToolSpec] | None = None
     """The members of a namespace."""
-    format: dict[str, Any] | None = None
+    format: Any = None
     """What a custom tool takes: ``text``, or a ``grammar``."""
     function: FunctionFields | None = None
 
@@ -113,12 +114,14 @@ def _expanded(spec: ToolSpec, path: str, namespace: ToolSpec | None = None) -> l
     description = fields.description or ""
     if declared.custom:
         return [(declared, Tool(declared.model_name, _with_format(description, spec.format), _INPUT))]
+    if not isinstance(fields.parameters, dict | None):
+        raise _invalid("the parameters of a tool are a JSON schema, which is an object", f"{path}.parameters")
     return [(declared, Tool(declared.model_name, description, fields.parameters or {}, bool(fields.strict)))]
 
 
-def _with_format(description: str, format_: Mapping[str, Any] | None) -> str:
+def _with_format(description: str, format_: Any) -> str:
     """The description of a custom tool, with the grammar of its input if it has one."""
-    if not format_ or format_.get("type") != "grammar":
+    if not isinstance(format_, dict) or format_.get("type") != "grammar":
         return description
     grammar = f"The input follows this {format_.get('syntax', '')} grammar:\n{format_.get('definition', '')}"
     return f"{description}\n\n{grammar}" if description else grammar
@@ -176,7 +179,7 @@ def custom_arguments(text: str) -> dict[str, str]:
     return {"input": text}
 
 
-def call_arguments(text: str | dict[str, Any] | None) -> dict[str, Any]:
+def call_arguments(text: Any) -> dict[str, Any]:
     """The arguments of an earlier call.
 
     A text that is no JSON object is kept whole under one name: a client tells the model of its broken call and repeats
@@ -185,8 +188,8 @@ def call_arguments(text: str | dict[str, Any] | None) -> dict[str, Any]:
     if isinstance(text, dict):
         return text
     try:
-        values = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        values = json.loads(text) if text else {}
+    except (TypeError, ValueError, RecursionError):
         values = None
     return values if isinstance(values, dict) else {"arguments": text}
 

@@ -29,8 +29,6 @@ from edgepp.http_api.generation import GenerationEvent, GenerationRequest
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.openai_api.errors import error_form, served
 from edgepp.http_api.openai_api.response_body import (
-    CountBody,
-    Prompting,
     Reasoning,
     ResponsesBody,
     all_tools,
@@ -51,20 +49,19 @@ _ABSENT = "Not offered: no response is stored"
 
 
 def routes(service: ModelService) -> list[BaseRoute]:
-    """The routes, each with and without ``/v1``."""
+    """The routes over ``service``."""
     form, responses = error_form(service), _Responses(service)
     table: list[tuple[str, str, Handler, str, Any]] = [
-        ("POST", "/responses", responses.create, "Answer as items", ResponsesBody),
-        ("POST", "/responses/input_tokens", responses.count, "Count the tokens of a prompt", CountBody),
-        ("POST", "/responses/compact", _no_compaction, "Not offered: compaction", None),
-        ("GET", "/responses/{response_id}", _not_stored, _ABSENT, None),
-        ("DELETE", "/responses/{response_id}", _not_stored, _ABSENT, None),
-        ("POST", "/responses/{response_id}/cancel", _not_stored, _ABSENT, None),
-        ("GET", "/responses/{response_id}/input_items", _not_stored, _ABSENT, None),
+        ("POST", "/v1/responses", responses.create, "Answer as items", ResponsesBody),
+        ("POST", "/v1/responses/input_tokens", responses.count, "Count the tokens of a prompt", ResponsesBody),
+        ("POST", "/v1/responses/compact", _no_compaction, "Not offered: compaction", None),
+        ("GET", "/v1/responses/{response_id}", _not_stored, _ABSENT, None),
+        ("DELETE", "/v1/responses/{response_id}", _not_stored, _ABSENT, None),
+        ("POST", "/v1/responses/{response_id}/cancel", _not_stored, _ABSENT, None),
+        ("GET", "/v1/responses/{response_id}/input_items", _not_stored, _ABSENT, None),
     ]
     return [
-        Operation(method, f"{prefix}{path}", handler, form, summary=summary, body=body, described=bool(prefix))
-        for prefix in ("/v1", "")
+        Operation(method, path, handler, form, summary=summary, body=body)
         for method, path, handler, summary, body in table
     ]
 
@@ -107,7 +104,7 @@ class _Responses:
 
     async def count(self, request: Request) -> Response:
         """Count the tokens of the prompt that ``create`` would make of the same body."""
-        body = await read_body(request, CountBody)
+        body = await read_body(request, ResponsesBody)
         served(self._service, body.model)
         prompt, tools = _prompt(body)
         token_ids = await unless_gone(request, self._service.encode(prompt, tools.use))
@@ -133,7 +130,7 @@ class _Responses:
         return _Question(asked, head)
 
 
-def _prompt(body: Prompting) -> tuple[Conversation, Tools]:
+def _prompt(body: ResponsesBody) -> tuple[Conversation, Tools]:
     check_stateless(body)
     tools = decoded_tools(all_tools(body), body.tool_choice, body.parallel_tool_calls is not False)
     return Conversation(decoded_messages(body), variables=_variables(body.reasoning)), tools

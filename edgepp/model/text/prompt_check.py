@@ -157,7 +157,7 @@ def _bytes_of(value: Any, where: str, depth: int = 0) -> int:
     if isinstance(value, float) and math.isfinite(value):
         return _VALUE_BYTES
     if depth == MAX_DEPTH:
-        raise UsageError(f"{where} is nested more than {MAX_DEPTH} levels deep")
+        raise UsageError(f"{where}: objects or lists lie more than {MAX_DEPTH} levels deep")
     if isinstance(value, list | tuple):
         return _VALUE_BYTES + sum(_bytes_of(part, where, depth + 1) for part in value)
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

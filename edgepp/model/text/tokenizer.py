@@ -17,6 +17,7 @@ from edgepp.errors import ContextExceeded, ModelError, UsageError
 from edgepp.model.bounded_files import check_readable
 from edgepp.model.config.generation import end_ids
 from edgepp.model.text.client import TextClient
+from edgepp.model.text.control_tokens import is_control
 from edgepp.model.text.conversation import Conversation, EncodedPrompt, Prompt
 from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
 from edgepp.model.text.prompt_check import check_prompt
@@ -34,7 +35,7 @@ _THINKING_TOKENS = (
 _TURN_ENDS = frozenset(
     ("<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|return|>", "<|call|>")
 )
-"""Special tokens that end a turn in every model that has them, also where a model's settings forget them."""
+"""Control tokens that end a turn in every model that has them, also where a model's settings forget them."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,14 @@ class Tokenizer:
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
-        """Ids of the special tokens by their names, such as ``<|python_tag|>``; a ``Constraint`` says what for."""
+        """Ids of the control tokens by their names, such as ``<|im_end|>`` and ``<tool_call>``; see ``is_control``."""
         added = json.loads(self._facts["definition"])["added_tokens"]
-        return {one["content"]: one["id"] for one in added if one["special"]}
+        return {one["content"]: one["id"] for one in added if is_control(one["content"], one["special"])}
+
+    def marker(self, text: str) -> str:
+        """How the Lark grammar of a ``Constraint`` says ``text``, which may be the name of a control token."""
+        token = self.control_tokens.get(text)
+        return json.dumps(text, ensure_ascii=False) if token is None else f"<[{token}]>"
 
     def encode_prompt(self, prompt: Prompt, context: int | None = None) -> EncodedPrompt:
         """The token ids of ``prompt``, exactly as an answer to it has them.

@@ -1,15 +1,18 @@
-"""Stop strings are found however the text is cut into pieces."""
+"""Stop strings are found however the text is cut into pieces, and each piece has its tokens."""
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepp.engine.request import MAX_STOP_CHARACTERS, MAX_STOPS
-from edgepp.engine.text_stream import StopFilter
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.request import MAX_STOP_CHARACTERS, MAX_STOPS, GenerateOptions, SamplingOptions, Timing
+from edgepp.engine.sampling import Sampled, Sampler
+from edgepp.engine.text_stream import StopFilter, TextPiece, TextStream
 
 
 def _through(pieces: list[str], stop: list[str]) -> tuple[str, bool]:
@@ -88,3 +91,82 @@ def test_any_stop_strings_take_a_few_steps_per_character(monkeypatch: pytest.Mon
             assert not stopped
             assert characters - shown < MAX_STOP_CHARACTERS
     assert falls <= characters
+
+
+class Byte:
+    """Decodes a token as one byte of UTF-8."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        return self._utf8.decode(bytes([token]))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class Engine:
+    """Has no stages, and notes what is cancelled."""
+
+    stages = ()
+    lost = None
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self, _: object) -> None:
+        self.cancelled = True
+
+
+def answered(raw: bytes, stop: tuple[str, ...] = (), logprobs: int | None = 2) -> tuple[TextStream, list[TextPiece]]:
+    """The stream of an answer of one token per byte of ``raw``, and its pieces."""
+    sampling = SamplingOptions(logprobs=logprobs)
+    options = GenerateOptions(stop=stop, sampling=sampling)
+    request = EngineRequest(
+        id=1, owner="", ids=[], prompt_tokens=7, max_tokens=99, timing=Timing(0.0), options=options, eos=frozenset(),
+        sampler=Sampler(sampling),
+    )  # fmt: skip
+    for place, token in enumerate(raw):
+        if logprobs is not None:
+            request.sampled.append(Sampled(token, -float(place)))
+        request.events.put(token)
+    request.events.put("length")
+    stream = TextStream(Engine(), request, Byte(), lambda token: bytes([token]), "opening")  # type: ignore[arg-type]
+    return stream, list(stream.pieces())
+
+
+@given(st.text("aé日<", max_size=12), st.lists(st.text("aé日<", min_size=1, max_size=3), max_size=2))
+def test_the_tokens_of_the_pieces_are_those_of_the_text(text: str, stop: list[str]) -> None:
+    """Also where text is held back, a character has several tokens, or a stop string ends in the middle of a token."""
+    stream, pieces = answered(text.encode(), tuple(stop))
+    shown = "".join(piece.text for piece in pieces)
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert b"".join(token.raw for token in tokens) == shown.encode()
+    assert [token.sampled for token in tokens] == stream.sampled[: len(tokens)]
+    assert all(piece.text for piece in pieces[:-1])
+    if stream.stop_string is None:
+        assert (shown, stream.finish_reason) == (text, "length")
+    else:
+        assert stream.finish_reason == "stop"
+        assert text.startswith(shown + stream.stop_string)
+        assert stream.stop_string in stop
+
+
+def test_a_stream_without_log_probabilities_names_no_tokens() -> None:
+    stream, pieces = answered("né".encode(), logprobs=None)
+    assert [(piece.text, piece.tokens) for piece in pieces] == [("n", ()), ("é", ()), ("", ())]
+    assert stream.token_ids == list("né".encode())
+
+
+def test_a_part_of_a_character_at_the_end_is_shown_with_its_token() -> None:
+    _, pieces = answered("né".encode()[:-1])
+    assert [(piece.text, [token.raw for token in piece.tokens]) for piece in pieces] == [
+        ("n", [b"n"]),
+        ("\ufffd", [b"\xc3"]),
+    ]
+
+
+def test_what_is_known_before_the_first_token() -> None:
+    stream, _ = answered(b"")
+    assert (stream.prompt_tokens, stream.opening, stream.stop_string) == (7, "opening", None)

@@ -12,6 +12,7 @@ from edgepp.http_api.access.fair_use import FairUse
 from edgepp.http_api.access.head_limits import HeadLimits
 from edgepp.http_api.access.paths import Paths, plain
 from edgepp.http_api.access.request_ids import RequestIds
+from edgepp.http_api.http_options import Limits
 from tests.builders.asgi import Answered, Echo, Headers, call, scope
 
 
@@ -59,9 +60,18 @@ def test_another_request_id_is_made(given: str) -> None:
 
 
 def test_a_request_has_so_many_headers_and_no_more() -> None:
+    app = HeadLimits(Echo(), Limits(num_headers=100))
     few: Headers = [(f"x-{number}", "") for number in range(99)]
-    assert answer(HeadLimits(Echo(), 100), scope(headers=few)).status == 200
-    assert answer(HeadLimits(Echo(), 100), scope(headers=[*few, ("x", "")])).status == 400
+    assert answer(app, scope(headers=few)).status == 200
+    assert answer(app, scope(headers=[*few, ("x", "")])).status == 400
+
+
+def test_a_head_has_so_many_bytes_and_no_more() -> None:
+    app = HeadLimits(Echo(), Limits(head_bytes=1000))
+    assert answer(app, scope(headers=[("x", "1" * 900)])).status == 200
+    for asked in (scope(headers=[("x", "1" * 1000)]), scope(path="/" + "x" * 1000)):
+        assert answer(app, asked).status == 400
+    assert answer(app, {**scope(), "query_string": b"x" * 1000}).status == 400
 
 
 BODY = ("Content-Length", "2")

@@ -1,0 +1,140 @@
+"""The families of models by the way that they write calls, each recognised by the text of its chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from edgepp.tool_calls import gemma_calls, kimi_calls, tagged_calls
+from edgepp.tool_calls.marked_calls import AnyCalls, NamedCalls, WholeCalls
+from edgepp.tool_calls.readers import Call, Reader
+from edgepp.tool_calls.tool_use import Tool
+
+Parse = Callable[[str, Mapping[str, Tool]], list[Call] | None]
+_FUNCTION = re.compile(r"\s*([\w.-]+)>\s*(?=\{)")
+_MISTRAL = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\][^\[\]{}]*)?(?:\[ARGS\])?\s*(?=\{)")
+
+
+@dataclass(frozen=True)
+class WrittenCall:
+    """How a grammar writes calls: ``{name}`` stands for the name of a tool, and ``{arguments}`` for JSON."""
+
+    call: str
+    before: str = ""
+    between: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way to write calls."""
+
+    name: str
+    written: WrittenCall
+    marker: str = ""
+    """What begins calls; empty where JSON alone does."""
+    closing: str = ""
+    parse: Parse | None = None
+    """How calls between ``marker`` and ``closing`` are read once they are whole; None where they are JSON."""
+    named: re.Pattern[str] | None = None
+    """For calls as a name and JSON: what stands between marker and JSON."""
+    bare: bool = False
+    """Whether calls also come without marker, as JSON or like Python."""
+    takes_several: bool = True
+    """Whether a grammar allows several calls in one answer; models that never learned calls would not end them."""
+
+    def markers(self, tools: Mapping[str, Tool]) -> dict[str, Callable[[], Reader]]:
+        """The texts that begin calls, and how to make the readers of what follows."""
+        names = tuple(tools)
+        markers: dict[str, Callable[[], Reader]] = {}
+        if self.parse is not None:
+            parse = self.parse
+            markers[self.marker] = lambda: WholeCalls(names, self.marker, self.closing, lambda text: parse(text, tools))
+        elif self.marker:
+            closings = (self.closing,) if self.closing else ()
+            markers[self.marker] = lambda: AnyCalls(names, self.marker, closings, self.named)
+        if self.name == "llama":
+            markers["<function="] = lambda: NamedCalls(names, "<function=", _FUNCTION, "</function>")
+        return markers
+
+
+_JSON = '{"name": "{name}", "arguments": {arguments}}'
+HERMES = Family(
+    "hermes", WrittenCall(f"<tool_call>\n{_JSON}\n</tool_call>", between="\n"), "<tool_call>", "</tool_call>"
+)
+GENERIC = Family("generic", HERMES.written, HERMES.marker, HERMES.closing, bare=True, takes_several=False)
+LLAMA = Family(
+    "llama",
+    WrittenCall('{"name": "{name}", "parameters": {arguments}}', between="; "),
+    "<|python_tag|>",
+    "<|eom_id|>",
+    bare=True,
+)
+MISTRAL = Family("mistral", WrittenCall(_JSON, "[TOOL_CALLS][", ", ", "]"), "[TOOL_CALLS]", named=_MISTRAL)
+MISTRAL_ARGS = Family("mistral", WrittenCall("[TOOL_CALLS]{name}[ARGS]{arguments}"), "[TOOL_CALLS]", named=_MISTRAL)
+PYTHONIC = Family(
+    "pythonic",
+    WrittenCall(_JSON, "<|tool_call_start|>[", ", ", "]<|tool_call_end|>"),
+    "<|tool_call_start|>",
+    "<|tool_call_end|>",
+)
+
+
+def _whole(name: str, marker: str, closing: str, parse: Parse) -> Family:
+    """A family with calls between markers, which a grammar writes as JSON between the same markers."""
+    return Family(name, WrittenCall(marker + _JSON + closing), marker, closing, parse)
+
+
+_QWEN_CODER = _whole("qwen_coder", "<tool_call>", "</tool_call>", tagged_calls.QWEN_CODER.parse)
+_GLM = _whole("glm", "<tool_call>", "</tool_call>", tagged_calls.GLM.parse)
+_LONGCAT = _whole("longcat", "<longcat_tool_call>", "</longcat_tool_call>", tagged_calls.LONGCAT.parse)
+_MINIMAX = _whole("minimax", "<minimax:tool_call>", "</minimax:tool_call>", tagged_calls.MINIMAX.parse)
+_MINICPM = _whole("minicpm", "<function name=", "</function>", tagged_calls.MINICPM.parse)
+_MUSE = _whole("muse", "<atem:function_calls>", "</atem:function_calls>", tagged_calls.MUSE.parse)
+_KIMI_K3 = _whole("kimi_k3", "<|open|>tools<|sep|>", "<|close|>tools<|sep|>", tagged_calls.KIMI_K3.parse)
+_KIMI_K2 = _whole(
+    "kimi_k2",
+    "<|tool_calls_section_begin|>",
+    "<|tool_calls_section_end|>",
+    lambda text, _: kimi_calls.parse(text),
+)
+_FUNCTION_GEMMA = _whole(
+    "function_gemma",
+    "<start_function_call>",
+    "<end_function_call>",
+    lambda text, _: gemma_calls.parse(text, "<escape>"),
+)
+_GEMMA = _whole("gemma", "<|tool_call>", "<tool_call|>", lambda text, _: gemma_calls.parse(text, '<|"|>'))
+
+_BY_TEMPLATE: tuple[tuple[Family, tuple[str, ...]], ...] = (
+    (_MINIMAX, ("<minimax:tool_call>",)),
+    (_GEMMA, ("<|tool_call>", "<tool_call|>")),
+    (_FUNCTION_GEMMA, ("<start_function_call>",)),
+    (_LONGCAT, ("<longcat_tool_call>",)),
+    (_GLM, ("<arg_key>",)),
+    (PYTHONIC, ("<|tool_list_start|>",)),
+    (PYTHONIC, ("<|tool_call_start|>",)),
+    (_QWEN_CODER, ("<tool_call>", "<function=", "<parameter=")),
+    (_KIMI_K2, ("<|tool_calls_section_begin|>",)),
+    (_MINICPM, ('<function name="', '<param name="')),
+    (MISTRAL_ARGS, ("[TOOL_CALLS]", "[ARGS]")),
+    (MISTRAL, ("[TOOL_CALLS]",)),
+    (_MUSE, ("<atem:function_calls>",)),
+    (LLAMA, ("<|python_tag|>",)),
+    (LLAMA, ('"parameters": ', "<|start_header_id|>", "tools")),
+    (HERMES, ("<tool_call>",)),
+)
+"""Families with texts that all stand in their templates, most special first."""
+
+
+def family_of(template: str, special_tokens: Collection[str] = ()) -> Family:
+    """The family whose template this is; ``GENERIC`` for a template that renders no tools."""
+    for family, texts in _BY_TEMPLATE:
+        if all(text in template for text in texts):
+            return family
+    if {"<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"} <= set(special_tokens):
+        return _KIMI_K3
+    if {"<|tool_call_start|>", "<|tool_call_end|>"} <= set(special_tokens):
+        return PYTHONIC
+    return GENERIC

@@ -1,0 +1,215 @@
+"""The grammar that holds an answer to its tools: Lark for llguidance.
+
+    start: reasoning? ( text | calls | text calls … )
+
+Special tokens are named by their ids, since a grammar's text never matches a special token; schemas stand as ``%json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgepp.engine.request import Constraint
+from edgepp.errors import UsageError
+from edgepp.tool_calls.families import Family
+from edgepp.tool_calls.reasoning import Beginning, ThinkingMarkers, beginning
+from edgepp.tool_calls.schemas import any_object, held_schema
+from edgepp.tool_calls.tool_use import Tool, ToolUse
+
+_SLASH = re.compile(r"\\.|/", re.DOTALL)
+MAX_CALLS = 32
+"""Calls that a grammar allows in one answer."""
+_BARE_TEXT = " & ".join(
+    (
+        r"/(?s:.*)/",
+        r"~/\s*\[*\s*\{\s*\"(name|type|function|parameters|arguments)\"(?s:.*)/",
+        r"~/\s*\[\s*[A-Za-z_][\w.]*\((?s:.*)/",
+    )
+)
+"""Text that does not begin like a call without marker."""
+
+
+@dataclass
+class _Rules:
+    """The rules of one grammar, as they are written."""
+
+    special_tokens: Mapping[str, int]
+    lines: list[str] = field(default_factory=lambda: [r"ANY: /(.|\n)*/"])
+    text: str = "ANY"
+    """The terminal for text of the answer."""
+
+    def add(self, name: str, body: str) -> str:
+        """Add a rule; its name."""
+        self.lines.append(f"{name}: {body}")
+        return name.partition("[")[0]
+
+    def literal(self, text: str) -> str:
+        """Terms for ``text``, in which the names of special tokens are these tokens."""
+        names = [name for name in self.special_tokens if name and name in text]
+        if not names:
+            return json.dumps(text, ensure_ascii=False) if text else ""
+        pieces = re.split(f"({'|'.join(re.escape(one) for one in sorted(names, key=len, reverse=True))})", text)
+        terms = [
+            f"<[{self.special_tokens[piece]}]>" if index % 2 else json.dumps(piece, ensure_ascii=False)
+            for index, piece in enumerate(pieces)
+            if piece
+        ]
+        return " ".join(terms)
+
+    def up_to(self, name: str, marker: str) -> str:
+        """Add a rule for text up to ``marker``, and the marker."""
+        term = self.literal(marker)
+        return self.add(name if term.startswith("<[") else f"{name}[lazy]", f"{self.text} {term}")
+
+
+def constraint_of(
+    family: Family,
+    tool_use: ToolUse,
+    answer: Constraint | None,
+    thinking: ThinkingMarkers | None,
+    prompt_end: str,
+    special_tokens: Mapping[str, int],
+) -> Constraint | None:
+    """What an answer is held to; None if it is free.
+
+    Raises:
+        UsageError: a tool has a schema that cannot be held, or ``answer`` cannot stand beside tools or reasoning.
+    """
+    tools = callable_tools(tool_use)
+    begins = beginning(thinking, prompt_end)
+    is_free = not tools or not (is_held(tool_use) or family.name == "generic")
+    if answer is None and is_free:
+        return None
+    if answer is not None and not tools and (begins == "closed" or answer.kind == "grammar"):
+        return answer
+    rules = _Rules(special_tokens)
+    reasoning = _reasoning(rules, thinking, begins) if thinking is not None else ""
+    body = _body(rules, family, tool_use, tools, answer)
+    start = f"start: {reasoning} ({body})" if reasoning else f"start: {body}"
+    return Constraint("grammar", "\n".join([start, *rules.lines]))
+
+
+def callable_tools(tool_use: ToolUse) -> tuple[Tool, ...]:
+    """The tools that an answer may call.
+
+    Raises:
+        UsageError: calls are demanded of a tool that is not among the tools, or of none.
+    """
+    if tool_use.choice == "none":
+        return ()
+    tools = tool_use.tools
+    if tool_use.named is not None:
+        tools = tuple(tool for tool in tools if tool.name == tool_use.named)
+        if not tools:
+            raise UsageError(f"the tool {tool_use.named:.60} is to be called, and is not among the tools")
+    if tool_use.choice == "required" and not tools:
+        raise UsageError("a tool is to be called, and there are no tools", "give tools, or leave out tool_choice")
+    return tools
+
+
+def is_held(tool_use: ToolUse) -> bool:
+    """Whether the client asks for what only a grammar can promise."""
+    return tool_use.choice == "required" or not tool_use.parallel or any(tool.strict for tool in tool_use.tools)
+
+
+def _body(rules: _Rules, family: Family, tool_use: ToolUse, tools: Sequence[Tool], answer: Constraint | None) -> str:
+    """The alternatives for what follows the reasoning."""
+    if tool_use.choice == "required":
+        return _calls(rules, family, tool_use, tools)
+    tag = rules.literal(family.marker)
+    is_tagged = tag.startswith("<[")
+    if answer is not None:
+        text = rules.add("answer", _embedded(answer))
+        if not tools:
+            return text
+        if not _has_marker(family) and not is_tagged:
+            raise UsageError(
+                "this model's calls cannot be told from an answer with a schema", "leave out one of the two"
+            )
+        return f"{text} | {'' if _has_marker(family) else tag} {_calls(rules, family, tool_use, tools)}"
+    if not _has_marker(family):
+        text = rules.add("BARE_TEXT", _BARE_TEXT)
+        return f"{text} | {tag + '? ' if is_tagged else ''}{_calls(rules, family, tool_use, tools)}"
+    if is_tagged:
+        return f"{rules.text} ({_calls(rules, family, tool_use, tools)})?"
+    head = rules.up_to("head", family.marker)
+    return f"{rules.text} | {head} {_calls(rules, family, tool_use, tools, is_behind_marker=True)}"
+
+
+def _has_marker(family: Family) -> bool:
+    return bool(family.marker) and (family.written.before + family.written.call).startswith(family.marker)
+
+
+def _calls(
+    rules: _Rules, family: Family, tool_use: ToolUse, tools: Sequence[Tool], is_behind_marker: bool = False
+) -> str:
+    """Add rules for one or more calls, without their first marker if that ``is_behind`` already; the rule's name."""
+    written, skipped = family.written, len(family.marker) if is_behind_marker else 0
+    demanded = tool_use.choice == "required"
+    calls, first = [], []
+    for index, tool in enumerate(tools):
+        schema = held_schema(tool) if demanded or tool.strict else any_object()
+        arguments = rules.add(f"arguments_{index}", f"%json {schema}")
+        before, _, after = written.call.partition("{arguments}")
+        before = before.replace("{name}", json.dumps(tool.name, ensure_ascii=False)[1:-1])
+        calls.append(rules.add(f"call_{index}", f"{rules.literal(before)} {arguments} {rules.literal(after)}"))
+        if skipped and not written.before:
+            first.append(
+                rules.add(f"first_{index}", f"{rules.literal(before[skipped:])} {arguments} {rules.literal(after)}")
+            )
+    call = rules.add("call", " | ".join(calls))
+    begun = rules.add("first", " | ".join(first)) if first else call
+    several = tool_use.parallel and tool_use.named is None and family.takes_several
+    more = f"({rules.literal(written.between)} {call}){{0,{MAX_CALLS - 1}}}" if several else ""
+    return rules.add(
+        "calls", f"{rules.literal(written.before[skipped:])} {begun} {more} {rules.literal(written.after)}"
+    )
+
+
+def _reasoning(rules: _Rules, thinking: ThinkingMarkers, begins: Beginning) -> str:
+    """Add rules for the reasoning in front of the answer; the terms for it."""
+    if begins == "closed":
+        return ""
+    rules.add("WHITE", r"/\s{0,8}/")
+    rest = rules.up_to("thoughts", thinking.end)
+    begin = rules.literal(thinking.begin)
+    if begins == "open":
+        return f"{rest} WHITE"
+    if not begin.startswith("<["):
+        rules.text = rules.add("TEXT", rf"/(?s:.*)/ & ~/\s*{_escaped(re.escape(thinking.begin))}(?s:.*)/")
+    return f"({begin} {rest} WHITE)?"
+
+
+def _embedded(answer: Constraint) -> str:
+    """The body of a rule for what the text of an answer must match."""
+    if answer.kind == "json":
+        return f"%json {_spaced({'type': 'object'})}"
+    if answer.kind == "regex":
+        return (
+            "/"
+            + _SLASH.sub(lambda found: found[0] if found[0] != "/" else "\\/", answer.text).replace("\n", "\\n")
+            + "/"
+        )
+    if answer.kind == "grammar":
+        raise UsageError("an answer with tools cannot be held to a grammar of its own", "leave out one of the two")
+    try:
+        schema = json.loads(answer.text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the schema of the answer is not JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise UsageError("the schema of the answer must be a JSON object")
+    return f"%json {_spaced(schema)}"
+
+
+def _spaced(schema: Mapping[str, Any]) -> str:
+    """A schema of the answer, with white space as ``grammar_sandbox`` allows it."""
+    return json.dumps({"x-guidance": {"whitespace_pattern": r"[ \n\r\t]{1,40}"}, **schema})
+
+
+def _escaped(expression: str) -> str:
+    """A regular expression as it stands between slashes."""
+    return _SLASH.sub(lambda found: "\\/" if found[0] == "/" else found[0], expression).replace("\n", "\\n")

@@ -1,0 +1,189 @@
+"""The JSON text of one object, checked and passed on as it comes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+MAX_DEPTH = 100
+"""Objects and arrays inside each other."""
+_MAX_SCALAR = 1024
+"""Characters of a number or literal."""
+_WHITE = frozenset(" \t\n\r")
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+_SCALAR = re.compile(r'[^\s,:"\[\]{}]+')
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_LITERALS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
+_CLOSING = {"{": "}", "[": "]"}
+_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+class JsonObjectStream:
+    """Follows one JSON object through pieces of text, in constant time per character.
+
+    What it passes on is the text as it came, except for three things that models write and JSON forbids: control
+    characters inside strings, which are escaped; backslashes that escape nothing, which are doubled; and Python's True,
+    False and None.
+    """
+
+    def __init__(self) -> None:
+        self._done = False
+        self._open: list[str] = []
+        self._step: Callable[[str, int, list[str]], int] = self._begin
+        self._scalar = ""
+        self._digits = 0
+        self._is_key = False
+
+    @classmethod
+    def after_a_value(cls) -> JsonObjectStream:
+        """A stream that stands behind the value of a key of the outermost object."""
+        stream = cls()
+        stream._open = ["{"]
+        stream._step = stream._after_value
+        return stream
+
+    def add(self, text: str) -> tuple[str, str | None]:
+        """The JSON text of the object in ``text``, and the text behind the object, or None while the object goes on.
+
+        Raises:
+            ValueError: the text is not JSON; ``passed`` and ``at`` of the error say how far it was.
+        """
+        out: list[str] = []
+        at = 0
+        while at < len(text) and not self._done:
+            try:
+                at = self._step(text, at, out)
+            except ValueError as error:
+                raise BrokenJsonError(str(error), "".join(out), at) from None
+        return "".join(out), text[at:] if self._done else None
+
+    def _begin(self, text: str, at: int, out: list[str]) -> int:
+        if text[at] in _WHITE:
+            return at + 1
+        if text[at] != "{":
+            raise ValueError("an object begins with {")
+        return self._push(text[at], at, out)
+
+    def _push(self, bracket: str, at: int, out: list[str]) -> int:
+        if len(self._open) >= MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} objects and arrays are inside each other")
+        self._open.append(bracket)
+        self._step = self._first_key if bracket == "{" else self._first_value
+        out.append(bracket)
+        return at + 1
+
+    def _pop(self, bracket: str, at: int, out: list[str]) -> int:
+        if _CLOSING[self._open.pop()] != bracket:
+            raise ValueError(f"{bracket} closes nothing")
+        self._step = self._after_value
+        self._done = not self._open
+        out.append(bracket)
+        return at + 1
+
+    def _first_key(self, text: str, at: int, out: list[str]) -> int:
+        return self._pop("}", at, out) if text[at] == "}" else self._key(text, at, out)
+
+    def _key(self, text: str, at: int, out: list[str]) -> int:
+        if text[at] in _WHITE:
+            return _pass_on(text, at, out)
+        if text[at] != '"':
+            raise ValueError("a key is a string")
+        return self._quote(at, out, is_key=True)
+
+    def _colon(self, text: str, at: int, out: list[str]) -> int:
+        if text[at] not in _WHITE:
+            if text[at] != ":":
+                raise ValueError("a colon follows a key")
+            self._step = self._value
+        return _pass_on(text, at, out)
+
+    def _first_value(self, text: str, at: int, out: list[str]) -> int:
+        return self._pop("]", at, out) if text[at] == "]" else self._value(text, at, out)
+
+    def _value(self, text: str, at: int, out: list[str]) -> int:
+        character = text[at]
+        if character in _WHITE:
+            return _pass_on(text, at, out)
+        if character in "{[":
+            return self._push(character, at, out)
+        if character == '"':
+            return self._quote(at, out, is_key=False)
+        self._scalar = ""
+        self._step = self._in_scalar
+        return at
+
+    def _in_scalar(self, text: str, at: int, out: list[str]) -> int:
+        if found := _SCALAR.match(text, at):
+            self._scalar += found[0]
+            if len(self._scalar) > _MAX_SCALAR:
+                raise ValueError("a number is too long")
+            return found.end()
+        scalar = _LITERALS.get(self._scalar) or (self._scalar if _NUMBER.fullmatch(self._scalar) else "")
+        if not scalar:
+            raise ValueError(f"{self._scalar[:20]!r} is no value")
+        out.append(scalar)
+        self._step = self._after_value
+        return at
+
+    def _after_value(self, text: str, at: int, out: list[str]) -> int:
+        character = text[at]
+        if character in "}]":
+            return self._pop(character, at, out)
+        if character not in _WHITE:
+            if character != ",":
+                raise ValueError("a comma stands between values")
+            self._step = self._key if self._open[-1] == "{" else self._value
+        return _pass_on(text, at, out)
+
+    def _quote(self, at: int, out: list[str], is_key: bool) -> int:
+        out.append('"')
+        self._is_key = is_key
+        self._step = self._in_string
+        return at + 1
+
+    def _in_string(self, text: str, at: int, out: list[str]) -> int:
+        if found := _PLAIN.match(text, at):
+            out.append(found[0])
+            return found.end()
+        character = text[at]
+        if character == '"':
+            self._step = self._colon if self._is_key else self._after_value
+        elif character == "\\":
+            self._step = self._escape
+            return at + 1
+        else:
+            character = _ESCAPES.get(character, f"\\u{ord(character):04x}")
+        out.append(character)
+        return at + 1
+
+    def _escape(self, text: str, at: int, out: list[str]) -> int:
+        if text[at] not in '"\\/bfnrtu':
+            out.append("" if text[at] == "'" else "\\\\")
+            self._step = self._in_string
+            return at
+        out.append("\\" + text[at])
+        self._digits = 4
+        self._step = self._hexadecimal if text[at] == "u" else self._in_string
+        return at + 1
+
+    def _hexadecimal(self, text: str, at: int, out: list[str]) -> int:
+        if text[at] not in "0123456789abcdefABCDEF":
+            raise ValueError("\\u wants four hexadecimal digits")
+        self._digits -= 1
+        if not self._digits:
+            self._step = self._in_string
+        return _pass_on(text, at, out)
+
+
+class BrokenJsonError(ValueError):
+    """Text that is not JSON, with what was passed on of the last piece, and the place in the piece where it broke."""
+
+    def __init__(self, reason: str, passed: str, at: int) -> None:
+        super().__init__(reason)
+        self.passed = passed
+        self.at = at
+
+
+def _pass_on(text: str, at: int, out: list[str]) -> int:
+    out.append(text[at])
+    return at + 1

@@ -1,0 +1,49 @@
+"""Readers of calls inside an answer, which the answer's parser hands the text to from the beginning of a call on."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from edgepp.tool_calls.tool_use import AnswerPart, CallArguments, CallEnded, CallStarted
+
+MAX_HELD = 1 << 18
+"""Characters that are held back at most until it is certain whether they are a call; more is text."""
+
+Call: TypeAlias = tuple[str, Mapping[str, Any]]
+"""The name of a tool, and its arguments."""
+
+
+class Reader(ABC):
+    """Reads text until a call, or several, end. What turns out to be no call comes back as ``Text``."""
+
+    rest: str | None = None
+    """The text behind the calls, once they have ended; None while they go on."""
+
+    def add(self, text: str) -> list[AnswerPart]:
+        """The parts that are certain after more ``text``.
+
+        Raises:
+            EdgeppError: a call has begun, and its arguments break the form.
+        """
+        return self._add(text)
+
+    def finish(self) -> list[AnswerPart]:
+        """The parts that are certain now that the answer has ended; half the arguments of a call stay half."""
+        parts = self._finish()
+        self.rest = self.rest or ""
+        return parts
+
+    @abstractmethod
+    def _add(self, text: str) -> list[AnswerPart]: ...
+
+    @abstractmethod
+    def _finish(self) -> list[AnswerPart]: ...
+
+
+def whole(call: Call) -> list[AnswerPart]:
+    """The parts of a call that is known as a whole."""
+    name, arguments = call
+    return [CallStarted(name), CallArguments(json.dumps(arguments, ensure_ascii=False)), CallEnded()]

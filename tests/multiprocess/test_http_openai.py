@@ -1,0 +1,309 @@
+"""OpenAI's API of a two-stage cluster with real weights, through the openai SDK and plain HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from tests.multiprocess.http_cluster import MODEL, HttpCluster, serving_http
+from tests.sdk_types import strictly
+from tests.waiting import PATIENCE_S
+
+USER: Any = [{"role": "user", "content": "Name three colours of the rainbow."}]
+GREEDY: dict[str, Any] = {"model": MODEL, "messages": USER, "temperature": 0, "max_tokens": 16}
+CHAT = "/v1/chat/completions"
+WEATHER: dict[str, Any] = {
+    "name": "get_weather",
+    "description": "The weather in a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Bern", "Basel"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+TOOLS: Any = [{"type": "function", "function": WEATHER}]
+
+
+@pytest.fixture
+def sdk(http_cluster: HttpCluster) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{http_cluster.url}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S) as client:
+        yield client
+
+
+def text(sdk: openai.OpenAI, **options: Any) -> str:
+    answer = sdk.chat.completions.create(**(GREEDY | options))
+    return answer.choices[0].message.content or ""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_tokens": 1},
+        {"n": 2, "temperature": 1, "seed": 7},
+        {"logprobs": True, "top_logprobs": 3},
+        {"stop": [" and", ","]},
+        {"response_format": {"type": "json_object"}, "max_tokens": 30},
+    ],
+    ids=str,
+)
+def test_a_stream_accumulated_by_the_sdk_is_the_unstreamed_answer(sdk: openai.OpenAI, options: dict[str, Any]) -> None:
+    whole = sdk.chat.completions.create(**(GREEDY | options))
+    chunks = list(
+        sdk.chat.completions.create(**(GREEDY | options), stream=True, stream_options={"include_usage": True})
+    )
+    for choice in whole.choices:
+        mine = [one for chunk in chunks for one in chunk.choices if one.index == choice.index]
+        assert "".join(one.delta.content or "" for one in mine) == choice.message.content
+        assert [one.finish_reason for one in mine if one.finish_reason] == [choice.finish_reason]
+        if choice.logprobs is not None:
+            told = [token.token for one in mine if one.logprobs for token in one.logprobs.content or []]
+            assert told == [token.token for token in choice.logprobs.content or []]
+    assert whole.usage is not None
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    strictly(ChatCompletion, whole, allowed={"timings"})
+    for chunk in chunks:
+        strictly(ChatCompletionChunk, chunk, allowed={"timings"})
+
+
+def test_completions_continue_texts_and_token_ids(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:
+    options: Any = {"model": MODEL, "temperature": 0, "max_tokens": 8}
+    whole = sdk.completions.create(prompt="Once upon a time", **options)
+    strictly(Completion, whole, allowed={"timings"})
+    tokens = http_cluster.post("/tokenize", prompt="Once upon a time").json()["tokens"]
+    by_ids = sdk.completions.create(prompt=tokens, **options)
+    streamed = sdk.completions.create(prompt=tokens, stream=True, **options)
+    assert whole.choices[0].text == by_ids.choices[0].text
+    assert "".join(choice.text for chunk in streamed for choice in chunk.choices) == whole.choices[0].text
+    several = sdk.completions.create(prompt=["Once upon a time", "Two and two"], echo=True, **options)
+    assert several.choices[0].text == "Once upon a time" + whole.choices[0].text
+    assert several.choices[1].text.startswith("Two and two")
+    assert several.usage is not None
+    assert several.usage.completion_tokens == 16
+
+
+def test_tokens_are_counted_as_they_are_prefilled(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:
+    for more in ({}, {"tools": TOOLS}):
+        counted = http_cluster.post(f"{CHAT}/input_tokens", messages=USER, **more).json()["input_tokens"]
+        tokenized = http_cluster.post("/tokenize", messages=USER, **more).json()
+        usage = sdk.chat.completions.create(**(GREEDY | more | {"max_tokens": 1})).usage
+        assert usage is not None
+        assert counted == tokenized["count"] == len(tokenized["tokens"]) == usage.prompt_tokens
+    prompt = http_cluster.post("/detokenize", tokens=tokenized["tokens"]).json()["prompt"]
+    assert "Name three colours of the rainbow." in prompt
+
+
+def test_the_context_is_the_length_at_which_prompts_are_refused(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:
+    (model,) = sdk.models.list().data
+    assert model.model_extra is not None
+    context = model.model_extra["max_model_len"]
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.completions.create(model=MODEL, prompt=[100] * context, max_tokens=1)
+    assert refused.value.code == "context_length_exceeded"
+    assert str(context) in str(refused.value)
+    with sdk.completions.create(model=MODEL, prompt=[100] * (context - 1), max_tokens=32_000, stream=True):
+        pass  # accepted; the reader goes away at once
+    http_cluster.wait_until_idle()
+
+
+def test_an_answer_has_the_length_that_was_asked_for(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(**(GREEDY | {"max_tokens": 9, "max_completion_tokens": 3}))
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 3
+
+
+def test_stop_strings_are_not_told(sdk: openai.OpenAI) -> None:
+    plain = text(sdk)
+    stop = plain[len(plain) // 2 :][:4]
+    answer = sdk.chat.completions.create(**GREEDY, stop=[stop])
+    assert answer.choices[0].message.content == plain[: plain.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_seed_repeats_an_answer(sdk: openai.OpenAI) -> None:
+    first, again = (text(sdk, temperature=1.5, seed=11) for _ in range(2))
+    assert first == again
+
+
+def test_biases_and_log_probabilities_are_those_of_tokens(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(**(GREEDY | {"max_tokens": 1}), logprobs=True, top_logprobs=5)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    (token,) = logprobs.content
+    assert token.logprob == max(one.logprob for one in token.top_logprobs)
+    assert len(token.top_logprobs) == 5
+    assert bytes(token.bytes or []).decode() == token.token
+    (token_id,) = http_cluster.post("/tokenize", prompt=token.token).json()["tokens"]
+    banned = text(sdk, max_tokens=1, logit_bias={str(token_id): -100})
+    assert banned == token.top_logprobs[1].token
+
+
+def test_an_answer_is_held_to_its_schema(sdk: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "number": {"type": "integer", "maximum": 9}},
+        "required": ["colour", "number"],
+        "additionalProperties": False,
+    }
+    forms: list[Any] = [
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}},
+        {"type": "json_schema", "schema": schema},
+    ]
+    for form in forms:
+        told = json.loads(text(sdk, response_format=form, max_tokens=60))
+        assert told["colour"] in ("red", "green")
+        assert set(told) == {"colour", "number"}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=str)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_that_must_be_called_is_called(sdk: openai.OpenAI, choice: Any, stream: bool) -> None:
+    options: dict[str, Any] = GREEDY | {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False}
+    options["max_tokens"] = 80
+    if stream:
+        with sdk.chat.completions.stream(**options) as events:
+            answer: Any = events.get_final_completion()
+    else:
+        answer = sdk.chat.completions.create(**options)
+    (told,) = answer.choices
+    (call,) = told.message.tool_calls or []
+    assert told.finish_reason == "tool_calls"
+    assert call.id
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments)["city"] in ("Bern", "Basel")
+    asked = [
+        *USER,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [call.model_dump(exclude={"function": {"parsed_arguments"}})],
+        },
+        {"role": "tool", "tool_call_id": call.id, "content": "rain"},
+    ]
+    assert sdk.chat.completions.create(**(GREEDY | {"messages": asked, "tools": TOOLS, "max_tokens": 4})).usage
+
+
+def test_a_call_that_is_cut_ends_by_length(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(**(GREEDY | {"max_tokens": 3}), tools=TOOLS, tool_choice="required")
+    assert answer.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("note", ["nothing", "a title", "a developer's note"])
+def test_a_second_turn_has_its_beginning_from_the_cache(sdk: openai.OpenAI, note: str) -> None:
+    def ask(messages: list[Any]) -> ChatCompletion:
+        return sdk.chat.completions.create(**(GREEDY | {"messages": messages}))
+
+    chat = [{"role": "system", "content": f"You teach painting, {note} beside. " * 8}, *USER]
+    first = ask(chat)
+    assert first.usage is not None
+    chat.append({"role": "assistant", "content": first.choices[0].message.content})
+    if note == "a title":
+        ask([{"role": "user", "content": "Write a title of three words for a chat about rainbows."}])
+    if note == "a developer's note":
+        chat.append({"role": "developer", "content": "There are 1000 tokens left."})
+    second = ask([*chat, {"role": "user", "content": "Why?"}])
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= 0.9 * first.usage.prompt_tokens
+
+
+def test_a_history_with_two_calls_at_once_is_read(sdk: openai.OpenAI) -> None:
+    calls = [
+        {
+            "id": f"call_{city}",
+            "type": "function",
+            "function": {"name": "get_weather", "arguments": f'{{"city": "{city}"}}'},
+        }
+        for city in ("Bern", "Basel")
+    ]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "rain"} for call in calls]
+    messages: Any = [*USER, {"role": "assistant", "content": None, "tool_calls": calls}, *results]
+    answer = sdk.chat.completions.create(**(GREEDY | {"messages": messages}), tools=TOOLS)
+    assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
+
+
+def test_every_name_of_the_model_is_answered(sdk: openai.OpenAI) -> None:
+    (model,) = sdk.models.list().data
+    assert model.model_extra is not None
+    for name in (*model.model_extra["aliases"], f"{MODEL}:latest"):
+        answer = sdk.chat.completions.create(**(GREEDY | {"model": name, "max_tokens": 1}))
+        assert answer.model == name
+        assert sdk.models.retrieve(name).id == name
+
+
+def test_a_cluster_that_cannot_answer_yet_says_so_and_still_tells_its_model(tmp_path: Path) -> None:
+    with serving_http(tmp_path, "--no-stage", ready=False) as cluster:
+        (model,) = cluster.get("/v1/models").json()["data"]
+        assert (model["id"], model["status"]) == (MODEL, {"value": "loading"})
+        refused = cluster.post(CHAT, messages=USER, stream=True)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["type"] == "model_loading"
+    assert set(refused.json()["loading"]) == {"model", "state", "node", "progress", "eta_seconds"}
+
+
+def test_a_reader_that_goes_away_frees_the_stages(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:
+    with sdk.chat.completions.create(**(GREEDY | {"max_tokens": 1000}), stream=True) as stream:
+        next(iter(stream))
+    http_cluster.wait_until_idle()
+    with pytest.raises(openai.APITimeoutError):
+        sdk.with_options(timeout=1.0).chat.completions.create(**(GREEDY | {"max_tokens": 1000}))
+    http_cluster.wait_until_idle()
+    assert text(sdk)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        (CHAT, {"messages": USER, "model": "gpt-5"}, 404, "model_not_found"),
+        (CHAT, {"messages": []}, 400, None),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "unsupported_content"),
+        (CHAT, {"messages": USER, "temperature": 101}, 400, None),
+        (CHAT, {"messages": USER, "logit_bias": {"999999": 1}}, 400, None),
+        (CHAT, {"messages": USER, "response_format": {"type": "json_schema", "schema": {"type": "x"}}}, 400, None),
+        ("/v1/completions", {"prompt": [999_999]}, 400, None),
+        ("/v1/completions", {"prompt": []}, 400, None),
+        ("/v1/embeddings", {"input": "x"}, 501, "not_implemented"),
+        ("/detokenize", {"tokens": [999_999]}, 400, None),
+        ("/v1/nothing", {}, 404, "not_found"),
+        ("/v1/models", {}, 405, "method_not_allowed"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_told_in_openais_form(
+    http_cluster: HttpCluster, path: str, body: dict[str, Any], status: int, code: str | None
+) -> None:
+    for stream in (False, True):
+        response = http_cluster.post(path, **body, stream=stream)
+        assert response.status_code == status, response.text
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"] == code
+        assert error["message"]
+        assert response.headers["x-request-id"]
+
+
+def test_streams_pass_every_proxy(http_cluster: HttpCluster) -> None:
+    body = GREEDY | {"stream": True}
+    with httpx.stream("POST", http_cluster.url + CHAT, json=body, timeout=PATIENCE_S) as response:
+        lines = list(response.iter_lines())
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache, no-transform"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert "content-encoding" not in response.headers
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert all(line == "" or line.startswith((":", "data: ")) for line in lines)

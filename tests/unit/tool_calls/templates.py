@@ -1,0 +1,141 @@
+"""Chat templates with what the makers of each family write into theirs, shortened: markers, refusals, roles."""
+
+LLAMA = """\
+{{- bos_token }}
+{%- if tools is none or tools is not defined %}{%- set tools = none %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}
+{%- else %}{%- set system_message = "" %}{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" + system_message + "<|eot_id|>" }}
+{%- if tools is not none %}
+    {%- if messages | length != 0 %}
+        {%- set first = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}
+    {%- else %}{{- raise_exception("Tools go into the first user message, and there is no first user message!") }}
+    {%- endif %}
+    {{- '<|start_header_id|>user<|end_header_id|>\\n\\nAnswer with {"name": …, "parameters": …}.\\n' }}
+    {%- for t in tools %}{{- t | tojson(indent=4) }}{{- "\\n\\n" }}{%- endfor %}
+    {{- first + "<|eot_id|>" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim }}
+        {{- '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls | length == 1 %}
+            {{- raise_exception("Only single tool-calls at once, says this template!") }}
+        {%- endif %}
+        {%- set call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name + '", "parameters": ' }}
+        {{- call.arguments | tojson }}{{- "}" }}
+        {{- "<|python_tag|>" if false }}{{- "<|eom_id|>" if builtin_tools is defined else "<|eot_id|>" }}
+    {%- else %}
+        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" + message.content | tojson + "<|eot_id|>" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
+"""
+
+QWEN = """\
+{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- endif %}
+{%- if tools %}
+    {{- '<|im_start|>system\\n' + (system or '') + '\\n<tools>' }}
+    {%- for tool in tools %}{{- "\\n" + tool | tojson }}{%- endfor %}
+    {{- '\\n</tools>\\nWrite <tool_call>\\n{"name": …, "arguments": …}\\n</tool_call><|im_end|>\\n' }}
+{%- elif system %}{{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' }}{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == "system" %}
+        {%- if not loop.first %}{{- raise_exception("A system message must be at the beginning") }}{%- endif %}
+    {%- elif message.role == "user" %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>assistant\\n' + message.content }}
+        {%- for tool_call in message.tool_calls or [] %}
+            {%- if tool_call.function %}{%- set tool_call = tool_call.function %}{%- endif %}
+            {{- '<tool_call>\\n{"name": "' + tool_call.name + '", "arguments": ' + tool_call.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}{{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
+"""
+
+MISTRAL = """\
+{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}{%- set loop_messages = messages[1:] %}
+{%- else %}{%- set loop_messages = messages %}{%- endif %}
+{%- set ns = namespace(index=0) %}
+{%- for message in loop_messages %}
+    {%- if not (message.role == "tool" or message.tool_calls is defined) %}
+        {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
+            {{- raise_exception("Roles must alternate user/assistant/user/assistant") }}
+        {%- endif %}
+        {%- set ns.index = ns.index + 1 %}
+    {%- endif %}
+{%- endfor %}
+{{- bos_token }}
+{%- for message in loop_messages %}
+    {%- if message["role"] == "user" %}
+        {%- if tools and loop.last %}{{- "[AVAILABLE_TOOLS] " + tools | tojson + "[/AVAILABLE_TOOLS]" }}{%- endif %}
+        {{- "[INST] " + (system_message + "\\n\\n" if loop.first and system_message is defined else "") }}
+        {{- message["content"] + "[/INST]" }}
+    {%- elif message.tool_calls is defined %}
+        {{- "[TOOL_CALLS][" }}
+        {%- for call in message.tool_calls %}
+            {%- if call.id is not defined or call.id | length != 9 %}
+                {{- raise_exception("Tool call IDs are alphanumeric strings with length 9!") }}
+            {%- endif %}
+            {{- '{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}
+            {{- ', "id": "' + call.id + '"}' }}{%- if not loop.last %}{{- ", " }}{%- endif %}
+        {%- endfor %}{{- "]" + eos_token }}
+    {%- elif message["role"] == "assistant" %}{{- " " + message["content"] + eos_token }}
+    {%- elif message["role"] == "tool" %}
+        {%- if message.tool_call_id is not defined or message.tool_call_id | length != 9 %}
+            {{- raise_exception("Tool call IDs are alphanumeric strings with length 9!") }}
+        {%- endif %}
+        {{- '[TOOL_RESULTS]{"content": ' + message.content | tojson + ', "call_id": "' + message.tool_call_id + '"}' }}
+        {{- "[/TOOL_RESULTS]" }}
+    {%- else %}{{- raise_exception("Only user, assistant and tool are known here") }}{%- endif %}
+{%- endfor %}
+"""
+
+GEMMA_2 = """\
+{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Roles must alternate user/assistant') }}
+    {%- endif %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}
+"""
+
+PLAIN = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""A template that knows no tools, like SmolLM2's."""
+
+THINKING = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|User|>' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<|Assistant|>' + message['content'].split('</think>')[-1] }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}"
+)
+"""A template that begins the reasoning itself, like those of DeepSeek's R1."""
+
+QWEN_CODER = QWEN.replace("Write <tool_call>", "Write <tool_call>\\n<function=f>\\n<parameter=p>\\n…")
+GLM = "[gMASK]{{ messages[0].content }}<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>"
+MISTRAL_ARGS = "{{ messages[0].content }}[TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}"
+LFM = "<|tool_list_start|>{{ tools }}<|tool_call_start|>[f()]<|tool_call_end|>{{ messages[0].content }}"
+KIMI_K2 = "{{ messages[0].content }}<|tool_calls_section_begin|>"
+MINIMAX = "{{ messages[0].content }}<minimax:tool_call>"
+GEMMA_4 = "{{ messages[0].content }}<|tool_call>call:f<tool_call|>"
+FUNCTION_GEMMA = "{{ messages[0].content }}<start_function_call>"
+MINICPM = '{{ messages[0].content }}<function name="f"><param name="p">'
+LONGCAT = "{{ messages[0].content }}<longcat_tool_call>"
+MUSE = "{{ messages[0].content }}<atem:function_calls>"

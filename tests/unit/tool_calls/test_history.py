@@ -1,0 +1,146 @@
+"""Histories of agents, rendered by chat templates that allow less than agents send."""
+
+import json
+
+import pytest
+
+from edgepp.model.text.chat_template import render
+from edgepp.model.text.conversation import Conversation
+from edgepp.tool_calls.formats import format_of
+from edgepp.tool_calls.tool_use import ToolUse
+from tests.unit.tool_calls import templates as t
+from tests.unit.tool_calls.answers import NOW, WEATHER
+
+TEMPLATES = [t.LLAMA, t.QWEN, t.MISTRAL, t.GEMMA_2, t.PLAIN, t.THINKING]
+VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
+USE = ToolUse((WEATHER, NOW))
+
+
+def rendered(template: str, messages, use: ToolUse = USE) -> str:
+    conversation = format_of(template).prepare(Conversation(messages), use)
+    return render(template, conversation, VARIABLES)[0]
+
+
+def made_call(name: str, arguments, call_id: str = "") -> dict:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+PARALLEL = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Weather and time?"},
+    {
+        "role": "assistant",
+        "content": "I look both up.",
+        "tool_calls": [made_call("get_weather", '{"city": "Paris"}', "a"), made_call("now", "", "b")],
+    },
+    {"role": "tool", "tool_call_id": "b", "content": "NOON"},
+    {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "RAIN"}]},
+    {"role": "user", "content": "Thanks."},
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_history_with_parallel_calls_is_rendered_by_every_template(template) -> None:
+    text = rendered(template, PARALLEL)
+    for expected in ("Weather and time?", "Paris", "NOON", "RAIN", "Thanks."):
+        assert expected in text, template
+    assert '\\"city' not in text
+
+
+def test_parallel_calls_become_pairs_of_call_and_result_where_a_template_takes_one_at_a_time() -> None:
+    text = rendered(t.LLAMA, PARALLEL)
+    places = [text.index(one) for one in ("I look both up.", '"Paris"', "RAIN", '{"name": "now"', "NOON", "Thanks.")]
+    assert places == sorted(places)
+
+
+def test_parallel_calls_stay_together_where_a_template_takes_them() -> None:
+    messages = format_of(t.QWEN).prepare(Conversation(PARALLEL), USE).messages
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool", "tool", "user"]
+    assert messages[2]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
+    assert messages[3]["name"] == "now"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "system", "content": "S"}],
+        [{"role": "user", "content": "U"}, {"role": "tool", "tool_call_id": "lost", "content": "RESULT"}],
+        [{"role": "tool", "content": "RESULT"}],
+        [{"role": "assistant", "content": "A"}, {"role": "user", "content": "U"}],
+        [{"role": "user", "content": "U"}, {"role": "user", "content": "V"}, {"role": "assistant", "content": None}],
+        [
+            {"role": "user", "content": "U"},
+            {"role": "assistant", "content": None, "tool_calls": [made_call("now", "not json", "x")]},
+        ],
+        [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A", "tool_calls": []}],
+        [
+            {"role": "user", "content": "U"},
+            {"role": "assistant", "tool_calls": [made_call("now", {}), made_call("get_weather", None)]},
+            {"role": "tool", "name": "get_weather", "content": "RESULT"},
+            {"role": "function", "name": "now", "content": "R"},
+        ],
+    ],
+)
+@pytest.mark.parametrize("use", [USE, ToolUse(), ToolUse((WEATHER,), "none")])
+def test_odd_conversations_are_rendered_whole(template, messages, use) -> None:
+    text = rendered(template, messages, use)
+    for message in messages:
+        assert str(message.get("content") or "") in text
+
+
+@pytest.mark.parametrize("template", [t.LLAMA, t.QWEN, t.MISTRAL, t.GEMMA_2, t.PLAIN])
+def test_later_notes_of_system_and_developer_stay_where_they_are(template) -> None:
+    messages = [
+        {"role": "system", "content": "FIRST"},
+        {"role": "developer", "content": "SECOND"},
+        {"role": "user", "content": "QUESTION"},
+        {"role": "assistant", "content": "ANSWER"},
+        {"role": "system", "content": "LATER"},
+        {"role": "user", "content": "FOLLOWING"},
+    ]
+    text = rendered(template, messages, ToolUse())
+    places = [text.index(one["content"]) for one in messages]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("template", [t.LLAMA, t.QWEN, t.MISTRAL, t.GEMMA_2, t.PLAIN])
+def test_a_longer_conversation_begins_as_the_shorter_one(template) -> None:
+    """What the prefix cache needs: a note or a turn more changes nothing in front of it."""
+    notes = [*PARALLEL, {"role": "assistant", "content": "Yes."}, {"role": "system", "content": "NOTE"}]
+    if template is t.MISTRAL:  # renders its tools in front of the last user message
+        short, long = rendered(template, PARALLEL, ToolUse()), rendered(template, notes, ToolUse())
+    else:
+        short, long = rendered(template, PARALLEL), rendered(template, notes)
+    stem = short[: short.index("Thanks.")]
+    assert long.startswith(stem)
+
+
+def test_a_template_that_refuses_a_late_system_message_gets_a_note_of_the_user() -> None:
+    messages = [{"role": "user", "content": "U"}, {"role": "system", "content": "NOTE"}]
+    prepared = format_of(t.QWEN).prepare(Conversation(messages), ToolUse()).messages
+    assert prepared[1] == {"role": "user", "content": "[System note]\nNOTE"}
+    kept = format_of(t.LLAMA).prepare(Conversation(messages), ToolUse()).messages
+    assert kept[1] == {"role": "system", "content": "NOTE"}
+
+
+def test_a_template_without_tools_gets_a_prompt_with_their_schemas() -> None:
+    text = rendered(t.PLAIN, PARALLEL)
+    assert text.count("<|im_start|>system") == 1
+    assert json.dumps(WEATHER.parameters) in text
+    assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>' in text
+    assert "<tool_response>\nNOON\n</tool_response>\n<tool_response>\nRAIN\n</tool_response>" in text
+
+
+def test_with_choice_none_no_tools_are_rendered() -> None:
+    for template in TEMPLATES:
+        assert "get_weather" not in rendered(
+            template, [{"role": "user", "content": "U"}], ToolUse((WEATHER,), choice="none")
+        )
+
+
+def test_mistral_gets_ids_of_nine_letters_that_fit_together() -> None:
+    messages = format_of(t.MISTRAL).prepare(Conversation(PARALLEL), USE).messages
+    ids = [call["id"] for call in messages[2]["tool_calls"]]
+    assert {len(one) for one in ids} == {9}
+    assert [message["tool_call_id"] for message in messages[3:5]] == ids[::-1]
