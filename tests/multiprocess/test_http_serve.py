@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import httpx
 import psutil
 import pytest
 
+import edgepp
+from tests.builders.raw_http import request
 from tests.cluster import Machine, Running
 from tests.waiting import PATIENCE_S, eventually
 
@@ -102,3 +107,48 @@ def test_a_client_that_goes_frees_the_stages_and_ctrl_c_ends_running_answers(one
                 assert served.process.wait(PATIENCE_S) == 0
         assert served.process.stderr is not None
         assert "Traceback" not in served.process.stderr.read()
+
+
+def test_many_slow_and_aborted_streams_leave_a_neighbour_alone_and_free_their_slots(one: Machine, tiny: Path) -> None:
+    """64 clients that never read their streams, and 64 that abort them."""
+    with one.running(*serve(tiny, "--http", "127.0.0.1:0")) as served, ExitStack() as stack:
+        url = started(served)["http"]
+        alone = ask(url, max_tokens=40, temperature=0).json()["choices"]
+
+        def live() -> int:
+            engine = one.json("status", "--json")["engine"]
+            return int(engine["live"]) + int(engine["waiting"])
+
+        asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 100, "stream": True, "ignore_eos": True}
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port(url)))) for _ in range(128)]
+        for client in clients:
+            client.sendall(request("POST", "/v1/chat/completions", json.dumps(asked).encode()))
+        for client in clients[64:]:
+            client.close()
+        assert ask(url, max_tokens=40, temperature=0).json()["choices"] == alone
+        eventually("every slot is free", lambda: live() == 0)
+        statuses = {client.recv(12)[9:] for client in clients[:64]}
+        assert statuses <= {b"200", b"429", b"503"}
+        assert b"200" in statuses
+
+
+def test_a_program_serves_its_cluster_over_http(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path / "here"))
+
+    async def main() -> None:
+        options = edgepp.HttpOptions("localhost:0", aliases=("mine",))
+        async with (
+            edgepp.serve(str(tiny), listen="127.0.0.1:0", threads=1) as cluster,
+            edgepp.HttpServer(cluster, options) as http,
+            httpx.AsyncClient(base_url=http.url, timeout=PATIENCE_S) as client,
+        ):
+            await cluster.ready()
+            asked = {"model": "mine", "prompt": "Once", "max_tokens": 4, "temperature": 0}
+            answers = [(await client.post(path, json=asked)).json() for path in ("/v1/completions", "/completions")]
+            assert answers[0]["choices"] == answers[1]["choices"]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+    assert capfd.readouterr() == ("", "")
