@@ -65,6 +65,10 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
     token_id: int = -1
+    raw: bytes | None = None
+    """The token's own bytes, where they may be a part of a character, which ``text`` cannot say."""
+    top_raw: tuple[bytes, ...] = ()
+    """The same of the tokens in ``top``."""
 
 
 @dataclass(frozen=True)
