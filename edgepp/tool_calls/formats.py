@@ -22,7 +22,7 @@ from edgepp.tool_calls.generic_prompt import with_tools
 from edgepp.tool_calls.grammar import callable_tools, constraint_of, is_held
 from edgepp.tool_calls.history import rewritten
 from edgepp.tool_calls.marked_calls import AnyCalls
-from edgepp.tool_calls.reasoning import ReasoningSplitter, ThinkingMarkers, is_open, markers_of
+from edgepp.tool_calls.reasoning import ReasoningSplitter, ThinkingMarkers, beginning, markers_of
 from edgepp.tool_calls.template_limits import TemplateLimits
 from edgepp.tool_calls.tool_use import AnswerPart, Tool, ToolUse
 
@@ -94,7 +94,7 @@ class _FamilyFormat:
         return self.thinking is not None
 
     def prepare(self, conversation: Conversation, tool_use: ToolUse) -> Conversation:
-        tools = tool_use.tools if tool_use.choice != "none" else ()
+        tools = [tool for tool in tool_use.tools if tool.listed and tool_use.choice != "none"]
         is_generic = self.family is GENERIC
         given = conversation.messages
         described = with_tools(given, tools) if tools and is_generic else given
@@ -108,7 +108,7 @@ class _FamilyFormat:
         return constraint_of(self.family, tool_use, answer, self.thinking, prompt_end, self.special_tokens)
 
     def parser(self, tool_use: ToolUse, prompt_end: str = "") -> AnswerParser:
-        reasoning = ReasoningSplitter(self.thinking, is_open(self.thinking, prompt_end))
+        reasoning = ReasoningSplitter(self.thinking, beginning(self.thinking, prompt_end))
         tools = {tool.name: tool for tool in callable_tools(tool_use)}
         return SplitAnswerParser(reasoning, self._calls(tools, tool_use) if tools else None)
 
@@ -121,6 +121,7 @@ class _FamilyFormat:
             self.family.markers(tools),
             (lambda: AnyCalls(names, closings=closings)) if bare else None,
             at_lines=not held,
+            is_held=held,
         )
 
 

@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgepp.engine.request import Constraint
 from edgepp.errors import UsageError
 from edgepp.tool_calls.families import Family
-from edgepp.tool_calls.reasoning import ThinkingMarkers, is_open
-from edgepp.tool_calls.schemas import SPACE, any_object, held_schema
+from edgepp.tool_calls.reasoning import Beginning, ThinkingMarkers, beginning
+from edgepp.tool_calls.schemas import any_object, held_schema
 from edgepp.tool_calls.tool_use import Tool, ToolUse
 
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
@@ -37,7 +38,9 @@ class _Rules:
     """The rules of one grammar, as they are written."""
 
     special_tokens: Mapping[str, int]
-    lines: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=lambda: [r"ANY: /(.|\n)*/"])
+    text: str = "ANY"
+    """The terminal for text of the answer."""
 
     def add(self, name: str, body: str) -> str:
         """Add a rule; its name."""
@@ -58,9 +61,9 @@ class _Rules:
         return " ".join(terms)
 
     def up_to(self, name: str, marker: str) -> str:
-        """Add a rule for any text up to ``marker``, and the marker."""
+        """Add a rule for text up to ``marker``, and the marker."""
         term = self.literal(marker)
-        return self.add(name, f"ANY {term}") if term.startswith("<[") else self.add(f"{name}[lazy]", f"ANY {term}")
+        return self.add(name if term.startswith("<[") else f"{name}[lazy]", f"{self.text} {term}")
 
 
 def constraint_of(
@@ -77,17 +80,17 @@ def constraint_of(
         UsageError: a tool has a schema that cannot be held, or ``answer`` cannot stand beside tools or reasoning.
     """
     tools = callable_tools(tool_use)
-    opened = is_open(thinking, prompt_end)
+    begins = beginning(thinking, prompt_end)
     is_free = not tools or not (is_held(tool_use) or family.name == "generic")
     if answer is None and is_free:
         return None
-    if answer is not None and not tools and (thinking is None or answer.kind == "grammar"):
+    if answer is not None and not tools and (begins == "closed" or answer.kind == "grammar"):
         return answer
     rules = _Rules(special_tokens)
+    reasoning = _reasoning(rules, thinking, begins) if thinking is not None else ""
     body = _body(rules, family, tool_use, tools, answer)
-    if thinking is not None:
-        body = f"{_reasoning(rules, thinking, opened)} ({body})"
-    return Constraint("grammar", "\n".join([f"start: {body}", r"ANY: /(.|\n)*/", r"WHITE: /\s{0,8}/", *rules.lines]))
+    start = f"start: {reasoning} ({body})" if reasoning else f"start: {body}"
+    return Constraint("grammar", "\n".join([start, *rules.lines]))
 
 
 def callable_tools(tool_use: ToolUse) -> tuple[Tool, ...]:
@@ -115,19 +118,26 @@ def is_held(tool_use: ToolUse) -> bool:
 
 def _body(rules: _Rules, family: Family, tool_use: ToolUse, tools: Sequence[Tool], answer: Constraint | None) -> str:
     """The alternatives for what follows the reasoning."""
-    if answer is not None and tool_use.choice != "required":
-        text = rules.add("answer", _embedded(answer))
-        return f"{text} | {_calls(rules, family, tool_use, tools)}" if tools else text
     if tool_use.choice == "required":
         return _calls(rules, family, tool_use, tools)
+    tag = rules.literal(family.marker)
+    is_tagged = tag.startswith("<[")
+    if answer is not None:
+        text = rules.add("answer", _embedded(answer))
+        if not tools:
+            return text
+        if not _has_marker(family) and not is_tagged:
+            raise UsageError(
+                "this model's calls cannot be told from an answer with a schema", "leave out one of the two"
+            )
+        return f"{text} | {'' if _has_marker(family) else tag} {_calls(rules, family, tool_use, tools)}"
     if not _has_marker(family):
         text = rules.add("BARE_TEXT", _BARE_TEXT)
-        tag = rules.literal(family.marker)
-        return f"{text} | {tag + '? ' if tag.startswith('<[') else ''}{_calls(rules, family, tool_use, tools)}"
-    if rules.literal(family.marker).startswith("<["):
-        return f"ANY ({_calls(rules, family, tool_use, tools)})?"
+        return f"{text} | {tag + '? ' if is_tagged else ''}{_calls(rules, family, tool_use, tools)}"
+    if is_tagged:
+        return f"{rules.text} ({_calls(rules, family, tool_use, tools)})?"
     head = rules.up_to("head", family.marker)
-    return f"ANY | {head} {_calls(rules, family, tool_use, tools, is_behind_marker=True)}"
+    return f"{rules.text} | {head} {_calls(rules, family, tool_use, tools, is_behind_marker=True)}"
 
 
 def _has_marker(family: Family) -> bool:
@@ -153,24 +163,31 @@ def _calls(
             )
     call = rules.add("call", " | ".join(calls))
     begun = rules.add("first", " | ".join(first)) if first else call
-    several = tool_use.parallel and tool_use.named is None
+    several = tool_use.parallel and tool_use.named is None and family.takes_several
     more = f"({rules.literal(written.between)} {call}){{0,{MAX_CALLS - 1}}}" if several else ""
     return rules.add(
         "calls", f"{rules.literal(written.before[skipped:])} {begun} {more} {rules.literal(written.after)}"
     )
 
 
-def _reasoning(rules: _Rules, thinking: ThinkingMarkers, opened: bool) -> str:
+def _reasoning(rules: _Rules, thinking: ThinkingMarkers, begins: Beginning) -> str:
+    """Add rules for the reasoning in front of the answer; the terms for it."""
+    if begins == "closed":
+        return ""
+    rules.add("WHITE", r"/\s{0,8}/")
     rest = rules.up_to("thoughts", thinking.end)
-    if opened:
+    begin = rules.literal(thinking.begin)
+    if begins == "open":
         return f"{rest} WHITE"
-    return f"({rules.literal(thinking.begin)} {rest} WHITE)?"
+    if not begin.startswith("<["):
+        rules.text = rules.add("TEXT", rf"/(?s:.*)/ & ~/\s*{_escaped(re.escape(thinking.begin))}(?s:.*)/")
+    return f"({begin} {rest} WHITE)?"
 
 
 def _embedded(answer: Constraint) -> str:
     """The body of a rule for what the text of an answer must match."""
     if answer.kind == "json":
-        return f"%json {any_object()}"
+        return f"%json {_spaced({'type': 'object'})}"
     if answer.kind == "regex":
         return (
             "/"
@@ -185,5 +202,14 @@ def _embedded(answer: Constraint) -> str:
         raise UsageError(f"the schema of the answer is not JSON: {error}") from error
     if not isinstance(schema, dict):
         raise UsageError("the schema of the answer must be a JSON object")
-    spaced = {"x-guidance": {"whitespace_pattern": SPACE}, **schema}
-    return f"%json {json.dumps(spaced)}"
+    return f"%json {_spaced(schema)}"
+
+
+def _spaced(schema: Mapping[str, Any]) -> str:
+    """A schema of the answer, with white space as ``grammar_sandbox`` allows it."""
+    return json.dumps({"x-guidance": {"whitespace_pattern": r"[ \n\r\t]{1,40}"}, **schema})
+
+
+def _escaped(expression: str) -> str:
+    """A regular expression as it stands between slashes."""
+    return _SLASH.sub(lambda found: "\\/" if found[0] == "/" else found[0], expression).replace("\n", "\\n")

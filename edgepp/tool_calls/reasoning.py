@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from edgepp.tool_calls.tool_use import Reasoning, Text
 
@@ -42,9 +42,16 @@ def markers_of(template: str, special_tokens: Collection[str] = ()) -> ThinkingM
     return None
 
 
-def is_open(markers: ThinkingMarkers | None, prompt_end: str) -> bool:
-    """Whether the prompt itself begins the reasoning, as templates of models that always think do."""
-    return markers is not None and prompt_end.rstrip().endswith(markers.begin)
+Beginning: TypeAlias = Literal["open", "possible", "closed"]
+"""Whether an answer begins inside the reasoning, may begin with reasoning, or begins behind it."""
+
+
+def beginning(markers: ThinkingMarkers | None, prompt_end: str) -> Beginning:
+    """Where an answer begins whose prompt ends so: templates may open the reasoning, or close an empty one."""
+    end = prompt_end.rstrip()
+    if markers is None or end.endswith(markers.end):
+        return "closed"
+    return "open" if end.endswith(markers.begin) else "possible"
 
 
 class ReasoningSplitter:
@@ -53,9 +60,9 @@ class ReasoningSplitter:
     White space around the markers is dropped. Without its second marker, all of the answer is reasoning.
     """
 
-    def __init__(self, markers: ThinkingMarkers | None, opened: bool = False) -> None:
+    def __init__(self, markers: ThinkingMarkers | None, begins: Beginning) -> None:
         self._markers = markers
-        self._state = "text" if markers is None else "reasoning" if opened else "begin"
+        self._state = {"open": "reasoning", "possible": "begin", "closed": "text"}[begins]
         self._held = ""
         self._is_blank = True
         """Whether nothing but white space has come since the marker."""

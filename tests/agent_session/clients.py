@@ -24,6 +24,12 @@ from tests.agent_session.recording import Recording, Turn
 ANSWER_TOKENS = 32
 """Tokens of an answer at most: the real clients ask for thousands."""
 KEY = "a-key"
+TITLE_SCHEMA: dict[str, object] = {
+    "type": "object",
+    "properties": {"title": {"type": "string"}},
+    "required": ["title"],
+    "additionalProperties": False,
+}
 CACHED_METRIC = "edgepp_prefix_cache_hits_total"
 
 
@@ -129,6 +135,7 @@ class ClaudeCode(Agent):
                 max_tokens=ANSWER_TOKENS,
                 system=self._system(self.recording.title),
                 messages=[{"role": "user", "content": self.recording.turns[0].user or ""}],
+                output_config={"format": {"type": "json_schema", "schema": TITLE_SCHEMA}},
             )
 
     def _system(self, text: str) -> list[Any]:
@@ -225,7 +232,7 @@ class ChatAgent(OpenAIAgent):
             )
         message = answer.choices[0].message
         self.calls = [Call(call.id, call.function.name) for call in message.tool_calls or ()]
-        self.history.append(message.to_dict())
+        self.history.append(_with_whole_arguments(message.to_dict()))
         return Spent(answer.usage.prompt_tokens, answer.usage.prompt_tokens_details.cached_tokens)
 
     def ask_for_title(self) -> None:
@@ -233,6 +240,16 @@ class ChatAgent(OpenAIAgent):
             client.chat.completions.create(
                 model=self.model, max_tokens=ANSWER_TOKENS, messages=_title_messages(self.recording)
             )
+
+
+def _with_whole_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """An answer whose calls can be sent back: an agent takes arguments that were cut off for none."""
+    for call in message.get("tool_calls") or ():
+        try:
+            json.loads(call["function"]["arguments"])
+        except ValueError:
+            call["function"]["arguments"] = "{}"
+    return message
 
 
 class OllamaAgent(Agent):

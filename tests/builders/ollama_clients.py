@@ -126,7 +126,7 @@ def open_webui(url: str) -> OpenWebUi:
     return OpenWebUi(version, model, loaded, text, title["message"]["content"])
 
 
-def zed(url: str) -> tuple[str, int, Called]:
+def zed(url: str, num_predict: int | None = None) -> tuple[str, int, Called]:
     """The name, the context and the calls that Zed gets, with the requests of Zed: every line must parse."""
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
         (model,) = client.get("/api/tags").raise_for_status().json()["models"]
@@ -138,7 +138,7 @@ def zed(url: str) -> tuple[str, int, Called]:
             "messages": [{"role": "system", "content": "You edit code."}, *_user("List the files.")],
             "stream": True,
             "keep_alive": -1,
-            "options": {"num_ctx": 16384, "num_predict": None, "stop": None, "temperature": 0.0, "top_p": None},
+            "options": {"num_ctx": 16384, "num_predict": num_predict, "stop": None, "temperature": 0.0, "top_p": None},
             "tools": [
                 {"type": "function", "function": {"name": "terminal", "description": "Run.", "parameters": SCHEMA}}
             ],

@@ -219,10 +219,10 @@ def test_special_tokens_in_a_grammar(agent: Tokenizer, rule: str, pattern: str) 
 
 def test_a_special_token_is_one_token_and_never_text(agent: Tokenizer) -> None:
     compiler, vocabulary = ConstraintCompiler(agent.to_json(), agent.eos_ids), VOCABULARY + len(SPECIAL)
-    tag = agent.added_tokens["<|python_tag|>"]
+    tag = agent.control_tokens["<|python_tag|>"]
     assert _allowed(compiler.compile(Constraint("grammar", "start: <|python_tag|>")), vocabulary) == [tag]
     free = _allowed(compiler.compile(Constraint("regex", "(?s:.*)")), vocabulary)
-    assert [token for token in free if token >= VOCABULARY] == [agent.added_tokens["<|eom_id|>"]]
+    assert [token for token in free if token >= VOCABULARY] == [agent.control_tokens["<|eom_id|>"]]
     with pytest.raises(UsageError, match="the grammar cannot be used"):
         compiler.compile(Constraint("grammar", "start: <|no_such_token|>"))
 

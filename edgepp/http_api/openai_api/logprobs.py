@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any
 
 from edgepp.http_api.generation import TokenLogprob
@@ -15,7 +14,10 @@ _LEAST = -9999.0
 def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """``choices[].logprobs`` of a chat completion."""
     return {
-        "content": [_token(token.text, token.logprob, token.raw) | {"top_logprobs": _top(token)} for token in tokens],
+        "content": [
+            _token(token.text, token.logprob, token.utf8) | {"top_logprobs": [_token(*one) for one in token.rivals]}
+            for token in tokens
+        ],
         "refusal": None,
     }
 
@@ -34,10 +36,5 @@ def legacy_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, An
     }
 
 
-def _top(token: TokenLogprob) -> list[dict[str, Any]]:
-    pairs = zip_longest(token.top, token.top_raw[: len(token.top)])
-    return [_token(text, logprob, raw) for (text, logprob), raw in pairs]
-
-
-def _token(text: str, logprob: float, raw: bytes | None) -> dict[str, Any]:
-    return {"token": text, "logprob": max(_LEAST, logprob), "bytes": list(text.encode() if raw is None else raw)}
+def _token(text: str, logprob: float, utf8: list[int]) -> dict[str, Any]:
+    return {"token": text, "logprob": max(_LEAST, logprob), "bytes": utf8}

@@ -12,11 +12,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from edgepp.model.text.control_tokens import is_control
+
 
 class Encoder:
     """A tokenizer made of its definition, the text of a ``tokenizer.json``.
 
-    Control tokens are the special tokens, and added tokens that are not words or white space, such as ``<tool_call>``.
+    ``is_control`` says which tokens are control tokens.
     """
 
     def __init__(self, definition: str) -> None:
@@ -28,11 +30,7 @@ class Encoder:
         self._definition = definition
         self._plain = _open(definition)
         added = self._plain.get_added_tokens_decoder()
-        self._control = {
-            token: one.content
-            for token, one in added.items()
-            if one.content and (one.special or not re.fullmatch(r"[\w\s]+", one.content))
-        }
+        self._control = {token: one.content for token, one in added.items() if is_control(one.content, one.special)}
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Ids of ``text``, in which names of control tokens become these tokens; ``special`` adds BOS and the like."""

@@ -17,6 +17,7 @@ from edgepp.errors import ContextExceeded, ModelError, UsageError
 from edgepp.model.bounded_files import check_readable
 from edgepp.model.config.generation import end_ids
 from edgepp.model.text.client import TextClient
+from edgepp.model.text.control_tokens import is_control
 from edgepp.model.text.conversation import Conversation, EncodedPrompt, Prompt
 from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
 from edgepp.model.text.prompt_check import check_prompt
@@ -34,7 +35,7 @@ _THINKING_TOKENS = (
 _TURN_ENDS = frozenset(
     ("<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|return|>", "<|call|>")
 )
-"""Added tokens that end a turn in every model that has them, also where a model's settings forget them."""
+"""Control tokens that end a turn in every model that has them, also where a model's settings forget them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Tokenizer:
         if facts["eos"] is not None:
             ids.add(int(facts["eos"]))
         tokenizer = cls(path.name, frozenset(), facts, client)
-        ids |= {token for name, token in tokenizer.added_tokens.items() if name in _TURN_ENDS}
+        ids |= {token for name, token in tokenizer.control_tokens.items() if name in _TURN_ENDS}
         tokenizer = replace(tokenizer, eos_ids=frozenset(ids))
         tokenizer.detokenizer()  # raises for an unsupported decoder
         return tokenizer
@@ -92,13 +93,14 @@ class Tokenizer:
         return next((tokens for tokens in _THINKING_TOKENS if vocabulary >= set(tokens)), ())
 
     @cached_property
-    def added_tokens(self) -> dict[str, int]:
-        """Ids of the tokens beside the vocabulary of text by their names, such as ``<|python_tag|>``."""
-        return {one["content"]: one["id"] for one in json.loads(self._facts["definition"])["added_tokens"]}
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the control tokens by their names, such as ``<|im_end|>`` and ``<tool_call>``; see ``is_control``."""
+        added = json.loads(self._facts["definition"])["added_tokens"]
+        return {one["content"]: one["id"] for one in added if is_control(one["content"], one["special"])}
 
     def marker(self, text: str) -> str:
-        """How the Lark grammar of a ``Constraint`` says ``text``, which may be the name of an added token."""
-        token = self.added_tokens.get(text)
+        """How the Lark grammar of a ``Constraint`` says ``text``, which may be the name of a control token."""
+        token = self.control_tokens.get(text)
         return json.dumps(text, ensure_ascii=False) if token is None else f"<[{token}]>"
 
     def encode_prompt(self, prompt: Prompt, context: int | None = None) -> EncodedPrompt:

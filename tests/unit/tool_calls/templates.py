@@ -27,7 +27,7 @@ LLAMA = """\
         {%- set call = message.tool_calls[0].function %}
         {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name + '", "parameters": ' }}
         {{- call.arguments | tojson }}{{- "}" }}
-        {{- "<|eom_id|>" if builtin_tools is defined else "<|eot_id|>" }}
+        {{- "<|python_tag|>" if false }}{{- "<|eom_id|>" if builtin_tools is defined else "<|eot_id|>" }}
     {%- else %}
         {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" + message.content | tojson + "<|eot_id|>" }}
     {%- endif %}
@@ -131,7 +131,7 @@ THINKING = (
 QWEN_CODER = QWEN.replace("Write <tool_call>", "Write <tool_call>\\n<function=f>\\n<parameter=p>\\n…")
 GLM = "[gMASK]{{ messages[0].content }}<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>"
 MISTRAL_ARGS = "{{ messages[0].content }}[TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}"
-LFM = "<|tool_list_start|>{{ tools }}<|tool_list_end|>{{ messages[0].content }}"
+LFM = "<|tool_list_start|>{{ tools }}<|tool_call_start|>[f()]<|tool_call_end|>{{ messages[0].content }}"
 KIMI_K2 = "{{ messages[0].content }}<|tool_calls_section_begin|>"
 MINIMAX = "{{ messages[0].content }}<minimax:tool_call>"
 GEMMA_4 = "{{ messages[0].content }}<|tool_call>call:f<tool_call|>"

@@ -20,10 +20,11 @@ from edgepp.http_api.generation import (
     Usage,
 )
 from edgepp.http_api.openai_api.routes import routes
+from edgepp.http_api.routing import Routing
 from edgepp.model.text.conversation import Conversation
-from tests.builders.loopback_server import serving
 from tests.builders.opencode import opencode_turn
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
+from tests.http_serving import serving_app
 
 USAGE = Usage(prompt_tokens=7, completion_tokens=3)
 
@@ -64,7 +65,7 @@ def test_a_turn_with_a_tool(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text("swordfish\n")
     service = Reader(path)
-    with serving(routes(service)) as url:
+    with serving_app(Routing(routes(service))) as url:
         turn = opencode_turn(url, SERVED.name, 32768, tmp_path, "What does password.txt say?", {})
     ((tool, output),) = turn.tools
     assert tool == "read"

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import httpx
 import ollama
 import pytest
-from starlette.applications import Starlette
 
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import (
@@ -24,6 +23,7 @@ from edgepp.http_api.generation import (
     Usage,
 )
 from edgepp.http_api.ollama_api.routes import routes
+from edgepp.http_api.routing import Routing
 from edgepp.model.text.conversation import Conversation
 from edgepp.tool_calls.tool_use import Tool
 from tests.builders.ollama_lines import check_listed, strict_lines
@@ -51,7 +51,7 @@ def sent(service: ScriptedService, method: str, path: str, body: Any = None, **m
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(Starlette(routes=routes(service)))
+        transport = httpx.ASGITransport(Routing(routes(service)))
         async with httpx.AsyncClient(transport=transport, base_url="http://edgepp.test") as client:
             return await client.request(method, path, content=content, **more)
 
@@ -62,9 +62,7 @@ def with_sdk(service: ScriptedService, work: Callable[[ollama.AsyncClient], Awai
     """The result of ``work`` with a client of the SDK."""
 
     async def run() -> T:
-        client = ollama.AsyncClient(
-            "http://edgepp.test", transport=httpx.ASGITransport(Starlette(routes=routes(service)))
-        )
+        client = ollama.AsyncClient("http://edgepp.test", transport=httpx.ASGITransport(Routing(routes(service))))
         try:
             return await work(client)
         finally:

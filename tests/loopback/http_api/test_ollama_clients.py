@@ -16,10 +16,11 @@ import pytest
 from edgepp.http_api.generation import ChoiceEnded, Ended, Started, TextDelta, ToolCallEnded, ToolCallStarted, Usage
 from edgepp.http_api.ollama_api.routes import routes
 from edgepp.http_api.openai_api.routes import routes as openai_routes
+from edgepp.http_api.routing import Routing
 from tests.builders import ollama_clients as clients
-from tests.builders.loopback_server import serving
 from tests.builders.ollama_lines import check_listed
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
+from tests.http_serving import serving_app
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the clients' own: sockets left open, pydantic's advice
@@ -46,7 +47,7 @@ def serve() -> Iterator[Serve]:
 
         def start(*scripts: Sequence[Step]) -> tuple[str, ScriptedService]:
             service = ScriptedService(scripts)
-            return stack.enter_context(serving([*routes(service), *openai_routes(service)])), service
+            return stack.enter_context(serving_app(Routing([*openai_routes(service), *routes(service)]))), service
 
         yield start
 

@@ -1,0 +1,236 @@
+"""What a grammar promises: whoever samples, calls are of the tools, and their arguments match the schemas."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from edgepp.engine.request import MAX_CONSTRAINT_BYTES, Constraint
+from edgepp.errors import UsageError
+from edgepp.tool_calls.formats import format_of
+from edgepp.tool_calls.tool_use import CallArguments, CallEnded, CallStarted, Text, Tool, ToolUse
+from tests.unit.tool_calls import templates as t
+from tests.unit.tool_calls.answers import NOW, WEATHER, joined
+from tests.unit.tool_calls.grammars import bounded_tool_schema, is_allowed, random_answer, special_tokens
+
+TEMPLATES = [
+    t.LLAMA, t.QWEN, t.MISTRAL, t.MISTRAL_ARGS, t.PLAIN, t.QWEN_CODER, t.GLM, t.LFM, t.KIMI_K2, t.MINIMAX, t.GEMMA_4,
+    t.FUNCTION_GEMMA, t.MINICPM, t.LONGCAT, t.MUSE,
+]  # fmt: skip
+BOUNDED = Tool("look", "Looks.", bounded_tool_schema())
+STRICT = replace(WEATHER, strict=True)
+
+
+CLOSED = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+"""The end of a prompt by which a model is not to reason: random tokens would never end it."""
+
+
+def constraint(template: str, use: ToolUse, prompt_end: str = "", answer: Constraint | None = None):
+    return format_of(template, special_tokens(template)).constraint(use, prompt_end, answer)
+
+
+def parts(template: str, use: ToolUse, answer: str):
+    parser = format_of(template, special_tokens(template)).parser(use)
+    return joined([*parser.add(answer), *parser.finish()])
+
+
+def check_calls(template: str, use: ToolUse, answer: str) -> int:
+    """Check that ``answer`` is calls of ``look`` by its schema, and text; the number of calls."""
+    found = parts(template, use, answer)
+    assert found.count(CallEnded()) == sum(isinstance(part, CallStarted) for part in found)
+    for part in found:
+        if isinstance(part, CallStarted):
+            assert part.name in {tool.name for tool in use.tools}
+        if isinstance(part, CallArguments):
+            arguments = json.loads(part.text)
+            assert arguments.keys() >= {"unit", "place"}
+            assert arguments["place"].keys() == {"kind", "near"}
+            assert arguments.get("days", 1) in range(1, 15)
+    return found.count(CallEnded())
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_random_tokens_give_valid_calls_where_a_call_is_required(template, parallel) -> None:
+    use = ToolUse((BOUNDED,), "required", parallel=parallel)
+    held = constraint(template, use, CLOSED)
+    for seed in range(8):
+        answer = random_answer(held, seed, limit=20_000)
+        calls = check_calls(template, use, answer)
+        assert calls == 1 if not parallel else calls >= 1
+        assert not any(isinstance(part, Text) for part in parts(template, use, answer)), answer
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_named_tool_alone_is_called_once(template) -> None:
+    use = ToolUse((replace(BOUNDED, name="other"), BOUNDED), "required", named="look")
+    for seed in range(4):
+        found = parts(template, use, random_answer(constraint(template, use, CLOSED), seed))
+        assert [part.name for part in found if isinstance(part, CallStarted)] == ["look"]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_strict_allows_text_or_valid_calls(template) -> None:
+    use = ToolUse((STRICT, NOW))
+    held = constraint(template, use)
+    for text in ("Hello {world} [1]!", '{"answer": 42}', "A list:\n- [x](y)\n", ""):
+        assert is_allowed(held, text), text
+    for form in ('{"name": "get_weather", "parameters": ', '<tool_call>\n{"name": "get_weather", "arguments": '):
+        found = parts(template, use, form)
+        for arguments in ('{"town": 1}', '{"city": 1}', "{}"):
+            if not any(isinstance(part, Text) for part in found):
+                assert not is_allowed(held, form + arguments + "}\n</tool_call>")
+                assert not is_allowed(held, form + arguments + "}")
+
+
+def test_llama_may_call_with_and_without_its_tag() -> None:
+    held = constraint(t.LLAMA, ToolUse((STRICT, NOW)))
+    call = '{"name": "get_weather", "parameters": {"city": "Paris"}}'
+    assert is_allowed(held, call)
+    assert is_allowed(held, f"<|python_tag|>{call}")
+    assert is_allowed(held, f'{call}; {{"name": "now", "parameters": {{}}}}')
+    assert not is_allowed(held, '{"name": "get_weather", "parameters": {"city": 1}}')
+    assert not is_allowed(held, '[get_weather(city="Paris")]')
+
+
+def test_qwen_may_write_text_in_front_of_valid_calls() -> None:
+    held = constraint(t.QWEN, ToolUse((STRICT, NOW)))
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    assert is_allowed(held, f"I look.\n{call}\n{call}")
+    assert is_allowed(held, f"<think>\nHm <tool_call>.\n</think>\n\n{call}")
+    assert not is_allowed(held, f"{call[:-30]}1}}\n</tool_call>")
+    assert not is_allowed(held, 'Text <tool_call>\n{"name": "get_weather", "arguments": {"city": 1}}\n</tool_call>')
+
+
+def test_without_parallel_calls_there_is_at_most_one() -> None:
+    use = ToolUse((WEATHER, NOW), parallel=False)
+    for template, marker in ((t.QWEN, "<tool_call>"), (t.LLAMA, ""), (t.MISTRAL_ARGS, "[TOOL_CALLS]")):
+        one = random_answer(constraint(template, ToolUse((BOUNDED,), "required", parallel=False), CLOSED), 3)
+        held = constraint(template, replace(use, tools=(BOUNDED, NOW)))
+        assert is_allowed(held, one), one
+        assert not is_allowed(held, f"{one}\n{one}")
+        assert not is_allowed(held, f"{one}; {one}")
+        assert marker in one
+
+
+def test_auto_without_strict_is_free_where_the_template_knows_tools() -> None:
+    for template in TEMPLATES:
+        free = constraint(template, ToolUse((WEATHER,)))
+        assert (free is None) == (template is not t.PLAIN)
+    assert constraint(t.PLAIN, ToolUse()) is None
+    assert constraint(t.PLAIN, ToolUse((WEATHER,), "none")) is None
+
+
+def test_a_template_without_tools_gives_text_or_well_formed_calls() -> None:
+    held = constraint(t.PLAIN, ToolUse((WEATHER, NOW)))
+    assert is_allowed(held, "Just text, with a < b.")
+    assert is_allowed(held, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>')
+    assert not is_allowed(held, '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>')
+    assert not is_allowed(held, "<tool_call>\nwhatever")
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_reasoning_stays_free_in_front_of_a_required_call(opened) -> None:
+    use = ToolUse((NOW,), "required")
+    held = constraint(t.THINKING, use, "<|Assistant|><think>\n" if opened else "")
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    assert is_allowed(held, ("" if opened else "<think>\n") + f"Which tool? {{x}}\n</think>\n\n{call}")
+    assert is_allowed(held, call) is not opened
+    assert not is_allowed(held, f"Hello {call}")
+
+
+def test_a_schema_for_the_answer_holds_text_beside_calls_and_reasoning() -> None:
+    schema = Constraint(
+        "json_schema", '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
+    )
+    for template in (t.LLAMA, t.QWEN, t.MISTRAL_ARGS, t.PLAIN):
+        held = constraint(template, ToolUse((NOW,)), answer=schema)
+        assert is_allowed(held, '{"a": 1}')
+        assert not is_allowed(held, "text")
+        assert (
+            is_allowed(held, random_answer(constraint(template, ToolUse((BOUNDED,), "required", named="look")), 0))
+            is False
+        )
+    assert constraint(t.LLAMA, ToolUse(), answer=schema) == schema
+    thinking = constraint(t.QWEN, ToolUse(), answer=schema)
+    assert is_allowed(thinking, '<think>\nHm.\n</think>\n\n{"a": 1}')
+    assert is_allowed(thinking, '{"a": 1}')
+    assert not is_allowed(thinking, "<think>\nHm.\n</think>\n\ntext")
+    pattern = constraint(t.QWEN, ToolUse(), answer=Constraint("regex", "a/b\\/[0-9]+\n"))
+    assert is_allowed(pattern, "a/b/12\n")
+    with pytest.raises(UsageError, match="grammar of its own"):
+        constraint(t.LLAMA, ToolUse((NOW,)), answer=Constraint("grammar", 'start: "a"'))
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        (
+            {"type": "object", "properties": {"a": {"not": {"type": "string"}}}},
+            "parameters.properties.a.not cannot be enforced",
+        ),
+        ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
+        ({"type": "object", "properties": {"a": {"type": "string", "format": "iri"}}}, "format"),
+        ({"$ref": "https://example.com/schema"}, "refers to another document"),
+    ],
+)
+def test_what_a_grammar_cannot_hold_is_refused_of_a_strict_tool_by_its_name(schema, what) -> None:
+    with pytest.raises(UsageError, match="the tool odd_one") as refused:
+        constraint(t.QWEN, ToolUse((Tool("odd_one", parameters=schema, strict=True),)))
+    assert what in str(refused.value)
+
+
+def test_what_a_grammar_cannot_hold_is_ignored_of_another_tool() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True, "items": {"enum": [1]}}}}
+    held = constraint(t.LLAMA, ToolUse((Tool("odd", parameters=schema),), "required"))
+    assert is_allowed(held, '{"name": "odd", "parameters": {"a": [1, 1]}}')
+
+
+def test_calls_of_no_tool_cannot_be_required() -> None:
+    with pytest.raises(UsageError, match="no tools"):
+        constraint(t.LLAMA, ToolUse((), "required"))
+    with pytest.raises(UsageError, match="the tool lost"):
+        constraint(t.LLAMA, ToolUse((NOW,), "required", named="lost"))
+
+
+def test_thirty_tools_of_an_agent_fit_in_strict_mode() -> None:
+    tools = tuple(agent_tool(number) for number in range(30))
+    for template in (t.LLAMA, t.QWEN, t.PLAIN):
+        held = constraint(template, ToolUse(tools))
+        assert len(held.text.encode()) <= MAX_CONSTRAINT_BYTES
+        assert is_allowed(held, "Hello")
+        required = constraint(template, ToolUse(tools, "required"))
+        assert random_answer(required, 0, limit=100)
+
+
+def agent_tool(number: int) -> Tool:
+    """A tool in the size that coding agents have: long descriptions, nested objects, enums, references."""
+    text = "How this works, in detail. " * 80
+    edit = {
+        "type": "object",
+        "description": text,
+        "properties": {
+            "old_string": {"type": "string", "description": text},
+            "new_string": {"type": "string", "description": text},
+            "replace_all": {"type": "boolean", "default": False, "description": text},
+        },
+        "required": ["old_string", "new_string"],
+        "additionalProperties": False,
+    }
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "properties": {
+            "description": {"type": "string", "description": text},
+            "mode": {"type": "string", "enum": ["read", "write", "append"], "description": text},
+            "limit": {"type": ["integer", "null"], "minimum": 0, "description": text},
+            "edits": {"type": "array", "items": {"$ref": "#/$defs/Edit"}, "description": text},
+            "options": {"anyOf": [{"type": "null"}, {"type": "object", "properties": {"deep": {"type": "boolean"}}}]},
+        },
+        "required": ["description", "mode", "limit", "edits", "options"],
+        "additionalProperties": False,
+        "$defs": {"Edit": edit},
+    }
+    return Tool(f"agent_tool_{number}", text, schema, strict=True)
