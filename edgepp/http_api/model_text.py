@@ -20,7 +20,7 @@ class ModelText:
     @classmethod
     def of(cls, frontend: ModelFrontend) -> ModelText:
         """The text of the model of ``frontend``."""
-        return cls(frontend, format_of(frontend.tokenizer.template or None, frontend.tokenizer.added_tokens))
+        return cls(frontend, format_of(frontend.tokenizer.template or None, frontend.tokenizer.control_tokens))
 
     def encode(self, prompt: Prompt, tool_use: ToolUse, context: int | None = None) -> EncodedPrompt:
         """The prompt as the model gets it; tools are offered in a conversation only.
