@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 from edgepp.coordinator.fair_shares import FairLimiter
 from edgepp.coordinator.pipeline_manager import PipelineManager
@@ -31,6 +33,24 @@ PIPELINE_WAIT_S = 120.0
 """How long a question waits for a pipeline, also after one was lost before the first token."""
 MAX_ATTEMPTS = 3
 """How often an answer is begun, since the question itself may be what makes a stage fail."""
+
+
+@dataclass(frozen=True)
+class EndedAnswer:
+    """Numbers of an answer that has ended, for statistics."""
+
+    outcome: Literal["stop", "length", "cancelled", "error"]
+    prompt_tokens: int
+    tokens: int
+    timing: Timing
+    stages: tuple[StageInfo, ...]
+    e2e_s: float
+    """Seconds from the question to the end."""
+    gaps_s: Sequence[float] = ()
+    """Seconds between one piece of text and the next."""
+
+
+OnEnded = Callable[[EndedAnswer], None]
 
 
 class LiveAnswer:
@@ -79,13 +99,25 @@ class LiveAnswer:
         """Tokens of the prompt; 0 until a pipeline has accepted it."""
         self.timing = Timing(self._asked_s)
         self.stages: tuple[StageInfo, ...] = ()
-        self.gaps_s: list[float] = []
-        """Seconds between one piece of text and the next."""
+        self._gaps_s: list[float] = []
 
     @property
     def complete(self) -> bool:
         """Whether the engine itself has ended the answer."""
         return self._stream is not None and self._stream.finish_reason is not None
+
+    @property
+    def ended(self) -> EndedAnswer:
+        """The answer as it has ended."""
+        return EndedAnswer(
+            self.finish_reason or "error",
+            self.prompt_tokens,
+            len(self.token_ids),
+            self.timing,
+            self.stages,
+            time.perf_counter() - self._asked_s,
+            self._gaps_s,
+        )
 
     def pieces(self) -> Iterator[TextPiece]:
         """Pieces of text with their tokens as they come, an empty one first, once a pipeline has accepted the prompt.
@@ -149,7 +181,7 @@ class LiveAnswer:
     def _note_text(self) -> None:
         now_s = time.perf_counter()
         if self._gave_text:
-            self.gaps_s.append(now_s - self._heard_s)
+            self._gaps_s.append(now_s - self._heard_s)
         self._gave_text, self._heard_s = True, now_s
 
 
@@ -164,7 +196,7 @@ class LiveAnswers:
         self.num_finished = 0
         self.last: Timing | None = None
         """The timing of the newest finished answer."""
-        self.observers: list[Callable[[LiveAnswer], None]] = []
+        self.observers: list[OnEnded] = []
         """Called with each answer that has ended, in the thread that read it."""
 
     def __len__(self) -> int:
@@ -216,7 +248,7 @@ class LiveAnswers:
             if live.complete:
                 self.last, self.num_finished = live.timing, self.num_finished + 1
         for observer in self.observers:
-            observer(live)
+            observer(live.ended)
 
     def cancel_of(self, owner: str) -> None:
         """Stop all answers for ``owner``."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.load_estimate import LoadEstimate
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.coordinator.planner import Order, Planner
@@ -65,6 +66,7 @@ class Rollout:
         """The names of the stages of the last complete plan, by node and slot."""
         self.progress: dict[tuple[str, int], Progress] = {}
         """The loads under way, by node and slot."""
+        self.estimate = LoadEstimate()
 
     def step(self, now_s: float) -> list[Order]:
         """Continue the rollout, with a new plan where the planner makes one; returns the orders to send."""
@@ -86,6 +88,7 @@ class Rollout:
         self._pipeline_manager.set_shortage(planner.certain_shortage(self._members))
         self._update_phases()
         self._ensure_pipeline()
+        self.estimate.note(self._loaded_fraction(), now_s)
         return orders
 
     def report(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
@@ -146,6 +149,27 @@ class Rollout:
         if self._planner.excluded or not self._planner.plan:
             return EdgeppError(f"the cluster cannot continue: {self._planner.reason}", "see `edgepp status`")
         return EdgeppError(f"the layers were distributed again during this answer: {self._distribution()}", "ask again")
+
+    def slowest(self) -> str:
+        """The name of the node that is furthest from having loaded its layers; empty if none loads."""
+        loading = [
+            (self._slot_fraction(member, slot, loaded), member.facts.name)
+            for member, slot, _, loaded in self._planner.stages(self._members)
+            if loaded is None
+        ]
+        return min(loading)[1] if loading else ""
+
+    def _loaded_fraction(self) -> float:
+        """The loaded part of the plan's layers, from 0 to 1."""
+        stages = self._planner.stages(self._members)
+        done = sum(self._slot_fraction(member, slot, loaded) * len(layers) for member, slot, layers, loaded in stages)
+        return done / max(1, sum(len(layers) for _, _, layers, _ in stages))
+
+    def _slot_fraction(self, member: Member, slot: int, loaded: Loaded | None) -> float:
+        if loaded is not None:
+            return 1.0
+        progress = self.progress.get((member.node, slot))
+        return min(1.0, progress.done_bytes / progress.total_bytes) if progress and progress.total_bytes else 0.0
 
     def waiting(self, away: Sequence[str]) -> str:
         """What answers wait for; empty while a pipeline is open. ``away`` names the paired machines that are away."""

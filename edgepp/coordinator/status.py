@@ -55,6 +55,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "model": pipeline_manager.model,
         "state": state,
         "reason": sources.reason,
+        "loading": _loading(sources, state),
         "plan_version": planner.plan_version,
         "view": sources.members.version,
         "policy": planner.request.policy,
@@ -76,6 +77,20 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
     }
 
 
+def _loading(sources: StatusSources, state: str) -> dict[str, Any] | None:
+    """How far the model is, while it does not answer; None while it does."""
+    if state == "ready":
+        return None
+    estimate = sources.rollout.estimate
+    eta_s = estimate.eta_s
+    return {
+        "state": state,
+        "node": sources.rollout.slowest(),
+        "progress": round(estimate.fraction, 3),
+        "eta_seconds": None if eta_s is None else round(eta_s, 1),
+    }
+
+
 def _engine(sources: StatusSources) -> dict[str, Any]:
     """The engine's load and prefix reuse, counted since the pipeline was opened; empty without a pipeline."""
     pipeline = sources.pipeline_manager.pipeline
@@ -86,6 +101,7 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
         "live": load.live,
         "waiting": load.waiting,
         "preempted": load.preempted,
+        "held_positions": load.held,
         "kept_positions": load.kept,
         "prompt_tokens": load.reuse.asked,
         "reused_tokens": load.reuse.reused,
@@ -154,7 +170,8 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             stage |= {"hop_s": infos[index].hop_s, "link_bytes_per_s": infos[index].bytes_per_s or None}
         if index < len(stage_stats):
             stats = stage_stats[index]
-            stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes, "dropped": stats.dropped}
+            stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes}
+            stage |= {"frames": stats.frames, "dropped": stats.dropped}
         if timing is not None and timing.tokens > 1 and index < len(timing.stages):
             steps = timing.tokens - 1
             stage |= {

@@ -82,6 +82,8 @@ class EngineLoad:
     """Admitted requests."""
     waiting: int
     """Requests that wait to be admitted."""
+    held: int
+    """KV positions of the admitted requests."""
     kept: int
     """KV positions kept for the prefixes of future prompts."""
     reuse: Reuse
@@ -122,7 +124,9 @@ class EngineCore(Generic[AnyRequest]):
     def load(self) -> EngineLoad:
         """How busy the engine is now. Safe from any thread."""
         ledger = self._ledger
-        return EngineLoad(len(ledger.live), len(ledger.waiting), ledger.kept, ledger.reuse, self._preempted)
+        return EngineLoad(
+            len(ledger.live), len(ledger.waiting), ledger.held, ledger.kept, ledger.reuse, self._preempted
+        )
 
     def add(self, request: AnyRequest) -> None:
         """Queue a request.

@@ -77,7 +77,7 @@ class Ledger(Generic[AnyRequest]):
         """Free positions, below 0 where some must be freed. Live requests count only against a budget."""
         if self._budget is None:
             return self._spare - self._idle
-        return self._budget - self._held - self._idle
+        return self._budget - self.held - self._idle
 
     def add(self, request: AnyRequest) -> None:
         """Queue a request.
@@ -269,13 +269,13 @@ class Ledger(Generic[AnyRequest]):
             return True
         if self._budget is None:
             return False
-        held = self._held + self._idle - self._prefixes.positions_below(kept)
+        held = self.held + self._idle - self._prefixes.positions_below(kept)
         return held + needed + HEADROOM > self._budget
 
     @property
-    def _held(self) -> int:
-        """Positions of the live requests, those of their steps in the ring included."""
-        return sum(len(request.ids) + 1 + len(request.guesses) for request in self.live.values())
+    def held(self) -> int:
+        """Positions of the live requests, those of their steps in the ring included. Safe from any thread."""
+        return sum(len(request.ids) + 1 + len(request.guesses) for request in list(self.live.values()))
 
     @property
     def _idle(self) -> int:
@@ -285,7 +285,7 @@ class Ledger(Generic[AnyRequest]):
     def _fits(self, request: AnyRequest) -> bool:
         if self._budget is None or not self.live:
             return True
-        return self._held + self._needed(request) <= self._budget
+        return self.held + self._needed(request) <= self._budget
 
     @staticmethod
     def _needed(request: Request) -> int:

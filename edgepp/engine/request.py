@@ -13,7 +13,7 @@ from edgepp.errors import UsageError
 
 MAX_BIASES = 1024
 """Tokens that ``logit_bias`` may name."""
-MAX_CONSTRAINT_BYTES = 1 << 16
+MAX_CONSTRAINT_BYTES = 1 << 18
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 """Characters per stop string, which bounds the text held back because it could become one."""

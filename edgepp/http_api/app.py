@@ -7,6 +7,7 @@ from collections.abc import Callable
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from edgepp.http_api import health, metrics
 from edgepp.http_api.access.authentication import Authentication
 from edgepp.http_api.access.bodies import Bodies
 from edgepp.http_api.access.content_types import ContentTypes
@@ -18,7 +19,7 @@ from edgepp.http_api.access.paths import Paths
 from edgepp.http_api.access.request_ids import RequestIds
 from edgepp.http_api.anthropic_api import messages
 from edgepp.http_api.api_keys import KeyRing
-from edgepp.http_api.http_options import HttpOptions
+from edgepp.http_api.http_options import HttpOptions, Limits
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.ollama_api import routes as ollama
 from edgepp.http_api.openai_api import responses
@@ -27,19 +28,25 @@ from edgepp.http_api.openapi import described
 from edgepp.http_api.routing import Routing
 
 RouteList = Callable[[ModelService], list[BaseRoute]]
-ROUTE_LISTS: tuple[RouteList, ...] = (chat.routes, responses.routes, messages.routes, ollama.routes)
+ROUTE_LISTS: tuple[RouteList, ...] = (
+    chat.routes,
+    responses.routes,
+    messages.routes,
+    ollama.routes,
+    health.routes,
+    metrics.routes,
+)
 """The ``routes`` of every module of an API; a new module is added here."""
 
 
-def make_app(service: ModelService, options: HttpOptions, *, key_required: bool) -> ASGIApp:
+def make_app(service: ModelService, options: HttpOptions, limits: Limits, *, key_required: bool) -> ASGIApp:
     """All APIs over ``service``, for a server with ``options``."""
     routes = [route for routes in ROUTE_LISTS for route in routes(service)]
-    return guarded(Routing(described(routes)), options, key_required=key_required)
+    return guarded(Routing(described(routes)), options, limits, key_required=key_required)
 
 
-def guarded(app: ASGIApp, options: HttpOptions, *, key_required: bool) -> ASGIApp:
+def guarded(app: ASGIApp, options: HttpOptions, limits: Limits, *, key_required: bool) -> ASGIApp:
     """``app`` behind all checks, the first of which is the last line."""
-    limits = options.limits
     app = Bodies(app, limits)
     app = FairUse(app, limits.num_requests_per_owner)
     app = ContentTypes(app)

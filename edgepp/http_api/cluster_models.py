@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from edgepp.coordinator.live_answer import OnEnded
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError, ModelError
@@ -30,6 +31,7 @@ from edgepp.tool_calls.tool_use import ToolUse
 _NAME = re.compile(r"[\w][\w./:@+-]{0,199}")
 """What a client may ask the catalogue for; a path, which would be looked up on this disk, does not match."""
 _LATEST = ":latest"
+_MAX_RETRY_S = 60.0
 
 
 class ClusterModels:
@@ -99,6 +101,10 @@ class ClusterModels:
         except EdgeppError as error:
             raise request_error(error) from error
 
+    def observe(self, on_ended: OnEnded) -> None:
+        """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
+        self._cluster.observe(on_ended)
+
     def status(self) -> Mapping[str, Any]:
         """The state of the cluster, as `edgepp status --json` prints it."""
         return self._cluster.status
@@ -121,7 +127,9 @@ class ClusterModels:
     @property
     def retry_after_s(self) -> float:
         """When a cluster that loads may be ready."""
-        return LOADING_RETRY_S
+        loading = self.status().get("loading") or {}
+        eta_s = loading.get("eta_seconds")
+        return LOADING_RETRY_S if eta_s is None else min(max(1.0, eta_s), _MAX_RETRY_S)
 
     def ask(self, text: ModelText, prompt: TokenIds, options: GenerateOptions, owner: str, wait_s: float) -> Answer:
         """An answer to a prompt that ``text`` has encoded."""

@@ -65,6 +65,21 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
     token_id: int = -1
+    raw: bytes | None = None
+    """The bytes of the token, which may be a part of a character, where they are not those of ``text``."""
+    top_raw: tuple[bytes, ...] = ()
+    """The bytes of each token in ``top``, where they are not those of the texts."""
+
+    @property
+    def utf8(self) -> list[int]:
+        """The bytes of the token."""
+        return list(self.text.encode() if self.raw is None else self.raw)
+
+    @property
+    def rivals(self) -> list[tuple[str, float, list[int]]]:
+        """Text, log-probability and bytes of each token in ``top``."""
+        raws = self.top_raw or tuple(text.encode() for text, _ in self.top)
+        return [(text, logprob, list(raw)) for (text, logprob), raw in zip(self.top, raws, strict=True)]
 
 
 @dataclass(frozen=True)

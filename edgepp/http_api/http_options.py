@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from edgepp.errors import UsageError
 from edgepp.wire.transport import Address
@@ -63,7 +63,6 @@ class HttpOptions:
     """Further host names of this server, such as that of a reverse proxy."""
     aliases: tuple[str, ...] = ()
     """Further names of the model."""
-    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.lan and self.http == OFF:

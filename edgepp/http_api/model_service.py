@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from edgepp.coordinator.live_answer import OnEnded
 from edgepp.http_api.generation import GenerationEvent, GenerationRequest
 from edgepp.model.text.conversation import Prompt
 from edgepp.tool_calls.tool_use import ToolUse
@@ -76,6 +77,9 @@ class ModelService(Protocol):
         Raises:
             RequestError: an id is no token of the model.
         """
+
+    def observe(self, on_ended: OnEnded) -> None:
+        """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
 
     def status(self) -> Mapping[str, Any]:
         """The state of the cluster, as `edgepp status --json` prints it."""

@@ -36,9 +36,12 @@ _FIRST_KEY = "lan"
 class HttpServer(AsyncResource):
     """An HTTP server over the model of a cluster. Use it in an ``async with`` statement."""
 
-    def __init__(self, models: ServedCluster | ModelService, options: HttpOptions | None = None) -> None:
+    def __init__(
+        self, models: ServedCluster | ModelService, options: HttpOptions | None = None, limits: Limits | None = None
+    ) -> None:
         self._models = models
         self.options = options or HttpOptions()
+        self._limits = limits or Limits()
         self.new_key = ""
         """The secret of the API key that ``open`` has made, since there was none."""
         self._listening: Listening | None = None
@@ -68,8 +71,8 @@ class HttpServer(AsyncResource):
             self.new_key = add_key(_FIRST_KEY)
         models = self._models
         service = ClusterModels(models, self.options.aliases) if isinstance(models, ServedCluster) else models
-        app = make_app(service, self.options, key_required=self.is_key_required)
-        server = self._server = _Server(_config(app, self.options.limits), self.options.limits)
+        app = make_app(service, self.options, self._limits, key_required=self.is_key_required)
+        server = self._server = _Server(_config(app, self._limits), self._limits)
         self._running = asyncio.create_task(server.serve(list(self._bound.sockets)))
         await server.listening.wait()
 

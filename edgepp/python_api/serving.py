@@ -9,7 +9,7 @@ from typing import Any
 
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.composition_root import PORT, CoordinatorService, ServeOptions
-from edgepp.coordinator.live_answer import PIPELINE_WAIT_S
+from edgepp.coordinator.live_answer import PIPELINE_WAIT_S, OnEnded
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
@@ -106,6 +106,10 @@ class ServedCluster(Background[CoordinatorService]):
                 yield Begun(live, live.cancel, lambda: "" if live.prompt_tokens else service.coordinator.reason)
 
         return Answer(begin)
+
+    def observe(self, on_ended: OnEnded) -> None:
+        """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
+        self._service.coordinator.live_answers.observers.append(on_ended)
 
     async def invite(self) -> str:
         """A code that lets one other machine join within ten minutes, by `edgepp join CODE` or ``edgepp.join(CODE)``.

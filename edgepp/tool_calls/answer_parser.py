@@ -26,6 +26,7 @@ class CallParser:
         markers: Mapping[str, Callable[[], Reader]],
         at_beginning: Callable[[], Reader] | None = None,
         at_lines: bool = False,
+        is_held: bool = False,
     ) -> None:
         """Prepare for one answer.
 
@@ -34,10 +35,13 @@ class CallParser:
             at_beginning: How to make the reader for calls that begin with a bracket instead of a marker, at the
                 beginning of the answer; None where there are none.
             at_lines: Whether such calls may also stand at the beginning of a line, if they begin with a brace.
+            is_held: Whether a grammar holds the answer, so that what begins like a call is one; without its end, it is
+                dropped. Of an answer that is not held it is text.
         """
         self._markers = markers
         self._at_beginning = at_beginning
         self._at_lines = at_lines
+        self._is_held = is_held
         marks = [re.escape(one) for one in sorted(markers, key=len, reverse=True)]
         self._pattern = re.compile("|".join([*marks, *([r"[{\[]"] if at_beginning else [])]) or r"(?!)")
         self._held = ""
@@ -52,7 +56,7 @@ class CallParser:
         """The parts that are certain after more ``text``.
 
         Raises:
-            ModelError: a call has begun, and its arguments are not JSON.
+            EdgeppError: a call has begun, and its arguments are not JSON.
         """
         parts: list[AnswerPart] = []
         while text:
@@ -69,7 +73,8 @@ class CallParser:
         """The parts held back, once the answer has ended."""
         parts: list[AnswerPart] = []
         if self._reader is not None:
-            self._take(self._reader.finish(), parts)
+            found = self._reader.finish()
+            self._take([part for part in found if not (self._is_held and isinstance(part, Text))], parts)
         self._text(self._held, parts)
         if self._blank and not self._called:
             _append(parts, self._blank)
@@ -136,7 +141,7 @@ class SplitAnswerParser:
         """The parts that are certain after more ``text``.
 
         Raises:
-            ModelError: a call has begun, and its arguments are not JSON.
+            EdgeppError: a call has begun, and its arguments are not JSON.
         """
         return [part for piece in self._reasoning.add(text) for part in self._parts(piece)]
 

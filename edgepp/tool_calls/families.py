@@ -41,6 +41,8 @@ class Family:
     """For calls as a name and JSON: what stands between marker and JSON."""
     bare: bool = False
     """Whether calls also come without marker, as JSON or like Python."""
+    takes_several: bool = True
+    """Whether a grammar allows several calls in one answer; models that never learned calls would not end them."""
 
     def markers(self, tools: Mapping[str, Tool]) -> dict[str, Callable[[], Reader]]:
         """The texts that begin calls, and how to make the readers of what follows."""
@@ -61,7 +63,7 @@ _JSON = '{"name": "{name}", "arguments": {arguments}}'
 HERMES = Family(
     "hermes", WrittenCall(f"<tool_call>\n{_JSON}\n</tool_call>", between="\n"), "<tool_call>", "</tool_call>"
 )
-GENERIC = Family("generic", HERMES.written, HERMES.marker, HERMES.closing, bare=True)
+GENERIC = Family("generic", HERMES.written, HERMES.marker, HERMES.closing, bare=True, takes_several=False)
 LLAMA = Family(
     "llama",
     WrittenCall('{"name": "{name}", "parameters": {arguments}}', between="; "),

@@ -121,6 +121,7 @@ class _FamilyFormat:
             self.family.markers(tools),
             (lambda: AnyCalls(names, closings=closings)) if bare else None,
             at_lines=not held,
+            is_held=held,
         )
 
 

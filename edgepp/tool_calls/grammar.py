@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgepp.engine.request import Constraint
 from edgepp.errors import UsageError
 from edgepp.tool_calls.families import Family
 from edgepp.tool_calls.reasoning import Beginning, ThinkingMarkers, beginning
-from edgepp.tool_calls.schemas import SPACE, any_object, held_schema
+from edgepp.tool_calls.schemas import any_object, held_schema
 from edgepp.tool_calls.tool_use import Tool, ToolUse
 
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
@@ -162,7 +163,7 @@ def _calls(
             )
     call = rules.add("call", " | ".join(calls))
     begun = rules.add("first", " | ".join(first)) if first else call
-    several = tool_use.parallel and tool_use.named is None
+    several = tool_use.parallel and tool_use.named is None and family.takes_several
     more = f"({rules.literal(written.between)} {call}){{0,{MAX_CALLS - 1}}}" if several else ""
     return rules.add(
         "calls", f"{rules.literal(written.before[skipped:])} {begun} {more} {rules.literal(written.after)}"
@@ -186,7 +187,7 @@ def _reasoning(rules: _Rules, thinking: ThinkingMarkers, begins: Beginning) -> s
 def _embedded(answer: Constraint) -> str:
     """The body of a rule for what the text of an answer must match."""
     if answer.kind == "json":
-        return f"%json {any_object()}"
+        return f"%json {_spaced({'type': 'object'})}"
     if answer.kind == "regex":
         return (
             "/"
@@ -201,8 +202,12 @@ def _embedded(answer: Constraint) -> str:
         raise UsageError(f"the schema of the answer is not JSON: {error}") from error
     if not isinstance(schema, dict):
         raise UsageError("the schema of the answer must be a JSON object")
-    spaced = {"x-guidance": {"whitespace_pattern": SPACE}, **schema}
-    return f"%json {json.dumps(spaced)}"
+    return f"%json {_spaced(schema)}"
+
+
+def _spaced(schema: Mapping[str, Any]) -> str:
+    """A schema of the answer, with white space as ``grammar_sandbox`` allows it."""
+    return json.dumps({"x-guidance": {"whitespace_pattern": r"[ \n\r\t]{1,40}"}, **schema})
 
 
 def _escaped(expression: str) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from edgepp.errors import ModelError
+from edgepp.errors import EdgeppError
 from edgepp.tool_calls.json_stream import BrokenJsonError, JsonObjectStream
 from edgepp.tool_calls.readers import MAX_HELD, Call, Reader, whole
 from edgepp.tool_calls.tool_use import AnswerPart, CallArguments, CallEnded, CallStarted, Text
@@ -28,7 +28,7 @@ class Arguments(Reader):
     def __init__(self, name: str, in_object: bool = False) -> None:
         self._name = name
         self._begun = self._ended = False
-        self._broken: ModelError | None = None
+        self._broken: EdgeppError | None = None
         """Why the arguments are not JSON, raised behind the parts that came before."""
         self._arguments = JsonObjectStream()
         self._tail = JsonObjectStream.after_a_value() if in_object else None
@@ -45,7 +45,7 @@ class Arguments(Reader):
             passed, rest = self._arguments.add(text)
         except BrokenJsonError as error:
             passed, rest = error.passed, None
-            self._broken = ModelError(
+            self._broken = EdgeppError(
                 f"the model wrote a call of {self._name} whose arguments are not JSON: {error}",
                 "ask again, or hold the arguments to their schema with strict",
             )

@@ -26,7 +26,7 @@ class Reader(ABC):
         """The parts that are certain after more ``text``.
 
         Raises:
-            ModelError: a call has begun, and its arguments break the form.
+            EdgeppError: a call has begun, and its arguments break the form.
         """
         return self._add(text)
 

@@ -107,14 +107,14 @@ _FORMATS = frozenset(
 )
 _SIZES = frozenset(["int32", "int64", "float", "double"])
 """Formats that say how a program stores a number."""
-SPACE = r"[ \n\r\t]{1,20}"
-"""White space between the tokens of JSON; without bound, a model can write it until ``max_tokens``."""
+FORMAT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+"""JSON on one line, as models learn calls; a model can write white space of any length until ``max_tokens``."""
 _COMBINING = frozenset(["$ref", "anyOf", "oneOf", "allOf", "patternProperties"])
 
 
 def any_object() -> str:
     """The schema of any JSON object, for a grammar."""
-    return json.dumps({"type": "object", "x-guidance": {"whitespace_pattern": SPACE}})
+    return json.dumps({"type": "object", "x-guidance": FORMAT})
 
 
 def held_schema(tool: Tool) -> str:
@@ -129,7 +129,7 @@ def held_schema(tool: Tool) -> str:
     schema = _prepared(dict(tool.parameters), tool, "parameters", 0)
     if "$ref" not in schema:
         schema.setdefault("type", "object")
-    schema["x-guidance"] = {"whitespace_pattern": SPACE, "lenient": not tool.strict}
+    schema["x-guidance"] = {**FORMAT, "lenient": not tool.strict}
     return json.dumps(schema)
 
 

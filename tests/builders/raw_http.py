@@ -20,7 +20,7 @@ CHAT = "/v1/chat/completions"
 @asynccontextmanager
 async def served(service: ModelService, limits: Limits | None = None) -> AsyncIterator[HttpServer]:
     """A server on loopback."""
-    async with HttpServer(service, HttpOptions("127.0.0.1:0", limits=limits or Limits())) as server:
+    async with HttpServer(service, HttpOptions("127.0.0.1:0"), limits) as server:
         yield server
 
 

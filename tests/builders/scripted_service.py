@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from edgepp.coordinator.live_answer import OnEnded
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import (
     ChoiceEnded,
@@ -66,6 +67,7 @@ class ScriptedService:
     model: ServedModel = SERVED
     played: list[Played] = field(default_factory=list)
     """All requests so far."""
+    observers: list[OnEnded] = field(default_factory=list)
     state: Mapping[str, Any] = field(default_factory=dict)
     """What ``status`` returns."""
 
@@ -117,6 +119,10 @@ class ScriptedService:
             if not 0 <= token_id < 256:
                 raise RequestError("invalid_request", f"the model has no token {token_id}")
         return bytes(token_ids).decode(errors="replace")
+
+    def observe(self, on_ended: OnEnded) -> None:
+        """Keep ``on_ended``, for the test to call."""
+        self.observers.append(on_ended)
 
     def status(self) -> Mapping[str, Any]:
         """``state``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pydantic
@@ -10,10 +11,16 @@ import pydantic
 
 def exact(kind: Any, data: Any) -> Any:
     """``data`` as a ``kind`` of an SDK, a model or a union of models; fails for a wrong or an unknown field."""
-    value = pydantic.TypeAdapter(kind).validate_python(data)
+    value = _adapter(kind).validate_python(data)
     unknown = list(_unknown(value, getattr(kind, "__name__", "value")))
     assert not unknown, f"fields that the SDK does not know: {unknown}"
     return value
+
+
+@cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    """Made once: a large union takes a second."""
+    return pydantic.TypeAdapter(kind)
 
 
 def _unknown(value: Any, where: str) -> Iterator[str]:

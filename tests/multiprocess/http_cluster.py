@@ -49,12 +49,13 @@ class HttpCluster:
 
 
 @contextmanager
-def serving_http(folder: Path, model: str = MODEL, *options: str) -> Iterator[HttpCluster]:
-    """`edgepp serve -m MODEL --stages 2` with HTTP on a free port of loopback, ready to answer."""
+def serving_http(folder: Path, *options: str, ready: bool = True) -> Iterator[HttpCluster]:
+    """`edgepp serve` with HTTP on a free port of loopback; able to answer if ``ready``, else perhaps not yet."""
     machine = Machine(folder, "one")
-    given = ("-m", model, "--stages", "2", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options)
+    given = ("-m", MODEL, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options)
     # Tests that end while the cluster runs must not take it for a process that they left behind.
     with machine.running("serve", *given, EDGEPP_TEST_RUN="shared") as served:
         url = served.until("listening")["http"]
-        served.until("ready")
+        if ready:
+            served.until("ready")
         yield HttpCluster(url, machine, served)

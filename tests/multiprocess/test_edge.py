@@ -344,7 +344,7 @@ def test_json_has_errors_too(tmp_path: Path) -> None:
         (("--logprobs", "1000000000"), "logprobs must lie between 0 and 20"),
         (("--seed", str(1 << 70)), "seed must lie between"),
         (("--temperature", "nan"), "temperature must lie between"),
-        (("--grammar", "GRAMMAR"), "a constraint may have 65536 bytes"),
+        (("--grammar", "GRAMMAR"), "a constraint may have 262144 bytes"),
         (("--schema", "UTF-16"), "iconv -f utf-16 -t utf-8"),
         (("--schema", "/dev/zero"), "larger than 4 MB"),
     ],
@@ -353,7 +353,10 @@ def test_json_has_errors_too(tmp_path: Path) -> None:
 def test_an_option_out_of_bounds_is_refused_before_a_model_is_loaded(
     options: tuple[str, str], says: str, tmp_path: Path
 ) -> None:
-    files = {"GRAMMAR": b"start: " + b"(" * 50_000 + b'"x"' + b")" * 50_000, "UTF-16": '{"const": 1}'.encode("utf-16")}
+    files = {
+        "GRAMMAR": b"start: " + b"(" * 150_000 + b'"x"' + b")" * 150_000,
+        "UTF-16": '{"const": 1}'.encode("utf-16"),
+    }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     done = run(["chat", "-m", "no-such-model", "--alone", "-p", "hi", *options], home=tmp_path / "home", cwd=tmp_path)

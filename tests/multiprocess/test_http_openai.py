@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from tests.multiprocess.http_cluster import MODEL, HttpCluster
+from tests.multiprocess.http_cluster import MODEL, HttpCluster, serving_http
 from tests.sdk_types import strictly
 from tests.waiting import PATIENCE_S
 
@@ -201,19 +202,58 @@ def test_a_call_that_is_cut_ends_by_length(sdk: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason == "length"
 
 
-def test_a_second_turn_has_its_beginning_from_the_cache(sdk: openai.OpenAI) -> None:
-    system: Any = [{"role": "system", "content": "You are a patient teacher of painting. " * 8}, *USER]
-    first = sdk.chat.completions.create(**(GREEDY | {"messages": system}))
+@pytest.mark.parametrize("note", ["nothing", "a title", "a developer's note"])
+def test_a_second_turn_has_its_beginning_from_the_cache(sdk: openai.OpenAI, note: str) -> None:
+    def ask(messages: list[Any]) -> ChatCompletion:
+        return sdk.chat.completions.create(**(GREEDY | {"messages": messages}))
+
+    chat = [{"role": "system", "content": f"You teach painting, {note} beside. " * 8}, *USER]
+    first = ask(chat)
     assert first.usage is not None
-    turn = [
-        *system,
-        {"role": "assistant", "content": first.choices[0].message.content},
-        {"role": "user", "content": "Why?"},
-    ]
-    second = sdk.chat.completions.create(**(GREEDY | {"messages": turn}))
+    chat.append({"role": "assistant", "content": first.choices[0].message.content})
+    if note == "a title":
+        ask([{"role": "user", "content": "Write a title of three words for a chat about rainbows."}])
+    if note == "a developer's note":
+        chat.append({"role": "developer", "content": "There are 1000 tokens left."})
+    second = ask([*chat, {"role": "user", "content": "Why?"}])
     assert second.usage is not None
     assert second.usage.prompt_tokens_details is not None
     assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= 0.9 * first.usage.prompt_tokens
+
+
+def test_a_history_with_two_calls_at_once_is_read(sdk: openai.OpenAI) -> None:
+    calls = [
+        {
+            "id": f"call_{city}",
+            "type": "function",
+            "function": {"name": "get_weather", "arguments": f'{{"city": "{city}"}}'},
+        }
+        for city in ("Bern", "Basel")
+    ]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "rain"} for call in calls]
+    messages: Any = [*USER, {"role": "assistant", "content": None, "tool_calls": calls}, *results]
+    answer = sdk.chat.completions.create(**(GREEDY | {"messages": messages}), tools=TOOLS)
+    assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
+
+
+def test_every_name_of_the_model_is_answered(sdk: openai.OpenAI) -> None:
+    (model,) = sdk.models.list().data
+    assert model.model_extra is not None
+    for name in (*model.model_extra["aliases"], f"{MODEL}:latest"):
+        answer = sdk.chat.completions.create(**(GREEDY | {"model": name, "max_tokens": 1}))
+        assert answer.model == name
+        assert sdk.models.retrieve(name).id == name
+
+
+def test_a_cluster_that_cannot_answer_yet_says_so_and_still_tells_its_model(tmp_path: Path) -> None:
+    with serving_http(tmp_path, "--no-stage", ready=False) as cluster:
+        (model,) = cluster.get("/v1/models").json()["data"]
+        assert (model["id"], model["status"]) == (MODEL, {"value": "loading"})
+        refused = cluster.post(CHAT, messages=USER, stream=True)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["type"] == "model_loading"
+    assert set(refused.json()["loading"]) == {"model", "state", "node", "progress", "eta_seconds"}
 
 
 def test_a_reader_that_goes_away_frees_the_stages(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:

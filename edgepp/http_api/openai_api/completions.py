@@ -33,6 +33,9 @@ from edgepp.http_api.openai_api.logprobs import legacy_logprobs
 from edgepp.http_api.openai_api.usage import timings, usage_body
 from edgepp.model.text.conversation import Prompt
 
+_NUM_AT_ONCE = 8
+"""Prompts of one request that are answered at a time, so that others find room."""
+
 
 def completions(service: ModelService) -> Handler:
     """The handler over ``service``."""
@@ -68,12 +71,15 @@ class _Answers:
         return self._nothing(request) if self.only_echo else self.service.generate(request)
 
     async def whole(self) -> list[CollectedAnswer]:
+        turns = asyncio.Semaphore(_NUM_AT_ONCE)
+
+        async def one(number: int) -> CollectedAnswer:
+            async with turns:
+                return await collected(self.events(number), self.asked[number].num_choices)
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(collected(self.events(number), request.num_choices))
-                    for number, request in enumerate(self.asked)
-                ]
+                tasks = [group.create_task(one(number)) for number in range(len(self.asked))]
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         return [task.result() for task in tasks]

@@ -84,11 +84,13 @@ def _sentence(error: RequestError) -> str:
 
 
 def _loading(error: RequestError, service: ModelService) -> dict[str, Any]:
-    known = service.status().get("loading") or {}
+    status = service.status()
+    stages = status.get("stages") or []
+    waiting = [stage["node"] for stage in stages if stage["state"] != "ready"]
     return {
         "model": service.model.name,
-        "state": known.get("state", service.model.state),
-        "node": known.get("node"),
-        "progress": known.get("progress"),
-        "eta_seconds": known.get("eta_seconds", error.retry_after_s),
+        "state": status.get("state", service.model.state),
+        "node": waiting[0] if waiting else None,
+        "progress": round(sum(stage["progress"] for stage in stages) / len(stages), 3) if stages else 0.0,
+        "eta_seconds": error.retry_after_s,
     }

@@ -15,7 +15,7 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """``choices[].logprobs`` of a chat completion."""
     return {
         "content": [
-            _token(token.text, token.logprob) | {"top_logprobs": [_token(*pair) for pair in token.top]}
+            _token(token.text, token.logprob, token.utf8) | {"top_logprobs": [_token(*one) for one in token.rivals]}
             for token in tokens
         ],
         "refusal": None,
@@ -36,5 +36,5 @@ def legacy_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> dict[str, An
     }
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(_LEAST, logprob), "bytes": list(text.encode())}
+def _token(text: str, logprob: float, utf8: list[int]) -> dict[str, Any]:
+    return {"token": text, "logprob": max(_LEAST, logprob), "bytes": utf8}

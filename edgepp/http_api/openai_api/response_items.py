@@ -214,8 +214,8 @@ def custom_input(arguments: str) -> str:
 
 
 def _logprob(token: TokenLogprob) -> Event:
-    top = [{"token": text, "bytes": list(text.encode()), "logprob": logprob} for text, logprob in token.top]
-    return {"token": token.text, "bytes": list(token.text.encode()), "logprob": token.logprob, "top_logprobs": top}
+    top = [{"token": text, "bytes": utf8, "logprob": logprob} for text, logprob, utf8 in token.rivals]
+    return {"token": token.text, "bytes": token.utf8, "logprob": token.logprob, "top_logprobs": top}
 
 
 def _brief(logprobs: list[Event]) -> list[Event]:

@@ -49,20 +49,19 @@ _ABSENT = "Not offered: no response is stored"
 
 
 def routes(service: ModelService) -> list[BaseRoute]:
-    """The routes, each with and without ``/v1``."""
+    """The routes over ``service``."""
     form, responses = error_form(service), _Responses(service)
     table: list[tuple[str, str, Handler, str, Any]] = [
-        ("POST", "/responses", responses.create, "Answer as items", ResponsesBody),
-        ("POST", "/responses/input_tokens", responses.count, "Count the tokens of a prompt", ResponsesBody),
-        ("POST", "/responses/compact", _no_compaction, "Not offered: compaction", None),
-        ("GET", "/responses/{response_id}", _not_stored, _ABSENT, None),
-        ("DELETE", "/responses/{response_id}", _not_stored, _ABSENT, None),
-        ("POST", "/responses/{response_id}/cancel", _not_stored, _ABSENT, None),
-        ("GET", "/responses/{response_id}/input_items", _not_stored, _ABSENT, None),
+        ("POST", "/v1/responses", responses.create, "Answer as items", ResponsesBody),
+        ("POST", "/v1/responses/input_tokens", responses.count, "Count the tokens of a prompt", ResponsesBody),
+        ("POST", "/v1/responses/compact", _no_compaction, "Not offered: compaction", None),
+        ("GET", "/v1/responses/{response_id}", _not_stored, _ABSENT, None),
+        ("DELETE", "/v1/responses/{response_id}", _not_stored, _ABSENT, None),
+        ("POST", "/v1/responses/{response_id}/cancel", _not_stored, _ABSENT, None),
+        ("GET", "/v1/responses/{response_id}/input_items", _not_stored, _ABSENT, None),
     ]
     return [
-        Operation(method, f"{prefix}{path}", handler, form, summary=summary, body=body, described=bool(prefix))
-        for prefix in ("/v1", "")
+        Operation(method, path, handler, form, summary=summary, body=body)
         for method, path, handler, summary, body in table
     ]
 

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute
 from edgepp.http_api.endpoint import Handler
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.model_service import ModelService
+from edgepp.http_api.openai_api import lm_studio
 from edgepp.http_api.openai_api.chat_completions import chat_completions
 from edgepp.http_api.openai_api.chat_request import ChatBody
 from edgepp.http_api.openai_api.completions import completions
@@ -31,6 +32,8 @@ def routes(service: ModelService) -> list[BaseRoute]:
         ("GET", "/v1/models/{id:path}", get_model(service), None, "The served model, by one of its names."),
         ("POST", "/tokenize", tokenize(service), TokenizeBody, "The token ids of a text or a chat."),
         ("POST", "/detokenize", detokenize(service), DetokenizeBody, "The text of token ids."),
+        ("GET", "/api/v0/models", lm_studio.list_models(service), None, "The served model, as LM Studio tells it."),
+        ("GET", "/api/v0/models/{id:path}", lm_studio.get_model(service), None, "One name of it, as LM Studio does."),
         ("POST", "/v1/embeddings", _embeddings, None, "Refused: the cluster generates text."),
     ]
     form = error_form(service)

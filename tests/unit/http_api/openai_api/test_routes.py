@@ -83,6 +83,15 @@ def test_a_model_is_found_by_a_name_with_slashes(service: ScriptedService) -> No
     assert missing.json()["error"]["code"] == "model_not_found"
 
 
+def test_lm_studios_clients_read_the_same_model(service: ScriptedService) -> None:
+    (model,) = request(service, "GET", "/api/v0/models").json()["data"]
+    assert (model["id"], model["state"], model["type"], model["arch"]) == ("smollm2-135m", "loaded", "llm", "llama")
+    assert model["max_context_length"] == model["loaded_context_length"] == SERVED.context
+    assert model["capabilities"] == ["tool_use"]
+    assert request(service, "GET", "/api/v0/models/smollm2-135m:latest").json()["id"] == "smollm2-135m:latest"
+    assert request(service, "GET", "/api/v0/models/other").status_code == 404
+
+
 def test_tokens_of_texts_and_chats(service: ScriptedService) -> None:
     told = post(service, "/tokenize", prompt="hü")
     assert told == {"count": 3, "max_model_len": 2048, "tokens": [104, 195, 188], "token_strs": None}

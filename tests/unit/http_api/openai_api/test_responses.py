@@ -1,16 +1,12 @@
-"""The routes of the Responses API, over a scripted service, with the SDK of OpenAI as reader."""
+"""The routes of the Responses API, over a scripted service."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import httpx
 import pytest
-from openai import AsyncOpenAI, BadRequestError, NotFoundError
-from openai.types.responses import Response
-from starlette.applications import Starlette
 
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import (
@@ -26,6 +22,7 @@ from edgepp.http_api.generation import (
     Usage,
 )
 from edgepp.http_api.openai_api.responses import routes
+from edgepp.http_api.routing import Routing
 from tests.builders.codex_reader import codex_reads
 from tests.builders.scripted_service import ScriptedService, Step, answer
 
@@ -47,73 +44,17 @@ AGENT: list[Step] = [
 ]
 
 
-def client(service: ScriptedService) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(Starlette(routes=routes(service)))
-    return httpx.AsyncClient(transport=transport, base_url="http://edgepp")
-
-
-def with_sdk(service: ScriptedService, use: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with AsyncOpenAI(
-            api_key="none", base_url="http://edgepp/v1", http_client=client(service), max_retries=0
-        ) as sdk:
-            return await use(sdk)
-
-    return asyncio.run(run())
-
-
-def call(service: ScriptedService, method: str, path: str, body: Any = None) -> httpx.Response:
-    async def run() -> httpx.Response:
-        async with client(service) as one:
-            return await one.request(method, path, json=body)
-
-    return asyncio.run(run())
-
-
 def post(service: ScriptedService, path: str = "/v1/responses", **body: Any) -> httpx.Response:
     return call(service, "POST", path, body)
 
 
-def comparable(response: Response) -> dict[str, Any]:
-    """A response without what differs between two answers: ids, and the time."""
-    told = response.to_dict()
-    for item in told["output"]:  # type: ignore[attr-defined]
-        item.pop("id")
-        for part in item.get("content") or ():
-            part.pop("parsed", None)
-        item.pop("parsed_arguments", None)
-    return {name: value for name, value in told.items() if name not in ("id", "created_at")}
+def call(service: ScriptedService, method: str, path: str, body: Any = None) -> httpx.Response:
+    async def respond() -> httpx.Response:
+        transport = httpx.ASGITransport(Routing(routes(service)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+            return await client.request(method, path, json=body)
 
-
-def test_the_stream_that_the_sdk_accumulates_is_the_answer_that_is_not_streamed() -> None:
-    async def both(sdk: AsyncOpenAI) -> tuple[Response, Response]:
-        asked: Any = {"model": "smollm2-135m", "input": "list", "tools": [TOOL]}
-        whole = await sdk.responses.create(**asked)
-        async with sdk.responses.stream(**asked) as stream:
-            return whole, await stream.get_final_response()
-
-    whole, streamed = with_sdk(ScriptedService([AGENT]), both)
-    assert comparable(whole) == comparable(streamed)
-    assert whole.output_text == "I look."
-    assert [item.type for item in whole.output] == ["reasoning", "message", "function_call"]
-    assert whole.usage is not None
-    assert whole.usage.input_tokens_details.cached_tokens == 8
-
-
-def test_the_sdk_parses_an_answer_held_to_a_schema() -> None:
-    from pydantic import BaseModel
-
-    class City(BaseModel):
-        name: str
-
-    async def parse(sdk: AsyncOpenAI) -> City | None:
-        response = await sdk.responses.parse(model="smollm2-135m", input="a city", text_format=City)
-        return response.output_parsed
-
-    service = ScriptedService([answer('{"name":', '"Oslo"}')])
-    assert with_sdk(service, parse) == City(name="Oslo")
-    assert service.request.options.constraint is not None
-    assert service.request.options.constraint.kind == "json_schema"
+    return asyncio.run(respond())
 
 
 def test_a_stream_is_what_codex_reads() -> None:
@@ -174,13 +115,9 @@ def test_input_tokens_are_those_of_the_prompt() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_wrong_request_is_an_error_of_openais_form(stream: bool) -> None:
-    async def ask(sdk: AsyncOpenAI) -> None:
-        extra: Any = {"stream": stream}
-        await sdk.responses.create(model="smollm2-135m", input="hi", previous_response_id="resp_1", **extra)
-
-    with pytest.raises(BadRequestError, match="stores no responses") as caught:
-        with_sdk(ScriptedService([answer("x")]), ask)
-    assert caught.value.param == "previous_response_id"
+    told = post(ScriptedService([answer("x")]), input="hi", previous_response_id="resp_1", stream=stream)
+    assert told.status_code == 400
+    assert told.json()["error"]["param"] == "previous_response_id"
 
 
 def test_an_unknown_model_is_not_found() -> None:
@@ -230,11 +167,6 @@ def test_a_stored_response_is_not_found(method: str, path: str) -> None:
     told = call(ScriptedService([]), method, path)
     assert told.status_code == 404
     assert "stores no responses" in told.json()["error"]["message"]
-
-
-def test_the_sdk_hears_that_no_response_is_stored() -> None:
-    with pytest.raises(NotFoundError, match="stores no responses"):
-        with_sdk(ScriptedService([]), lambda sdk: sdk.responses.retrieve("resp_1"))
 
 
 def test_compaction_is_not_offered() -> None:
