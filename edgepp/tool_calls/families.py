@@ -82,6 +82,11 @@ PYTHONIC = Family(
     "<|tool_call_start|>",
     "<|tool_call_end|>",
 )
+HARMONY = Family(
+    "harmony",
+    WrittenCall("<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}"),
+    takes_several=False,
+)
 _PHI = Family("phi", WrittenCall(_JSON, "<|tool_call|>[", ", ", "]<|/tool_call|>"), "<|tool_call|>", "<|/tool_call|>")
 _GRANITE = Family("granite", WrittenCall(_JSON, "<|tool_call|>[", ", ", "]"), "<|tool_call|>")
 _NEMOTRON = Family("nemotron", WrittenCall(_JSON, "<TOOLCALL>[", ", ", "]</TOOLCALL>"), "<TOOLCALL>", "</TOOLCALL>")
@@ -117,6 +122,7 @@ _FUNCTION_GEMMA = _whole(
 _GEMMA = _whole("gemma", "<|tool_call>", "<tool_call|>", lambda text, _: gemma_calls.parse(text, '<|"|>'))
 
 _BY_TEMPLATE: tuple[tuple[Family, tuple[str, ...]], ...] = (
+    (HARMONY, ("<|channel|>", "<|message|>", "<|start|>")),
     (_MINIMAX, ("<minimax:tool_call>",)),
     (_GEMMA, ("<|tool_call>", "<tool_call|>")),
     (_FUNCTION_GEMMA, ("<start_function_call>",)),
