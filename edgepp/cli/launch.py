@@ -26,7 +26,7 @@ def launch(
     \b
     edgepp launch claude
     edgepp launch codex exec "Explain this folder."
-    edgepp launch llm -- -t "Why is the sky blue?"
+    edgepp launch llm "Why is the sky blue?"
     """
     from edgepp.ui.launch import run
 
