@@ -150,6 +150,28 @@ def zed(url: str, num_predict: int | None = None) -> tuple[str, int, Called]:
     return shown["model_info"]["general.basename"], context, [(call["name"], call["arguments"]) for call in calls]
 
 
+def copilot(url: str, text: str) -> str:
+    """The answer that Copilot gets: version, list and details over Ollama's API, the chat over OpenAI's."""
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        version = client.get("/api/version").raise_for_status().json()["version"]
+        assert newer_or_same([int(part) for part in version.split(".")], [0, 6, 4])
+        (model,) = client.get("/api/tags").raise_for_status().json()["models"]
+        shown = client.post("/api/show", json={"model": model["model"]}).raise_for_status().json()
+        information = shown["model_info"]
+        assert information["general.basename"]
+        assert information[f"{information['general.architecture']}.context_length"] > 0
+        assert "tools" in shown["capabilities"]
+        body = {"model": model["model"], "messages": _user(text), "stream": True, "max_tokens": 24, "temperature": 0}
+        stream = client.post("/v1/chat/completions", json=body).raise_for_status().text
+    chunks = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
+
+
+def newer_or_same(found: list[int], least: list[int]) -> bool:
+    """Whether a version of three whole numbers is at least another, compared part by part."""
+    return next((have > need for have, need in zip(found, least, strict=True) if have != need), True)
+
+
 def curl_generate(url: str, model: str) -> list[dict[str, Any]]:
     """The lines that curl prints for the first command of Ollama's documents, which sends no content type of JSON."""
     body = json.dumps({"model": model, "prompt": "Why is the sky blue?", "options": GREEDY})

@@ -23,13 +23,24 @@ class Turn:
     text: str
 
 
-def opencode_turn(url: str, model: str, context: int, home: Path, question: str, agent: Mapping[str, Any]) -> Turn:
-    """The turn of opencode for ``question`` in the folder ``home/work``, over the server at ``url``.
+@dataclass(frozen=True)
+class Served:
+    """A model, as a user tells opencode of it."""
+
+    url: str
+    """Base URL of the server, without ``/v1``."""
+    name: str
+    context: int
+    """Tokens of prompt and answer together."""
+    output: int = 4096
+    """Tokens of an answer."""
+
+
+def opencode_turn(served: Served, home: Path, question: str, agent: Mapping[str, Any] | None = None) -> Turn:
+    """The turn of opencode for ``question`` in the folder ``home/work``.
 
     Args:
-        url: Base URL of the server, without ``/v1``.
-        model: The model's name.
-        context: Its context in tokens.
+        served: The model that answers.
         home: A folder for settings, state and ``work``.
         question: What a user types.
         agent: Settings of the agent ``build``, such as ``prompt``.
@@ -37,7 +48,7 @@ def opencode_turn(url: str, model: str, context: int, home: Path, question: str,
     work = home / "work"
     work.mkdir(parents=True, exist_ok=True)
     settings = {
-        "OPENCODE_CONFIG_CONTENT": json.dumps(_config(url, model, context, agent)),
+        "OPENCODE_CONFIG_CONTENT": json.dumps(_config(served, agent or {})),
         "OPENCODE_DISABLE_MODELS_FETCH": "1",
         "OPENCODE_DISABLE_AUTOUPDATE": "1",
     }
@@ -50,15 +61,15 @@ def opencode_turn(url: str, model: str, context: int, home: Path, question: str,
     return _turn([json.loads(event) for event in done.stdout.splitlines() if event.startswith("{")])
 
 
-def _config(url: str, model: str, context: int, agent: Mapping[str, Any]) -> dict[str, Any]:
-    served = {"name": model, "tool_call": True, "limit": {"context": context, "output": min(4096, context // 4)}}
+def _config(served: Served, agent: Mapping[str, Any]) -> dict[str, Any]:
+    limit = {"context": served.context, "output": served.output}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": "edgepp",
-        "options": {"baseURL": f"{url}/v1", "apiKey": "none"},
-        "models": {model: served},
+        "options": {"baseURL": f"{served.url}/v1", "apiKey": "none"},
+        "models": {served.name: {"name": served.name, "tool_call": True, "limit": limit}},
     }
-    named = f"edgepp/{model}"
+    named = f"edgepp/{served.name}"
     return {
         "provider": {"edgepp": provider},
         "model": named,

@@ -181,6 +181,10 @@ def test_zed(http_cluster: HttpCluster) -> None:
     assert (name, context) == (MODEL, http_cluster.get("/api/ps").json()["models"][0]["context_length"])
 
 
+def test_copilot(http_cluster: HttpCluster) -> None:
+    assert clients.copilot(http_cluster.url, "Hi")
+
+
 def test_curl_as_in_the_documents_of_ollama(http_cluster: HttpCluster) -> None:
     assert "".join(line["response"] for line in clients.curl_generate(http_cluster.url, MODEL))
 

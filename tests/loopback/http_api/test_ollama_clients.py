@@ -169,6 +169,12 @@ def test_zed(serve: Serve) -> None:
     assert clients.zed(url) == (MODEL, 2048, [("terminal", {"command": "ls"})])
 
 
+def test_copilot(serve: Serve) -> None:
+    url, service = serve(HELLO)
+    assert clients.copilot(url, "Hi") == "Hello"
+    assert len(service.played) == 1
+
+
 def test_a_client_that_goes_away_cancels_its_answer(serve: Serve) -> None:
     url, service = serve([Started(7), TextDelta(0, "a"), asyncio.Event()])
     with httpx.stream("POST", f"{url}/api/chat", json={"messages": [{"role": "user", "content": "Hi"}]}) as response:

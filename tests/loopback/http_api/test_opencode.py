@@ -22,7 +22,7 @@ from edgepp.http_api.generation import (
 from edgepp.http_api.openai_api.routes import routes
 from edgepp.http_api.routing import Routing
 from edgepp.model.text.conversation import Conversation
-from tests.builders.opencode import opencode_turn
+from tests.builders.opencode import Served, opencode_turn
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
 from tests.http_serving import serving_app
 
@@ -66,7 +66,7 @@ def test_a_turn_with_a_tool(tmp_path: Path) -> None:
     path.write_text("swordfish\n")
     service = Reader(path)
     with serving_app(Routing(routes(service))) as url:
-        turn = opencode_turn(url, SERVED.name, 32768, tmp_path, "What does password.txt say?", {})
+        turn = opencode_turn(Served(url, SERVED.name, 32768), tmp_path, "What does password.txt say?")
     ((tool, output),) = turn.tools
     assert tool == "read"
     assert "swordfish" in output

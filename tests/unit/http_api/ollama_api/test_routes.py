@@ -26,6 +26,7 @@ from edgepp.http_api.ollama_api.routes import routes
 from edgepp.http_api.routing import Routing
 from edgepp.model.text.conversation import Conversation
 from edgepp.tool_calls.tool_use import Tool
+from tests.builders.ollama_clients import newer_or_same
 from tests.builders.ollama_lines import check_listed, strict_lines
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
 
@@ -91,11 +92,7 @@ def test_the_root_says_what_clients_look_for() -> None:
 
 def test_the_version_passes_the_comparison_of_copilot() -> None:
     version = sent(served(), "GET", "/api/version").json()["version"]
-    found = [int(part) for part in version.split(".")]
-    for have, least in zip(found, [0, 6, 4], strict=True):
-        if have != least:
-            assert have > least
-            return
+    assert newer_or_same([int(part) for part in version.split(".")], [0, 6, 4])
 
 
 @pytest.mark.parametrize("state", ["loaded", "loading"])
