@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgepp import __version__
-from edgepp.cli import bench, chat, cluster, keys, models, plan
+from edgepp.cli import bench, chat, cluster, keys, launch, models, plan
 from edgepp.cli import serve_join as nodes
 from edgepp.cli.options import CommandGroup
 
@@ -48,6 +48,7 @@ for command in (
     cluster.revoke,
     cluster.token,
     keys.keys,
+    launch.launch,
     cluster.leave,
     plan.plan,
     bench.bench,
