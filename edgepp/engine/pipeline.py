@@ -128,7 +128,8 @@ class Pipeline:
     @property
     def context(self) -> int:
         """Positions that a conversation may take at most."""
-        return min(self.engine.context, self.options.context or self.engine.context)
+        limits = (self.engine.context, self.options.context, self.options.budget)
+        return min(limit for limit in limits if limit is not None)
 
     @property
     def sampling(self) -> SamplingOptions:

@@ -192,8 +192,10 @@ class TextStream:
                     text += self._filter.finish()
                     self.finish_reason = "stop" if stopped else reason
             self.stop_string = self._filter.found
-            if text or self.finish_reason is not None:
-                yield TextPiece(text, self._tokens.take(len(text), cut=stopped))
+            if self.finish_reason is not None:
+                yield TextPiece(text, self._tokens.finish(len(text), cut=stopped))
+            elif text:
+                yield TextPiece(text, self._tokens.take(len(text)))
 
     def _decoded(self, token: int) -> str:
         """The text that the next token completes."""
@@ -241,14 +243,18 @@ class _TokensOfText:
         self._waiting.append((token, self._decoded, self._decoded + characters))
         self._decoded += characters
 
-    def take(self, characters: int, *, cut: bool) -> tuple[SpelledToken, ...]:
-        """The tokens of the next ``characters`` characters, where the answer is perhaps ``cut`` by a stop string."""
+    def take(self, characters: int) -> tuple[SpelledToken, ...]:
+        """The tokens whose own text ends within the next ``characters`` characters."""
         self._shown += characters
+        return self._while(lambda begin, end: begin < self._shown and end <= self._shown)
+
+    def finish(self, characters: int, *, cut: bool) -> tuple[SpelledToken, ...]:
+        """The tokens of the last ``characters`` characters, behind which a stop string may have ``cut`` the text."""
+        self._shown += characters
+        return self._while(lambda begin, _: begin < self._shown or not cut)
+
+    def _while(self, belongs: Callable[[int, int], bool]) -> tuple[SpelledToken, ...]:
         taken: list[SpelledToken] = []
-        while self._waiting:
-            token, begin, end = self._waiting[0]
-            if begin >= self._shown if cut else end > self._shown:
-                break
-            taken.append(token)
-            self._waiting.popleft()
+        while self._waiting and belongs(*self._waiting[0][1:]):
+            taken.append(self._waiting.popleft()[0])
         return tuple(taken)

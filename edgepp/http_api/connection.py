@@ -16,6 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from edgepp.http_api.access.request_head import as_ip
 from edgepp.http_api.http_options import Limits
 
 _LINGER_S = 5.0
@@ -44,7 +45,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Expect a request, or refuse one connection too many."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.num_connections:
+        if self._is_one_too_many():
             transport.write(_plain_error("503 Service Unavailable", "the server has too many connections"))
             transport.close()
         else:
@@ -55,8 +56,11 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self._is_answering:
             self._deadlines.pop("head", None)
+            if not self.flow.write_paused:
+                self._deadlines.pop("unread", None)
         elif "head" not in self._deadlines:
-            self._expect("head", self._limits.head_s)
+            in_body = self.conn.their_state is h11.SEND_BODY  # of a request that has its answer
+            self._expect("head", self._limits.rest_s if in_body else self._limits.head_s)
 
     def pause_writing(self) -> None:
         """Expect the client to read."""
@@ -93,6 +97,19 @@ class Connection(H11Protocol):
         if self._is_answering:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+    @property
+    def host(self) -> str:
+        """The IP address of the client; empty where it is unknown."""
+        return self.client[0] if self.client else ""
+
+    def _is_one_too_many(self) -> bool:
+        host, ip = self.host, as_ip(self.host)
+        if ip is not None and not ip.is_loopback:
+            same = sum(1 for one in self.connections if isinstance(one, Connection) and one.host == host)
+            if same > self._limits.num_connections_per_address:
+                return True
+        return len(self.connections) > self._limits.num_connections
 
     @property
     def _is_answering(self) -> bool:

@@ -23,6 +23,8 @@ class Limits:
 
     head_s: float = 10.0
     """Time for the whole head of a request, and before the first request of a connection."""
+    rest_s: float = 60.0
+    """Time for the rest of a body after the request was refused."""
     idle_s: int = 30
     """Time that a connection without a request is kept."""
     body_gap_s: float = 20.0
@@ -43,6 +45,8 @@ class Limits:
     json_values: int = 1 << 19
     """Commas, brackets and braces of a body, which bound the objects that its decoding makes."""
     num_connections: int = 512
+    num_connections_per_address: int = 256
+    """Connections of one other machine; those of this machine have no limit of their own."""
     num_requests_per_owner: int = 256
     """Requests with a body at a time under one API key; without keys, of one address."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepp.engine.frontend import ModelFrontend
+from edgepp.errors import EdgeppError
 from edgepp.model.text.conversation import Conversation, EncodedPrompt, Prompt
 from edgepp.tool_calls.formats import ToolFormat, format_of
 from edgepp.tool_calls.tool_use import ToolUse
@@ -20,7 +21,15 @@ class ModelText:
     @classmethod
     def of(cls, frontend: ModelFrontend) -> ModelText:
         """The text of the model of ``frontend``."""
-        return cls(frontend, format_of(frontend.tokenizer.template or None, frontend.tokenizer.control_tokens))
+        tokenizer = frontend.tokenizer
+
+        def render(conversation: Conversation) -> str | None:
+            try:
+                return tokenizer.decode(tokenizer.encode_prompt(conversation).ids)
+            except EdgeppError:
+                return None  # the template refuses the conversation
+
+        return cls(frontend, format_of(tokenizer.template or None, tokenizer.control_tokens, render))
 
     def encode(self, prompt: Prompt, tool_use: ToolUse, context: int | None = None) -> EncodedPrompt:
         """The prompt as the model gets it; tools are offered in a conversation only.

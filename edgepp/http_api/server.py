@@ -7,6 +7,7 @@ async with edgepp.serve("smollm2-135m") as cluster, edgepp.HttpServer(cluster) a
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -28,6 +29,7 @@ from edgepp.python_api import ServedCluster
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.wire.transport import Address
 
+log = logging.getLogger("edgepp.http_api")
 _TICKS_PER_LOOK = 10  # uvicorn ticks ten times per second
 _CANCEL_S = 1.0
 _FIRST_KEY = "lan"
@@ -62,10 +64,17 @@ class HttpServer(AsyncResource):
 
         Raises:
             UsageError: the address is taken, or not one of this machine.
-        EdgeppError: the file of API keys cannot be read or written.
+            EdgeppError: the file of API keys cannot be read or written.
         """
         if self._running is not None:
             return
+        try:
+            await self._open()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open(self) -> None:
         self.listen()
         if self.options.lan and not self.has_keys:
             self.new_key = add_key(_FIRST_KEY)
@@ -74,7 +83,10 @@ class HttpServer(AsyncResource):
         app = make_app(service, self.options, self._limits, key_required=self.is_key_required)
         server = self._server = _Server(_config(app, self._limits), self._limits)
         self._running = asyncio.create_task(server.serve(list(self._bound.sockets)))
+        self._running.add_done_callback(_log_failure)
         await server.listening.wait()
+        if not server.started:
+            await self._running
 
     async def close(self) -> None:
         """Stop to listen, end running answers after a short time, and close all connections."""
@@ -133,6 +145,11 @@ class HttpServer(AsyncResource):
         return self._listening
 
 
+def _log_failure(running: asyncio.Task[None]) -> None:
+    if not running.cancelled() and (error := running.exception()) is not None:
+        log.error("the HTTP server ended by itself", exc_info=error)
+
+
 def _is_everywhere(address: Address) -> bool:
     return address.host in EVERYWHERE
 
@@ -168,8 +185,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Begin to accept connections."""
-        await super().startup(sockets)
-        self.listening.set()
+        try:
+            await super().startup(sockets)
+        finally:
+            self.listening.set()
 
     async def on_tick(self, counter: int) -> bool:
         """Look at the deadlines of all connections once per second."""

@@ -23,7 +23,7 @@ from edgepp.tool_calls.grammar import callable_tools, constraint_of, is_held
 from edgepp.tool_calls.history import rewritten
 from edgepp.tool_calls.marked_calls import AnyCalls
 from edgepp.tool_calls.reasoning import ReasoningSplitter, ThinkingMarkers, beginning, markers_of
-from edgepp.tool_calls.template_limits import TemplateLimits
+from edgepp.tool_calls.template_limits import Render, TemplateLimits
 from edgepp.tool_calls.tool_use import AnswerPart, Tool, ToolUse
 
 
@@ -68,16 +68,21 @@ class ToolFormat(Protocol):
         """A parser for one answer; ``prompt_end`` as for ``constraint``."""
 
 
-def format_of(template: str | None, special_tokens: Mapping[str, int] | None = None) -> ToolFormat:
+def format_of(
+    template: str | None, special_tokens: Mapping[str, int] | None = None, render: Render | None = None
+) -> ToolFormat:
     """The form of the model with this chat template.
 
     Args:
         template: The text of the chat template; None for a model without one.
         special_tokens: Id by text of the tokens that ``tokenizer.json`` marks as special: a grammar names these by id.
+        render: Renders by the template, to find out what it refuses; about ten short conversations are tried.
     """
     text = template or ""
     special = dict(special_tokens or {})
-    return _FamilyFormat(family_of(text, special), TemplateLimits.of(text), markers_of(text, special), special)
+    limits = TemplateLimits.of(text, render)
+    family = GENERIC if limits.tools else family_of(text, special)
+    return _FamilyFormat(family, limits, markers_of(text, special), special)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class _FamilyFormat:
         is_generic = self.family is GENERIC
         given = conversation.messages
         described = with_tools(given, tools) if tools and is_generic else given
-        messages = rewritten(described, self.limits, tools=bool(tools), as_text=is_generic)
+        messages = rewritten(described, self.limits, tools=bool(tools), as_text=is_generic or self.limits.calls)
         rendered = () if is_generic else tuple(map(_rendered, tools))
         return replace(conversation, messages=messages, tools=rendered)
 

@@ -23,14 +23,9 @@ from edgepp.tool_calls.tool_use import Tool, ToolUse
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
 MAX_CALLS = 32
 """Calls that a grammar allows in one answer."""
-_BARE_TEXT = " & ".join(
-    (
-        r"/(?s:.*)/",
-        r"~/\s*\[*\s*\{\s*\"(name|type|function|parameters|arguments)\"(?s:.*)/",
-        r"~/\s*\[\s*[A-Za-z_][\w.]*\((?s:.*)/",
-    )
-)
-"""Text that does not begin like a call without marker."""
+_ANY = r"/(?s:.*)/"
+_NO_JSON_CALL = r"~/\s*\[*\s*\{\s*\"(name|type|function|parameters|arguments)\"(?s:.*)/"
+_NO_PYTHON_CALL = r"~/\s*\[\s*[A-Za-z_][\w.]*\((?s:.*)/"
 
 
 @dataclass
@@ -38,9 +33,11 @@ class _Rules:
     """The rules of one grammar, as they are written."""
 
     special_tokens: Mapping[str, int]
-    lines: list[str] = field(default_factory=lambda: [r"ANY: /(.|\n)*/"])
+    lines: list[str] = field(default_factory=lambda: [f"ANY: {_ANY}"])
     text: str = "ANY"
     """The terminal for text of the answer."""
+    any: str = _ANY
+    """The expression of that terminal."""
 
     def add(self, name: str, body: str) -> str:
         """Add a rule; its name."""
@@ -132,9 +129,11 @@ def _body(rules: _Rules, family: Family, tool_use: ToolUse, tools: Sequence[Tool
             )
         return f"{text} | {'' if _has_marker(family) else tag} {_calls(rules, family, tool_use, tools)}"
     if not _has_marker(family):
-        text = rules.add("BARE_TEXT", _BARE_TEXT)
+        markers = _without(family.marker, "<function=")
+        text = rules.add("BARE_TEXT", " & ".join([_ANY, _NO_JSON_CALL, _NO_PYTHON_CALL, markers]))
         return f"{text} | {tag + '? ' if is_tagged else ''}{_calls(rules, family, tool_use, tools)}"
-    if is_tagged:
+    if is_tagged:  # the marker's text, written by other tokens, would be a call as well
+        rules.text = rules.add("UNMARKED", f"{rules.any} & {_without(family.marker)}")
         return f"{rules.text} ({_calls(rules, family, tool_use, tools)})?"
     head = rules.up_to("head", family.marker)
     return f"{rules.text} | {head} {_calls(rules, family, tool_use, tools, is_behind_marker=True)}"
@@ -180,7 +179,8 @@ def _reasoning(rules: _Rules, thinking: ThinkingMarkers, begins: Beginning) -> s
     if begins == "open":
         return f"{rest} WHITE"
     if not begin.startswith("<["):
-        rules.text = rules.add("TEXT", rf"/(?s:.*)/ & ~/\s*{_escaped(re.escape(thinking.begin))}(?s:.*)/")
+        rules.any = rf"{_ANY} & ~/\s*{_escaped(re.escape(thinking.begin))}(?s:.*)/"
+        rules.text = rules.add("TEXT", rules.any)
     return f"({begin} {rest} WHITE)?"
 
 
@@ -208,6 +208,11 @@ def _embedded(answer: Constraint) -> str:
 def _spaced(schema: Mapping[str, Any]) -> str:
     """A schema of the answer, with white space as ``grammar_sandbox`` allows it."""
     return json.dumps({"x-guidance": {"whitespace_pattern": r"[ \n\r\t]{1,40}"}, **schema})
+
+
+def _without(*texts: str) -> str:
+    """An expression for all that holds none of ``texts``."""
+    return rf"~/(?s:.*)({'|'.join(_escaped(re.escape(one)) for one in texts)})(?s:.*)/"
 
 
 def _escaped(expression: str) -> str:

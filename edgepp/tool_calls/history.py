@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,14 @@ def rewritten(messages: Sequence[Message], limits: TemplateLimits, tools: bool, 
     plain = [_plain(message, number) for number, message in enumerate(messages)]
     paired = _paired(plain, one_by_one=limits.parallel_calls)
     if limits.long_call_ids:
-        paired = [_short_ids(message) for message in paired]
+        paired = _with_ids(paired, _short_id)
+    elif limits.call_names:
+        paired = _with_ids(paired, _named_id)
     if as_text:
         paired = _results_joined([_as_text(message) for message in paired])
     placed = _system_placed(paired, limits)
-    if limits.no_user and (tools or limits.repeated_roles):
+    has_user = any(message["role"] == "user" for message in placed)
+    if limits.no_user and (tools or limits.repeated_roles or not has_user):
         placed = _user_first(placed)
     return _alternating(placed) if limits.repeated_roles else placed
 
@@ -130,18 +133,33 @@ def _place_result(result: dict[str, Any], paired: list[dict[str, Any]], waiting:
     paired.insert(end if len(found.message["tool_calls"]) > 1 else at, placed)
 
 
-def _short_ids(message: dict[str, Any]) -> dict[str, Any]:
-    short = dict(message)
-    if "tool_call_id" in short:
-        short["tool_call_id"] = _short_id(short["tool_call_id"])
-    if "tool_calls" in short:
-        short["tool_calls"] = [{**call, "id": _short_id(call.get("id", ""))} for call in short["tool_calls"]]
-    return short
+def _with_ids(messages: Iterable[dict[str, Any]], make: Callable[[dict[str, Any], int], str]) -> list[dict[str, Any]]:
+    """The messages with other ids of calls, made of each call and its number."""
+    ids: dict[str, str] = {}
+    renamed = []
+    number = 0
+    for message in messages:
+        changed = dict(message)
+        if "tool_call_id" in changed:
+            changed["tool_call_id"] = ids.get(changed["tool_call_id"], changed["tool_call_id"])
+        if "tool_calls" in changed:
+            for call in changed["tool_calls"]:
+                ids[call["id"]] = make(call, number)
+                number += 1
+            changed["tool_calls"] = [{**call, "id": ids[call["id"]]} for call in changed["tool_calls"]]
+        renamed.append(changed)
+    return renamed
 
 
-def _short_id(full: object) -> str:
-    digest = hashlib.sha256(str(full).encode("utf-8", "replace")).digest()
+def _short_id(call: dict[str, Any], _: int) -> str:
+    """Nine letters and digits, as Mistral's templates want them."""
+    digest = hashlib.sha256(str(call["id"]).encode("utf-8", "replace")).digest()
     return "".join(_ID_LETTERS[byte % len(_ID_LETTERS)] for byte in digest[:9])
+
+
+def _named_id(call: dict[str, Any], number: int) -> str:
+    """The name and a number, as Kimi writes ids."""
+    return f"functions.{call['function'].get('name', '')}:{number}"
 
 
 def _as_text(message: dict[str, Any]) -> dict[str, Any]:
@@ -203,11 +221,12 @@ def _user_first(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _alternating(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of one role in a row joined, and an assistant's word between a result and a user."""
+    """Messages of one role in a row joined, and an assistant's word between calls or results and a user."""
     placed: list[dict[str, Any]] = []
     for message in messages:
         before = placed[-1] if placed else None
-        if before is not None and before["role"] == "tool" and message["role"] == "user":
+        is_pending = before is not None and (before["role"] == "tool" or "tool_calls" in before)
+        if is_pending and message["role"] == "user":
             placed.append({"role": "assistant", "content": "OK."})
             before = None
         calls = "tool_calls" in message or (before is not None and "tool_calls" in before)

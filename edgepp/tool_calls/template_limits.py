@@ -1,15 +1,31 @@
-"""What a chat template refuses or drops, found in its text. A template is only run in a process with limits."""
+"""What a chat template refuses, drops or moves, found by rendering short conversations, or in its text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from edgepp.model.text.conversation import Conversation, Message
+
+Render: TypeAlias = Callable[[Conversation], str | None]
+"""The text of a conversation, by the model's template; None if the template refuses the conversation."""
 
 _ROLE = r"(?:message|msg|m)(?:\.role|\[['\"]role['\"]\])"
 _PRINTS_ROLE = re.compile(rf"[+~(]\s*{_ROLE}|{_ROLE}\s*[+~]|\{{\{{-?\s*{_ROLE}")
 _LATE_SYSTEM = re.compile(
     r"role\s*==\s*['\"]system['\"]\s+and\s+not\s+loop\.first|not\s+loop\.first[^%]*['\"]system['\"]"
 )
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weigh_fruit",
+        "description": "Weighs.",
+        "parameters": {"type": "object", "properties": {"fruit": {"type": "string", "description": "Which."}}},
+    },
+}
+_LONG_ID, _SHORT_ID = "call_fruit_1", "fruit1234"
 
 
 @dataclass(frozen=True)
@@ -26,12 +42,24 @@ class TemplateLimits:
     """More than one call in a message."""
     long_call_ids: bool = False
     """Ids of calls that are not nine letters and digits."""
+    call_names: bool = False
+    """Names of calls: only their ids are rendered."""
     no_user: bool = False
     """Tools, or any conversation, without a user message at the beginning."""
+    calls: bool = False
+    """Calls and their results."""
+    tools: bool = False
+    """Tools."""
 
     @classmethod
-    def of(cls, template: str) -> TemplateLimits:
-        """The limits of the template with this text."""
+    def of(cls, template: str, render: Render | None = None) -> TemplateLimits:
+        """The limits of a template; ``render`` renders by it, and without ``render`` its text must do."""
+        if render is None or not _shows(render, [_user("apple")], "apple"):
+            return cls._read(template)
+        return cls._tried(template, render)
+
+    @classmethod
+    def _read(cls, template: str) -> TemplateLimits:
         alternates = "must alternate" in template
         refuses = "must be at the beginning" in template or alternates
         takes_late = _PRINTS_ROLE.search(template) or _LATE_SYSTEM.search(template)
@@ -44,5 +72,62 @@ class TemplateLimits:
             repeated_roles=alternates,
             parallel_calls="single tool-call" in template,
             long_call_ids="length 9" in template or "length != 9" in template,
-            no_user=alternates or "first user message" in template or "No user query" in template,
+            no_user=_wants_user(template),
+            calls="tool_calls" not in template,
         )
+
+    @classmethod
+    def _tried(cls, template: str, render: Render) -> TemplateLimits:
+        takes_long = _shows(render, _called(_LONG_ID), "apple", "quince", "melon", tools=True)
+        takes_short = _shows(render, _called(_SHORT_ID), "apple", "quince", "melon", tools=True)
+        takes_calls, call_id = takes_long or takes_short, _LONG_ID if takes_long else _SHORT_ID
+        takes_two = _shows(render, _called(call_id, "fruit5678"), "quince", "quince", "melon", tools=True)
+        late = [_user("apple"), _assistant("cherry"), _system("grape"), _user("melon")]
+        leading = [_system("grape"), _user("apple")]
+        return cls(
+            late_system=not _shows(render, late, "apple", "cherry", "grape", "melon"),
+            any_system=not (_shows(render, leading, "grape") and _shows(render, leading, "apple")),
+            repeated_roles=not _shows(render, [_user("apple"), _user("melon")], "apple", "melon"),
+            parallel_calls=takes_calls and not takes_two,
+            long_call_ids=takes_short and not takes_long,
+            no_user=_wants_user(template) or not _shows(render, [_system("grape")], "grape", tools=True),
+            call_names=takes_calls and not _shows(render, _called(call_id), "apple", "weigh_fruit", tools=True),
+            calls=not takes_calls,
+            tools=not _shows(render, [_user("apple")], "weigh_fruit", tools=True),
+        )
+
+
+def _wants_user(template: str) -> bool:
+    return any(one in template for one in ("must alternate", "first user message", "No user query"))
+
+
+def _shows(render: Render, messages: Sequence[Message], *words: str, tools: bool = False) -> bool:
+    """Whether the template renders these messages with ``words`` in this order."""
+    text = render(Conversation(messages, tools=(_TOOL,) if tools else ()))
+    at = 0
+    for word in words:
+        at = -1 if text is None else text.find(word, at)
+        if at < 0:
+            return False
+        at += len(word)
+    return True
+
+
+def _called(*call_ids: str) -> list[dict[str, Any]]:
+    """A question, calls with these ids, and their results."""
+    function = {"name": "weigh_fruit", "arguments": {"fruit": "quince"}}
+    calls = [{"id": one, "type": "function", "function": function} for one in call_ids]
+    results = [{"role": "tool", "name": "weigh_fruit", "tool_call_id": one, "content": "melon"} for one in call_ids]
+    return [_user("apple"), {"role": "assistant", "content": "", "tool_calls": calls}, *results]
+
+
+def _user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def _system(content: str) -> dict[str, Any]:
+    return {"role": "system", "content": content}

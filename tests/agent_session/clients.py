@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import anthropic
-import httpx
 import ollama
 import openai
 
@@ -30,7 +29,6 @@ TITLE_SCHEMA: dict[str, object] = {
     "required": ["title"],
     "additionalProperties": False,
 }
-CACHED_METRIC = "edgepp_prefix_cache_hits_total"
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,8 @@ class Agent(ABC):
     url: str
     model: str
     recording: Recording
+    all_cached: Callable[[], int]
+    """Tokens of all prompts so far that the stages still held, for an API that does not tell."""
     history: list[dict[str, Any]] = field(default_factory=list)
     calls: Sequence[Call] = ()
     """The calls of the newest answer."""
@@ -262,26 +262,21 @@ class OllamaAgent(Agent):
         return [*first, *outputs, *asked, *({"role": "system", "content": note} for note in notes)]
 
     def ask(self, must_call: bool) -> Spent:
-        before = self._cached()
-        answer = ollama.Client(host=self.url).chat(
-            model=self.model,
-            messages=self.history,
-            tools=_functions(self.recording),
-            options={"num_predict": ANSWER_TOKENS},
-        )
+        before = self.all_cached()
+        answer = self._chat(self.history, _functions(self.recording))
         self.calls = [Call("", call.function.name) for call in answer.message.tool_calls or ()]
         self.history.append(answer.message.model_dump(exclude_none=True))
-        return Spent(answer.prompt_eval_count or 0, self._cached() - before)
+        return Spent(answer.prompt_eval_count or 0, self.all_cached() - before)
 
     def ask_for_title(self) -> None:
-        ollama.Client(host=self.url).chat(
-            model=self.model, messages=_title_messages(self.recording), options={"num_predict": ANSWER_TOKENS}
-        )
+        self._chat(_title_messages(self.recording), [])
 
-    def _cached(self) -> int:
-        """Tokens of all prompts so far that needed no computing."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        return int(sum(float(line.split()[-1]) for line in lines if line.startswith(CACHED_METRIC)))
+    def _chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> ollama.ChatResponse:
+        client = ollama.Client(host=self.url)
+        try:
+            return client.chat(self.model, messages, tools=tools, options={"num_predict": ANSWER_TOKENS})
+        finally:
+            client._client.close()  # the class has no way of its own
 
 
 def _functions(recording: Recording) -> list[dict[str, Any]]:

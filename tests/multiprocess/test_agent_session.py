@@ -1,62 +1,65 @@
 """Ten turns of a coding agent over each API, on two stages: from turn 2 on nearly all of a prompt is in the cache.
 
-The model is random but has the vocabulary of SmolLM2, so its answers are text that encodes otherwise than it was made.
+The random model has the vocabulary of SmolLM2, so its answers are text that encodes otherwise than it was made.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-import edgepp
-from edgepp.http_api.http_options import HttpOptions
-from edgepp.http_api.server import HttpServer
 from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
-from tests.agent_session.clients import Agent, ChatAgent, ClaudeCode, Codex, Spent
+from tests.agent_session.clients import AGENTS, Agent, ClaudeCode
 from tests.agent_session.recording import recording
+from tests.multiprocess.http_cluster import HttpCluster, serving_http
 
 LEAST_CACHED = 0.9
+MOST_MERGED = 4
+"""Tokens at the end of a prompt that may become one with the beginning of its answer, once both are one text."""
 CONTEXT = 16_384
 
 
 @pytest.fixture(scope="module")
-def long_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model that takes long prompts."""
+def long_context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpCluster]:
+    """A cluster with a tiny random model that takes long prompts."""
+    folder = tmp_path_factory.mktemp("agent-session")
     shape = dataclasses.replace(TINY, vocabulary=49_152, context=CONTEXT)
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", shape, tokenizer=Path(fetch("smollm2-135m")))
+    model = make_checkpoint(folder / "tiny", shape, tokenizer=Path(fetch("smollm2-135m")))
+    with serving_http(folder, str(model), "--context", str(CONTEXT), "--threads", "1") as cluster:
+        yield cluster
 
 
-@pytest.mark.parametrize("agent", [ClaudeCode, ChatAgent, Codex], ids=lambda agent: agent.__name__)
-def test_a_turn_computes_only_what_is_new(long_context: Path, agent: type[Agent]) -> None:
-    spent = played(long_context, CONTEXT, lambda url: play(agent(url, "tiny", recording()), titles=True))
-    told = "\n".join(f"turn {turn}: {one}, {one.cached_share:.1%}" for turn, one in enumerate(spent, 1))
-    print(told)  # noqa: T201
-    assert all(one.cached_share >= LEAST_CACHED for one in spent[1:]), told
-    assert spent[-1].prompt_tokens > spent[0].prompt_tokens
+def agent_of(kind: type[Agent], cluster: HttpCluster, model: str, name: str) -> Agent:
+    """An agent whose prompts share nothing with those of agents of other names."""
+    session = recording()
+    own = dataclasses.replace(session, system=f"Your name is {name}.\n{session.system}")
+    return kind(cluster.url, model, own, lambda: int(cluster.status()["engine"]["reused_tokens"]))
 
 
-def play(agent: Agent, titles: bool) -> list[Spent]:
-    """What each turn took; with ``titles``, a request for a title stands between any two turns."""
+def assert_computes_only_what_is_new(agent: Agent) -> None:
+    """Play the session, with a request for a title after each turn, which may not displace the conversation."""
     spent = []
     for turn in agent.recording.turns:
         spent.append(agent.play(turn))
-        if titles:
-            agent.ask_for_title()
-    return spent
+        agent.ask_for_title()
+    told = "\n".join(f"turn {turn}: {one}, {one.cached_share:.1%}" for turn, one in enumerate(spent, 1))
+    assert spent[0].cached_tokens < 0.1 * spent[0].prompt_tokens, told
+    for before, one in pairwise(spent):
+        assert one.cached_share >= LEAST_CACHED, told
+        assert one.cached_tokens >= before.prompt_tokens - MOST_MERGED, told
 
 
-def played(model: Path | str, context: int, client: Callable[[str], list[Spent]]) -> list[Spent]:
-    """The result of ``client`` for the base URL of a cluster of two stages."""
+@pytest.mark.parametrize("kind", AGENTS, ids=lambda kind: kind.__name__)
+def test_a_turn_computes_only_what_is_new(long_context: HttpCluster, kind: type[Agent]) -> None:
+    assert_computes_only_what_is_new(agent_of(kind, long_context, "tiny", kind.__name__))
 
-    async def main() -> list[Spent]:
-        cluster = edgepp.serve(str(model), stages=2, listen="127.0.0.1:0", threads=1, context=context)
-        async with cluster, HttpServer(cluster, HttpOptions(http="127.0.0.1:0")) as http:
-            await cluster.ready()
-            return await asyncio.to_thread(client, http.url)
 
-    return asyncio.run(main())
+@pytest.mark.timeout(900)
+def test_real_weights_compute_only_what_is_new(tmp_path: Path) -> None:
+    with serving_http(tmp_path, "smollm2-135m", "--context", "8192") as cluster:
+        assert_computes_only_what_is_new(agent_of(ClaudeCode, cluster, "smollm2-135m", "Eve"))

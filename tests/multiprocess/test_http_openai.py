@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +220,33 @@ def test_a_second_turn_has_its_beginning_from_the_cache(sdk: openai.OpenAI, note
     assert second.usage is not None
     assert second.usage.prompt_tokens_details is not None
     assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= 0.9 * first.usage.prompt_tokens
+
+
+def test_answers_and_errors_name_their_requests(sdk: openai.OpenAI) -> None:
+    raw = sdk.chat.completions.with_raw_response.create(**(GREEDY | {"max_tokens": 1}))
+    assert raw.headers["x-request-id"]
+    assert raw.parse()._request_id == raw.headers["x-request-id"]
+    chosen = sdk.chat.completions.with_raw_response.create(
+        **(GREEDY | {"max_tokens": 1}), extra_headers={"x-request-id": "mine-1"}
+    )
+    assert chosen.headers["x-request-id"] == "mine-1"
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.chat.completions.create(**GREEDY, stop=["x" * 2000])
+    assert refused.value.request_id
+
+
+def test_the_asynchronous_sdk_reads_the_same_answer(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:
+    async def streamed() -> list[str]:
+        url = f"{http_cluster.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=PATIENCE_S) as client:
+
+            async def one() -> str:
+                chunks = await client.chat.completions.create(**GREEDY, stream=True)
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
+
+            return await asyncio.gather(*(one() for _ in range(4)))
+
+    assert asyncio.run(streamed()) == [text(sdk)] * 4
 
 
 def test_a_history_with_two_calls_at_once_is_read(sdk: openai.OpenAI) -> None:

@@ -7,6 +7,7 @@ message, all are marked.
 
 from __future__ import annotations
 
+import operator
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +43,7 @@ class MessageText(str):
 
     def __getitem__(self, position: SupportsIndex | slice) -> MessageText:
         if not isinstance(position, slice):
-            position = range(len(self))[position.__index__()]
+            position = range(len(self))[operator.index(position)]  # of a key, the TypeError that jinja expects
             position = slice(position, position + 1)
         return MessageText(str.__getitem__(self, position), self._mask[position])
 

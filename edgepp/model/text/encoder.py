@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,13 +21,18 @@ class Encoder:
     ``is_control`` says which tokens are control tokens.
     """
 
-    def __init__(self, definition: str) -> None:
+    def __init__(self, definition: str, before_rebuild: Callable[[], object] = lambda: None) -> None:
         """Read the definition.
+
+        Args:
+            definition: The text of a ``tokenizer.json``.
+            before_rebuild: Called before ``encode_chat`` makes another tokenizer, once and only where one is needed.
 
         Raises:
             Exception: from the tokenizers library, for a damaged definition.
         """
         self._definition = definition
+        self._before_rebuild = before_rebuild
         self._plain = _open(definition)
         added = self._plain.get_added_tokens_decoder()
         self._control = {token: one.content for token, one in added.items() if is_control(one.content, one.special)}
@@ -83,6 +88,7 @@ class Encoder:
     @cached_property
     def _guarded(self) -> Tokenizer:
         """The same tokenizer with secret names for control tokens, so that no message can contain such a name."""
+        self._before_rebuild()
         definition = json.loads(self._definition)
         ids = {one.content: token for token, one in self._plain.get_added_tokens_decoder().items()}
         for one in definition["added_tokens"]:

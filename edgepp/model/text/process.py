@@ -57,7 +57,7 @@ class _RequestHandler:
             return read_definition(Path(request["folder"]))
         if request["do"] == "load":
             limit_cpu(load_s(len(definition)))
-            self._encoder = Encoder(definition.decode())
+            self._encoder = Encoder(definition.decode(), lambda: limit_cpu(2 * load_s(len(definition))))
             return None
         if self._encoder is None:
             raise ValueError("no tokenizer was loaded")

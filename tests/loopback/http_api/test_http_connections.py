@@ -7,10 +7,11 @@ import json
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from edgepp.errors import UsageError
+from edgepp.errors import EdgeppError, UsageError
 from edgepp.http_api.http_options import HTTP_PORT, HttpOptions, Limits
 from edgepp.http_api.server import HttpServer
 from tests.builders.raw_http import CHAT, RawClient, connected, question, request, served
@@ -257,3 +258,20 @@ def test_the_first_free_port_is_taken_and_a_given_one_must_be_free(monkeypatch: 
                 await HttpServer(ScriptedService([]), HttpOptions("192.0.2.77:0")).open()
 
         asyncio.run(act())
+
+
+def test_a_start_that_fails_leaves_no_port_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path / "file"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def act() -> None:
+        server = HttpServer(ScriptedService([]), HttpOptions(f"127.0.0.1:{port}"))
+        with pytest.raises(UsageError, match="cannot make"):
+            await server.open()
+        with pytest.raises(EdgeppError, match="not open"):
+            _ = server.url
+
+    asyncio.run(act())
+    socket.create_server(("127.0.0.1", port)).close()

@@ -6,7 +6,7 @@ import codecs
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.engine.engine_request import EngineRequest
@@ -136,6 +136,7 @@ def answered(raw: bytes, stop: tuple[str, ...] = (), logprobs: int | None = 2) -
     return stream, list(stream.pieces())
 
 
+@settings(max_examples=300)
 @given(st.text("aé日<", max_size=12), st.lists(st.text("aé日<", min_size=1, max_size=3), max_size=2))
 def test_the_tokens_of_the_pieces_are_those_of_the_text(text: str, stop: list[str]) -> None:
     """Also where text is held back, a character has several tokens, or a stop string ends in the middle of a token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from edgepp.http_api.app import ROUTE_LISTS
 from edgepp.http_api.openapi import described, document
@@ -13,8 +13,9 @@ from edgepp.http_api.operation import Operation
 from edgepp.http_api.routing import Routing
 from tests.builders.scripted_service import ScriptedService, answer
 
-NUM_CASES = int(os.environ.get("EDGEPP_HTTP_CASES", "100"))
-"""Requests of all operations together."""
+NUM_CASES = int(os.environ.get("EDGEPP_HTTP_CASES", "150"))
+"""Random requests of all operations together. From 1000 on, those at the borders of each field come besides."""
+PHASES = (Phase.explicit, Phase.generate) if NUM_CASES >= 1000 else (Phase.generate,)
 SERVICE = ScriptedService([answer("a", "b")])
 ROUTES = [route for routes in ROUTE_LISTS for route in routes(SERVICE)]
 OPERATIONS = [route for route in ROUTES if isinstance(route, Operation) and route.include_in_schema]
@@ -37,7 +38,12 @@ def test_bodies_are_described_by_the_types_that_decode_them() -> None:
 
 
 @schema.parametrize()
-@settings(max_examples=max(1, NUM_CASES // len(OPERATIONS)), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=1 + NUM_CASES // len(OPERATIONS),
+    phases=PHASES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 def test_no_request_breaks_the_server(case: schemathesis.Case) -> None:
     SERVICE.played.clear()
     response = case.call()

@@ -30,6 +30,8 @@ TEMPLATES = {
     "instructions": "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}",
     "thoughts": "{% for m in messages %}{% if '</think>' in m.content %}<|im_start|>{{ m.content.split('</think>')[-1]"
     ".lstrip('\n') }}{% else %}<think>\n\n</think>\n\n{{ m.content }}{% endif %}<|im_end|>{% endfor %}",
+    "parts": "{% for m in messages %}<|im_start|>{% if m.content['text'] is defined %}{{ m.content['text'] }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}",
     "upper": "{% for m in messages %}<|im_start|>{{ m.content | upper }}<|im_end|>{% endfor %}",
     "lower": "{% for m in messages %}<|im_start|>{{ m.content | lower }}<|im_end|>{% endfor %}",
     "json": "{% for m in messages %}<|im_start|>{{ m | tojson }}<|im_end|>{% endfor %}",

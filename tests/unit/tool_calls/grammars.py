@@ -41,12 +41,13 @@ def matcher(constraint: Constraint) -> LLMatcher:
     return made
 
 
-def is_allowed(constraint: Constraint | None, text: str) -> bool:
-    """Whether a whole answer may be ``text``."""
+def is_allowed(constraint: Constraint | None, text: str, *, spell: bool = False) -> bool:
+    """Whether a whole answer may be ``text``; with ``spell``, the names of special tokens are spelled byte by byte."""
     if constraint is None:
         return True
     made = matcher(constraint)
-    ids = tokenizer().encode(text, add_special_tokens=False).ids
+    pieces = list(text) if spell else [text]
+    ids = [token for piece in pieces for token in tokenizer().encode(piece, add_special_tokens=False).ids]
     return made.try_consume_tokens(ids) == len(ids) and made.is_accepting()
 
 

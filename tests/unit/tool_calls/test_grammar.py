@@ -234,3 +234,17 @@ def agent_tool(number: int) -> Tool:
         "$defs": {"Edit": edit},
     }
     return Tool(f"agent_tool_{number}", text, schema, strict=True)
+
+
+def test_text_may_not_spell_the_marker_of_calls() -> None:
+    """What a parser would take for a call is held to the schemas, whichever tokens spell it."""
+    marker = {"[TOOL_CALLS]": 300, "<|python_tag|>": 301}  # ids of tokens that the tokenizer does not have
+    for template, wrong in (
+        (t.MISTRAL_ARGS, '[TOOL_CALLS]get_weather[ARGS]{"town": 1}'),
+        (t.LLAMA, '<|python_tag|>{"name": "get_weather", "parameters": {"town": 1}}'),
+        (t.LLAMA, 'Text <function=get_weather>{"town": 1}</function>'),
+    ):
+        held = format_of(template, marker).constraint(ToolUse((STRICT,)))
+        spelled = held.text.replace("<[300]>", "<[257]>").replace("<[301]>", "<[257]>")
+        assert not is_allowed(Constraint("grammar", spelled), wrong, spell=True)
+        assert is_allowed(Constraint("grammar", spelled), "Text <tool", spell=True)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from edgepp.model.text.chat_template import render
+from edgepp.model.text.chat_template import TemplateRefusal, render
 from edgepp.model.text.conversation import Conversation
-from edgepp.tool_calls.formats import format_of
+from edgepp.tool_calls.formats import ToolFormat, format_of
 from edgepp.tool_calls.tool_use import ToolUse
 from tests.unit.tool_calls import templates as t
 from tests.unit.tool_calls.answers import NOW, WEATHER
@@ -16,9 +16,29 @@ VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
 USE = ToolUse((WEATHER, NOW))
 
 
+@pytest.fixture(params=["by its text", "by trial"], autouse=True)
+def _limits_known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a template refuses is found in both ways."""
+    if request.param == "by trial":
+        monkeypatch.setitem(globals(), "form", tried_form)
+
+
+def form(template: str) -> ToolFormat:
+    return format_of(template)
+
+
+def tried_form(template: str) -> ToolFormat:
+    def tried(conversation: Conversation) -> str | None:
+        try:
+            return render(template, conversation, VARIABLES)[0]
+        except TemplateRefusal:
+            return None
+
+    return format_of(template, render=tried)
+
+
 def rendered(template: str, messages, use: ToolUse = USE) -> str:
-    conversation = format_of(template).prepare(Conversation(messages), use)
-    return render(template, conversation, VARIABLES)[0]
+    return render(template, form(template).prepare(Conversation(messages), use), VARIABLES)[0]
 
 
 def made_call(name: str, arguments, call_id: str = "") -> dict:
@@ -54,7 +74,7 @@ def test_parallel_calls_become_pairs_of_call_and_result_where_a_template_takes_o
 
 
 def test_parallel_calls_stay_together_where_a_template_takes_them() -> None:
-    messages = format_of(t.QWEN).prepare(Conversation(PARALLEL), USE).messages
+    messages = form(t.QWEN).prepare(Conversation(PARALLEL), USE).messages
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool", "tool", "user"]
     assert messages[2]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
     assert messages[3]["name"] == "now"
@@ -118,9 +138,9 @@ def test_a_longer_conversation_begins_as_the_shorter_one(template) -> None:
 
 def test_a_template_that_refuses_a_late_system_message_gets_a_note_of_the_user() -> None:
     messages = [{"role": "user", "content": "U"}, {"role": "system", "content": "NOTE"}]
-    prepared = format_of(t.QWEN).prepare(Conversation(messages), ToolUse()).messages
+    prepared = form(t.QWEN).prepare(Conversation(messages), ToolUse()).messages
     assert prepared[1] == {"role": "user", "content": "[System note]\nNOTE"}
-    kept = format_of(t.LLAMA).prepare(Conversation(messages), ToolUse()).messages
+    kept = form(t.LLAMA).prepare(Conversation(messages), ToolUse()).messages
     assert kept[1] == {"role": "system", "content": "NOTE"}
 
 
@@ -140,7 +160,24 @@ def test_with_choice_none_no_tools_are_rendered() -> None:
 
 
 def test_mistral_gets_ids_of_nine_letters_that_fit_together() -> None:
-    messages = format_of(t.MISTRAL).prepare(Conversation(PARALLEL), USE).messages
+    messages = form(t.MISTRAL).prepare(Conversation(PARALLEL), USE).messages
     ids = [call["id"] for call in messages[2]["tool_calls"]]
     assert {len(one) for one in ids} == {9}
     assert [message["tool_call_id"] for message in messages[3:5]] == ids[::-1]
+
+
+def test_a_template_that_renders_only_ids_gets_the_names_in_them() -> None:
+    template = (
+        "{{ tools | tojson }}<|tool_calls_section_begin|>{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.id }} {{ call.function.arguments | tojson }}{% endfor %}"
+        "{% endfor %}"
+    )
+    text = render(template, tried_form(template).prepare(Conversation(PARALLEL), USE), VARIABLES)[0]
+    assert "functions.get_weather:0" in text
+    assert "functions.now:1" in text
+
+
+def test_a_template_that_drops_calls_gets_them_as_text() -> None:
+    template = t.PLAIN.replace("{% for message", "{{ tools | tojson if tools }}<tool_call>{% for message", 1)
+    text = render(template, tried_form(template).prepare(Conversation(PARALLEL), USE), VARIABLES)[0]
+    assert '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>' in text

@@ -211,6 +211,17 @@ def test_logprobs_have_bytes_and_come_only_when_asked() -> None:
     }
 
 
+def test_a_token_that_is_a_part_of_a_character_has_its_own_bytes() -> None:
+    tokens = (
+        TokenLogprob("\ufffd", -0.5, (("\ufffd", -0.5),), raw=b"\xf0\x9f", top_raw=(b"\xf0\x9f",)),
+        TokenLogprob("\ufffd", -0.1, (("\ufffd", -0.1),), raw=b"\x98\x80", top_raw=(b"\x98\x80",)),
+    )
+    events: list[GenerationEvent] = [Started(7), TextDelta(0, "😀", tokens), ChoiceEnded(0, "stop"), Ended(USAGE)]
+    told = chunks(events, logprobs=True, top_logprobs=1)[1]["choices"][0]["logprobs"]["content"]
+    assert bytes(byte for token in told for byte in token["bytes"]).decode() == "😀"
+    assert bytes(byte for token in told for byte in token["top_logprobs"][0]["bytes"]).decode() == "😀"
+
+
 def test_a_wait_is_a_comment() -> None:
     assert stream([Queued("loading"), Started(7), Idle(), Idle()]) == b": keepalive\n\n" * 3
 
