@@ -10,36 +10,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from bench.toolkit.figures import interleave, spread_text, table
-from bench.toolkit.http_load import HttpLoad, MeasuredCluster, cluster_with_http
+from bench.toolkit.http_load import HttpLoad, InProcess, MeasuredCluster, cluster_with_http, together
 from bench.toolkit.script import Arguments, Result, count, script
-from edgepp import Answer, GenerateOptions, ServedCluster
 from edgepp.benchmark.prompts import numbers
 from edgepp.benchmark.report import Spread
 from edgepp.benchmark.workload import ObservedAnswer, RequestGroup, ask_at_once
-from edgepp.python_api import Question
 
 Case = tuple[str, str]
 """What is measured, ``first`` or ``streams``, and by which side, ``python`` or ``http``."""
 SIDES = ("python", "http")
-
-
-class InProcess:
-    """A cluster of this process as ``workload.Askable``."""
-
-    def __init__(self, cluster: ServedCluster) -> None:
-        self._cluster = cluster
-
-    def ask(self, prompt: Question, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
-        """Ask a question, as ``ServedCluster.ask`` does."""
-        return self._cluster.ask(prompt, options, raw=raw)
-
-    async def open(self) -> None:
-        """Nothing: the cluster opens its pipeline by itself."""
 
 
 def parse() -> argparse.Namespace:
@@ -96,11 +80,6 @@ def figures(found: dict[Case, list[list[ObservedAnswer]]]) -> Result:
         "aggregate_tokens_per_s": {side: _with_spread(Spread.of(rates[side])) for side in SIDES},
         "rate_ratio": _with_spread(Spread.of_ratios(rates["http"], rates["python"])),
     }
-
-
-def together(answers: Sequence[ObservedAnswer]) -> float:
-    """Tokens of all requests / the time until the last one had its last."""
-    return sum(answer.tokens for answer in answers) / max(answer.time_s for answer in answers)
 
 
 def _with_spread(value: Spread) -> dict[str, Any]:

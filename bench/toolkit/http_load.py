@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 import psutil
 
 from bench.toolkit.processors import pin_stages
-from edgepp import HttpOptions, HttpServer, ServedCluster, serve
+from edgepp import Answer, GenerateOptions, HttpOptions, HttpServer, ServedCluster, serve
 from edgepp.benchmark.workload import ObservedAnswer, RequestGroup
 from edgepp.errors import EdgeppError
+from edgepp.python_api import Question
 
 _PROGRAM = Path(__file__).with_name("http_load_program.py").resolve()
 _LINE_BYTES = 1 << 24
@@ -70,6 +71,20 @@ class HttpLoad:
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
 
+class InProcess:
+    """A cluster of this process as ``workload.Askable``."""
+
+    def __init__(self, cluster: ServedCluster) -> None:
+        self._cluster = cluster
+
+    def ask(self, prompt: Question, options: GenerateOptions | None = None, *, raw: bool = False) -> Answer:
+        """Ask a question, as ``ServedCluster.ask`` does."""
+        return self._cluster.ask(prompt, options, raw=raw)
+
+    async def open(self) -> None:
+        """Nothing: the cluster opens its pipeline by itself."""
+
+
 @dataclass(frozen=True)
 class MeasuredCluster:
     """A cluster that answers over HTTP and in this process."""
@@ -91,3 +106,8 @@ async def cluster_with_http(model: str, stages: int, threads: int, backend: str)
             pinned = pin_stages([psutil.Process(one["pid"]) for one in cluster.status["stages"]], threads)
             async with HttpServer(cluster, HttpOptions("127.0.0.1:0")) as http:
                 yield MeasuredCluster(cluster, http.url, pinned)
+
+
+def together(answers: Sequence[ObservedAnswer]) -> float:
+    """Tokens of all requests / the time until the last one had its last."""
+    return sum(answer.tokens for answer in answers) / max(answer.time_s for answer in answers)
