@@ -42,6 +42,7 @@ for command in (
     cluster.invite,
     nodes.join,
     cluster.status,
+    cluster.use,
     cluster.doctor,
     cluster.peers,
     cluster.revoke,

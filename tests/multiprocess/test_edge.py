@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "keys add": ("me",),
     "keys list": (),
     "keys revoke": ("nobody",),
+    "use": ("MODEL",),
     "leave": (),
     "plan": ("MODEL", "--node", "mem=4GB"),
     "bench": (
