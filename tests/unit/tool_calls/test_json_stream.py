@@ -58,6 +58,7 @@ def test_what_passes_whole_is_json(text) -> None:
         ('{"a": "x\ny\tz\x01"}', {"a": "x\ny\tz\x01"}),
         (r'{"a": "\d+ it\'s C:\Users"}', None),
         (r'{"a": "\d+ it\'s"}', {"a": "\\d+ it's"}),
+        (r'{"a": "\ud83d\ude00 \ud83d \ude00 \ud83d\ud83d\ude00\ud83d\n\ud83d"}', {"a": "😀 � � �😀�\n�"}),
     ],
 )
 def test_what_models_write_and_json_forbids_is_mended(written, meant) -> None:
