@@ -222,6 +222,16 @@ def test_a_second_turn_has_its_beginning_from_the_cache(sdk: openai.OpenAI, note
     assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= 0.9 * first.usage.prompt_tokens
 
 
+def test_usage_adds_up_to_what_the_cluster_counts(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:
+    before = http_cluster.status()["engine"]
+    usages = [sdk.chat.completions.create(**(GREEDY | {"max_tokens": 2})).usage for _ in range(3)]
+    after = http_cluster.status()["engine"]
+    assert sum(one.prompt_tokens for one in usages if one) == after["prompt_tokens"] - before["prompt_tokens"]
+    cached = [one.prompt_tokens_details.cached_tokens or 0 for one in usages if one and one.prompt_tokens_details]
+    assert sum(cached) == after["reused_tokens"] - before["reused_tokens"]
+    assert cached[-1] > 0
+
+
 def test_answers_and_errors_name_their_requests(sdk: openai.OpenAI) -> None:
     raw = sdk.chat.completions.with_raw_response.create(**(GREEDY | {"max_tokens": 1}))
     assert raw.headers["x-request-id"]
