@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from tests.multiprocess.http_cluster import MODEL, HttpCluster, serving_http
 from tests.sdk_types import strictly
@@ -168,6 +169,19 @@ def test_an_answer_is_held_to_its_schema(sdk: openai.OpenAI) -> None:
         told = json.loads(text(sdk, response_format=form, max_tokens=60))
         assert told["colour"] in ("red", "green")
         assert set(told) == {"colour", "number"}
+
+
+class Colour(BaseModel):
+    name: Literal["red", "green"]
+    share: int | None
+
+
+def test_structured_output_is_parsed_by_the_sdk(sdk: openai.OpenAI) -> None:
+    options = GREEDY | {"max_tokens": 60, "response_format": Colour}
+    parsed = sdk.chat.completions.parse(**options).choices[0].message.parsed
+    assert isinstance(parsed, Colour)
+    with sdk.chat.completions.stream(**options) as events:
+        assert events.get_final_completion().choices[0].message.parsed == parsed
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=str)

@@ -59,6 +59,7 @@ def test_a_question_has_its_owner_and_id() -> None:
         ([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}], "one\ntwo"),
         ([{"type": "input_text", "text": "one"}, "two"], "one\ntwo"),
         ([{"type": "refusal", "refusal": "no"}], "no"),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "one"}], "one"),
         ([], ""),
         (None, ""),
         ("", ""),
