@@ -25,6 +25,8 @@ def cli() -> None:
         one$  edgepp invite                  # prints a code, such as 7-tango-lemon
         two$  edgepp join 7-tango-lemon      # takes its share of the layers
         any$  edgepp chat
+    From the clients of OpenAI, Anthropic and Ollama, while `edgepp serve` runs:
+        http://127.0.0.1:11434
     If something does not work:
         edgepp doctor
     """
@@ -42,6 +44,7 @@ for command in (
     cluster.invite,
     nodes.join,
     cluster.status,
+    cluster.use,
     cluster.doctor,
     cluster.peers,
     cluster.revoke,

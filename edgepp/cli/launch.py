@@ -19,14 +19,16 @@ _NAMES = ("claude", "codex", "opencode", "open-webui", "zed", "llm")
 def launch(
     client: str, arguments: tuple[str, ...], *, url: str | None, as_print: bool, write: bool, undo: bool
 ) -> None:
-    """Start CLIENT with the settings for this cluster; ARGUMENTS are the client's own.
+    """Start a coding agent or chat client on the cluster.
 
-    No file of the client is changed unless --write is given. A key is taken from EDGEPP_API_KEY.
+    CLIENT gets the settings for this cluster, and ARGUMENTS, which are its own. No file of the client is changed unless
+    --write is given. A key is taken from EDGEPP_API_KEY.
 
     \b
-    edgepp launch claude
-    edgepp launch codex exec "Explain this folder."
-    edgepp launch llm "Why is the sky blue?"
+    A coding agent, and one question:
+        edgepp launch claude
+        edgepp launch codex exec "Explain this folder."
+        edgepp launch llm "Why is the sky blue?"
     """
     from edgepp.ui.launch import run
 
