@@ -16,7 +16,6 @@ _TRIED_PORTS = 20
 _BACKLOG = 128
 _SEND_BUFFER_BYTES = 256 << 10  # else the kernel keeps several MB for each client that does not read
 _PROBE_S = 0.2
-_NO_SUCH_FAMILY = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,18 @@ def _answers(port: int) -> bool:
 
 
 def _bound(hosts: Sequence[str], port: int) -> tuple[socket.socket, ...]:
-    """A socket for the first host; and for the others where this machine has such addresses."""
+    """A socket for the first host; and for the others where this machine has such addresses.
+
+    The other version of IP may be missing. With port 0, the port of the first host may be taken at the others.
+    """
     found: list[socket.socket] = []
+    is_given = port != 0
     try:
         for host in hosts:
             try:
                 found.append(_socket(host, port))
             except OSError as error:
-                if not found or error.errno not in _NO_SUCH_FAMILY:
+                if not found or (is_given and _is_taken(error)):
                     raise _refused(Address(host, port), error) from error
             port = found[0].getsockname()[1]
     except BaseException:

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from edgepp.http_api.access.refusal import refuse
 from edgepp.http_api.failures import RequestError
+from edgepp.printable import one_line
 
 
 class Routing:
@@ -34,12 +35,12 @@ class Routing:
 
 
 async def _refuse(allowed: set[str], scope: Scope, receive: Receive, send: Send) -> None:
-    method, path = scope["method"], scope["path"]
+    method, path = one_line(scope["method"], 40), one_line(scope["path"], 200)
     headers = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
     if not allowed:
         error = RequestError("not_found", f"there is no {path} here", "see /openapi.json for what there is")
         await refuse(error, scope, receive, send)
-    elif method == "OPTIONS":
+    elif scope["method"] == "OPTIONS":
         await Response(status_code=204, headers=headers)(scope, receive, send)
     else:
         error = RequestError("method_not_allowed", f"{path} takes no {method}", f"use {', '.join(sorted(allowed))}")

@@ -117,6 +117,13 @@ def test_soak(tiny: Path) -> None:
     assert found["after"]["live"] == found["after"]["waiting"] == 0
 
 
+def test_http_neighbour() -> None:
+    found = result("http_neighbour", "--clients", "4", "--tokens", "20", "--rounds", "1")
+    assert found["p99_ratio"] > 0
+    assert found["during"]["live"] >= 4
+    assert (found["after"]["live"], found["after"]["connections"]) == (0, 0)
+
+
 def test_link(tiny: Path) -> None:
     found = result("hop", "--rounds", "1", "--model", str(tiny))
     assert len(found["rows"]) == 6 * 4 * 2

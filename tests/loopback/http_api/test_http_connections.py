@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgepp.errors import EdgeppError, UsageError
+from edgepp.http_api.api_keys import add_key
 from edgepp.http_api.http_options import HTTP_PORT, HttpOptions, Limits
 from edgepp.http_api.server import HttpServer
 from tests.builders.raw_http import CHAT, RawClient, connected, question, request, served
@@ -275,3 +276,41 @@ def test_a_start_that_fails_leaves_no_port_open(tmp_path: Path, monkeypatch: pyt
 
     asyncio.run(act())
     socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_localhost_is_both_versions_of_ip() -> None:
+    async def act() -> None:
+        async with HttpServer(ScriptedService([answer("x")]), HttpOptions("localhost:0")) as server:
+            port = int(server.url.rpartition(":")[2])
+            for host in ("127.0.0.1", "::1"):
+                try:
+                    reader, writer = await asyncio.open_connection(host, port)
+                except OSError:
+                    assert host == "::1"  # not every machine has IPv6
+                    continue
+                client = RawClient(reader, writer)
+                assert (await client.ask("GET", "/v1/models")).status == 200
+                writer.transport.abort()
+
+    asyncio.run(act())
+
+
+def test_a_key_that_is_demanded_is_demanded_of_every_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
+    key = add_key("laptop")
+
+    async def act() -> None:
+        options = HttpOptions("127.0.0.1:0", require_key=True)
+        async with HttpServer(ScriptedService([answer("x")]), options) as server, connected(server) as client:
+            for path in ("/v1/models", "/api/tags", "/metrics", "/openapi.json", "/nowhere"):
+                refused = await client.ask("GET", path)
+                assert refused.status == 401, path
+                assert refused.headers["www-authenticate"] == "Bearer"
+            assert (await client.ask("GET", "/")).status == 200
+            assert (await client.ask("GET", "/v1/models", b"", f"Authorization: Bearer {key}")).status == 200
+            assert (await client.ask("POST", CHAT, question(stream=False))).status == 401
+            assert (await client.ask("POST", CHAT, question(stream=False), f"x-api-key: {key}")).status == 200
+
+    asyncio.run(act())
