@@ -30,7 +30,7 @@ def long_context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpClust
     folder = tmp_path_factory.mktemp("agent-session")
     shape = dataclasses.replace(TINY, vocabulary=49_152, context=CONTEXT)
     model = make_checkpoint(folder / "tiny", shape, tokenizer=Path(fetch("smollm2-135m")))
-    with serving_http(folder, str(model), "--context", str(CONTEXT), "--threads", "1") as cluster:
+    with serving_http(folder, "--stages", "2", "--context", str(CONTEXT), model=str(model)) as cluster:
         yield cluster
 
 
@@ -61,5 +61,5 @@ def test_a_turn_computes_only_what_is_new(long_context: HttpCluster, kind: type[
 
 @pytest.mark.timeout(900)
 def test_real_weights_compute_only_what_is_new(tmp_path: Path) -> None:
-    with serving_http(tmp_path, "smollm2-135m", "--context", "8192") as cluster:
+    with serving_http(tmp_path, "--stages", "2", "--context", "8192") as cluster:
         assert_computes_only_what_is_new(agent_of(ClaudeCode, cluster, "smollm2-135m", "Eve"))

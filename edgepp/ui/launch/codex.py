@@ -35,8 +35,8 @@ def codex(target: Target, folder: Path, home: Path) -> Launch:
         {KEY_VARIABLE: target.key} if target.key else {},
         {catalogue: json.dumps({"models": [_model(target)]}, indent=1) + "\n"},
         ConfigFile(home / "edgepp.config.toml", "whole", "\n".join(lines) + "\n"),
-        "after --write: codex --profile edgepp",
-        "npm install -g @openai/codex",
+        note="after --write: codex --profile edgepp",
+        install="npm install -g @openai/codex",
     )
 
 

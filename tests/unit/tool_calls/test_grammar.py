@@ -17,7 +17,7 @@ from tests.unit.tool_calls.grammars import bounded_tool_schema, is_allowed, rand
 
 TEMPLATES = [
     t.LLAMA, t.QWEN, t.MISTRAL, t.MISTRAL_ARGS, t.PLAIN, t.QWEN_CODER, t.GLM, t.LFM, t.KIMI_K2, t.MINIMAX, t.GEMMA_4,
-    t.FUNCTION_GEMMA, t.MINICPM, t.LONGCAT, t.MUSE,
+    t.FUNCTION_GEMMA, t.MINICPM, t.LONGCAT, t.MUSE, t.PHI, t.GRANITE, t.NEMOTRON, t.JAMBA,
 ]  # fmt: skip
 BOUNDED = Tool("look", "Looks.", bounded_tool_schema())
 STRICT = replace(WEATHER, strict=True)
@@ -248,3 +248,20 @@ def test_text_may_not_spell_the_marker_of_calls() -> None:
         spelled = held.text.replace("<[300]>", "<[257]>").replace("<[301]>", "<[257]>")
         assert not is_allowed(Constraint("grammar", spelled), wrong, spell=True)
         assert is_allowed(Constraint("grammar", spelled), "Text <tool", spell=True)
+
+
+def test_channels_hold_reasoning_text_and_calls() -> None:
+    call = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}'
+    thoughts = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    required = constraint(t.HARMONY, ToolUse((STRICT,), "required"))
+    assert is_allowed(required, call)
+    assert is_allowed(required, thoughts + call)
+    assert not is_allowed(required, "<|channel|>final<|message|>Hello")
+    strict = constraint(t.HARMONY, ToolUse((STRICT,)))
+    assert is_allowed(strict, thoughts + "<|channel|>final<|message|>Hello")
+    assert not is_allowed(strict, call.replace("city", "town"))
+    schema = constraint(t.HARMONY, ToolUse(), answer=Constraint("json"))
+    assert is_allowed(schema, thoughts + '<|channel|>final<|message|>{"a": 1}')
+    assert not is_allowed(schema, '{"a": 1}')
+    found = parts(t.HARMONY, ToolUse((STRICT,)), thoughts + call)
+    assert [type(part).__name__ for part in found] == ["Reasoning", "CallStarted", "CallArguments", "CallEnded"]
