@@ -29,13 +29,24 @@ from edgepp.tool_calls.tool_use import AnswerPart, Tool, ToolUse
 
 
 class AnswerParser(Protocol):
-    """Splits one answer into parts as it comes; joined, the parts do not depend on how the text was cut."""
+    """Splits one answer into parts as it comes; joined, the parts do not depend on how the text was cut.
+
+    A call without ``CallEnded`` was cut, by the length or by the model itself: its arguments are half and mean nothing.
+    """
 
     def add(self, text: str) -> list[AnswerPart]:
-        """The parts that are certain after more ``text``, perhaps none."""
+        """The parts that are certain after more ``text``, perhaps none.
+
+        Raises:
+            EdgeppError: the arguments of a call that has begun are not JSON; the answer cannot go on.
+        """
 
     def finish(self) -> list[AnswerPart]:
-        """The parts held back; call it once, at the end of the answer, whatever ended it."""
+        """The parts held back; call it once, at the end of the answer, whatever ended it.
+
+        Raises:
+            EdgeppError: as of ``add``.
+        """
 
 
 class ToolFormat(Protocol):
