@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edgepp.tool_calls import gemma_calls, kimi_calls, tagged_calls
 from edgepp.tool_calls.marked_calls import AnyCalls, NamedCalls, WholeCalls
 from edgepp.tool_calls.readers import Call, Reader
+from edgepp.tool_calls.tagged_grammar import WrittenTags
 from edgepp.tool_calls.tool_use import Tool
 
 Parse = Callable[[str, Mapping[str, Tool]], list[Call] | None]
@@ -37,6 +38,8 @@ class Family:
     closing: str = ""
     parse: Parse | None = None
     """How calls between ``marker`` and ``closing`` are read once they are whole; None where they are JSON."""
+    tags: WrittenTags | None = None
+    """How a grammar writes calls with tags around arguments, where it can; ``written`` is for the other calls."""
     named: re.Pattern[str] | None = None
     """For calls as a name and JSON: what stands between marker and JSON."""
     bare: bool = False
@@ -95,15 +98,40 @@ _JAMBA = Family(
 )
 
 
-def _whole(name: str, marker: str, closing: str, parse: Parse) -> Family:
-    """A family with calls between markers, which a grammar writes as JSON between the same markers."""
-    return Family(name, WrittenCall(marker + _JSON + closing), marker, closing, parse)
+def _whole(name: str, marker: str, closing: str, parse: Parse, tags: WrittenTags | None = None) -> Family:
+    """A family with calls between markers, which a grammar writes with tags, or as JSON between the same markers."""
+    return Family(name, WrittenCall(marker + _JSON + closing, between="\n"), marker, closing, parse, tags)
 
 
-_QWEN_CODER = _whole("qwen_coder", "<tool_call>", "</tool_call>", tagged_calls.QWEN_CODER.parse)
-_GLM = _whole("glm", "<tool_call>", "</tool_call>", tagged_calls.GLM.parse)
+_QWEN_CODER = _whole(
+    "qwen_coder",
+    "<tool_call>",
+    "</tool_call>",
+    tagged_calls.QWEN_CODER.parse,
+    WrittenTags(
+        "<tool_call>\n<function={name}>\n", "<parameter={key}>\n", "\n</parameter>\n", "</function>\n</tool_call>"
+    ),
+)
+_GLM = _whole(
+    "glm",
+    "<tool_call>",
+    "</tool_call>",
+    tagged_calls.GLM.parse,
+    WrittenTags("<tool_call>{name}\n", "<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n", "</tool_call>"),
+)
 _LONGCAT = _whole("longcat", "<longcat_tool_call>", "</longcat_tool_call>", tagged_calls.LONGCAT.parse)
-_MINIMAX = _whole("minimax", "<minimax:tool_call>", "</minimax:tool_call>", tagged_calls.MINIMAX.parse)
+_MINIMAX = _whole(
+    "minimax",
+    "<minimax:tool_call>",
+    "</minimax:tool_call>",
+    tagged_calls.MINIMAX.parse,
+    WrittenTags(
+        '<minimax:tool_call>\n<invoke name="{name}">\n',
+        '<parameter name="{key}">',
+        "</parameter>\n",
+        "</invoke>\n</minimax:tool_call>",
+    ),
+)
 _MINICPM = _whole("minicpm", "<function name=", "</function>", tagged_calls.MINICPM.parse)
 _MUSE = _whole("muse", "<atem:function_calls>", "</atem:function_calls>", tagged_calls.MUSE.parse)
 _KIMI_K3 = _whole("kimi_k3", "<|open|>tools<|sep|>", "<|close|>tools<|sep|>", tagged_calls.KIMI_K3.parse)

@@ -18,6 +18,7 @@ from edgepp.errors import UsageError
 from edgepp.tool_calls.families import GENERIC, HARMONY, Family
 from edgepp.tool_calls.reasoning import Beginning, ThinkingMarkers, beginning
 from edgepp.tool_calls.schemas import any_object, held_schema
+from edgepp.tool_calls.tagged_grammar import TaggedArgument, WrittenTags, arguments_of
 from edgepp.tool_calls.tool_use import Tool, ToolUse
 
 _SLASH = re.compile(r"\\.|/", re.DOTALL)
@@ -167,15 +168,10 @@ def _calls(
     calls, first = [], []
     for index, tool in enumerate(tools):
         schema = held_schema(tool) if demanded or tool.strict else any_object()
-        named = json.dumps(tool.name)  # the comment tells ``grammar_sandbox`` whose schema is at fault
-        arguments = rules.add(f"arguments_{index}", f"%json {schema} // the schema of the tool {named}")
-        before, _, after = written.call.partition("{arguments}")
-        before = before.replace("{name}", json.dumps(tool.name, ensure_ascii=False)[1:-1])
-        calls.append(rules.add(f"call_{index}", f"{rules.literal(before)} {arguments} {rules.literal(after)}"))
+        before, arguments = _one_call(rules, family, tool, schema, index)
+        calls.append(rules.add(f"call_{index}", f"{rules.literal(before)} {arguments}"))
         if skipped and not written.before:
-            first.append(
-                rules.add(f"first_{index}", f"{rules.literal(before[skipped:])} {arguments} {rules.literal(after)}")
-            )
+            first.append(rules.add(f"first_{index}", f"{rules.literal(before[skipped:])} {arguments}"))
     call = rules.add("call", " | ".join(calls))
     begun = rules.add("first", " | ".join(first)) if first else call
     several = tool_use.parallel and tool_use.named is None and family.takes_several
@@ -183,6 +179,37 @@ def _calls(
     return rules.add(
         "calls", f"{rules.literal(written.before[skipped:])} {begun} {more} {rules.literal(written.after)}"
     )
+
+
+def _one_call(rules: _Rules, family: Family, tool: Tool, schema: str, index: int) -> tuple[str, str]:
+    """Add rules for a call of one tool: the text in front of the arguments, and the terms from there on."""
+    tagged = arguments_of(schema) if family.tags is not None else None
+    if family.tags is not None and tagged is not None:
+        arguments = [_tagged(rules, family.tags, tool, one, f"{index}_{at}") for at, one in enumerate(tagged)]
+        terms = " ".join([*arguments, rules.literal(family.tags.call_end)])
+        return family.tags.call.replace("{name}", tool.name), terms
+    before, _, after = family.written.call.partition("{arguments}")
+    name = rules.add(f"arguments_{index}", _schema_of(tool, schema))
+    return before.replace("{name}", json.dumps(tool.name)[1:-1]), f"{name} {rules.literal(after)}"
+
+
+def _schema_of(tool: Tool, schema: str) -> str:
+    """The body of a rule for JSON, with a comment that tells ``grammar_sandbox`` whose schema is at fault."""
+    return f"%json {schema} // the schema of the tool {json.dumps(tool.name)}"
+
+
+def _tagged(rules: _Rules, tags: WrittenTags, tool: Tool, argument: TaggedArgument, place: str) -> str:
+    """Add rules for an argument between tags; the term for it."""
+    before, after = rules.literal(tags.argument.replace("{key}", argument.key)), rules.literal(tags.argument_end)
+    if argument.texts is None:
+        value = f"{rules.add(f'value_{place}', _schema_of(tool, argument.schema))} {after}"
+    elif argument.texts:
+        texts = [rules.literal(one) or '""' for one in argument.texts]
+        value = f"({' | '.join(texts)}) {after}"
+    else:
+        value = rules.add(f"text_{place}" if after.startswith("<[") else f"text_{place}[lazy]", f"ANY {after}")
+    name = rules.add(f"argument_{place}", f"{before} {value}")
+    return name if argument.is_required else f"{name}?"
 
 
 def _reasoning(rules: _Rules, thinking: ThinkingMarkers, begins: Beginning) -> str:

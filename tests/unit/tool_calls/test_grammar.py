@@ -296,3 +296,19 @@ def test_the_beginning_of_a_held_call_is_no_text_when_the_answer_is_cut(template
     whole = random_answer(constraint(template, use, CLOSED), 0)
     for end in range(len(whole)):
         assert not any(isinstance(part, Text) for part in parts(template, use, whole[:end]))
+
+
+def test_tags_hold_strings_as_they_are_and_other_values_as_json() -> None:
+    held = constraint(t.QWEN_CODER, ToolUse((STRICT, NOW)))
+    call = (
+        '<tool_call>\n<function=get_weather>\n<parameter=city>\nNew\nYork, "the" city\n</parameter>\n'
+        "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
+    )
+    assert is_allowed(held, f"I look.\n{call}\n{call}")
+    assert not is_allowed(held, call.replace("\n3\n", "\nthree\n"))
+    assert not is_allowed(held, call.replace("city>", "town>"))
+    assert not is_allowed(held, call.replace('<parameter=city>\nNew\nYork, "the" city\n</parameter>\n', ""))
+    assert is_allowed(held, '<tool_call>{"name": "now", "arguments": {}}</tool_call>')
+    union = Tool("union", parameters={"properties": {"a": {"type": ["string", "integer"]}}, "required": ["a"]})
+    written = random_answer(constraint(t.QWEN_CODER, ToolUse((union,), "required", named="union"), CLOSED), 0, limit=30)
+    assert written.startswith('<tool_call>{"name": "union", "arguments": {"a":')
