@@ -88,6 +88,9 @@ class _Paced:
     def status(self) -> Mapping[str, Any]:
         return {"live": self.live}
 
+    async def load(self, _model: str) -> None:
+        return
+
     def observe(self, _on_ended: object) -> None:
         return
 

@@ -200,6 +200,27 @@ class PipelineLost:
 
 
 @dataclass(frozen=True)
+class ModelChanged:
+    """The cluster runs another model now."""
+
+    model: str
+
+    def __str__(self) -> str:
+        return f"the cluster runs {self.model} now"
+
+
+@dataclass(frozen=True)
+class ModelNotChanged:
+    """The cluster could not change its model, and goes on with the former one."""
+
+    model: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the model stays as it is: {self.reason}"
+
+
+@dataclass(frozen=True)
 class StepFailed:
     """One step of the coordinator failed unexpectedly; the coordinator continues."""
 
@@ -264,7 +285,7 @@ class AssignmentChanged:
 CoordinatorEvent: TypeAlias = (
     Measuring | ClusterLeft | NodePaired | PairingFailed | NodeJoined | NodeMoved | NodeChanged | NodeRevoked
     | NodeRefused | PlanMade | PlanKept | PlanMissing | LayersNotLoaded | PipelineOpened | PipelineNotOpened
-    | PipelineLost | StepFailed
+    | PipelineLost | ModelChanged | ModelNotChanged | StepFailed
 )  # fmt: skip
 NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorLost | CoordinatorReached | StageFailed | AssignmentChanged
 Event: TypeAlias = CoordinatorEvent | NodeEvent

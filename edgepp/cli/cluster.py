@@ -1,4 +1,4 @@
-"""Commands about a cluster: invite, status, doctor, peers, revoke, token, leave."""
+"""Commands about a cluster: invite, status, use, doctor, peers, revoke, token, leave."""
 
 from __future__ import annotations
 
@@ -94,6 +94,22 @@ def token(*, as_json: bool) -> None:
 
     with connect() as client:
         show_token(client.call("token"), as_json=as_json)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per step; the last has event ready.")
+def use(model: str, *, as_json: bool) -> None:
+    """Change the model of the cluster while it runs.
+
+    MODEL is a name from `edgepp models list`, a Hugging Face repository (org/name), or a folder in mlx-lm format.
+
+    Only on the machine of `edgepp serve`. Answers under way end first, for a minute at most; new questions wait. A
+    model that cannot be had, or does not fit into the memory of the nodes, leaves the former one running.
+    """
+    from edgepp.ui import use as ui
+
+    ui.use(model, as_json=as_json)
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgepp import __version__
-from edgepp.cli import bench, chat, cluster, keys, models, plan
+from edgepp.cli import bench, chat, cluster, keys, launch, models, plan
 from edgepp.cli import serve_join as nodes
 from edgepp.cli.options import CommandGroup
 
@@ -25,6 +25,8 @@ def cli() -> None:
         one$  edgepp invite                  # prints a code, such as 7-tango-lemon
         two$  edgepp join 7-tango-lemon      # takes its share of the layers
         any$  edgepp chat
+    From the clients of OpenAI, Anthropic and Ollama, while `edgepp serve` runs:
+        http://127.0.0.1:11434
     If something does not work:
         edgepp doctor
     """
@@ -42,11 +44,13 @@ for command in (
     cluster.invite,
     nodes.join,
     cluster.status,
+    cluster.use,
     cluster.doctor,
     cluster.peers,
     cluster.revoke,
     cluster.token,
     keys.keys,
+    launch.launch,
     cluster.leave,
     plan.plan,
     bench.bench,

@@ -9,10 +9,11 @@ from edgepp.cli.options import CommandGroup
 
 @click.group(cls=CommandGroup)
 def keys() -> None:
-    """Make, list and revoke API keys of the HTTP server of `edgepp serve`.
+    """Make, list and revoke API keys of HTTP clients.
 
-    A client sends its key as `Authorization: Bearer KEY` or as `x-api-key: KEY`. Keys are demanded when other machines
-    can reach the server, or with `edgepp serve --require-key`. A running server knows of every change at once.
+    A client of `edgepp serve` sends its key as `Authorization: Bearer KEY` or as `x-api-key: KEY`. Keys are demanded
+    when other machines can reach the HTTP server, or with `edgepp serve --require-key`. A running server knows of every
+    change at once.
     """
 
 

@@ -1,4 +1,4 @@
-"""Calls to the coordinator: status, peers, invitations, tokens, revoking, leaving; and the admission of token holders.
+"""Calls to the coordinator, such as for its status or an invitation; and the admission of token holders.
 
 Belongs to the coordinator's thread.
 """
@@ -12,6 +12,7 @@ from edgepp.cluster.identity import Identity, clean_name
 from edgepp.cluster.membership import Membership
 from edgepp.coordinator.answers import AnswerService, Asker, declined
 from edgepp.coordinator.join_endpoint import JoinEndpoint
+from edgepp.coordinator.model_change import ModelChanger
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import NodeChanged, NodeRefused, NodeRevoked, OnEvent
@@ -34,6 +35,7 @@ class CallService:
         answers: AnswerService,
         join_endpoint: JoinEndpoint,
         status: Callable[[], dict[str, Any]],
+        changer: ModelChanger,
         send: Callable[[bytes, Sequence[bytes]], bool],
         on_event: OnEvent,
     ) -> None:
@@ -44,6 +46,7 @@ class CallService:
         self._answers = answers
         self._join_endpoint = join_endpoint
         self._status = status
+        self._changer = changer
         self._send = send
         self._on_event = on_event
         self._log_sampler = LogSampler()
@@ -71,6 +74,8 @@ class CallService:
                 reply = self._trust_store.token()
             case "revoke":
                 reply = self._revoke(str(arguments.get("node", "")))
+            case "use":
+                reply = self._use(arguments.get("model"))
             case "leave":
                 reply = self._remove(sender.key)
         self._send(sender.route, [encode(Reply(message.request_id)), encode_payload(reply)])
@@ -111,6 +116,13 @@ class CallService:
         kind = "token" if revoked in self._trust_store.cluster.withdrawn else "node"
         came_by = self._trust_store.token_of(revoked)
         return {"revoked": revoked.name, "node": revoked.node, "kind": kind, "came_by": came_by}
+
+    def _use(self, model: Any) -> dict[str, Any]:
+        """Begin to change the model; the cluster's state says how far it is."""
+        if not isinstance(model, str) or not model:
+            raise UsageError("no model was named")
+        self._changer.begin(model)
+        return {"model": model}
 
     def _remove(self, key: str) -> dict[str, Any]:
         """Remove the paired node with this key, which leaves the cluster for good."""

@@ -23,6 +23,7 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.node_lock import hold_node_lock
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.model_change import ModelParts
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.engine.frontend import ModelFrontend, OnProgress
@@ -112,31 +113,29 @@ class CoordinatorService:
         identity = self._identity = load_identity()
         cluster = _own_cluster(identity)
         frontend = ModelFrontend.open(options.model, whole=False, on_progress=on_progress)
-        size = ModelSize.of(shape_of(options.model, frontend.checkpoint), options.kv_bits)
         offer = _offer(options, on_event, given_up)
-        context = min(options.context, frontend.checkpoint.context)
+        parts = _parts(options, frontend, identity)
         planner = Planner(
-            request=PlacementRequest(size, context, options.max_sequences, options.policy),
-            model=_pinned_name(frontend),
+            request=parts.request,
+            model=parts.name,
             exact=options.exact,
             kv_bits=options.kv_bits or 0,
             coordinator=identity.node,
             base_plan_id=secrets.randbits(40) << 16,  # no clock: it may have been set back since the last start
             expected_nodes=frozenset({identity.node} if offer is not None else ()),
         )
-        pipeline = PipelineOptions(
-            options.model,
-            backend=options.backend,
-            threads=options.threads,
-            exact=options.exact,
-            keys=identity.keys,
-            context=context,
-            budget=context * options.max_sequences,
-            speculate=options.speculate,
-        )
-        self.pipeline_manager = PipelineManager(frontend, pipeline, on_event)
+        self.pipeline_manager = PipelineManager(frontend, parts.options, on_event)
+        self._owned.callback(lambda: self.pipeline_manager.frontend.tokenizer.close())
         self._owned.callback(self.pipeline_manager.close)
-        self.coordinator = Coordinator(identity, cluster, options.listen, planner, self.pipeline_manager, on_event)
+        self.coordinator = Coordinator(
+            identity,
+            cluster,
+            options.listen,
+            planner,
+            self.pipeline_manager,
+            on_event,
+            lambda frontend: _parts(options, frontend, identity),
+        )
         self.coordinator.start()
         self._owned.callback(self.coordinator.close)
         if offer is not None:
@@ -176,6 +175,24 @@ class CoordinatorService:
     def close(self) -> None:
         """End answers, stages and threads."""
         self._owned.close()
+
+
+def _parts(options: ServeOptions, frontend: ModelFrontend, identity: Identity) -> ModelParts:
+    """What the coordinator needs of the model of ``frontend``."""
+    size = ModelSize.of(shape_of(frontend.model, frontend.checkpoint), options.kv_bits)
+    context = min(options.context, frontend.checkpoint.context)
+    pipeline = PipelineOptions(
+        frontend.model,
+        backend=options.backend,
+        threads=options.threads,
+        exact=options.exact,
+        keys=identity.keys,
+        context=context,
+        budget=context * options.max_sequences,
+        speculate=options.speculate,
+    )
+    request = PlacementRequest(size, context, options.max_sequences, options.policy)
+    return ModelParts(frontend, _pinned_name(frontend), request, pipeline)
 
 
 def _offer(options: ServeOptions, on_event: OnEvent, given_up: threading.Event | None) -> Offer | None:

@@ -9,9 +9,11 @@ that its connection proved.
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -25,6 +27,7 @@ from edgepp.coordinator.inbox import Inbox
 from edgepp.coordinator.join_endpoint import JoinEndpoint
 from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.membership_service import MembershipService
+from edgepp.coordinator.model_change import MakeParts, ModelChanger
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Order, Planner
 from edgepp.coordinator.rollout import Rollout
@@ -84,8 +87,9 @@ class Coordinator(threading.Thread):
         planner: Planner,
         pipeline_manager: PipelineManager,
         on_event: OnEvent,
+        make_parts: MakeParts,
     ) -> None:
-        """Bind ``listen``; members can enrol once the thread is started.
+        """Bind ``listen``; members can enrol once the thread is started. ``make_parts`` is for a change of the model.
 
         Raises:
             UsageError: the address is taken.
@@ -102,6 +106,11 @@ class Coordinator(threading.Thread):
         self.live_answers = LiveAnswers(pipeline_manager)
         self._answers = AnswerService(self.live_answers)
         self.rollout = Rollout(planner, self.members, pipeline_manager, self.live_answers, on_event)
+        self.changer = ModelChanger(
+            planner, self.members, pipeline_manager, self.live_answers, on_event, self._in_thread, make_parts
+        )
+        self._work: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        """Work of other threads for this thread."""
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._on_refused)
@@ -117,12 +126,20 @@ class Coordinator(threading.Thread):
         self.trust_store.remember_address(self.local_address)
         store, members, live = self.trust_store, self.members, self.live_answers
         self._sources = StatusSources(
-            store, members, planner, self.rollout, pipeline_manager, live, self.address, time.monotonic()
+            store, members, planner, self.rollout, pipeline_manager, live, self.changer, self.address, time.monotonic()
         )
         self._join_endpoint = JoinEndpoint(identity, self.address, lambda: store.cluster, self._on_paired, on_event)
         self._membership_service = MembershipService(members, identity, store, planner, self._send, on_event)
         self._calls = CallService(
-            identity, store, members, self._answers, self._join_endpoint, self.status, self._send, on_event
+            identity,
+            store,
+            members,
+            self._answers,
+            self._join_endpoint,
+            self.status,
+            self.changer,
+            self._send,
+            on_event,
         )
         self._waiting_sent_s = self._ticked_s = 0.0
         self.inbox = Inbox(self._listener, self._send)
@@ -149,6 +166,7 @@ class Coordinator(threading.Thread):
 
     def close(self) -> None:
         """End all answers and the thread; members search for a new coordinator."""
+        self.changer.close()
         with suppress(OSError):  # the thread has ended already
             self._outbox.put(None)
         self.join()
@@ -205,6 +223,7 @@ class Coordinator(threading.Thread):
     def _tick(self, now_s: float) -> None:
         """Do the periodic work of each service; an error in one does not keep the others from their work."""
         self._ticked_s = now_s
+        self._do_work()
         with self._surviving("announcing"):
             self._join_endpoint.announce()
         with self._surviving("checking the members"):
@@ -221,6 +240,31 @@ class Coordinator(threading.Thread):
             self._waiting_sent_s = now_s
             with self._surviving("telling the askers"):
                 self._tell_askers()
+
+    def _in_thread(self, work: Callable[[], None]) -> None:
+        """Do ``work`` in this thread, and return when it is done. Safe from any other thread.
+
+        Raises:
+            EdgeppError: the work raised it, or the coordinator has ended.
+        """
+        done: Future[None] = Future()
+        self._work.put((work, done))
+        while not done.done():
+            if not self.is_alive():
+                raise EdgeppError("the coordinator has ended")
+            wait([done], TICK_S)
+        done.result()
+
+    def _do_work(self) -> None:
+        """Do what other threads have asked for; errors are theirs."""
+        while not self._work.empty():
+            work, done = self._work.get()
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - raised in the other thread
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
     def _expel_all(self) -> None:
         if self._membership_service.expel_all(f"{self._identity.name} ended the cluster"):

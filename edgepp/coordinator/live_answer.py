@@ -107,6 +107,11 @@ class LiveAnswer:
         return self._stream is not None and self._stream.finish_reason is not None
 
     @property
+    def running(self) -> bool:
+        """Whether the engine has the answer, and has not ended it."""
+        return self._stream is not None and self._stream.finish_reason is None
+
+    @property
     def ended(self) -> EndedAnswer:
         """The answer as it has ended."""
         return EndedAnswer(
@@ -201,6 +206,11 @@ class LiveAnswers:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    @property
+    def num_running(self) -> int:
+        """Answers that the engine has; the others wait for a pipeline."""
+        return sum(live.running for live in self._snapshot())
 
     @contextmanager
     def asking(

@@ -37,6 +37,8 @@ class LoadTracker:
     def __init__(self) -> None:
         self.backoff = FailureBackoff()
         self._loads: dict[str, SlotLoad] = {}
+        self.last_failure = ""
+        """Which load failed last, and why; empty where none has."""
 
     def get(self, host: str) -> SlotLoad | None:
         """The load of a host; None where the present plan has ordered none."""
@@ -79,6 +81,7 @@ class LoadTracker:
         """Note that a load failed, or that its stage ended; ``final`` bans the host at once."""
         load = self._loads[host]
         load.under_way = False
+        self.last_failure = reason
         load.ordered_s = self.backoff.failed(host, reason, now_s, final=final) - REORDER_S
 
     def remind(self, node: str, *, restarted: bool) -> None:

@@ -32,6 +32,15 @@ class PipelineOrder:
     endpoints: tuple[Endpoint, ...]
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """A pipeline to open, with the model that was in force when it was ordered."""
+
+    order: PipelineOrder
+    frontend: ModelFrontend
+    options: PipelineOptions
+
+
 class PipelineManager:
     """Keeps one pipeline open at a time, over the stages of the newest plan."""
 
@@ -39,7 +48,7 @@ class PipelineManager:
         self._frontend = frontend
         self._options = options
         self._on_event = on_event
-        self._commands: queue.SimpleQueue[PipelineOrder | EdgeppError | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Opening | EdgeppError | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._pipeline: Pipeline | None = None
         self._wanted: PipelineOrder | None = None
@@ -51,6 +60,8 @@ class PipelineManager:
         self._shortage: EdgeppError | None = None
         self.reason = "no plan yet"
         """Why no pipeline is open; empty while one is."""
+        self.held = ""
+        """Why questions wait although a pipeline is open; empty where they do not."""
         self._thread = threading.Thread(target=self._run, name="pipeline-manager", daemon=True)
         self._thread.start()
 
@@ -63,6 +74,16 @@ class PipelineManager:
     def frontend(self) -> ModelFrontend:
         """The coordinator's own part of the model."""
         return self._frontend
+
+    @property
+    def options(self) -> PipelineOptions:
+        """The options of pipelines, without endpoints."""
+        return self._options
+
+    @property
+    def num_failures(self) -> int:
+        """Failures in a row to open the wanted pipeline."""
+        return self._failures
 
     @property
     def sampling(self) -> SamplingOptions:
@@ -92,7 +113,7 @@ class PipelineManager:
         if wanted != self._wanted:
             self._failures = 0
         self._wanted = wanted
-        self._order(wanted)
+        self._order(_Opening(wanted, self._frontend, self._options))
 
     def close_pipeline(self, reason: str, error: EdgeppError) -> None:
         """Close the pipeline. Answers under way end with ``error``; waiting ones show ``reason``."""
@@ -100,6 +121,20 @@ class PipelineManager:
         if self._wanted is not None:
             self._wanted = None
             self._order(error)
+
+    def change_model(self, frontend: ModelFrontend, options: PipelineOptions, reason: str, error: EdgeppError) -> None:
+        """Close the pipeline as ``close_pipeline`` does, and open further ones with another model."""
+        self.close_pipeline(reason, error)
+        self._frontend, self._options, self._failures = frontend, options, 0
+
+    def hold(self, reason: str) -> None:
+        """Let further questions wait, although a pipeline may be open, until ``release``."""
+        self.held = reason
+
+    def release(self) -> None:
+        """Let questions be answered again."""
+        self.held = ""
+        self.wake()
 
     def set_shortage(self, error: EdgeppError | None) -> None:
         """Set why no pipeline is possible at all, so that answers do not wait for one; None where one is possible."""
@@ -117,11 +152,11 @@ class PipelineManager:
         """
         until_s = time.monotonic() + wait_s
         with self._changed:
-            while (pipeline := self.pipeline) is None:
+            while (pipeline := None if self.held else self.pipeline) is None:
                 if self._shortage is not None:
                     raise NotReady(f"the cluster cannot answer: {self._shortage}", self._shortage.hint)
                 if time.monotonic() >= until_s or given_up():
-                    raise NotReady(f"the cluster cannot answer yet: {self.reason}", "see `edgepp status`")
+                    raise NotReady(f"the cluster cannot answer yet: {self.held or self.reason}", "see `edgepp status`")
                 self._changed.wait(1.0)
             return pipeline
 
@@ -143,7 +178,7 @@ class PipelineManager:
     def _reopen_wait_s(self) -> float:
         return min(MAX_REOPEN_S, FIRST_REOPEN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
 
-    def _order(self, command: PipelineOrder | EdgeppError) -> None:
+    def _order(self, command: _Opening | EdgeppError) -> None:
         self._num_given += 1
         self._commands.put(command)
 
@@ -164,14 +199,14 @@ class PipelineManager:
                 self._close_current(commands[0])
                 if commands[-1] is None:
                     return
-                if isinstance(commands[-1], PipelineOrder):
+                if isinstance(commands[-1], _Opening):
                     self._open(commands[-1])
             except Exception as error:
                 log.exception("the pipeline could not be closed or opened")
                 self._note_failure(f"{type(error).__name__}: {error}")
             self._num_done = taken
 
-    def _close_current(self, command: PipelineOrder | EdgeppError | None) -> None:
+    def _close_current(self, command: _Opening | EdgeppError | None) -> None:
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is None:
             return
@@ -180,10 +215,10 @@ class PipelineManager:
         pipeline.engine.close(_closing_reason(pipeline, command))
         pipeline.close()
 
-    def _open(self, wanted: PipelineOrder) -> None:
-        began_s = time.monotonic()
+    def _open(self, opening: _Opening) -> None:
+        began_s, wanted = time.monotonic(), opening.order
         try:
-            pipeline = Pipeline(replace(self._options, endpoints=wanted.endpoints), frontend=self._frontend)
+            pipeline = Pipeline(replace(opening.options, endpoints=wanted.endpoints), frontend=opening.frontend)
         except Exception as error:
             if not isinstance(error, EdgeppError):
                 log.exception("plan %d cannot be opened", wanted.plan_version)
@@ -206,13 +241,13 @@ class PipelineManager:
         self._failed_s = time.monotonic()
 
 
-def _closing_reason(pipeline: Pipeline, command: PipelineOrder | EdgeppError | None) -> EdgeppError:
+def _closing_reason(pipeline: Pipeline, command: _Opening | EdgeppError | None) -> EdgeppError:
     """The error with which answers end when ``command`` closes ``pipeline``."""
     if isinstance(command, EdgeppError):
         return command
     if command is None:
         return EdgeppError("the coordinator was closed during this answer", "start `edgepp serve` again")
-    for stage, old, new in zip(pipeline.stages, pipeline.options.endpoints, command.endpoints, strict=False):
+    for stage, old, new in zip(pipeline.stages, pipeline.options.endpoints, command.order.endpoints, strict=False):
         if old != new:
             return StageLost(f"{stage} is gone: it is at {new.addresses[0]} now", "ask again")
-    return EdgeppError("the pipeline was opened again during this answer", "ask again")
+    return NotReady("the pipeline was opened again during this answer", "ask again")

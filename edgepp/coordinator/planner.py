@@ -88,6 +88,23 @@ class Planner:
         out = "; ".join(filter(None, (refused, self.excluded)))
         return f"{out}; without it, {text}" if out else text
 
+    def check(self, request: PlacementRequest, members: Membership) -> None:
+        """Check that the members could hold another model, or this one with other sizes.
+
+        Raises:
+            PlanError: the members cannot; the hint says what would help.
+        """
+        hosts = StageHosts(request, self.coordinator).hosts(members.present)
+        place(request, hosts, self.links, self.coordinator)
+
+    def change_model(self, model: str, request: PlacementRequest) -> None:
+        """Plan for another model from now on, with all nodes anew."""
+        self.model, self.request = model, request
+        self.plan, self.shortage, self.excluded = None, None, ""
+        self.loads = LoadTracker()
+        self._stage_hosts = StageHosts(request, self.coordinator)
+        self._planned, self._banned = None, ()
+
     def certain_shortage(self, members: Membership) -> PlanError | None:
         """What is missing to hold the model, once every expected node is present and planned for; else None."""
         return self.shortage if self.plan is None and self.settled and self._all_present(members) else None

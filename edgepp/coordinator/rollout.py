@@ -16,7 +16,7 @@ from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.coordinator.planner import Order, Planner
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.errors import EdgeppError, StageLost
+from edgepp.errors import EdgeppError, NotReady, StageLost
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
 from edgepp.layers import LayerRange
 from edgepp.placement.types import LinkSpeed
@@ -147,8 +147,8 @@ class Rollout:
                     f"{name} is gone: {member.facts.name} {how}", "ask again: the other nodes take its layers"
                 )
         if self._planner.excluded or not self._planner.plan:
-            return EdgeppError(f"the cluster cannot continue: {self._planner.reason}", "see `edgepp status`")
-        return EdgeppError(f"the layers were distributed again during this answer: {self._distribution()}", "ask again")
+            return NotReady(f"the cluster cannot continue: {self._planner.reason}", "see `edgepp status`")
+        return NotReady(f"the layers were distributed again during this answer: {self._distribution()}", "ask again")
 
     def slowest(self) -> str:
         """The name of the node that is furthest from having loaded its layers; empty if none loads."""

@@ -10,6 +10,7 @@ from edgepp.cluster.membership import Membership
 from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.json_codec import encode_sampling
 from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.coordinator.model_change import ModelChanger
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Progress, Rollout
@@ -30,6 +31,7 @@ class StatusSources:
     rollout: Rollout
     pipeline_manager: PipelineManager
     answers: LiveAnswers
+    changer: ModelChanger
     address: Address
     """Where the coordinator listens."""
     began_s: float
@@ -38,14 +40,17 @@ class StatusSources:
     @property
     def reason(self) -> str:
         """What answers wait for, such as machines that are away; empty while a pipeline is open."""
-        return self.rollout.waiting(self.trust_store.away({member.node for member in self.members.present}))
+        return self.pipeline_manager.held or self.rollout.waiting(
+            self.trust_store.away({member.node for member in self.members.present})
+        )
 
 
 def cluster_status(sources: StatusSources) -> dict[str, Any]:
     """The cluster's state. Layer ranges are half-open pairs, times in seconds, memory in bytes, rates per second."""
     planner, pipeline_manager = sources.planner, sources.pipeline_manager
     stages = stage_statuses(sources)
-    state = "ready" if pipeline_manager.pipeline is not None else "loading" if stages else "waiting"
+    answers = pipeline_manager.pipeline is not None and not pipeline_manager.held
+    state = "ready" if answers else "loading" if stages else "waiting"
     timing = sources.answers.last
     return {
         "schema": SCHEMA,
@@ -56,6 +61,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "state": state,
         "reason": sources.reason,
         "loading": _loading(sources, state),
+        "change": change.to_json() if (change := sources.changer.change) else None,
         "plan_version": planner.plan_version,
         "view": sources.members.version,
         "policy": planner.request.policy,

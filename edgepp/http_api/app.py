@@ -7,7 +7,7 @@ from collections.abc import Callable
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from edgepp.http_api import health, metrics
+from edgepp.http_api import health, load_model, metrics
 from edgepp.http_api.access.authentication import Authentication
 from edgepp.http_api.access.bodies import Bodies
 from edgepp.http_api.access.content_types import ContentTypes
@@ -35,6 +35,7 @@ ROUTE_LISTS: tuple[RouteList, ...] = (
     ollama.routes,
     health.routes,
     metrics.routes,
+    load_model.routes,
 )
 """The ``routes`` of every module of an API; a new module is added here."""
 

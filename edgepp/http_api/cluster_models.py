@@ -13,7 +13,7 @@ from typing import Any, Literal
 from edgepp.coordinator.live_answer import OnEnded
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
-from edgepp.errors import EdgeppError, ModelError
+from edgepp.errors import EdgeppError, ModelError, PlanError, UsageError
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import IDLE_S, GenerationEvent, GenerationRequest
 from edgepp.http_api.generator import LOAD_WAIT_S, LOADING_RETRY_S, Generator, request_error
@@ -101,6 +101,27 @@ class ClusterModels:
         except EdgeppError as error:
             raise request_error(error) from error
 
+    async def load(self, model: str) -> None:
+        """Run another model, for everybody; answers under way end first. Returns when the model answers.
+
+        Raises:
+            RequestError: there is no such model, or it does not fit; the former one goes on.
+        """
+        name = model.removesuffix(_LATEST)
+        if not _NAME.fullmatch(name) or ".." in name:
+            raise RequestError("not_found", f"there is no model called '{model:.200}'", parameter="model")
+        try:
+            if isinstance(resolve(name), LocalFolder):
+                raise ModelError(f"{name} is a folder", "name a model, or use `edgepp use FOLDER` on that machine")
+        except ModelError as error:
+            raise RequestError("not_found", str(error), error.hint, parameter="model") from error
+        try:
+            await self._cluster.load(name)
+        except UsageError as error:
+            raise RequestError("overloaded", str(error), error.hint, retry_after_s=self.retry_after_s) from error
+        except (ModelError, PlanError) as error:
+            raise RequestError("invalid_request", str(error), error.hint, parameter="model") from error
+
     def observe(self, on_ended: OnEnded) -> None:
         """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
         self._cluster.observe(on_ended)
@@ -123,6 +144,11 @@ class ClusterModels:
     def reason(self) -> str:
         """What answers wait for; empty while the cluster can answer."""
         return self._cluster.reason
+
+    @property
+    def is_held(self) -> bool:
+        """Whether requests wait until the model has changed."""
+        return self._cluster.is_held
 
     @property
     def retry_after_s(self) -> float:

@@ -78,6 +78,13 @@ class ModelService(Protocol):
             RequestError: an id is no token of the model.
         """
 
+    async def load(self, model: str) -> None:
+        """Run another model, for everybody; answers under way end first. Returns when the model answers.
+
+        Raises:
+            RequestError: there is no such model, or it does not fit; the former one goes on.
+        """
+
     def observe(self, on_ended: OnEnded) -> None:
         """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
 

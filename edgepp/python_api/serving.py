@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.composition_root import PORT, CoordinatorService, ServeOptions
 from edgepp.coordinator.live_answer import PIPELINE_WAIT_S, OnEnded
+from edgepp.coordinator.model_change import ModelChange
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
@@ -20,6 +21,8 @@ from edgepp.python_api.background_service import Background
 from edgepp.python_api.question import Question, conversation_or_raw
 from edgepp.wire.field_types import Verb
 from edgepp.wire.transport import Address
+
+_CHANGE_LOOK_S = 0.1
 
 
 class ServedCluster(Background[CoordinatorService]):
@@ -57,6 +60,11 @@ class ServedCluster(Background[CoordinatorService]):
     def reason(self) -> str:
         """What answers wait for, such as machines that are away; empty while the cluster can answer."""
         return self._service.coordinator.reason
+
+    @property
+    def is_held(self) -> bool:
+        """Whether new questions wait until the model has changed."""
+        return bool(self._service.pipeline_manager.held)
 
     @property
     def loading(self) -> Mapping[str, float]:
@@ -110,6 +118,23 @@ class ServedCluster(Background[CoordinatorService]):
     def observe(self, on_ended: OnEnded) -> None:
         """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
         self._service.coordinator.live_answers.observers.append(on_ended)
+
+    async def load(self, model: str, on_change: Callable[[ModelChange], None] = lambda _: None) -> None:
+        """Change the model while the cluster runs: answers under way end first, and new questions wait.
+
+        ``on_change`` is called ten times per second with how far it is. A change that nobody awaits goes on.
+
+        Raises:
+            UsageError: another change is under way.
+            EdgeppError: the model cannot be had or does not fit; the cluster goes on with the former one.
+        """
+        changer = self._service.coordinator.changer
+        changer.begin(model)
+        while (change := changer.change) is not None and change.under_way:
+            on_change(change)
+            await asyncio.sleep(_CHANGE_LOOK_S)
+        if change is not None and change.error is not None:
+            raise change.error
 
     async def invite(self) -> str:
         """A code that lets one other machine join within ten minutes, by `edgepp join CODE` or ``edgepp.join(CODE)``.

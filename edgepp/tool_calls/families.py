@@ -41,6 +41,8 @@ class Family:
     """For calls as a name and JSON: what stands between marker and JSON."""
     bare: bool = False
     """Whether calls also come without marker, as JSON or like Python."""
+    function_tags: bool = False
+    """Whether calls also come as ``<function=name>{…}</function>``."""
     takes_several: bool = True
     """Whether a grammar allows several calls in one answer; models that never learned calls would not end them."""
 
@@ -54,7 +56,7 @@ class Family:
         elif self.marker:
             closings = (self.closing,) if self.closing else ()
             markers[self.marker] = lambda: AnyCalls(names, self.marker, closings, self.named)
-        if self.name == "llama":
+        if self.function_tags:
             markers["<function="] = lambda: NamedCalls(names, "<function=", _FUNCTION, "</function>")
         return markers
 
@@ -70,6 +72,7 @@ LLAMA = Family(
     "<|python_tag|>",
     "<|eom_id|>",
     bare=True,
+    function_tags=True,
 )
 MISTRAL = Family("mistral", WrittenCall(_JSON, "[TOOL_CALLS][", ", ", "]"), "[TOOL_CALLS]", named=_MISTRAL)
 MISTRAL_ARGS = Family("mistral", WrittenCall("[TOOL_CALLS]{name}[ARGS]{arguments}"), "[TOOL_CALLS]", named=_MISTRAL)
@@ -78,6 +81,17 @@ PYTHONIC = Family(
     WrittenCall(_JSON, "<|tool_call_start|>[", ", ", "]<|tool_call_end|>"),
     "<|tool_call_start|>",
     "<|tool_call_end|>",
+)
+HARMONY = Family(
+    "harmony",
+    WrittenCall("<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}"),
+    takes_several=False,
+)
+_PHI = Family("phi", WrittenCall(_JSON, "<|tool_call|>[", ", ", "]<|/tool_call|>"), "<|tool_call|>", "<|/tool_call|>")
+_GRANITE = Family("granite", WrittenCall(_JSON, "<|tool_call|>[", ", ", "]"), "<|tool_call|>")
+_NEMOTRON = Family("nemotron", WrittenCall(_JSON, "<TOOLCALL>[", ", ", "]</TOOLCALL>"), "<TOOLCALL>", "</TOOLCALL>")
+_JAMBA = Family(
+    "jamba", WrittenCall(_JSON, "<tool_calls>[\n", ",\n", "\n]</tool_calls>"), "<tool_calls>", "</tool_calls>"
 )
 
 
@@ -108,6 +122,7 @@ _FUNCTION_GEMMA = _whole(
 _GEMMA = _whole("gemma", "<|tool_call>", "<tool_call|>", lambda text, _: gemma_calls.parse(text, '<|"|>'))
 
 _BY_TEMPLATE: tuple[tuple[Family, tuple[str, ...]], ...] = (
+    (HARMONY, ("<|channel|>", "<|message|>", "<|start|>")),
     (_MINIMAX, ("<minimax:tool_call>",)),
     (_GEMMA, ("<|tool_call>", "<tool_call|>")),
     (_FUNCTION_GEMMA, ("<start_function_call>",)),
@@ -116,11 +131,16 @@ _BY_TEMPLATE: tuple[tuple[Family, tuple[str, ...]], ...] = (
     (PYTHONIC, ("<|tool_list_start|>",)),
     (PYTHONIC, ("<|tool_call_start|>",)),
     (_QWEN_CODER, ("<tool_call>", "<function=", "<parameter=")),
+    (_KIMI_K3, ("<|open|>tools<|sep|>",)),
     (_KIMI_K2, ("<|tool_calls_section_begin|>",)),
     (_MINICPM, ('<function name="', '<param name="')),
     (MISTRAL_ARGS, ("[TOOL_CALLS]", "[ARGS]")),
     (MISTRAL, ("[TOOL_CALLS]",)),
     (_MUSE, ("<atem:function_calls>",)),
+    (_PHI, ("<|tool_call|>", "<|/tool_call|>")),
+    (_GRANITE, ("<|tool_call|>",)),
+    (_NEMOTRON, ("<TOOLCALL>",)),
+    (_JAMBA, ("<tool_calls>",)),
     (LLAMA, ("<|python_tag|>",)),
     (LLAMA, ('"parameters": ', "<|start_header_id|>", "tools")),
     (HERMES, ("<tool_call>",)),

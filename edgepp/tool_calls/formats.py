@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from edgepp.engine.request import Constraint
 from edgepp.model.text.conversation import Conversation
 from edgepp.tool_calls.answer_parser import CallParser, SplitAnswerParser
-from edgepp.tool_calls.families import GENERIC, Family, family_of
+from edgepp.tool_calls.families import GENERIC, HARMONY, Family, family_of
 from edgepp.tool_calls.generic_prompt import with_tools
 from edgepp.tool_calls.grammar import callable_tools, constraint_of, is_held
+from edgepp.tool_calls.harmony import HarmonyParser
 from edgepp.tool_calls.history import rewritten
 from edgepp.tool_calls.marked_calls import AnyCalls
 from edgepp.tool_calls.reasoning import ReasoningSplitter, ThinkingMarkers, beginning, markers_of
@@ -28,13 +29,24 @@ from edgepp.tool_calls.tool_use import AnswerPart, Tool, ToolUse
 
 
 class AnswerParser(Protocol):
-    """Splits one answer into parts as it comes; joined, the parts do not depend on how the text was cut."""
+    """Splits one answer into parts as it comes; joined, the parts do not depend on how the text was cut.
+
+    A call without ``CallEnded`` was cut, by the length or by the model itself: its arguments are half and mean nothing.
+    """
 
     def add(self, text: str) -> list[AnswerPart]:
-        """The parts that are certain after more ``text``, perhaps none."""
+        """The parts that are certain after more ``text``, perhaps none.
+
+        Raises:
+            EdgeppError: the arguments of a call that has begun are not JSON; the answer cannot go on.
+        """
 
     def finish(self) -> list[AnswerPart]:
-        """The parts held back; call it once, at the end of the answer, whatever ended it."""
+        """The parts held back; call it once, at the end of the answer, whatever ended it.
+
+        Raises:
+            EdgeppError: as of ``add``.
+        """
 
 
 class ToolFormat(Protocol):
@@ -81,7 +93,9 @@ def format_of(
     text = template or ""
     special = dict(special_tokens or {})
     limits = TemplateLimits.of(text, render)
-    family = GENERIC if limits.tools else family_of(text, special)
+    family = family_of(text, special)
+    if limits.tools and family is not HARMONY:
+        family = GENERIC  # whatever its markers, the template renders no tools
     return _FamilyFormat(family, limits, markers_of(text, special), special)
 
 
@@ -96,7 +110,7 @@ class _FamilyFormat:
 
     @property
     def thinks(self) -> bool:
-        return self.thinking is not None
+        return self.thinking is not None or self.family is HARMONY
 
     def prepare(self, conversation: Conversation, tool_use: ToolUse) -> Conversation:
         tools = [tool for tool in tool_use.tools if tool.listed and tool_use.choice != "none"]
@@ -113,6 +127,8 @@ class _FamilyFormat:
         return constraint_of(self.family, tool_use, answer, self.thinking, prompt_end, self.special_tokens)
 
     def parser(self, tool_use: ToolUse, prompt_end: str = "") -> AnswerParser:
+        if self.family is HARMONY:
+            return HarmonyParser(tuple(tool.name for tool in callable_tools(tool_use)))
         reasoning = ReasoningSplitter(self.thinking, beginning(self.thinking, prompt_end))
         tools = {tool.name: tool for tool in callable_tools(tool_use)}
         return SplitAnswerParser(reasoning, self._calls(tools, tool_use) if tools else None)

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgepp.engine.request import Constraint
 from edgepp.errors import UsageError
-from edgepp.tool_calls.families import Family
+from edgepp.tool_calls.families import GENERIC, HARMONY, Family
 from edgepp.tool_calls.reasoning import Beginning, ThinkingMarkers, beginning
 from edgepp.tool_calls.schemas import any_object, held_schema
 from edgepp.tool_calls.tool_use import Tool, ToolUse
@@ -78,12 +78,15 @@ def constraint_of(
     """
     tools = callable_tools(tool_use)
     begins = beginning(thinking, prompt_end)
-    is_free = not tools or not (is_held(tool_use) or family.name == "generic")
+    is_free = not tools or not (is_held(tool_use) or family is GENERIC)
     if answer is None and is_free:
         return None
-    if answer is not None and not tools and (begins == "closed" or answer.kind == "grammar"):
+    is_alone = answer is not None and not tools and begins == "closed" and family is not HARMONY
+    if is_alone or (answer is not None and answer.kind == "grammar" and not tools):
         return answer
     rules = _Rules(special_tokens)
+    if family is HARMONY:
+        return Constraint("grammar", "\n".join([_channels(rules, tool_use, tools, answer), *rules.lines]))
     reasoning = _reasoning(rules, thinking, begins) if thinking is not None else ""
     body = _body(rules, family, tool_use, tools, answer)
     start = f"start: {reasoning} ({body})" if reasoning else f"start: {body}"
@@ -139,6 +142,18 @@ def _body(rules: _Rules, family: Family, tool_use: ToolUse, tools: Sequence[Tool
     return f"{rules.text} | {head} {_calls(rules, family, tool_use, tools, is_behind_marker=True)}"
 
 
+def _channels(rules: _Rules, tool_use: ToolUse, tools: Sequence[Tool], answer: Constraint | None) -> str:
+    """The first rule for an answer in channels."""
+    thoughts = rules.up_to("thoughts", "<|end|>")
+    begin = rules.literal("<|channel|>analysis<|message|>")
+    rules.add("analysis", f"{begin} {thoughts} {rules.literal('<|start|>assistant')}")
+    final = rules.literal("<|channel|>final<|message|>")
+    text = rules.add("final", f"{final} {_embedded(answer) if answer is not None else 'ANY'}")
+    calls = _calls(rules, HARMONY, tool_use, tools) if tools else ""
+    alternatives = [calls] if tool_use.choice == "required" else [text, calls] if calls else [text]
+    return f"start: analysis? ({' | '.join(alternatives)})"
+
+
 def _has_marker(family: Family) -> bool:
     return bool(family.marker) and (family.written.before + family.written.call).startswith(family.marker)
 
@@ -152,7 +167,8 @@ def _calls(
     calls, first = [], []
     for index, tool in enumerate(tools):
         schema = held_schema(tool) if demanded or tool.strict else any_object()
-        arguments = rules.add(f"arguments_{index}", f"%json {schema}")
+        named = json.dumps(tool.name)  # the comment tells ``grammar_sandbox`` whose schema is at fault
+        arguments = rules.add(f"arguments_{index}", f"%json {schema} // the schema of the tool {named}")
         before, _, after = written.call.partition("{arguments}")
         before = before.replace("{name}", json.dumps(tool.name, ensure_ascii=False)[1:-1])
         calls.append(rules.add(f"call_{index}", f"{rules.literal(before)} {arguments} {rules.literal(after)}"))
@@ -189,11 +205,7 @@ def _embedded(answer: Constraint) -> str:
     if answer.kind == "json":
         return f"%json {_spaced({'type': 'object'})}"
     if answer.kind == "regex":
-        return (
-            "/"
-            + _SLASH.sub(lambda found: found[0] if found[0] != "/" else "\\/", answer.text).replace("\n", "\\n")
-            + "/"
-        )
+        return f"/{_escaped(answer.text)}/"
     if answer.kind == "grammar":
         raise UsageError("an answer with tools cannot be held to a grammar of its own", "leave out one of the two")
     try:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from edgepp.engine.frontend import OnProgress
 from edgepp.events import Event, PipelineOpened
+from edgepp.http_api import running_server
 from edgepp.http_api.server import HttpServer
 from edgepp.printable import one_line
 from edgepp.python_api import ServedCluster
@@ -65,10 +66,12 @@ class _ClusterWithHttp:
         await self._cluster.open(on_progress)
         if self._http is not None:
             await self._http.open()
+            running_server.announce(self._http.url)
 
     async def close(self) -> None:
         try:
             if self._http is not None:
+                running_server.withdraw()
                 await self._http.close()
         finally:
             await self._cluster.close()

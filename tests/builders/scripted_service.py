@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from edgepp.coordinator.live_answer import OnEnded
@@ -119,6 +119,12 @@ class ScriptedService:
             if not 0 <= token_id < 256:
                 raise RequestError("invalid_request", f"the model has no token {token_id}")
         return bytes(token_ids).decode(errors="replace")
+
+    async def load(self, model: str) -> None:
+        """Serve another model from now on, unless it is called ``none``."""
+        if model == "none":
+            raise RequestError("not_found", "there is no model called 'none'", parameter="model")
+        self.model = replace(self.model, name=model, names=(model,))
 
     def observe(self, on_ended: OnEnded) -> None:
         """Keep ``on_ended``, for the test to call."""

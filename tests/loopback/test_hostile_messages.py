@@ -250,7 +250,15 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
     )
     request = PlacementRequest(SIZE, context=1024, max_sequences=1)
     planner = Planner(request, "m", False, identity.node, kv_bits=0, base_plan_id=1000)
-    made = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, lambda _: None)  # type: ignore[arg-type]
+    made = Coordinator(
+        identity,
+        cluster,
+        Address("127.0.0.1", 0),
+        planner,
+        pipeline_manager,  # type: ignore[arg-type]
+        lambda _: None,
+        no_pipeline,
+    )
     yield made
     made._outbox.put(None)
     made.run()

@@ -49,10 +49,10 @@ class HttpCluster:
 
 
 @contextmanager
-def serving_http(folder: Path, *options: str, ready: bool = True) -> Iterator[HttpCluster]:
+def serving_http(folder: Path, *options: str, model: str = MODEL, ready: bool = True) -> Iterator[HttpCluster]:
     """`edgepp serve` with HTTP on a free port of loopback; able to answer if ``ready``, else perhaps not yet."""
     machine = Machine(folder, "one")
-    given = ("-m", MODEL, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options)
+    given = ("-m", model, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *options)
     # Tests that end while the cluster runs must not take it for a process that they left behind.
     with machine.running("serve", *given, EDGEPP_TEST_RUN="shared") as served:
         url = served.until("listening")["http"]

@@ -15,6 +15,7 @@ from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.composition_root import CoordinatorService
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.json_codec import encode_question
+from edgepp.coordinator.model_change import ModelParts
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.engine.pipeline import PipelineOptions
@@ -68,6 +69,10 @@ class Desk:
         return self.link(self.coordinator._identity.keys)
 
 
+def no_parts(_: object) -> ModelParts:
+    raise EdgeppError("no model")
+
+
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
@@ -81,7 +86,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     front = SimpleNamespace(sampling=SamplingOptions())  # all that a status reads of a model
     pipeline_manager = PipelineManager(front, PipelineOptions("m"), tell)  # type: ignore[arg-type]
     planner = Planner(PlacementRequest(SIZE, 16, 1), "m", False, identity.node, kv_bits=0, base_plan_id=1 << 16)
-    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, tell)
+    coordinator = Coordinator(identity, cluster, Address("127.0.0.1", 0), planner, pipeline_manager, tell, no_parts)
     made = Desk(coordinator, pipeline_manager, member, events)
     coordinator.start()
     try:

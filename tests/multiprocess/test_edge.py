@@ -45,6 +45,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "keys add": ("me",),
     "keys list": (),
     "keys revoke": ("nobody",),
+    "use": ("MODEL",),
+    "launch": ("codex", "--print", "--url", "http://127.0.0.1:9"),
     "leave": (),
     "plan": ("MODEL", "--node", "mem=4GB"),
     "bench": (

@@ -47,6 +47,7 @@ class Tokenizer:
     """Ids of the tokens that end an answer, from the tokenizer and the generation settings of the model."""
     _facts: Mapping[str, Any]
     """The dict of ``tokenizer_definition.read_definition``."""
+    _tokens: _Tokens
     _client: TextClient
 
     @classmethod
@@ -75,11 +76,9 @@ class Tokenizer:
             client.close()  # encoding needs another process, without the libraries that read the folder
         if facts["eos"] is not None:
             ids.add(int(facts["eos"]))
-        tokenizer = cls(path.name, frozenset(), facts, client)
-        ids |= {token for name, token in tokenizer.control_tokens.items() if name in _TURN_ENDS}
-        tokenizer = replace(tokenizer, eos_ids=frozenset(ids))
-        tokenizer.detokenizer()  # raises for an unsupported decoder
-        return tokenizer
+        tokens = _Tokens.of(path.name, json.loads(facts["definition"]))
+        ids |= {token for name, token in tokens.control.items() if name in _TURN_ENDS}
+        return cls(path.name, frozenset(ids), facts, tokens, client)
 
     @property
     def template(self) -> str:
@@ -92,11 +91,10 @@ class Tokenizer:
         vocabulary = self.vocabulary().keys()
         return next((tokens for tokens in _THINKING_TOKENS if vocabulary >= set(tokens)), ())
 
-    @cached_property
-    def control_tokens(self) -> dict[str, int]:
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
         """Ids of the control tokens by their names, such as ``<|im_end|>`` and ``<tool_call>``; see ``is_control``."""
-        added = json.loads(self._facts["definition"])["added_tokens"]
-        return {one["content"]: one["id"] for one in added if is_control(one["content"], one["special"])}
+        return self._tokens.control
 
     def marker(self, text: str) -> str:
         """How the Lark grammar of a ``Constraint`` says ``text``, which may be the name of a control token."""
@@ -162,11 +160,11 @@ class Tokenizer:
 
     def detokenizer(self) -> Detokenizer:
         """A detokenizer for a new sequence that continues a text: nothing is trimmed from its beginning."""
-        return self._decoding.detokenizer(self._decoding.tokens)
+        return self._tokens.detokenizer(self._tokens.texts)
 
     def vocabulary(self) -> dict[str, int]:
         """The id of each token by its text."""
-        return {text: token for token, text in self._decoding.tokens.items()}
+        return {text: token for token, text in self._tokens.texts.items()}
 
     def to_json(self) -> str:
         """The tokenizer as a ``tokenizer.json`` of the tokenizers library, without padding and truncation."""
@@ -204,29 +202,14 @@ class Tokenizer:
         return EncodedPrompt(self._client.encode_chat(text, content), opening)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
-        tokens = self._decoding.tokens
+        texts = self._tokens.texts
         for token in ids:
-            if token not in tokens:
-                raise UsageError(f"{token!r:.40} is no token of {self.name}, which has ids up to {max(tokens)}")
-
-    @cached_property
-    def _decoding(self) -> _Decoding:
-        definition = json.loads(self._facts["definition"])
-        try:
-            detokenizer = detokenizer_factory(definition["decoder"])
-        except ModelError as error:
-            raise ModelError(f"{self.name} cannot answer: {error}", error.hint) from error
-        vocabulary = definition["model"]["vocab"]
-        if isinstance(vocabulary, dict):
-            tokens = {token: text for text, token in vocabulary.items()}
-        else:  # a list, whose indices are the ids
-            tokens = {token: text for token, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
-        tokens |= {one["id"]: one["content"] for one in definition["added_tokens"]}
-        return _Decoding(tokens, detokenizer, TokenBound.of(definition))
+            if type(token) is not int or token not in texts:
+                raise UsageError(f"{token!r:.40} is no token of {self.name}, which has ids up to {max(texts)}")
 
     def _check_length(self, text: str, context: int | None) -> None:
         """Refuse a text that cannot fit before it occupies the tokenizer's process, which all requests share."""
-        bound = self._decoding.bound
+        bound = self._tokens.bound
         if context is None or bound is None or len(text) < context:
             return
         least = bound.least_tokens(text)
@@ -235,10 +218,32 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
-class _Decoding:
+class _Tokens:
     """What the definition of a tokenizer says about its tokens."""
 
-    tokens: dict[int, str]
+    texts: dict[int, str]
     """The text of each token by its id."""
+    control: dict[str, int]
+    """The id of each control token by its name."""
     detokenizer: Callable[[Mapping[int, str]], Detokenizer]
     bound: TokenBound | None
+
+    @classmethod
+    def of(cls, name: str, definition: Mapping[str, Any]) -> _Tokens:
+        """The tokens of the tokenizer ``name`` by a parsed ``tokenizer.json``.
+
+        Raises:
+            ModelError: the kind of decoder is not supported.
+        """
+        try:
+            detokenizer = detokenizer_factory(definition["decoder"])
+        except ModelError as error:
+            raise ModelError(f"{name} cannot answer: {error}", error.hint) from error
+        vocabulary, added = definition["model"]["vocab"], definition["added_tokens"]
+        if isinstance(vocabulary, dict):
+            texts = {token: text for text, token in vocabulary.items()}
+        else:  # a list, whose indices are the ids
+            texts = {token: text for token, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
+        texts |= {one["id"]: one["content"] for one in added}
+        control = {one["content"]: one["id"] for one in added if is_control(one["content"], one["special"])}
+        return cls(texts, control, detokenizer, TokenBound.of(definition))

@@ -12,9 +12,9 @@ _INSTRUCTIONS = """\
 You are a coding agent. You work in the user's terminal, in the current folder.
 Use the tools to look at files, to change them and to run commands; do not guess what a file holds.
 Work in small steps until the task is done, then say in a few sentences what you did."""
-"""The place of Codex's own instructions, which have some 5,000 tokens."""
+"""The place of Codex's own instructions, which have some 4,000 tokens."""
 _SMALL_CONTEXT = 32_768
-"""Tokens below which Codex is not told of tools that it can do without; their descriptions have some 2,000 tokens."""
+"""Tokens below which Codex is not told of tools that it can do without; their descriptions have some 3,000 tokens."""
 _SPARE_FEATURES = ("goals", "multi_agent", "view_image")
 
 
@@ -35,8 +35,8 @@ def codex(target: Target, folder: Path, home: Path) -> Launch:
         {KEY_VARIABLE: target.key} if target.key else {},
         {catalogue: json.dumps({"models": [_model(target)]}, indent=1) + "\n"},
         ConfigFile(home / "edgepp.config.toml", "whole", "\n".join(lines) + "\n"),
-        "after --write: codex --profile edgepp",
-        "npm install -g @openai/codex",
+        note="after --write: codex --profile edgepp",
+        install="npm install -g @openai/codex",
     )
 
 

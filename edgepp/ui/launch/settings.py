@@ -46,6 +46,8 @@ class Launch:
     """Files of edgepp that the command line names."""
     config: ConfigFile | None = None
     """What ``--write`` writes; None where the client reads all from its environment."""
+    needs_config: bool = False
+    """Whether the client reads ``config`` alone and cannot be told otherwise."""
     note: str = ""
     """What the user has to do besides, in a sentence."""
     install: str = ""

@@ -128,3 +128,23 @@ def test_a_client_that_goes_away_ends_the_answer() -> None:
         next(event for event in stream if event.type == "response.output_text.delta")
         stream.close()
         eventually("the answer is cancelled", lambda: service.played[0].cancelled)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_langchain_calls_a_tool_over_responses(streamed: bool) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    with client(*AGENT) as (sdk, service):
+        model = langchain.ChatOpenAI(
+            model="smollm2-135m", base_url=str(sdk.base_url), api_key="any", max_retries=0, use_responses_api=True
+        ).bind_tools([TOOL])
+        if streamed:
+            message, *rest = list(model.stream("list"))
+            for chunk in rest:
+                message += chunk
+        else:
+            message = model.invoke("list")
+    assert message.text == "I look."
+    (call,) = message.tool_calls
+    assert (call["id"], call["name"], call["args"]) == ("call_a", "shell", {"cmd": "ls"})
+    assert message.usage_metadata["input_token_details"]["cache_read"] == 8
+    assert [tool.name for tool in service.request.tool_use.tools] == ["shell"]

@@ -12,7 +12,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from edgepp.engine import grammar_sandbox
 from edgepp.engine.request import Constraint
 
-SPECIAL = ("<|end|>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call_start|>", "<|tool_call_end|>")
+SPECIAL = (
+    "<|eos|>", "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>",
+    "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call_start|>", "<|tool_call_end|>",
+)  # fmt: skip
 
 
 @cache
@@ -26,17 +29,17 @@ def tokenizer() -> Tokenizer:
 
 
 @cache
-def _tokens() -> LLTokenizer:
-    return grammar_sandbox.tokenizer(tokenizer().to_str(), [special_tokens()["<|end|>"]])
+def llguidance_tokens() -> LLTokenizer:
+    return grammar_sandbox.tokenizer(tokenizer().to_str(), [special_tokens()["<|eos|>"]])
 
 
-def special_tokens(template: str = "<|end|>") -> dict[str, int]:
+def special_tokens(template: str = "<|eos|>") -> dict[str, int]:
     """The special tokens that stand in ``template``."""
     return {one: tokenizer().token_to_id(one) for one in SPECIAL if one in template}
 
 
 def matcher(constraint: Constraint) -> LLMatcher:
-    made = grammar_sandbox.matcher(_tokens(), constraint.kind, constraint.text)
+    made = grammar_sandbox.matcher(llguidance_tokens(), constraint.kind, constraint.text)
     assert not made.is_error(), made.get_error()
     return made
 
@@ -58,7 +61,7 @@ def random_answer(constraint: Constraint, seed: int, limit: int = 3000) -> str:
         bits = made.compute_bitmask()
         allowed = [8 * place + bit for place, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1]
         token = draw.choice(allowed)
-        if token == special_tokens()["<|end|>"]:
+        if token == special_tokens()["<|eos|>"]:
             break
         assert made.consume_token(token)
         ids.append(token)

@@ -85,6 +85,24 @@ CASES = [
         [Text("Sure."), *call("get_weather", PARIS), *call("now", "{}")],
     ),
     (t.MISTRAL_ARGS, '[TOOL_CALLS]get_weather[CALL_ID]a1B2c3D4e[ARGS]{"city": "Paris"}', call("get_weather", PARIS)),
+    # lists of JSON between markers: Phi 4 mini, Granite 3, Nemotron, Jamba
+    (t.PHI, '<|tool_call|>[{"name": "now", "arguments": {}}]<|/tool_call|>', call("now", "{}")),
+    (t.GRANITE, '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]', call("get_weather", PARIS)),
+    (t.NEMOTRON, '<TOOLCALL>[{"name": "now", "arguments": {}}]</TOOLCALL>\n', call("now", "{}")),
+    (t.JAMBA, '<tool_calls>[\n  {"name": "now", "arguments": {}}\n]</tool_calls>', call("now", "{}")),
+    # gpt-oss
+    (
+        t.HARMONY,
+        "<|channel|>analysis<|message|>Which city?<|end|><|start|>assistant<|channel|>commentary "
+        'to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}',
+        [Reasoning("Which city?"), *call("get_weather", PARIS)],
+    ),
+    (
+        t.HARMONY,
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.now<|channel|>commentary json"
+        "<|message|>{}<|call|>",
+        [Text("I look."), *call("now", "{}")],
+    ),
     # templates without tools, by edgepp's own prompt
     (t.PLAIN, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', call("now", "{}")),
     (t.PLAIN, '{"name": "now", "arguments": {}}', call("now", "{}")),
@@ -164,6 +182,7 @@ TEXTS = [
     (t.QWEN, "Text that mentions </think> and <think>."),
     (t.MISTRAL, '[TOOL_CALLS]unknown[ARGS]{"a": 1}'),
     (t.QWEN_CODER, "<tool_call>\n<function=get_weather>\n<parameter=city>\nrm -r /x"),
+    (t.HARMONY, "No channel at all, with <|an odd| word."),
     (t.GLM, "<tool_call>unknown\n<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>"),
     (t.PLAIN, "\n\n  spaced \n\n"),
     (t.PLAIN, "   "),
@@ -184,6 +203,8 @@ def test_what_is_no_call_of_a_known_tool_stays_text(template, answer) -> None:
 
 @pytest.mark.parametrize(("template", "answer", "parts"), CASES)
 def test_without_tools_or_with_choice_none_a_call_is_text(template, answer, parts) -> None:
+    if template is t.HARMONY:
+        return  # what its markers say is no text
     text = answer.partition("</think>\n\n")[2] or answer
     for use in (ToolUse(), ToolUse(USE.tools, "none")):
         assert [part for part in parts_of(template, list(answer), use) if isinstance(part, Text)] == [Text(text)]
@@ -193,7 +214,9 @@ def test_without_tools_or_with_choice_none_a_call_is_text(template, answer, part
 @given(st.data())
 def test_the_parts_do_not_depend_on_how_the_text_is_cut(data) -> None:
     fragments = [answer for _, answer, _ in CASES] + [text for _, text in TEXTS]
-    template = data.draw(st.sampled_from([t.LLAMA, t.QWEN, t.MISTRAL, t.PLAIN, t.QWEN_CODER, t.LFM, t.KIMI_K2]))
+    template = data.draw(
+        st.sampled_from([t.LLAMA, t.QWEN, t.MISTRAL, t.PLAIN, t.QWEN_CODER, t.LFM, t.KIMI_K2, t.HARMONY])
+    )
     answer = "".join(data.draw(st.lists(st.sampled_from([*fragments, "\n", " ", "{", "[", '"', "<", ";"]), max_size=4)))
     answer = answer[: data.draw(st.integers(0, len(answer)))]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=6)))

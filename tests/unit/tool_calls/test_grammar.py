@@ -7,17 +7,24 @@ from dataclasses import replace
 
 import pytest
 
+from edgepp.engine import grammar_sandbox
 from edgepp.engine.request import MAX_CONSTRAINT_BYTES, Constraint
 from edgepp.errors import UsageError
 from edgepp.tool_calls.formats import format_of
 from edgepp.tool_calls.tool_use import CallArguments, CallEnded, CallStarted, Text, Tool, ToolUse
 from tests.unit.tool_calls import templates as t
 from tests.unit.tool_calls.answers import NOW, WEATHER, joined
-from tests.unit.tool_calls.grammars import bounded_tool_schema, is_allowed, random_answer, special_tokens
+from tests.unit.tool_calls.grammars import (
+    bounded_tool_schema,
+    is_allowed,
+    llguidance_tokens,
+    random_answer,
+    special_tokens,
+)
 
 TEMPLATES = [
     t.LLAMA, t.QWEN, t.MISTRAL, t.MISTRAL_ARGS, t.PLAIN, t.QWEN_CODER, t.GLM, t.LFM, t.KIMI_K2, t.MINIMAX, t.GEMMA_4,
-    t.FUNCTION_GEMMA, t.MINICPM, t.LONGCAT, t.MUSE,
+    t.FUNCTION_GEMMA, t.MINICPM, t.LONGCAT, t.MUSE, t.PHI, t.GRANITE, t.NEMOTRON, t.JAMBA,
 ]  # fmt: skip
 BOUNDED = Tool("look", "Looks.", bounded_tool_schema())
 STRICT = replace(WEATHER, strict=True)
@@ -182,6 +189,22 @@ def test_what_a_grammar_cannot_hold_is_refused_of_a_strict_tool_by_its_name(sche
     assert what in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        ({"properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}, "look-around"),
+        ({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}, "oneOf"),
+        ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "does not exist"),
+    ],
+)
+def test_what_only_llguidance_knows_it_cannot_hold_is_refused_by_the_name_of_the_tool_as_well(schema, what) -> None:
+    held = constraint(t.QWEN, ToolUse((NOW, Tool("odd_one", parameters=schema, strict=True))))
+    error = grammar_sandbox.matcher(llguidance_tokens(), held.kind, held.text).get_error()
+    said = grammar_sandbox.complaint(error, held.text)
+    assert said.startswith('the schema of the tool "odd_one": ')
+    assert what in said
+
+
 def test_what_a_grammar_cannot_hold_is_ignored_of_another_tool() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True, "items": {"enum": [1]}}}}
     held = constraint(t.LLAMA, ToolUse((Tool("odd", parameters=schema),), "required"))
@@ -248,3 +271,20 @@ def test_text_may_not_spell_the_marker_of_calls() -> None:
         spelled = held.text.replace("<[300]>", "<[257]>").replace("<[301]>", "<[257]>")
         assert not is_allowed(Constraint("grammar", spelled), wrong, spell=True)
         assert is_allowed(Constraint("grammar", spelled), "Text <tool", spell=True)
+
+
+def test_channels_hold_reasoning_text_and_calls() -> None:
+    call = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}'
+    thoughts = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    required = constraint(t.HARMONY, ToolUse((STRICT,), "required"))
+    assert is_allowed(required, call)
+    assert is_allowed(required, thoughts + call)
+    assert not is_allowed(required, "<|channel|>final<|message|>Hello")
+    strict = constraint(t.HARMONY, ToolUse((STRICT,)))
+    assert is_allowed(strict, thoughts + "<|channel|>final<|message|>Hello")
+    assert not is_allowed(strict, call.replace("city", "town"))
+    schema = constraint(t.HARMONY, ToolUse(), answer=Constraint("json"))
+    assert is_allowed(schema, thoughts + '<|channel|>final<|message|>{"a": 1}')
+    assert not is_allowed(schema, '{"a": 1}')
+    found = parts(t.HARMONY, ToolUse((STRICT,)), thoughts + call)
+    assert [type(part).__name__ for part in found] == ["Reasoning", "CallStarted", "CallArguments", "CallEnded"]

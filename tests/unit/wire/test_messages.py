@@ -205,4 +205,4 @@ def test_a_message_of_the_wrong_speaker_is_refused(message: Message, socket: Any
 
 
 def test_only_the_owner_admits_and_revokes() -> None:
-    assert {"invite", "token", "revoke"} <= VERBS_OF_OWNER
+    assert {"invite", "token", "revoke", "use"} <= VERBS_OF_OWNER

@@ -131,6 +131,11 @@ def test_an_older_form_of_results_is_read(output: Any) -> None:
     assert told[2]["content"] == "x"
 
 
+def test_a_message_of_another_agent_is_told_with_its_author() -> None:
+    item = {"type": "agent_message", "author": "/root/a", "content": [{"type": "input_text", "text": "done"}]}
+    assert messages(USER, item)[1] == {"role": "user", "content": "Message from /root/a:\ndone"}
+
+
 def test_reasoning_and_the_work_of_other_servers_are_left_out() -> None:
     reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "…"}
     search = {"type": "web_search_call", "id": "ws_1", "status": "completed"}
@@ -260,6 +265,13 @@ def test_tools_of_other_servers_are_left_out(kind: str) -> None:
     assert [tool.name for tool in tools({"type": kind, "server_label": "x"}, FUNCTION).use.tools] == ["shell"]
 
 
+@pytest.mark.parametrize("added", ["x", [1], [{"type": "function", "name": 1}]])
+def test_tools_that_are_none_are_named(added: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        all_tools(body(input=[USER, {"type": "additional_tools", "tools": added}]))
+    assert caught.value.parameter == "input[1].tools"
+
+
 def test_input_may_add_tools() -> None:
     one = body(input=[USER, {"type": "additional_tools", "role": "developer", "tools": [CUSTOM]}], tools=[FUNCTION])
     assert [tool.name for tool in all_tools(one)] == ["shell", "apply_patch"]
@@ -322,8 +334,8 @@ def plain(value: Any) -> Any:
 @given(st.lists(st.sampled_from(ITEMS).flatmap(st.from_type), min_size=1, max_size=2))
 def test_any_input_of_the_sdks_types_is_read_or_refused(items: list[Any]) -> None:
     told: list[Any] = []
-    one = body(input=plain(items))
-    with contextlib.suppress(RequestError):
+    with contextlib.suppress(RequestError, msgspec.ValidationError):  # an empty mapping is iterable too
+        one = body(input=plain(items))
         told = decode(one)
         decoded_tools(all_tools(one), None, parallel=True)
     assert all(message["role"] in ("system", "user", "assistant", "tool") for message in told)

@@ -1,0 +1,161 @@
+"""How each client is started so that it uses the cluster; `docs/clients.md` says what works in each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepp.ui.launch.codex import codex
+from edgepp.ui.launch.settings import ANY_KEY, KEY_VARIABLE, ConfigFile, Launch, Target
+
+_ANSWER_TOKENS = 4096
+"""Tokens of an answer that are kept free for clients that ask how many."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where files are."""
+
+    own: Path
+    """The folder of edgepp's own files for clients."""
+    home: Path
+    """The user's home."""
+    environment: Mapping[str, str]
+    """The environment, in which some clients are told where their files are."""
+
+    def of(self, variable: str, *otherwise: str) -> Path:
+        """The folder that ``variable`` names, or one in the user's home."""
+        named = self.environment.get(variable)
+        return Path(named) if named else self.home.joinpath(*otherwise)
+
+
+def _claude(target: Target, folders: Folders) -> Launch:
+    settings = {
+        "ANTHROPIC_BASE_URL": target.url,
+        "ANTHROPIC_MODEL": target.model,
+        "ANTHROPIC_DEFAULT_OPUS_MODEL": target.model,
+        "ANTHROPIC_DEFAULT_SONNET_MODEL": target.model,
+        "ANTHROPIC_DEFAULT_HAIKU_MODEL": target.model,
+        "CLAUDE_CODE_SUBAGENT_MODEL": target.model,
+        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(target.context),
+        # Both change with each request and stand before the conversation, which could not be kept then.
+        "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+        "CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "off",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    }
+    token = {"ANTHROPIC_AUTH_TOKEN": target.key or ANY_KEY}
+    # A key is asked for when it is needed, so that it stands in no file.
+    written = {"apiKeyHelper": f"printenv {KEY_VARIABLE}"} if target.key else {}
+    return Launch(
+        ("claude",),
+        settings | token,
+        config=ConfigFile(
+            folders.of("CLAUDE_CONFIG_DIR", ".claude") / "settings.json",
+            "json",
+            {"env": settings if target.key else settings | token} | written,
+        ),
+        install="npm install -g @anthropic-ai/claude-code",
+    )
+
+
+def _codex(target: Target, folders: Folders) -> Launch:
+    return codex(target, folders.own, folders.of("CODEX_HOME", ".codex"))
+
+
+def _opencode(target: Target, folders: Folders) -> Launch:
+    limit = {"context": target.context, "output": min(_ANSWER_TOKENS, target.context // 4)}
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "edgepp",
+        "options": {
+            "baseURL": f"{target.url}/v1",
+            "apiKey": f"{{env:{KEY_VARIABLE}}}" if target.key else ANY_KEY,
+        },
+        "models": {target.model: {"name": target.model, "tool_call": True, "limit": limit}},
+    }
+    named = f"edgepp/{target.model}"
+    config = {"provider": {"edgepp": provider}, "model": named, "small_model": named}
+    return Launch(
+        ("opencode",),
+        {"OPENCODE_CONFIG_CONTENT": json.dumps(config)} | ({KEY_VARIABLE: target.key} if target.key else {}),
+        config=ConfigFile(folders.of("XDG_CONFIG_HOME", ".config") / "opencode" / "opencode.json", "json", config),
+        install="npm install -g opencode-ai",
+    )
+
+
+def _open_webui(target: Target, _: Folders) -> Launch:
+    return Launch(
+        ("open-webui", "serve"),
+        {
+            "OPENAI_API_BASE_URL": f"{target.url}/v1",
+            "OPENAI_API_KEY": target.key or ANY_KEY,
+            "ENABLE_OLLAMA_API": "False",
+        },
+        note="Open WebUI reads these at its first start; later they are in its Admin Settings, under Connections. "
+        "In Docker, the host is host.docker.internal instead of 127.0.0.1",
+        install="pip install open-webui",
+    )
+
+
+def _zed(target: Target, folders: Folders) -> Launch:
+    model = target.model if ":" in target.model else f"{target.model}:latest"
+    return Launch(
+        ("zed",),
+        {"OLLAMA_API_KEY": target.key} if target.key else {},
+        config=ConfigFile(
+            folders.of("XDG_CONFIG_HOME", ".config") / "zed" / "settings.json",
+            "json",
+            {
+                "language_models": {"ollama": {"api_url": target.url}},
+                "agent": {"default_model": {"provider": "ollama", "model": model}},
+            },
+        ),
+        needs_config=True,
+        install="see https://zed.dev/download",
+    )
+
+
+def _llm(target: Target, folders: Folders) -> Launch:
+    model = {
+        "model_id": "edgepp",
+        "model_name": target.model,
+        "api_base": f"{target.url}/v1",
+        "supports_schema": True,
+        "supports_tools": True,
+    } | ({"api_key_name": "edgepp"} if target.key else {})
+    own = folders.own / "llm"
+    entry = f"- {json.dumps(model)}\n"
+    return Launch(
+        ("llm",),
+        {"LLM_USER_PATH": str(own)} | ({"OPENAI_API_KEY": target.key} if target.key else {}),
+        {own / "extra-openai-models.yaml": entry, own / "default_model.txt": "edgepp"},
+        ConfigFile(_llm_folder(folders) / "extra-openai-models.yaml", "yaml list", entry),
+        note="after --write: llm -m edgepp" + (", with the key in OPENAI_API_KEY" if target.key else ""),
+        install="pip install llm",
+    )
+
+
+def _llm_folder(folders: Folders) -> Path:
+    """Where llm keeps its files, as click places them."""
+    import click
+
+    named = folders.environment.get("LLM_USER_PATH")
+    return Path(named) if named else Path(click.get_app_dir("io.datasette.llm"))
+
+
+CLIENTS: Mapping[str, Callable[[Target, Folders], Launch]] = {
+    "claude": _claude,
+    "codex": _codex,
+    "opencode": _opencode,
+    "open-webui": _open_webui,
+    "zed": _zed,
+    "llm": _llm,
+}
+
+
+def launch_of(client: str, target: Target, own: Path) -> Launch:
+    """How ``client`` is started by this user; ``own`` is the folder of edgepp's own files for clients."""
+    return CLIENTS[client](target, Folders(own, Path.home(), os.environ))
