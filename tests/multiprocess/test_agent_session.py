@@ -16,6 +16,7 @@ from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.agent_session.clients import AGENTS, Agent, ClaudeCode
 from tests.agent_session.recording import recording
+from tests.builders.claude_code import ask_claude_code
 from tests.multiprocess.http_cluster import HttpCluster, serving_http
 
 LEAST_CACHED = 0.9
@@ -57,6 +58,19 @@ def assert_computes_only_what_is_new(agent: Agent) -> None:
 @pytest.mark.parametrize("kind", AGENTS, ids=lambda kind: kind.__name__)
 def test_a_turn_computes_only_what_is_new(long_context: HttpCluster, kind: type[Agent]) -> None:
     assert_computes_only_what_is_new(agent_of(kind, long_context, "tiny", kind.__name__))
+
+
+@pytest.mark.timeout(700)
+def test_claude_code_finds_its_long_prompt_in_the_cache(long_context: HttpCluster, tmp_path: Path) -> None:
+    def used() -> tuple[int, int]:
+        settings = {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "32"}  # the random model does not come to an end by itself
+        result = ask_claude_code(long_context.url, "tiny", tmp_path, "Say hello.", **settings)[-1]
+        return result["usage"]["input_tokens"], result["usage"]["cache_read_input_tokens"]
+
+    first_computed, _ = used()
+    computed, cached = used()
+    assert first_computed > 10_000
+    assert cached >= LEAST_CACHED * (computed + cached)
 
 
 @pytest.mark.timeout(900)

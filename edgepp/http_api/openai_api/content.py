@@ -69,7 +69,8 @@ def text_of(content: Content, where: str) -> str:
     """
     if content is None or isinstance(content, str):
         return content or ""
-    return "\n".join(_part(part, f"{where}[{number}]") for number, part in enumerate(content))
+    kept = [(number, part) for number, part in enumerate(content) if not _is_thought(part)]
+    return "\n".join(_part(part, f"{where}[{number}]") for number, part in kept)
 
 
 def arguments_of(arguments: str | Mapping[str, Any] | None, where: str) -> Mapping[str, Any]:
@@ -128,6 +129,11 @@ def _call(call: ToolCall, where: str) -> dict[str, Any]:
         "arguments": arguments_of(call.function.arguments, f"{where}.arguments"),
     }
     return {"id": call.id or "", "type": "function", "function": function}
+
+
+def _is_thought(part: str | ContentPart) -> bool:
+    """Whether ``part`` is reasoning of an earlier answer, which models do not read again."""
+    return isinstance(part, ContentPart) and part.type in ("thinking", "redacted_thinking", "reasoning")
 
 
 def _part(part: str | ContentPart, where: str) -> str:

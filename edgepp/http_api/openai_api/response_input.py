@@ -86,6 +86,9 @@ class _Messages:
                 self._add_call(item, where, custom_arguments(item.input or ""))
             case "function_call_output" | "custom_tool_call_output":
                 self._add_output(item, where)
+            case "agent_message":
+                text = text_of(item.content, f"{where}.content")
+                self.add({"role": "user", "content": f"Message from {item.author or 'another agent'}:\n{text}"})
             case "item_reference":
                 raise _invalid(f"{where} refers to a stored item, and this server stores none", where)
             case "additional_tools":

@@ -131,6 +131,11 @@ def test_an_older_form_of_results_is_read(output: Any) -> None:
     assert told[2]["content"] == "x"
 
 
+def test_a_message_of_another_agent_is_told_with_its_author() -> None:
+    item = {"type": "agent_message", "author": "/root/a", "content": [{"type": "input_text", "text": "done"}]}
+    assert messages(USER, item)[1] == {"role": "user", "content": "Message from /root/a:\ndone"}
+
+
 def test_reasoning_and_the_work_of_other_servers_are_left_out() -> None:
     reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "…"}
     search = {"type": "web_search_call", "id": "ws_1", "status": "completed"}
@@ -258,6 +263,13 @@ def test_the_grammar_of_a_custom_tool_is_told_to_the_model() -> None:
 @pytest.mark.parametrize("kind", ["web_search", "local_shell", "image_generation", "mcp", "tool_search", "new_one"])
 def test_tools_of_other_servers_are_left_out(kind: str) -> None:
     assert [tool.name for tool in tools({"type": kind, "server_label": "x"}, FUNCTION).use.tools] == ["shell"]
+
+
+@pytest.mark.parametrize("added", ["x", [1], [{"type": "function", "name": 1}]])
+def test_tools_that_are_none_are_named(added: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        all_tools(body(input=[USER, {"type": "additional_tools", "tools": added}]))
+    assert caught.value.parameter == "input[1].tools"
 
 
 def test_input_may_add_tools() -> None:

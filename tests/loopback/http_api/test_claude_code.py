@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,9 @@ from edgepp.http_api.generation import (
 )
 from edgepp.http_api.model_service import ServedModel
 from edgepp.model.text.conversation import Conversation, Message
+from tests.builders.claude_code import ask_claude_code
 from tests.builders.loopback_server import serving
-from tests.builders.npm_clients import client_environment, npm_client
 from tests.builders.scripted_service import ScriptedService, Step
-
-CLAUDE_S = 300
 
 
 @dataclass
@@ -73,30 +70,12 @@ def messages_of(request: GenerationRequest) -> Sequence[Message]:
 
 
 def ask(service: ScriptedService, folder: Path, prompt: str) -> list[dict[str, Any]]:
-    """The messages that Claude Code prints in a folder of its own, asked once."""
-    command = npm_client("@anthropic-ai/claude-code", "claude")
+    """What Claude Code prints in a folder of its own."""
     project = folder / "project"
     project.mkdir()
     (project / "notes.txt").write_text("the word is heron\n")
     with serving(routes(service)) as url:
-        settings = {
-            "ANTHROPIC_BASE_URL": url,
-            "ANTHROPIC_AUTH_TOKEN": "a-key",
-            "ANTHROPIC_MODEL": service.model.name,
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        }
-        done = subprocess.run(
-            [command, "-p", prompt, "--allowedTools", "Bash,Read", "--output-format", "stream-json", "--verbose"],
-            cwd=project,
-            env=client_environment(folder / "home", settings),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=CLAUDE_S,
-            check=False,
-        )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+        return ask_claude_code(url, service.model.name, folder, prompt)
 
 
 @pytest.mark.parametrize(
