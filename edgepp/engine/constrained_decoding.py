@@ -119,7 +119,7 @@ class ConstraintCompiler:
         self._try(constraint)
         compiled = grammar_sandbox.matcher(self._tokens, constraint.kind, constraint.text)
         if compiled.is_error():
-            raise _refused(constraint, grammar_sandbox.complaint(compiled.get_error()))
+            raise _refused(constraint, grammar_sandbox.complaint(compiled.get_error(), constraint.text))
         with self._lock:
             self._compiled[constraint] = compiled
             while len(self._compiled) > _MAX_COMPILED:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ _STACK_BYTES = 1 << 20
 _MEMORY_BYTES = 2 << 30
 _WALK_TOKENS = 24
 """Tokens for which the child follows the constraint."""
+_PLACE = re.compile(r"at (\d{1,9})\(\d+\): (?:failed to compile JSON schema: )?")
 _NO_EXTENSION = ("NoExtension", "NoExtensionBias")
 _SPACE = r"[ \n\r\t]{1,40}"  # unbounded, a model can emit white space until max_tokens
 
@@ -56,10 +58,19 @@ def matcher(tokens: LLTokenizer, kind: str, text: str) -> LLMatcher:
     return LLMatcher(tokens, _grammar(kind, text), log_level=0, limits=limits)
 
 
-def complaint(error: str) -> str:
-    """The most specific line of an error message of llguidance."""
+def complaint(error: str, grammar: str = "") -> str:
+    """The most specific line of an error message of llguidance.
+
+    If the message names a line of ``grammar`` that ends with a comment, as in ``name: %json {…} // schema of f``, the
+    comment says where.
+    """
     lines = [line.strip() for line in error.splitlines()] or [""]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    place = _PLACE.match(lines[0])
+    rule = grammar.split("\n")[int(place[1]) - 1 : int(place[1])] if place else []
+    _, comment, where = rule[0].rpartition(" // ") if rule else ("", "", "")
+    if place and comment:
+        return f"{where}: {(errors or [lines[0][place.end() :]])[0]}"[:200]
     return (errors or lines)[0][:200]
 
 
@@ -85,12 +96,12 @@ def _complaint_about(form: dict[str, Any], definition: str) -> str:
     try:
         tried = matcher(tokenizer(definition, form["eos"]), form["kind"], form["text"])
     except ValueError as error:
-        return complaint(str(error))
+        return complaint(str(error), form["text"])
     draw = random.Random(0)  # noqa: S311 - a walk, not a secret
     for _ in range(_WALK_TOKENS):
         mask = b"" if tried.is_error() else tried.compute_bitmask()
         if tried.is_error():
-            reason = complaint(tried.get_error())
+            reason = complaint(tried.get_error(), form["text"])
             return "it allows no text" if reason in _NO_EXTENSION else reason
         if tried.is_stopped():
             break

@@ -146,6 +146,11 @@ class ClusterModels:
         return self._cluster.reason
 
     @property
+    def is_held(self) -> bool:
+        """Whether requests wait until the model has changed."""
+        return self._cluster.is_held
+
+    @property
     def retry_after_s(self) -> float:
         """When a cluster that loads may be ready."""
         loading = self.status().get("loading") or {}

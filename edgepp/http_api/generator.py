@@ -30,6 +30,7 @@ from edgepp.tool_calls.tool_use import ToolUse
 
 LOAD_WAIT_S = 20.0
 """How long a request waits for a cluster that loads or plans anew, before it is refused."""
+_HELD_LOOK_S = 0.1
 BUSY_RETRY_S = 1.0
 LOADING_RETRY_S = 5.0
 """When a client may ask again, where nothing better is known."""
@@ -49,6 +50,10 @@ class Asked(Protocol):
     @property
     def reason(self) -> str:
         """What answers wait for; empty while the cluster can answer."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether requests wait until the model has changed, whose tokenizer is needed then."""
 
     @property
     def retry_after_s(self) -> float:
@@ -78,7 +83,10 @@ class Generator:
         try:
             if reason := self.cluster.reason:
                 yield Queued(reason)
-            choices = await self._choices(request)
+            until_s = time.monotonic() + self.load_wait_s
+            while self.cluster.is_held and time.monotonic() < until_s:  # noqa: ASYNC110 - another thread changes it
+                await asyncio.sleep(_HELD_LOOK_S)
+            choices = await self._choices(request, until_s)
             for choice in choices:
                 choice.answer.start(wake.set)
             while not all(choice.ended for choice in choices):
@@ -100,8 +108,8 @@ class Generator:
         finally:
             await _stop(choices)
 
-    async def _choices(self, request: GenerationRequest) -> list[Choice]:
-        """The choices of a request, not begun.
+    async def _choices(self, request: GenerationRequest, until_s: float) -> list[Choice]:
+        """The choices of a request, not begun; each waits for the cluster until ``until_s``.
 
         Raises:
             EdgeppError: the prompt, the options or the tools cannot be used.
@@ -117,7 +125,7 @@ class Generator:
         return [
             Choice(
                 number,
-                self.cluster.ask(text, tuple(encoded.ids), one, request.owner, self.load_wait_s),
+                self.cluster.ask(text, tuple(encoded.ids), one, request.owner, until_s - time.monotonic()),
                 text.form.parser(tool_use, opening) if in_turns else PlainParser(),
                 text.spell,
                 began_s,

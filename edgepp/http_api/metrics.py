@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from edgepp.coordinator.live_answer import EndedAnswer
+from edgepp.errors import EdgeppError
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.openai_api.errors import FORM
 from edgepp.http_api.operation import Operation
@@ -93,7 +95,11 @@ class AnswerMetrics:
 
     def add(self, answer: EndedAnswer) -> None:
         """Count an answer. Called in the thread that read it."""
-        model, timing = self._service.model.name, answer.timing
+        with suppress(EdgeppError):  # the cluster was closed during the answer
+            self._add(answer, self._service.model.name)
+
+    def _add(self, answer: EndedAnswer, model: str) -> None:
+        timing = answer.timing
         if answer.outcome == "error":
             self._failed.labels(model).inc()
         else:

@@ -62,6 +62,11 @@ class ServedCluster(Background[CoordinatorService]):
         return self._service.coordinator.reason
 
     @property
+    def is_held(self) -> bool:
+        """Whether new questions wait until the model has changed."""
+        return bool(self._service.pipeline_manager.held)
+
+    @property
     def loading(self) -> Mapping[str, float]:
         """Downloads and loads on the nodes: a description, and the fraction done from 0 to 1."""
         progress = list(self._service.coordinator.rollout.progress.values())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from edgepp.engine.request import Constraint
@@ -29,13 +30,24 @@ from edgepp.tool_calls.tool_use import AnswerPart, Tool, ToolUse
 
 
 class AnswerParser(Protocol):
-    """Splits one answer into parts as it comes; joined, the parts do not depend on how the text was cut."""
+    """Splits one answer into parts as it comes; joined, the parts do not depend on how the text was cut.
+
+    A call without ``CallEnded`` was cut, by the length or by the model itself: its arguments are half and mean nothing.
+    """
 
     def add(self, text: str) -> list[AnswerPart]:
-        """The parts that are certain after more ``text``, perhaps none."""
+        """The parts that are certain after more ``text``, perhaps none.
+
+        Raises:
+            EdgeppError: the arguments of a call that has begun are not JSON; the answer cannot go on.
+        """
 
     def finish(self) -> list[AnswerPart]:
-        """The parts held back; call it once, at the end of the answer, whatever ended it."""
+        """The parts held back; call it once, at the end of the answer, whatever ended it.
+
+        Raises:
+            EdgeppError: as of ``add``.
+        """
 
 
 class ToolFormat(Protocol):
@@ -58,7 +70,8 @@ class ToolFormat(Protocol):
 
         Args:
             tool_use: The tools, and whether they must be called.
-            prompt_end: Text of the last tokens of the prompt, with control tokens: it shows whether reasoning is open.
+            prompt_end: What the template wrote behind the last message, ``EncodedPrompt.opening``: it may open the
+                reasoning, or close an empty one.
             answer: What the text of the answer must match besides calls and reasoning, such as a JSON schema.
 
         Raises:
@@ -77,29 +90,39 @@ def format_of(
     Args:
         template: The text of the chat template; None for a model without one.
         special_tokens: Id by text of the tokens that ``tokenizer.json`` marks as special: a grammar names these by id.
-        render: Renders by the template, to find out what it refuses; about ten short conversations are tried.
+        render: Renders by the template, to find out what it refuses: ten short conversations are tried at the first use
+            of the form besides ``thinks``, which blocks meanwhile.
     """
     text = template or ""
     special = dict(special_tokens or {})
-    limits = TemplateLimits.of(text, render)
-    family = family_of(text, special)
-    if limits.tools and family is not HARMONY:
-        family = GENERIC  # whatever its markers, the template renders no tools
-    return _FamilyFormat(family, limits, markers_of(text, special), special)
+    return _FamilyFormat(text, special, render, markers_of(text, special))
 
 
 @dataclass(frozen=True)
 class _FamilyFormat:
     """The form of a model of one family."""
 
-    family: Family
-    limits: TemplateLimits
-    thinking: ThinkingMarkers | None
+    template: str
     special_tokens: Mapping[str, int]
+    render: Render | None
+    thinking: ThinkingMarkers | None
+
+    @cached_property
+    def limits(self) -> TemplateLimits:
+        return TemplateLimits.of(self.template, self.render)
+
+    @cached_property
+    def family(self) -> Family:
+        family = self._by_template
+        return GENERIC if self.limits.tools and family is not HARMONY else family
+
+    @cached_property
+    def _by_template(self) -> Family:
+        return family_of(self.template, self.special_tokens)
 
     @property
     def thinks(self) -> bool:
-        return self.thinking is not None or self.family is HARMONY
+        return self.thinking is not None or self._by_template is HARMONY
 
     def prepare(self, conversation: Conversation, tool_use: ToolUse) -> Conversation:
         tools = [tool for tool in tool_use.tools if tool.listed and tool_use.choice != "none"]

@@ -167,7 +167,8 @@ def _calls(
     calls, first = [], []
     for index, tool in enumerate(tools):
         schema = held_schema(tool) if demanded or tool.strict else any_object()
-        arguments = rules.add(f"arguments_{index}", f"%json {schema}")
+        named = json.dumps(tool.name)  # the comment tells ``grammar_sandbox`` whose schema is at fault
+        arguments = rules.add(f"arguments_{index}", f"%json {schema} // the schema of the tool {named}")
         before, _, after = written.call.partition("{arguments}")
         before = before.replace("{name}", json.dumps(tool.name, ensure_ascii=False)[1:-1])
         calls.append(rules.add(f"call_{index}", f"{rules.literal(before)} {arguments} {rules.literal(after)}"))
@@ -204,11 +205,7 @@ def _embedded(answer: Constraint) -> str:
     if answer.kind == "json":
         return f"%json {_spaced({'type': 'object'})}"
     if answer.kind == "regex":
-        return (
-            "/"
-            + _SLASH.sub(lambda found: found[0] if found[0] != "/" else "\\/", answer.text).replace("\n", "\\n")
-            + "/"
-        )
+        return f"/{_escaped(answer.text)}/"
     if answer.kind == "grammar":
         raise UsageError("an answer with tools cannot be held to a grammar of its own", "leave out one of the two")
     try:

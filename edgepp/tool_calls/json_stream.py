@@ -21,9 +21,9 @@ _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 class JsonObjectStream:
     """Follows one JSON object through pieces of text, in constant time per character.
 
-    What it passes on is the text as it came, except for three things that models write and JSON forbids: control
-    characters inside strings, which are escaped; backslashes that escape nothing, which are doubled; and Python's True,
-    False and None.
+    What it passes on is the text as it came, except for what models write and JSON or Unicode forbids: control
+    characters inside strings are escaped, backslashes that escape nothing are doubled, halves of surrogate pairs become
+    U+FFFD, and Python's True, False and None become JSON's.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,9 @@ class JsonObjectStream:
         self._open: list[str] = []
         self._step: Callable[[str, int, list[str]], int] = self._begin
         self._scalar = ""
-        self._digits = 0
+        self._digits = ""
+        self._half = ""
+        """The escape of the first half of a surrogate pair."""
         self._is_key = False
 
     @classmethod
@@ -142,37 +144,60 @@ class JsonObjectStream:
         return at + 1
 
     def _in_string(self, text: str, at: int, out: list[str]) -> int:
+        if text[at] == "\\":
+            self._step = self._escape
+            return at + 1
+        self._drop_half(out)
         if found := _PLAIN.match(text, at):
             out.append(found[0])
             return found.end()
         character = text[at]
         if character == '"':
             self._step = self._colon if self._is_key else self._after_value
-        elif character == "\\":
-            self._step = self._escape
-            return at + 1
         else:
             character = _ESCAPES.get(character, f"\\u{ord(character):04x}")
         out.append(character)
         return at + 1
 
     def _escape(self, text: str, at: int, out: list[str]) -> int:
-        if text[at] not in '"\\/bfnrtu':
-            out.append("" if text[at] == "'" else "\\\\")
-            self._step = self._in_string
-            return at
-        out.append("\\" + text[at])
-        self._digits = 4
-        self._step = self._hexadecimal if text[at] == "u" else self._in_string
-        return at + 1
+        if text[at] == "u":
+            self._digits = ""
+            self._step = self._hexadecimal
+            return at + 1
+        self._drop_half(out)
+        self._step = self._in_string
+        if text[at] in '"\\/bfnrt':
+            out.append("\\" + text[at])
+            return at + 1
+        out.append("" if text[at] == "'" else "\\\\")
+        return at
 
     def _hexadecimal(self, text: str, at: int, out: list[str]) -> int:
         if text[at] not in "0123456789abcdefABCDEF":
             raise ValueError("\\u wants four hexadecimal digits")
-        self._digits -= 1
-        if not self._digits:
+        self._digits += text[at]
+        if len(self._digits) == 4:
+            self._unit(int(self._digits, 16), out)
             self._step = self._in_string
-        return _pass_on(text, at, out)
+        return at + 1
+
+    def _unit(self, unit: int, out: list[str]) -> None:
+        """Pass on a unit of UTF-16: the second half of a pair with the first, and a half alone as U+FFFD."""
+        escape = "\\u" + self._digits
+        if 0xDC00 <= unit < 0xE000 and self._half:
+            out.append(self._half + escape)
+            self._half = ""
+            return
+        self._drop_half(out)
+        if 0xD800 <= unit < 0xDC00:
+            self._half = escape
+        else:
+            out.append("\\ufffd" if 0xDC00 <= unit < 0xE000 else escape)
+
+    def _drop_half(self, out: list[str]) -> None:
+        if self._half:
+            out.append("\\ufffd")
+            self._half = ""
 
 
 class BrokenJsonError(ValueError):

@@ -16,7 +16,7 @@ _MARKS = re.compile(r"\\.?|[\"'()\[\]{}]", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*+)"|' r"'((?:[^'\\]|\\.)*+)'", re.DOTALL)
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(U000[0-9a-fA-F]{5}|U0010[0-9a-fA-F]{4}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": ""}
 _WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
 _MAX_DIGITS = 400
@@ -226,7 +226,8 @@ class _Values:
         if found is None:
             raise _NotPythonError
         self._at = found.end()
-        return _ESCAPE.sub(_unescaped, found[1] if found[1] is not None else found[2])
+        text = _ESCAPE.sub(_unescaped, found[1] if found[1] is not None else found[2])
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # pairs joined, halves replaced
 
     def _list(self, closing: str, element: Callable[[int], T], depth: int = 0) -> list[T]:
         elements: list[T] = []

@@ -44,7 +44,7 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
               client ──► coordinator    one DEALER per chat or command
-        Call         ► Reply             status, peers, leave; on the coordinator's machine also invite, token, revoke
+        Call         ► Reply             status, peers, leave; on the coordinator's machine: invite, token, revoke, use
         Ask          ► Piece…, Answered  a prompt: text as it is generated, then times and stages
                      ► Waiting           every second until the first Piece, with the reason
                      ► Declined          in place of any of these replies: the reason and what to do

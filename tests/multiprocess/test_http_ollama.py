@@ -128,6 +128,13 @@ def test_a_history_with_tools_is_answered(http_cluster: HttpCluster) -> None:
     assert found["content"] or found["tool_calls"]
 
 
+def test_an_answer_goes_on_where_the_last_message_is_an_assistants_text(http_cluster: HttpCluster) -> None:
+    begun = {"role": "assistant", "content": "Red, green and"}
+    plain = chat(http_cluster, options={"num_predict": 1})["prompt_eval_count"]
+    longer = chat(http_cluster, messages=[*QUESTION, begun], options={"num_predict": 1})["prompt_eval_count"]
+    assert plain < longer <= plain + 5  # the text alone, without the tokens that end a message and begin another
+
+
 def test_loading_and_unloading_are_acknowledged(http_cluster: HttpCluster) -> None:
     assert http_cluster.post("/api/generate", model=MODEL).json()["done_reason"] == "load"
     assert http_cluster.post("/api/chat", model=MODEL, messages=[], keep_alive=0).json()["done_reason"] == "unload"

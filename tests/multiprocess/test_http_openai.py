@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from tests.multiprocess.http_cluster import MODEL, HttpCluster, serving_http
 from tests.sdk_types import strictly
@@ -170,6 +171,19 @@ def test_an_answer_is_held_to_its_schema(sdk: openai.OpenAI) -> None:
         assert set(told) == {"colour", "number"}
 
 
+class Colour(BaseModel):
+    name: Literal["red", "green"]
+    share: int | None
+
+
+def test_structured_output_is_parsed_by_the_sdk(sdk: openai.OpenAI) -> None:
+    options = GREEDY | {"max_tokens": 60, "response_format": Colour}
+    parsed = sdk.chat.completions.parse(**options).choices[0].message.parsed
+    assert isinstance(parsed, Colour)
+    with sdk.chat.completions.stream(**options) as events:
+        assert events.get_final_completion().choices[0].message.parsed == parsed
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=str)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tool_that_must_be_called_is_called(sdk: openai.OpenAI, choice: Any, stream: bool) -> None:
@@ -220,6 +234,16 @@ def test_a_second_turn_has_its_beginning_from_the_cache(sdk: openai.OpenAI, note
     assert second.usage is not None
     assert second.usage.prompt_tokens_details is not None
     assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= 0.9 * first.usage.prompt_tokens
+
+
+def test_usage_adds_up_to_what_the_cluster_counts(http_cluster: HttpCluster, sdk: openai.OpenAI) -> None:
+    before = http_cluster.status()["engine"]
+    usages = [sdk.chat.completions.create(**(GREEDY | {"max_tokens": 2})).usage for _ in range(3)]
+    after = http_cluster.status()["engine"]
+    assert sum(one.prompt_tokens for one in usages if one) == after["prompt_tokens"] - before["prompt_tokens"]
+    cached = [one.prompt_tokens_details.cached_tokens or 0 for one in usages if one and one.prompt_tokens_details]
+    assert sum(cached) == after["reused_tokens"] - before["reused_tokens"]
+    assert cached[-1] > 0
 
 
 def test_answers_and_errors_name_their_requests(sdk: openai.OpenAI) -> None:

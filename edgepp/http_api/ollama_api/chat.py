@@ -95,20 +95,26 @@ async def chat(service: ModelService, request: Request) -> Response:
 
 
 def generation_request(body: ChatRequest, model: ServedModel, name: str) -> GenerationRequest:
-    """The request of a body for ``model``, which the client calls ``name``.
+    """The request of a body with messages for ``model``, which the client calls ``name``.
+
+    The answer goes on where the last message is an assistant's text, as Ollama's does.
 
     Raises:
         RequestError: a message, a tool or an option cannot be taken.
     """
-    tools = tuple(_tool(tool.function) for tool in body.tools or ())
+    tools = tuple(_tool(tool.function, f"tools[{index}]") for index, tool in enumerate(body.tools or ()))
     messages = conversation_messages(body.messages or ())
     variables = think_variables(model, name, body.think)
     options = generate_options(model, body.options, body.format, body.logprobs, body.top_logprobs)
-    prompt = Conversation(messages, variables=variables)
+    last = messages[-1]
+    goes_on = last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
+    prompt = Conversation(messages, variables=variables, continues=goes_on)
     return GenerationRequest(prompt, options, model=model.name, tool_use=ToolUse(tools))
 
 
-def _tool(function: Function) -> Tool:
+def _tool(function: Function, where: str) -> Tool:
+    if not function.name:
+        raise RequestError("invalid_request", f"{where}.function has no name", parameter=f"{where}.function.name")
     return Tool(function.name, function.description or "", function.parameters or {})
 
 

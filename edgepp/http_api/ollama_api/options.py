@@ -65,7 +65,8 @@ def _sampling(defaults: Mapping[str, float], given: Mapping[str, Any], logprobs:
             logprobs=logprobs,
         )
     except UsageError as error:
-        raise RequestError("invalid_request", str(error).replace("repetition_penalty", "repeat_penalty")) from error
+        sentence = str(error).replace("repetition_penalty", "repeat_penalty").replace("logprobs", "top_logprobs")
+        raise RequestError("invalid_request", sentence) from error
 
 
 def _number(given: Mapping[str, Any], name: str, default: float) -> float:

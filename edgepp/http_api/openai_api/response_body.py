@@ -30,8 +30,10 @@ class Item(msgspec.Struct, kw_only=True):
     """Of a ``custom_tool_call``."""
     output: Any = None
     """The result of a call: text or parts."""
-    tools: list[ToolSpec] | None = None
+    tools: Any = None
     """Of ``additional_tools``."""
+    author: str | None = None
+    """Of an ``agent_message``, by which Codex's agents talk to each other."""
 
 
 class TextFormat(msgspec.Struct, kw_only=True):
@@ -119,10 +121,26 @@ def response_format(text: TextConfig | None) -> ResponseFormat | None:
 
 
 def all_tools(body: ResponsesBody) -> list[ToolSpec]:
-    """The tools of a body and those that its input adds."""
+    """The tools of a body and those that its input adds.
+
+    Raises:
+        RequestError: the input adds what is no tool.
+    """
     items = body.input if isinstance(body.input, list) else []
-    added = [tool for item in items if item.type == "additional_tools" for tool in item.tools or []]
+    added = [
+        tool
+        for index, item in enumerate(items)
+        if item.type == "additional_tools"
+        for tool in _added_tools(item, f"input[{index}].tools")
+    ]
     return [*(body.tools or []), *added]
+
+
+def _added_tools(item: Item, where: str) -> list[ToolSpec]:
+    try:
+        return msgspec.convert(item.tools or [], list[ToolSpec])
+    except msgspec.ValidationError as error:
+        raise _invalid(f"{where} is no list of tools: {error}", where) from error
 
 
 def echo(body: ResponsesBody, sampling: SamplingOptions) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from edgepp.http_api.failures import RequestError
-from edgepp.http_api.openai_api.content import Content, text_of
+from edgepp.http_api.openai_api.content import Content, call_arguments, text_of
 from edgepp.http_api.openai_api.response_body import Item, ResponsesBody
-from edgepp.http_api.openai_api.response_tools import DeclaredTool, call_arguments, custom_arguments
+from edgepp.http_api.openai_api.response_tools import DeclaredTool, custom_arguments
 from edgepp.model.text.conversation import Message
 
 _UNREAD = (
@@ -86,6 +86,9 @@ class _Messages:
                 self._add_call(item, where, custom_arguments(item.input or ""))
             case "function_call_output" | "custom_tool_call_output":
                 self._add_output(item, where)
+            case "agent_message":
+                text = text_of(item.content, f"{where}.content")
+                self.add({"role": "user", "content": f"Message from {item.author or 'another agent'}:\n{text}"})
             case "item_reference":
                 raise _invalid(f"{where} refers to a stored item, and this server stores none", where)
             case "additional_tools":

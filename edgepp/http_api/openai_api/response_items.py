@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from edgepp.http_api.generation import TokenLogprob
+from edgepp.http_api.openai_api.logprobs import chat_logprobs
 from edgepp.http_api.openai_api.response_tools import DeclaredTool
 
 Event: TypeAlias = dict[str, Any]
@@ -65,7 +66,7 @@ class MessageItem(OutputItem):
     def grow(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
         """More text."""
         self._text += text
-        encoded = [_logprob(one) for one in logprobs]
+        encoded = chat_logprobs(logprobs)["content"]
         self._logprobs += encoded
         event = self._event("response.output_text.delta", content_index=0, delta=text, logprobs=_brief(encoded))
         return [event]
@@ -211,11 +212,6 @@ def custom_input(arguments: str) -> str:
         return arguments
     texts = list(values.values()) if isinstance(values, dict) else []
     return texts[0] if len(texts) == 1 and isinstance(texts[0], str) else arguments
-
-
-def _logprob(token: TokenLogprob) -> Event:
-    top = [{"token": text, "bytes": utf8, "logprob": logprob} for text, logprob, utf8 in token.rivals]
-    return {"token": token.text, "bytes": token.utf8, "logprob": token.logprob, "top_logprobs": top}
 
 
 def _brief(logprobs: list[Event]) -> list[Event]:

@@ -101,24 +101,16 @@ def _open_webui(target: Target, _: Folders) -> Launch:
 
 
 def _zed(target: Target, folders: Folders) -> Launch:
-    able = {"tools": True, "images": False, "parallel_tool_calls": True, "prompt_cache_key": False}
-    model = {
-        "name": target.model,
-        "display_name": target.model,
-        "max_tokens": target.context,
-        "max_output_tokens": min(_ANSWER_TOKENS, target.context // 4),
-        "capabilities": able,
-    }
-    provider = {"api_url": f"{target.url}/v1", "available_models": [model]}
+    model = target.model if ":" in target.model else f"{target.model}:latest"
     return Launch(
         ("zed",),
-        {KEY_VARIABLE: target.key or ANY_KEY},  # the variable in which Zed looks for the key of a provider "edgepp"
+        {"OLLAMA_API_KEY": target.key} if target.key else {},
         config=ConfigFile(
             folders.of("XDG_CONFIG_HOME", ".config") / "zed" / "settings.json",
             "json",
             {
-                "language_models": {"openai_compatible": {"edgepp": provider}},
-                "agent": {"default_model": {"provider": "edgepp", "model": target.model}},
+                "language_models": {"ollama": {"api_url": target.url}},
+                "agent": {"default_model": {"provider": "ollama", "model": model}},
             },
         ),
         needs_config=True,

@@ -12,9 +12,9 @@ _INSTRUCTIONS = """\
 You are a coding agent. You work in the user's terminal, in the current folder.
 Use the tools to look at files, to change them and to run commands; do not guess what a file holds.
 Work in small steps until the task is done, then say in a few sentences what you did."""
-"""The place of Codex's own instructions, which have some 5,000 tokens."""
+"""The place of Codex's own instructions, which have some 4,000 tokens."""
 _SMALL_CONTEXT = 32_768
-"""Tokens below which Codex is not told of tools that it can do without; their descriptions have some 2,000 tokens."""
+"""Tokens below which Codex is not told of tools that it can do without; their descriptions have some 3,000 tokens."""
 _SPARE_FEATURES = ("goals", "multi_agent", "view_image")
 
 

@@ -154,6 +154,7 @@ class Cluster:
     form: Form = field(default_factory=Form)
     refuses: Exception | None = None
     reason: str = ""
+    is_held: bool = False
     context: int = 100
     retry_after_s: float = 9.0
     asked: list[GenerateOptions] = field(default_factory=list)
@@ -362,6 +363,30 @@ def test_a_parser_that_fails_ends_the_answer_and_all_of_its_choices() -> None:
         run(Cluster(streams, Form({})), request(num_choices=2, tool_use=TOOLS))
     assert caught.value.kind == "internal"
     assert all(stream.stopped.is_set() for stream in streams)
+
+
+def test_a_request_is_encoded_after_the_model_has_changed() -> None:
+    cluster = Cluster([Stream(["a"])], reason="the cluster is changing its model", is_held=True)
+    encoded: list[bool] = []
+    encode = cluster.encode
+
+    def look(*arguments: Any) -> EncodedPrompt:
+        encoded.append(cluster.is_held)
+        return encode(*arguments)
+
+    cluster.encode = look  # type: ignore[method-assign]
+
+    async def main() -> list[GenerationEvent]:
+        events = []
+        async for event in Generator(cluster, idle_s=NEVER_S).generate(request()):
+            events.append(event)
+            if isinstance(event, Queued):
+                asyncio.get_running_loop().call_later(0.05, setattr, cluster, "is_held", False)
+        return events
+
+    events = asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    assert encoded == [False]
+    assert text_of(events) == "a"
 
 
 def test_nothing_is_parsed_in_the_answer_to_a_raw_prompt() -> None:

@@ -150,3 +150,37 @@ def test_time_per_token_does_not_grow_with_the_answer() -> None:
 def test_an_unsupported_decoder_is_named(decoder: decoders.Decoder) -> None:
     with pytest.raises(ModelError, match="unsupported decoder"):
         detokenizer(build(decoder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bytes_of"),
+    [
+        ("byte level", {"Ġthe": b" the", "æĹ": b"\xe6\x97", "¥": b"\xa5", "<|end|>": b"<|end|>", "日": "日".encode()}),
+        ("llama", {"▁Hi": b" Hi", "<0xE6>": b"\xe6", "<0xZZ>": b"<0xZZ>", "日": "日".encode(), "<tool>": b"<tool>"}),
+        ("strip from the end", {"▁Hi": b" Hi", "<0x0A>": b"\n"}),
+        ("metaspace", {"▁Hi": b" Hi", "<0xE6>": b"<0xE6>", "lo": b"lo"}),
+        ("word pieces", {"##x": b"x", "lo": b" lo"}),
+    ],
+)
+def test_a_token_alone_has_its_bytes(kind: str, bytes_of: dict[str, bytes]) -> None:
+    tokenizer = build(KINDS[kind])
+    for text, expected in bytes_of.items():
+        token = tokenizer.token_to_id(text)
+        assert token is not None
+        assert detokenizer(tokenizer).only(token) == expected
+    assert detokenizer(tokenizer).only(1 << 40) == b""
+
+
+@pytest.mark.parametrize("kind", ["byte level", "llama", "gemma"])
+@given(data=st.data())
+@settings(deadline=None)
+def test_the_bytes_of_tokens_are_those_of_their_text(kind: str, data: st.DataObject) -> None:
+    """Where the tokens have whole characters together."""
+    tokenizer = build(KINDS[kind])
+    known = [token for token in range(300) if tokenizer.id_to_token(token)]
+    ids = data.draw(st.lists(st.sampled_from(known), max_size=6))
+    raw = b"".join(detokenizer(tokenizer).only(token) for token in ids)
+    sequence = detokenizer(tokenizer)
+    text = "".join([*map(sequence.add, ids), sequence.finish()])
+    if "\ufffd" not in text:
+        assert raw.decode() == text

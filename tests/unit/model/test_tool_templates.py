@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -70,7 +70,7 @@ TOOLS = st.lists(
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_text_is_that_of_transformers(name: str) -> None:
     @given(PLAIN, TOOLS, st.dictionaries(PLAIN, VALUE, max_size=3))
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
     def check(text: str, tools: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
         made = {"id": "call00001", "type": "function", "function": {"name": text, "arguments": arguments}}
         for given_tools in (tools, []):
@@ -131,7 +131,7 @@ def test_no_text_of_tools_calls_or_results_makes_a_control_token(name: str) -> N
     assert len(honest) > 5
 
     @given(st.lists(st.sampled_from(CONTROL_TOKENS) | PLAIN, min_size=1, max_size=3).map("".join))
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
     def check(text: str) -> None:
         assert controls(TEMPLATES[name] + mood, evil(text)) == honest
 

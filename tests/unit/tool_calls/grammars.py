@@ -29,7 +29,7 @@ def tokenizer() -> Tokenizer:
 
 
 @cache
-def _tokens() -> LLTokenizer:
+def llguidance_tokens() -> LLTokenizer:
     return grammar_sandbox.tokenizer(tokenizer().to_str(), [special_tokens()["<|eos|>"]])
 
 
@@ -39,7 +39,7 @@ def special_tokens(template: str = "<|eos|>") -> dict[str, int]:
 
 
 def matcher(constraint: Constraint) -> LLMatcher:
-    made = grammar_sandbox.matcher(_tokens(), constraint.kind, constraint.text)
+    made = grammar_sandbox.matcher(llguidance_tokens(), constraint.kind, constraint.text)
     assert not made.is_error(), made.get_error()
     return made
 

@@ -7,13 +7,20 @@ from dataclasses import replace
 
 import pytest
 
+from edgepp.engine import grammar_sandbox
 from edgepp.engine.request import MAX_CONSTRAINT_BYTES, Constraint
 from edgepp.errors import UsageError
 from edgepp.tool_calls.formats import format_of
 from edgepp.tool_calls.tool_use import CallArguments, CallEnded, CallStarted, Text, Tool, ToolUse
 from tests.unit.tool_calls import templates as t
 from tests.unit.tool_calls.answers import NOW, WEATHER, joined
-from tests.unit.tool_calls.grammars import bounded_tool_schema, is_allowed, random_answer, special_tokens
+from tests.unit.tool_calls.grammars import (
+    bounded_tool_schema,
+    is_allowed,
+    llguidance_tokens,
+    random_answer,
+    special_tokens,
+)
 
 TEMPLATES = [
     t.LLAMA, t.QWEN, t.MISTRAL, t.MISTRAL_ARGS, t.PLAIN, t.QWEN_CODER, t.GLM, t.LFM, t.KIMI_K2, t.MINIMAX, t.GEMMA_4,
@@ -180,6 +187,22 @@ def test_what_a_grammar_cannot_hold_is_refused_of_a_strict_tool_by_its_name(sche
     with pytest.raises(UsageError, match="the tool odd_one") as refused:
         constraint(t.QWEN, ToolUse((Tool("odd_one", parameters=schema, strict=True),)))
     assert what in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        ({"properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}, "look-around"),
+        ({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}, "oneOf"),
+        ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "does not exist"),
+    ],
+)
+def test_what_only_llguidance_knows_it_cannot_hold_is_refused_by_the_name_of_the_tool_as_well(schema, what) -> None:
+    held = constraint(t.QWEN, ToolUse((NOW, Tool("odd_one", parameters=schema, strict=True))))
+    error = grammar_sandbox.matcher(llguidance_tokens(), held.kind, held.text).get_error()
+    said = grammar_sandbox.complaint(error, held.text)
+    assert said.startswith('the schema of the tool "odd_one": ')
+    assert what in said
 
 
 def test_what_a_grammar_cannot_hold_is_ignored_of_another_tool() -> None:

@@ -121,6 +121,11 @@ def test_logprobs(asked: bool | None, top: int | None, logprobs: int | None) -> 
     assert options(logprobs=asked, top_logprobs=top).sampling.logprobs == logprobs
 
 
+def test_too_many_logprobs_are_refused_by_the_name_that_the_client_used() -> None:
+    with pytest.raises(RequestError, match=r"^top_logprobs must lie between 0 and 20, not 21$"):
+        options(logprobs=True, top_logprobs=21)
+
+
 THINKER = replace(SERVED, thinks=True)
 
 

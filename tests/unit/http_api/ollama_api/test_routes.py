@@ -394,6 +394,28 @@ def test_the_request_carries_options_format_and_thinking() -> None:
     assert request.prompt.variables == {"enable_thinking": True, "reasoning_effort": "low"}
 
 
+@pytest.mark.parametrize(
+    ("last", "continues"),
+    [
+        ({"role": "assistant", "content": "Once upon"}, True),
+        ({"role": "assistant", "content": ""}, False),
+        ({"role": "assistant", "content": "x", "tool_calls": [call("a", {})]}, False),
+        ({"role": "user", "content": "Hi"}, False),
+    ],
+)
+def test_the_answer_goes_on_where_the_last_message_is_an_assistants_text(last: dict[str, Any], continues: bool) -> None:
+    service = served()
+    taken(service, {"role": "user", "content": "Hi"}, last)
+    assert isinstance(service.request.prompt, Conversation)
+    assert service.request.prompt.continues is continues
+
+
+def test_a_tool_without_a_name_is_refused() -> None:
+    response = sent(served(), "POST", "/api/chat", question(tools=[{"function": {"name": ""}}]))
+    assert response.status_code == 400
+    assert response.json() == {"error": "tools[0].function has no name"}
+
+
 def test_a_tool_may_lack_description_and_parameters() -> None:
     service = served()
     assert sent(

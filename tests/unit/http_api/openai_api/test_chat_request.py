@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.requests import Request
 
 from edgepp.engine.request import Constraint
@@ -14,6 +16,7 @@ from edgepp.errors import EdgeppError
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationRequest
 from edgepp.http_api.openai_api.chat_request import ChatBody, generation_request
+from edgepp.http_api.openai_api.content import ChatMessage
 from edgepp.model.text.conversation import Conversation
 from edgepp.tool_calls.tool_use import Tool, ToolUse
 from tests.builders.scripted_service import SERVED
@@ -56,6 +59,7 @@ def test_a_question_has_its_owner_and_id() -> None:
         ([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}], "one\ntwo"),
         ([{"type": "input_text", "text": "one"}, "two"], "one\ntwo"),
         ([{"type": "refusal", "refusal": "no"}], "no"),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "one"}], "one"),
         ([], ""),
         (None, ""),
         ("", ""),
@@ -110,10 +114,10 @@ def test_a_call_without_arguments_has_an_empty_object(arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", ['{"city": "Be', "[1]", "null", "[" * 5000])
-def test_broken_arguments_of_the_history_are_named(arguments: str) -> None:
+def test_broken_arguments_of_the_history_are_kept(arguments: str) -> None:
     call = {"function": {"name": "now", "arguments": arguments}}
-    error = refused(messages=[USER, {"role": "assistant", "tool_calls": [call]}])
-    assert error.parameter == "messages[1].tool_calls[0].function.arguments"
+    (message,) = conversation({"role": "assistant", "tool_calls": [call]}).messages
+    assert message["tool_calls"][0]["function"]["arguments"] == {"arguments": arguments}
 
 
 def test_reasoning_of_the_history_is_kept_for_the_template() -> None:
@@ -278,6 +282,19 @@ def test_fields_of_other_servers_are_ignored() -> None:
         unheard_of={"deep": [1]},
     )
     assert many == plain
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)
+)
+KNOWN = set(ChatBody.__struct_fields__)
+
+
+@given(st.dictionaries(st.text().filter(lambda name: name not in KNOWN), JSON, max_size=4))
+def test_unknown_fields_change_nothing(fields: dict[str, Any]) -> None:
+    message = USER | {name: value for name, value in fields.items() if name not in ChatMessage.__struct_fields__}
+    body = msgspec.json.decode(json.dumps({"messages": [message]} | fields), type=ChatBody)
+    assert body == msgspec.json.decode(json.dumps({"messages": [USER]}), type=ChatBody)
 
 
 def test_template_variables_and_continuing_reach_the_prompt() -> None:

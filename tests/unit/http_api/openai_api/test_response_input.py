@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any, get_args
 
 import msgspec
@@ -129,6 +130,11 @@ def test_custom_calls_and_namespaces_have_the_names_that_the_model_knows() -> No
 def test_an_older_form_of_results_is_read(output: Any) -> None:
     told = messages(USER, CALL, {"type": "function_call_output", "call_id": "call_a", "output": output})
     assert told[2]["content"] == "x"
+
+
+def test_a_message_of_another_agent_is_told_with_its_author() -> None:
+    item = {"type": "agent_message", "author": "/root/a", "content": [{"type": "input_text", "text": "done"}]}
+    assert messages(USER, item)[1] == {"role": "user", "content": "Message from /root/a:\ndone"}
 
 
 def test_reasoning_and_the_work_of_other_servers_are_left_out() -> None:
@@ -260,6 +266,13 @@ def test_tools_of_other_servers_are_left_out(kind: str) -> None:
     assert [tool.name for tool in tools({"type": kind, "server_label": "x"}, FUNCTION).use.tools] == ["shell"]
 
 
+@pytest.mark.parametrize("added", ["x", [1], [{"type": "function", "name": 1}]])
+def test_tools_that_are_none_are_named(added: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        all_tools(body(input=[USER, {"type": "additional_tools", "tools": added}]))
+    assert caught.value.parameter == "input[1].tools"
+
+
 def test_input_may_add_tools() -> None:
     one = body(input=[USER, {"type": "additional_tools", "role": "developer", "tools": [CUSTOM]}], tools=[FUNCTION])
     assert [tool.name for tool in all_tools(one)] == ["shell", "apply_patch"]
@@ -312,10 +325,12 @@ ITEMS = [
 
 
 def plain(value: Any) -> Any:
-    """JSON of what hypothesis makes: it has iterators where the SDK allows them."""
+    """JSON of what hypothesis makes: iterators where the SDK allows them, and any object where it allows that."""
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}
-    return value if isinstance(value, str | int | float | None) else [plain(one) for one in value]
+    if isinstance(value, str | int | float | None):
+        return value
+    return [plain(one) for one in value] if isinstance(value, Iterable) else None
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=50)
