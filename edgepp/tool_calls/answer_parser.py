@@ -75,7 +75,8 @@ class CallParser:
         if self._reader is not None:
             found = self._reader.finish()
             self._take([part for part in found if not (self._is_held and isinstance(part, Text))], parts)
-        self._text(self._held, parts)
+        if not self._is_held:
+            self._text(self._held, parts)
         if self._blank and not self._called:
             _append(parts, self._blank)
         return parts

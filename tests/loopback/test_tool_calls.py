@@ -57,7 +57,7 @@ def test_a_model_of_random_weights_calls_as_required(checkpoints: Checkpoints) -
 async def call_with_random_weights(path: Path) -> None:
     form = made_form(path)
     async with Engine(str(path), stages=2) as engine:
-        for seed in range(4):
+        for seed in range(3):
             sampling = SamplingOptions(temperature=1.0, seed=seed)
             check_call(await parts(engine, form, ToolUse((LOOK, NOW), "required"), sampling, 400))
             named = await parts(engine, form, ToolUse((LOOK, NOW), "required", named="now"), sampling, 400)
@@ -73,6 +73,5 @@ async def call_with_smollm2() -> None:
     form = made_form(path)
     async with Engine(str(path), stages=2) as engine:
         check_call(await parts(engine, form, ToolUse((LOOK, NOW), "required"), SamplingOptions()))
-        check_call(await parts(engine, form, ToolUse((LOOK, NOW), "required", named="now"), SamplingOptions()))
         text = await parts(engine, form, ToolUse((LOOK, NOW), "none"), SamplingOptions(), 10)
         assert [type(part) for part in text] == [Text]

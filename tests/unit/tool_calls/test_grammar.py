@@ -288,3 +288,11 @@ def test_channels_hold_reasoning_text_and_calls() -> None:
     assert not is_allowed(schema, '{"a": 1}')
     found = parts(t.HARMONY, ToolUse((STRICT,)), thoughts + call)
     assert [type(part).__name__ for part in found] == ["Reasoning", "CallStarted", "CallArguments", "CallEnded"]
+
+
+@pytest.mark.parametrize("template", [t.LLAMA, t.QWEN, t.PLAIN])
+def test_the_beginning_of_a_held_call_is_no_text_when_the_answer_is_cut(template) -> None:
+    use = ToolUse((BOUNDED,), "required")
+    whole = random_answer(constraint(template, use, CLOSED), 0)
+    for end in range(len(whole)):
+        assert not any(isinstance(part, Text) for part in parts(template, use, whole[:end]))
