@@ -99,6 +99,8 @@ class LiveAnswer:
         """Tokens of the prompt; 0 until a pipeline has accepted it."""
         self.timing = Timing(self._asked_s)
         self.stages: tuple[StageInfo, ...] = ()
+        self.on_complete: Callable[[], None] = lambda: None
+        """Called when the pieces are over, before the reader learns how they ended."""
         self._gaps_s: list[float] = []
 
     @property
@@ -138,6 +140,7 @@ class LiveAnswer:
             except EdgeppError as error:
                 if self.cancelled:
                     self.finish_reason = "cancelled"
+                    self.on_complete()
                     return
                 raise failed or error from error
             try:
@@ -175,6 +178,7 @@ class LiveAnswer:
                 break  # the tokens beyond are not needed
         self.spelled, self.stop_string = stream.spelled, stream.stop_string
         self.finish_reason = stream.finish_reason or "cancelled"
+        self.on_complete()
 
     def _bind(self, stream: TextStream) -> None:
         """Let ``cancel`` stop this stream."""
@@ -248,14 +252,20 @@ class LiveAnswers:
                     "ask again when one of them has ended",
                 )
             self._live.add(live)
+        live.on_complete = lambda: self._count(live)
         return live
 
     def end(self, live: LiveAnswer) -> None:
-        """Count the answer no longer: it has ended, in whatever way."""
+        """Give the answer's place to others: it has ended, in whatever way."""
         with self._lock:
             self._live.discard(live)
             self._limiter.release(live.owner)
-            if live.complete:
+        if live.finish_reason is None:
+            self._count(live)
+
+    def _count(self, live: LiveAnswer) -> None:
+        if live.complete:
+            with self._lock:
                 self.last, self.num_finished = live.timing, self.num_finished + 1
         for observer in self.observers:
             observer(live.ended)

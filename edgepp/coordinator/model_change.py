@@ -32,6 +32,8 @@ log = logging.getLogger("edgepp.coordinator")
 DRAIN_S = 60.0
 """How long a change waits for answers under way."""
 _LOOK_S = 0.1
+_CLOSE_S = 2.0
+"""How long closing waits for a change, which may wait for a server of the hub."""
 
 T = TypeVar("T")
 
@@ -121,7 +123,7 @@ class ModelChanger:
         """Give up a change that is under way."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_CLOSE_S)
 
     def _run(self, model: str) -> None:
         try:

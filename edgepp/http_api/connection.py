@@ -82,7 +82,7 @@ class Connection(H11Protocol):
         """End the connection if the client has missed a deadline. The server calls this once per second."""
         if self.transport.is_closing():
             self._deadlines.setdefault("end", now_s + _LINGER_S)
-        if not self.transport.get_write_buffer_size():
+        if not self.is_sending:
             self._deadlines.pop("unread", None)
         if any(until_s < now_s for until_s in self._deadlines.values()):
             self.transport.abort()
@@ -97,6 +97,11 @@ class Connection(H11Protocol):
         if self._is_answering:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether the client has not taken in all that was sent."""
+        return self.transport.get_write_buffer_size() > 0
 
     @property
     def host(self) -> str:

@@ -32,6 +32,7 @@ from edgepp.wire.transport import Address
 log = logging.getLogger("edgepp.http_api")
 _TICKS_PER_LOOK = 10  # uvicorn ticks ten times per second
 _CANCEL_S = 1.0
+_FLUSH_S = 0.5
 _FIRST_KEY = "lan"
 
 
@@ -206,15 +207,23 @@ class _Server(uvicorn.Server):
         tasks = set(self.server_state.tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=self._shutdown_s)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=_CANCEL_S)
+        for task in tasks:
+            task.cancel()
+        await self._flush()
         for connection in self._connections:
-            connection.transport.abort()
+            connection.transport.abort()  # else a task could wait for its client to read
         await asyncio.sleep(0)  # asyncio tells connections of their end in its next step
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CANCEL_S)
         for server in self.servers:
             with suppress(TimeoutError):
                 await asyncio.wait_for(server.wait_closed(), _CANCEL_S)
+
+    async def _flush(self) -> None:
+        """Wait a moment until the ends of answers are sent."""
+        until_s = time.monotonic() + _FLUSH_S
+        while time.monotonic() < until_s and any(one.is_sending for one in self._connections):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     @property
     def _connections(self) -> list[Connection]:

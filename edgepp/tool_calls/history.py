@@ -197,9 +197,7 @@ def _system_placed(messages: Sequence[dict[str, Any]], limits: TemplateLimits) -
     while leading < len(messages) and messages[leading]["role"] == "system":
         leading += 1
     text = "\n\n".join(message["content"] for message in messages[:leading] if message["content"])
-    rest = [
-        _note(one["content"]) if one["role"] == "system" and limits.late_system else one for one in messages[leading:]
-    ]
+    rest = _notes_placed(messages[leading:], limits) if limits.late_system else list(messages[leading:])
     if not text:
         return rest
     if not limits.any_system:
@@ -209,8 +207,19 @@ def _system_placed(messages: Sequence[dict[str, Any]], limits: TemplateLimits) -
     return [{"role": "user", "content": text}, *rest]
 
 
-def _note(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": f"[System note]\n{text}"}
+def _notes_placed(messages: Iterable[dict[str, Any]], limits: TemplateLimits) -> list[dict[str, Any]]:
+    """System messages as notes of the user, or in the result before, where another message of the user would harm."""
+    in_results = limits.repeated_roles or limits.moving_tools
+    placed: list[dict[str, Any]] = []
+    for message in messages:
+        note = f"[System note]\n{message['content']}"
+        if message["role"] != "system":
+            placed.append(message)
+        elif in_results and placed and placed[-1]["role"] == "tool":
+            placed[-1] = {**placed[-1], "content": f"{placed[-1]['content']}\n\n{note}"}
+        else:
+            placed.append({"role": "user", "content": note})
+    return placed
 
 
 def _user_first(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

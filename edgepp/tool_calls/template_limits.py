@@ -35,7 +35,7 @@ class TemplateLimits:
     late_system: bool = False
     """A system message behind the beginning: refused, dropped, or moved to the front."""
     any_system: bool = False
-    """A system message at all: refused or dropped."""
+    """A system message at all: refused, dropped, or not kept at the beginning as the conversation goes on."""
     repeated_roles: bool = False
     """Two user or two assistant messages in a row."""
     parallel_calls: bool = False
@@ -50,6 +50,8 @@ class TemplateLimits:
     """Calls and their results."""
     tools: bool = False
     """Tools."""
+    moving_tools: bool = False
+    """Tools at the beginning: they are rendered beside the newest message of the user."""
 
     @classmethod
     def of(cls, template: str, render: Render | None = None) -> TemplateLimits:
@@ -74,6 +76,7 @@ class TemplateLimits:
             long_call_ids="length 9" in template or "length != 9" in template,
             no_user=_wants_user(template),
             calls="tool_calls" not in template,
+            moving_tools="[AVAILABLE_TOOLS]" in template and "[-1]" in template,
         )
 
     @classmethod
@@ -84,9 +87,10 @@ class TemplateLimits:
         takes_two = _shows(render, _called(call_id, "fruit5678"), "quince", "quince", "melon", tools=True)
         late = [_user("apple"), _assistant("cherry"), _system("grape"), _user("melon")]
         leading = [_system("grape"), _user("apple")]
+        longer = [*leading, _assistant("cherry"), _user("melon")]
         return cls(
             late_system=not _shows(render, late, "apple", "cherry", "grape", "melon"),
-            any_system=not (_shows(render, leading, "grape") and _shows(render, leading, "apple")),
+            any_system=not (_shows(render, leading, "grape", "apple") and _shows(render, longer, "grape", "apple")),
             repeated_roles=not _shows(render, [_user("apple"), _user("melon")], "apple", "melon"),
             parallel_calls=takes_calls and not takes_two,
             long_call_ids=takes_short and not takes_long,
@@ -94,6 +98,7 @@ class TemplateLimits:
             call_names=takes_calls and not _shows(render, _called(call_id), "apple", "weigh_fruit", tools=True),
             calls=not takes_calls,
             tools=not _shows(render, [_user("apple")], "weigh_fruit", tools=True),
+            moving_tools=_shows(render, longer[1:], "cherry", "weigh_fruit", tools=True),
         )
 
 

@@ -6,7 +6,9 @@ The random model has the vocabulary of SmolLM2, so its answers are text that enc
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,22 +18,32 @@ from edgepp.model.fetch import fetch
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.agent_session.clients import AGENTS, Agent, ClaudeCode
 from tests.agent_session.recording import recording
+from tests.builders.chat_templates import TEMPLATES
 from tests.builders.claude_code import ask_claude_code
 from tests.multiprocess.http_cluster import HttpCluster, serving_http
 
 LEAST_CACHED = 0.9
-MOST_MERGED = 4
-"""Tokens at the end of a prompt that may become one with the beginning of its answer, once both are one text."""
+MOST_MERGED = 8
+"""Tokens at the end of a prompt that the next prompt may have otherwise: one may merge with the answer's beginning, and
+an empty reasoning is left out of the history."""
 CONTEXT = 16_384
+
+
+@contextmanager
+def serving_long_context(folder: Path, template: str | None = None) -> Iterator[HttpCluster]:
+    """A cluster with a tiny random model that takes long prompts."""
+    shape = dataclasses.replace(TINY, vocabulary=49_152, context=CONTEXT)
+    model = make_checkpoint(folder / "tiny", shape, tokenizer=Path(fetch("smollm2-135m")))
+    if template is not None:
+        settings = model / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
+    with serving_http(folder, "--stages", "2", "--context", str(CONTEXT), model=str(model)) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
 def long_context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpCluster]:
-    """A cluster with a tiny random model that takes long prompts."""
-    folder = tmp_path_factory.mktemp("agent-session")
-    shape = dataclasses.replace(TINY, vocabulary=49_152, context=CONTEXT)
-    model = make_checkpoint(folder / "tiny", shape, tokenizer=Path(fetch("smollm2-135m")))
-    with serving_http(folder, "--stages", "2", "--context", str(CONTEXT), model=str(model)) as cluster:
+    with serving_long_context(tmp_path_factory.mktemp("agent-session")) as cluster:
         yield cluster
 
 
@@ -58,6 +70,12 @@ def assert_computes_only_what_is_new(agent: Agent) -> None:
 @pytest.mark.parametrize("kind", AGENTS, ids=lambda kind: kind.__name__)
 def test_a_turn_computes_only_what_is_new(long_context: HttpCluster, kind: type[Agent]) -> None:
     assert_computes_only_what_is_new(agent_of(kind, long_context, "tiny", kind.__name__))
+
+
+@pytest.mark.parametrize("template", ["llama", "qwen"])
+def test_templates_with_tools_of_their_own_compute_only_what_is_new(tmp_path: Path, template: str) -> None:
+    with serving_long_context(tmp_path, TEMPLATES[template]) as cluster:
+        assert_computes_only_what_is_new(agent_of(ClaudeCode, cluster, "tiny", "Ann"))
 
 
 @pytest.mark.timeout(700)

@@ -73,20 +73,20 @@ def text_of(content: Content, where: str) -> str:
     return "\n".join(_part(part, f"{where}[{number}]") for number, part in kept)
 
 
-def arguments_of(arguments: str | Mapping[str, Any] | None, where: str) -> Mapping[str, Any]:
-    """The arguments of a call as an object, since templates encode them themselves.
+def call_arguments(text: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The arguments of an earlier call as an object, since templates encode them themselves.
 
-    Raises:
-        RequestError: the arguments are no JSON object.
+    A text that is no JSON object is kept whole under one name: a client tells the model of its broken call and repeats
+    the call in each later request, which must not fail for it.
     """
-    if isinstance(arguments, Mapping):
-        return arguments
-    if arguments is None or not arguments.strip():
+    if isinstance(text, Mapping):
+        return text
+    if text is None or not text.strip():
         return {}
     try:
-        return msgspec.json.decode(arguments, type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise RequestError("invalid_request", f"{where} is not the text of a JSON object", parameter=where) from error
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        return {"arguments": text}
 
 
 def _message(message: ChatMessage, where: str) -> Message:
@@ -101,7 +101,7 @@ def _message(message: ChatMessage, where: str) -> Message:
     text = text_of(message.content, f"{where}.content")
     match message.role:
         case "assistant":
-            return _assistant(message, text, where)
+            return _assistant(message, text)
         case "tool":
             ids = {"tool_call_id": message.tool_call_id, "name": message.name}
             return {"role": "tool", "content": text} | {name: value for name, value in ids.items() if value}
@@ -111,22 +111,20 @@ def _message(message: ChatMessage, where: str) -> Message:
             return {"role": message.role, "content": text}
 
 
-def _assistant(message: ChatMessage, text: str, where: str) -> Message:
+def _assistant(message: ChatMessage, text: str) -> Message:
     told: dict[str, Any] = {"role": "assistant", "content": text}
     if message.reasoning_content:
         told["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         told["content"] = text or None
-        told["tool_calls"] = [
-            _call(call, f"{where}.tool_calls[{number}].function") for number, call in enumerate(message.tool_calls)
-        ]
+        told["tool_calls"] = [_call(call) for call in message.tool_calls]
     return told
 
 
-def _call(call: ToolCall, where: str) -> dict[str, Any]:
+def _call(call: ToolCall) -> dict[str, Any]:
     function = {
         "name": call.function.name,
-        "arguments": arguments_of(call.function.arguments, f"{where}.arguments"),
+        "arguments": call_arguments(call.function.arguments),
     }
     return {"id": call.id or "", "type": "function", "function": function}
 

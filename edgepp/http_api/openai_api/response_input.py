@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from edgepp.http_api.failures import RequestError
-from edgepp.http_api.openai_api.content import Content, text_of
+from edgepp.http_api.openai_api.content import Content, call_arguments, text_of
 from edgepp.http_api.openai_api.response_body import Item, ResponsesBody
-from edgepp.http_api.openai_api.response_tools import DeclaredTool, call_arguments, custom_arguments
+from edgepp.http_api.openai_api.response_tools import DeclaredTool, custom_arguments
 from edgepp.model.text.conversation import Message
 
 _UNREAD = (

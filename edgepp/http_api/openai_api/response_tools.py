@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -177,21 +176,6 @@ def _plain(value: Any) -> Any:
 def custom_arguments(text: str) -> dict[str, str]:
     """The arguments of a custom tool's call from its input, as ``decoded_tools`` declares them to the model."""
     return {"input": text}
-
-
-def call_arguments(text: Any) -> dict[str, Any]:
-    """The arguments of an earlier call.
-
-    A text that is no JSON object is kept whole under one name: a client tells the model of its broken call and repeats
-    the call in each later request, which must not fail for it.
-    """
-    if isinstance(text, dict):
-        return text
-    try:
-        values = json.loads(text) if text else {}
-    except (TypeError, ValueError, RecursionError):
-        values = None
-    return values if isinstance(values, dict) else {"arguments": text}
 
 
 def _invalid(message: str, parameter: str) -> RequestError:

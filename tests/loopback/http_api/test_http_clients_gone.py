@@ -98,6 +98,24 @@ def test_closing_the_server_ends_running_answers(stream: bool) -> None:
     asyncio.run(act())
 
 
+def test_closing_the_server_does_not_wait_for_a_client_that_does_not_read() -> None:
+    async def act() -> None:
+        service = ScriptedService([script(*[TextDelta(0, "x" * PIECE_BYTES)] * 4000)])
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(served(service, replace(Limits(), shutdown_s=0.1)))
+            client = await stack.enter_async_context(connected(server, 1 << 10))
+            await client.send(request("POST", CHAT, question(stream=True)))
+            await eventually("the client has more than it takes", lambda: service.played and stuck(service))
+            await server.close()
+            assert service.played[0].cancelled
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    def stuck(service: ScriptedService) -> bool:
+        return service.played[0].sent > 8
+
+    asyncio.run(act())
+
+
 def test_slow_readers_and_aborted_streams_cost_little_and_disturb_nobody() -> None:
     """64 clients that never read, 64 that abort, and a neighbour whose answer comes whole."""
 

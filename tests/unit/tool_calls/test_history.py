@@ -136,6 +136,16 @@ def test_a_longer_conversation_begins_as_the_shorter_one(template) -> None:
     assert long.startswith(stem)
 
 
+def test_a_note_behind_a_result_does_not_move_tools_that_stand_at_the_newest_question() -> None:
+    called, result = PARALLEL[2], PARALLEL[3]
+    short = [*PARALLEL[:2], {**called, "tool_calls": called["tool_calls"][1:]}, result]
+    prepared = form(t.MISTRAL).prepare(Conversation([*short, {"role": "system", "content": "NOTE"}]), USE).messages
+    assert [message["role"] for message in prepared][-1] == "tool"
+    assert prepared[-1]["content"] == "NOON\n\n[System note]\nNOTE"
+    before = rendered(t.MISTRAL, short[:-1])
+    assert rendered(t.MISTRAL, [*short, {"role": "system", "content": "NOTE"}]).startswith(before)
+
+
 def test_a_template_that_refuses_a_late_system_message_gets_a_note_of_the_user() -> None:
     messages = [{"role": "user", "content": "U"}, {"role": "system", "content": "NOTE"}]
     prepared = form(t.QWEN).prepare(Conversation(messages), ToolUse()).messages
