@@ -310,5 +310,5 @@ def test_tags_hold_strings_as_they_are_and_other_values_as_json() -> None:
     assert not is_allowed(held, call.replace('<parameter=city>\nNew\nYork, "the" city\n</parameter>\n', ""))
     assert is_allowed(held, '<tool_call>{"name": "now", "arguments": {}}</tool_call>')
     union = Tool("union", parameters={"properties": {"a": {"type": ["string", "integer"]}}, "required": ["a"]})
-    written = random_answer(constraint(t.QWEN_CODER, ToolUse((union,), "required", named="union"), CLOSED), 0, limit=30)
-    assert written.startswith('<tool_call>{"name": "union", "arguments": {"a":')
+    as_json = '<tool_call>{"name": "union", "arguments": {"a": "x"}}</tool_call>'
+    assert is_allowed(constraint(t.QWEN_CODER, ToolUse((union,), "required", named="union"), CLOSED), as_json)
