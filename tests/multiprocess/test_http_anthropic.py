@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 
-from tests.builders.sdk_types import exact
+from tests.builders.sdk_types import strictly
 from tests.multiprocess.http_cluster import MODEL, HttpCluster
 from tests.waiting import PATIENCE_S
 
@@ -59,7 +59,7 @@ def test_a_streamed_answer_is_the_one_that_is_not_streamed(client: anthropic.Ant
 
 def test_every_event_of_the_wire_is_one_of_the_sdks_types(client: anthropic.Anthropic) -> None:
     for event in client.messages.create(model=MODEL, max_tokens=8, messages=[QUESTION], stream=True, **GREEDY):
-        exact(RawMessageStreamEvent, event.to_dict(mode="python"))
+        strictly(RawMessageStreamEvent, event.to_dict(mode="python"))
 
 
 def test_the_count_is_that_of_the_answers_usage(client: anthropic.Anthropic) -> None:

@@ -22,8 +22,8 @@ from starlette.routing import Route
 from edgepp.ui.launch.codex import codex
 from edgepp.ui.launch.settings import Target
 from tests.builders.codex_reader import codex_reads
+from tests.builders.loopback_server import serving_app
 from tests.builders.npm_clients import client_environment, npm_client
-from tests.http_serving import serving_app
 from tests.multiprocess.http_cluster import MODEL, HttpCluster
 
 _SHELL = {"type": "function", "name": "exec_command"}

@@ -15,8 +15,8 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from tests.builders.sdk_types import strictly
 from tests.multiprocess.http_cluster import MODEL, HttpCluster, serving_http
-from tests.sdk_types import strictly
 from tests.waiting import PATIENCE_S
 
 USER: Any = [{"role": "user", "content": "Name three colours of the rainbow."}]

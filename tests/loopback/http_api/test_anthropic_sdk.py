@@ -33,7 +33,7 @@ from edgepp.http_api.generation import (
 from edgepp.http_api.openai_api.routes import routes as openai_routes
 from tests.builders.loopback_server import serving
 from tests.builders.scripted_service import ScriptedService, Step, answer
-from tests.builders.sdk_types import exact
+from tests.builders.sdk_types import strictly
 from tests.waiting import eventually
 
 USAGE = Usage(prompt_tokens=20, cached_tokens=15, completion_tokens=6, reasoning_tokens=2)
@@ -122,12 +122,12 @@ def test_every_event_is_one_of_the_sdks_types() -> None:
         lines = list(_frames(client))
         message = httpx.post(f"{client.base_url}/v1/messages?beta=true", json={"messages": ASK}).json()
         count = httpx.post(f"{client.base_url}/v1/messages/count_tokens", json={"messages": ASK}).json()
-    exact(Message, message)
-    exact(MessageTokensCount, count)
+    strictly(Message, message)
+    strictly(MessageTokensCount, count)
     for name, data in lines:
         assert name == data["type"]
         if name != "ping":  # the SDK leaves these out before it looks at their type
-            exact(RawMessageStreamEvent, data)
+            strictly(RawMessageStreamEvent, data)
     assert [name for name, _ in lines if name == "ping"] == ["ping", "ping"]
 
 
@@ -164,7 +164,7 @@ def test_a_refusal_is_an_exception_of_the_sdk(kind: FailureKind, raised: type[an
         assert type(caught.value) is raised
         assert caught.value.response.headers["retry-after"] == "2"
         if kind != "request_too_large":  # the SDK has no type for its body
-            exact(ErrorResponse, caught.value.body)
+            strictly(ErrorResponse, caught.value.body)
     if kind == "context_length_exceeded":
         assert caught.value.api_message == "prompt is too long: 9000 tokens > 2048 maximum"
 
@@ -229,7 +229,7 @@ def test_models_are_listed_in_the_form_of_the_api() -> None:
         with pytest.raises(anthropic.NotFoundError):
             client.models.retrieve("gpt-5")
         theirs = httpx.get(f"{url}/v1/models").json()
-    assert exact(ModelInfo, listed.to_dict(mode="python")) == named
+    assert strictly(ModelInfo, listed.to_dict(mode="python")) == named
     assert (listed.id, listed.max_input_tokens) == ("smollm2-135m", service.model.context)
     assert theirs["object"] == "list"
 

@@ -29,9 +29,9 @@ from edgepp.http_api.openai_api.responses import routes
 from edgepp.http_api.routing import Routing
 from edgepp.ui.launch.codex import codex
 from edgepp.ui.launch.settings import Target
+from tests.builders.loopback_server import serving_app
 from tests.builders.npm_clients import client_environment, npm_client
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
-from tests.http_serving import serving_app
 
 USAGE = Usage(prompt_tokens=50, cached_tokens=40, completion_tokens=9)
 PATCH = "*** Begin Patch\n*** Add File: made.txt\n+made by a patch\n*** End Patch"

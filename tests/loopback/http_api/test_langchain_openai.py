@@ -20,8 +20,8 @@ from edgepp.http_api.generation import (
 )
 from edgepp.http_api.openai_api.routes import routes
 from edgepp.http_api.routing import Routing
+from tests.builders.loopback_server import serving_app
 from tests.builders.scripted_service import ScriptedService, Step, answer
-from tests.http_serving import serving_app
 
 langchain_openai = pytest.importorskip("langchain_openai")
 USAGE = Usage(prompt_tokens=7, cached_tokens=4, completion_tokens=9)

@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgepp.http_api import running_server
 from edgepp.http_api.app import ROUTE_LISTS
 from edgepp.http_api.routing import Routing
+from tests.builders.loopback_server import serving_app
 from tests.builders.npm_clients import client_environment, npm_client
 from tests.builders.scripted_service import ScriptedService, answer
-from tests.http_serving import serving_app
 
 KEY = "sk-launched"
 COMMANDS = {

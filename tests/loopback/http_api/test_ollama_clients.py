@@ -18,9 +18,9 @@ from edgepp.http_api.ollama_api.routes import routes
 from edgepp.http_api.openai_api.routes import routes as openai_routes
 from edgepp.http_api.routing import Routing
 from tests.builders import ollama_clients as clients
+from tests.builders.loopback_server import serving_app
 from tests.builders.ollama_lines import check_listed
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
-from tests.http_serving import serving_app
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the clients' own: sockets left open, pydantic's advice

@@ -30,9 +30,9 @@ from edgepp.http_api.generation import (
 )
 from edgepp.http_api.openai_api.routes import routes
 from edgepp.http_api.routing import Routing
+from tests.builders.loopback_server import serving_app
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
-from tests.http_serving import serving_app
-from tests.sdk_types import strictly
+from tests.builders.sdk_types import strictly
 from tests.waiting import eventually
 
 USAGE = Usage(prompt_tokens=7, cached_tokens=4, completion_tokens=9, prompt_s=0.5, decode_s=0.25)

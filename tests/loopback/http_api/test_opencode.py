@@ -22,9 +22,9 @@ from edgepp.http_api.generation import (
 from edgepp.http_api.openai_api.routes import routes
 from edgepp.http_api.routing import Routing
 from edgepp.model.text.conversation import Conversation
+from tests.builders.loopback_server import serving_app
 from tests.builders.opencode import Served, opencode_turn
 from tests.builders.scripted_service import SERVED, ScriptedService, Step, answer
-from tests.http_serving import serving_app
 
 USAGE = Usage(prompt_tokens=7, completion_tokens=3)
 

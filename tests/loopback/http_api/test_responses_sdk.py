@@ -26,9 +26,9 @@ from edgepp.http_api.generation import (
 )
 from edgepp.http_api.openai_api.responses import routes
 from edgepp.http_api.routing import Routing
+from tests.builders.loopback_server import serving_app
 from tests.builders.scripted_service import ScriptedService, Step, answer
-from tests.builders.sdk_types import exact
-from tests.http_serving import serving_app
+from tests.builders.sdk_types import strictly
 from tests.waiting import eventually
 
 TOOL: Any = {"type": "function", "name": "shell", "parameters": {"type": "object"}, "strict": True}
@@ -89,9 +89,9 @@ def test_a_stream_accumulated_by_the_sdk_is_the_unstreamed_answer(options: Any) 
         with sdk.responses.stream(**asked) as stream:
             streamed = stream.get_final_response()
         for event in sdk.responses.create(**asked, stream=True):
-            exact(ResponseStreamEvent, event.to_dict())
+            strictly(ResponseStreamEvent, event.to_dict())
     assert comparable(whole) == comparable(streamed)
-    exact(Response, whole.to_dict())
+    strictly(Response, whole.to_dict())
     assert whole.output_text == "I look."
     assert [item.type for item in whole.output] == ["reasoning", "message", "function_call"]
     assert whole.usage is not None

@@ -30,7 +30,7 @@ from edgepp.http_api.generation import (
 from edgepp.http_api.openai_api.response_events import ResponseEncoder, ResponseHead, frame
 from edgepp.http_api.openai_api.response_tools import DeclaredTool
 from tests.builders.codex_reader import CodexTurn, codex_reads, server_sent_events
-from tests.builders.sdk_types import exact
+from tests.builders.sdk_types import strictly
 
 ECHO = {
     "instructions": None,
@@ -295,13 +295,13 @@ def test_any_answer_is_a_stream_that_the_sdk_and_codex_read(answer: list[Generat
     events = encoded(*answer, summarises=summarises)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     for event in events:
-        exact(ResponseStreamEvent, event)
+        strictly(ResponseStreamEvent, event)
     turn = codex(events)
     texts = "".join(one.text for one in answer if isinstance(one, TextDelta))
     assert turn.text == texts
     assert turn.items == events[-1]["response"]["output"]
     assert turn.num_events == len(events)
-    assert exact(Response, events[-1]["response"]).output_text == texts
+    assert strictly(Response, events[-1]["response"]).output_text == texts
 
 
 def test_the_name_of_an_event_is_the_type_in_its_data() -> None:
