@@ -9,11 +9,9 @@ that its connection proved.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -32,6 +30,7 @@ from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Order, Planner
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.status import StatusSources, cluster_status
+from edgepp.coordinator.thread_work import ThreadWork
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError
 from edgepp.events import NodeRefused, OnEvent, StepFailed
@@ -106,11 +105,10 @@ class Coordinator(threading.Thread):
         self.live_answers = LiveAnswers(pipeline_manager)
         self._answers = AnswerService(self.live_answers)
         self.rollout = Rollout(planner, self.members, pipeline_manager, self.live_answers, on_event)
+        self._work = ThreadWork(self.is_alive)
         self.changer = ModelChanger(
-            planner, self.members, pipeline_manager, self.live_answers, on_event, self._in_thread, make_parts
+            planner, self.members, pipeline_manager, self.live_answers, on_event, self._work.do, make_parts
         )
-        self._work: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
-        """Work of other threads for this thread."""
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._on_refused)
@@ -223,7 +221,7 @@ class Coordinator(threading.Thread):
     def _tick(self, now_s: float) -> None:
         """Do the periodic work of each service; an error in one does not keep the others from their work."""
         self._ticked_s = now_s
-        self._do_work()
+        self._work.run()
         with self._surviving("announcing"):
             self._join_endpoint.announce()
         with self._surviving("checking the members"):
@@ -240,31 +238,6 @@ class Coordinator(threading.Thread):
             self._waiting_sent_s = now_s
             with self._surviving("telling the askers"):
                 self._tell_askers()
-
-    def _in_thread(self, work: Callable[[], None]) -> None:
-        """Do ``work`` in this thread, and return when it is done. Safe from any other thread.
-
-        Raises:
-            EdgeppError: the work raised it, or the coordinator has ended.
-        """
-        done: Future[None] = Future()
-        self._work.put((work, done))
-        while not done.done():
-            if not self.is_alive():
-                raise EdgeppError("the coordinator has ended")
-            wait([done], TICK_S)
-        done.result()
-
-    def _do_work(self) -> None:
-        """Do what other threads have asked for; errors are theirs."""
-        while not self._work.empty():
-            work, done = self._work.get()
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - raised in the other thread
-                done.set_exception(error)
-            else:
-                done.set_result(None)
 
     def _expel_all(self) -> None:
         if self._membership_service.expel_all(f"{self._identity.name} ended the cluster"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +27,7 @@ class Engine(AsyncResource):
 
     def __init__(
         self,
-        model: str,
+        model: str | os.PathLike[str],
         *,
         stages: int | None = None,
         peers: Sequence[str] = (),
@@ -58,7 +59,7 @@ class Engine(AsyncResource):
             UsageError: the options contradict each other.
         """
         self._options = PipelineOptions(
-            model,
+            os.fspath(model),
             endpoints=tuple(Endpoint((Address.parse(peer),)) for peer in peers),
             stages=stages,
             backend=backend,

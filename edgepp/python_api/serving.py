@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -167,7 +168,7 @@ def local_owner(name: str) -> str:
 
 
 def serve(
-    model: str = ServeOptions.model,
+    model: str | os.PathLike[str] = ServeOptions.model,
     *,
     listen: str | None = None,
     stages: int = ServeOptions.stages,
@@ -205,7 +206,7 @@ def serve(
     """
     return ServedCluster(
         ServeOptions(
-            model=model,
+            model=os.fspath(model),
             listen=Address.parse(listen) if listen else Address("*", PORT),
             stages=stages,
             pinned=LayerRange.parse(layers) if layers else None,
