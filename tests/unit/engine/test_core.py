@@ -232,7 +232,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestLife.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
 
 
 def run(side: Side) -> Iterator[None]:

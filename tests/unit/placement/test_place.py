@@ -162,7 +162,7 @@ def check(request: PlacementRequest, plan: Plan, hosts: Sequence[StageHost]) -> 
     assert {(one.id, one.pinned) for one in hosts if one.pinned is not None} <= set(plan.stages)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(clusters())
 def test_small_cases_equal_brute_force(
     case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str],
@@ -251,7 +251,7 @@ def test_pins_are_kept_among_many_hosts(
     check(model, plan, free)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(clusters(shared=False, pins=False, smallest=400), st.data())
 def test_replace_loads_the_least_anew_among_plans_nearly_as_good(
     case: tuple[PlacementRequest, list[StageHost], dict[tuple[str, str], LinkSpeed], str], data: st.DataObject
