@@ -41,7 +41,11 @@ class EdgeppError(Exception):
 
 
 class UsageError(EdgeppError):
-    """An argument or option is not valid."""
+    """An argument or option is not valid; ``parameter`` is the name of the option, where one alone is to blame."""
+
+    def __init__(self, message: str, hint: str = "", *, parameter: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.parameter = parameter
 
 
 class PromptRefused(UsageError):  # noqa: N818 - named as in logs

@@ -58,11 +58,11 @@ class SamplingOptions:
             if value is None and name in ("seed", "logprobs"):
                 continue
             if isinstance(low, int) and type(value) is not int:
-                raise UsageError(f"{name} must be a whole number, not {value!r:.40}")
+                raise UsageError(f"{name} must be a whole number, not {value!r:.40}", parameter=name)
             if not _is_number(value):
-                raise UsageError(f"{name} must be a number, not {value!r:.40}")
+                raise UsageError(f"{name} must be a number, not {value!r:.40}", parameter=name)
             if not low <= value <= high:
-                raise UsageError(f"{name} must lie between {low} and {high}, not {value}")
+                raise UsageError(f"{name} must lie between {low} and {high}, not {value}", parameter=name)
         self._check_bias()
 
     def check_bias(self, vocabulary: int) -> None:
@@ -73,22 +73,32 @@ class SamplingOptions:
         """
         for token, _ in self.logit_bias:
             if token >= vocabulary:
-                raise UsageError(f"logit_bias names token {token}, and the model has tokens 0 to {vocabulary - 1}")
+                raise UsageError(
+                    f"logit_bias names token {token}, and the model has tokens 0 to {vocabulary - 1}",
+                    parameter="logit_bias",
+                )
 
     def _check_bias(self) -> None:
         if not isinstance(self.logit_bias, tuple) or any(
             not isinstance(pair, tuple) or len(pair) != 2 for pair in self.logit_bias
         ):
-            raise UsageError("logit_bias must be a tuple of pairs of a token id and a number")
+            raise UsageError("logit_bias must be a tuple of pairs of a token id and a number", parameter="logit_bias")
         if len(self.logit_bias) > MAX_BIASES:
-            raise UsageError(f"logit_bias may name {MAX_BIASES} tokens, not {len(self.logit_bias)}")
+            raise UsageError(
+                f"logit_bias may name {MAX_BIASES} tokens, not {len(self.logit_bias)}", parameter="logit_bias"
+            )
         for token, bias in self.logit_bias:
             if type(token) is not int or token < 0:
-                raise UsageError(f"logit_bias names tokens by their ids, and {token!r:.40} is none")
+                raise UsageError(
+                    f"logit_bias names tokens by their ids, and {token!r:.40} is none", parameter="logit_bias"
+                )
             if not _is_number(bias) or not -100 <= bias <= 100:
-                raise UsageError(f"the logit_bias of token {token} must lie between -100 and 100, not {bias!r:.40}")
+                raise UsageError(
+                    f"the logit_bias of token {token} must lie between -100 and 100, not {bias!r:.40}",
+                    parameter="logit_bias",
+                )
         if len(dict(self.logit_bias)) != len(self.logit_bias):
-            raise UsageError("logit_bias names a token twice")
+            raise UsageError("logit_bias names a token twice", parameter="logit_bias")
 
 
 def _is_number(value: Any) -> bool:
@@ -151,22 +161,28 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         if type(self.max_tokens) is not int:
-            raise UsageError(f"max_tokens must be a whole number, not {self.max_tokens!r:.40}")
+            raise UsageError(f"max_tokens must be a whole number, not {self.max_tokens!r:.40}", parameter="max_tokens")
         if self.max_tokens < 1:
-            raise UsageError(f"an answer needs at least 1 token, not {self.max_tokens}")
+            raise UsageError(f"an answer needs at least 1 token, not {self.max_tokens}", parameter="max_tokens")
         self._check_stop()
         if self.ignore_eos and self.constraint is not None:
-            raise UsageError("an answer held to a constraint ends where the constraint does", "leave out ignore_eos")
+            raise UsageError(
+                "an answer held to a constraint ends where the constraint does",
+                "leave out ignore_eos",
+                parameter="ignore_eos",
+            )
 
     def _check_stop(self) -> None:
         stop: object = self.stop
         if not isinstance(stop, tuple) or not all(isinstance(one, str) for one in stop):
-            raise UsageError("stop is a tuple of strings", 'write stop=("one", "other")')
+            raise UsageError("stop is a tuple of strings", 'write stop=("one", "other")', parameter="stop")
         if len(self.stop) > MAX_STOPS:
-            raise UsageError(f"an answer may have {MAX_STOPS} stop strings, not {len(self.stop)}")
+            raise UsageError(f"an answer may have {MAX_STOPS} stop strings, not {len(self.stop)}", parameter="stop")
         longest = max(map(len, self.stop), default=0)
         if longest > MAX_STOP_CHARACTERS:
-            raise UsageError(f"a stop string may have {MAX_STOP_CHARACTERS} characters, and one has {longest}")
+            raise UsageError(
+                f"a stop string may have {MAX_STOP_CHARACTERS} characters, and one has {longest}", parameter="stop"
+            )
 
 
 @dataclass

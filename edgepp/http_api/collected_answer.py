@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from edgepp.http_api.closing import closing
 from edgepp.http_api.generation import (
     ChoiceEnded,
     Ended,
@@ -49,18 +50,19 @@ class CollectedAnswer:
     usage: Usage = field(default_factory=Usage)
 
 
-async def collected(events: AsyncIterable[GenerationEvent], num_choices: int = 1) -> CollectedAnswer:
+async def collected(events: AsyncIterator[GenerationEvent], num_choices: int = 1) -> CollectedAnswer:
     """The answer that ``events`` make.
 
     Raises:
         RequestError: the answer cannot begin, or ended early.
     """
     answer = CollectedAnswer([CollectedChoice() for _ in range(num_choices)])
-    async for event in events:
-        if isinstance(event, Ended):
-            answer.usage = event.usage
-        elif isinstance(event, TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta | ChoiceEnded):
-            _add(answer.choices[event.choice], event)
+    async with closing(events):
+        async for event in events:
+            if isinstance(event, Ended):
+                answer.usage = event.usage
+            elif isinstance(event, TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta | ChoiceEnded):
+                _add(answer.choices[event.choice], event)
     return answer
 
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, InternalError, UsageError
+from edgepp.http_api.body_decoding import decoded
 from edgepp.http_api.failures import FailureKind, RequestError
 from edgepp.http_api.generation import GenerationEvent, Queued
 
@@ -71,7 +72,8 @@ def failure(error: BaseException) -> RequestError:
     kind: FailureKind = "invalid_request" if isinstance(known, UsageError) else "internal"
     if isinstance(known, InternalError):
         log.error("a request failed: %s", known)
-    return RequestError(kind, str(known), known.hint)
+    parameter = known.parameter if isinstance(known, UsageError) else None
+    return RequestError(kind, str(known), known.hint, parameter=parameter)
 
 
 def error_response(error: RequestError, form: ErrorForm, request: str) -> Response:
@@ -102,18 +104,9 @@ async def read_body(request: Request, kind: type[T]) -> T:
     """The JSON body of a request as a ``kind``, such as a msgspec struct; unknown fields are ignored.
 
     Raises:
-        RequestError: the body is no JSON, or a field has the wrong type.
+        RequestError: the body is no JSON, or a field is missing or has the wrong type.
     """
-    body = await request.body()
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at `$.")
-        parameter = path.rstrip("`") or None
-        where = f"{parameter}: " if parameter else ""
-        raise RequestError("invalid_request", f"{where}{sentence}", parameter=parameter) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError("invalid_request", f"the body is not JSON: {error}", "send one JSON object") from error
+    return decoded(await request.body(), kind)
 
 
 async def begun(events: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:

@@ -162,7 +162,9 @@ def request_error(error: EdgeppError) -> RequestError:
                 prompt_tokens=error.prompt_tokens,
                 context=error.context,
             )
-        case UsageError() | ModelError():
+        case UsageError():
+            return RequestError("invalid_request", sentence, hint, parameter=error.parameter)
+        case ModelError():
             return RequestError("invalid_request", sentence, hint)
         case NotReady():
             return RequestError("loading", sentence, hint, retry_after_s=LOADING_RETRY_S)

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from edgepp.http_api.anthropic_api.errors import invalid
 from edgepp.http_api.anthropic_api.message_body import Block, InputMessage, ToolDefinition
 from edgepp.http_api.anthropic_api.message_tools import availability, changed_tool
+from edgepp.http_api.body_decoding import converted
 from edgepp.http_api.failures import RequestError
 from edgepp.model.text.conversation import Message
 
@@ -74,10 +73,7 @@ class MessageReader:
 
     def _content(self, content: Any, where: str) -> str:
         """The text of a tool's result: null, a string or blocks."""
-        try:
-            content = msgspec.convert(content, str | list[Block] | None)
-        except msgspec.ValidationError as error:
-            raise invalid(where, str(error), "give a string or content blocks") from error
+        content = converted(content, str | list[Block] | None, where)
         if not isinstance(content, list):
             return content or ""
         return "\n".join(self._text(part, f"{where}[{index}]") for index, part in enumerate(content))

@@ -12,9 +12,10 @@ from starlette.routing import BaseRoute
 
 from edgepp.http_api.anthropic_api.errors import FORM
 from edgepp.http_api.anthropic_api.message_body import CountTokensBody, MessagesBody
-from edgepp.http_api.anthropic_api.message_events import MessageAccumulator, MessageEvents, StreamEvent, frame
+from edgepp.http_api.anthropic_api.message_events import MessageAccumulator, MessageEvents, frame
 from edgepp.http_api.anthropic_api.message_input import conversation, generation_request, marks_cache
 from edgepp.http_api.anthropic_api.message_tools import tool_use
+from edgepp.http_api.closing import closing
 from edgepp.http_api.endpoint import begun, json_response, owner, read_body, request_id, stream_response, unless_gone
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationEvent
@@ -50,14 +51,14 @@ async def _answer(request: Request, service: ModelService) -> Response:
     question = dataclasses.replace(question, owner=owner(request), request_id=request_id(request))
     model = body.model or service.model.name
     encoder = MessageEvents(model, tells_cache=marks_cache(body), has_content=body.max_tokens != 0)
-    events = _encoded(encoder, await unless_gone(request, begun(service.generate(question))))
+    events = await unless_gone(request, begun(service.generate(question)))
     if not body.stream:
-        return json_response(await unless_gone(request, _message(events)))
+        return json_response(await unless_gone(request, _message(encoder, events)))
 
     def error_frame(error: RequestError) -> bytes:
         return frame(dict(FORM.body(error, request_id(request))))
 
-    return stream_response(_frames(events), "text/event-stream", error_frame)
+    return stream_response(_frames(encoder, events), "text/event-stream", error_frame)
 
 
 async def _count(request: Request, service: ModelService) -> Response:
@@ -67,19 +68,17 @@ async def _count(request: Request, service: ModelService) -> Response:
     return json_response({"input_tokens": len(token_ids)})
 
 
-async def _encoded(encoder: MessageEvents, events: AsyncIterator[GenerationEvent]) -> AsyncIterator[StreamEvent]:
-    async for event in events:
-        for encoded in encoder.of(event):
-            yield encoded
+async def _frames(encoder: MessageEvents, events: AsyncIterator[GenerationEvent]) -> AsyncIterator[bytes]:
+    async with closing(events):
+        async for event in events:
+            for encoded in encoder.of(event):
+                yield frame(encoded)
 
 
-async def _frames(events: AsyncIterator[StreamEvent]) -> AsyncIterator[bytes]:
-    async for event in events:
-        yield frame(event)
-
-
-async def _message(events: AsyncIterator[StreamEvent]) -> dict[str, Any]:
+async def _message(encoder: MessageEvents, events: AsyncIterator[GenerationEvent]) -> dict[str, Any]:
     accumulator = MessageAccumulator()
-    async for event in events:
-        accumulator.add(event)
+    async with closing(events):
+        async for event in events:
+            for encoded in encoder.of(event):
+                accumulator.add(encoded)
     return accumulator.message

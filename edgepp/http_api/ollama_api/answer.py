@@ -4,40 +4,75 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgepp.http_api.closing import closing
 from edgepp.http_api.endpoint import begun, json_response, owner, request_id, stream_response, unless_gone
 from edgepp.http_api.generation import IDLE_S, GenerationEvent, GenerationRequest
-from edgepp.http_api.model_service import ModelService
+from edgepp.http_api.model_service import ModelService, ServedModel
 from edgepp.http_api.ollama_api.errors import in_band
-from edgepp.http_api.ollama_api.ndjson import MEDIA_TYPE, Lines, Piece, joined, line
+from edgepp.http_api.ollama_api.models import named
+from edgepp.http_api.ollama_api.ndjson import MEDIA_TYPE, Lines, Piece, Shape, joined, line
+from edgepp.http_api.ollama_api.options import Format, KeepAlive, Think, is_zero
 
 Extra: TypeAlias = Callable[[Piece], Awaitable[Mapping[str, Any]]]
 """Further fields of the last line, from the whole answer."""
+
+
+class AnyRequest(msgspec.Struct, kw_only=True):
+    """The fields that the bodies of ``/api/chat`` and ``/api/generate`` share."""
+
+    model: str | None = None
+    name: str | None = None
+    stream: bool | None = None
+    format: Format | None = None
+    options: dict[str, Any] | None = None
+    think: Think | None = None
+    keep_alive: KeepAlive | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
 
 async def _nothing(_whole: Piece) -> Mapping[str, Any]:
     return {}
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a body asks."""
+
+    asked: GenerationRequest
+    extra: Extra = _nothing
+
+
+Asking: TypeAlias = Callable[[ServedModel, str], Awaitable[Question]]
+"""The question of a body for the served model, which the client calls by a name."""
+
+
 async def answered(
-    service: ModelService,
-    request: Request,
-    asked: GenerationRequest,
-    lines: Lines,
-    stream: bool | None,
-    extra: Extra = _nothing,
+    service: ModelService, request: Request, body: AnyRequest, shape: Shape, asking: Asking | None
 ) -> Response:
-    """The response to ``asked``, streamed unless ``stream`` is false."""
-    asked = replace(asked, owner=owner(request), request_id=request_id(request))
+    """The response to ``body``, streamed unless its ``stream`` is false.
+
+    A body that asks nothing, for which ``asking`` is None, is to load or unload the model, and is acknowledged.
+    """
+    wanted = body.model or body.name
+    model = named(service, wanted)
+    lines = Lines(wanted or model.name, shape, time.time)
+    unload = is_zero(body.keep_alive)
+    if asking is None:
+        return json_response(lines.idle("unload" if unload else "load"))
+    question = await asking(model, lines.model)
+    asked = replace(question.asked, owner=owner(request), request_id=request_id(request))
     events = await unless_gone(request, begun(service.generate(asked)))
-    if stream is False:
-        return json_response(await unless_gone(request, _whole(events, lines, extra)))
-    return stream_response(streamed(events, lines, extra, time.monotonic), MEDIA_TYPE, in_band)
+    if body.stream is False:
+        return json_response(await unless_gone(request, _whole(events, lines, question.extra)))
+    return stream_response(streamed(events, lines, question.extra, time.monotonic), MEDIA_TYPE, in_band)
 
 
 async def streamed(
@@ -46,7 +81,7 @@ async def streamed(
     """The lines of an answer, at least one in ``IDLE_S`` seconds while events come."""
     pieces: list[Piece] = []
     sent_s = clock_s()
-    try:
+    async with closing(events):
         async for event in events:
             piece = lines.take(event)
             if piece is None and clock_s() - sent_s < IDLE_S:
@@ -55,19 +90,9 @@ async def streamed(
             sent_s = clock_s()
             yield lines.more(pieces[-1])
         yield line(lines.last(extra=await extra(joined(pieces))))
-    finally:
-        await _close(events)
 
 
 async def _whole(events: AsyncIterator[GenerationEvent], lines: Lines, extra: Extra) -> Mapping[str, Any]:
-    try:
+    async with closing(events):
         whole = joined([piece async for event in events if (piece := lines.take(event)) is not None])
-    finally:
-        await _close(events)
     return lines.last(whole, await extra(whole))
-
-
-async def _close(events: AsyncIterator[GenerationEvent]) -> None:
-    close = getattr(events, "aclose", None)
-    if close is not None:
-        await close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,14 +9,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgepp.http_api.endpoint import json_response, read_body
+from edgepp.http_api.endpoint import read_body
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationRequest
 from edgepp.http_api.model_service import ModelService, ServedModel
-from edgepp.http_api.ollama_api.answer import answered
-from edgepp.http_api.ollama_api.models import named
-from edgepp.http_api.ollama_api.ndjson import Lines, chat_shape
-from edgepp.http_api.ollama_api.options import Format, KeepAlive, Think, generate_options, is_zero, think_variables
+from edgepp.http_api.ollama_api.answer import AnyRequest, Question, answered
+from edgepp.http_api.ollama_api.ndjson import chat_shape
+from edgepp.http_api.ollama_api.options import generate_options, think_variables
 from edgepp.model.text.conversation import Conversation, Message
 from edgepp.tool_calls.tool_use import Tool, ToolUse
 
@@ -65,33 +63,21 @@ class FunctionTool(msgspec.Struct):
     type: str | None = "function"
 
 
-class ChatRequest(msgspec.Struct):
+class ChatRequest(AnyRequest):
     """The body of ``/api/chat``; fields that are not here are ignored."""
 
-    model: str | None = None
-    name: str | None = None
     messages: list[ChatMessage] | None = None
     tools: list[FunctionTool] | None = None
-    stream: bool | None = None
-    format: Format | None = None
-    options: dict[str, Any] | None = None
-    think: Think | None = None
-    keep_alive: KeepAlive | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
 
 
 async def chat(service: ModelService, request: Request) -> Response:
     """Answer the conversation of a request."""
     body = await read_body(request, ChatRequest)
-    wanted = body.model or body.name
-    model = named(service, wanted)
-    lines = Lines(wanted or model.name, chat_shape, time.time)
-    unload = is_zero(body.keep_alive)
-    if not body.messages:
-        return json_response(lines.idle("unload" if unload else "load"))
-    asked = generation_request(body, model, lines.model)
-    return await answered(service, request, asked, lines, body.stream)
+
+    async def question(model: ServedModel, name: str) -> Question:
+        return Question(generation_request(body, model, name))
+
+    return await answered(service, request, body, chat_shape, question if body.messages else None)
 
 
 def generation_request(body: ChatRequest, model: ServedModel, name: str) -> GenerationRequest:
@@ -133,8 +119,11 @@ def conversation_messages(messages: Iterable[ChatMessage]) -> list[Message]:
         where = f"messages[{index}]"
         role = _ROLES.get(message.role.lower())
         if role is None:
+            roles = ", ".join(_ROLES)
             raise RequestError(
-                "invalid_request", f"{where}.role is {message.role!r:.40}, which is none", parameter=where
+                "invalid_request",
+                f"{where}.role must be one of {roles}, not {message.role!r:.40}",
+                parameter=f"{where}.role",
             )
         if message.images:
             raise no_images(f"{where}.images")
@@ -172,7 +161,7 @@ def _call(call: ToolCall, new_id: str, where: str) -> Message:
     if isinstance(arguments, str):
         try:
             arguments = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             message = f"{where}: the arguments of the call of {call.function.name} are no JSON object"
             raise RequestError("invalid_request", message, parameter=where) from error
     function = {"name": call.function.name, "arguments": arguments or {}}

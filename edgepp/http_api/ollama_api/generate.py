@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgepp.http_api.endpoint import json_response, read_body, unless_gone
+from edgepp.http_api.endpoint import read_body, unless_gone
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationRequest
 from edgepp.http_api.model_service import ModelService, ServedModel
-from edgepp.http_api.ollama_api.answer import answered
+from edgepp.http_api.ollama_api.answer import AnyRequest, Question, answered
 from edgepp.http_api.ollama_api.chat import no_images
-from edgepp.http_api.ollama_api.models import named
-from edgepp.http_api.ollama_api.ndjson import Lines, Piece, generate_shape
-from edgepp.http_api.ollama_api.options import Format, KeepAlive, Think, generate_options, is_zero, think_variables
+from edgepp.http_api.ollama_api.ndjson import Piece, generate_shape
+from edgepp.http_api.ollama_api.options import generate_options, think_variables
 from edgepp.model.text.conversation import Conversation, Message, Prompt
 
 
-class GenerateRequest(msgspec.Struct):
+class GenerateRequest(AnyRequest):
     """The body of ``/api/generate``; fields that are not here are ignored."""
 
-    model: str | None = None
-    name: str | None = None
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
@@ -34,32 +29,22 @@ class GenerateRequest(msgspec.Struct):
     suffix: str | None = None
     template: str | None = None
     images: list[Any] | None = None
-    stream: bool | None = None
-    format: Format | None = None
-    options: dict[str, Any] | None = None
-    think: Think | None = None
-    keep_alive: KeepAlive | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
 
 
 async def generate(service: ModelService, request: Request) -> Response:
     """Answer the prompt of a request."""
     body = await read_body(request, GenerateRequest)
-    wanted = body.model or body.name
-    model = named(service, wanted)
-    lines = Lines(wanted or model.name, generate_shape, time.time)
-    unload = is_zero(body.keep_alive)
-    if not body.prompt:
-        return json_response(lines.idle("unload" if unload else "load"))
-    prompt = await unless_gone(request, _with_context(service, body, prompt_of(body, model, lines.model)))
-    options = generate_options(model, body.options, body.format, body.logprobs, body.top_logprobs)
-    asked = GenerationRequest(prompt, options, model=model.name)
 
-    async def context(whole: Piece) -> Mapping[str, Any]:
-        return {} if body.raw else {"context": await _context(service, prompt, whole.text)}
+    async def question(model: ServedModel, name: str) -> Question:
+        prompt = await unless_gone(request, _with_context(service, body, prompt_of(body, model, name)))
+        options = generate_options(model, body.options, body.format, body.logprobs, body.top_logprobs)
 
-    return await answered(service, request, asked, lines, body.stream, context)
+        async def context(whole: Piece) -> Mapping[str, Any]:
+            return {} if body.raw else {"context": await _context(service, prompt, whole.text)}
+
+        return Question(GenerationRequest(prompt, options, model=model.name), context)
+
+    return await answered(service, request, body, generate_shape, question if body.prompt else None)
 
 
 def prompt_of(body: GenerateRequest, model: ServedModel, name: str) -> Prompt:

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgepp.http_api.closing import closing
 from edgepp.http_api.collected_answer import CollectedAnswer, CollectedChoice, collected
 from edgepp.http_api.endpoint import Handler, begun, json_response, read_body, stream_response, unless_gone
 from edgepp.http_api.generation import (
@@ -95,9 +96,10 @@ def _reasoning(text: str, body: ChatBody) -> dict[str, str]:
 
 
 async def _frames(events: AsyncIterator[GenerationEvent], chunks: ChatChunks) -> AsyncIterator[bytes]:
-    async for event in events:
-        for one in chunks.frames(event):
-            yield one
+    async with closing(events):
+        async for event in events:
+            for one in chunks.frames(event):
+                yield one
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgepp.http_api.closing import closing
 from edgepp.http_api.collected_answer import CollectedAnswer, CollectedChoice, collected
 from edgepp.http_api.endpoint import Handler, begun, json_response, read_body, stream_response, unless_gone
 from edgepp.http_api.generation import (
@@ -136,12 +137,12 @@ async def _frames(
 ) -> AsyncIterator[bytes]:
     usages: list[Usage] = []
     for number, chunks in enumerate(all_chunks):
-        events = first if number == 0 else answers.events(number)
-        async for event in events:
-            if isinstance(event, Ended):
-                usages.append(event.usage)
-            for one in chunks.frames(event):
-                yield one
+        async with closing(first if number == 0 else answers.events(number)) as events:
+            async for event in events:
+                if isinstance(event, Ended):
+                    usages.append(event.usage)
+                for one in chunks.frames(event):
+                    yield one
     for one in all_chunks[0].usage(total(usages)):
         yield one
     yield DONE

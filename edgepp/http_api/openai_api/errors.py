@@ -85,13 +85,7 @@ def _sentence(error: RequestError) -> str:
 
 
 def _loading(error: RequestError, service: ModelService) -> dict[str, Any]:
-    status = service.status()
-    stages = status.get("stages") or []
-    waiting = [stage["node"] for stage in stages if stage["state"] != "ready"]
-    return {
-        "model": service.model.name,
-        "state": status.get("state", service.model.state),
-        "node": waiting[0] if waiting else None,
-        "progress": round(sum(stage["progress"] for stage in stages) / len(stages), 3) if stages else 0.0,
-        "eta_seconds": error.retry_after_s,
-    }
+    loading = service.status().get("loading")
+    if loading is None:  # the model has become ready since
+        loading = {"state": service.model.state, "node": None, "progress": 1.0, "eta_seconds": error.retry_after_s}
+    return {"model": service.model.name, **loading}

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from edgepp.engine.request import SamplingOptions
+from edgepp.http_api.body_decoding import converted
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.openai_api.content import Content
 from edgepp.http_api.openai_api.response_tools import Choice, ToolSpec, echoed, echoed_tool
@@ -137,10 +138,8 @@ def all_tools(body: ResponsesBody) -> list[ToolSpec]:
 
 
 def _added_tools(item: Item, where: str) -> list[ToolSpec]:
-    try:
-        return msgspec.convert(item.tools or [], list[ToolSpec])
-    except msgspec.ValidationError as error:
-        raise _invalid(f"{where} is no list of tools: {error}", where) from error
+    tools: list[ToolSpec] = converted(item.tools or [], list[ToolSpec], where)
+    return tools
 
 
 def echo(body: ResponsesBody, sampling: SamplingOptions) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from edgepp.http_api.body_decoding import converted
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.openai_api.content import Content, call_arguments, text_of
 from edgepp.http_api.openai_api.response_body import Item, ResponsesBody
@@ -143,10 +144,7 @@ def _output_text(output: Any, where: str) -> str:
         # Codex once sent {"content", "success"}; any other object is told as it is.
         inner = output.get("content")
         return inner if isinstance(inner, str) else msgspec.json.encode(output).decode()
-    try:
-        return text_of(msgspec.convert(output, Content), where)
-    except msgspec.ValidationError as error:
-        raise _invalid(f"{where} is neither text nor a list of parts", where) from error
+    return text_of(converted(output, Content, where), where)
 
 
 def _invalid(message: str, parameter: str) -> RequestError:

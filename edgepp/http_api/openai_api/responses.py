@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from edgepp.http_api.closing import closing
 from edgepp.http_api.endpoint import (
     STREAM_HEADERS,
     Handler,
@@ -148,14 +149,15 @@ def _wants_logprobs(body: ResponsesBody) -> bool:
 
 
 async def _encode_all(events: AsyncIterator[GenerationEvent], encoder: ResponseEncoder) -> None:
-    async for event in events:
-        encoder.encode(event)
+    async with closing(events):
+        async for event in events:
+            encoder.encode(event)
     if not encoder.over:
         raise RequestError("internal", "the answer ended early")
 
 
 async def _frames(events: AsyncIterator[GenerationEvent], encoder: ResponseEncoder) -> AsyncIterator[bytes]:
-    try:
+    async with closing(events):
         for told in encoder.began():
             yield frame(told)
         async for event in events:
@@ -163,10 +165,6 @@ async def _frames(events: AsyncIterator[GenerationEvent], encoder: ResponseEncod
                 yield frame(told)
         if not encoder.over:
             raise RequestError("internal", "the answer ended early")
-    finally:
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
 
 
 async def _not_stored(request: Request) -> Response:

@@ -15,7 +15,8 @@ from edgepp.http_api.model_service import ServedModel
 MAX_CHOICES = 16
 """Answers to one prompt that a client may ask for at once."""
 
-Count: TypeAlias = Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)]
+Count: TypeAlias = Annotated[int, Meta(ge=-1)]
+"""A number of tokens, however large: it is cut to what there can be."""
 NumChoices: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]

@@ -314,6 +314,8 @@ def test_options_of_the_client_win_over_those_of_the_models_makers() -> None:
 def test_an_answer_may_ask_for_more_than_fits() -> None:
     assert request(max_tokens=32_000).options.max_tokens == 32_000
     assert request(max_tokens=10**18).options.max_tokens == request().options.max_tokens
+    assert request(max_tokens=10**30).options.max_tokens == request().options.max_tokens
+    assert request(max_tokens=-1).options.max_tokens == request().options.max_tokens
     assert request(max_tokens=0).options.max_tokens == 1
 
 

@@ -30,7 +30,8 @@ def test_recommended_options_come_before_ollamas_and_given_ones_before_both() ->
 
 
 @pytest.mark.parametrize(
-    ("num_predict", "max_tokens"), [(None, 2048), (-1, 2048), (-2, 2048), (0, 2048), (5, 5), (5.0, 5), (10**9, 2048)]
+    ("num_predict", "max_tokens"),
+    [(None, 2048), (-1, 2048), (-2, 2048), (0, 2048), (5, 5), (5.0, 5), (10**9, 2048), (10**30, 2048), (1e30, 2048)],
 )
 def test_num_predict(num_predict: float | None, max_tokens: int) -> None:
     assert options({"num_predict": num_predict}).max_tokens == max_tokens

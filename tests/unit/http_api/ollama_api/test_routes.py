@@ -361,12 +361,15 @@ def test_content_in_parts_null_content_and_other_roles_are_taken() -> None:
             {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
             "messages[0].content[0] is no text, and this model reads text alone",
         ),
-        ({"role": "robot", "content": "x"}, "messages[0].role is 'robot', which is none"),
+        (
+            {"role": "robot", "content": "x"},
+            "messages[0].role must be one of system, developer, user, assistant, tool, not 'robot'",
+        ),
         (
             {"role": "assistant", "tool_calls": [call("a", "[]")]},
             "messages[0]: the arguments of the call of a are no JSON object",
         ),
-        ({"role": "user", "content": 3}, "messages[0].content: Expected `str | array | null`, got `int`"),
+        ({"role": "user", "content": 3}, "messages[0].content must be text or a list, not 3"),
     ],
 )
 def test_a_message_that_cannot_be_taken_is_named(message: dict[str, Any], sentence: str) -> None:

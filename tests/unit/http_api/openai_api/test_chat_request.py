@@ -152,6 +152,8 @@ def test_no_messages_are_refused() -> None:
         ({"max_tokens": 0}, 2048),
         ({"max_tokens": 5}, 5),
         ({"max_tokens": 32_000}, 2048),
+        ({"max_tokens": 10**30}, 2048),
+        ({"max_completion_tokens": 10**30}, 2048),
         ({"max_completion_tokens": 7, "max_tokens": 5}, 7),
         ({"max_completion_tokens": -1, "max_tokens": 5}, 2048),
         ({"max_completion_tokens": None, "max_tokens": 5}, 5),

@@ -89,7 +89,7 @@ def test_no_token_is_generated_for_an_echo_alone(service: ScriptedService) -> No
     assert not service.played
 
 
-@pytest.mark.parametrize(("max_tokens", "tokens"), [(None, 16), (5, 5), (-1, 2048), (9999, 2048)])
+@pytest.mark.parametrize(("max_tokens", "tokens"), [(None, 16), (5, 5), (-1, 2048), (9999, 2048), (10**30, 2048)])
 def test_the_length_is_sixteen_unless_asked(service: ScriptedService, max_tokens: Any, tokens: int) -> None:
     post(service, PATH, prompt="Once", max_tokens=max_tokens)
     assert service.request.options.max_tokens == tokens

@@ -266,11 +266,11 @@ def test_tools_of_other_servers_are_left_out(kind: str) -> None:
     assert [tool.name for tool in tools({"type": kind, "server_label": "x"}, FUNCTION).use.tools] == ["shell"]
 
 
-@pytest.mark.parametrize("added", ["x", [1], [{"type": "function", "name": 1}]])
-def test_tools_that_are_none_are_named(added: Any) -> None:
+@pytest.mark.parametrize(("added", "place"), [("x", ""), ([1], "[0]"), ([{"type": "function", "name": 1}], "[0].name")])
+def test_tools_that_are_none_are_named(added: Any, place: str) -> None:
     with pytest.raises(RequestError) as caught:
         all_tools(body(input=[USER, {"type": "additional_tools", "tools": added}]))
-    assert caught.value.parameter == "input[1].tools"
+    assert caught.value.parameter == f"input[1].tools{place}"
 
 
 def test_input_may_add_tools() -> None:

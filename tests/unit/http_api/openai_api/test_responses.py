@@ -98,6 +98,8 @@ def test_an_answer_may_fill_the_context(most: int | None) -> None:
     service = ScriptedService([answer("x")])
     assert post(service, input="hi", max_output_tokens=most).status_code == 200
     assert service.request.options.max_tokens == service.model.context
+    post(service, input="hi", max_output_tokens=10**30)
+    assert service.request.options.max_tokens == service.model.context
 
 
 def test_the_same_routes_are_there_without_v1() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from edgepp.engine.request import GenerateOptions
-from edgepp.errors import InternalError, StageLost
+from edgepp.engine.request import GenerateOptions, SamplingOptions
+from edgepp.errors import InternalError, StageLost, UsageError
 from edgepp.http_api.failures import FAILURE_KINDS, STATUS, RequestError
+from edgepp.http_api.generator import request_error
 from edgepp.http_api.openai_api.errors import error_body
 from tests.builders.scripted_service import SERVED, ScriptedService, answer
 from tests.unit.http_api.openai_api.asgi import post, refused, request
@@ -157,6 +158,54 @@ def test_options_out_of_range_are_the_clients_error(service: ScriptedService) ->
     told = refused(service, CHAT, messages=USER, stop=["x" * 2000])
     assert (told["status"], told["type"]) == (400, "invalid_request_error")
     assert "stop string" in told["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter"),
+    [
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 2000}, "stop"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"one": 1}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(2000)}}, "logit_bias"),
+        ({"top_k": 1 << 40}, "top_k"),
+        ({"temperature": -1}, "temperature"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "wizard"}]}, "messages[0].role"),
+    ],
+)
+def test_the_option_that_is_wrong_is_named(service: ScriptedService, fields: dict[str, Any], parameter: str) -> None:
+    assert refused(service, CHAT, **({"messages": USER} | fields))["param"] == parameter
+
+
+def test_an_option_that_only_the_engine_can_check_is_named_too() -> None:
+    with pytest.raises(UsageError) as caught:
+        SamplingOptions(logit_bias=((5, 1.0),)).check_bias(5)
+    error = request_error(caught.value)
+    assert refused(ScriptedService([[error]]), CHAT, messages=USER)["param"] == "logit_bias"
+
+
+def test_a_body_without_messages_names_them(service: ScriptedService) -> None:
+    told = refused(service, CHAT)
+    assert (told["status"], told["param"], told["message"]) == (400, "messages", "messages is missing")
+
+
+def test_a_model_that_loads_tells_how_far_it_is() -> None:
+    loading = {"state": "loading", "node": "mini", "progress": 0.4, "eta_seconds": 93.5}
+    refusal = RequestError("loading", "the layers are being loaded", retry_after_s=60)
+    service = ScriptedService([[refusal]], state={"state": "loading", "loading": loading, "stages": []})
+    response = request(service, "POST", CHAT, {"messages": USER})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "60")
+    assert response.json()["loading"] == {"model": "smollm2-135m", **loading}
+    assert response.json()["error"]["type"] == "model_loading"
+
+
+def test_a_model_that_has_become_ready_meanwhile_is_not_said_to_load() -> None:
+    refusal = RequestError("loading", "the layers are being loaded", retry_after_s=2)
+    response = request(ScriptedService([[refusal]], state={"loading": None}), "POST", CHAT, {"messages": USER})
+    told = {"model": "smollm2-135m", "state": "loaded", "node": None, "progress": 1.0, "eta_seconds": 2}
+    assert response.json()["loading"] == told
 
 
 def test_finish_length_comes_before_tool_calls() -> None:
