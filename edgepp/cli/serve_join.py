@@ -96,8 +96,8 @@ def _http_options() -> type[HttpOptions]:
 @click.option(
     "--http",
     metavar="HOST:PORT|off",
-    help="Where clients of OpenAI, Anthropic and Ollama are answered.  [default: loopback, the first free port from"
-    " 11434]",
+    help="Where clients of OpenAI, Anthropic and Ollama are answered; :PORT is loopback, and HOST alone has the usual"
+    " port.  [default: loopback, the first free port from 11434]",
 )
 @click.option(
     "--lan", is_flag=True, help="Answer them on all addresses. An API key is demanded, and made if there is none."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -56,7 +57,10 @@ class HttpOptions:
     """Where the HTTP server listens and whom it admits."""
 
     http: str = ""
-    """``HOST:PORT``, a port of loopback, or ``off``; empty for the first free port of loopback from 11434 on."""
+    """Host and port, or ``off``: ``HOST:PORT``, a port of loopback as ``PORT`` or ``:PORT``, or a host alone.
+
+    Without a port, the first free one from 11434 on is taken; without a host, loopback.
+    """
     lan: bool = False
     """Listen on all addresses. An API key is made if there is none."""
     require_key: bool = False
@@ -91,7 +95,7 @@ class HttpOptions:
     @property
     def is_default(self) -> bool:
         """Whether no port was given, so that another one may be taken."""
-        return not self.http
+        return self._host_and_port[1] is None
 
     @property
     def listen(self) -> tuple[tuple[str, ...], int]:
@@ -100,13 +104,37 @@ class HttpOptions:
         Raises:
             UsageError: the address is malformed.
         """
-        text = self.http
-        if not text or text.isdecimal():
-            return EVERYWHERE if self.lan else LOOPBACK, _port(text or str(HTTP_PORT))
+        host, port = self._host_and_port
+        found = HTTP_PORT if port is None else port
+        if host == "*" or self.lan:
+            return EVERYWHERE, found
+        return LOOPBACK if host in ("", "localhost") else (host,), found
+
+    @property
+    def _host_and_port(self) -> tuple[str, int | None]:
+        """The host, empty for loopback, and the port, None for the usual one.
+
+        Raises:
+            UsageError: the address is malformed.
+        """
+        text = self.http.strip()
+        host = text.removeprefix("[").removesuffix("]")
+        is_name = _HOST_NAME.fullmatch(text) is not None and not text.isdecimal()
+        if text in ("", "*") or is_name or _is_ip(host):
+            return host, None
+        port = text.removeprefix(":")
+        if port.isdecimal():
+            return "", _port(port)
         address = Address.parse(text)
-        if address.host == "*" or self.lan:
-            return EVERYWHERE, address.port
-        return LOOPBACK if text.startswith("localhost:") else (address.host,), address.port
+        return "localhost" if text.startswith("localhost:") else address.host, address.port
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(text: str) -> int:

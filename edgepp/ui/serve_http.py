@@ -43,7 +43,11 @@ def _greet_lan(http: HttpServer) -> None:
         say(f"The first key, which is not shown again:\n\n    {http.new_key}\n")
     elif not http.has_keys:
         say("There is no key yet, so all of them are refused.")
+    else:
+        say("This prints no key again; `edgepp keys list` shows the names of those there are.")
     if http.options.lan and http.lan_urls and sys.stdout.isatty():
+        if not http.new_key:
+            say("The QR code holds the address alone, without a key:")
         click.echo(_qr_code(http.lan_urls[0] + (f"/#key={http.new_key}" if http.new_key else "/")))
 
 

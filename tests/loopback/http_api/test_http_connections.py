@@ -257,8 +257,12 @@ def test_the_first_free_port_is_taken_and_a_given_one_must_be_free(monkeypatch: 
                 assert not server.is_exposed
             with pytest.raises(UsageError, match="cannot serve HTTP"):
                 await HttpServer(ScriptedService([]), HttpOptions(f"127.0.0.1:{taken}")).open()
-            with pytest.raises(UsageError, match="cannot serve HTTP"):
-                await HttpServer(ScriptedService([]), HttpOptions("192.0.2.77:0")).open()
+            for elsewhere in ("192.0.2.77:0", "192.0.2.77", "nowhere.invalid"):
+                with pytest.raises(UsageError, match="cannot serve HTTP"):
+                    await HttpServer(ScriptedService([]), HttpOptions(elsewhere)).open()
+            async with HttpServer(ScriptedService([answer("x")]), HttpOptions("127.0.0.1")) as server:
+                assert server.url.startswith("http://127.0.0.1:")
+                assert server.taken_port == HTTP_PORT
 
         asyncio.run(act())
 

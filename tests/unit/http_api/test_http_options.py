@@ -13,6 +13,17 @@ from edgepp.http_api.http_options import EVERYWHERE, LOOPBACK, HttpOptions
     [
         ("", False, LOOPBACK, 11434),
         ("", True, EVERYWHERE, 11434),
+        ("127.0.0.1", False, ("127.0.0.1",), 11434),
+        ("127.0.0.1", True, EVERYWHERE, 11434),
+        ("localhost", False, LOOPBACK, 11434),
+        ("mac-mini.local", False, ("mac-mini.local",), 11434),
+        ("::1", False, ("::1",), 11434),
+        ("[::1]", False, ("::1",), 11434),
+        ("*", False, EVERYWHERE, 11434),
+        (":11500", False, LOOPBACK, 11500),
+        (":0", False, LOOPBACK, 0),
+        (":8080", True, EVERYWHERE, 8080),
+        ("0", False, LOOPBACK, 0),
         ("8080", False, LOOPBACK, 8080),
         ("8080", True, EVERYWHERE, 8080),
         ("localhost:0", False, LOOPBACK, 0),
@@ -26,7 +37,7 @@ from edgepp.http_api.http_options import EVERYWHERE, LOOPBACK, HttpOptions
 def test_an_address_as_people_write_it(http: str, lan: bool, hosts: tuple[str, ...], port: int) -> None:
     options = HttpOptions(http, lan)
     assert options.listen == (hosts, port)
-    assert options.is_default == (not http)
+    assert options.is_default == (port == 11434)
     assert options.on
 
 
@@ -39,7 +50,12 @@ def test_it_can_be_off() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"http": "nowhere"},
+        {"http": "two words"},
+        {"http": "localhost:"},
+        {"http": ":"},
+        {"http": ":x"},
+        {"http": ":70000"},
+        {"http": "[localhost]"},
         {"http": "70000"},
         {"http": "1" * 5000},
         {"http": "127.0.0.1:70000"},

@@ -67,10 +67,14 @@ def test_the_first_key_is_shown_once_and_in_the_fragment_of_the_qr_code(
     assert text.count(KEY) == 1
     assert "-H 'Authorization: Bearer KEY'" in text
     assert "http://192.168.1.20:11434" in text
+    assert "without a key" not in text
     assert drawn == [f"http://192.168.1.20:11434/#key={KEY}"]
     assert serve_http.facts(cast(HttpServer, lan)) == {"http": lan.url, "http_key": KEY}
     lan.new_key = ""
-    assert KEY not in said(capsys, lan)
+    again = said(capsys, lan)
+    assert KEY not in again
+    assert "The QR code holds the address alone, without a key" in again
+    assert "edgepp keys list" in again
     assert drawn[1:] == ["http://192.168.1.20:11434/"]
 
 
