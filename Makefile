@@ -57,6 +57,7 @@ $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
+	@tests/install_packages.sh
 	@echo "installing edgepp and its test tools into $(VENV)"
 	@$(PIP) --editable '.[dev,clients]'
 	@touch $@ $(VENV)/.ready

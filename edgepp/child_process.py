@@ -1,4 +1,4 @@
-"""Command lines of Python child processes that import nothing from the current folder, and limits for such processes.
+"""Command lines of isolated Python child processes, and limits for such processes.
 
 ``python -m`` puts the current folder first on the import path, so a ``psutil.py`` next to a downloaded model would run.
 """

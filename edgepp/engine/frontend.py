@@ -47,10 +47,11 @@ class ModelFrontend:
     def _compiler(self) -> ConstraintCompiler:
         return ConstraintCompiler(self.tokenizer.to_json(), self.tokenizer.eos_ids)
 
-    def compile(self, constraint: Constraint) -> Matcher:
-        """A matcher that holds one answer to ``constraint``.
+    def compile(self, constraint: Constraint, owner: str = "") -> Matcher:
+        """A matcher that holds one answer of ``owner`` to ``constraint``.
 
         Raises:
             UsageError: the constraint is invalid or too complex.
+            Overloaded: many other constraints of the owner wait for their trial.
         """
-        return self._compiler.compile(constraint)
+        return self._compiler.compile(constraint, owner)

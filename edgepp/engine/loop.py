@@ -32,7 +32,8 @@ from edgepp.wire.mailbox import Mailbox
 _IDLE_S = 0.5
 """Seconds that the thread waits for an event at most; a new command ends the wait."""
 
-Compile = Callable[[Constraint], Matcher]
+Compile = Callable[[Constraint, str], Matcher]
+"""Makes a matcher for a request of an owner."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class EngineLoop:
         Raises:
             UsageError: the prompt is empty or holds ids that the model does not have, prompt and answer do not fit into
                 the context or the budget, or the constraint is invalid.
+            Overloaded: many other constraints of the owner wait to be compiled.
             EdgeppError: the engine was closed.
         """
         self._check_size(len(prompt), options.max_tokens)
@@ -127,7 +129,7 @@ class EngineLoop:
             options=options,
             eos=frozenset() if options.ignore_eos else self._eos,
             timing=Timing(time.perf_counter(), stages=[StageTimes() for _ in self.stages]),
-            sampler=Sampler(options.sampling, self._matcher(options)),
+            sampler=Sampler(options.sampling, self._matcher(options, owner)),
         )
         try:
             self._inbox.put(request)
@@ -154,12 +156,12 @@ class EngineLoop:
                 else "shorten the prompt",
             )
 
-    def _matcher(self, options: GenerateOptions) -> Matcher | None:
+    def _matcher(self, options: GenerateOptions, owner: str) -> Matcher | None:
         if options.constraint is None:
             return None
         if self._compiler is None:
             raise UsageError("this engine has no tokenizer to constrain answers with")
-        return self._compiler(options.constraint)
+        return self._compiler(options.constraint, owner)
 
     def cancel(self, request: EngineRequest) -> None:
         """End a request early. Does nothing if the request or the engine has ended."""

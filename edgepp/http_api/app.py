@@ -17,6 +17,7 @@ from edgepp.http_api.access.hosts import HostNames, Hosts
 from edgepp.http_api.access.origins import OriginNames, Origins
 from edgepp.http_api.access.paths import Paths
 from edgepp.http_api.access.request_ids import RequestIds
+from edgepp.http_api.access.unread_bodies import UnreadBodies
 from edgepp.http_api.anthropic_api import messages
 from edgepp.http_api.api_keys import KeyRing
 from edgepp.http_api.http_options import HttpOptions, Limits
@@ -26,6 +27,7 @@ from edgepp.http_api.openai_api import responses
 from edgepp.http_api.openai_api import routes as chat
 from edgepp.http_api.openapi import described
 from edgepp.http_api.routing import Routing
+from edgepp.http_api.running_requests import RunningRequests
 
 RouteList = Callable[[ModelService], list[BaseRoute]]
 ROUTE_LISTS: tuple[RouteList, ...] = (
@@ -40,15 +42,26 @@ ROUTE_LISTS: tuple[RouteList, ...] = (
 """The ``routes`` of every module of an API; a new module is added here."""
 
 
-def make_app(service: ModelService, options: HttpOptions, limits: Limits, *, key_required: bool) -> ASGIApp:
+def make_app(
+    service: ModelService,
+    options: HttpOptions,
+    limits: Limits,
+    *,
+    key_required: bool,
+    running: RunningRequests | None = None,
+) -> ASGIApp:
     """All APIs over ``service``, for a server with ``options``."""
     routes = [route for routes in ROUTE_LISTS for route in routes(service)]
-    return guarded(Routing(described(routes)), options, limits, key_required=key_required)
+    running = running or RunningRequests()
+    return guarded(Routing(described(routes)), options, limits, running, key_required=key_required)
 
 
-def guarded(app: ASGIApp, options: HttpOptions, limits: Limits, *, key_required: bool) -> ASGIApp:
+def guarded(
+    app: ASGIApp, options: HttpOptions, limits: Limits, running: RunningRequests, *, key_required: bool
+) -> ASGIApp:
     """``app`` behind all checks, the first of which is the last line."""
     app = Bodies(app, limits)
+    app = running.watched(app)
     app = FairUse(app, limits.num_requests_per_owner)
     app = ContentTypes(app)
     app = Authentication(app, KeyRing(), required=key_required)
@@ -56,4 +69,5 @@ def guarded(app: ASGIApp, options: HttpOptions, limits: Limits, *, key_required:
     app = Hosts(app, HostNames(options.allow_hosts))
     app = HeadLimits(app, limits)
     app = Paths(app)
+    app = UnreadBodies(app, limits)
     return RequestIds(app)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -17,10 +18,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from edgepp.http_api.access.request_head import as_ip
+from edgepp.http_api.access.request_ids import RESPONSE_HEADERS, new_request_id
+from edgepp.http_api.failures import RequestError
 from edgepp.http_api.http_options import Limits
+from edgepp.http_api.openai_api.errors import error_body
+from edgepp.http_api.strict_http import StrictHttp
 
 _LINGER_S = 5.0
 """Time for the rest of an answer when the connection closes."""
+_BUSY_S = 1.0
+_REFUSED_SHARE = 2
+"""Connections, refused ones among them, as a multiple of the limit, from which on refused ones are closed at once."""
 log = logging.getLogger("edgepp.http_api.connection")
 log.addHandler(logging.NullHandler())
 log.propagate = False  # what a stranger sends must not fill the terminal
@@ -38,22 +46,34 @@ class Connection(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.conn: StrictHttp = StrictHttp(h11.SERVER, limits.head_bytes)
         self.logger, self.access_log = log, False
         self._limits = limits
         self._deadlines: dict[str, float] = {}
+        self.is_refused = False
+        """Whether no further request is read, and what still comes is dropped."""
+        self._dropped_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Expect a request, or refuse one connection too many."""
         super().connection_made(transport)
         if self._is_one_too_many():
-            transport.write(_plain_error("503 Service Unavailable", "the server has too many connections"))
-            transport.close()
+            busy = RequestError("overloaded", "the server has too many connections", "try again", retry_after_s=_BUSY_S)
+            self._refuse(busy)
         else:
             self._expect("head", self._limits.head_s)
 
     def data_received(self, data: bytes) -> None:
         """Read on; a head that has begun must end, and so must the body of a request that has its answer."""
-        super().data_received(data)
+        if self.is_refused:
+            self._drop(len(data))
+        else:
+            super().data_received(data)
+            self._expect_more()
+
+    def _expect_more(self) -> None:
+        if self.is_refused:
+            return
         if self._is_answering:
             self._deadlines.pop("head", None)
             if not self.flow.write_paused:
@@ -61,6 +81,13 @@ class Connection(H11Protocol):
         elif "head" not in self._deadlines:
             in_body = self.conn.their_state is h11.SEND_BODY  # of a request that has its answer
             self._expect("head", self._limits.rest_s if in_body else self._limits.head_s)
+
+    def shutdown(self) -> None:
+        """End the connection when its answer ends, or now."""
+        if self.is_refused:
+            self.transport.close()
+        else:
+            super().shutdown()
 
     def pause_writing(self) -> None:
         """Expect the client to read."""
@@ -87,11 +114,10 @@ class Connection(H11Protocol):
         if any(until_s < now_s for until_s in self._deadlines.values()):
             self.transport.abort()
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's sentence is the same for all
         """Refuse bytes that are not HTTP; in the middle of an answer only the end of the connection can say so."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(_plain_error("400 Bad Request", msg))
-            self.transport.close()
+            self._refuse(RequestError("invalid_request", self.conn.fault or "these bytes are no HTTP request"))
         else:
             self.transport.abort()
         if self._is_answering:
@@ -110,11 +136,28 @@ class Connection(H11Protocol):
 
     def _is_one_too_many(self) -> bool:
         host, ip = self.host, as_ip(self.host)
+        others = [one for one in self.connections if isinstance(one, Connection) and not one.is_refused]
         if ip is not None and not ip.is_loopback:
-            same = sum(1 for one in self.connections if isinstance(one, Connection) and one.host == host)
+            same = sum(1 for one in others if one.host == host)
             if same > self._limits.num_connections_per_address:
                 return True
-        return len(self.connections) > self._limits.num_connections
+        return len(others) > self._limits.num_connections
+
+    def _refuse(self, error: RequestError) -> None:
+        """Send ``error`` and the end; then drop what comes, since closing at once would reset the connection."""
+        self.is_refused = True
+        self._deadlines.clear()
+        self._expect("end", _LINGER_S)
+        self.transport.write(_plain_error(error))
+        if len(self.connections) > _REFUSED_SHARE * self._limits.num_connections:
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+
+    def _drop(self, num_bytes: int) -> None:
+        self._dropped_bytes += num_bytes
+        if self._dropped_bytes > self._limits.body_bytes:
+            self.transport.abort()
 
     @property
     def _is_answering(self) -> bool:
@@ -124,11 +167,18 @@ class Connection(H11Protocol):
         self._deadlines[what] = time.monotonic() + within_s
 
 
-def _plain_error(status: str, message: str) -> bytes:
+def _plain_error(error: RequestError) -> bytes:
     """A whole response for a client of unknown API."""
-    body = msgspec.json.encode({"error": {"message": message, "type": "invalid_request_error"}})
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        "Retry-After: 1\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+    body = msgspec.json.encode(error_body(error))
+    request_id = new_request_id()
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+        *((name.decode(), request_id) for name in RESPONSE_HEADERS),
+    ]
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(round(error.retry_after_s))))
+    status = HTTPStatus(error.status)
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers), "", ""]
+    return "\r\n".join(lines).encode() + body

@@ -24,6 +24,7 @@ log = logging.getLogger("edgepp.http_api")
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
+_IN_BAND = "in_band_error"
 STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 
@@ -131,6 +132,12 @@ async def _chained(first: GenerationEvent, rest: AsyncIterator[GenerationEvent])
             await close()
 
 
+def in_band_error(scope: Scope, error: RequestError) -> bytes | None:
+    """``error`` as the last frame of the stream that answers a request; None if no stream does."""
+    encode: Callable[[RequestError], bytes] | None = scope.get("state", {}).get(_IN_BAND)
+    return encode(error) if encode is not None else None
+
+
 def stream_response(
     frames: AsyncIterator[bytes], media_type: str, in_band_error: Callable[[RequestError], bytes]
 ) -> Response:
@@ -138,17 +145,21 @@ def stream_response(
 
     A client that goes away closes ``frames``.
     """
-    return _ClosingStream(_with_error(frames, in_band_error), media_type)
+    return _ClosingStream(_with_error(frames, in_band_error), media_type, in_band_error)
 
 
 class _ClosingStream(StreamingResponse):
     """Closes its frames when the client has gone, or the server stops; Starlette leaves that to garbage collection."""
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], media_type: str) -> None:
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], media_type: str, in_band_error: Callable[[RequestError], bytes]
+    ) -> None:
         super().__init__(frames, 200, STREAM_HEADERS, media_type)
         self._frames = frames
+        self._in_band_error = in_band_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})[_IN_BAND] = self._in_band_error
         async with aclosing(self._frames):
             await super().__call__(scope, receive, send)
 

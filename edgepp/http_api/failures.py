@@ -21,6 +21,7 @@ FailureKind: TypeAlias = Literal[
     "not_implemented",  # 501
     "loading",  # 503: the cluster loads or plans anew
     "overloaded",  # 503, and 529 in Anthropic's API
+    "stopped",  # 503: the server closes
 ]
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 
@@ -39,6 +40,7 @@ STATUS: dict[FailureKind, int] = {
     "not_implemented": 501,
     "loading": 503,
     "overloaded": 503,
+    "stopped": 503,
 }
 """The HTTP status of each kind, where an API has no other."""
 

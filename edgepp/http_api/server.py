@@ -22,9 +22,12 @@ from edgepp.http_api.api_keys import add_key, load_keys
 from edgepp.http_api.app import make_app
 from edgepp.http_api.cluster_models import ClusterModels
 from edgepp.http_api.connection import Connection
+from edgepp.http_api.failures import RequestError
+from edgepp.http_api.generator import LOADING_RETRY_S
 from edgepp.http_api.http_options import EVERYWHERE, LOOPBACK, HttpOptions, Limits
 from edgepp.http_api.listening import Listening, listen
 from edgepp.http_api.model_service import ModelService
+from edgepp.http_api.running_requests import RunningRequests
 from edgepp.python_api import ServedCluster
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.wire.transport import Address
@@ -32,7 +35,7 @@ from edgepp.wire.transport import Address
 log = logging.getLogger("edgepp.http_api")
 _TICKS_PER_LOOK = 10  # uvicorn ticks ten times per second
 _CANCEL_S = 1.0
-_FLUSH_S = 0.5
+_TELL_S = _FLUSH_S = 0.5
 _FIRST_KEY = "lan"
 
 
@@ -81,8 +84,10 @@ class HttpServer(AsyncResource):
             self.new_key = add_key(_FIRST_KEY)
         models = self._models
         service = ClusterModels(models, self.options.aliases) if isinstance(models, ServedCluster) else models
-        app = make_app(service, self.options, self._limits, key_required=self.is_key_required)
-        server = self._server = _Server(_config(app, self._limits), self._limits)
+        running = RunningRequests()
+        app = make_app(service, self.options, self._limits, key_required=self.is_key_required, running=running)
+        stopped = _stopped(str(service.status().get("coordinator") or "the server"))
+        server = self._server = _Server(_config(app, self._limits), self._limits, running, stopped)
         self._running = asyncio.create_task(server.serve(list(self._bound.sockets)))
         self._running.add_done_callback(_log_failure)
         await server.listening.wait()
@@ -155,6 +160,11 @@ def _is_everywhere(address: Address) -> bool:
     return address.host in EVERYWHERE
 
 
+def _stopped(name: str) -> RequestError:
+    hint = "start `edgepp serve` there, then ask again"
+    return RequestError("stopped", f"{name} stopped serving", hint, retry_after_s=LOADING_RETRY_S)
+
+
 def _config(app: Any, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -175,8 +185,10 @@ def _config(app: Any, limits: Limits) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn's server without signal handlers, whose shutdown ends every connection in bounded time."""
 
-    def __init__(self, config: uvicorn.Config, limits: Limits) -> None:
+    def __init__(self, config: uvicorn.Config, limits: Limits, running: RunningRequests, stopped: RequestError) -> None:
         super().__init__(config)
+        self._requests = running
+        self._stopped = stopped
         self.listening = asyncio.Event()
         self._shutdown_s = limits.shutdown_s
 
@@ -199,7 +211,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """Stop to accept; wait for running answers, then cancel them; close all connections."""
+        """Stop to accept; wait for running answers, then end them with an error; close all connections."""
         for listener in (*self.servers, *(sockets or ())):
             listener.close()
         for connection in self._connections:
@@ -207,6 +219,7 @@ class _Server(uvicorn.Server):
         tasks = set(self.server_state.tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=self._shutdown_s)
+        await self._requests.end_all(self._stopped, _TELL_S)
         for task in tasks:
             task.cancel()
         await self._flush()

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -16,11 +17,18 @@ from hypothesis import strategies as st
 from edgepp.engine import constrained_decoding as constraints
 from edgepp.engine.constrained_decoding import ConstraintCompiler, Matcher
 from edgepp.engine.grammar_sandbox import complaint
-from edgepp.engine.request import Constraint, ConstraintKind, GenerateOptions, SamplingOptions
+from edgepp.engine.request import (
+    MAX_CONSTRAINT_BYTES,
+    Constraint,
+    ConstraintKind,
+    GenerateOptions,
+    SamplingOptions,
+)
 from edgepp.engine.sampling import Sampler
-from edgepp.errors import EdgeppError, ModelError, UsageError
+from edgepp.errors import EdgeppError, ModelError, Overloaded, UsageError
 from edgepp.model.fetch import fetch
 from edgepp.model.text.tokenizer import Tokenizer
+from tests.waiting import eventually
 
 VOCABULARY = 49_152
 EOS = 2
@@ -417,11 +425,65 @@ def test_a_limited_number_of_compiled_constraints_is_kept(
     monkeypatch.setattr(constraints, "_MAX_COMPILED", 2)
     for text in ("a", "b", "c"):
         compiler.compile(Constraint("regex", text))
-    monkeypatch.setattr(compiler, "_try", lambda constraint: pytest.fail(f"{constraint} was tried again"))
+    monkeypatch.setattr(compiler, "_complaint", lambda constraint: pytest.fail(f"{constraint} was tried again"))
     compiler.compile(Constraint("regex", "b"))
     compiler.compile(Constraint("regex", "c"))
     with pytest.raises(pytest.fail.Exception):
         compiler.compile(Constraint("regex", "a"))
+
+
+class Trials:
+    """Trials of a compiler that wait until they are let through, and the order in which they began."""
+
+    def __init__(self, compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch, complaint: str) -> None:
+        self.begun: list[str] = []
+        self.go = threading.Event()
+        self._complaint = complaint
+        monkeypatch.setattr(compiler, "_complaint", self._try)
+
+    def _try(self, constraint: Constraint) -> str:
+        self.begun.append(constraint.text)
+        self.go.wait(60)
+        return self._complaint
+
+
+def test_trials_go_by_the_turns_of_owners(compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = Trials(compiler, monkeypatch, "too slow")
+    with ThreadPoolExecutor(20) as threads:
+        hostile = [threads.submit(compiler.compile, Constraint("regex", f"slow{n}"), "a") for n in range(9)]
+        eventually(
+            "one trial runs and eight wait", lambda: len(trials.begun) == 1 and compiler._turns.num_waiting("a") == 8
+        )
+        with pytest.raises(Overloaded):
+            compiler.compile(Constraint("regex", "slow one more"), "a")
+        compiler.compile(Constraint("json"), "b")
+        fine = threads.submit(compiler.compile, Constraint("regex", "fine"), "b")
+        eventually(
+            "the trial of another owner", lambda: trials.begun[1:] == ["fine"]
+        )  # beside the first, before the others
+        trials.go.set()
+        assert {type(done.exception()) for done in [*hostile, fine]} == {UsageError}
+
+
+def test_a_refused_constraint_is_not_tried_again(compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = Trials(compiler, monkeypatch, "too slow for us")
+    trials.go.set()
+    for owner in ("a", "a", "b"):
+        with pytest.raises(UsageError, match="the regex cannot be used: too slow for us"):
+            compiler.compile(Constraint("regex", "hostile"), owner)
+    assert trials.begun == ["hostile"]
+
+
+def test_requests_of_one_owner_with_one_constraint_wait_for_one_trial(
+    compiler: ConstraintCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = Trials(compiler, monkeypatch, "")
+    with ThreadPoolExecutor(20) as threads:
+        made = [threads.submit(compiler.compile, Constraint("regex", "twenty choices"), "a") for _ in range(20)]
+        eventually("the trial", lambda: trials.begun)
+        trials.go.set()
+        assert len({id(one.result()) for one in made}) == 20
+    assert trials.begun == ["twenty choices"]
 
 
 @pytest.mark.parametrize(
@@ -430,7 +492,7 @@ def test_a_limited_number_of_compiled_constraints_is_kept(
         ("regex", "", "is empty"),
         ("json", "{}", "takes no text"),
         ("shell", "ls", "a constraint is one of"),
-        ("regex", "é" * 32_769, "65538"),
+        ("regex", "é" * (MAX_CONSTRAINT_BYTES // 2 + 1), str(MAX_CONSTRAINT_BYTES + 2)),
         ("regex", "\ud800", "surrogate"),
     ],
 )

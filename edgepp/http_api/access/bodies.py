@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgepp.http_api.access.json_shape import exceeds
-from edgepp.http_api.access.refusal import refuse
+from edgepp.http_api.access.refusal import CLOSE, refuse
 from edgepp.http_api.access.request_head import header
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.http_options import Limits
 
-_CLOSE = {"Connection": "close"}
 _BUSY_S = 1.0
-_SKIP_S, _SKIPPED_BODIES = 5.0, 2
 
 
 class _Gone(Exception):  # noqa: N818 - not an error of anybody
@@ -37,9 +34,7 @@ class Bodies:
         try:
             body = await self._read(scope, receive, taken)
         except RequestError as error:
-            skip = error.kind in ("request_too_large", "overloaded")
-            headers = {} if taken.whole or (skip and await self._skipped(scope, receive)) else _CLOSE
-            return await refuse(error, scope, receive, send, headers)
+            return await refuse(error, scope, receive, send, CLOSE if taken.too_slow else {})
         except _Gone:
             return None
         try:
@@ -77,6 +72,7 @@ class Bodies:
                 async with asyncio.timeout(min(self._limits.body_gap_s, until_s - time.monotonic())):
                     message = await receive()
             except TimeoutError as error:
+                taken.too_slow = True
                 raise RequestError("invalid_request", "the body came too slowly", "send the request again") from error
             if message["type"] == "http.disconnect":
                 raise _Gone
@@ -85,22 +81,7 @@ class Bodies:
                 raise self._too_large()
             taken.take(len(piece))
             pieces.append(piece)
-        taken.whole = True
         return b"".join(pieces)
-
-    async def _skipped(self, scope: Scope, receive: Receive) -> bool:
-        """Whether the rest of a refused body has come: many clients read no response before they have sent all."""
-        if header(scope, "expect") is not None:
-            return False
-        num_bytes = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_SKIP_S):
-                while num_bytes < _SKIPPED_BODIES * self._limits.body_bytes:
-                    message = await receive()
-                    if not message.get("more_body", False):
-                        return True
-                    num_bytes += len(message.get("body", b""))
-        return False
 
     def _too_large(self) -> RequestError:
         limit = self._limits.body_bytes >> 20
@@ -125,8 +106,8 @@ class _Taken:
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
         self.num_bytes = 0
-        self.whole = False
-        """Whether nothing of the body is left to be read."""
+        self.too_slow = False
+        """Whether the client has stopped to send."""
 
     def take(self, num_bytes: int) -> None:
         """Hold more bytes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepp.http_api.access.refusal import refuse
-from edgepp.http_api.access.request_head import METHODS_WITH_BODY, header, is_from_this_machine
+from edgepp.http_api.access.request_head import METHODS_WITH_BODY, has_body, header, is_from_this_machine
 from edgepp.http_api.failures import RequestError
 
 _JSON = "application/json"
@@ -22,7 +22,7 @@ class ContentTypes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["method"] not in METHODS_WITH_BODY or not _has_body(scope):
+        if scope["method"] not in METHODS_WITH_BODY or not has_body(scope):
             return await self._app(scope, receive, send)
         kind = (header(scope, "content-type") or "").partition(";")[0].strip().lower()
         if kind == _JSON or (kind in _CURL and _is_curl(scope)):
@@ -33,11 +33,6 @@ class ContentTypes:
             "send JSON with the header `Content-Type: application/json`",
         )
         return await refuse(error, scope, receive, send)
-
-
-def _has_body(scope: Scope) -> bool:
-    length = header(scope, "content-length")
-    return header(scope, "transfer-encoding") is not None or length not in (None, "0")
 
 
 def _is_curl(scope: Scope) -> bool:

@@ -1,12 +1,14 @@
-"""Paths as clients write them: double and trailing slashes, and prefixes given twice."""
+"""Paths as clients write them: whole URLs, double and trailing slashes, and prefixes given twice."""
 
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 _SLASHES = re.compile("/{2,}")
+_URL = re.compile(rb"https?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 _PREFIXES = (
     ("/v1/v1/", "/v1/"),  # a base URL that ends in /v1, for a client that adds it
     ("/v1/api/", "/api/"),
@@ -14,14 +16,30 @@ _PREFIXES = (
 
 
 class Paths:
-    """Rewrites ``scope["path"]``."""
+    """Rewrites ``scope["path"]``; of a whole URL, as clients of a proxy send it, host and port become the header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        scope = _without_authority(scope)
         await self._app({**scope, "path": plain(scope["path"])}, receive, send)
+
+
+def _without_authority(scope: Scope) -> Scope:
+    """The same request with a path in place of a URL, whose authority counts and not ``Host`` (RFC 9112, 3.2.2)."""
+    match = _URL.fullmatch(scope.get("raw_path") or b"")
+    if match is None:
+        return scope
+    raw_path = match[2] or b"/"
+    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    return {
+        **scope,
+        "raw_path": raw_path,
+        "path": unquote(raw_path.decode("ascii")),
+        "headers": [(b"host", match[1]), *headers],
+    }
 
 
 def plain(path: str) -> str:

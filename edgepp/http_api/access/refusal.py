@@ -10,6 +10,8 @@ from edgepp.http_api.endpoint import error_response
 from edgepp.http_api.error_forms import form_of
 from edgepp.http_api.failures import RequestError
 
+CLOSE = {"Connection": "close"}
+
 
 async def refuse(
     error: RequestError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None

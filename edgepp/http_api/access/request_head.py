@@ -20,6 +20,11 @@ def header(scope: Scope, name: str) -> str | None:
     return next(iter(headers(scope, name)), None)
 
 
+def has_body(scope: Scope) -> bool:
+    """Whether a body is announced."""
+    return header(scope, "transfer-encoding") is not None or header(scope, "content-length") not in (None, "0")
+
+
 def as_ip(text: str) -> IpAddress | None:
     """An IP address, where ``text`` is one; an IPv4 address in IPv6 form as IPv4."""
     try:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgepp.http_api.access.request_head import header
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_RESPONSE_HEADERS = (b"x-request-id", b"request-id")
+RESPONSE_HEADERS = (b"x-request-id", b"request-id")
 """OpenAI's name, and Anthropic's."""
 
 
@@ -23,9 +23,9 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         given = header(scope, "x-request-id") or ""
-        request_id = given if _PLAIN.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        request_id = given if _PLAIN.fullmatch(given) else new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
-        told = [(name, request_id.encode()) for name in _RESPONSE_HEADERS]
+        told = [(name, request_id.encode()) for name in RESPONSE_HEADERS]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -33,3 +33,8 @@ class RequestIds:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+def new_request_id() -> str:
+    """An id for a request that has none of its own."""
+    return f"req_{secrets.token_hex(12)}"

@@ -18,6 +18,7 @@ _TYPES: dict[FailureKind, str] = {
     "not_implemented": "api_error",
     "loading": "overloaded_error",
     "overloaded": "overloaded_error",
+    "stopped": "overloaded_error",
 }
 """The API's name of each kind; ``invalid_request_error`` for all others."""
 

@@ -26,6 +26,7 @@ _TYPE_AND_CODE: dict[FailureKind, tuple[str, str | None]] = {
     "not_implemented": ("invalid_request_error", "not_implemented"),
     "loading": ("model_loading", "model_loading"),
     "overloaded": ("server_error", "overloaded"),
+    "stopped": ("server_error", "stopped"),
 }
 
 

@@ -46,7 +46,7 @@ _CODES: dict[FailureKind, str] = {
     "request_too_large": "invalid_prompt",
 }
 """Codes of ``response.failed``; others are ``server_error``. Codex compacts its history for the first."""
-_LATER: tuple[FailureKind, ...] = ("rate_limited", "loading", "overloaded")
+_LATER: tuple[FailureKind, ...] = ("rate_limited", "loading", "overloaded", "stopped")
 """Failures that a client may wait out."""
 
 

@@ -77,27 +77,6 @@ def test_an_answer_that_has_not_begun_ends_when_its_client_goes(path: str, strea
     asyncio.run(act())
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_closing_the_server_ends_running_answers(stream: bool) -> None:
-    async def act() -> None:
-        never = asyncio.Event()
-        service = ScriptedService([script(TextDelta(0, "begun"), never)])
-        limits = replace(Limits(), shutdown_s=0.1)
-        async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(served(service, limits))
-            client = await stack.enter_async_context(connected(server))
-            idle = await stack.enter_async_context(connected(server))
-            await client.send(request("POST", CHAT, question(stream=stream)))
-            await eventually("the answer has begun", lambda: service.played and service.played[0].sent == 2)
-            await server.close()
-            assert service.played[0].cancelled
-            assert await idle.rest() == b""
-            assert b"[DONE]" not in await client.rest()
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(act())
-
-
 def test_closing_the_server_does_not_wait_for_a_client_that_does_not_read() -> None:
     async def act() -> None:
         service = ScriptedService([script(*[TextDelta(0, "x" * PIECE_BYTES)] * 4000)])

@@ -237,6 +237,8 @@ def test_one_connection_too_many_is_told_so() -> None:
                 refused = await third.response()
                 assert refused.status == 503
                 assert refused.headers["retry-after"]
+                assert refused.headers["x-request-id"]
+                assert refused.json["error"]["type"] == "server_error"
                 assert "connections" in refused.json["error"]["message"]
             assert (await second.ask("GET", "/v1/models")).status == 200
 
@@ -314,3 +316,118 @@ def test_a_key_that_is_demanded_is_demanded_of_every_connection(
             assert (await client.ask("POST", CHAT, question(stream=False), f"x-api-key: {key}")).status == 200
 
     asyncio.run(act())
+
+
+LARGE = b'{"padding":"' + b"x" * (20 << 20) + b'"}'
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", CHAT, (), 401),
+        ("POST", CHAT, ("Origin: https://evil.example",), 403),
+        ("POST", CHAT, ("Host: another.example",), 400),
+        ("POST", CHAT, ("KEY", "Content-Type: text/plain"), 415),
+        ("POST", CHAT, ("KEY", "Transfer-Encoding: chunked"), 400),
+        ("POST", "/nowhere", ("KEY", "Content-Type: application/json"), 404),
+        ("POST", CHAT, ("KEY", "Content-Type: application/json"), 400),
+    ],
+)
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_a_refusal_arrives_at_a_client_that_sends_all_of_a_large_body_first(
+    method: str,
+    path: str,
+    headers: tuple[str, ...],
+    status: int,
+    connection: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
+    key = f"x-api-key: {add_key('laptop')}"
+
+    async def act() -> None:
+        options = HttpOptions("127.0.0.1:0", require_key=True)
+        async with HttpServer(ScriptedService([answer("x")]), options) as server, connected(server) as client:
+            lines = [key if header == "KEY" else header for header in headers]
+            lines += [f"Connection: {connection}", f"Content-Length: {len(LARGE)}"]
+            await client.send(request(method, path, b"", *lines))
+            client.writer.write(LARGE)
+            await client.writer.drain()  # raises if the connection is reset
+            assert (await client.response()).status == status
+
+    asyncio.run(act())
+
+
+POST = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+BODY = question(stream=False)
+CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+
+
+@pytest.mark.parametrize(
+    "ambiguous",
+    [
+        POST + LENGTH + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED,
+        POST + b"Transfer-Encoding: chunked\r\n" + LENGTH + b"\r\n" + CHUNKED,
+        POST.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED,
+        POST + LENGTH + b"Content-Length: 5\r\n\r\n" + BODY,
+        POST + b"Content-Length: %d, 5\r\n\r\n" % len(BODY) + BODY,
+        POST + b"Content-Length: +%d\r\n\r\n" % len(BODY) + BODY,
+        POST + b"Content-Length: 0x2c\r\n\r\n" + BODY,
+        POST + LENGTH.replace(b":", b" :") + b"\r\n" + BODY,
+        POST + b"Transfer-Encoding : chunked\r\n\r\n" + CHUNKED,
+        POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n" + CHUNKED,
+        POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + CHUNKED,
+        POST + b"Transfer-Encoding: chunked, chunked\r\n\r\n" + CHUNKED,
+        POST + b"X: a\rContent-Length: 5\r\n" + LENGTH + b"\r\n" + BODY,
+        POST + b"X: a\0\r\n" + LENGTH + b"\r\n" + BODY,
+        POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED.replace(b"\r\n", b"\n"),
+        POST + b"Transfer-Encoding: chunked\r\n\r\n0x" + CHUNKED,
+        POST + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKED.replace(BODY + b"\r\n", BODY + b"XX"),
+        POST.replace(b"HTTP/1.1", b"HTTP/2.0") + LENGTH + b"\r\n" + BODY,
+    ],
+    ids=lambda data: repr(data[len(POST) :][:50]),
+)
+def test_a_request_whose_end_is_ambiguous_is_refused_and_nothing_behind_it_is_answered(ambiguous: bytes) -> None:
+    async def act(server: HttpServer, client: RawClient) -> None:
+        await client.send(ambiguous + request("GET", "/v1/models"))
+        found = await client.rest()
+        assert found.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert found.count(b"HTTP/1.1 ") == 1
+        assert b"SmolLM2" not in found
+        assert b"x-request-id: req_" in found
+        assert b"retry-after" not in found.lower()
+        await still_serves(server)
+
+    run(act)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        POST + LENGTH + LENGTH + b"\r\n" + BODY,  # twice the same
+        POST + b"X: a\r\n b\r\n" + LENGTH + b"\r\n" + BODY,  # a continued line, read as one
+        POST.replace(b"\r\n", b"\n") + LENGTH.replace(b"\r\n", b"\n") + b"\n" + BODY,
+    ],
+    ids=["same length twice", "continued line", "bare LF"],
+)
+def test_what_has_one_meaning_is_answered(plain: bytes) -> None:
+    async def act(_: HttpServer, client: RawClient) -> None:
+        await client.send(plain + request("GET", "/v1/models"))
+        assert (await client.response()).json["object"] == "chat.completion"
+        assert (await client.response()).json["object"] == "list"
+
+    run(act)
+
+
+def test_a_request_may_name_its_target_by_a_whole_url_of_this_server() -> None:
+    async def act(_: HttpServer, client: RawClient) -> None:
+        assert (await client.ask("GET", "http://localhost/v1/models")).json["object"] == "list"
+        assert (await client.ask("GET", "http://127.0.0.1:80/v1/models?x=1")).status == 200
+        assert (await client.ask("GET", "http://localhost")).body == b"Ollama is running"
+        assert (await client.ask("POST", f"http://localhost{CHAT}", question(stream=False))).status == 200
+        for other in ("http://evil.example/v1/models", "http://me@localhost/v1/models", "http:///v1/models"):
+            assert (await client.ask("GET", other)).status == 403, other
+
+    run(act)

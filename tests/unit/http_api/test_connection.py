@@ -25,7 +25,7 @@ class _Transport:
         self.host = host
         self.written = b""
         self.unread = 0
-        self.closing = self.aborted = False
+        self.closing = self.aborted = self.ended = False
 
     def get_extra_info(self, name: str) -> Any:
         return {"peername": (self.host, 50000), "sockname": ("127.0.0.1", 11434)}.get(name)
@@ -41,6 +41,9 @@ class _Transport:
 
     def close(self) -> None:
         self.closing = True
+
+    def write_eof(self) -> None:
+        self.ended = True
 
     def abort(self) -> None:
         self.closing = self.aborted = True
@@ -118,12 +121,14 @@ def test_an_answer_may_take_long_but_must_be_read() -> None:
     run(act)
 
 
-def test_a_connection_that_closes_is_closed_in_the_end() -> None:
+def test_a_connection_that_is_refused_is_closed_in_the_end() -> None:
     def act(server: _Server) -> None:
         connection, transport = server.connect()
         connection.data_received(b"nonsense\r\n\r\n")
-        assert transport.closing
+        assert transport.ended
         assert b"400 Bad Request" in transport.written
+        assert b"x-request-id: req_" in transport.written
+        assert b"Retry-After" not in transport.written
         connection.look(time.monotonic())
         assert not transport.aborted
         connection.look(later())
@@ -137,9 +142,34 @@ def test_one_other_machine_cannot_take_all_connections() -> None:
 
     def act(server: _Server) -> None:
         opened = [server.connect("192.168.1.9") for _ in range(3)]
-        assert [transport.closing for _, transport in opened] == [False, False, True]
+        assert [transport.ended for _, transport in opened] == [False, False, True]
         assert b"503" in opened[-1][1].written
+        assert b'"type":"server_error"' in opened[-1][1].written
         opened[-1][0].connection_lost(None)
-        assert [server.connect()[1].closing for _ in range(4)] == [False, False, False, True]
+        assert [server.connect()[1].ended for _ in range(4)] == [False, False, False, True]
 
     run(act, limits)
+
+
+def test_what_comes_after_a_refusal_is_dropped_up_to_a_limit() -> None:
+    def act(server: _Server) -> None:
+        connection, transport = server.connect()
+        connection.data_received(b"nonsense\r\n\r\n")
+        written = transport.written
+        connection.data_received(request("GET", "/"))
+        assert transport.written == written
+        assert not transport.aborted
+        connection.data_received(b"x" * 1000)
+        assert transport.aborted
+
+    run(act, Limits(body_bytes=1000))
+
+
+def test_connections_that_are_refused_do_not_pile_up() -> None:
+    def act(server: _Server) -> None:
+        opened = [server.connect()[1] for _ in range(10)]
+        assert [transport.ended for transport in opened] == [False] * 2 + [True] * 2 + [False] * 6
+        assert [transport.closing for transport in opened] == [False] * 4 + [True] * 6
+        assert all(b"503" in transport.written for transport in opened[2:])
+
+    run(act, Limits(num_connections=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import unquote
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -40,6 +41,24 @@ def test_paths_as_clients_write_them(written: str, meant: str) -> None:
     app = Echo()
     answer(Paths(app), scope(path=written))
     assert app.seen[0]["path"] == plain(written) == meant
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "path"),
+    [
+        (b"http://localhost/v1/models", b"localhost", "/v1/models"),
+        (b"HTTP://LocalHost:11434/v1/models%20x/", b"LocalHost:11434", "/v1/models x"),
+        (b"https://[::1]:80", b"[::1]:80", "/"),
+        (b"http:///v1/models", b"", "/v1/models"),
+        (b"/http://evil.example/v1", b"localhost:11434", "/http:/evil.example/v1"),
+    ],
+)
+def test_of_a_whole_url_the_authority_is_the_host_and_the_rest_the_path(target: bytes, host: bytes, path: str) -> None:
+    app = Echo()
+    asked = {**scope(path=unquote(target.decode())), "raw_path": target}
+    answer(Paths(app), asked)
+    assert app.seen[0]["path"] == path
+    assert [value for name, value in app.seen[0]["headers"] if name == b"host"] == [host]
 
 
 @pytest.mark.parametrize("given", ["abc-123", "req_0:1.2", "x" * 64])
