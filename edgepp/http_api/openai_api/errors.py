@@ -86,6 +86,8 @@ def _sentence(error: RequestError) -> str:
 
 def _loading(error: RequestError, service: ModelService) -> dict[str, Any]:
     loading = service.status().get("loading")
-    if loading is None:  # the model has become ready since
-        loading = {"state": service.model.state, "node": None, "progress": 1.0, "eta_seconds": error.retry_after_s}
+    if loading is None:  # the model has become ready since, or nothing is known yet
+        state = service.model.state
+        progress = 1.0 if state == "loaded" else 0.0
+        loading = {"state": state, "node": None, "progress": progress, "eta_seconds": error.retry_after_s}
     return {"model": service.model.name, **loading}

@@ -241,8 +241,8 @@ def test_streams_are_not_cached_or_buffered_on_their_way() -> None:
 
 
 def test_a_loading_model_tells_how_far_it_is() -> None:
-    stages = [{"node": "one", "state": "ready", "progress": 1.0}, {"node": "two", "state": "loading", "progress": 0.5}]
-    state = {"state": "loading", "stages": stages}
+    loading = {"state": "loading", "node": "two", "progress": 0.75, "eta_seconds": 93.5}
+    state = {"state": "loading", "loading": loading}
     refusal = RequestError("loading", "the cluster loads", retry_after_s=5)
     with client(refusal, served=replace(SERVED, state="loading"), state=state) as (sdk, _):
         with pytest.raises(openai.InternalServerError) as caught:
@@ -250,8 +250,7 @@ def test_a_loading_model_tells_how_far_it_is() -> None:
         (listed,) = sdk.models.list().data
     body = caught.value.response.json()
     assert body["error"]["type"] == "model_loading"
-    told = {"model": "smollm2-135m", "state": "loading", "node": "two", "progress": 0.75, "eta_seconds": 5}
-    assert body["loading"] == told
+    assert body["loading"] == {"model": "smollm2-135m", **loading}
     assert caught.value.response.headers["retry-after"] == "5"
     assert listed.model_extra is not None
     assert listed.model_extra["status"] == {"value": "loading"}

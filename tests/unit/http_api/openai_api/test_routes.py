@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -201,10 +201,14 @@ def test_a_model_that_loads_tells_how_far_it_is() -> None:
     assert response.json()["error"]["type"] == "model_loading"
 
 
-def test_a_model_that_has_become_ready_meanwhile_is_not_said_to_load() -> None:
+@pytest.mark.parametrize(("state", "progress"), [("loaded", 1.0), ("loading", 0.0)])
+def test_a_cluster_that_tells_no_loading_is_as_its_model_is(
+    state: Literal["loaded", "loading"], progress: float
+) -> None:
     refusal = RequestError("loading", "the layers are being loaded", retry_after_s=2)
-    response = request(ScriptedService([[refusal]], state={"loading": None}), "POST", CHAT, {"messages": USER})
-    told = {"model": "smollm2-135m", "state": "loaded", "node": None, "progress": 1.0, "eta_seconds": 2}
+    service = ScriptedService([[refusal]], replace(SERVED, state=state), state={"loading": None})
+    response = request(service, "POST", CHAT, {"messages": USER})
+    told = {"model": "smollm2-135m", "state": state, "node": None, "progress": progress, "eta_seconds": 2}
     assert response.json()["loading"] == told
 
 
