@@ -10,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgepp.http_api.endpoint import json_response, read_body, unless_gone
+from edgepp.http_api.endpoint import json_response, owner, read_body, unless_gone
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationRequest
 from edgepp.http_api.model_service import ModelService, ServedModel
@@ -52,12 +52,14 @@ async def generate(service: ModelService, request: Request) -> Response:
     unload = is_zero(body.keep_alive)
     if not body.prompt:
         return json_response(lines.idle("unload" if unload else "load"))
-    prompt = await unless_gone(request, _with_context(service, body, prompt_of(body, model, lines.model)))
+    prompt = await unless_gone(
+        request, _with_context(service, body, prompt_of(body, model, lines.model), owner(request))
+    )
     options = generate_options(model, body.options, body.format, body.logprobs, body.top_logprobs)
     asked = GenerationRequest(prompt, options, model=model.name)
 
     async def context(whole: Piece) -> Mapping[str, Any]:
-        return {} if body.raw else {"context": await _context(service, prompt, whole.text)}
+        return {} if body.raw else {"context": await _context(service, prompt, whole.text, owner(request))}
 
     return await answered(service, request, asked, lines, body.stream, context)
 
@@ -87,13 +89,13 @@ def _refused(field: str, what: str, hint: str) -> RequestError:
     return RequestError("invalid_request", f"{field}: this model {what}", hint, parameter=field)
 
 
-async def _with_context(service: ModelService, body: GenerateRequest, prompt: Prompt) -> Prompt:
+async def _with_context(service: ModelService, body: GenerateRequest, prompt: Prompt, asker: str) -> Prompt:
     """The prompt behind the tokens of an earlier answer, if the body has them."""
-    return (*body.context, *await service.encode(prompt)) if body.context else prompt
+    return (*body.context, *await service.encode(prompt, owner=asker)) if body.context else prompt
 
 
-async def _context(service: ModelService, prompt: Prompt, answer: str) -> list[int]:
+async def _context(service: ModelService, prompt: Prompt, answer: str, asker: str) -> list[int]:
     """The tokens of prompt and answer, which a client sends with its next prompt."""
-    before = await service.encode(prompt)
-    after = await service.encode(answer) if answer else []
+    before = await service.encode(prompt, owner=asker)
+    after = await service.encode(answer, owner=asker) if answer else []
     return [*before, *(after[1:] if after[:1] == before[:1] else after)]  # no second beginning of a text
