@@ -79,10 +79,10 @@ class _Paced:
         finally:
             self.live -= 1
 
-    async def encode(self, _prompt: Prompt, _tool_use: ToolUse | None = None) -> list[int]:
+    async def encode(self, _prompt: Prompt, _tool_use: ToolUse | None = None, owner: str = "") -> list[int]:  # noqa: ARG002
         return []
 
-    async def decode(self, _token_ids: Sequence[int]) -> str:
+    async def decode(self, _token_ids: Sequence[int], owner: str = "") -> str:  # noqa: ARG002
         return ""
 
     def status(self) -> Mapping[str, Any]:

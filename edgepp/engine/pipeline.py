@@ -152,7 +152,7 @@ class Pipeline:
             PromptRefused: the chat template does not take the conversation.
             UsageError: the prompt is empty, malformed or not Unicode text, or the constraint is invalid.
         """
-        encoded = self.tokenizer.encode_prompt(prompt, self.context)
+        encoded = self.tokenizer.encode_prompt(prompt, self.context, owner)
         room = self.context - len(encoded.ids)
         if room < options.max_tokens:
             options = replace(options, max_tokens=room)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import time
@@ -79,25 +78,30 @@ class ClusterModels:
         """The events of the answer; closing the iterator cancels the answer on every stage."""
         return self._generator.generate(request)
 
-    async def encode(self, prompt: Prompt, tool_use: ToolUse | None = None) -> list[int]:
+    async def encode(self, prompt: Prompt, tool_use: ToolUse | None = None, owner: str = "") -> list[int]:
         """The token ids of exactly the prompt that ``generate`` would prefill.
 
         Raises:
-            RequestError: the prompt cannot be encoded.
+            RequestError: the prompt cannot be encoded, or is much longer than the context.
         """
         try:
-            return (await asyncio.to_thread(self.text.encode, prompt, tool_use or ToolUse())).ids
+            text, context = self.text, self.context
+            encoded = await self._generator.threads.run(
+                owner, lambda: text.encode(prompt, tool_use or ToolUse(), context, owner, answered=False)
+            )
+            return encoded.ids
         except EdgeppError as error:
             raise request_error(error) from error
 
-    async def decode(self, token_ids: Sequence[int]) -> str:
+    async def decode(self, token_ids: Sequence[int], owner: str = "") -> str:
         """The text of token ids.
 
         Raises:
             RequestError: an id is no token of the model.
         """
         try:
-            return await asyncio.to_thread(self.text.frontend.tokenizer.decode, token_ids)
+            tokenizer = self.text.frontend.tokenizer
+            return await self._generator.threads.run(owner, lambda: tokenizer.decode(token_ids, owner))
         except EdgeppError as error:
             raise request_error(error) from error
 

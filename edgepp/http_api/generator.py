@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from edgepp.engine.request import GenerateOptions
@@ -23,6 +23,7 @@ from edgepp.http_api.answer_events import Choice, PlainParser, total
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import IDLE_S, Ended, GenerationEvent, GenerationRequest, Idle, Queued, Started
 from edgepp.http_api.model_text import ModelText
+from edgepp.http_api.owner_threads import OwnerThreads
 from edgepp.model.text.conversation import Conversation, TokenIds
 from edgepp.python_api.answer import Answer
 from edgepp.python_api.question import choice_options
@@ -70,6 +71,7 @@ class Generator:
     cluster: Asked
     load_wait_s: float = LOAD_WAIT_S
     idle_s: float = IDLE_S
+    threads: OwnerThreads = field(default_factory=OwnerThreads)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """The events of the answer. Closing the iterator cancels the answer on every stage.
@@ -117,7 +119,10 @@ class Generator:
         began_s = time.perf_counter()
         text, in_turns = self.cluster.text, isinstance(request.prompt, Conversation)
         tool_use = request.tool_use if in_turns else ToolUse()
-        encoded = await asyncio.to_thread(text.encode, request.prompt, tool_use, self.cluster.context)
+        context = self.cluster.context
+        encoded = await self.threads.run(
+            request.owner, lambda: text.encode(request.prompt, tool_use, context, request.owner)
+        )
         options, opening = request.options, encoded.opening
         if in_turns:
             constraint = text.form.constraint(tool_use, opening, options.constraint)

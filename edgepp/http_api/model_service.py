@@ -64,14 +64,14 @@ class ModelService(Protocol):
             RequestError: the request cannot be answered, or the answer ended early.
         """
 
-    async def encode(self, prompt: Prompt, tool_use: ToolUse | None = None) -> list[int]:
+    async def encode(self, prompt: Prompt, tool_use: ToolUse | None = None, owner: str = "") -> list[int]:
         """The token ids of exactly the prompt that ``generate`` would prefill.
 
         Raises:
-            RequestError: the prompt cannot be encoded.
+            RequestError: the prompt cannot be encoded, or is much longer than the context.
         """
 
-    async def decode(self, token_ids: Sequence[int]) -> str:
+    async def decode(self, token_ids: Sequence[int], owner: str = "") -> str:
         """The text of token ids.
 
         Raises:

@@ -31,15 +31,20 @@ class ModelText:
 
         return cls(frontend, format_of(tokenizer.template or None, tokenizer.control_tokens, render))
 
-    def encode(self, prompt: Prompt, tool_use: ToolUse, context: int | None = None) -> EncodedPrompt:
-        """The prompt as the model gets it; tools are offered in a conversation only.
+    def encode(
+        self, prompt: Prompt, tool_use: ToolUse, context: int, owner: str, *, answered: bool = True
+    ) -> EncodedPrompt:
+        """The prompt of ``owner`` as the model gets it; tools are offered in a conversation only.
+
+        ``answered`` says whether the prompt must leave room for an answer; if not, a prompt is refused only if it is
+        much longer than ``context``.
 
         Raises:
             EdgeppError: the prompt is malformed, too long for ``context`` tokens, or the chat template refuses it.
         """
         if isinstance(prompt, Conversation):
             prompt = self.form.prepare(prompt, tool_use)
-        return self.frontend.tokenizer.encode_prompt(prompt, context)
+        return self.frontend.tokenizer.encode_prompt(prompt, context, owner, answered=answered)
 
     def spell(self, token: int) -> bytes:
         """The bytes of one token's text, which may be a part of a character."""

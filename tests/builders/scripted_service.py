@@ -105,7 +105,7 @@ class ScriptedService:
         finally:
             played.closed = True
 
-    async def encode(self, prompt: Prompt, tool_use: ToolUse | None = None) -> list[int]:
+    async def encode(self, prompt: Prompt, tool_use: ToolUse | None = None, owner: str = "") -> list[int]:
         """The UTF-8 bytes of a text, or of a conversation's lines ``role: content``."""
         if isinstance(prompt, tuple):
             return list(prompt)
@@ -113,7 +113,7 @@ class ScriptedService:
         tools = "".join(f"tool: {tool.name}\n" for tool in tool_use.tools) if tool_use else ""
         return list((tools + text).encode())
 
-    async def decode(self, token_ids: Sequence[int]) -> str:
+    async def decode(self, token_ids: Sequence[int], owner: str = "") -> str:
         """The text of UTF-8 bytes."""
         for token_id in token_ids:
             if not 0 <= token_id < 256:

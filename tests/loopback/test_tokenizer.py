@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgepp.errors import ContextExceeded, ModelError, PromptRefused, UsageError
+from edgepp.fair_turns import FairTurns
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
+from edgepp.model.text.client import TextClient
 from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.tokenizer import Tokenizer
 from tests.builders.checkpoints import Checkpoints
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +132,57 @@ def test_a_prompt_that_does_not_fit_says_how_long_it_is(tokenizer: Tokenizer) ->
         with pytest.raises(ContextExceeded, match=f"a prompt of {length} tokens") as caught:
             tokenizer.encode_prompt(prompt, length)
         assert (caught.value.prompt_tokens, caught.value.context) == (length, length)
+
+
+CONTEXT = 64
+LARGE = 4_000_000
+
+
+@pytest.mark.parametrize("character", ["\n", " ", "a", "é"])
+@pytest.mark.parametrize("answered", [True, False], ids=["an answer", "a count"])
+def test_text_that_cannot_fit_never_reaches_the_process(
+    character: str, answered: bool, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextClient, "_call", lambda *_: pytest.fail("the text process was called"))
+    text = character * LARGE
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": [text]}}}
+    tool = {"type": "function", "function": {"name": "f", "description": text}}
+    conversations = [
+        Conversation.of(text),
+        Conversation([{"role": "user", "content": character * (LARGE // 100)}] * 100),
+        Conversation([{"role": "assistant", "content": "", "tool_calls": [call]}]),
+        Conversation([{"role": "user", "content": "Hi"}], tools=[tool]),
+    ]
+    for prompt in (text, *conversations):
+        with pytest.raises(ContextExceeded, match="at least"):
+            tokenizer.encode_prompt(prompt, CONTEXT, answered=answered)
+    with pytest.raises(ContextExceeded, match=f"{LARGE} tokens"):
+        tokenizer.encode_prompt((5,) * LARGE, CONTEXT, answered=answered)
+
+
+def test_a_count_may_be_beyond_the_context(tokenizer: Tokenizer) -> None:
+    text = "a é " * (CONTEXT // 2)
+    assert len(tokenizer.encode_prompt(text, CONTEXT, answered=False).ids) > CONTEXT
+
+
+def test_no_text_waits_behind_a_long_one(tokenizer: Tokenizer) -> None:
+    with tokenizer._long_client._turns.turn("other"):
+        assert tokenizer.encode_prompt("Hi", CONTEXT, "owner").ids
+    assert tokenizer._long_client._process is None
+    assert tokenizer.encode("a" * 200_000, special=False)
+    assert tokenizer._long_client._process is not None
+
+
+def test_the_process_serves_owners_in_turns(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[str] = []
+    client = tokenizer._client
+    monkeypatch.setattr(client, "_call", lambda request, *_: served.append(request.get("text", "")) or [1])
+    turns: FairTurns = client._turns
+    with ThreadPoolExecutor(9) as threads, turns.turn("holder"):
+        for number, (owner, text) in enumerate([*[("many", "m" * 50_000)] * 4, ("one", "o"), ("two", "t")]):
+            threads.submit(tokenizer.encode_prompt, text, None, owner)
+            eventually("waits", lambda number=number: len(turns._waiting) > number)
+    assert [text[0] for text in served if text] == list("motmmm")
 
 
 def test_token_ids_are_sent_unchanged_if_they_are_tokens(tokenizer: Tokenizer) -> None:

@@ -64,7 +64,7 @@ async def _answer(request: Request, service: ModelService) -> Response:
 async def _count(request: Request, service: ModelService) -> Response:
     body = await read_body(request, CountTokensBody)
     service.served(body.model)
-    token_ids = await service.encode(conversation(body), tool_use(body))
+    token_ids = await service.encode(conversation(body), tool_use(body), owner(request))
     return json_response({"input_tokens": len(token_ids)})
 
 

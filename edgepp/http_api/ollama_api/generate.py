@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgepp.http_api.endpoint import read_body, unless_gone
+from edgepp.http_api.endpoint import owner, read_body, unless_gone
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.generation import GenerationRequest
 from edgepp.http_api.model_service import ModelService, ServedModel
@@ -36,11 +36,11 @@ async def generate(service: ModelService, request: Request) -> Response:
     body = await read_body(request, GenerateRequest)
 
     async def question(model: ServedModel, name: str) -> Question:
-        prompt = await unless_gone(request, _with_context(service, body, prompt_of(body, model, name)))
+        prompt = await unless_gone(request, _with_context(service, body, prompt_of(body, model, name), owner(request)))
         options = generate_options(model, body.options, body.format, body.logprobs, body.top_logprobs)
 
         async def context(whole: Piece) -> Mapping[str, Any]:
-            return {} if body.raw else {"context": await _context(service, prompt, whole.text)}
+            return {} if body.raw else {"context": await _context(service, prompt, whole.text, owner(request))}
 
         return Question(GenerationRequest(prompt, options, model=model.name), context)
 
@@ -72,13 +72,13 @@ def _refused(field: str, what: str, hint: str) -> RequestError:
     return RequestError("invalid_request", f"{field}: this model {what}", hint, parameter=field)
 
 
-async def _with_context(service: ModelService, body: GenerateRequest, prompt: Prompt) -> Prompt:
+async def _with_context(service: ModelService, body: GenerateRequest, prompt: Prompt, asker: str) -> Prompt:
     """The prompt behind the tokens of an earlier answer, if the body has them."""
-    return (*body.context, *await service.encode(prompt)) if body.context else prompt
+    return (*body.context, *await service.encode(prompt, owner=asker)) if body.context else prompt
 
 
-async def _context(service: ModelService, prompt: Prompt, answer: str) -> list[int]:
+async def _context(service: ModelService, prompt: Prompt, answer: str, asker: str) -> list[int]:
     """The tokens of prompt and answer, which a client sends with its next prompt."""
-    before = await service.encode(prompt)
-    after = await service.encode(answer) if answer else []
+    before = await service.encode(prompt, owner=asker)
+    after = await service.encode(answer, owner=asker) if answer else []
     return [*before, *(after[1:] if after[:1] == before[:1] else after)]  # no second beginning of a text

@@ -46,7 +46,7 @@ def completions(service: ModelService) -> Handler:
         model = served(service, body.model)
         asked = generation_requests(body, model, request)
         head = new_head("cmpl", model, body.model)
-        echoes = [await _echo(service, one.prompt) if body.echo else "" for one in asked]
+        echoes = [await _echo(service, one.prompt, one.owner) if body.echo else "" for one in asked]
         answers = _Answers(service, asked, only_echo=body.max_tokens == 0)
         if not body.stream:
             whole = await unless_gone(request, answers.whole())
@@ -86,15 +86,15 @@ class _Answers:
         return [task.result() for task in tasks]
 
     async def _nothing(self, request: GenerationRequest) -> AsyncIterator[GenerationEvent]:
-        usage = Usage(prompt_tokens=len(await self.service.encode(request.prompt)))
+        usage = Usage(prompt_tokens=len(await self.service.encode(request.prompt, owner=request.owner)))
         yield Started(usage.prompt_tokens)
         for choice in range(request.num_choices):
             yield ChoiceEnded(choice, "length", usage=usage)
         yield Ended(usage)
 
 
-async def _echo(service: ModelService, prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else await service.decode(await service.encode(prompt))
+async def _echo(service: ModelService, prompt: Prompt, owner: str) -> str:
+    return prompt if isinstance(prompt, str) else await service.decode(await service.encode(prompt, owner=owner), owner)
 
 
 def whole_completion(

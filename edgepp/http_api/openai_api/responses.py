@@ -108,7 +108,7 @@ class _Responses:
         body = await read_body(request, ResponsesBody)
         served(self._service, body.model)
         prompt, tools = _prompt(body)
-        token_ids = await unless_gone(request, self._service.encode(prompt, tools.use))
+        token_ids = await unless_gone(request, self._service.encode(prompt, tools.use, owner(request)))
         return json_response({"object": "response.input_tokens", "input_tokens": len(token_ids)})
 
     def _question(self, body: ResponsesBody, request: Request) -> _Question:

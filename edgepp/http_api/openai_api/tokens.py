@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgepp.http_api.endpoint import Handler, json_response, read_body, unless_gone
+from edgepp.http_api.endpoint import Handler, json_response, owner, read_body, unless_gone
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.openai_api.chat_request import ChatBody, conversation_of
@@ -45,10 +45,10 @@ def tokenize(service: ModelService) -> Handler:
     async def handle(request: Request) -> Response:
         body = await read_body(request, TokenizeBody)
         model = served(service, body.model)
-        tokens = await unless_gone(request, service.encode(*_prompt(body)))
+        tokens = await unless_gone(request, service.encode(*_prompt(body), owner(request)))
         strings = None
         if body.return_token_strs:
-            strings = [await service.decode([token]) for token in tokens]
+            strings = [await service.decode([token], owner(request)) for token in tokens]
         return json_response(
             {"count": len(tokens), "max_model_len": model.context, "tokens": tokens, "token_strs": strings}
         )
@@ -62,7 +62,7 @@ def detokenize(service: ModelService) -> Handler:
     async def handle(request: Request) -> Response:
         body = await read_body(request, DetokenizeBody)
         served(service, body.model)
-        return json_response({"prompt": await unless_gone(request, service.decode(body.tokens))})
+        return json_response({"prompt": await unless_gone(request, service.decode(body.tokens, owner(request)))})
 
     return handle
 
@@ -74,7 +74,7 @@ def input_tokens(service: ModelService) -> Handler:
         body = await read_body(request, ChatBody)
         served(service, body.model)
         tools = tool_use_of(body.tools, body.tool_choice, body.parallel_tool_calls)
-        tokens = await unless_gone(request, service.encode(conversation_of(body), tools))
+        tokens = await unless_gone(request, service.encode(conversation_of(body), tools, owner(request)))
         return json_response({"object": "response.input_tokens", "input_tokens": len(tokens)})
 
     return handle

@@ -14,19 +14,25 @@ from typing import IO, Any
 
 from edgepp.child_process import python_command
 from edgepp.errors import ModelError, PromptRefused
+from edgepp.fair_turns import FairTurns
 from edgepp.model.text.conversation import Conversation
 
 _REQUEST_TIMEOUT_S = 120.0
 """Limit of a request in wall-clock time, for a stopped process or a very busy machine; CPU limits are much shorter."""
 _MAX_REPLY_BYTES = 1 << 28
 _IDLE_S = 2.0
+_MAX_WAITING = 256
+"""Calls of one owner that wait for the process."""
+_CALL_COST = 1000
+"""What a call costs besides its characters, by which owners get their turns."""
 
 
 class TextClient:
     """The chat template and tokenizer of a model, run in a text process; safe to use from several threads.
 
     ``open``, ``render``, ``encode``, ``encode_chat`` and ``decode`` raise a ModelError if template or tokenizer fail,
-    take too long or take too much memory. The next call then starts another process.
+    take too long or take too much memory. The next call then starts another process. Calls go by the turns of their
+    owners, and raise Overloaded where too many of an owner wait.
     """
 
     def __init__(self, name: str, definition: str = "") -> None:
@@ -34,6 +40,7 @@ class TextClient:
         self._name = name
         self._definition = definition
         self._lock = threading.Lock()
+        self._turns = FairTurns(1, 1, _MAX_WAITING)
         self._process: subprocess.Popen[bytes] | None = None
         self._loaded = self._keep = False
         self._idle: threading.Timer | None = None
@@ -45,37 +52,39 @@ class TextClient:
 
     def open(self, folder: Path, size: int) -> dict[str, Any]:
         """Read the tokenizer in ``folder``, files of ``size`` bytes; returns the dict of ``read_definition``."""
-        with self._exclusive():
+        with self._exclusive("", size):
             request = {"do": "open", "folder": str(folder.absolute()), "size": size}
             facts: dict[str, Any] = self._call(request, f"the tokenizer of {self._name} cannot be read")
             self._definition = facts["definition"]
         return facts
 
     def render(
-        self, template: str, conversation: Conversation, variables: Mapping[str, Any]
+        self, template: str, conversation: Conversation, variables: Mapping[str, Any], owner: str = "", cost: int = 0
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation, and its ranges that come from messages; see ``chat_template.render``.
+
+        ``cost`` is how many characters the conversation has.
 
         Raises:
             PromptRefused: the template does not take these messages.
         """
         fields = conversation.to_json()
         request = {"do": "render", "template": template, "conversation": fields, "variables": dict(variables)}
-        with self._exclusive():
+        with self._exclusive(owner, cost):
             text, content = self._call(request, f"the chat template of {self._name} refuses these messages")
         return str(text), content
 
-    def encode(self, text: str, special: bool) -> list[int]:
+    def encode(self, text: str, special: bool, owner: str = "") -> list[int]:
         """Ids of ``text``, in which names of control tokens become these tokens; ``special`` adds BOS and the like."""
-        return self._encoded({"do": "encode", "text": text, "special": special})
+        return self._encoded({"do": "encode", "text": text, "special": special}, owner)
 
-    def encode_chat(self, text: str, content: Sequence[tuple[int, int]]) -> list[int]:
+    def encode_chat(self, text: str, content: Sequence[tuple[int, int]], owner: str = "") -> list[int]:
         """Ids of a rendered conversation, whose ranges ``content`` never become control tokens."""
-        return self._encoded({"do": "chat", "text": text, "content": content})
+        return self._encoded({"do": "chat", "text": text, "content": content}, owner)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], owner: str = "") -> str:
         """The text of token ids, as the tokenizers library decodes it."""
-        with self._exclusive():
+        with self._exclusive(owner, len(ids)):
             self._load()
             request = {"do": "decode", "ids": list(ids)}
             return str(self._call(request, f"the tokenizer of {self._name} cannot decode these tokens"))
@@ -87,12 +96,12 @@ class TextClient:
             self._end()
 
     def _prepare(self) -> None:
-        with suppress(ModelError), self._exclusive():  # the next call raises the error
+        with suppress(ModelError), self._exclusive("", 0):  # the next call raises the error
             self._load()
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with self._lock:
+    def _exclusive(self, owner: str, cost: int) -> Iterator[None]:
+        with self._turns.turn(owner, cost + _CALL_COST), self._lock:
             if self._idle is not None:
                 self._idle.cancel()
             try:
@@ -103,8 +112,8 @@ class TextClient:
                     self._idle.daemon = True
                     self._idle.start()
 
-    def _encoded(self, request: dict[str, Any]) -> list[int]:
-        with self._exclusive():
+    def _encoded(self, request: dict[str, Any], owner: str) -> list[int]:
+        with self._exclusive(owner, len(request["text"])):
             self._load()
             ids: list[int] = self._call(request, f"the tokenizer of {self._name} cannot encode this text")
         return ids

@@ -70,6 +70,31 @@ def check_conversation(conversation: Conversation) -> None:
         _check_continued(conversation.messages[-1])
 
 
+def characters_of(prompt: Prompt) -> int:
+    """Characters of a checked prompt, in all its texts; 0 for token ids."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    if not isinstance(prompt, Conversation):
+        return 0
+    return sum(map(_characters, (prompt.messages, prompt.tools, prompt.variables)))
+
+
+def rendered_characters_of(conversation: Conversation) -> int:
+    """Characters of the texts of which a chat template shows each: without reasoning, which many show in part only."""
+    shown = [
+        [value for name, value in message.items() if name != "reasoning_content"] for message in conversation.messages
+    ]
+    return _characters(shown) + _characters(conversation.tools)
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value)) + sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list | tuple) else 0
+
+
 def _check_size(what: str, size: int) -> None:
     if size > MAX_PROMPT_BYTES:
         raise UsageError(f"{what} may have {MAX_PROMPT_BYTES} bytes, and this one has {size}", "shorten it")

@@ -1,4 +1,8 @@
-"""How few tokens a text can have at least, without encoding the text: to refuse at once what cannot fit."""
+"""How few tokens a text can have at least, without encoding the text: to refuse at once what cannot fit.
+
+``characters_per_token`` is a rough bound for any tokenizer and all characters, white space included, and ``TokenBound``
+a closer one for the tokenizers that it knows.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from edgepp.model.text.detokenizer import BYTE_OF_CHARACTER
 
 _NFC_SHRINKS = 3
 """By how much NFC shortens UTF-8 at most: the inverse of NFD's largest expansion (Unicode Annex 15, table 9)."""
+_COMPOSED = 4
+"""The most characters that a normalizer makes one, such as a Greek letter with three marks."""
 _MAY_BE_UNKNOWN = {*range(0x20), 0xC0, 0xC1, *range(0xF1, 0x100)}
 """Bytes that a vocabulary may lack and NFC never makes: control characters, planes past 3, and what is not UTF-8."""
 _PRE_TOKENIZERS = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Whitespace", "WhitespaceSplit"}
@@ -58,6 +64,18 @@ class TokenBound:
             return None
         longest = max(1, *lengths, *(len(content.encode()) for content in added))
         return cls(shrinks * longest, bytes(sorted(unknown)))
+
+
+def characters_per_token(definition: Mapping[str, Any]) -> int:
+    """The most characters of a text that count as one token, by a parsed ``tokenizer.json``.
+
+    A text can have fewer tokens only where its tokenizer drops text, such as white space beside a control token, or
+    makes one token of several unknown characters.
+    """
+    vocabulary, added = definition["model"]["vocab"], definition["added_tokens"]
+    tokens = vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary)
+    longest = max(1, *map(len, tokens), *(len(one["content"]) for one in added))
+    return longest * (_COMPOSED if definition.get("normalizer") else 1)
 
 
 def _shrinking(normalizers: Iterable[Mapping[str, Any]]) -> int | None:

@@ -20,8 +20,8 @@ from edgepp.model.text.client import TextClient
 from edgepp.model.text.control_tokens import is_control
 from edgepp.model.text.conversation import Conversation, EncodedPrompt, Prompt
 from edgepp.model.text.detokenizer import Detokenizer, detokenizer_factory
-from edgepp.model.text.prompt_check import check_prompt
-from edgepp.model.text.token_bound import TokenBound
+from edgepp.model.text.prompt_check import characters_of, check_prompt, rendered_characters_of
+from edgepp.model.text.token_bound import TokenBound, characters_per_token
 from edgepp.model.text.tokenizer_definition import FILLER
 
 _THINKING_TOKENS = (
@@ -32,6 +32,8 @@ _THINKING_TOKENS = (
     ("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
 )
 """Like mlx-lm, templates get ``enable_thinking`` if the vocabulary has all the tokens of one of these."""
+_LONG = 1 << 17
+"""Characters of a text, or ids, that occupy a process of their own, since they may take seconds."""
 _TURN_ENDS = frozenset(
     ("<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|return|>", "<|call|>")
 )
@@ -49,6 +51,8 @@ class Tokenizer:
     """The dict of ``tokenizer_definition.read_definition``."""
     _tokens: _Tokens
     _client: TextClient
+    _long_client: TextClient
+    """A second process, for long texts, behind which no other text waits; it ends soon after each."""
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -78,7 +82,7 @@ class Tokenizer:
             ids.add(int(facts["eos"]))
         tokens = _Tokens.of(path.name, json.loads(facts["definition"]))
         ids |= {token for name, token in tokens.control.items() if name in _TURN_ENDS}
-        return cls(path.name, frozenset(ids), facts, tokens, client)
+        return cls(path.name, frozenset(ids), facts, tokens, client, TextClient(path.name, facts["definition"]))
 
     @property
     def template(self) -> str:
@@ -101,30 +105,42 @@ class Tokenizer:
         token = self.control_tokens.get(text)
         return json.dumps(text, ensure_ascii=False) if token is None else f"<[{token}]>"
 
-    def encode_prompt(self, prompt: Prompt, context: int | None = None) -> EncodedPrompt:
+    def encode_prompt(
+        self, prompt: Prompt, context: int | None = None, owner: str = "", *, answered: bool = True
+    ) -> EncodedPrompt:
         """The token ids of ``prompt``, exactly as an answer to it has them.
 
         Names of special tokens become these tokens in a raw text, which gets BOS unless it begins with BOS. In a
         conversation only the chat template writes control tokens: in the text of messages and tools, their names are
         text. Token ids stay as they are.
 
+        Args:
+            prompt: What is encoded.
+            context: Tokens that prompt and answer may have together. A text that is certainly longer is refused before
+                it occupies the tokenizer's process, which all requests share.
+            owner: Who asks; the tokenizer's process serves owners in turns.
+            answered: Whether the prompt must leave room for an answer in ``context``.
+
         Raises:
             PromptRefused: the chat template does not take the conversation.
-            ContextExceeded: the prompt leaves no room for an answer in ``context`` tokens.
+            ContextExceeded: the prompt leaves no room for an answer in ``context`` tokens, or is much longer.
             UsageError: the prompt is empty, malformed, not Unicode text, or holds ids that are no tokens.
+            Overloaded: many other texts of the owner wait to be encoded.
             ModelError: the model has no chat template, or template or tokenizer fail or exceed their limits.
         """
         check_prompt(prompt)
+        if context is not None:
+            self._check_certainly_fits(prompt, context)
         if isinstance(prompt, str):
-            encoded = EncodedPrompt(self._raw(prompt, True, context))
+            encoded = EncodedPrompt(self._raw(prompt, True, context, owner))
         elif isinstance(prompt, Conversation):
-            encoded = self._chat(prompt, context)
+            encoded = self._chat(prompt, context, owner)
         else:
             self._check_ids(prompt)
             encoded = EncodedPrompt(list(prompt))
         if not encoded.ids:
             raise UsageError("the prompt is empty", "say something")
-        if context is not None and len(encoded.ids) >= context:
+        if answered and context is not None and len(encoded.ids) >= context:
             raise ContextExceeded(len(encoded.ids), context)
         return encoded
 
@@ -139,9 +155,9 @@ class Tokenizer:
             ModelError: the tokenizer fails, or exceeds its limits.
         """
         check_prompt(text)
-        return self._raw(text, special, None)
+        return self._raw(text, special, None, "")
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], owner: str = "") -> str:
         """The text of token ids, special tokens included, as the tokenizers library decodes it.
 
         Raises:
@@ -149,7 +165,7 @@ class Tokenizer:
             ModelError: the tokenizer fails, or exceeds its limits.
         """
         self._check_ids(ids)
-        return self._client.decode(ids) if ids else ""
+        return self._client_for(len(ids)).decode(ids, owner) if ids else ""
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes of one token's text, which may be a part of a character; empty for an id without a token.
@@ -176,16 +192,17 @@ class Tokenizer:
         self._client.start()
 
     def close(self) -> None:
-        """End the process of the tokenizer; another call starts it again."""
+        """End the processes of the tokenizer; another call starts them again."""
         self._client.close()
+        self._long_client.close()
 
-    def _raw(self, text: str, special: bool, context: int | None) -> list[int]:
+    def _raw(self, text: str, special: bool, context: int | None, owner: str) -> list[int]:
         bos = self._facts["bos"]
         self._check_length(text, context)
         add = special and (bos is None or not text.startswith(bos))
-        return self._client.encode(text, add)
+        return self._client_for(len(text)).encode(text, add, owner)
 
-    def _chat(self, conversation: Conversation, context: int | None) -> EncodedPrompt:
+    def _chat(self, conversation: Conversation, context: int | None, owner: str) -> EncodedPrompt:
         template = self._facts["tool_template" if conversation.tools else "template"]
         if template is None:
             raise ModelError(
@@ -194,12 +211,16 @@ class Tokenizer:
             )
         # As mlx-lm does: models that think do so unless they are told not to.
         variables = {"enable_thinking": bool(self.thinking_tokens), **conversation.variables}
-        text, content = self._client.render(
-            template, replace(conversation, variables=variables), self._facts["special"]
-        )
+        conversation = replace(conversation, variables=variables)
+        size = characters_of(conversation)
+        text, content = self._client_for(size).render(template, conversation, self._facts["special"], owner, size)
         self._check_length(text, context)
         opening = text[content[-1][1] :] if content else text
-        return EncodedPrompt(self._client.encode_chat(text, content), opening)
+        return EncodedPrompt(self._client_for(len(text)).encode_chat(text, content, owner), opening)
+
+    def _client_for(self, size: int) -> TextClient:
+        """The process for a text of ``size`` characters, or so many ids."""
+        return self._client if size < _LONG else self._long_client
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         texts = self._tokens.texts
@@ -207,8 +228,19 @@ class Tokenizer:
             if type(token) is not int or token not in texts:
                 raise UsageError(f"{token!r:.40} is no token of {self.name}, which has ids up to {max(texts)}")
 
+    def _check_certainly_fits(self, prompt: Prompt, context: int) -> None:
+        """Refuse a prompt with more text or ids than ``context`` tokens can hold, by its mere size."""
+        if isinstance(prompt, str):
+            least = len(prompt) // self._tokens.longest
+        elif isinstance(prompt, Conversation):
+            least = rendered_characters_of(prompt) // self._tokens.longest
+        else:
+            least = len(prompt)
+        if least > context:
+            raise ContextExceeded(least, context, at_least=isinstance(prompt, str | Conversation))
+
     def _check_length(self, text: str, context: int | None) -> None:
-        """Refuse a text that cannot fit before it occupies the tokenizer's process, which all requests share."""
+        """Refuse a text that cannot fit, by a closer look at it."""
         bound = self._tokens.bound
         if context is None or bound is None or len(text) < context:
             return
@@ -227,6 +259,8 @@ class _Tokens:
     """The id of each control token by its name."""
     detokenizer: Callable[[Mapping[int, str]], Detokenizer]
     bound: TokenBound | None
+    longest: int
+    """Characters that a token stands for at most."""
 
     @classmethod
     def of(cls, name: str, definition: Mapping[str, Any]) -> _Tokens:
@@ -246,4 +280,4 @@ class _Tokens:
             texts = {token: text for token, (text, _) in enumerate(vocabulary) if not text.startswith(FILLER)}
         texts |= {one["id"]: one["content"] for one in added}
         control = {one["content"]: one["id"] for one in added if is_control(one["content"], one["special"])}
-        return cls(texts, control, detokenizer, TokenBound.of(definition))
+        return cls(texts, control, detokenizer, TokenBound.of(definition), characters_per_token(definition))

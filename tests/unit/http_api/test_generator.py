@@ -164,7 +164,7 @@ class Cluster:
     def text(self) -> ModelText:
         return cast("ModelText", self)
 
-    def encode(self, *_: Prompt | ToolUse | int) -> EncodedPrompt:
+    def encode(self, *_: Prompt | ToolUse | int | str) -> EncodedPrompt:
         if self.refuses is not None:
             raise self.refuses
         return EncodedPrompt([1, 2, 3])

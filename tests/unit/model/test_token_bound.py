@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from edgepp.model.text.token_bound import TokenBound
+from edgepp.model.text.token_bound import TokenBound, characters_per_token
 
 MERGES = [("Ġ", "Ġ"), ("ĠĠ", "ĠĠ"), ("a", "b"), ("Ġ", "ab"), ("ab", "ab")]
 PIECES = ["▁", "▁▁", "a", "b", "ab", "abab"]
@@ -70,6 +70,20 @@ def test_no_text_has_fewer_tokens(made: str, text: str) -> None:
 def test_the_bound_is_not_far_off() -> None:
     assert [bound and bound.bytes_per_token for _, bound in BOUNDED.values()] == [3 * len("<|end|>"), len("<0x00>")]
     assert TokenBound(7, b"x").least_tokens(" x ab" * 700) == 200
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@given(text=st.text(st.sampled_from("ab  \t\n▁é\u0301\u0308\u1100\u1161\u11a8𝔞")) | st.text())
+@example(text="\n" * 100)
+def test_characters_bound_the_tokens_too(make: Callable[[], Tokenizer], text: str) -> None:
+    tokenizer, _ = BOUNDED[make.__name__]
+    tokens = len(tokenizer.encode(text, add_special_tokens=False).ids)
+    assert len(text) // characters_per_token(json.loads(tokenizer.to_str())) <= tokens
+
+
+def test_each_tokenizer_has_a_bound_of_characters() -> None:
+    definitions = [json.loads(make().to_str()) for make in (byte_level, byte_fallback, unknown)]
+    assert [characters_per_token(one) for one in definitions] == [4 * len("<|end|>"), 4 * len("<0x00>"), len("<unk>")]
 
 
 @pytest.mark.parametrize("make", [unknown, lowering, dropping])
