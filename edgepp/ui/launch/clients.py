@@ -13,6 +13,8 @@ from edgepp.ui.launch.settings import ANY_KEY, KEY_VARIABLE, ConfigFile, Launch,
 
 _ANSWER_TOKENS = 4096
 """Tokens of an answer that are kept free for clients that ask how many."""
+_LEAST_COMPACT_WINDOW = 100_000
+"""Claude Code takes smaller windows for this one, and warns of them."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ def _claude(target: Target, folders: Folders) -> Launch:
         "ANTHROPIC_DEFAULT_SONNET_MODEL": target.model,
         "ANTHROPIC_DEFAULT_HAIKU_MODEL": target.model,
         "CLAUDE_CODE_SUBAGENT_MODEL": target.model,
-        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(target.context),
         # Both change with each request and stand before the conversation, which could not be kept then.
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "off",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
+    if target.context >= _LEAST_COMPACT_WINDOW:
+        settings["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] = str(target.context)
     token = {"ANTHROPIC_AUTH_TOKEN": target.key or ANY_KEY}
     # A key is asked for when it is needed, so that it stands in no file.
     written = {"apiKeyHelper": f"printenv {KEY_VARIABLE}"} if target.key else {}
@@ -58,6 +61,7 @@ def _claude(target: Target, folders: Folders) -> Launch:
             {"env": settings if target.key else settings | token} | written,
         ),
         install="npm install -g @anthropic-ai/claude-code",
+        first_prompt=12_200,
     )
 
 
@@ -83,17 +87,22 @@ def _opencode(target: Target, folders: Folders) -> Launch:
         {"OPENCODE_CONFIG_CONTENT": json.dumps(config)} | ({KEY_VARIABLE: target.key} if target.key else {}),
         config=ConfigFile(folders.of("XDG_CONFIG_HOME", ".config") / "opencode" / "opencode.json", "json", config),
         install="npm install -g opencode-ai",
+        first_prompt=7_000,
     )
 
 
 def _open_webui(target: Target, _: Folders) -> Launch:
+    by_ollama = {"OLLAMA_BASE_URL": target.url, "ENABLE_OLLAMA_API": "True", "ENABLE_OPENAI_API": "False"}
+    # Open WebUI takes no key for Ollama's API from its environment.
+    by_openai = {
+        "OPENAI_API_BASE_URL": f"{target.url}/v1",
+        "OPENAI_API_KEY": target.key,
+        "ENABLE_OPENAI_API": "True",
+        "ENABLE_OLLAMA_API": "False",
+    }
     return Launch(
         ("open-webui", "serve"),
-        {
-            "OPENAI_API_BASE_URL": f"{target.url}/v1",
-            "OPENAI_API_KEY": target.key or ANY_KEY,
-            "ENABLE_OLLAMA_API": "False",
-        },
+        by_openai if target.key else by_ollama,
         note="Open WebUI reads these at its first start; later they are in its Admin Settings, under Connections. "
         "In Docker, the host is host.docker.internal instead of 127.0.0.1",
         install="pip install open-webui",

@@ -37,6 +37,7 @@ def codex(target: Target, folder: Path, home: Path) -> Launch:
         ConfigFile(home / "edgepp.config.toml", "whole", "\n".join(lines) + "\n"),
         note="after --write: codex --profile edgepp",
         install="npm install -g @openai/codex",
+        first_prompt=2_000,
     )
 
 

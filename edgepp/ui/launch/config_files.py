@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def write_config(config: ConfigFile, record: Path) -> Path:
         after, changes = _merged(path, before, config.content)
     else:
         after, changes = _text_after(path, before, config), []
-    _write(record, json.dumps({"path": str(path), "before": before, "after": after, "changes": changes}))
+    folders = [str(folder) for folder in path.parents if not folder.exists()]
+    told = {"path": str(path), "before": before, "after": after, "changes": changes, "folders": folders}
+    _write(record, json.dumps(told))
     _write(path, after)
     return path
 
@@ -52,6 +55,7 @@ def undo_config(record: Path) -> Path | None:
     now = _read(path)
     if now == after and before is None:
         path.unlink()
+        _remove_empty(told.get("folders"))
     elif now == after:
         _write(path, before)
     elif now is not None and changes:
@@ -62,6 +66,13 @@ def undo_config(record: Path) -> Path | None:
         raise EdgeppError(f"{path} was changed since", f"undo it by hand, then remove {record}")
     record.unlink(missing_ok=True)
     return path
+
+
+def _remove_empty(folders: object) -> None:
+    """Remove the folders that writing has made, the innermost first, up to one that others use too."""
+    with suppress(OSError):
+        for folder in folders if isinstance(folders, list) else []:
+            Path(folder).rmdir()
 
 
 def _added(before: str, after: str) -> str:

@@ -18,6 +18,9 @@ from edgepp.ui.launch.settings import KEY_VARIABLE, ConfigFile, Launch, Target
 from edgepp.ui.launch.target import find_target
 from edgepp.ui.screen import say
 
+_PROMPTS_OF_CONTEXT = 2.5
+"""Contexts below this many first prompts are warned of."""
+
 
 def print_settings(client: str, url: str | None, arguments: Sequence[str]) -> None:
     """Print the environment and the command, and what `--write` would write; no key is printed.
@@ -90,7 +93,22 @@ def undo(client: str) -> None:
 
 def _prepared(client: str, url: str | None) -> tuple[Target, Launch]:
     target = find_target(url, os.environ.get(KEY_VARIABLE, "").strip())
-    return target, launch_of(client, target, _folder())
+    launch = launch_of(client, target, _folder())
+    if warning := _context_warning(client, target, launch):
+        say(warning, err=True)
+    return target, launch
+
+
+def _context_warning(client: str, target: Target, launch: Launch) -> str:
+    """Why the client has too few tokens of context for its work; empty where it has enough."""
+    if target.context >= _PROMPTS_OF_CONTEXT * launch.first_prompt:
+        return ""
+    left = target.context - launch.first_prompt
+    effect = f"leaves {left:,} tokens for the work" if left > 0 else "is too small for any question"
+    return (
+        f"warning: {client} sends some {launch.first_prompt:,} tokens before the first question, so a context of "
+        f"{target.context:,} tokens {effect}; serve with more: `edgepp serve --context 32768`"
+    )
 
 
 def _folder() -> Path:

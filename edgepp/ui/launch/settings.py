@@ -52,3 +52,5 @@ class Launch:
     """What the user has to do besides, in a sentence."""
     install: str = ""
     """How to install the client."""
+    first_prompt: int = 0
+    """Tokens that the client sends before the first question; 0 for next to none."""

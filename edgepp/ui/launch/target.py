@@ -7,9 +7,12 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
+from edgepp.cluster.identity import load_cluster, load_identity
 from edgepp.errors import EdgeppError, UsageError
+from edgepp.http_api.http_options import HTTP_PORT
 from edgepp.http_api.running_server import running_server
 from edgepp.ui.launch.settings import KEY_VARIABLE, Target
+from edgepp.wire.transport import Address
 
 _TIMEOUT_S = 10.0
 _MAX_BYTES = 1 << 20
@@ -24,13 +27,25 @@ def find_target(url: str | None, key: str) -> Target:
     """
     found = url or running_server()
     if found is None:
-        raise UsageError("no HTTP server runs on this machine", "start one with `edgepp serve`, or name one with --url")
+        raise UsageError("no HTTP server runs on this machine", _server_hint())
     base = _base(found)
     model = _model(base, key)
     name, context = model.get("id"), model.get("context_length")
     if type(name) is not str or not name or type(context) is not int or context < 1:
         raise EdgeppError(f"{base} is no HTTP server of edgepp", "name the URL that `edgepp serve` prints")
     return Target(base, name, context, key)
+
+
+def _server_hint() -> str:
+    """What to do where this machine has no server: on one that joined, the address of the machine that serves."""
+    cluster = load_cluster()
+    if cluster is None or cluster.coordinator.node == load_identity().node or not cluster.addresses:
+        return "start one with `edgepp serve`, or name one with --url"
+    host = Address.parse(cluster.addresses[0]).host
+    return (
+        f"this machine joined the cluster of {cluster.coordinator.name}: run `edgepp serve --lan` there, and name it "
+        f"here with --url http://{Address(host, HTTP_PORT)}, or the URL that it prints"
+    )
 
 
 def _base(url: str) -> str:

@@ -43,7 +43,21 @@ def test_a_file_that_was_not_there_goes_again(tmp_path: Path, kind: str) -> None
     assert one.path.exists()
     assert undo_config(record(tmp_path)) == one.path
     assert not one.path.exists()
+    assert not one.path.parent.exists(), "the folder that was made goes too"
     assert undo_config(record(tmp_path)) is None
+
+
+def test_a_folder_that_was_there_or_is_used_stays(tmp_path: Path) -> None:
+    one = config(tmp_path)
+    one.path.parent.mkdir()
+    write_config(one, record(tmp_path))
+    undo_config(record(tmp_path))
+    assert one.path.parent.exists()
+    one.path.parent.rmdir()
+    write_config(one, record(tmp_path))
+    (one.path.parent / "theirs").touch()
+    undo_config(record(tmp_path))
+    assert (one.path.parent / "theirs").exists()
 
 
 @given(DOCUMENTS)

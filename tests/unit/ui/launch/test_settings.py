@@ -10,6 +10,7 @@ import pytest
 
 from edgepp.cli.launch import _NAMES
 from edgepp.ui.launch.clients import CLIENTS, Folders
+from edgepp.ui.launch.run import _context_warning
 from edgepp.ui.launch.settings import Launch, Target
 
 URL, MODEL, CONTEXT, KEY = "http://127.0.0.1:11434", "smollm2-135m", 8192, "sk-secret"
@@ -90,7 +91,8 @@ def test_claude_has_the_settings_that_keep_its_prompts_in_the_prefix_cache() -> 
     settings = launch("claude").environment
     assert settings["ANTHROPIC_BASE_URL"] == URL
     assert settings["CLAUDE_CODE_ATTRIBUTION_HEADER"] == "0"
-    assert settings["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] == str(CONTEXT)
+    assert "CLAUDE_CODE_AUTO_COMPACT_WINDOW" not in settings, "Claude Code takes none below 100,000 tokens"
+    assert launch("claude", context=131_072).environment["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] == "131072"
     assert {settings[name] for name in settings if name.endswith("_MODEL")} == {MODEL}
 
 
@@ -100,3 +102,29 @@ def test_claude_asks_for_a_key_when_it_needs_one() -> None:
     assert not isinstance(one.config.content, str)
     assert one.config.content["apiKeyHelper"] == "printenv EDGEPP_API_KEY"
     assert "ANTHROPIC_AUTH_TOKEN" not in one.config.content["env"]
+
+
+@pytest.mark.parametrize(
+    ("client", "context", "words"),
+    [
+        ("claude", 4096, "12,200 tokens before the first question, so a context of 4,096 tokens is too small"),
+        ("claude", 16_384, "leaves 4,184 tokens"),
+        ("opencode", 4096, "too small for any question"),
+        ("codex", 4096, "leaves 2,096 tokens"),
+    ],
+)
+def test_a_context_that_is_too_small_for_a_client_is_warned_of(client: str, context: int, words: str) -> None:
+    warning = _context_warning(client, Target(URL, MODEL, context), launch(client))
+    assert words in warning
+    assert "edgepp serve --context 32768" in warning
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_large_context_is_not_warned_of(client: str) -> None:
+    assert _context_warning(client, Target(URL, MODEL, 32_768), launch(client)) == ""
+
+
+def test_open_webui_uses_ollamas_api_unless_a_key_is_needed() -> None:
+    assert launch("open-webui").environment["OLLAMA_BASE_URL"] == URL
+    keyed = launch("open-webui", KEY).environment
+    assert (keyed["OPENAI_API_BASE_URL"], keyed["ENABLE_OLLAMA_API"]) == (f"{URL}/v1", "False")
