@@ -118,11 +118,10 @@ class CallService:
         return {"revoked": revoked.name, "node": revoked.node, "kind": kind, "came_by": came_by}
 
     def _use(self, model: Any) -> dict[str, Any]:
-        """Begin to change the model; the cluster's state says how far it is."""
+        """Begin to change the model, unless it runs already; the cluster's state says how far it is."""
         if not isinstance(model, str) or not model:
             raise UsageError("no model was named")
-        self._changer.begin(model)
-        return {"model": model}
+        return {"model": model, "changes": self._changer.begin(model)}
 
     def _remove(self, key: str) -> dict[str, Any]:
         """Remove the paired node with this key, which leaves the cluster for good."""

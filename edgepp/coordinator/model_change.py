@@ -1,7 +1,9 @@
 """Changes of the model while the cluster runs: one at a time, in a thread of its own.
 
-    fetching ► waiting ► loading ► ready
-                               └──► failed: the former model is loaded again
+    opening ► fetching ► waiting ► loading ► ready
+                                         └──► failed: the former model is loaded again
+
+A model that is here already is not fetched. The model that runs already is ready at once.
 
 Nothing changes for anybody until the new model's own part is here and the nodes have room for it. Then new questions
 wait, answers under way end (for ``DRAIN_S`` seconds at most), and the nodes get a plan for the new model.
@@ -25,6 +27,7 @@ from edgepp.engine.pipeline import PipelineOptions
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, NotReady, UsageError
 from edgepp.events import ModelChanged, ModelNotChanged, OnEvent
+from edgepp.model.catalogue.source import HubRepository, resolve
 from edgepp.placement.types import PlacementRequest
 
 log = logging.getLogger("edgepp.coordinator")
@@ -57,7 +60,7 @@ class ModelChange:
     """How far a change is."""
 
     model: str
-    state: Literal["fetching", "waiting", "loading", "ready", "failed"] = "fetching"
+    state: Literal["opening", "fetching", "waiting", "loading", "ready", "failed"] = "opening"
     progress: float = 0.0
     """The fetched part of what the coordinator needs of the model."""
     error: EdgeppError | None = None
@@ -106,8 +109,8 @@ class ModelChanger:
         self.change: ModelChange | None = None
         """The last change, under way or ended; None where there was none."""
 
-    def begin(self, model: str) -> None:
-        """Begin to change the model; ``change`` says how far it is.
+    def begin(self, model: str) -> bool:
+        """Begin to change the model; ``change`` says how far it is. False if the model runs already.
 
         Raises:
             UsageError: another change is under way.
@@ -115,15 +118,23 @@ class ModelChanger:
         with self._lock:
             if self.change is not None and self.change.under_way:
                 raise UsageError(f"the cluster is changing its model to {self.change.model}", "wait until it has")
+            if self._runs(model):
+                self.change = ModelChange(model, "ready", 1.0)
+                return False
             self.change = ModelChange(model)
             self._thread = threading.Thread(target=self._run, args=(model,), name="model-change", daemon=True)
             self._thread.start()
+            return True
 
     def close(self) -> None:
         """Give up a change that is under way."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join(_CLOSE_S)
+
+    def _runs(self, model: str) -> bool:
+        """Whether the cluster is known to run ``model``; a model of the hub may have been fetched anew since."""
+        return model == self._pipeline_manager.model and not isinstance(resolve(model), HubRepository)
 
     def _run(self, model: str) -> None:
         try:
@@ -145,6 +156,7 @@ class ModelChanger:
         parts = self._make_parts(ModelFrontend.open(model, whole=False, on_progress=self._fetched))
         before = self._in_force()
         if parts.name == before.name:
+            parts.frontend.tokenizer.close()
             return
         try:
             self._in_thread(lambda: self._planner.check(parts.request, self._members))
@@ -202,7 +214,7 @@ class ModelChanger:
     def _fetched(self, done: int, total: int, _: str) -> None:
         if self._closed.is_set():
             raise EdgeppError("the coordinator was closed")
-        self._note(progress=done / total if total else 0.0)
+        self._note(state="fetching", progress=done / total if total else 0.0)
 
     def _note(self, **changes: Any) -> None:
         if self.change is not None:

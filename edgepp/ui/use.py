@@ -26,15 +26,19 @@ def use(model: str, *, as_json: bool) -> None:
     """
     began_s = time.monotonic()
     with connect() as client, _Note(as_json=as_json) as note:
-        client.call("use", {"model": _absolute(model)})
+        begun = client.call("use", {"model": _absolute(model)})
         while (change := (state := client.call("status"))["change"])["state"] not in ("ready", "failed"):
             note.show(change, state)
             time.sleep(_LOOK_S)
     if change["state"] == "failed":
         raise EdgeppError(change["reason"], change["hint"])
     took_s = round(time.monotonic() - began_s, 1)
+    changed = bool(begun.get("changes", True))
     if as_json:
-        say_json({"event": "ready", "model": state["model"], "context": state["context"], "took_s": took_s})
+        facts = {"model": state["model"], "context": state["context"], "took_s": took_s, "changed": changed}
+        say_json({"event": "ready", **facts})
+    elif not changed:
+        say(f"the cluster runs {state['model']} already")
     else:
         say(f"the cluster runs {state['model']} now, after {took_s:.0f} s")
 
@@ -60,6 +64,8 @@ class _Note:
 
     def show(self, change: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Show the change as the cluster's ``state`` has it."""
+        if change["state"] == "opening":  # a name that is unknown is refused in this state
+            return
         loading = (state["loading"] or {}) if change["state"] == "loading" else {}
         progress, eta_s = loading.get("progress", change["progress"]), loading.get("eta_seconds")
         if self._as_json:

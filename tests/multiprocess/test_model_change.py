@@ -65,7 +65,7 @@ def test_answers_end_before_the_model_changes_and_later_ones_come_from_the_other
             await pieces.__anext__()
         seen: list[str] = []
         loading = asyncio.create_task(cluster.load(second, lambda change: seen.append(change.state)))
-        await until("the change waits", lambda: cluster.status["change"]["state"] == "waiting")
+        await until("the change waits", lambda: (cluster.status["change"] or {}).get("state") == "waiting")
         assert "is changing its model" in cluster.reason
         waiting = asyncio.create_task(cluster.ask("Once upon", long(5), raw=True).whole())
         async for _ in pieces:
@@ -192,8 +192,14 @@ def test_edgepp_use_changes_the_model_and_says_why_it_does_not(models: tuple[str
         told = [json.loads(line) for line in done.stdout.splitlines()]
         assert told[-1]["event"] == "ready"
         assert told[-1]["model"] == second
+        again = await asyncio.to_thread(run_edgepp, "use", second)
+        assert (again.returncode, again.stdout, again.stderr) == (0, f"the cluster runs {second} already\n", "")
+        again = await asyncio.to_thread(run_edgepp, "use", second, "--json")
+        (only,) = map(json.loads, again.stdout.splitlines())
+        assert (only["event"], only["changed"]) == ("ready", False)
         failed = await asyncio.to_thread(run_edgepp, "use", "no-such-model")
         assert failed.returncode == 1
+        assert "fetching" not in failed.stderr
         assert "no-such-model" in failed.stderr
         assert cluster.status["model"] == second
 
