@@ -7,6 +7,7 @@ Later requests with the same constraint get copies of the compiled matcher.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import threading
@@ -31,6 +32,8 @@ _MAX_COMPILED = 32
 """Compiled constraints that are kept."""
 _MAX_TRIALS = 2
 """Sandboxes that run at the same time."""
+_OF_SIZE = re.compile(r"(?i)too (large|complex|many|much|deep)|longer than|nested|exceed|limit of \d")
+"""Reasons that a smaller constraint may not meet."""
 
 
 class Matcher:
@@ -154,4 +157,5 @@ class ConstraintCompiler:
 
 
 def _refused(constraint: Constraint, reason: str) -> UsageError:
-    return UsageError(f"the {constraint.kind} cannot be used: {reason}", "correct it, or make it smaller")
+    hint = "make it smaller or simpler" if _OF_SIZE.search(reason) else "correct it"
+    return UsageError(f"the {constraint.kind} cannot be used: {reason}", hint)

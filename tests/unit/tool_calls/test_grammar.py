@@ -181,6 +181,8 @@ def test_a_schema_for_the_answer_holds_text_beside_calls_and_reasoning() -> None
         ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
         ({"type": "object", "properties": {"a": {"type": "string", "format": "iri"}}}, "format"),
         ({"$ref": "https://example.com/schema"}, "refers to another document"),
+        ({"properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}, "look-around"),
+        ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "does not exist"),
     ],
 )
 def test_what_a_grammar_cannot_hold_is_refused_of_a_strict_tool_by_its_name(schema, what) -> None:
@@ -192,9 +194,7 @@ def test_what_a_grammar_cannot_hold_is_refused_of_a_strict_tool_by_its_name(sche
 @pytest.mark.parametrize(
     ("schema", "what"),
     [
-        ({"properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}, "look-around"),
         ({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}, "oneOf"),
-        ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "does not exist"),
     ],
 )
 def test_what_only_llguidance_knows_it_cannot_hold_is_refused_by_the_name_of_the_tool_as_well(schema, what) -> None:
