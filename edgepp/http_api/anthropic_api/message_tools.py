@@ -43,7 +43,7 @@ def tool_use(body: CountTokensBody) -> ToolUse:
     if choice.type in ("any", "tool") and not tools:
         raise invalid("tool_choice", "there is no tool to call", "give tools with an input_schema")
     if choice.type == "tool" and choice.name not in {tool.name for tool in tools}:
-        raise invalid("tool_choice.name", f"there is no tool '{str(choice.name):.64}'", "name one of the tools")
+        raise invalid("tool_choice.name", f"there is no tool '{choice.name!s:.64}'", "name one of the tools")
     named = choice.name if choice.type == "tool" else None
     return ToolUse(tools, _CHOICES[choice.type], named, parallel=not choice.disable_parallel_tool_use)
 

@@ -312,3 +312,12 @@ def test_tags_hold_strings_as_they_are_and_other_values_as_json() -> None:
     union = Tool("union", parameters={"properties": {"a": {"type": ["string", "integer"]}}, "required": ["a"]})
     as_json = '<tool_call>{"name": "union", "arguments": {"a": "x"}}</tool_call>'
     assert is_allowed(constraint(t.QWEN_CODER, ToolUse((union,), "required", named="union"), CLOSED), as_json)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_required_call_is_read_whatever_name_a_tool_may_have(template) -> None:
+    for name in ("github:issues/search", "a.b-c_d", "x1" * 64):
+        use = ToolUse((replace(BOUNDED, name=name),), "required", parallel=False)
+        found = parts(template, use, random_answer(constraint(template, use, CLOSED), 1))
+        assert [part.name for part in found if type(part).__name__ == "CallStarted"] == [name]
+        assert type(found[-1]).__name__ == "CallEnded"
