@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import threading
@@ -40,6 +41,8 @@ _MAX_TRIALS = 2
 """Sandboxes that run at the same time, one of an owner."""
 _MAX_WAITING = 8
 """New constraints of one owner that wait for a sandbox."""
+_OF_SIZE = re.compile(r"(?i)too (large|complex|many|much|deep)|longer than|nested|exceed|limit of \d")
+"""Reasons that a smaller constraint may not meet."""
 
 
 class Matcher:
@@ -223,4 +226,5 @@ def _digest(constraint: Constraint) -> bytes:
 
 
 def _refused(constraint: Constraint, reason: str) -> UsageError:
-    return UsageError(f"the {constraint.kind} cannot be used: {reason}", "correct it, or make it smaller")
+    hint = "make it smaller or simpler" if _OF_SIZE.search(reason) else "correct it"
+    return UsageError(f"the {constraint.kind} cannot be used: {reason}", hint)

@@ -19,25 +19,86 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from edgepp.child_process import limit_cpu, limit_memory
+from edgepp.model.text.control_tokens import is_control
 
 CPU_S = 5
 """Processor seconds that a constraint may take."""
 _STACK_BYTES = 1 << 20
 _MEMORY_BYTES = 2 << 30
+_MAX_PATTERN = 4096
+"""Characters of a pattern that is checked outside of a child process."""
 _WALK_TOKENS = 24
 """Tokens for which the child follows the constraint."""
+_PRIVATE = "\ue000"
+_NAMED_TOKEN = re.compile(r""""(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/|(<(?!\[)[^<>\s"]+>)""")
+"""A string, a comment, an expression, or (a group) the name of a token."""
+_PLAIN = tuple(
+    (re.compile(expression), sentence)
+    for expression, sentence in (
+        (r"Unimplemented keys: \[(.*)\]", r"the keyword \1 cannot be enforced"),
+        (r"Unknown format: (.*)", r"the format \1 cannot be enforced"),
+        (
+            r"oneOf constraints are not supported.*",
+            "oneOf cannot be enforced where two alternatives overlap; use anyOf",
+        ),
+        (r"Pointer '(.*)' does not exist.*", r"a $ref names \1, which does not exist"),
+        (r"Unsatisfiable schema: Regex is empty.*", "no text has this pattern, format and length together"),
+        (r"Unsatisfiable schema: anyOf is empty.*", "no value can match: a list of alternatives is empty"),
+        (r"Unsatisfiable schema: ", "no value can match: "),
+        (r"Failed to generate regex for \w+ range.*", "the limits of a number are too large, or leave no number"),
+        (r"lookarounds not supported yet.*", "look-around and word boundaries are not supported"),
+        (r".*forced bytes.*", "it demands a text that is also the name of a control token of the model"),
+        (r".*fuel exhausted.*", "it is too complex"),
+    )
+)
+"""What llguidance says, in plain words."""
 _PLACE = re.compile(r"at (\d{1,9})\(\d+\): (?:failed to compile JSON schema: )?")
 _NO_EXTENSION = ("NoExtension", "NoExtensionBias")
-_SPACE = r"[ \n\r\t]{1,40}"  # unbounded, a model can emit white space until max_tokens
+SPACE = r" |\n[ \t]{0,32}"
+"""White space between the parts of JSON: a space, or a new line and its indent. Unlimited, it may never end."""
 
 
 def tokenizer(definition: str, eos: Sequence[int]) -> LLTokenizer:
     """llguidance's view of a tokenizer, from the text of its ``tokenizer.json``.
 
+    Control tokens have other names there: llguidance tokenizes the text that a constraint demands, and would take the
+    name of a control token in it for that token, which is never text.
+
     Raises:
         ValueError: the tokenizer is damaged, or of a kind that llguidance does not support.
     """
-    return LLTokenizer(definition, eos_token=list(eos))
+    try:
+        return LLTokenizer(_renamed(definition), eos_token=list(eos))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return LLTokenizer(definition, eos_token=list(eos))
+
+
+def _renamed(definition: str) -> str:
+    form = json.loads(definition)
+    names: dict[str, str] = {}
+    for token in form["added_tokens"]:
+        name = token["content"]
+        if is_control(name, token["special"]):
+            names[name] = token["content"] = _alias(name)
+    model = form["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(text, text): token for text, token in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    return json.dumps(form)
+
+
+def _alias(name: str) -> str:
+    """The name of a control token for llguidance, which no text is expected to hold."""
+    return name[:-1] + _PRIVATE + name[-1:]
+
+
+def _with_aliases(grammar: str) -> str:
+    """A Lark grammar with the aliases of the control tokens that its rules name; those in texts stay."""
+    return _NAMED_TOKEN.sub(lambda found: _alias(found[1]) if found[1] else found[0], grammar)
 
 
 def matcher(tokens: LLTokenizer, kind: str, text: str) -> LLMatcher:
@@ -58,6 +119,17 @@ def matcher(tokens: LLTokenizer, kind: str, text: str) -> LLMatcher:
     return LLMatcher(tokens, _grammar(kind, text), log_level=0, limits=limits)
 
 
+def pattern_fault(pattern: str) -> str:
+    """Why a schema cannot have ``pattern`` for a string; empty if it can. Cheap, whatever the pattern is."""
+    if len(pattern) > _MAX_PATTERN:
+        return f"it has more than {_MAX_PATTERN} characters"
+    if not pattern.isascii() and any("\ud800" <= character <= "\udfff" for character in pattern):
+        return "it is not Unicode text"
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
+    return complaint(error) if error else ""
+
+
 def complaint(error: str, grammar: str = "") -> str:
     """The most specific line of an error message of llguidance.
 
@@ -70,15 +142,23 @@ def complaint(error: str, grammar: str = "") -> str:
     rule = grammar.split("\n")[int(place[1]) - 1 : int(place[1])] if place else []
     _, comment, where = rule[0].rpartition(" // ") if rule else ("", "", "")
     if place and comment:
-        return f"{where}: {(errors or [lines[0][place.end() :]])[0]}"[:200]
-    return (errors or lines)[0][:200]
+        return f"{where}: {_plain((errors or [lines[0][place.end() :]])[0])}"[:200]
+    return _plain((errors or lines)[0])[:200]
+
+
+def _plain(error: str) -> str:
+    error = error.replace(_PRIVATE, "")
+    for expression, sentence in _PLAIN:
+        if found := expression.match(error):
+            return found.expand(sentence) + error[found.end() :]
+    return error
 
 
 def _grammar(kind: str, text: str) -> str:
     if kind == "regex":
         return LLMatcher.grammar_from_regex(text)
     if kind == "grammar":
-        return LLMatcher.grammar_from_lark(text)
+        return LLMatcher.grammar_from_lark(_with_aliases(text))
     schema = text if kind == "json_schema" else '{"type": "object"}'
     try:
         parsed = json.loads(
@@ -88,7 +168,7 @@ def _grammar(kind: str, text: str) -> str:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(parsed, dict):
         raise ValueError("it must be a JSON object")
-    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _SPACE})
+    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": SPACE})
 
 
 def _complaint_about(form: dict[str, Any], definition: str) -> str:

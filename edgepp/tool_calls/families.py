@@ -13,8 +13,8 @@ from edgepp.tool_calls.tagged_grammar import WrittenTags
 from edgepp.tool_calls.tool_use import Tool
 
 Parse = Callable[[str, Mapping[str, Tool]], list[Call] | None]
-_FUNCTION = re.compile(r"\s*([\w.-]+)>\s*(?=\{)")
-_MISTRAL = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\][^\[\]{}]*)?(?:\[ARGS\])?\s*(?=\{)")
+_FUNCTION = re.compile(r"\s*([\w.:/-]+)>\s*(?=\{)")
+_MISTRAL = re.compile(r"\s*([\w.:/-]+)(?:\[CALL_ID\][^\[\]{}]*)?(?:\[ARGS\])?\s*(?=\{)")
 
 
 @dataclass(frozen=True)

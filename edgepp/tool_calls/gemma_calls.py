@@ -9,7 +9,7 @@ from typing import Any
 from edgepp.tool_calls.readers import Call
 from edgepp.tool_calls.tagged_calls import converted
 
-_CALL = re.compile(r"\s*call:([\w.-]+)\{")
+_CALL = re.compile(r"\s*call:([\w.:/-]+)\{")
 _KEY = re.compile(r"\s*([^:{}\[\],<]+):")
 _SCALAR = re.compile(r"[^,{}\[\]<]+")
 _WHITE = re.compile(r"\s*")

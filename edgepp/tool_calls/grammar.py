@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgepp.engine.grammar_sandbox import SPACE
 from edgepp.engine.request import Constraint
 from edgepp.errors import UsageError
 from edgepp.tool_calls.families import GENERIC, HARMONY, Family
@@ -26,7 +27,7 @@ MAX_CALLS = 32
 """Calls that a grammar allows in one answer."""
 _ANY = r"/(?s:.*)/"
 _NO_JSON_CALL = r"~/\s*\[*\s*\{\s*\"(name|type|function|parameters|arguments)\"(?s:.*)/"
-_NO_PYTHON_CALL = r"~/\s*\[\s*[A-Za-z_][\w.]*\((?s:.*)/"
+_NO_PYTHON_CALL = r"~/\s*\[\s*[A-Za-z_][\w.:\/-]*\((?s:.*)/"
 
 
 @dataclass
@@ -184,13 +185,19 @@ def _calls(
 def _one_call(rules: _Rules, family: Family, tool: Tool, schema: str, index: int) -> tuple[str, str]:
     """Add rules for a call of one tool: the text in front of the arguments, and the terms from there on."""
     tagged = arguments_of(schema) if family.tags is not None else None
-    if family.tags is not None and tagged is not None:
+    if family.tags is not None and tagged is not None and not _spells_special(rules, tagged):
         arguments = [_tagged(rules, family.tags, tool, one, f"{index}_{at}") for at, one in enumerate(tagged)]
         terms = " ".join([*arguments, rules.literal(family.tags.call_end)])
         return family.tags.call.replace("{name}", tool.name), terms
     before, _, after = family.written.call.partition("{arguments}")
     name = rules.add(f"arguments_{index}", _schema_of(tool, schema))
     return before.replace("{name}", json.dumps(tool.name)[1:-1]), f"{name} {rules.literal(after)}"
+
+
+def _spells_special(rules: _Rules, tagged: Sequence[TaggedArgument]) -> bool:
+    """Whether the name of a special token stands in a key or a fixed text, where it is text."""
+    texts = [text for one in tagged for text in (one.key, *(one.texts or ()))]
+    return any(name and name in text for name in rules.special_tokens for text in texts)
 
 
 def _schema_of(tool: Tool, schema: str) -> str:
@@ -246,7 +253,9 @@ def _embedded(answer: Constraint) -> str:
 
 def _spaced(schema: Mapping[str, Any]) -> str:
     """A schema of the answer, with white space as ``grammar_sandbox`` allows it."""
-    return json.dumps({"x-guidance": {"whitespace_pattern": r"[ \n\r\t]{1,40}"}, **schema})
+    wanted = schema.get("x-guidance")
+    guidance = {"whitespace_pattern": SPACE} | (wanted if isinstance(wanted, dict) else {})
+    return json.dumps({**schema, "x-guidance": guidance})
 
 
 def _without(*texts: str) -> str:

@@ -14,7 +14,7 @@ from edgepp.tool_calls.tool_use import AnswerPart, Reasoning, Text
 MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 _MARKER = re.compile("|".join(map(re.escape, MARKERS)))
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
-_RECIPIENT = re.compile(r"to=functions\.([\w.-]+)")
+_RECIPIENT = re.compile(r"to=functions\.([\w.:/-]+)")
 _MAX_HEAD = 512
 
 

@@ -8,7 +8,7 @@ import re
 from edgepp.tool_calls.readers import Call
 
 _CALL = re.compile(
-    r"\s*<\|tool_call_begin\|>\s*(?:functions\.)?([^\s<>:]+)(?::[0-9]+)?\s*<\|tool_call_argument_begin\|>\s*"
+    r"\s*<\|tool_call_begin\|>\s*(?:functions\.)?([^\s<>]+?)(?::[0-9]+)?\s*<\|tool_call_argument_begin\|>\s*"
 )
 _END = "<|tool_call_end|>"
 

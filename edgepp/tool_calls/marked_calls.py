@@ -11,7 +11,7 @@ from edgepp.tool_calls.readers import MAX_HELD, Call, Reader, whole
 from edgepp.tool_calls.tool_use import AnswerPart, Text
 
 _MAX_HEAD = 256
-_NOT_NAME = re.compile(r"[^\w.-]")
+_NOT_NAME = re.compile(r"[^\w.:/-]")
 
 
 class AnyCalls(Reader):

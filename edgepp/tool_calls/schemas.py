@@ -1,37 +1,27 @@
-"""JSON schemas of tools, prepared for a grammar: without annotations, and without what llguidance cannot hold."""
+"""JSON schemas of tools and answers, prepared for a grammar: without annotations and what llguidance cannot hold."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
+from edgepp.engine.grammar_sandbox import pattern_fault
+from edgepp.engine.request import Constraint
 from edgepp.errors import UsageError
 from edgepp.tool_calls.tool_use import Tool
 
 MAX_DEPTH = 64
 """Schemas inside each other."""
-_ANNOTATIONS = frozenset(
-    (
-        "$schema",
-        "$comment",
-        "title",
-        "description",
-        "default",
-        "examples",
-        "example",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "nullable",
-        "contentMediaType",
-        "contentEncoding",
-        "discriminator",
-        "xml",
-        "externalDocs",
-        "strict",
-    )
-)
+MAX_NUMBER = 1 << 53
+"""The smallest number that is no longer a limit which can be held."""
+MAX_COUNT = 1_000_000
+"""Characters, items or properties that a limit may name."""
+_BOUNDS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
+_COUNTS = frozenset(["minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"])
 _ONE = frozenset(
     (
         "additionalProperties",
@@ -88,9 +78,21 @@ _UNSUPPORTED = frozenset(
         "else",
         "propertyNames",
         "unevaluatedProperties",
+        "unevaluatedItems",
+        "additionalItems",
+        "uniqueItems",
+        "minContains",
+        "maxContains",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
         "$anchor",
+        "$dynamicAnchor",
+        "$dynamicRef",
+        "$recursiveRef",
     )
 )
+"""Keys that restrict values, which llguidance does not know; keys that no standard knows restrict nothing."""
 _FORMATS = frozenset(
     (
         "date-time",
@@ -121,48 +123,117 @@ def held_schema(tool: Tool) -> str:
     """The schema that a grammar holds the arguments of ``tool`` to, as JSON text.
 
     Annotations are left out. Objects with named properties get no others unless the schema says so. Of a tool that is
-    not ``strict``, keys that llguidance cannot hold are ignored.
+    not ``strict``, what llguidance cannot hold is left out.
 
     Raises:
         UsageError: the tool is ``strict``, and llguidance cannot hold a part of its schema.
     """
-    schema = _prepared(dict(tool.parameters), tool, "parameters", 0)
+    source = _Source(f"of the tool {tool.name:.60}", tool.strict, tool.parameters, closes=True)
+    schema = _prepared(dict(tool.parameters), source, "parameters", 0)
     if "$ref" not in schema:
         schema.setdefault("type", "object")
     schema["x-guidance"] = {**FORMAT, "lenient": not tool.strict}
     return json.dumps(schema)
 
 
-def _prepared(schema: Any, tool: Tool, path: str, depth: int, narrow: bool = True) -> Any:
+def answer_constraint(schema: Mapping[str, Any], strict: bool) -> Constraint:
+    """What holds the text of an answer to ``schema``; unless ``strict``, without what llguidance cannot hold.
+
+    Raises:
+        UsageError: the answer is to be held ``strict``, and llguidance cannot hold a part of the schema; or it is too
+            large.
+    """
+    prepared = _prepared(dict(schema), _Source("of the answer", strict, schema), "schema", 0)
+    text = json.dumps(prepared, ensure_ascii=False)
+    if not strict and '"oneOf"' in text:  # alternatives that overlap are held like anyOf
+        text = json.dumps(prepared | {"x-guidance": {"lenient": True}}, ensure_ascii=False)
+    return Constraint("json_schema", text)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a schema comes from, and how it is held."""
+
+    owner: str
+    strict: bool
+    root: Mapping[str, Any]
+    closes: bool = False
+    """Whether objects with named properties get no others unless the schema says so."""
+
+    def refused(self, path: str, what: str) -> UsageError:
+        return UsageError(
+            f"the schema {self.owner} cannot be used: {path:.200} {what}",
+            "leave it out, or set strict to false" if self.strict else "correct the schema",
+        )
+
+
+def _prepared(schema: Any, source: _Source, path: str, depth: int, narrow: bool = True) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     if depth > MAX_DEPTH:
-        raise _refused(tool, path, "is nested too deeply")
+        raise source.refused(path, "is nested too deeply")
     prepared: dict[str, Any] = {}
     for key, value in schema.items():
+        if key not in _KNOWN | _UNSUPPORTED or (key == "format" and str(value) in _SIZES):
+            continue
+        if (value is None and key != "const") or (key == "uniqueItems" and value is False):
+            continue
         where = f"{path}.{key}"
-        if key in _ANNOTATIONS or key.startswith("x-") or (key == "format" and str(value) in _SIZES):
-            continue
-        if key in _UNSUPPORTED or key not in _KNOWN or (key == "format" and str(value) not in _FORMATS):
-            if tool.strict:
-                raise _refused(tool, where, "cannot be enforced")
-            continue
-        if key == "$ref" and not str(value).startswith("#"):
-            raise _refused(tool, where, "refers to another document")
-        prepared[key] = _inner(key, value, tool, where, depth + 1)
-    if narrow and _is_closed(prepared):
+        fault = _fault(key, value, source.root)
+        if fault and source.strict:
+            raise source.refused(where, fault)
+        if not fault:
+            prepared[key] = _inner(key, value, source, where, depth + 1)
+    if source.closes and narrow and _is_closed(prepared):
         prepared["additionalProperties"] = False
     return prepared
 
 
-def _inner(key: str, value: Any, tool: Tool, path: str, depth: int) -> Any:
+def _fault(key: str, value: Any, root: Mapping[str, Any]) -> str:
+    """Why llguidance cannot hold a key with this value; empty if it can."""
+    if key in _UNSUPPORTED or (key == "format" and str(value) not in _FORMATS):
+        return "cannot be enforced"
+    if key == "$ref":
+        return _reference_fault(value, root)
+    if key in _BOUNDS and not (_is_number(value) and abs(value) < MAX_NUMBER):
+        return "is no number below 2^53, and cannot be enforced"
+    if key in _COUNTS and not (_is_number(value) and value == int(value) and 0 <= value <= MAX_COUNT):
+        return f"is no whole number from 0 to {MAX_COUNT}, and cannot be enforced"
+    if key == "pattern" and (not isinstance(value, str) or pattern_fault(value)):
+        return "cannot be enforced: " + (pattern_fault(value) if isinstance(value, str) else "it is no text")
+    if key == "patternProperties" and isinstance(value, Mapping):
+        return next((f"cannot be enforced: {fault}" for fault in map(pattern_fault, value) if fault), "")
+    return ""
+
+
+def _reference_fault(value: Any, root: Any) -> str:
+    reference = str(value)
+    if not reference.startswith("#"):
+        return "refers to another document"
+    found = root
+    for step in unquote(reference[1:]).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            return "refers to what does not exist"
+    return "" if reference == "#" or reference.startswith("#/") else "cannot be enforced"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _inner(key: str, value: Any, source: _Source, path: str, depth: int) -> Any:
     if key in _NAMED and isinstance(value, Mapping):
-        return {name: _prepared(one, tool, f"{path}.{name}", depth) for name, one in value.items()}
+        return {name: _prepared(one, source, f"{path}.{name}", depth) for name, one in value.items()}
     if key in _MANY and isinstance(value, list):
         narrow = key != "allOf"
-        return [_prepared(one, tool, f"{path}[{index}]", depth, narrow) for index, one in enumerate(value)]
+        return [_prepared(one, source, f"{path}[{index}]", depth, narrow) for index, one in enumerate(value)]
     if key in _ONE:
-        return _prepared(value, tool, path, depth)
+        return _prepared(value, source, path, depth)
     return value
 
 
@@ -175,11 +246,4 @@ def _is_closed(schema: Mapping[str, Any]) -> bool:
         and not _COMBINING & schema.keys()
         and isinstance(required, list)
         and all(isinstance(name, str) and name in properties for name in required)
-    )
-
-
-def _refused(tool: Tool, path: str, what: str) -> UsageError:
-    return UsageError(
-        f"the schema of the tool {tool.name:.60} cannot be used: {path:.200} {what}",
-        "leave it out, or set strict to false" if tool.strict else "correct the schema",
     )

@@ -55,6 +55,8 @@ def _argument(key: str, schema: Any, is_required: bool, shared: Mapping[str, Any
         return None
     texts = schema["enum"] if "enum" in schema else [schema["const"]] if "const" in schema else None
     if isinstance(texts, list) and texts and all(isinstance(one, str) for one in texts):
+        if any("<" in one for one in texts):
+            return None  # a text may look like the tag behind it
         return TaggedArgument(key, is_required, tuple(texts)) if schema.keys() <= {"enum", "const", "type"} else None
     if schema == {"type": "string"}:
         return TaggedArgument(key, is_required, ())

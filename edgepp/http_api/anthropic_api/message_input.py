@@ -6,7 +6,6 @@ only decides how the usage is told.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
@@ -22,6 +21,7 @@ from edgepp.http_api.anthropic_api.message_tools import tool_use, unlisted
 from edgepp.http_api.generation import GenerationRequest
 from edgepp.http_api.model_service import ServedModel
 from edgepp.model.text.conversation import Conversation, Message
+from edgepp.tool_calls.schemas import answer_constraint
 
 UNLIMITED_TOKENS = 1 << 30
 _EFFORTS = {"xhigh": "high", "max": "high"}
@@ -96,7 +96,7 @@ def _constraint(body: MessagesBody) -> Constraint | None:
         return None
     if wanted.type != "json_schema" or not isinstance(wanted.schema, dict):
         raise invalid("output_config.format", "the format must be a json_schema with a schema", "give a JSON schema")
-    return Constraint("json_schema", json.dumps(wanted.schema))
+    return answer_constraint(wanted.schema, strict=True)
 
 
 def _variables(body: CountTokensBody) -> dict[str, Any]:

@@ -30,9 +30,12 @@ def tool_use(body: CountTokensBody) -> ToolUse:
     Raises:
         RequestError: ``tool_choice`` wants a tool that is not among the tools.
     """
-    listed = [_tool(tool, listed=True) for tool in body.tools or () if not tool.defer_loading]
+    given = enumerate(body.tools or ())
+    listed = [_tool(tool, f"tools[{index}]", listed=True) for index, tool in given if not tool.defer_loading]
+    names = {tool.name for tool in listed if tool is not None}
     later = unlisted(body)
-    told = [_tool(later[name], listed=False) for name in dict.fromkeys(_told(body)) if name in later]
+    wanted = [name for name in dict.fromkeys(_told(body)) if name in later and name not in names]
+    told = [_tool(later[name], f"the tool {name!r:.80}", listed=False) for name in wanted]
     tools = tuple(tool for tool in (*listed, *told) if tool is not None)
     choice = body.tool_choice
     if choice is None:
@@ -40,7 +43,7 @@ def tool_use(body: CountTokensBody) -> ToolUse:
     if choice.type in ("any", "tool") and not tools:
         raise invalid("tool_choice", "there is no tool to call", "give tools with an input_schema")
     if choice.type == "tool" and choice.name not in {tool.name for tool in tools}:
-        raise invalid("tool_choice.name", f"there is no tool '{choice.name}'", "name one of the tools")
+        raise invalid("tool_choice.name", f"there is no tool '{choice.name!s:.64}'", "name one of the tools")
     named = choice.name if choice.type == "tool" else None
     return ToolUse(tools, _CHOICES[choice.type], named, parallel=not choice.disable_parallel_tool_use)
 
@@ -70,10 +73,10 @@ def changed_tool(tool: Any) -> str:
     return str((definition if isinstance(definition, dict) else given).get("name", ""))
 
 
-def _tool(tool: ToolDefinition, listed: bool) -> Tool | None:
+def _tool(tool: ToolDefinition, where: str, listed: bool) -> Tool | None:
     if tool.input_schema is None:
         return None
-    return Tool(tool.name, tool.description or "", tool.input_schema, bool(tool.strict), listed)
+    return Tool(tool.name, tool.description or "", tool.input_schema, bool(tool.strict), listed, where)
 
 
 def _told(body: CountTokensBody) -> Iterator[str]:

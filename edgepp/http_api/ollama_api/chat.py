@@ -101,7 +101,7 @@ def generation_request(body: ChatRequest, model: ServedModel, name: str) -> Gene
 def _tool(function: Function, where: str) -> Tool:
     if not function.name:
         raise RequestError("invalid_request", f"{where}.function has no name", parameter=f"{where}.function.name")
-    return Tool(function.name, function.description or "", function.parameters or {})
+    return Tool(function.name, function.description or "", function.parameters or {}, where=where)
 
 
 def conversation_messages(messages: Iterable[ChatMessage]) -> list[Message]:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-import msgspec
-
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.errors import UsageError
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.model_service import ServedModel
+from edgepp.tool_calls.schemas import answer_constraint
 
 Format: TypeAlias = dict[str, Any] | str
 """A JSON schema, ``json`` for any object, or empty for text."""
@@ -105,7 +104,7 @@ def _constraint(form: Format | None) -> Constraint | None:
     if isinstance(form, str):
         message = f"format is 'json' or a JSON schema, not {form!r:.40}"
         raise RequestError("invalid_request", message, parameter="format")
-    return Constraint("json_schema", msgspec.json.encode(form).decode())
+    return answer_constraint(form, strict=False)
 
 
 def think_variables(model: ServedModel, name: str, think: Think | None) -> dict[str, Any]:

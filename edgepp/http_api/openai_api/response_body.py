@@ -44,6 +44,7 @@ class TextFormat(msgspec.Struct, kw_only=True):
     name: str | None = None
     schema: dict[str, Any] | None = None
     json_schema: SchemaBody | None = None
+    strict: bool | None = None
 
 
 class TextConfig(msgspec.Struct, kw_only=True):
@@ -117,7 +118,8 @@ def response_format(text: TextConfig | None) -> ResponseFormat | None:
         schema = form.json_schema.schema if form.json_schema is not None else form.schema
         if schema is None:
             raise _invalid("text.format of type json_schema needs a schema", "text.format.schema")
-        return ResponseFormat("json_schema", schema=schema)
+        strict = form.json_schema.strict if form.json_schema is not None else form.strict
+        return ResponseFormat("json_schema", SchemaBody(schema, strict), schema)
     raise _invalid(f"there is no text.format of type '{form.type:.40}'", "text.format.type")
 
 

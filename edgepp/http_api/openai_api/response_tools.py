@@ -112,10 +112,11 @@ def _expanded(spec: ToolSpec, path: str, namespace: ToolSpec | None = None) -> l
     declared = DeclaredTool(fields.name, namespace.name if namespace else None, spec.type == "custom")
     description = fields.description or ""
     if declared.custom:
-        return [(declared, Tool(declared.model_name, _with_format(description, spec.format), _INPUT))]
+        return [(declared, Tool(declared.model_name, _with_format(description, spec.format), _INPUT, where=path))]
     if not isinstance(fields.parameters, dict | None):
         raise _invalid("the parameters of a tool are a JSON schema, which is an object", f"{path}.parameters")
-    return [(declared, Tool(declared.model_name, description, fields.parameters or {}, bool(fields.strict)))]
+    tool = Tool(declared.model_name, description, fields.parameters or {}, bool(fields.strict), where=path)
+    return [(declared, tool)]
 
 
 def _with_format(description: str, format_: Any) -> str:

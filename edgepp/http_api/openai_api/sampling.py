@@ -11,6 +11,7 @@ from msgspec import Meta
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.http_api.failures import RequestError
 from edgepp.http_api.model_service import ServedModel
+from edgepp.tool_calls.schemas import answer_constraint
 
 MAX_CHOICES = 16
 """Answers to one prompt that a client may ask for at once."""
@@ -26,6 +27,8 @@ class SchemaBody(msgspec.Struct):
     """A named JSON schema."""
 
     schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    """Whether a schema that cannot be held in every part is refused; otherwise such parts are left out."""
 
 
 class ResponseFormat(msgspec.Struct):
@@ -96,13 +99,14 @@ def constraint_of(form: ResponseFormat | None) -> Constraint | None:
 
     Raises:
         RequestError: there is no schema where one is wanted.
-        UsageError: the schema is too large.
+        UsageError: the schema is too large, or ``strict`` and cannot be held.
     """
     if form is None or form.type == "text":
         return None
     schema = form.json_schema.schema if form.json_schema is not None else form.schema
     if schema is not None:
-        return Constraint("json_schema", msgspec.json.encode(schema).decode())
+        strict = form.json_schema is not None and form.json_schema.strict is True
+        return answer_constraint(schema, strict)
     if form.type == "json_object":
         return Constraint("json")
     raise RequestError(

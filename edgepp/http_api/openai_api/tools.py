@@ -56,7 +56,7 @@ def tool_use_of(tools: Sequence[ToolBody] | None, choice: ToolChoice, parallel: 
     if isinstance(choice, NamedTool):
         return _named(known, choice, parallel)
     if choice == "required" and not known:
-        raise _no_tool("tool_choice requires a call, and there are no tools")
+        raise _no_tool("tool_choice requires a call, and there are no tools", "give tools, or leave out tool_choice")
     return ToolUse(known, choice or "auto", parallel=parallel)
 
 
@@ -68,7 +68,8 @@ def _tool(tool: ToolBody, where: str) -> Tool:
         )
     if not function.name:
         raise RequestError("invalid_request", f"{where}.function has no name", parameter=f"{where}.function.name")
-    return Tool(function.name, function.description or "", function.parameters or {}, function.strict is True)
+    strict = function.strict is True
+    return Tool(function.name, function.description or "", function.parameters or {}, strict, where=where)
 
 
 def _named(known: tuple[Tool, ...], choice: NamedTool, parallel: bool) -> ToolUse:
@@ -89,8 +90,9 @@ def _named(known: tuple[Tool, ...], choice: NamedTool, parallel: bool) -> ToolUs
 def _check(asked: Sequence[str], names: Sequence[str]) -> None:
     for name in asked:
         if name not in names:
-            raise _no_tool(f"tool_choice names '{name:.64}', which is not among the tools")
+            hint = "name one of the tools" if names else "give tools, or leave out tool_choice"
+            raise _no_tool(f"tool_choice names '{name:.64}', which is not among the tools", hint)
 
 
-def _no_tool(sentence: str) -> RequestError:
-    return RequestError("invalid_request", sentence, "name one of the tools", parameter="tool_choice")
+def _no_tool(sentence: str, hint: str = "name one of the tools") -> RequestError:
+    return RequestError("invalid_request", sentence, hint, parameter="tool_choice")

@@ -181,6 +181,8 @@ def test_a_schema_for_the_answer_holds_text_beside_calls_and_reasoning() -> None
         ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
         ({"type": "object", "properties": {"a": {"type": "string", "format": "iri"}}}, "format"),
         ({"$ref": "https://example.com/schema"}, "refers to another document"),
+        ({"properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}, "look-around"),
+        ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "does not exist"),
     ],
 )
 def test_what_a_grammar_cannot_hold_is_refused_of_a_strict_tool_by_its_name(schema, what) -> None:
@@ -192,9 +194,7 @@ def test_what_a_grammar_cannot_hold_is_refused_of_a_strict_tool_by_its_name(sche
 @pytest.mark.parametrize(
     ("schema", "what"),
     [
-        ({"properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}, "look-around"),
         ({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}, "oneOf"),
-        ({"properties": {"a": {"$ref": "#/$defs/missing"}}}, "does not exist"),
     ],
 )
 def test_what_only_llguidance_knows_it_cannot_hold_is_refused_by_the_name_of_the_tool_as_well(schema, what) -> None:
@@ -312,3 +312,12 @@ def test_tags_hold_strings_as_they_are_and_other_values_as_json() -> None:
     union = Tool("union", parameters={"properties": {"a": {"type": ["string", "integer"]}}, "required": ["a"]})
     as_json = '<tool_call>{"name": "union", "arguments": {"a": "x"}}</tool_call>'
     assert is_allowed(constraint(t.QWEN_CODER, ToolUse((union,), "required", named="union"), CLOSED), as_json)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_required_call_is_read_whatever_name_a_tool_may_have(template) -> None:
+    for name in ("github:issues/search", "a.b-c_d", "x1" * 64):
+        use = ToolUse((replace(BOUNDED, name=name),), "required", parallel=False)
+        found = parts(template, use, random_answer(constraint(template, use, CLOSED), 1))
+        assert [part.name for part in found if type(part).__name__ == "CallStarted"] == [name]
+        assert type(found[-1]).__name__ == "CallEnded"
