@@ -318,6 +318,12 @@ def test_a_reader_that_goes_away_frees_the_stages(http_cluster: HttpCluster, sdk
     assert text(sdk)
 
 
+def test_a_token_that_the_model_does_not_have_is_told_by_the_field_that_names_it(http_cluster: HttpCluster) -> None:
+    response = http_cluster.post(CHAT, messages=USER, logit_bias={"999999": 1})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "logit_bias"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "code"),
     [
