@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from edgepp.engine.frontend import OnProgress
@@ -41,6 +43,7 @@ def run_until_stopped(
         EdgeppError: the service cannot be opened, or a part of it failed.
     """
     opened = asyncio.Event()
+    came: list[int] = []
 
     async def show_all() -> None:
         async for event in service.events():
@@ -49,6 +52,12 @@ def run_until_stopped(
             show(event)
 
     async def run() -> None:
+        with _cancelled_by_signals(came):
+            await run_to_the_end()
+        if came:
+            raise KeyboardInterrupt
+
+    async def run_to_the_end() -> None:
         showing = asyncio.create_task(show_all())
         try:
             with ByteProgress(quiet=quiet) as progress:
@@ -66,6 +75,31 @@ def run_until_stopped(
 
     try:
         asyncio.run(run())
-    except KeyboardInterrupt:
-        if not opened.is_set():
+    except (KeyboardInterrupt, asyncio.CancelledError) as ended:
+        if not opened.is_set() or not (came or isinstance(ended, KeyboardInterrupt)):
+            for number in came:
+                signal.raise_signal(number)  # so that the command ends as it does without an event loop
             raise
+
+
+@contextmanager
+def _cancelled_by_signals(came: list[int]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP cancel this task, as asyncio's SIGINT does: raised anywhere, they would cut all tasks."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+
+    def stop(number: int) -> None:
+        came.append(number)
+        if len(came) > 1 or task is None:
+            raise KeyboardInterrupt
+        task.cancel()
+
+    for number in handlers:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)

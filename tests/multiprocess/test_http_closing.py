@@ -60,7 +60,7 @@ async def stopped(cluster: HttpCluster, with_signal: signal.Signals) -> None:
     assert "stopped serving" in json.loads(refused.content)["error"]["message"]
 
 
-@pytest.mark.parametrize("with_signal", [signal.SIGINT], ids=lambda one: one.name)
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
 def test_each_answer_ends_with_an_error_when_the_command_is_stopped(
     with_signal: signal.Signals, tmp_path: Path
 ) -> None:
