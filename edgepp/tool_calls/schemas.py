@@ -144,10 +144,9 @@ def answer_constraint(schema: Mapping[str, Any], strict: bool) -> Constraint:
             large.
     """
     prepared = _prepared(dict(schema), _Source("of the answer", strict, schema), "schema", 0)
-    text = json.dumps(prepared, ensure_ascii=False)
-    if not strict and '"oneOf"' in text:  # alternatives that overlap are held like anyOf
-        text = json.dumps(prepared | {"x-guidance": {"lenient": True}}, ensure_ascii=False)
-    return Constraint("json_schema", text)
+    if not strict and '"oneOf"' in json.dumps(prepared):  # alternatives that overlap are held like anyOf
+        prepared["x-guidance"] = {"lenient": True}
+    return Constraint("json_schema", json.dumps(prepared, ensure_ascii=False, separators=(",", ":")))
 
 
 @dataclass(frozen=True)
