@@ -112,14 +112,7 @@ class Coordinator(threading.Thread):
         self._outbox: Mailbox[Outgoing] = Mailbox()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = Gate(self._context, self._on_refused)
-        try:
-            self.trust_store = TrustStore(identity, cluster, self._gate)
-            self._listener = Listener(self._context, listen, MAX_PAYLOAD_BYTES, identity.keys)
-        except EdgeppError:
-            self._gate.close()
-            self._outbox.close()
-            self._context.term()
-            raise
+        self.trust_store, self._listener = self._bound(cluster, listen)
         self.address = self._listener.address
         self.trust_store.remember_address(self.local_address)
         store, members, live = self.trust_store, self.members, self.live_answers
@@ -146,6 +139,17 @@ class Coordinator(threading.Thread):
         self._dissolved = threading.Event()
         self.error: BaseException | None = None
         """The unexpected error that ended the thread."""
+
+    def _bound(self, cluster: Cluster, listen: Address) -> tuple[TrustStore, Listener]:
+        """The store of admitted keys, and the socket at ``listen``; nothing is left open after an error."""
+        try:
+            store = TrustStore(self._identity, cluster, self._gate)
+            return store, Listener(self._context, listen, MAX_PAYLOAD_BYTES, self._identity.keys)
+        except EdgeppError:
+            self._gate.close()
+            self._outbox.close()
+            self._context.term()
+            raise
 
     @property
     def local_address(self) -> Address:
