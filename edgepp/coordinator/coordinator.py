@@ -135,8 +135,7 @@ class Coordinator(threading.Thread):
         self._waiting_sent_s = self._ticked_s = 0.0
         self.inbox = Inbox(self._listener, self._send)
         self._log_sampler = LogSampler()
-        self._dissolving = False
-        self._dissolved = threading.Event()
+        self._dissolving, self._dissolved = False, threading.Event()
         self.error: BaseException | None = None
         """The unexpected error that ended the thread."""
 
