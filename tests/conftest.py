@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import signal
 import tempfile
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,24 @@ def _edgepp_threads() -> list[str]:
     running = [t for t in threading.enumerate() if t.name not in _GIVEN_UP]
     origins = [(t, getattr(t, "_target", None) or type(t)) for t in running]
     return [t.name for t, origin in origins if getattr(origin, "__module__", "").startswith("edgepp.")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home_for_a_module() -> Iterator[None]:
+    """Leave no cluster in the home that all modules of a worker share."""
+    yield
+    for path in Path(_HOME.name).iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture(autouse=True)
+def sockets_of_sdks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect what the SDKs of some clients leave to the collector, before a later test is told of it."""
+    yield
+    if "http" in request.path.name or "http_api" in request.path.parts:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def poisoned(
     if trouble == "token":
         ids.insert(at, POISON)
     matcher: Any = Trouble(trouble, at, error)
-    engine._compiler = lambda _: matcher
+    engine._compiler = lambda _, __: matcher
     constraint = None if trouble == "token" else Constraint("json")
     return engine.submit(ids, GenerateOptions(12, sampling=sampling, constraint=constraint))
 
@@ -179,7 +179,7 @@ def test_forced_tokens_that_the_model_does_not_have_are_not_sent(tmp_path: Path,
     matcher: Any = Trouble(forced, 0, Panic())
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = greedy_tokens(engine, text(1), 6)
-        engine._compiler = lambda _: matcher
+        engine._compiler = lambda _, __: matcher
         assert collect(engine.submit(text(1), GenerateOptions(6, constraint=Constraint("json")))) == expected
 
 

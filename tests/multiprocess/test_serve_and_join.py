@@ -23,6 +23,7 @@ from edgepp.events import AssignmentChanged, ClusterLeft, CoordinatorReached, Ev
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from tests.cluster import EDGEPP
+from tests.processes import children
 from tests.waiting import PATIENCE_S, eventually
 
 ANSWER = edgepp.GenerateOptions(max_tokens=8, ignore_eos=True)
@@ -70,10 +71,6 @@ async def until(events: AsyncIterator[Event], wanted: Callable[[Event], bool]) -
         if wanted(event):
             return event
     raise AssertionError("the events ended")
-
-
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
 
 
 def test_a_program_serves_and_another_machine_joins_by_its_token(tiny: str, home: Path) -> None:

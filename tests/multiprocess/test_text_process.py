@@ -21,6 +21,7 @@ from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.client import TextClient
 from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.tokenizer import Tokenizer
+from tests.processes import children
 from tests.waiting import PATIENCE_S
 
 SAMPLE = ("cat", "dog", "house", "tree", "river", "window", "garden", "little", "people", "morning")
@@ -159,7 +160,7 @@ def test_a_hostile_tokenizer_costs_its_load_a_sentence(folder: Path, files: dict
     assert "\n" not in str(caught.value)
     assert "tokenizer.json" in caught.value.hint
     assert process.memory_info().rss < before + (64 << 20)
-    assert not process.children()
+    assert not children()
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
@@ -250,7 +251,7 @@ def test_several_threads_get_their_own_ids(folder: Path) -> None:
 
 def test_a_process_that_was_killed_is_started_again(client: TextClient) -> None:
     before = client.encode("hi", special=False)
-    (child,) = psutil.Process().children()
+    (child,) = children()
     child.kill()
     child.wait()
     assert client.encode("hi", special=False) == before
@@ -279,9 +280,8 @@ def test_an_unused_process_ends_by_itself(folder: Path) -> None:
     """Unless it was started to stay: nobody has to close a tokenizer that encodes a text."""
     client = TextClient("tiny", (folder / "tokenizer.json").read_text())
     client.encode("hi", special=False)
-    children = psutil.Process().children()
-    assert len(children) == 1
-    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
+    (child,) = children()
+    _, alive = psutil.wait_procs([child], timeout=PATIENCE_S)
     assert not alive
 
 
