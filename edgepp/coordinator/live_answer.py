@@ -270,12 +270,6 @@ class LiveAnswers:
         for observer in self.observers:
             observer(live.ended)
 
-    def cancel_of(self, owner: str) -> None:
-        """Stop all answers for ``owner``."""
-        for live in self._snapshot():
-            if live.owner == owner:
-                live.cancel()
-
     def cancel_all(self) -> None:
         """Stop all answers."""
         for live in self._snapshot():

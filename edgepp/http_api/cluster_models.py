@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from edgepp.coordinator.json_codec import encode_sampling
 from edgepp.coordinator.live_answer import OnEnded
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
@@ -198,7 +199,6 @@ def _served_model(text: ModelText, aliases: tuple[str, ...], context: int) -> Se
     checkpoint, settings = frontend.checkpoint, frontend.checkpoint.settings
     shape = shape_of(frontend.model, checkpoint)
     fingerprint = f"{checkpoint.fingerprint} {checkpoint.commit}".strip()
-    sampling = frontend.sampling
     return ServedModel(
         name=frontend.model,
         names=tuple(dict.fromkeys((*_names(frontend), *aliases))),
@@ -215,12 +215,7 @@ def _served_model(text: ModelText, aliases: tuple[str, ...], context: int) -> Se
         supports_tools=bool(frontend.tokenizer.template),
         thinks=text.form.thinks,
         state="loading",
-        sampling={
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "repetition_penalty": sampling.repetition_penalty,
-        },
+        sampling=encode_sampling(frontend.sampling),
     )
 
 

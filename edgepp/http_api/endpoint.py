@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, InternalError, UsageError
 from edgepp.http_api.body_decoding import decoded
+from edgepp.http_api.closing import closing
 from edgepp.http_api.failures import FailureKind, RequestError
 from edgepp.http_api.generation import GenerationEvent, Queued
 
@@ -122,14 +123,10 @@ async def begun(events: AsyncIterator[GenerationEvent]) -> AsyncIterator[Generat
 
 
 async def _chained(first: GenerationEvent, rest: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:
-    try:
+    async with closing(rest):
         yield first
         async for event in rest:
             yield event
-    finally:
-        close = getattr(rest, "aclose", None)
-        if close is not None:
-            await close()
 
 
 def in_band_error(scope: Scope, error: RequestError) -> bytes | None:
@@ -175,15 +172,12 @@ class _ClosingStream(StreamingResponse):
 async def _with_error(
     frames: AsyncIterator[bytes], in_band_error: Callable[[RequestError], bytes]
 ) -> AsyncGenerator[bytes, None]:
-    try:
-        async for frame in frames:
-            yield frame
-    except Exception as error:  # noqa: BLE001 - outermost level of a stream
-        yield in_band_error(failure(error))
-    finally:
-        close = getattr(frames, "aclose", None)
-        if close is not None:
-            await close()
+    async with closing(frames):
+        try:
+            async for frame in frames:
+                yield frame
+        except Exception as error:  # noqa: BLE001 - outermost level of a stream
+            yield in_band_error(failure(error))
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

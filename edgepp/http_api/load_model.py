@@ -26,13 +26,8 @@ class LoadBody(msgspec.Struct, frozen=True):
 
 def routes(service: ModelService) -> list[BaseRoute]:
     """The routes over ``service``."""
-    form = error_form(service)
-    return [
-        Operation(
-            "POST", path, load_model(service), form, summary="Change the model.", body=LoadBody, described=described
-        )
-        for path, described in (("/v1/models/load", True), ("/models/load", False))
-    ]
+    load, form = load_model(service), error_form(service)
+    return [Operation("POST", "/v1/models/load", load, form, summary="Change the model.", body=LoadBody)]
 
 
 def load_model(service: ModelService) -> Handler:

@@ -29,7 +29,7 @@ def described(routes: list[BaseRoute]) -> list[BaseRoute]:
 
 def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     """The OpenAPI 3.1 description of ``routes``."""
-    operations = [route for route in routes if isinstance(route, Operation) and route.include_in_schema]
+    operations = [route for route in routes if isinstance(route, Operation)]
     bodies = [operation.body for operation in operations if operation.body is not None]
     schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     remaining = iter(schemas)

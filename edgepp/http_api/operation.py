@@ -21,7 +21,6 @@ class Operation(Route):
         *,
         summary: str,
         body: Any = None,
-        described: bool = True,
     ) -> None:
         """Make a route.
 
@@ -32,9 +31,8 @@ class Operation(Route):
             form: How the API says that a request failed.
             summary: One line for /openapi.json.
             body: The type that decodes the JSON body, such as a msgspec struct; None if there is no body.
-            described: Whether /openapi.json names the path; False for a second spelling of a path.
         """
-        super().__init__(path, endpoint(handler, form), methods=[method], name=path, include_in_schema=described)
+        super().__init__(path, endpoint(handler, form), methods=[method], name=path)
         self.method = method
         self.summary = summary
         self.body = body

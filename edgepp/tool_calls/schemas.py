@@ -44,30 +44,9 @@ _KNOWN = (
     _ONE
     | _MANY
     | _NAMED
-    | frozenset(
-        (
-            "$ref",
-            "$id",
-            "$anchor",
-            "type",
-            "enum",
-            "const",
-            "required",
-            "minItems",
-            "maxItems",
-            "minProperties",
-            "maxProperties",
-            "minLength",
-            "maxLength",
-            "pattern",
-            "format",
-            "minimum",
-            "maximum",
-            "exclusiveMinimum",
-            "exclusiveMaximum",
-            "multipleOf",
-        )
-    )
+    | _BOUNDS
+    | _COUNTS
+    | frozenset(["$ref", "$id", "$anchor", "type", "enum", "const", "required", "pattern", "format"])
 )
 _UNSUPPORTED = frozenset(
     (

@@ -102,7 +102,7 @@ def whole_completion(
 ) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
     choices = [(echo, choice) for answer, echo in zip(answers, echoes, strict=True) for choice in answer.choices]
-    usage = total([answer.usage for answer in answers])
+    usage = summed([answer.usage for answer in answers])
     return head.fields("text_completion") | {
         "choices": [_choice(number, echo, choice, body) for number, (echo, choice) in enumerate(choices)],
         "usage": usage_body(usage),
@@ -110,7 +110,7 @@ def whole_completion(
     }
 
 
-def total(usages: Sequence[Usage]) -> Usage:
+def summed(usages: Sequence[Usage]) -> Usage:
     """Tokens and times of several answers, summed."""
     return Usage(
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
@@ -143,7 +143,7 @@ async def _frames(
                     usages.append(event.usage)
                 for one in chunks.frames(event):
                     yield one
-    for one in all_chunks[0].usage(total(usages)):
+    for one in all_chunks[0].usage(summed(usages)):
         yield one
     yield DONE
 
