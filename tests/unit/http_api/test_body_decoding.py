@@ -178,6 +178,6 @@ def test_no_sentence_speaks_of_python(kind: type[msgspec.Struct], data: st.DataO
         assert error.parameter.startswith(name)
         subject = f"(a value in )?{re.escape(error.parameter)}"
         what = "text|a (whole )?number|true or false|a list|an object|one of [a-z_, ]+"
-        demand = f"must be (({what})( or )?)+|must be at (least|most) -?[0-9]+"
+        demand = f"must be (({what})( or )?)+|must be at (least|most) -?[0-9.]+"
         fault = f"is missing|is a number too large to be read|({demand})(, not .+)?"
         assert re.fullmatch(f"{subject} ({fault})", str(error), re.DOTALL)
