@@ -62,6 +62,8 @@ class Rollout:
         """The planner's reason after the last step; that of the beginning is no event."""
         self._num_finished = 0
         """Finished answers of which the planner knows."""
+        self._ordered = 0
+        """The version of the plan whose pipeline was ordered last."""
         self._names: dict[tuple[str, int], str] = {}
         """The names of the stages of the last complete plan, by node and slot."""
         self.progress: dict[tuple[str, int], Progress] = {}
@@ -79,8 +81,7 @@ class Rollout:
         if planner.plan_id != number:
             self.progress.clear()
             self._answers.last = None
-            reason = "the layers are being loaded" if planner.plan else planner.reason
-            self._pipeline_manager.close_pipeline(reason, self._replaced(stages))
+            self._leave(stages)
             self._report_plan()
         elif planner.reason != self._reason and planner.reason:
             self._on_event(PlanKept(planner.plan_version if planner.plan else None, planner.reason))
@@ -90,6 +91,18 @@ class Rollout:
         self._ensure_pipeline()
         self.estimate.note(self._loaded_fraction(), now_s)
         return orders
+
+    def _leave(self, stages: Stages) -> None:
+        """Let answers pause that run over ``stages`` of the former plan, or end where no plan follows.
+
+        They run on where all of these stages are still there, until those of the new plan are loaded.
+        """
+        error = self._replaced(stages)
+        if self._planner.plan is None:
+            self._pipeline_manager.suspend(self._planner.reason, error)
+            self._pipeline_manager.end_answers(error)
+        elif isinstance(error, StageLost):
+            self._pipeline_manager.suspend("the layers are being loaded", error)
 
     def report(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
         """Take a member's report of a load, unless the report cannot be true."""
@@ -120,14 +133,14 @@ class Rollout:
         self._planner.loads.loaded(host_id(member.node, message.slot), now_s)
 
     def _lost(self, member: Member, slot: int, reason: str, hint: str, now_s: float) -> None:
-        """End all answers, naming the stage, since a slot could not load or its stage ended."""
+        """Let all answers pause, naming the stage, since a slot could not load or its stage ended."""
         name = self._name(member, slot)
         self.progress.pop((member.node, slot), None)
         self._members.loaded(member.node, slot, None)
         self._planner.loads.failed(host_id(member.node, slot), reason, now_s)
-        self._pipeline_manager.close_pipeline(
-            f"{name}: {reason}", StageLost(f"{name} is gone: {reason}", hint or "ask again")
-        )
+        if self._ordered == self._planner.plan_version:  # else answers run over the stages of a former plan
+            lost = StageLost(f"{name} is gone: {reason}", hint or "ask again")
+            self._pipeline_manager.suspend(f"{name}: {reason}", lost)
         self._on_event(LayersNotLoaded(member.facts.name, reason, hint))
 
     def _name(self, member: Member, slot: int) -> str:
@@ -213,7 +226,8 @@ class Rollout:
                 for index, (member, slot, layers, loaded) in enumerate(stages)
             }
             endpoints = tuple(_endpoint(member, loaded.port) for member, _, _, loaded in stages if loaded)
-            self._pipeline_manager.ensure_open(PipelineOrder(self._planner.plan_version, endpoints))
+            self._ordered = self._planner.plan_version
+            self._pipeline_manager.ensure_open(PipelineOrder(self._ordered, endpoints))
             self._learn_links([member for member, _, _, _ in stages])
 
     def _learn_links(self, stages: Sequence[Member]) -> None:
