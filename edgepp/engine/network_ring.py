@@ -106,7 +106,7 @@ class NetworkRing:
         """Send a step to the first stage."""
         number = next(self._numbers)
         codec_name, tensor = self._codec.encode(step.hidden)
-        header = frame_of(step, self._epoch, number, codec_name)
+        header = frame_of(step, self._epoch, number, codec_name, len(self._peers) - 1)
         batch = isinstance(step, SendBatch)
         expected_s = sum(s.decode_s if batch else s.prefill_s * len(step.hidden) for s in self.stages)
         self._outstanding.sent(number, step, expected_s, time.perf_counter(), time.monotonic())
