@@ -38,6 +38,7 @@ from edgepp.wire.messages import (
     Message,
     NotLoaded,
     Refused,
+    Restart,
     Unload,
     View,
 )
@@ -243,7 +244,8 @@ class NodeAgent(threading.Thread):
                 continue
             self._reports.append(report)
             if isinstance(report, NotLoaded):
-                self._on_event(StageFailed(report.slot, report.reason))
+                again = "; it is started again" if report.restarting else ""
+                self._on_event(StageFailed(report.slot, report.reason + again))
         while self._reports and link.send([encode(self._reports[0])]):
             self._reports.popleft()
 
@@ -279,6 +281,8 @@ class NodeAgent(threading.Thread):
                 self._supervisors[message.slot].assign(message)
             case Unload() if message.slot < len(self._supervisors):
                 self._supervisors[message.slot].assign(None)
+            case Restart() if message.slot < len(self._supervisors):
+                self._supervisors[message.slot].restart(message)
             case Expelled():
                 raise self._expelled(link, message.reason)
             case Refused():

@@ -39,7 +39,8 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
         Heartbeat    ► HeartbeatAck      twice per second; the acknowledgement of an unknown node makes it enrol again
                      ◄ View              state of the cluster, sent when it changes
                      ◄ Load, Unload      run a layer range in a stage slot; empty a stage slot
-        Loading, Loaded, NotLoaded       progress and result of a Load
+        Loading, Loaded, NotLoaded       progress and result of a Load; NotLoaded also when a stage process ended
+                     ◄ Restart           end a stage process that hangs, and start the stage again
         Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
@@ -435,6 +436,19 @@ class NotLoaded(NamedTuple):
     slot: Slot
     reason: Text
     hint: Text
+    restarting: bool = False
+    """Whether the node starts the same stage again by itself: another ``Loaded`` or ``NotLoaded`` follows."""
+
+
+class Restart(NamedTuple):
+    """Coordinator to node: the stage process ``pid`` in ``slot`` hangs. The node ends it and starts the stage again.
+
+    The node ignores the message when the slot's stage process is another one by now.
+    """
+
+    plan_id: Id
+    slot: Slot
+    pid: Count
 
 
 class Leave(NamedTuple):
@@ -539,6 +553,7 @@ Message: TypeAlias = (
     | Loading
     | Loaded
     | NotLoaded
+    | Restart
     | Leave
     | Expelled
     | Adopt
