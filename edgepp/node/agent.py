@@ -39,6 +39,7 @@ from edgepp.wire.messages import (
     NotLoaded,
     Refused,
     Restart,
+    Retire,
     Unload,
     View,
 )
@@ -103,7 +104,12 @@ class NodeAgent(threading.Thread):
         """Set when the thread has ended."""
         self._closing = False
         self._supervisors = [
-            StageSupervisor(i, offer.stage_settings(i, identity, cluster.coordinator.key), self._outbox.put)
+            StageSupervisor(
+                i,
+                offer.stage_settings(i, identity, cluster.coordinator.key),
+                self._outbox.put,
+                offer.memory_bytes // offer.stage_slots,
+            )
             for i in range(offer.stage_slots)
         ]
 
@@ -281,8 +287,8 @@ class NodeAgent(threading.Thread):
                 self._supervisors[message.slot].assign(message)
             case Unload() if message.slot < len(self._supervisors):
                 self._supervisors[message.slot].assign(None)
-            case Restart() if message.slot < len(self._supervisors):
-                self._supervisors[message.slot].restart(message)
+            case Restart() | Retire() if message.slot < len(self._supervisors):
+                self._supervisors[message.slot].order(message)
             case Expelled():
                 raise self._expelled(link, message.reason)
             case Refused():

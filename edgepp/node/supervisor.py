@@ -1,5 +1,8 @@
 """Supervisor of one stage slot: brings its stage process to the assigned layer range, in a thread of its own.
 
+When the layer range changes, the stage process of the former range stays for a while beside the new one where the
+memory allows, so that sequences can move from it to other stages.
+
 A stage process that ends by itself, or hangs and is ended, is started again at once: the coordinator hears first
 ``NotLoaded`` and then ``Loaded``. A stage that keeps ending is left to the coordinator, which may give its layers to
 another node.
@@ -13,14 +16,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
+from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.model_parts import ModelParts
+from edgepp.node.resources import free_memory
+from edgepp.node.slot_stages import SlotStage, SlotStages
 from edgepp.node.stage_handle import Ready, StageProcess
 from edgepp.stage_process.config import StageSettings
-from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Restart
+from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Restart, Retire
 from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.node")
@@ -48,48 +55,40 @@ class _Ended:
     child: StageProcess
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A stage process that is ready."""
-
-    load: Load
-    child: StageProcess
-    ready: Ready
-    ready_s: float
-    """When the process became ready, by ``time.monotonic``."""
-    early_ends: int
-    """Stage processes before this one, in a row, that ended early."""
-
-
-_Order = _Assignment | _Ended | Restart
+_Order = _Assignment | _Ended | Restart | Retire
 
 
 class StageSupervisor(threading.Thread):
-    """Runs at most one stage process, and reports its progress, readiness and end."""
+    """Runs the stage process of one slot, and reports its progress, readiness and end."""
 
-    def __init__(self, index: int, settings: StageSettings, report: Callable[[Report], None]) -> None:
-        """``index`` is the number of the slot; ``report`` is called in the thread of the supervisor."""
+    def __init__(
+        self, index: int, settings: StageSettings, report: Callable[[Report], None], memory_bytes: int = 0
+    ) -> None:
+        """``index`` is the number of the slot; ``report`` is called in the thread of the supervisor.
+
+        ``memory_bytes`` is the memory for the weights of the slot's stage processes: a retired one stays only where it
+        suffices for both.
+        """
         super().__init__(name=f"stage-slot-{index}", daemon=True)
         self._index = index
         self._settings = settings
         self._report = report
+        self._memory_bytes = memory_bytes
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         self._newest = self._taken = _Assignment(None)
         """The assignment that arrived last, and the one that the thread has taken up; equal if none is waiting."""
         self._closing = threading.Event()
         self._admitted: tuple[str, ...] = ()
-        self._child: StageProcess | None = None
-        """The stage process, ready or loading."""
-        self._running: _Stage | None = None
         self._loading: Load | None = None
+        self._starting: StageProcess | None = None
+        self._stages = SlotStages()
         self._hanging: StageProcess | None = None
         """The stage process that was ended because the coordinator found that it hangs."""
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of the stage process when it became ready; 0 without a ready stage process."""
-        running = self._running
-        return running.ready.resident_bytes if running else 0
+        """Memory of the stage processes when they became ready; 0 without one that is ready."""
+        return self._stages.resident_bytes
 
     def assign(self, load: Load | None) -> None:
         """Run the layers of ``load`` from now on, or none for None. Safe from any thread."""
@@ -97,35 +96,36 @@ class StageSupervisor(threading.Thread):
             return
         self._newest = _Assignment(load)
         self._orders.put(self._newest)
-        if self._loading is not None and (child := self._child) is not None:
-            child.kill()  # it may hang
+        if (starting := self._starting) is not None:
+            starting.kill()  # it may hang
 
-    def restart(self, order: Restart) -> None:
-        """End the stage process and start it again, if it is the one that ``order`` names. Safe from any thread."""
+    def order(self, order: Restart | Retire) -> None:
+        """Follow an order about a stage process, if the slot still has that process. Safe from any thread."""
         self._orders.put(order)
 
     def admit(self, keys: Sequence[str]) -> None:
         """Admit exactly these keys to the stage. Safe from any thread."""
         self._admitted = tuple(keys)
-        child = self._child
-        if child is not None:
+        starting = self._starting
+        for child in [*([starting] if starting else []), *self._stages.children]:
             child.admit(self._admitted)
 
     def close(self) -> None:
-        """End the stage process and the thread."""
+        """End the stage processes and the thread."""
         self._closing.set()
         self.assign(None)
         self.join()
 
     def run(self) -> None:
-        """Follow the assignments until closed."""
+        """Follow the orders until closed."""
         try:
             while not self._closing.is_set():
                 try:
-                    self._follow(self._orders.get())
+                    self._step()
                 except Exception as error:
                     log.exception("stage slot %d failed", self._index)
-                    running, self._running = self._running, None
+                    running = self._stages.running
+                    self._stop()
                     if running is not None:
                         self._report_failure(running.load, *_unexpected(error))
         finally:
@@ -136,30 +136,44 @@ class StageSupervisor(threading.Thread):
         """Whether another assignment waits."""
         return self._newest is not self._taken
 
-    def _follow(self, order: _Order) -> None:
-        running = self._running
+    def _step(self) -> None:
+        """Follow the next order, or end a retired stage process whose time is over."""
+        stages = self._stages
+        try:
+            order = self._orders.get(timeout=stages.retired_left_s)
+        except queue.Empty:
+            stages.stop_retired()
+            return
+        running, retired = stages.running, stages.retired
         match order:
+            case _Assignment():
+                if order is self._newest:
+                    self._taken = order
+                    self._apply(order.load)
             case _Ended():
                 if running is not None and running.child is order.child:
                     self._on_end(running)
+                elif retired is not None and retired.child is order.child:
+                    stages.stop_retired()
             case Restart():
                 if running is not None and running.child.pid == order.pid:
                     log.warning("the stage process %d hangs, and is started again", order.pid)
                     self._hanging = running.child
                     running.child.kill()  # ``_Ended`` follows
-            case _Assignment():
-                if order is self._newest:
-                    self._taken = order
-                    self._apply(order.load)
+            case Retire():
+                if retired is not None and retired.load.plan_id == order.plan_id:
+                    stages.stop_retired()
 
     def _apply(self, load: Load | None) -> None:
+        stages = self._stages
         if load is None or self._closing.is_set():
             self._stop()
             return
-        running = self._running
-        if running is not None and _same_stage(running.load, load):
-            self._running = replace(running, load=load)
-            self._report_loaded(self._running)
+        if stages.retired is not None and stages.retired.runs(load):
+            stages.take_back()
+        if stages.running is not None and stages.running.runs(load):
+            stages.running = replace(stages.running, load=load)
+            self._report_loaded(stages.running)
             return
         self._load(load, early_ends=0)
 
@@ -167,32 +181,43 @@ class StageSupervisor(threading.Thread):
         """Run ``load`` in place of what runs now; report ``Loaded``, or ``NotLoaded`` where it cannot run."""
         self._loading = load
         try:
-            self._stop()
             self._start(load, early_ends)
         except EdgeppError as error:
-            self._stop()
+            self._stop_starting()
             if not self._superseded:
                 self._report_failure(load, sentence(error), sentence(error.hint))
         except Exception as error:
             log.exception("stage slot %d failed", self._index)
-            self._stop()
+            self._stop_starting()
             self._report_failure(load, *_unexpected(error))
         finally:
             self._loading = None
 
     def _start(self, load: Load, early_ends: int) -> None:
-        layers = LayerRange(load.start, load.stop)
+        layers, stages = LayerRange(load.start, load.stop), self._stages
+        stages.retire()
+        if stages.retired is not None and (self._settings.listen.port or not stages.retired.passes_to(load)):
+            stages.stop_retired()
         path = fetch(load.model, ModelParts(layers=layers), self._progress(load, "fetching"))
+        if stages.retired is not None and not self._fits_beside(stages.retired.ready, path, layers):
+            stages.stop_retired()
         config = self._settings.config(
             path, load.model, layers, exact=load.exact, kv_bits=load.kv_bits or None, admit=self._admitted
         )
-        self._child = child = StageProcess(config)
+        self._starting = child = StageProcess(config)
         on_progress = self._progress(load, "loading")
         ready = child.wait_ready(lambda done, total: on_progress(done, total, ""))
+        self._starting = None
+        stages.running = SlotStage(load, child, ready, time.monotonic(), early_ends)
         child.admit(self._admitted)  # the keys may have changed meanwhile
-        self._running = _Stage(load, child, ready, time.monotonic(), early_ends)
-        self._report_loaded(self._running)
+        self._report_loaded(stages.running)
         child.on_end(lambda: self._orders.put(_Ended(child)))
+
+    def _fits_beside(self, old: Ready, path: Path, layers: LayerRange) -> bool:
+        """Whether the memory suffices for a stage process of ``layers`` while ``old`` stays."""
+        weight_bytes = Checkpoint.open(path).layer_bytes(layers)
+        expected_bytes = weight_bytes * max(1.0, old.resident_bytes / max(1, old.weight_bytes))
+        return old.weight_bytes + weight_bytes <= self._memory_bytes and expected_bytes <= free_memory()
 
     def _progress(self, load: Load, activity: str) -> Callable[[int, int, str], None]:
         reported_s = 0.0
@@ -208,7 +233,7 @@ class StageSupervisor(threading.Thread):
 
         return progress
 
-    def _report_loaded(self, stage: _Stage) -> None:
+    def _report_loaded(self, stage: SlotStage) -> None:
         load, ready = stage.load, stage.ready
         self._report(
             Loaded(
@@ -228,10 +253,11 @@ class StageSupervisor(threading.Thread):
     def _report_failure(self, load: Load, reason: str, hint: str) -> None:
         self._report(NotLoaded(load.plan_id, self._index, reason, hint))
 
-    def _on_end(self, stage: _Stage) -> None:
+    def _on_end(self, stage: SlotStage) -> None:
         """Report the end of a stage process, and start the stage again unless it keeps ending."""
         early_ends = stage.early_ends + 1 if time.monotonic() - stage.ready_s < EARLY_END_S else 0
         restarting = early_ends < MAX_EARLY_ENDS
+        self._stages.running = None
         status = stage.child.stop()
         if stage.child is self._hanging:
             reason, hint = "its stage process hung, and was ended", ""
@@ -241,12 +267,14 @@ class StageSupervisor(threading.Thread):
         self._report(NotLoaded(stage.load.plan_id, self._index, reason, hint, restarting))
         if restarting:
             self._load(stage.load, early_ends)
-        else:
-            self._stop()
 
     def _stop(self) -> None:
-        self._running = self._hanging = None
-        child, self._child = self._child, None
+        """End all stage processes of the slot."""
+        self._stop_starting()
+        self._stages.stop()
+
+    def _stop_starting(self) -> None:
+        child, self._starting = self._starting, None
         if child is not None:
             child.stop()
 
@@ -254,8 +282,3 @@ class StageSupervisor(threading.Thread):
 def _unexpected(error: Exception) -> tuple[str, str]:
     """Reason and hint of an error of edgepp itself."""
     return sentence(f"{type(error).__name__}: {error}"), "read the messages of edgepp on that node"
-
-
-def _same_stage(one: Load, other: Load) -> bool:
-    """Whether two ``Load`` messages differ at most in plan version and slot."""
-    return one._replace(plan_id=0, slot=0) == other._replace(plan_id=0, slot=0)

@@ -40,7 +40,8 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
                      ◄ View              state of the cluster, sent when it changes
                      ◄ Load, Unload      run a layer range in a stage slot; empty a stage slot
         Loading, Loaded, NotLoaded       progress and result of a Load; NotLoaded also when a stage process ended
-                     ◄ Restart           end a stage process that hangs, and start the stage again
+                     ◄ Restart, Retire   end a stage process that hangs, and start the stage again; end the stage
+                                         process that stayed when its slot got another layer range
         Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
@@ -377,7 +378,7 @@ class View(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``."""
+    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``; see ``Retire``."""
 
     plan_id: Id
     slot: Slot
@@ -449,6 +450,17 @@ class Restart(NamedTuple):
     plan_id: Id
     slot: Slot
     pid: Count
+
+
+class Retire(NamedTuple):
+    """Coordinator to node: end the stage process that stayed in ``slot`` beside its successor; ``plan_id`` is its own.
+
+    A stage process stays when a ``Load`` changes only the layer range of its slot and the memory suffices for both, so
+    that its sequences can move. It ends after two minutes without this message.
+    """
+
+    plan_id: Id
+    slot: Slot
 
 
 class Leave(NamedTuple):
@@ -554,6 +566,7 @@ Message: TypeAlias = (
     | Loaded
     | NotLoaded
     | Restart
+    | Retire
     | Leave
     | Expelled
     | Adopt
