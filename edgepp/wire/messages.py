@@ -54,7 +54,9 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
         Heartbeat    ► HeartbeatAck      twice per second; the acknowledgement of an unknown node makes it enrol again
                      ◄ View              state of the cluster, sent when it changes
                      ◄ Load, Unload      run a layer range in a stage slot; empty a stage slot
-        Loading, Loaded, NotLoaded       progress and result of a Load
+        Loading, Loaded, NotLoaded       progress and result of a Load; NotLoaded also when a stage process ended
+                     ◄ Restart, Retire   end a stage process that hangs, and start the stage again; end the stage
+                                         process that stayed when its slot got another layer range
         Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
@@ -553,7 +555,7 @@ class View(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``."""
+    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``; see ``Retire``."""
 
     plan_id: Id
     slot: Slot
@@ -612,6 +614,30 @@ class NotLoaded(NamedTuple):
     slot: Slot
     reason: Text
     hint: Text
+    restarting: bool = False
+    """Whether the node starts the same stage again by itself: another ``Loaded`` or ``NotLoaded`` follows."""
+
+
+class Restart(NamedTuple):
+    """Coordinator to node: the stage process ``pid`` in ``slot`` hangs. The node ends it and starts the stage again.
+
+    The node ignores the message when the slot's stage process is another one by now.
+    """
+
+    plan_id: Id
+    slot: Slot
+    pid: Count
+
+
+class Retire(NamedTuple):
+    """Coordinator to node: end the stage process that stayed in ``slot`` beside its successor; ``plan_id`` is its own.
+
+    A stage process stays when a ``Load`` changes only the layer range of its slot and the memory suffices for both, so
+    that its sequences can move. It ends after two minutes without this message.
+    """
+
+    plan_id: Id
+    slot: Slot
 
 
 class Leave(NamedTuple):
@@ -723,6 +749,8 @@ Message: TypeAlias = (
     | Loading
     | Loaded
     | NotLoaded
+    | Restart
+    | Retire
     | Leave
     | Expelled
     | Adopt
