@@ -177,7 +177,9 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
         if index < len(stage_stats):
             stats = stage_stats[index]
             stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes}
-            stage |= {"frames": stats.frames, "dropped": stats.dropped}
+            stage |= {"frames": stats.frames, "dropped": stats.dropped, "queue_s": round(stats.queue_s, 6)}
+            stage |= {"received_bytes": stats.received_bytes, "sent_bytes": stats.sent_bytes}
+            stage |= {"reconnects": stats.reconnects}
         if timing is not None and timing.tokens > 1 and index < len(timing.stages):
             steps = timing.tokens - 1
             stage |= {
