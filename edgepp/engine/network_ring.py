@@ -137,7 +137,8 @@ class NetworkRing:
     def stage_stats(self) -> list[StageStats]:
         """Each stage's state by its last answer to a ping. Safe from any thread."""
         return [
-            replace(peer.stats, queue_s=queue_s) for peer, queue_s in zip(self._peers, self._queues.seconds, strict=True)
+            replace(peer.stats, queue_s=queue_s)
+            for peer, queue_s in zip(self._peers, self._queues.seconds, strict=True)
         ]
 
     def close(self) -> None:
