@@ -121,8 +121,8 @@ class Constraint:
     Schemas, expressions, and the strings and terminals of a grammar match text, never special tokens: those that the
     tokenizer marks as special, and added tokens with names like ``<tool_call>``. A rule of a grammar names a special
     token by its id, ``<[128010]>``, or as ``<|python_tag|>`` where angle brackets enclose the name. A string equal to
-    such a name fails when the answer reaches it, so write ``Tokenizer.marker(name)``, which is right whether or not the
-    tokenizer has such a token. Calls between ``<tool_call>`` (151657) and ``</tool_call>`` (151658), after any text:
+    such a name fails when the answer reaches it; ``model.text.control_tokens.grammar_literal`` is right whether or not
+    the tokenizer has such a token. Calls between ``<tool_call>`` (151657) and ``</tool_call>`` (151658), after text:
 
         start: TEXT? (<[151657]> json <[151658]>)*
         TEXT: /(.|\\n)+/

@@ -129,6 +129,14 @@ class StageStats:
     """Frames that the stage has computed."""
     dropped: int
     """Frames that the stage has dropped, such as those of freed sequences."""
+    received_bytes: int = 0
+    """Bytes that came over the link into the stage, probes included; 0 for a stage in this process."""
+    sent_bytes: int = 0
+    """Bytes that went to the next stage or back, probes included; 0 for a stage in this process."""
+    reconnects: int = 0
+    """Connections to the stage, and from there to the next one, that were made again after one had ended."""
+    queue_s: float = 0.0
+    """Seconds that steps have waited at the stage for earlier steps, as ``QueueTimes`` derives them."""
 
 
 class Ring(Protocol):

@@ -22,6 +22,7 @@ from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import sentence
+from edgepp.wire.traffic import Traffic
 from edgepp.wire.transport import Link, Listener, Sender
 
 log = logging.getLogger("edgepp.stage")
@@ -73,6 +74,8 @@ class ComputeStatus:
         self._runner = runner
         self.busy_since_s: float | None = None
         """``time.perf_counter()`` at the start of the present step; None while idle."""
+        self.traffic = Traffic()
+        """Of the data socket and of the links to next stages, of all epochs."""
 
     def pong(self, epoch: int, *, known: bool) -> Pong:
         """``Pong`` for the epoch ``epoch``, which the stage knows or not."""
@@ -87,6 +90,9 @@ class ComputeStatus:
             runner.counters.dropped,
             runner.sequences,
             runner.model.kv_bytes,
+            self.traffic.received_bytes,
+            self.traffic.sent_bytes,
+            self.traffic.reconnects,
         )
 
     def drop(self, reason: object) -> None:
@@ -106,6 +112,7 @@ class ComputeThread:
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
         self.status = ComputeStatus(runner)
+        data.traffic = self.status.traffic
         self._rings: dict[int, Attachment] = {}
         self._congested: dict[int, Attachment] = {}
         """Rings with unsent frames, by epoch."""
@@ -171,6 +178,8 @@ class ComputeThread:
                 link.close()
             return
         self._detach(message.epoch)
+        if link is not None:
+            link.traffic = self.status.traffic
         choice = CodecChoice(message.codec, next_stage.bytes_per_s if link is not None else message.return_bytes_per_s)
         route = bytes.fromhex(message.route)
         self._rings[message.epoch] = Attachment(

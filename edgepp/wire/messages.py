@@ -278,6 +278,12 @@ class Pong(NamedTuple):
     sequences: Count
     """Open sequences."""
     kv_bytes: Count
+    received_bytes: Count
+    """Bytes that the data socket has received."""
+    sent_bytes: Count
+    """Bytes that were sent to next stages, and by the data socket."""
+    reconnects: Count
+    """Connections to next stages that were made again after one had ended."""
 
 
 class Fault(NamedTuple):
