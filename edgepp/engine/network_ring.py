@@ -234,7 +234,7 @@ class NetworkRing:
         now_s = time.monotonic()
         for index, peer in enumerate(self._peers):
             if now_s - peer.heard_s > LOST_S:
-                self._fail(StageLost(f"{self.stages[index]} stopped answering"))
+                self._fail(StageLost(f"{self.stages[index]} stopped answering", hanging=index))
         if (overdue_s := self._outstanding.overdue_s(now_s)) is not None:
             self._fail(self._blame(overdue_s))
         elif self._outstanding.is_incomplete(now_s):
@@ -243,7 +243,8 @@ class NetworkRing:
     def _blame(self, silent_s: float) -> StageError:
         busiest = max(range(len(self._peers)), key=lambda i: self._peers[i].busy_us)
         if self._peers[busiest].busy_us:
-            return StageLost(f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged")
+            wedged = f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged"
+            return StageLost(wedged, hanging=busiest)
         return StageLost(
             f"nothing came back from {self.stages[-1]} for {silent_s:.0f} s although no stage is computing:"
             " a frame was lost on the way"
