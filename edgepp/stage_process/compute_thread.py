@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.model.weights.checkpoint import Array
+from edgepp.stage_process.attachment import MAX_UNSENT_FRAMES, Attachment, UnsentFrame
+from edgepp.stage_process.boundary_log import BoundaryLog
+from edgepp.stage_process.compute_status import ComputeStatus
+from edgepp.stage_process.held import held_messages
 from edgepp.stage_process.model_runner import Answer, Frame, ModelRunner, answer_to, sequences_of
 from edgepp.stage_process.next_stage import NextStageLink, Reply
 from edgepp.wire import codec
@@ -19,7 +21,7 @@ from edgepp.wire.link_rate import PROBE_BYTES
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong
+from edgepp.wire.messages import Attach, Attached, Batch, Detach, Echo, Fault, Forward, Free, Held
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Link, Listener, Sender
@@ -31,69 +33,12 @@ AWAKE_S = 0.05
 _SEND_WAIT_S = 1.0
 """How long a frame waits for a next stage whose queue is full; other rings go on meanwhile."""
 _RETRY_INTERVAL_S = 0.005
-_MAX_UNSENT_FRAMES = 64
-"""Frames of one ring that may wait for the next stage."""
 
 Command = NextStageLink | Detach | Free | None
 """Order of the control thread to the compute thread; None means stop."""
 
 
 _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
-
-
-@dataclass
-class Attachment:
-    """The ring of one epoch, as one of its stages sees the ring."""
-
-    stage: int
-    control: bytes
-    """Route of the coordinator's control connection."""
-    previous_key: str
-    """Key of the only sender of the ring's frames; empty where the data socket is not encrypted."""
-    next: Link | None
-    """None for the last stage."""
-    route: bytes
-    """Route of the coordinator's data connection, to which the last stage sends."""
-    codec: CodecChoice
-    unsent: deque[_UnsentFrame] = field(default_factory=deque)
-    """Frames that the next stage's full queue has not taken yet, oldest first."""
-
-
-@dataclass(frozen=True)
-class _UnsentFrame:
-    frame: Frame
-    parts: list[bytes | memoryview]
-    until_s: float
-
-
-class ComputeStatus:
-    """State of the compute thread that the control thread may read at any time."""
-
-    def __init__(self, runner: ModelRunner) -> None:
-        self._runner = runner
-        self.busy_since_s: float | None = None
-        """``time.perf_counter()`` at the start of the present step; None while idle."""
-
-    def pong(self, epoch: int, *, known: bool) -> Pong:
-        """``Pong`` for the epoch ``epoch``, which the stage knows or not."""
-        since_s = self.busy_since_s
-        busy_us = 0 if since_s is None else max(1, int((time.perf_counter() - since_s) * 1e6))
-        runner = self._runner
-        return Pong(
-            epoch,
-            known,
-            busy_us,
-            runner.counters.frames,
-            runner.counters.dropped,
-            runner.sequences,
-            runner.model.kv_bytes,
-        )
-
-    def drop(self, reason: object) -> None:
-        """Count a dropped frame; log the 1st, 10th, 100th …, so that a flood cannot fill a disk."""
-        count = self._runner.counters.dropped = self._runner.counters.dropped + 1
-        if str(count).strip("0") == "1":
-            log.warning("dropped frame %d: %s", count, reason)
 
 
 class ComputeThread:
@@ -106,6 +51,8 @@ class ComputeThread:
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
         self.status = ComputeStatus(runner)
+        self._boundary_log = BoundaryLog()
+        runner.companions.append(self._boundary_log)
         self._rings: dict[int, Attachment] = {}
         self._congested: dict[int, Attachment] = {}
         """Rings with unsent frames, by epoch."""
@@ -171,20 +118,36 @@ class ComputeThread:
                 link.close()
             return
         self._detach(message.epoch)
+        if message.inherits:
+            self._inherit(message)
         choice = CodecChoice(message.codec, next_stage.bytes_per_s if link is not None else message.return_bytes_per_s)
-        route = bytes.fromhex(message.route)
-        self._rings[message.epoch] = Attachment(
-            message.stage, attempt.control, message.previous_key, link, route, choice
-        )
+        self._rings[message.epoch] = Attachment(message, attempt.control, link, choice)
+        for held in self._held(message.epoch):
+            self.outbox.put((attempt.control, held))
         self.outbox.put(
             (attempt.control, Attached(message.epoch, int(next_stage.echo_s * 1e6), next_stage.bytes_per_s))
         )
 
+    def _inherit(self, message: Attach) -> None:
+        """Move the sequences of the epoch that the new ring replaces, whose frames are dropped from now on."""
+        replaced = self._rings.pop(message.inherits, None)
+        self._congested.pop(message.inherits, None)
+        if replaced is not None:
+            for _ in replaced.unsent:
+                self.status.drop("a frame of a ring that was replaced")
+            replaced.close()
+        self.runner.inherit(message.inherits, message.epoch)
+
+    def _held(self, epoch: int) -> Iterator[Held]:
+        layers = self.runner.model.layers
+        yield from held_messages(epoch, "kv", layers, self.runner.lengths(epoch))
+        yield from held_messages(epoch, "log", layers, self._boundary_log.lengths(epoch))
+
     def _detach(self, epoch: int) -> None:
         ring = self._rings.pop(epoch, None)
         self._congested.pop(epoch, None)
-        if ring is not None and ring.next is not None:
-            ring.next.close()
+        if ring is not None:
+            ring.close()
         self.runner.forget(epoch)
 
     def receive(self) -> None:
@@ -215,7 +178,7 @@ class ComputeThread:
         ring = self._rings.get(frame.epoch)
         if ring is None:
             raise RemoteProtocolError(f"a frame of the unknown epoch {frame.epoch}")
-        if key != ring.previous_key:
+        if key != ring.message.previous_key:
             raise RemoteProtocolError("a frame of another sender than the previous stage")
         if frame.width != self.runner.model.hidden_size:
             raise RemoteProtocolError(
@@ -249,10 +212,10 @@ class ComputeThread:
             if not self.data.send(ring.route, parts):
                 self.status.drop("the coordinator's data connection is closed")
         elif ring.unsent or not ring.next.send(parts):
-            if len(ring.unsent) >= _MAX_UNSENT_FRAMES:
+            if len(ring.unsent) >= MAX_UNSENT_FRAMES:
                 self._fault_unreachable(ring, frame)
                 return
-            ring.unsent.append(_UnsentFrame(frame, parts, time.monotonic() + _SEND_WAIT_S))
+            ring.unsent.append(UnsentFrame(frame, parts, time.monotonic() + _SEND_WAIT_S))
             self._congested[frame.epoch] = ring
 
     def _retry_unsent(self) -> None:
