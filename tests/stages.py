@@ -121,6 +121,10 @@ class Stage:
             self.control.reply(route, message)
 
     def feed(self, frame: Forward | Batch, hidden: Any, sender: Sender = GUEST) -> None:
+        """Let the compute thread handle a frame, which gets the next number of its link unless it has one."""
+        ring = self.compute._rings.get(frame.epoch)
+        if ring is not None and not frame.serial:
+            frame = frame._replace(serial=ring._received)
         self.data.put(sender, [encode(frame), np.asarray(hidden, np.float32).tobytes()])
         self.compute.receive()
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.model_runner import Frame
+from edgepp.stage_process.paced_link import PacedLink
+from edgepp.stage_process.replays import Replays
 from edgepp.wire.codec_choice import CodecChoice
-from edgepp.wire.messages import Attach
+from edgepp.wire.messages import Attach, Forward
 from edgepp.wire.transport import Link
 
 MAX_UNSENT_FRAMES = 64
@@ -37,6 +39,10 @@ class Attachment:
     codec: CodecChoice
     unsent: deque[UnsentFrame] = field(default_factory=deque)
     """Oldest first."""
+    pace: PacedLink | None = None
+    """Pace of replays on the link to the next stage."""
+    replays: Replays | None = None
+    """None for the last stage, like ``pace``."""
     _received: int = 0
     """Serial number of the next frame of the previous stage."""
     _sent: int = 0
@@ -72,3 +78,15 @@ class Attachment:
         """Close the link to the next stage."""
         if self.next is not None:
             self.next.close()
+
+
+def check_frame(ring: Attachment, frame: Frame, width: int) -> None:
+    """Check that a frame is for this stage of the ring, and of the model's width.
+
+    Raises:
+        RemoteProtocolError: It is not.
+    """
+    if frame.width != width:
+        raise RemoteProtocolError(f"a frame of width {frame.width} where the model has {width}")
+    if isinstance(frame, Forward) and frame.until < ring.stage:
+        raise RemoteProtocolError(f"a frame that ends at stage {frame.until} came to stage {ring.stage}")

@@ -14,7 +14,7 @@ from edgepp.stage_process.next_stage import ConnectAttempt, NextStageConnector, 
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Attach, Attached, Detach, Free, Hello, Message, Ping, Refused, Welcome
+from edgepp.wire.messages import Attach, Attached, Detach, Free, Hello, Message, Ping, Refused, Replay, Welcome
 from edgepp.wire.permissions import Role, check_speaker
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender
@@ -143,7 +143,7 @@ class ControlThread(threading.Thread):
             case Detach():
                 self._check_owner(sender, message.epoch)
                 self._forget(message.epoch)
-            case Free():
+            case Free() | Replay():
                 self._check_owner(sender, message.epoch)
                 self._compute.inbox.put(message)
 
