@@ -74,9 +74,7 @@ class KvArrivals:
         layers = range(piece.start_layer, piece.stop_layer)
         if any(piece.start > arrival.filled.get(layer, -1) for layer in layers):
             raise StageFault(f"keys and values of layers {layers.start} to {layers.stop - 1} are missing or not wanted")
-        model.import_kv(
-            arrival.cache_id, LayerRange(layers.start, layers.stop), piece.start, piece.stop, [bytes(data)]
-        )
+        model.import_kv(arrival.cache_id, LayerRange(layers.start, layers.stop), piece.start, piece.stop, [bytes(data)])
         for layer in layers:
             arrival.filled[layer] = max(arrival.filled[layer], piece.stop)
         if min(arrival.filled.values()) < arrival.length:
