@@ -19,7 +19,7 @@ from edgepp.stage_process.model_runner import Frame, ModelRunner, sequences_of
 from edgepp.stage_process.paced_link import PacedLink
 from edgepp.stage_process.push_queue import PushFault, PushQueue
 from edgepp.stage_process.replays import Replays
-from edgepp.wire.messages import REPLAYED, Expect, Forward, Held, KvPiece, Push, Rebuilt, Replay
+from edgepp.wire.messages import REPLAYED, Batch, Expect, Held, KvPiece, Push, Rebuilt, Replay
 
 MAX_PUSH_TARGETS = 16
 """Stages to which one ring sends keys and values at the same time."""
@@ -118,11 +118,11 @@ class BulkWork:
 
     def computed(self, ring: Attachment, frame: Frame) -> None:
         """Send copies of a frame that was computed and sent on."""
-        is_normal = not isinstance(frame, Forward) or (frame.step != REPLAYED and frame.until != ring.stage)
-        for sequence in sequences_of(frame) if self._arrivals or (is_normal and self._copies.nbytes) else ():
-            self._arrivals.free((frame.epoch, sequence))
-            if is_normal:
-                self._copies.computed((frame.epoch, sequence))
+        if self._arrivals:
+            for sequence in sequences_of(frame):
+                self._arrivals.free((frame.epoch, sequence))
+        if ring.message.keeps_copies or self._copies.nbytes:
+            self._overwrite_copies(ring, frame)
         sender = self._senders.get(frame.epoch)
         if sender is not None:
             sender.computed(frame)
@@ -141,7 +141,7 @@ class BulkWork:
             raise RemoteProtocolError("a copy of keys and values that this stage does not keep")
         layers = LayerRange(piece.start_layer, piece.stop_layer)
         kept = Piece(layers, piece.start, piece.stop, bytes(data_of(piece, frames)))
-        self._copies.keep((piece.epoch, piece.sequence), kept, piece.layout)
+        self._copies.keep((piece.epoch, piece.sequence), kept, piece.layout, piece.step)
 
     def move(self, rings: dict[int, Attachment]) -> bool:
         """Send one piece of each kind of work, where there is room; whether anything was sent."""
@@ -187,6 +187,14 @@ class BulkWork:
             link = BulkLink(message.addresses, message.key, self.connect)
             queue = self._pushes[target] = PushQueue(self._runner, self._copies, link, self._piece_bytes)
         queue.add(message)
+
+    def _overwrite_copies(self, ring: Attachment, frame: Frame) -> None:
+        """Drop copies that a frame overwrites; frames that rebuild what was lost overwrite nothing."""
+        if isinstance(frame, Batch):
+            for sequence, position in zip(frame.sequences, frame.positions, strict=True):
+                self._copies.computed((frame.epoch, sequence), position, frame.step)
+        elif frame.step != REPLAYED and (ring.next is None or frame.until != ring.stage):
+            self._copies.computed((frame.epoch, frame.sequence), frame.position, frame.step)
 
     def _restore(self, ring: Attachment, sender: str, piece: KvPiece, frames: Sequence[memoryview]) -> None:
         if not self._arrivals.accepts(sender, piece):

@@ -18,7 +18,7 @@ from edgepp.stage_process.companion import Key
 from edgepp.stage_process.kv_pieces import Cut, Piece
 from edgepp.stage_process.model_runner import Frame, ModelRunner
 from edgepp.wire.log_sampler import LogSampler
-from edgepp.wire.messages import Batch
+from edgepp.wire.messages import REPLAYED, Batch
 
 log = logging.getLogger("edgepp.stage")
 
@@ -34,6 +34,8 @@ class _Sent:
     starts: list[int] = field(default_factory=list)
     singles: int = 0
     """Pieces of one position at the end."""
+    step: int = 0
+    """``KvPiece.step`` of the next piece."""
 
     def go_back(self, position: int) -> None:
         """Forget the piece that holds ``position``, and all later ones."""
@@ -82,6 +84,7 @@ class CopySender:
             key = (self._epoch, sequence)
             sent = self._sent.setdefault(key, _Sent())
             sent.go_back(position)
+            sent.step = 0 if frame.step == REPLAYED else frame.step + 1
             is_next = pace and sent.end == position and key not in self._behind
             if not (is_next and self._send(key, sent, position + rows)) or sent.end < position + rows:
                 self._behind[key] = None
@@ -140,7 +143,7 @@ class CopySender:
             has_lost = True
         if has_lost:
             for key in self._sent:
-                self._sent[key] = _Sent()
+                self._sent[key] = _Sent(step=self._sent[key].step)
                 self._behind[key] = None
         return self._link.pace is not None
 
@@ -154,7 +157,8 @@ class CopySender:
         except StageFault as fault:
             self._log(fault)
             return False
-        if not all(pace.link.send(piece.message(*key, "copy", self._runner.model.kv_layout)) for piece in pieces):
+        layout = self._runner.model.kv_layout
+        if not all(pace.link.send(piece.message(*key, "copy", layout, sent.step)) for piece in pieces):
             return False
         pace.mark(sum(len(piece.data) for piece in pieces))
         sent.add(pieces[0].stop)

@@ -52,7 +52,9 @@ class Piece:
     stop: int
     data: bytes
 
-    def message(self, epoch: int, sequence: int, purpose: PiecePurpose, layout: str) -> list[bytes | memoryview]:
+    def message(
+        self, epoch: int, sequence: int, purpose: PiecePurpose, layout: str, step: int = 0
+    ) -> list[bytes | memoryview]:
         """Frames of the ``KvPiece`` that carries the piece."""
         header = KvPiece(
             epoch=epoch,
@@ -64,6 +66,7 @@ class Piece:
             stop=self.stop,
             layout=layout,
             checksum=zlib.crc32(self.data),
+            step=step,
         )
         return [encode(header), self.data]
 

@@ -478,6 +478,8 @@ class KvPiece(NamedTuple):
     """Form of the bytes (``StageModel.kv_layout``)."""
     checksum: Checksum
     """CRC-32 of the bytes."""
+    step: Id = 0
+    """1 + ``step`` of the latest frame of the sequence when a copy was taken; 0 for none, and to restore."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
