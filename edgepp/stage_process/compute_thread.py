@@ -76,7 +76,7 @@ class ComputeThread:
         self.data = data
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
-        self.status = ComputeStatus(runner)
+        self.status = ComputeStatus(runner, lambda: self.bulk.nbytes)
         self._rings: dict[int, Attachment] = {}
         boundary_log = BoundaryLog()
         self._sender = FrameSender(data, self.status, boundary_log, self.outbox, self._fault_unreachable)

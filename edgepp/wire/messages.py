@@ -276,6 +276,7 @@ class Pong(NamedTuple):
     sequences: Count
     """Open sequences."""
     kv_bytes: Count
+    """Bytes of their keys and values, of their log, and of the copies for another stage."""
 
 
 class Fault(NamedTuple):
