@@ -278,6 +278,7 @@ class Pong(NamedTuple):
     sequences: Count
     """Open sequences."""
     kv_bytes: Count
+    """Bytes of their keys and values, of their log, and of the copies for another stage."""
     received_bytes: Count
     """Bytes that the data socket has received."""
     sent_bytes: Count
@@ -486,6 +487,8 @@ class KvPiece(NamedTuple):
     """Form of the bytes (``StageModel.kv_layout``)."""
     checksum: Checksum
     """CRC-32 of the bytes."""
+    step: Id = 0
+    """1 + ``step`` of the latest frame of the sequence when a copy was taken; 0 for none, and to restore."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
