@@ -42,11 +42,13 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
         Loading, Loaded, NotLoaded       progress and result of a Load; NotLoaded also when a stage process ended
                      ◄ Restart, Retire   end a stage process that hangs, and start the stage again; end the stage
                                          process that stayed when its slot got another layer range
+        Leaving      ► Drained           move the node's layers to the others, before Leave
         Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
               client ──► coordinator    one DEALER per chat or command
-        Call         ► Reply             status, peers, leave; on the coordinator's machine: invite, token, revoke, use
+        Call         ► Reply             status, peers, leave; on the coordinator's machine: invite, token, revoke,
+                                         use, drain
         Ask          ► Piece…, Answered  a prompt: text as it is generated, then times and stages
                      ► Waiting           every second until the first Piece, with the reason
                      ► Declined          in place of any of these replies: the reason and what to do
@@ -463,6 +465,21 @@ class Retire(NamedTuple):
     slot: Slot
 
 
+class Leaving(NamedTuple):
+    """Node to coordinator: the node is about to end; it runs its stages until ``Drained``, for 20 s at most.
+
+    The node sends the message again until the reply.
+    """
+
+    incarnation: Id
+
+
+class Drained(NamedTuple):
+    """Coordinator to node, in reply to ``Leaving``: the other nodes have the node's layers, or cannot take them."""
+
+    incarnation: Id
+
+
 class Leave(NamedTuple):
     """Node to coordinator: the node ends, with all of its stage processes."""
 
@@ -567,6 +584,8 @@ Message: TypeAlias = (
     | NotLoaded
     | Restart
     | Retire
+    | Leaving
+    | Drained
     | Leave
     | Expelled
     | Adopt
