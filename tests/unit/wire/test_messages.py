@@ -15,14 +15,17 @@ from edgepp.wire.messages import (
     Attach,
     Batch,
     Declined,
+    Drained,
     Enrol,
     Fault,
     Forward,
     Hello,
+    Leaving,
     Load,
     Message,
     Pong,
     Restart,
+    Retire,
     Welcome,
 )
 from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
@@ -196,6 +199,9 @@ def test_every_kind_of_message_has_its_speakers() -> None:
         (ENROL, "control", "driver"),
         (LOAD, "cluster", "member"),
         (Restart(1, 0, 77), "cluster", "member"),
+        (Retire(1, 0), "cluster", "member"),
+        (Leaving(1), "cluster", "coordinator"),
+        (Drained(1), "cluster", "member"),
         (FORWARD, "control", "driver"),
         (WELCOME, "control", "driver"),
     ],
@@ -207,4 +213,4 @@ def test_a_message_of_the_wrong_speaker_is_refused(message: Message, socket: Any
 
 
 def test_only_the_owner_admits_and_revokes() -> None:
-    assert {"invite", "token", "revoke", "use"} <= VERBS_OF_OWNER
+    assert {"invite", "token", "revoke", "use", "drain"} <= VERBS_OF_OWNER
