@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 from hypothesis import strategies as st
 
 from edgepp.wire import text_fields as values
-from edgepp.wire.messages import Attach, Batch, Enrol, Forward, Load, Message, Welcome
+from edgepp.wire.messages import Attach, Batch, Enrol, Forward, Load, Message, Warm, Welcome
 from edgepp.wire.security import KeyPair
 
 KEYS = tuple(KeyPair.generate().public for _ in range(3))
@@ -58,7 +58,7 @@ def valid(message: Message) -> Message:
             return message._replace(sequences=ids, positions=(message.positions * len(ids))[: len(ids)])
         case Enrol():
             return message._replace(start=0, stop=0) if message.start >= message.stop else message
-        case Load():
+        case Load() | Warm():
             return message._replace(start=1, stop=2) if message.start >= message.stop else message
     return message
 

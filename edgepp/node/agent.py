@@ -24,6 +24,7 @@ from edgepp.events import CoordinatorReached, OnEvent, StageFailed
 from edgepp.node.coordinator_search import CoordinatorSearch, expulsion
 from edgepp.node.offer import Offer
 from edgepp.node.supervisor import Report, StageSupervisor
+from edgepp.node.warming import LayerWarmer
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, decode_payload, encode
@@ -44,6 +45,7 @@ from edgepp.wire.messages import (
     Retire,
     Unload,
     View,
+    Warm,
 )
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import is_key
@@ -117,6 +119,7 @@ class NodeAgent(threading.Thread):
             )
             for i in range(offer.stage_slots)
         ]
+        self._warmer = LayerWarmer(lambda: any(supervisor.is_loading for supervisor in self._supervisors))
 
     @property
     def has_layers(self) -> bool:
@@ -151,6 +154,7 @@ class NodeAgent(threading.Thread):
         """Take part in the cluster until closed, expelled or refused."""
         for supervisor in self._supervisors:
             supervisor.start()
+        self._warmer.start()
         try:
             while not self._closing:
                 link = self._search.find(lambda: self._closing)
@@ -165,6 +169,7 @@ class NodeAgent(threading.Thread):
         except Exception as error:  # noqa: BLE001 - the boundary of the thread
             self.error = explained(error)
         finally:
+            self._warmer.close()
             for supervisor in self._supervisors:
                 supervisor.close()
             self._context.term()
@@ -251,12 +256,10 @@ class NodeAgent(threading.Thread):
                     link.send([encode(self._enrolment())])
             case View():
                 self._apply_view(decode_payload(frames))
-            case Load() if message.slot < len(self._supervisors):
-                self._supervisors[message.slot].assign(message)
-            case Unload() if message.slot < len(self._supervisors):
-                self._supervisors[message.slot].assign(None)
-            case Restart() | Retire() if message.slot < len(self._supervisors):
-                self._supervisors[message.slot].order(message)
+            case Load() | Unload() | Restart() | Retire() if message.slot < len(self._supervisors):
+                _pass_on(message, self._supervisors[message.slot])
+            case Warm():
+                self._warmer.warm(message)
             case Expelled():
                 link.send([encode(Leave(self._incarnation))])  # the coordinator waits for it before it closes
                 raise expulsion(self._cluster, message.reason)
@@ -276,3 +279,14 @@ class NodeAgent(threading.Thread):
         for supervisor in self._supervisors:
             supervisor.admit(keys)
         self._on_view(view)
+
+
+def _pass_on(message: Load | Unload | Restart | Retire, supervisor: StageSupervisor) -> None:
+    """Pass an order of the coordinator to the supervisor of its slot."""
+    match message:
+        case Load():
+            supervisor.assign(message)
+        case Unload():
+            supervisor.assign(None)
+        case Restart() | Retire():
+            supervisor.order(message)

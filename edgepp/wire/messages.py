@@ -42,6 +42,7 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
         Loading, Loaded, NotLoaded       progress and result of a Load; NotLoaded also when a stage process ended
                      ◄ Restart, Retire   end a stage process that hangs, and start the stage again; end the stage
                                          process that stayed when its slot got another layer range
+                     ◄ Warm              fetch layers that the node may run later, and read them once
         Leaving      ► Drained           move the node's layers to the others, before Leave
         Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
@@ -465,6 +466,23 @@ class Retire(NamedTuple):
     slot: Slot
 
 
+class Warm(NamedTuple):
+    """Coordinator to node: fetch layers ``[start, stop)`` of ``model``, which the node may run later.
+
+    Where the free memory allows, the node also reads them once, into the page cache. A load of the node comes first,
+    and a later ``Warm`` takes the place of this one. No reply.
+    """
+
+    plan_id: Id
+    model: Label
+    start: Layer
+    stop: Layer
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.start < self.stop else "has an empty layer range"
+
+
 class Leaving(NamedTuple):
     """Node to coordinator: the node is about to end; it runs its stages until ``Drained``, for 20 s at most.
 
@@ -584,6 +602,7 @@ Message: TypeAlias = (
     | NotLoaded
     | Restart
     | Retire
+    | Warm
     | Leaving
     | Drained
     | Leave

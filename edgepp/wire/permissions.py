@@ -52,6 +52,7 @@ from edgepp.wire.messages import (
     Unload,
     View,
     Waiting,
+    Warm,
     Welcome,
 )
 
@@ -103,6 +104,7 @@ SPEAKERS: Mapping[type, Permission] = {
     Unload: _by("cluster", "coordinator"),
     Restart: _by("cluster", "coordinator"),
     Retire: _by("cluster", "coordinator"),
+    Warm: _by("cluster", "coordinator"),
     Drained: _by("cluster", "coordinator"),
     Expelled: _by("cluster", "coordinator"),
     Reply: _by("cluster", "coordinator"),

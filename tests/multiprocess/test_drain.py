@@ -26,8 +26,8 @@ def test_a_node_is_drained_and_used_again_and_stops_when_the_others_have_its_lay
     one: Machine, two: Machine, tiny: Path
 ) -> None:
     with serving(one, tiny) as (_, address):
-        code = one.json("invite", "--json")["code"]
-        with two.running("join", code, "--peer", address) as node:
+        token = one.json("token", "--json")["token"]
+        with two.running("join", "--peer", address, EDGEPP_TOKEN=token) as node:
             state = wait_for(one, 2)
             before = {stage["node"] for stage in state["stages"]}
             assert before == {"one", "two"}
@@ -62,8 +62,8 @@ def test_a_node_is_drained_and_used_again_and_stops_when_the_others_have_its_lay
 
 def test_a_second_ctrl_c_stops_a_node_at_once(one: Machine, two: Machine, tiny: Path) -> None:
     with serving(one, tiny) as (served, address):
-        code = one.json("invite", "--json")["code"]
-        with two.running("join", code, "--peer", address) as node:
+        token = one.json("token", "--json")["token"]
+        with two.running("join", "--peer", address, EDGEPP_TOKEN=token) as node:
             wait_for(one, 2)
             served.process.send_signal(signal.SIGSTOP)
             try:

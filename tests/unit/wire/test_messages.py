@@ -26,6 +26,7 @@ from edgepp.wire.messages import (
     Pong,
     Restart,
     Retire,
+    Warm,
     Welcome,
 )
 from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
@@ -144,6 +145,7 @@ WELCOME = Welcome(
         (BATCH._replace(positions=(1,)), "do not match"),
         (BATCH._replace(positions=()), "bad positions"),
         (LOAD._replace(start=4), "layer range"),
+        (Warm(1, "tiny", 4, 4), "layer range"),
         (LOAD._replace(model="a\x1b]52;c;x\x07"), "bad model"),
         (ENROL._replace(name=""), "bad name"),
         (ENROL._replace(name="a\nb"), "bad name"),
@@ -200,6 +202,7 @@ def test_every_kind_of_message_has_its_speakers() -> None:
         (LOAD, "cluster", "member"),
         (Restart(1, 0, 77), "cluster", "member"),
         (Retire(1, 0), "cluster", "member"),
+        (Warm(1, "tiny", 0, 4), "cluster", "member"),
         (Leaving(1), "cluster", "coordinator"),
         (Drained(1), "cluster", "member"),
         (FORWARD, "control", "driver"),
