@@ -144,6 +144,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                     *(["stage"] if assignments[member.node]["layers"] else []),
                 ],
                 "state": member.phase.value,
+                "draining": member.draining,
                 "address": member.host,
                 "memory_bytes": facts.memory_bytes,
                 "memory_free_bytes": member.memory_free_bytes,
