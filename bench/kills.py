@@ -15,19 +15,19 @@ import json
 import os
 import random
 import re
-import statistics
 import subprocess
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bench.toolkit.figures import slope_per_minute
 from bench.toolkit.script import Arguments, Result, count, say, script
 from edgepp.child_process import python_command
 from edgepp.coordinator.client import connect_coordinator
@@ -182,7 +182,7 @@ class Trial:
             "unanswered": sum(thread.is_alive() for thread in threads),
             "ready_again_s": complete_s,
             "memory_mb": [self.memory[0][1], self.memory[-1][1]],
-            "slope_mb_per_min": slope(self.memory[len(self.memory) // 4 :]),
+            "slope_mb_per_min": slope_per_minute(self.memory[len(self.memory) // 4 :]),
         }
 
     def _kill_repeatedly(self, until_s: float) -> None:
@@ -241,13 +241,6 @@ def expected(model: str) -> dict[str, list[int]]:
                 continue
             found[question] = answer.token_ids
     return found
-
-
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The least-squares slope of (seconds, MB), in MB per minute."""
-    if len(points) < 2:
-        return 0.0
-    return 60 * statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def lines(result: Result) -> Iterator[str]:
