@@ -51,7 +51,7 @@ fuzz: $(VENV)/.ready-fuzz  ## hostile input for all that reads bytes of others: 
 
 soak: $(VENV)/.ready-dev  ## a cluster under faults, drawn at random: MINUTES=10 SEED=1
 	$(BIN)/edgepp models pull smollm2-135m
-	$(BIN)/python -m bench.chaos --minutes $(MINUTES) --seed $(SEED)
+	$(BIN)/python -m bench.soak --minutes $(MINUTES) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV)

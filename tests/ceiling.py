@@ -28,13 +28,17 @@ def ceiling() -> Iterator[None]:
     """Fail where the body takes more processor time or memory than one input may, or logs an unexpected error."""
     errors, log = _Errors(), logging.getLogger("edgepp")
     log.addHandler(errors)
-    tracemalloc.start()
-    began_s = time.thread_time()
+    was_tracing = tracemalloc.is_tracing()
+    if not was_tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    held, began_s = tracemalloc.get_traced_memory()[0], time.thread_time()
     try:
         yield
-        spent_s, (_, peak) = time.thread_time() - began_s, tracemalloc.get_traced_memory()
+        spent_s, peak = time.thread_time() - began_s, tracemalloc.get_traced_memory()[1] - held
     finally:
-        tracemalloc.stop()
+        if not was_tracing:
+            tracemalloc.stop()
         log.removeHandler(errors)
     for record in errors.records:
         cause = record.exc_info[1] if record.exc_info else None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from random import Random
 from typing import Any
 
 import msgspec
 from msgspec import inspect
+from starlette.types import ASGIApp
 
 from edgepp.http_api.access.json_shape import exceeds
 from edgepp.http_api.app import ROUTE_LISTS, make_app
@@ -24,11 +26,15 @@ from tests.fuzz.mutation import JUNK, mutated_json
 from tests.fuzz.target import Target, check_sentence
 
 _SERVICE = AnyName([answer("a", "b")])
-_APP = make_app(_SERVICE, HttpOptions(), Limits(), key_required=False)
 _ROUTES = [route for routes in ROUTE_LISTS for route in routes(_SERVICE)]
 _OPERATIONS = [route for route in _ROUTES if isinstance(route, Operation) and route.body is not None]
 _LOOP = asyncio.new_event_loop()
 _MAX_SENTENCE = 1000
+
+
+@cache
+def _app() -> ASGIApp:
+    return make_app(_SERVICE, HttpOptions(), Limits(), key_required=False)
 
 
 def check_body(raw: bytes) -> None:
@@ -46,7 +52,7 @@ def check_body(raw: bytes) -> None:
             assert msgspec.json.decode(msgspec.json.encode(value), type=operation.body) == value
         _SERVICE.played.clear()
         asked = scope(operation.method, operation.path, [("Content-Type", "application/json")])
-        response = _LOOP.run_until_complete(call(_APP, asked, body, stays=True))
+        response = _LOOP.run_until_complete(call(_app(), asked, body, stays=True))
     assert response is not None
     assert response.status < 500 or response.status == 501, response.body
     if response.status >= 400:
