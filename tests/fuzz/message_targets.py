@@ -37,6 +37,8 @@ from tests.stages import ATTACH, DRIVER, GUEST, WIDTH, Stage, forward
 from tests.unit.coordinator.test_json_codec import AGENT, OPTIONS
 
 _VERBS: tuple[Verb, ...] = get_args(Verb)
+_LATER_EPOCH = 0x5EED_0F_7E57
+"""An epoch that no input names: a ``Free`` before its ``Attach`` would be right to cancel the sequence."""
 _ROW = np.ones((1, WIDTH), np.float32).tobytes()
 
 
@@ -59,9 +61,9 @@ def check_stage(raw: bytes) -> None:
             stage.order(DRIVER, encode(Detach(epoch)))
         assert not stage.model.lengths, f"sequences left: {stage.model.lengths}"
         assert stage.compute.runner.sequences == 0
-        stage.order(DRIVER, encode(ATTACH._replace(epoch=2)))
+        stage.order(DRIVER, encode(ATTACH._replace(epoch=_LATER_EPOCH)))
         stage.data.sent.clear()
-        stage.feed(forward(1)._replace(epoch=2), np.ones((1, WIDTH)))
+        stage.feed(forward(1)._replace(epoch=_LATER_EPOCH), np.ones((1, WIDTH)))
         assert len(stage.data.sent) == 1, "a stage computes no more"
 
 
