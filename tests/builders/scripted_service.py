@@ -135,6 +135,14 @@ class ScriptedService:
         return self.state
 
 
+class AnyName(ScriptedService):
+    """Serves its model by every name, so that random requests get further."""
+
+    def served(self, name: str | None) -> ServedModel:
+        """The model."""
+        return self.model
+
+
 def _rendered(conversation: Conversation) -> str:
     return "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in conversation.messages)
 
