@@ -40,6 +40,9 @@ LOADING_RETRY_S = 5.0
 class Asked(Protocol):
     """What the generator needs of a cluster."""
 
+    async def prepare(self) -> None:
+        """Make ``text`` in a thread, unless that is done."""
+
     @property
     def text(self) -> ModelText:
         """Text of the model that is served now."""
@@ -88,6 +91,7 @@ class Generator:
             until_s = time.monotonic() + self.load_wait_s
             while self.cluster.is_held and time.monotonic() < until_s:  # noqa: ASYNC110 - another thread changes it
                 await asyncio.sleep(_HELD_LOOK_S)
+            await self.cluster.prepare()  # the model may have changed meanwhile
             choices = await self._choices(request, until_s)
             for choice in choices:
                 choice.answer.start(wake.set)
