@@ -109,7 +109,7 @@ class NetworkRing:
         """Send a step to the first stage."""
         number = next(self._numbers)
         codec_name, tensor = self._codec.encode(step.hidden)
-        header = frame_of(step, self._epoch, number, codec_name)
+        header = frame_of(step, self._epoch, number, codec_name, len(self._peers) - 1)
         batch = isinstance(step, SendBatch)
         expected_s = sum(s.decode_s if batch else s.prefill_s * len(step.hidden) for s in self.stages)
         self._outstanding.sent(number, step, expected_s, time.perf_counter(), time.monotonic())
@@ -234,7 +234,7 @@ class NetworkRing:
         now_s = time.monotonic()
         for index, peer in enumerate(self._peers):
             if now_s - peer.heard_s > LOST_S:
-                self._fail(StageLost(f"{self.stages[index]} stopped answering"))
+                self._fail(StageLost(f"{self.stages[index]} stopped answering", hanging=index))
         if (overdue_s := self._outstanding.overdue_s(now_s)) is not None:
             self._fail(self._blame(overdue_s))
         elif self._outstanding.is_incomplete(now_s):
@@ -243,7 +243,8 @@ class NetworkRing:
     def _blame(self, silent_s: float) -> StageError:
         busiest = max(range(len(self._peers)), key=lambda i: self._peers[i].busy_us)
         if self._peers[busiest].busy_us:
-            return StageLost(f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged")
+            wedged = f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged"
+            return StageLost(wedged, hanging=busiest)
         return StageLost(
             f"nothing came back from {self.stages[-1]} for {silent_s:.0f} s although no stage is computing:"
             " a frame was lost on the way"

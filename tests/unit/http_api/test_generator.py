@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import pytest
 
-from edgepp.engine.request import GenerateOptions, SamplingOptions, Timing
+from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import SpelledToken, TextPiece
+from edgepp.engine.timing import Timing
 from edgepp.errors import (
     ContextExceeded,
     EdgeppError,

@@ -11,8 +11,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from edgepp.coordinator.live_answer import EndedAnswer
-from edgepp.engine.request import StageTimes, Timing
 from edgepp.engine.ring import StageInfo
+from edgepp.engine.timing import StageTimes, Timing
 from edgepp.http_api import health, metrics
 from edgepp.layers import LayerRange
 from tests.builders.scripted_service import ScriptedService

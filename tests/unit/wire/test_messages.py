@@ -22,6 +22,7 @@ from edgepp.wire.messages import (
     Load,
     Message,
     Pong,
+    Restart,
     Welcome,
 )
 from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
@@ -192,6 +193,7 @@ def test_every_kind_of_message_has_its_speakers() -> None:
         (ENROL, "cluster", "token"),
         (ENROL, "control", "driver"),
         (LOAD, "cluster", "member"),
+        (Restart(1, 0, 77), "cluster", "member"),
         (FORWARD, "control", "driver"),
         (WELCOME, "control", "driver"),
     ],
