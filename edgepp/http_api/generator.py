@@ -16,6 +16,7 @@ from edgepp.errors import (
     ModelError,
     NotReady,
     Overloaded,
+    PlanError,
     StageLost,
     UsageError,
 )
@@ -179,7 +180,7 @@ def request_error(error: EdgeppError) -> RequestError:
             return RequestError("loading", sentence, hint, retry_after_s=LOADING_RETRY_S)
         case Overloaded():
             return RequestError("rate_limited", sentence, hint, retry_after_s=BUSY_RETRY_S)
-        case StageLost():
+        case StageLost() | PlanError():  # a plan error ends an answer if the nodes that are left cannot hold the model
             return RequestError("overloaded", sentence, hint, retry_after_s=LOADING_RETRY_S)
         case _:
             return RequestError("internal", sentence, hint)
