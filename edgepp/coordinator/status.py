@@ -113,8 +113,11 @@ def _loading(sources: StatusSources, state: str) -> dict[str, Any] | None:
 
 
 def _engine(sources: StatusSources) -> dict[str, Any]:
-    """The engine's load and prefix reuse, counted since the pipeline was opened; empty without a pipeline."""
-    pipeline = sources.pipeline_manager.pipeline
+    """The engine's load, prefix reuse and recoveries, since the pipeline was opened; empty without a pipeline.
+
+    A pipeline that has lost its stages keeps its requests.
+    """
+    pipeline = sources.pipeline_manager.latest
     if pipeline is None:
         return {}
     load = pipeline.engine.load
@@ -126,6 +129,7 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
         "kept_positions": load.kept,
         "prompt_tokens": load.reuse.asked,
         "reused_tokens": load.reuse.reused,
+        "recoveries": pipeline.engine.recoveries,
     }
 
 
