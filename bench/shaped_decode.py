@@ -29,8 +29,9 @@ from edgepp.benchmark.workload import decode_step
 from edgepp.child_process import python_command
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.request import GenerateOptions
 from edgepp.engine.stage_handshake import Endpoint
+from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.wire.messages import MAX_HEADER_BYTES, Forward
@@ -44,6 +45,8 @@ _FIGURES = ("link_mbit_per_s", "prompt_bytes", "there_bytes", "back_bytes", "wir
 """Figures of a round that are not rates."""
 _UNSHAPED = "unshaped"
 _FORWARD = b"\xa7forward"
+_BEFORE_KIND = 4
+"""Bytes of a header before its kind: the start of an array of 16 elements, and the version."""
 """Encoded kind in the header of a chunk; before it are the length of the array and the version."""
 _ALL_PROTOCOLS = 3
 _SO_RCVBUFFORCE = 33
@@ -192,7 +195,7 @@ def codecs_sent(packets: Iterable[bytes]) -> dict[str, int]:
         at = packet.find(_FORWARD)
         while at >= 0:
             unpacker = msgpack.Unpacker()
-            unpacker.feed(packet[max(0, at - 2) : at + MAX_HEADER_BYTES])
+            unpacker.feed(packet[max(0, at - _BEFORE_KIND) : at + MAX_HEADER_BYTES])
             try:
                 _, _, *fields = unpacker.unpack()
                 found[Forward(*fields).codec] += 1

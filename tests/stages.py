@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepp.layers import LayerRange
 from edgepp.stage_process.compute_thread import ComputeThread
 from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.model_runner import ModelRunner
@@ -55,6 +56,7 @@ class FakeModel:
     """Layers that return what they are given; sequence lengths are kept as a real cache would."""
 
     hidden_size, dtype, kv_bytes, chunk, rewinds = WIDTH, "float32", 0, 8, True
+    layers, kv_layout = LayerRange(0, 4), ""
 
     def __init__(self) -> None:
         self.lengths: dict[int, int] = {}
@@ -116,9 +118,13 @@ class Stage:
             if command is not None:
                 self.compute.execute(command)
         for route, message in self.compute.outbox.drain():
-            self.listener.send(route, [encode(message)])
+            self.control.reply(route, message)
 
     def feed(self, frame: Forward | Batch, hidden: Any, sender: Sender = GUEST) -> None:
+        """Let the compute thread handle a frame, which gets the next number of its link unless it has one."""
+        ring = self.compute._rings.get(frame.epoch)
+        if ring is not None and not frame.serial:
+            frame = frame._replace(serial=ring._received)
         self.data.put(sender, [encode(frame), np.asarray(hidden, np.float32).tobytes()])
         self.compute.receive()
 

@@ -7,12 +7,26 @@ from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
 from hypothesis import strategies as st
+from zmq.utils import z85
 
 from edgepp.wire import text_fields as values
-from edgepp.wire.messages import Attach, Batch, Enrol, Forward, Load, Message, Welcome
-from edgepp.wire.security import KeyPair
+from edgepp.wire.messages import (
+    Attach,
+    Batch,
+    Enrol,
+    Expect,
+    Forward,
+    Held,
+    KvPiece,
+    Load,
+    Message,
+    Push,
+    Replay,
+    Welcome,
+)
 
-KEYS = tuple(KeyPair.generate().public for _ in range(3))
+KEYS = tuple(z85.encode(bytes([number] * 32)).decode() for number in (1, 2, 3))
+"""Keys without secrets, the same in every process, so that an input that breaks something breaks it again."""
 _HOSTS = ("10.0.0.2", "fd00::1", "fe80::1%eth0")
 _ADDRESSES = ("10.0.0.2:5720", "[fe80::1%eth0]:5721", "mini.local:1")
 _WORDS = st.text(string.ascii_letters + "äö漢", min_size=1, max_size=20)
@@ -48,19 +62,43 @@ def valid(message: Message) -> Message:
     match message:
         case Welcome():
             return message._replace(start=1, stop=2, num_layers=max(2, message.num_layers))
-        case Attach(next_addresses=""):
-            return message._replace(next_key="")
+        case Attach():
+            return message._replace(
+                next_key=message.next_key if message.next_addresses else "",
+                keeper_key=message.keeper_key if message.keeper_addresses else "",
+                copies_from=message.copies_from if message.keeps_copies else "",
+                inherits=0 if message.inherits == message.epoch else message.inherits,
+            )
         case Forward():
             rows = max(1, message.rows)
             return message._replace(rows=rows, wanted_rows=min(message.wanted_rows, rows))
+        case Replay():
+            start, stop = 0, max(1, message.stop)
+            return message._replace(start=start, stop=stop, capacity=max(message.capacity, stop))
+        case Expect():
+            length = max(1, message.length)
+            return message._replace(length=length, capacity=max(message.capacity, length))
+        case Push():
+            ranges = {"start_layer": 1, "stop_layer": 2, "start": 0, "stop": max(1, message.stop)}
+            return message._replace(**ranges, addresses=message.addresses or _ADDRESSES[0])
+        case KvPiece():
+            return message._replace(start_layer=1, stop_layer=2, start=0, stop=max(1, message.stop))
+        case Held():
+            message = message._replace(start=1, stop=2)
+            return _matched(message)
         case Batch():
-            ids = tuple(dict.fromkeys(message.sequences))
-            return message._replace(sequences=ids, positions=(message.positions * len(ids))[: len(ids)])
+            return _matched(message)
         case Enrol():
             return message._replace(start=0, stop=0) if message.start >= message.stop else message
         case Load():
             return message._replace(start=1, stop=2) if message.start >= message.stop else message
     return message
+
+
+def _matched(message: Any) -> Any:
+    """The message with distinct sequences and one position for each."""
+    ids = tuple(dict.fromkeys(message.sequences))
+    return message._replace(sequences=ids, positions=(message.positions * len(ids))[: len(ids)])
 
 
 def messages(*kinds: type) -> st.SearchStrategy[Message]:

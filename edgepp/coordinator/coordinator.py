@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import zmq
@@ -29,7 +30,7 @@ from edgepp.coordinator.model_change import MakeParts, ModelChanger
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Order, Planner
 from edgepp.coordinator.rollout import Rollout
-from edgepp.coordinator.status import StatusSources, cluster_status
+from edgepp.coordinator.status import HttpAddress, StatusSources, cluster_status
 from edgepp.coordinator.thread_work import ThreadWork
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError
@@ -164,6 +165,10 @@ class Coordinator(threading.Thread):
     def status(self) -> dict[str, Any]:
         """The cluster's state as `edgepp status --json` prints it."""
         return cluster_status(self._sources)
+
+    def tell_http(self, http: HttpAddress | None) -> None:
+        """Have the status tell where the HTTP server of this process listens; None for no server."""
+        self._sources = replace(self._sources, http=http)
 
     def close(self) -> None:
         """End all answers and the thread; members search for a new coordinator."""

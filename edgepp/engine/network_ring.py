@@ -9,11 +9,13 @@ import itertools
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import zmq
 
 from edgepp.engine.outstanding_steps import OutstandingSteps
+from edgepp.engine.queue_times import QueueTimes
 from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, StageStats, frame_of, returned
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, check_plan, greet
@@ -91,6 +93,7 @@ class NetworkRing:
             raise
         self._first = links.into_first
         self._codec = CodecChoice(links.codecs[0], links.bytes_per_s[0])
+        self._queues = QueueTimes(links.ways_s, links.bytes_per_s)
         measured = zip(self._peers, links.hops_s, links.bytes_per_s, strict=True)
         self.stages = tuple(_stage_info(i, *one) for i, one in enumerate(measured))
         self._poller = Poller[Any](*(peer.control for peer in self._peers), *links.opened)
@@ -106,7 +109,7 @@ class NetworkRing:
         """Send a step to the first stage."""
         number = next(self._numbers)
         codec_name, tensor = self._codec.encode(step.hidden)
-        header = frame_of(step, self._epoch, number, codec_name)
+        header = frame_of(step, self._epoch, number, codec_name, len(self._peers) - 1)
         batch = isinstance(step, SendBatch)
         expected_s = sum(s.decode_s if batch else s.prefill_s * len(step.hidden) for s in self.stages)
         self._outstanding.sent(number, step, expected_s, time.perf_counter(), time.monotonic())
@@ -133,7 +136,10 @@ class NetworkRing:
 
     def stage_stats(self) -> list[StageStats]:
         """Each stage's state by its last answer to a ping. Safe from any thread."""
-        return [peer.stats for peer in self._peers]
+        return [
+            replace(peer.stats, queue_s=queue_s)
+            for peer, queue_s in zip(self._peers, self._queues.seconds, strict=True)
+        ]
 
     def close(self) -> None:
         """Detach from the stages, and close all links."""
@@ -171,7 +177,9 @@ class NetworkRing:
             raise RemoteProtocolError("a result of another shape than was asked for")
         hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
         ring_s = time.perf_counter() - answered.sent_s
-        self._events.append(returned(message, hidden, answered.step.positions_each, ring_s))
+        event = returned(message, hidden, answered.step.positions_each, ring_s)
+        self._queues.add(answered.sent_s, answered.step.hidden.nbytes, event.compute_s, ring_s)
+        self._events.append(event)
 
     def _heard(self, index: int, message: Message) -> None:
         """Take a message on the control link of stage ``index``."""
@@ -179,7 +187,15 @@ class NetworkRing:
         match message:
             case Pong(epoch=self._epoch):
                 peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
-                peer.stats = StageStats(message.sequences, message.kv_bytes, message.frames, message.dropped)
+                peer.stats = StageStats(
+                    message.sequences,
+                    message.kv_bytes,
+                    message.frames,
+                    message.dropped,
+                    message.received_bytes,
+                    message.sent_bytes,
+                    message.reconnects + (self._links.reconnects(index) if self._links else 0),
+                )
                 if not message.known:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):
@@ -218,7 +234,7 @@ class NetworkRing:
         now_s = time.monotonic()
         for index, peer in enumerate(self._peers):
             if now_s - peer.heard_s > LOST_S:
-                self._fail(StageLost(f"{self.stages[index]} stopped answering"))
+                self._fail(StageLost(f"{self.stages[index]} stopped answering", hanging=index))
         if (overdue_s := self._outstanding.overdue_s(now_s)) is not None:
             self._fail(self._blame(overdue_s))
         elif self._outstanding.is_incomplete(now_s):
@@ -227,7 +243,8 @@ class NetworkRing:
     def _blame(self, silent_s: float) -> StageError:
         busiest = max(range(len(self._peers)), key=lambda i: self._peers[i].busy_us)
         if self._peers[busiest].busy_us:
-            return StageLost(f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged")
+            wedged = f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged"
+            return StageLost(wedged, hanging=busiest)
         return StageLost(
             f"nothing came back from {self.stages[-1]} for {silent_s:.0f} s although no stage is computing:"
             " a frame was lost on the way"

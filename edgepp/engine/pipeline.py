@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -78,9 +79,16 @@ class Pipeline:
     """A model that is ready to answer. Close it, or use it in a ``with`` statement: it may own processes."""
 
     def __init__(
-        self, options: PipelineOptions, on_progress: OnProgress | None = None, frontend: ModelFrontend | None = None
+        self,
+        options: PipelineOptions,
+        on_progress: OnProgress | None = None,
+        frontend: ModelFrontend | None = None,
+        *,
+        recovers: bool = False,
     ) -> None:
         """Fetch the model unless ``frontend`` is given, start or join the stages, load embedding and head.
+
+        A pipeline that ``recovers`` keeps its requests when it loses a stage, and waits for ``take_ring``.
 
         Raises:
             EdgeppError: the model cannot run, in one sentence; all that was started has been stopped.
@@ -104,7 +112,7 @@ class Pipeline:
                     raise
 
             self.engine = self._owned.enter_context(
-                EngineLoop(open_parts, self.tokenizer.eos_ids, options.budget, frontend.compile)
+                EngineLoop(open_parts, self.tokenizer.eos_ids, options.budget, frontend.compile, recovers=recovers)
             )
         except BaseException:
             self._owned.close()
@@ -122,8 +130,13 @@ class Pipeline:
 
     @property
     def lost(self) -> EdgeppError | None:
-        """The error that ended the engine; None while it runs."""
+        """The error that ended the engine; None while it runs, or waits for another ring."""
         return self.engine.lost
+
+    @property
+    def suspended(self) -> EdgeppError | None:
+        """Why requests pause until the pipeline has another ring; None while they are computed."""
+        return self.engine.suspended
 
     @property
     def context(self) -> int:
@@ -140,6 +153,38 @@ class Pipeline:
     def stages(self) -> tuple[StageInfo, ...]:
         """The pipeline's stages in order."""
         return self.engine.stages
+
+    def suspend(self, reason: EdgeppError, *, lost: bool) -> Future[None]:
+        """Pause all requests: at once if stages are ``lost``, else once no step is under way. Safe from any thread.
+
+        The result is set when they pause.
+        """
+        return self.engine.suspend(reason, lost=lost)
+
+    def open_ring(self, endpoints: tuple[Endpoint, ...]) -> Ring:
+        """Join the stages at ``endpoints``, for ``take_ring``.
+
+        Raises:
+            EdgeppError: the stages cannot be joined, or do not make up the model.
+        """
+        checkpoint = self._checkpoint
+        expected = Expectation(
+            self.options.model,
+            checkpoint.fingerprint,
+            checkpoint.num_layers,
+            checkpoint.hidden_size,
+            self.options.exact,
+            checkpoint.commit,
+        )
+        return NetworkRing(endpoints, expected, platform.node(), self.options.codecs, self.options.keys)
+
+    def take_ring(self, ring: Ring) -> None:
+        """Go on over ``ring``, which ``open_ring`` gave, with all requests; returns when that is so.
+
+        Raises:
+            EdgeppError: the pipeline was closed; ``ring`` is closed too.
+        """
+        self.engine.resume(ring).result()
 
     def ask(self, prompt: Prompt, options: GenerateOptions, owner: str = "") -> TextStream:
         """Answer a raw text, a conversation by the model's chat template, or token ids.
@@ -190,16 +235,7 @@ class Pipeline:
         return child
 
     def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
-        checkpoint = self._checkpoint
-        expected = Expectation(
-            self.options.model,
-            checkpoint.fingerprint,
-            checkpoint.num_layers,
-            checkpoint.hidden_size,
-            self.options.exact,
-            checkpoint.commit,
-        )
-        ring = NetworkRing(endpoints, expected, platform.node(), self.options.codecs, self.options.keys)
+        ring = self.open_ring(endpoints)
         try:
             return ring, self._load_ends()
         except EdgeppError:

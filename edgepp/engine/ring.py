@@ -129,6 +129,14 @@ class StageStats:
     """Frames that the stage has computed."""
     dropped: int
     """Frames that the stage has dropped, such as those of freed sequences."""
+    received_bytes: int = 0
+    """Bytes that came over the link into the stage, probes included; 0 for a stage in this process."""
+    sent_bytes: int = 0
+    """Bytes that went to the next stage or back, probes included; 0 for a stage in this process."""
+    reconnects: int = 0
+    """Connections to the stage, and from there to the next one, that were made again after one had ended."""
+    queue_s: float = 0.0
+    """Seconds that steps have waited at the stage for earlier steps, as ``QueueTimes`` derives them."""
 
 
 class Ring(Protocol):
@@ -155,11 +163,14 @@ class Ring(Protocol):
         """Release everything."""
 
 
-def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec) -> Forward | Batch:
-    """The header of the frame that carries a step, which is followed by the step's hidden states."""
+def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec, until: int) -> Forward | Batch:
+    """The header of the frame that carries a step, which is followed by the step's hidden states.
+
+    ``number`` is that of the step and of the frame on its link; ``until`` the last stage that computes a ``Send``.
+    """
     width, dtype = step.hidden.shape[1], codec.dtype_name(step.hidden.dtype)
     if isinstance(step, SendBatch):
-        return Batch(epoch, number, step.sequences, step.positions, width, dtype, codec_name, ())
+        return Batch(epoch, number, step.sequences, step.positions, width, dtype, codec_name, (), serial=number)
     return Forward(
         epoch=epoch,
         sequence=step.sequence,
@@ -173,6 +184,8 @@ def frame_of(step: Send | SendBatch, epoch: int, number: int, codec_name: Codec)
         dtype=dtype,
         codec=codec_name,
         compute_us=(),
+        until=until,
+        serial=number,
     )
 
 
@@ -199,7 +212,7 @@ class LocalRing:
     def send(self, step: Send | SendBatch) -> None:
         """Compute a step on all stages; ``poll`` returns the result."""
         start = time.perf_counter()
-        frame, hidden = frame_of(step, 0, 0, "none"), step.hidden
+        frame, hidden = frame_of(step, 0, 0, "none", len(self.stages) - 1), step.hidden
         for info, runner in zip(self.stages, self._runners, strict=True):
             try:
                 outcome = runner.run(frame, hidden)

@@ -51,6 +51,13 @@ class RingLinks:
         self.opened: list[Link] = []
         self.hops_s = [0.0] * len(peers)
         self.bytes_per_s = [0] * len(peers)
+        self.back_s = 0.0
+        """One-way seconds of the way back, which is part of the last hop."""
+
+    @property
+    def ways_s(self) -> list[float]:
+        """One-way seconds of one hidden state into each stage, without the way back."""
+        return [*self.hops_s[:-1], self.hops_s[-1] - self.back_s]
 
     @property
     def into_first(self) -> Link:
@@ -77,7 +84,17 @@ class RingLinks:
                 self.hops_s[i + 1] = attached.echo_us / 2e6
                 self.bytes_per_s[i + 1] = attached.bytes_per_s
         self.hops_s[-1] += back_s
+        self.back_s = back_s
         self.hops_s[0] += there_s
+
+    def reconnects(self, index: int) -> int:
+        """Connections from the coordinator to a stage that were made again after one had ended."""
+        links = [self._peers[index].control]
+        if index == 0:
+            links.append(self.into_first)
+        if index == len(self._peers) - 1 and self.opened[0] is not links[-1]:
+            links.append(self.opened[0])
+        return sum(link.traffic.reconnects for link in links)
 
     def close(self) -> None:
         """Close the coordinator's links."""

@@ -81,12 +81,13 @@ class Scheduler:
         self._chunk_next = True
         """Whether a micro-batch has gone since the last chunk."""
 
-    def add(self, request: Request) -> None:
-        """Prefill a request; the stages hold the first ``sent`` of its ``ids`` already.
+    def add(self, request: Request, *, decodes: bool = False) -> None:
+        """Prefill a request, of whose ``ids`` the stages hold the first ``sent`` already, or decode at once.
 
-        At least ``MIN_ROWS`` of its ``ids`` must be left to compute, unless it has fewer.
+        If it ``decodes``, all ``ids`` but the newest must be there; else at least ``MIN_ROWS`` must be left to compute,
+        unless the request has fewer.
         """
-        self._prefilling.append(request)
+        (self._ready if decodes else self._prefilling).append(request)
 
     def remove(self, request: Request) -> None:
         """Remove a request in any status. Its steps in the ring are no longer counted."""

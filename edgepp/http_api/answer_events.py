@@ -128,7 +128,7 @@ class Choice:
         sampled = token.sampled
         top_raw = tuple(self.spell(rival) for rival, _ in sampled.top)
         top = tuple((_text(raw), logprob) for raw, (_, logprob) in zip(top_raw, sampled.top, strict=True))
-        return TokenLogprob(_text(token.raw), sampled.logprob or 0.0, top, token.id, token.raw, top_raw)
+        return TokenLogprob(_text(token.raw), sampled.logprob or 0.0, top, token.raw, top_raw)
 
     def _count_reasoning(self, parts: Iterable[AnswerPart]) -> None:
         """Count the tokens that came with reasoning; by characters where other parts came with it."""

@@ -64,7 +64,6 @@ class TokenLogprob:
     text: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
-    token_id: int = -1
     raw: bytes | None = None
     """The bytes of the token, which may be a part of a character, where they are not those of ``text``."""
     top_raw: tuple[bytes, ...] = ()

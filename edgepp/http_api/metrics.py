@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
@@ -85,7 +85,11 @@ class AnswerMetrics:
         self._guessed = counter("speculative_tokens", "Tokens that were guessed before they were sampled.")
         self._right = counter("speculative_tokens_right", "Guessed tokens that were right.")
         self._compute = counter("stage_compute_seconds", "Seconds of computing, per stage.", (*_STAGE, "phase"))
-        self._wire = counter("stage_wire_seconds", "Seconds on the way to a stage, per stage.", _STAGE)
+        self._wire = counter(
+            "stage_wire_seconds",
+            "Seconds of decode steps outside of computing (wire, codec and queues), divided by the measured hops.",
+            _STAGE,
+        )
         self._ttft = histogram("time_to_first_token_seconds", "From question to first token.", _FIRST_TOKEN_S)
         self._gap = histogram("inter_token_latency_seconds", "Between two pieces of text.", _TOKEN_S)
         self._e2e = histogram("e2e_request_latency_seconds", "From question to end.", _ANSWER_S)
@@ -186,11 +190,36 @@ def _families(service: ModelService) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=_MODEL)
         gauge.add_metric(label, value)
         yield gauge
-    preempted = CounterMetricFamily(f"{PREFIX}_preemptions", "Requests that lost their KV positions.", labels=_MODEL)
-    preempted.add_metric(label, engine.get("preempted", 0))
-    yield preempted
+    yield _counter("preemptions", "Requests that lost their KV positions.", label, engine.get("preempted", 0))
+    yield from _recovery_families(model.name, engine)
     yield from _stage_families(model.name, state.get("stages", ()))
     yield from _node_families(model.name, state.get("nodes", ()))
+
+
+def _recovery_families(model: str, engine: Mapping[str, Any]) -> Iterator[Metric]:
+    """How requests went on after a stage was lost; nothing where the engine does not tell."""
+    recoveries: Mapping[str, int] | None = engine.get("recoveries")
+    if recoveries is None:
+        return
+    family = CounterMetricFamily(
+        f"{PREFIX}_recoveries",
+        "Requests that went on after a stage was lost, by how its keys and values came back.",
+        labels=(*_MODEL, "how"),
+    )
+    for how, count in recoveries.items():
+        family.add_metric([model, how], count)
+    yield family
+    took = SummaryMetricFamily(
+        f"{PREFIX}_recovery_seconds", "From the loss of a stage until a request went on.", labels=_MODEL
+    )
+    took.add_metric([model], sum(recoveries.values()), engine["recovery_s"])
+    yield took
+
+
+def _counter(name: str, text: str, label: list[str], value: float) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=_MODEL)
+    family.add_metric(label, value)
+    return family
 
 
 _STAGE_GAUGES = {
@@ -207,6 +236,17 @@ _STAGE_GAUGES = {
 _STAGE_COUNTERS = {
     "frames": ("stage_frames", "Frames that the stage has computed."),
     "dropped": ("stage_dropped_frames", "Frames that the stage has dropped, such as those of freed sequences."),
+    "queue_s": (
+        "stage_queue_seconds",
+        "Seconds that steps waited at the stage for earlier steps, since the pipeline was opened; derived by the"
+        " coordinator from sending times, computing times and the measured links.",
+    ),
+    "received_bytes": ("stage_received_bytes", "Bytes received on the link into the stage, since its process began."),
+    "sent_bytes": ("stage_sent_bytes", "Bytes sent on the link to the next stage, or back, since its process began."),
+    "reconnects": (
+        "stage_reconnects",
+        "Connections made again: from the coordinator to the stage, and from the stage to the next one.",
+    ),
 }
 
 

@@ -38,6 +38,8 @@ from edgepp.wire.messages import (
     Message,
     NotLoaded,
     Refused,
+    Restart,
+    Retire,
     Unload,
     View,
 )
@@ -102,7 +104,12 @@ class NodeAgent(threading.Thread):
         """Set when the thread has ended."""
         self._closing = False
         self._supervisors = [
-            StageSupervisor(i, offer.stage_settings(i, identity, cluster.coordinator.key), self._outbox.put)
+            StageSupervisor(
+                i,
+                offer.stage_settings(i, identity, cluster.coordinator.key),
+                self._outbox.put,
+                offer.memory_bytes // offer.stage_slots,
+            )
             for i in range(offer.stage_slots)
         ]
 
@@ -243,7 +250,8 @@ class NodeAgent(threading.Thread):
                 continue
             self._reports.append(report)
             if isinstance(report, NotLoaded):
-                self._on_event(StageFailed(report.slot, report.reason))
+                again = "; it is started again" if report.restarting else ""
+                self._on_event(StageFailed(report.slot, report.reason + again))
         while self._reports and link.send([encode(self._reports[0])]):
             self._reports.popleft()
 
@@ -279,6 +287,8 @@ class NodeAgent(threading.Thread):
                 self._supervisors[message.slot].assign(message)
             case Unload() if message.slot < len(self._supervisors):
                 self._supervisors[message.slot].assign(None)
+            case Restart() | Retire() if message.slot < len(self._supervisors):
+                self._supervisors[message.slot].order(message)
             case Expelled():
                 raise self._expelled(link, message.reason)
             case Refused():

@@ -12,6 +12,7 @@ from edgepp.coordinator.client import CoordinatorClient
 from edgepp.coordinator.composition_root import PORT, CoordinatorService, ServeOptions
 from edgepp.coordinator.live_answer import PIPELINE_WAIT_S, OnEnded
 from edgepp.coordinator.model_change import ModelChange
+from edgepp.coordinator.status import HttpAddress
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
@@ -119,6 +120,10 @@ class ServedCluster(Background[CoordinatorService]):
     def observe(self, on_ended: OnEnded) -> None:
         """Have ``on_ended`` called with each answer that has ended, whoever asked, in whatever thread."""
         self._service.coordinator.live_answers.observers.append(on_ended)
+
+    def tell_http(self, http: HttpAddress | None) -> None:
+        """Have the status tell where the HTTP server of this program listens; None for no server."""
+        self._service.coordinator.tell_http(http)
 
     async def load(self, model: str, on_change: Callable[[ModelChange], None] = lambda _: None) -> None:
         """Change the model while the cluster runs: answers under way end first, and new questions wait.

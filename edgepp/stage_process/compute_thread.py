@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
-from edgepp.errors import RemoteProtocolError
-from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process.model_runner import Answer, Frame, ModelRunner, answer_to, sequences_of
+from edgepp.errors import RemoteProtocolError, StageFault
+from edgepp.stage_process.attachment import Attachment, check_frame
+from edgepp.stage_process.boundary_log import BoundaryLog
+from edgepp.stage_process.compute_status import ComputeStatus
+from edgepp.stage_process.frame_sender import FrameSender
+from edgepp.stage_process.held import held_messages
+from edgepp.stage_process.model_runner import Frame, ModelRunner, sequences_of
 from edgepp.stage_process.next_stage import NextStageLink, Reply
+from edgepp.stage_process.paced_link import PacedLink
+from edgepp.stage_process.replays import Replays
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.link_rate import PROBE_BYTES
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Attached, Batch, Detach, Echo, Fault, Forward, Free, Pong
+from edgepp.wire.messages import Attach, Attached, Batch, Detach, Echo, Fault, Forward, FrameLost, Free, Held, Replay
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Link, Listener, Sender
@@ -28,72 +32,16 @@ log = logging.getLogger("edgepp.stage")
 
 AWAKE_S = 0.05
 """How long a stage waits for the next frame without sleeping, if ``ComputePolicy.awake`` is set."""
-_SEND_WAIT_S = 1.0
-"""How long a frame waits for a next stage whose queue is full; other rings go on meanwhile."""
 _RETRY_INTERVAL_S = 0.005
-_MAX_UNSENT_FRAMES = 64
-"""Frames of one ring that may wait for the next stage."""
+"""How often a next stage with a full queue is tried again."""
+_BULK_INTERVAL_S = 0.001
+"""How often bulk data looks for room on its link."""
 
-Command = NextStageLink | Detach | Free | None
+Command = NextStageLink | Detach | Free | Replay | None
 """Order of the control thread to the compute thread; None means stop."""
 
 
 _yield: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))
-
-
-@dataclass
-class Attachment:
-    """The ring of one epoch, as one of its stages sees the ring."""
-
-    stage: int
-    control: bytes
-    """Route of the coordinator's control connection."""
-    previous_key: str
-    """Key of the only sender of the ring's frames; empty where the data socket is not encrypted."""
-    next: Link | None
-    """None for the last stage."""
-    route: bytes
-    """Route of the coordinator's data connection, to which the last stage sends."""
-    codec: CodecChoice
-    unsent: deque[_UnsentFrame] = field(default_factory=deque)
-    """Frames that the next stage's full queue has not taken yet, oldest first."""
-
-
-@dataclass(frozen=True)
-class _UnsentFrame:
-    frame: Frame
-    parts: list[bytes | memoryview]
-    until_s: float
-
-
-class ComputeStatus:
-    """State of the compute thread that the control thread may read at any time."""
-
-    def __init__(self, runner: ModelRunner) -> None:
-        self._runner = runner
-        self.busy_since_s: float | None = None
-        """``time.perf_counter()`` at the start of the present step; None while idle."""
-
-    def pong(self, epoch: int, *, known: bool) -> Pong:
-        """``Pong`` for the epoch ``epoch``, which the stage knows or not."""
-        since_s = self.busy_since_s
-        busy_us = 0 if since_s is None else max(1, int((time.perf_counter() - since_s) * 1e6))
-        runner = self._runner
-        return Pong(
-            epoch,
-            known,
-            busy_us,
-            runner.counters.frames,
-            runner.counters.dropped,
-            runner.sequences,
-            runner.model.kv_bytes,
-        )
-
-    def drop(self, reason: object) -> None:
-        """Count a dropped frame; log the 1st, 10th, 100th …, so that a flood cannot fill a disk."""
-        count = self._runner.counters.dropped = self._runner.counters.dropped + 1
-        if str(count).strip("0") == "1":
-            log.warning("dropped frame %d: %s", count, reason)
 
 
 class ComputeThread:
@@ -106,9 +54,13 @@ class ComputeThread:
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
         self.status = ComputeStatus(runner)
+        data.traffic = self.status.traffic
+        self._boundary_log = BoundaryLog()
+        runner.companions.append(self._boundary_log)
         self._rings: dict[int, Attachment] = {}
-        self._congested: dict[int, Attachment] = {}
-        """Rings with unsent frames, by epoch."""
+        self._sender = FrameSender(data, self.status, self._boundary_log, self.outbox, self._fault_unreachable)
+        self._bulk_moved = False
+        """Whether bulk data was sent in the last turn."""
         self._log_sampler = LogSampler()
 
     def run(self) -> None:
@@ -123,16 +75,19 @@ class ComputeThread:
                         if command is None:
                             return
                         self.execute(command)
-            if self._congested:
-                self._retry_unsent()
+            if self._sender.is_congested:
+                self._sender.retry_unsent()
+            self._bulk_moved = self._move_bulk()
 
     def _wait(self, poller: Poller[Command]) -> list[Listener | Link | Mailbox[Command]]:
         """Wait for the next frame or command; for ``AWAKE_S`` without sleeping where sequences are open.
 
         A processor that slept while other stages computed takes up to a millisecond to reach full speed again.
         """
-        if self._congested:
+        if self._sender.is_congested:
             return poller.wait(_RETRY_INTERVAL_S)
+        if any(ring.replays for ring in self._rings.values()):
+            return poller.wait(0.0 if self._bulk_moved else _BULK_INTERVAL_S)
         until_s = time.perf_counter() + (AWAKE_S if self._awake and self.runner.sequences else 0.0)
         while time.perf_counter() < until_s:
             if ready := poller.wait(0.0):
@@ -149,7 +104,7 @@ class ComputeThread:
             self._detach(epoch)
         self.data.close()
 
-    def execute(self, command: NextStageLink | Detach | Free) -> None:
+    def execute(self, command: NextStageLink | Detach | Free | Replay) -> None:
         """Execute a command of the control thread; an unexpected error is logged."""
         try:
             match command:
@@ -159,6 +114,8 @@ class ComputeThread:
                     self.runner.free(command.epoch, command.sequence)
                 case Detach():
                     self._detach(command.epoch)
+                case Replay():
+                    self._replay(command)
         except Exception as error:
             if self._log_sampler.should_log("command", type(error).__name__):
                 log.exception("a command failed")
@@ -171,21 +128,75 @@ class ComputeThread:
                 link.close()
             return
         self._detach(message.epoch)
+        if link is not None:
+            link.traffic = self.status.traffic
+        if message.inherits:
+            self._inherit(message)
         choice = CodecChoice(message.codec, next_stage.bytes_per_s if link is not None else message.return_bytes_per_s)
-        route = bytes.fromhex(message.route)
-        self._rings[message.epoch] = Attachment(
-            message.stage, attempt.control, message.previous_key, link, route, choice
-        )
+        ring = self._rings[message.epoch] = Attachment(message, attempt.control, link, choice)
+        if link is not None:
+            ring.pace, ring.replays = PacedLink(link), Replays(self._boundary_log, self.runner.model.chunk)
+        for held in self._held(message.epoch):
+            self.outbox.put((attempt.control, held))
         self.outbox.put(
             (attempt.control, Attached(message.epoch, int(next_stage.echo_s * 1e6), next_stage.bytes_per_s))
         )
 
+    def _inherit(self, message: Attach) -> None:
+        """Move the sequences of the epoch that the new ring replaces, whose frames are dropped from now on."""
+        replaced = self._rings.pop(message.inherits, None)
+        for _ in range(self._sender.forget(message.inherits)):
+            self.status.drop("a frame of a ring that was replaced")
+        if replaced is not None:
+            replaced.close()
+        self.runner.inherit(message.inherits, message.epoch)
+
+    def _held(self, epoch: int) -> Iterator[Held]:
+        layers = self.runner.model.layers
+        yield from held_messages(epoch, "kv", layers, self.runner.lengths(epoch))
+        yield from held_messages(epoch, "log", layers, self._boundary_log.lengths(epoch))
+
     def _detach(self, epoch: int) -> None:
         ring = self._rings.pop(epoch, None)
-        self._congested.pop(epoch, None)
-        if ring is not None and ring.next is not None:
-            ring.next.close()
+        self._sender.forget(epoch)
+        if ring is not None:
+            ring.close()
         self.runner.forget(epoch)
+
+    def _replay(self, replay: Replay) -> None:
+        ring = self._rings.get(replay.epoch)
+        if ring is None:
+            return
+        try:
+            if ring.replays is None or replay.until <= ring.stage:
+                raise StageFault("a replay goes to later stages")
+            ring.replays.add(replay)
+        except StageFault as fault:
+            self._fault(ring, replay.epoch, replay.sequence, str(fault))
+
+    def _move_bulk(self) -> bool:
+        """Send the next piece of bulk data of each ring, where there is room; whether anything was sent."""
+        moved = False
+        for ring in list(self._rings.values()):
+            try:
+                moved |= self._move_replay(ring)
+            except Exception as error:  # a boundary: a bad answer of one receiver must not end the stage
+                if self._log_sampler.should_log("replay", type(error).__name__):
+                    log.exception("a replay failed")
+                for replay in ring.replays.clear() if ring.replays else ():
+                    self._fault(ring, replay.epoch, replay.sequence, str(error))
+        return moved
+
+    def _move_replay(self, ring: Attachment) -> bool:
+        if not ring.replays or ring.pace is None:
+            return False
+        ring.pace.read_echoes()
+        if ring.unsent or not ring.pace.has_room(ring.replays.chunk_bytes):
+            return False
+        chunk = ring.replays.take()
+        if chunk is not None:
+            ring.pace.mark(self._sender.pass_on(ring, *chunk))
+        return chunk is not None
 
     def receive(self) -> None:
         """Handle one message of the data socket; the message is dropped on any error."""
@@ -215,21 +226,21 @@ class ComputeThread:
         ring = self._rings.get(frame.epoch)
         if ring is None:
             raise RemoteProtocolError(f"a frame of the unknown epoch {frame.epoch}")
-        if key != ring.previous_key:
+        if key != ring.message.previous_key:
             raise RemoteProtocolError("a frame of another sender than the previous stage")
-        if frame.width != self.runner.model.hidden_size:
-            raise RemoteProtocolError(
-                f"a frame of width {frame.width} where the model has {self.runner.model.hidden_size}"
-            )
+        if ring.arrived(frame.serial):
+            self._report_lost(ring)
         self.status.busy_since_s = time.perf_counter()
         try:
+            check_frame(ring, frame, self.runner.model.hidden_size)
             hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
             outcome = self.runner.run(frame, hidden)
             for sequence, reason in outcome.faults:
                 self._fault(ring, frame.epoch, sequence, reason)
             if outcome.frame is not None:
-                self._send(ring, outcome.frame, outcome.hidden)
+                self._sender.send_result(ring, outcome.frame, outcome.hidden)
         except RemoteProtocolError:
+            self._report_lost(ring)
             raise
         except Exception as error:  # a boundary: the requests of the frame end, the stage goes on
             if self._log_sampler.should_log("step", type(error).__name__):
@@ -239,36 +250,8 @@ class ComputeThread:
         finally:
             self.status.busy_since_s = None
 
-    def _send(self, ring: Attachment, frame: Frame, hidden: Array) -> None:
-        header: Frame | Answer = frame
-        if ring.next is None:
-            header, hidden = answer_to(frame, hidden)
-        name, tensor = ring.codec.encode(hidden)
-        parts = [encode(header if header.codec == name else header._replace(codec=name)), *tensor]
-        if ring.next is None:
-            if not self.data.send(ring.route, parts):
-                self.status.drop("the coordinator's data connection is closed")
-        elif ring.unsent or not ring.next.send(parts):
-            if len(ring.unsent) >= _MAX_UNSENT_FRAMES:
-                self._fault_unreachable(ring, frame)
-                return
-            ring.unsent.append(_UnsentFrame(frame, parts, time.monotonic() + _SEND_WAIT_S))
-            self._congested[frame.epoch] = ring
-
-    def _retry_unsent(self) -> None:
-        """Try to send the unsent frames of all rings again, without waiting."""
-        now_s = time.monotonic()
-        for epoch, ring in list(self._congested.items()):
-            while ring.unsent:
-                first = ring.unsent[0]
-                if ring.next is None or ring.next.send(first.parts):
-                    ring.unsent.popleft()
-                elif now_s > first.until_s:
-                    self._fault_unreachable(ring, ring.unsent.popleft().frame)
-                else:
-                    break
-            if not ring.unsent:
-                del self._congested[epoch]
+    def _report_lost(self, ring: Attachment) -> None:
+        self.outbox.put((ring.control, FrameLost(ring.message.epoch, ring.stage)))
 
     def _fault_unreachable(self, ring: Attachment, frame: Frame) -> None:
         for sequence in sequences_of(frame):

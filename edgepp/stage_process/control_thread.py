@@ -14,7 +14,7 @@ from edgepp.stage_process.next_stage import ConnectAttempt, NextStageConnector, 
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Attach, Detach, Free, Hello, Message, Ping, Refused, Welcome
+from edgepp.wire.messages import Attach, Attached, Detach, Free, Hello, Message, Ping, Refused, Replay, Welcome
 from edgepp.wire.permissions import Role, check_speaker
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender
@@ -39,6 +39,11 @@ class _Epoch:
     owner: str
     heard_s: float
     attempt: ConnectAttempt
+
+    @property
+    def inherits(self) -> int:
+        """Epoch that this one replaces once the stage is attached; 0 for none."""
+        return self.attempt.message.inherits
 
 
 class ControlThread(threading.Thread):
@@ -83,10 +88,18 @@ class ControlThread(threading.Thread):
                         self.receive()
                     else:
                         for route, message in self._compute.outbox.drain():
-                            self._send(route, message)
+                            self.reply(route, message)
                 self._forget_silent_epochs()
         finally:
             self._compute.inbox.put(None)  # without a control thread, the stage process ends
+
+    def reply(self, route: bytes, message: Message) -> None:
+        """Send a message of the compute thread; an ``Attached`` ends the epoch that its ring has inherited."""
+        epoch = self._epochs.get(message.epoch) if isinstance(message, Attached) else None
+        inherited = self._epochs.pop(epoch.inherits, None) if epoch is not None and epoch.inherits else None
+        if inherited is not None:
+            inherited.attempt.given_up = True
+        self._send(route, message)
 
     def receive(self) -> None:
         """Handle one message; the message is dropped on any error."""
@@ -130,16 +143,18 @@ class ControlThread(threading.Thread):
             case Detach():
                 self._check_owner(sender, message.epoch)
                 self._forget(message.epoch)
-            case Free():
+            case Free() | Replay():
                 self._check_owner(sender, message.epoch)
                 self._compute.inbox.put(message)
 
     def _attach(self, sender: Sender, message: Attach) -> None:
         self._check_owner(sender, message.epoch)
+        if message.inherits:
+            self._check_owner(sender, message.inherits)
         if bool(message.previous_key) != bool(sender.key):
             encrypted = "encrypted" if sender.key else "not encrypted"
             raise RemoteProtocolError(f"the previous stage's key does not fit this stage, which is {encrypted}")
-        others = [one for epoch, one in self._epochs.items() if epoch != message.epoch]
+        others = [one for epoch, one in self._epochs.items() if epoch not in (message.epoch, message.inherits or None)]
         owner = _owner(sender)
         if len(others) >= MAX_EPOCHS or sum(one.owner == owner for one in others) >= MAX_EPOCHS_PER_OWNER:
             raise RemoteProtocolError("this stage is part of too many rings already")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -16,16 +15,17 @@ import numpy as np
 from edgepp.backend.base import SequenceFault, StageModel
 from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
+from edgepp.stage_process.companion import Companion, Key, keys_of, rekey
+from edgepp.stage_process.finite import all_finite, not_finite
 from edgepp.wire import codec
 from edgepp.wire.messages import Batch, Forward, Hidden
 
 _MAX_FREED = 1024
 """Freed sequences whose late frames are recognised; more than can be under way at once."""
 
-_RESERVE_POSITIONS = 256
+RESERVE_POSITIONS = 256
 """Positions by which the KV cache of a sequence grows at a time."""
 
-Key = tuple[int, int]
 Frame: TypeAlias = Forward | Batch
 Answer: TypeAlias = Hidden | Batch
 
@@ -71,6 +71,8 @@ class ModelRunner:
     def __init__(self, model: StageModel, context: int) -> None:
         """``context`` is the highest number of positions of any sequence."""
         self.model = model
+        self.companions: list[Companion] = []
+        """They hear of every sequence that is copied, freed or inherited."""
         self._context = context
         self.counters = Counters()
         self._open: dict[Key, _OpenSequence] = {}
@@ -110,7 +112,7 @@ class ModelRunner:
             self._prepare(opened, frame.position, frame.rows)
             out = self.model.extend(opened.cache_id, hidden)
             if not all_finite(out):
-                raise StageFault(_not_finite(hidden))
+                raise StageFault(not_finite(hidden))
             return StepOutcome(frame, out)
         except StageFault as fault:
             self.free(*key)
@@ -159,7 +161,7 @@ class ModelRunner:
         good = [all_finite(out[i : i + 1]) for i in range(len(rows))]
         for row, is_good in zip(rows, good, strict=True):
             if not is_good:
-                self._fail(frame, frame.sequences[row], StageFault(_not_finite(hidden[row : row + 1])), faults)
+                self._fail(frame, frame.sequences[row], StageFault(not_finite(hidden[row : row + 1])), faults)
         rows[:] = [row for row, is_good in zip(rows, good, strict=True) if is_good]
         return out[good]
 
@@ -171,7 +173,7 @@ class ModelRunner:
         if frame.capacity > self._context:
             raise StageFault(f"{frame.capacity} positions do not fit the model's context of {self._context}")
         opened = _OpenSequence(
-            self._next_cache_id, frame.capacity, min(frame.capacity, frame.position + frame.rows + _RESERVE_POSITIONS)
+            self._next_cache_id, frame.capacity, min(frame.capacity, frame.position + frame.rows + RESERVE_POSITIONS)
         )
         self._next_cache_id += 1
         if frame.position:
@@ -182,6 +184,9 @@ class ModelRunner:
         else:
             self.model.open(opened.cache_id, opened.reserved)
         self._open[key] = opened
+        if frame.position:
+            for companion in self.companions:
+                companion.fork((frame.epoch, frame.source), key, frame.position)
         return opened
 
     def _prepare(self, opened: _OpenSequence, position: int, rows: int) -> None:
@@ -194,7 +199,7 @@ class ModelRunner:
         if end > min(opened.capacity, self._context):
             raise StageFault(f"the sequence would have {end} positions, and it may have {opened.capacity}")
         if end > opened.reserved:
-            opened.reserved = min(opened.capacity, self._context, end + _RESERVE_POSITIONS)
+            opened.reserved = min(opened.capacity, self._context, end + RESERVE_POSITIONS)
             self.model.resize(opened.cache_id, opened.reserved)
 
     def free(self, epoch: int, sequence: int) -> None:
@@ -204,32 +209,30 @@ class ModelRunner:
         opened = self._open.pop(key, None)
         if opened is not None:
             self.model.free(opened.cache_id)
+        for companion in self.companions:
+            companion.free(key)
 
     def forget(self, epoch: int) -> None:
         """Free all sequences of an epoch."""
-        for key in [key for key in self._open if key[0] == epoch]:
+        for key in keys_of(self._open, epoch):
             self.free(*key)
+        for companion in self.companions:
+            companion.forget(epoch)
 
+    def inherit(self, old: int, new: int) -> None:
+        """Move all sequences of the epoch ``old`` to the epoch ``new``; those without a position are freed."""
+        for sequence, length in self.lengths(old).items():
+            if not length:
+                self.free(old, sequence)
+        rekey(self._open, old, new)
+        freed = [(new if epoch == old else epoch, sequence) for epoch, sequence in self._freed]
+        self._freed = deque(freed, maxlen=_MAX_FREED)
+        for companion in self.companions:
+            companion.inherit(old, new)
 
-_EXPONENTS: Mapping[str, int] = {"float16": 0x7C00, "bfloat16": 0x7F80}
-"""Mask of the exponent bits, which are all set in NaN and infinity."""
-
-
-def all_finite(hidden: Array) -> bool:
-    """Whether ``hidden`` has neither NaN nor infinity. Called at every step, so it avoids conversions to float32."""
-    exponent = _EXPONENTS.get(hidden.dtype.name)
-    if exponent is None:
-        return bool(np.isfinite(hidden).all())
-    return not bool(((hidden.view(np.uint16) & exponent) == exponent).any())
-
-
-def _not_finite(received: Array) -> str:
-    """Reason for a result that is not finite, from the received hidden states."""
-    if not all_finite(received):
-        return "the hidden states that the stage received are not finite numbers"
-    return (
-        "the hidden states of the stage's layers are not finite numbers: weights are damaged, or overflow their dtype"
-    )
+    def lengths(self, epoch: int) -> dict[int, int]:
+        """Positions that each sequence of an epoch holds."""
+        return {key[1]: self.model.length(self._open[key].cache_id) for key in keys_of(self._open, epoch)}
 
 
 def _select_rows(frame: Batch, rows: list[int]) -> Batch:

@@ -40,6 +40,7 @@ StageSlots: TypeAlias = Annotated[int, 0, 64]
 Threads: TypeAlias = Annotated[int, 0, 1 << 16]
 Port: TypeAlias = Annotated[int, 1, 65535]
 KvBits: TypeAlias = Annotated[int, 0, 8]
+Checksum: TypeAlias = Annotated[int, 0, (1 << 32) - 1]
 
 Text: TypeAlias = Annotated[str, 0, 512, is_text]
 """A sentence for people; the receiver makes it printable before showing it."""
@@ -63,6 +64,11 @@ Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
 LinkCodec: TypeAlias = Literal["auto", "none", "lz4", "zstd", "int8"]
 """``auto``: the sender chooses a lossless codec for each frame."""
+HeldKind: TypeAlias = Literal["kv", "log", "copy"]
+"""What a stage holds of a sequence: keys and values, logged hidden states, or copies for another stage."""
+KvSource: TypeAlias = Literal["kv", "copy"]
+"""Where a stage takes the keys and values that it sends: its own caches, or the copies that it keeps."""
+PiecePurpose: TypeAlias = Literal["copy", "restore"]
 
 PerSequence: TypeAlias = Annotated[tuple[int, ...], 1, 128]
 """One number per sequence of a ``Batch``."""

@@ -1,22 +1,27 @@
-"""The protocol of edgepp, version 6: every message, its sender and its receiver.
+"""The protocol of edgepp, version 7: every message, its sender and its receiver.
 
 A message is a ZeroMQ multipart message. The first frame is a msgpack header ``[version, kind, field, …]``, with the
 fields in the order in which the classes of this module declare them; the annotations of the fields (``field_types``)
 bound their values. ``message_codec`` encodes and decodes headers, and rejects whatever a class does not declare. No
 pickle, nested object or code is ever decoded. ``permissions`` says which role may send a message on which socket.
 
-Frames after the header: ``Forward``, ``Hidden`` and ``Batch`` carry the tensor frames of their codec, ``Echo`` one
-frame of arbitrary bytes, ``View``, ``Call``, ``Reply``, ``Ask`` and ``Answered`` one frame of JSON, ``Piece`` one
-frame of UTF-8 text. All other messages have no further frame.
+Frames after the header: ``Forward``, ``Hidden`` and ``Batch`` carry the tensor frames of their codec, ``KvPiece`` one
+frame of keys and values, ``Echo`` one frame of arbitrary bytes, ``View``, ``Call``, ``Reply``, ``Ask`` and ``Answered``
+one frame of JSON, ``Piece`` one frame of UTF-8 text. All other messages have no further frame.
 
 A stage binds two ROUTER sockets. Whoever sends to a stage connects to it with a DEALER socket.
 
     control   coordinator ──► stage     one DEALER per stage
         Hello        ► Welcome           identity of the stage: model, layer range, shapes, speed
         Attach       ► Attached|Refused  join the ring of an epoch: the previous stage's key, the next stage's address
+                     ◄ Held…             before Attached: what the stage holds of the epoch that the ring replaces
         Ping         ► Pong              liveness; a stage forgets a coordinator that is silent for 10 s
         Free, Detach                     cancel one sequence; forget an epoch with all of its sequences (no reply)
                      ◄ Fault             a step failed and its sequence is freed
+                     ◄ FrameLost         a frame of the previous stage did not arrive
+        Replay       ► Rebuilt|Fault     send hidden states of a sequence again, for stages that have lost the sequence
+        Expect       ► Rebuilt|Fault     accept the keys and values of a sequence from another stage
+        Push         ► Fault             send keys and values of a sequence to another stage (no reply where that works)
 
     data      coordinator ──► stage 0 ──► stage 1 ──► … ──► stage N-1 ──► coordinator
         Echo         ► Echo              round-trip time and rate of a link, measured by the side that connected
@@ -24,6 +29,7 @@ A stage binds two ROUTER sockets. Whoever sends to a stage connects to it with a
                      ► Hidden            result of a Forward, from the last stage over the coordinator's connection
         Batch        ► Batch             hidden states of one position each of several sequences, from stage to stage;
                                          the last stage returns a Batch to the coordinator
+        KvPiece                          keys and values of a sequence, from any stage of the ring to any other
 
 The data ring is one-way and in order. The coordinator numbers the sequences and never reuses a number within an epoch.
 ``Forward.position`` is the position of the first row: a stage that holds more positions truncates the sequence to that
@@ -32,6 +38,15 @@ position first; a stage that holds fewer positions replies with ``Fault``. A ``F
 runs the other rows. A stage drops and counts a frame of an unknown epoch or sequence, or from another sender than the
 previous stage of the epoch; after a cancelled sequence such frames are normal.
 
+Each sender numbers the frames ``Forward``, ``Batch`` and ``Hidden`` of an epoch on its link from 0 (``serial``). A
+stage that sees a gap sends ``FrameLost`` and computes the frame; it drops and counts a frame whose number is not new.
+
+A ring can replace another one that has lost a stage. Its new epoch ``inherits`` the old one: a stage that was part of
+both keeps its sequences, its log and its copies, and reports them with ``Held``. Each stage but the last logs the
+hidden states that it sent on. ``Replay`` sends the log again, up to the stage ``until``, which does not send its result
+on and answers ``Rebuilt``. Keys and values themselves go by ``KvPiece``: to the stage that keeps copies for the sender,
+or, after ``Expect`` and ``Push``, to the stage that restores a sequence.
+
 The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for nodes and clients.
 
     cluster   node ──► coordinator      one DEALER per node
@@ -39,7 +54,9 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
         Heartbeat    ► HeartbeatAck      twice per second; the acknowledgement of an unknown node makes it enrol again
                      ◄ View              state of the cluster, sent when it changes
                      ◄ Load, Unload      run a layer range in a stage slot; empty a stage slot
-        Loading, Loaded, NotLoaded       progress and result of a Load
+        Loading, Loaded, NotLoaded       progress and result of a Load; NotLoaded also when a stage process ended
+                     ◄ Restart, Retire   end a stage process that hangs, and start the stage again; end the stage
+                                         process that stayed when its slot got another layer range
         Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
@@ -58,13 +75,16 @@ from typing import NamedTuple, TypeAlias
 from edgepp.wire.field_types import (
     MAX_TOKENS,
     Addresses,
+    Checksum,
     Codec,
     Count,
     Dtype,
+    HeldKind,
     Hosts,
     Id,
     Key,
     KvBits,
+    KvSource,
     Label,
     Layer,
     LinkCodec,
@@ -72,6 +92,7 @@ from edgepp.wire.field_types import (
     Name,
     PerSequence,
     PerStageMicroseconds,
+    PiecePurpose,
     Port,
     Route,
     Rows,
@@ -85,7 +106,7 @@ from edgepp.wire.field_types import (
     Width,
 )
 
-VERSION = 6
+VERSION = 7
 MAX_FRAMES = 4
 """Frames of one message, header included."""
 MAX_HEADER_BYTES = 4096
@@ -93,6 +114,8 @@ MAX_CONTROL_FRAME_BYTES = 1 << 16
 """Longest frame on a control socket."""
 MAX_PAYLOAD_BYTES = 4 << 20
 """Longest frame on a cluster socket: a conversation of some million characters."""
+REPLAYED = (1 << 63) - 1
+"""``Forward.step`` of a frame that a ``Replay`` made: no step of the coordinator waits for the result."""
 
 
 def max_data_frame_bytes(width: int) -> int:
@@ -160,10 +183,26 @@ class Attach(NamedTuple):
     previous_key: LinkKey = ""
     """Key of the only sender whose frames of the epoch are accepted: the previous stage, or for stage 0 the
     coordinator."""
+    inherits: Id = 0
+    """Epoch that this ring replaces, whose sequences, log and copies the stage keeps; 0 for none."""
+    keeper_addresses: Addresses = ""
+    """Addresses of the data socket of the stage to which this stage sends copies of its keys and values; empty for
+    none."""
+    keeper_key: LinkKey = ""
+    copies_from: LinkKey = ""
+    """Key of the only stage whose copies this stage keeps."""
+    keeps_copies: bool = False
+    """Whether this stage keeps copies for another one."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
-        return "" if self.next_addresses or not self.next_key else "has the key of a next stage without its addresses"
+        if self.next_key and not self.next_addresses:
+            return "has the key of a next stage without its addresses"
+        if self.keeper_key and not self.keeper_addresses:
+            return "has the key of a keeper of copies without its addresses"
+        if self.copies_from and not self.keeps_copies:
+            return "has the key of a sender of copies, and accepts none"
+        return "inherits its own epoch" if self.inherits and self.inherits == self.epoch else ""
 
 
 class Attached(NamedTuple):
@@ -174,6 +213,30 @@ class Attached(NamedTuple):
     """Round-trip time of one hidden state to the next stage, in microseconds; 0 for the last stage."""
     bytes_per_s: Count
     """Measured rate to the next stage, one way; 0 for the last stage."""
+
+
+class Held(NamedTuple):
+    """Stage to coordinator, before ``Attached``: what the stage holds of the epoch that the new ring inherits.
+
+    ``positions[i]`` positions from 0 on of ``sequences[i]``: keys and values of the layers ``[start, stop)``, hidden
+    states that the stage has logged, or copies of the layers ``[start, stop)`` that it keeps for another stage. Several
+    messages where there are more sequences than fit into one.
+    """
+
+    epoch: Id
+    """The new epoch."""
+    what: HeldKind
+    start: Layer
+    stop: Layer
+    sequences: PerSequence
+    positions: PerSequence
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        if self.start >= self.stop:
+            return "has an empty layer range"
+        matched = len(self.positions) == len(self.sequences) == len(set(self.sequences))
+        return "" if matched else "has sequences and positions that do not match"
 
 
 class Refused(NamedTuple):
@@ -215,6 +278,12 @@ class Pong(NamedTuple):
     sequences: Count
     """Open sequences."""
     kv_bytes: Count
+    received_bytes: Count
+    """Bytes that the data socket has received."""
+    sent_bytes: Count
+    """Bytes that were sent to next stages, and by the data socket."""
+    reconnects: Count
+    """Connections to next stages that were made again after one had ended."""
 
 
 class Fault(NamedTuple):
@@ -227,6 +296,89 @@ class Fault(NamedTuple):
     sequence: Id
     stage: Stage
     reason: Text
+
+
+class FrameLost(NamedTuple):
+    """Stage to coordinator: a frame of the epoch did not reach stage number ``stage`` from the stage before it."""
+
+    epoch: Id
+    stage: Stage
+
+
+class Replay(NamedTuple):
+    """Coordinator to stage: send the logged hidden states of positions ``[start, stop)`` to the next stage again.
+
+    The last stage that computes them is number ``until``, which replies with ``Rebuilt`` for each frame.
+    """
+
+    epoch: Id
+    sequence: Id
+    capacity: Count
+    """``Forward.capacity`` of the frames."""
+    start: Count
+    stop: Count
+    until: Stage
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.start < self.stop <= self.capacity else "has an impossible range of positions"
+
+
+class Expect(NamedTuple):
+    """Coordinator to stage: accept the keys and values of a sequence from the stage with the key ``key``.
+
+    ``Rebuilt`` follows when all layers of the stage have arrived up to position ``length``. A second ``Expect`` of the
+    same sequence and length admits a second sender.
+    """
+
+    epoch: Id
+    sequence: Id
+    capacity: Count
+    length: Count
+    key: LinkKey
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if 0 < self.length <= self.capacity else "has an impossible length"
+
+
+class Rebuilt(NamedTuple):
+    """Stage to coordinator: the keys and values of the sequence hold ``length`` positions again.
+
+    Sent for every frame that ends at a stage before the last or was made by a ``Replay``, and when a sequence of an
+    ``Expect`` is complete.
+    """
+
+    epoch: Id
+    sequence: Id
+    length: Count
+
+
+class Push(NamedTuple):
+    """Coordinator to stage: send keys and values of a sequence to the data socket of another stage.
+
+    Those of the layers ``[start_layer, stop_layer)`` and at least of the positions ``[start, stop)``, from the stage's
+    own caches or from the copies that it keeps.
+    """
+
+    epoch: Id
+    sequence: Id
+    what: KvSource
+    start_layer: Layer
+    stop_layer: Layer
+    start: Count
+    stop: Count
+    addresses: Addresses
+    """Addresses of the other stage's data socket, of which the first to answer is used."""
+    key: LinkKey
+    to_epoch: Id
+    """Epoch by which the other stage knows the sequence."""
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        if self.start_layer >= self.stop_layer or self.start >= self.stop:
+            return "has an empty range of layers or positions"
+        return "" if self.addresses else "has no address to send to"
 
 
 # Data socket of a stage
@@ -263,6 +415,10 @@ class Forward(NamedTuple):
     dtype: Dtype
     codec: Codec
     compute_us: PerStageMicroseconds
+    until: Stage = 0
+    """Number of the last stage that computes the frame; in normal frames the last stage of the ring."""
+    serial: Id = 0
+    """Number of the frame on its link within the epoch."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
@@ -280,6 +436,8 @@ class Hidden(NamedTuple):
     dtype: Dtype
     codec: Codec
     compute_us: PerStageMicroseconds
+    serial: Id = 0
+    """Number of the frame on its link within the epoch."""
 
 
 class Batch(NamedTuple):
@@ -296,6 +454,8 @@ class Batch(NamedTuple):
     dtype: Dtype
     codec: Codec
     compute_us: PerStageMicroseconds
+    serial: Id = 0
+    """Number of the frame on its link within the epoch."""
 
     @property
     def rows(self) -> int:
@@ -306,6 +466,31 @@ class Batch(NamedTuple):
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
         matched = len(self.positions) == len(self.sequences) == len(set(self.sequences))
         return "" if matched else "has sequences and positions that do not match"
+
+
+class KvPiece(NamedTuple):
+    """Stage to stage: keys and values of the layers ``[start_layer, stop_layer)`` and positions ``[start, stop)``.
+
+    One frame of raw bytes in the form ``layout``: layer by layer, for each layer keys then values.
+    """
+
+    epoch: Id
+    sequence: Id
+    purpose: PiecePurpose
+    """``copy``: to keep for the sender; ``restore``: to compute with, as ``Expect`` announced."""
+    start_layer: Layer
+    stop_layer: Layer
+    start: Count
+    stop: Count
+    layout: Label
+    """Form of the bytes (``StageModel.kv_layout``)."""
+    checksum: Checksum
+    """CRC-32 of the bytes."""
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        filled = self.start_layer < self.stop_layer and self.start < self.stop
+        return "" if filled else "has an empty range of layers or positions"
 
 
 # Cluster socket of the coordinator: nodes
@@ -376,7 +561,7 @@ class View(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``."""
+    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``; see ``Retire``."""
 
     plan_id: Id
     slot: Slot
@@ -435,6 +620,30 @@ class NotLoaded(NamedTuple):
     slot: Slot
     reason: Text
     hint: Text
+    restarting: bool = False
+    """Whether the node starts the same stage again by itself: another ``Loaded`` or ``NotLoaded`` follows."""
+
+
+class Restart(NamedTuple):
+    """Coordinator to node: the stage process ``pid`` in ``slot`` hangs. The node ends it and starts the stage again.
+
+    The node ignores the message when the slot's stage process is another one by now.
+    """
+
+    plan_id: Id
+    slot: Slot
+    pid: Count
+
+
+class Retire(NamedTuple):
+    """Coordinator to node: end the stage process that stayed in ``slot`` beside its successor; ``plan_id`` is its own.
+
+    A stage process stays when a ``Load`` changes only the layer range of its slot and the memory suffices for both, so
+    that its sequences can move. It ends after two minutes without this message.
+    """
+
+    plan_id: Id
+    slot: Slot
 
 
 class Leave(NamedTuple):
@@ -519,16 +728,23 @@ Message: TypeAlias = (
     | Welcome
     | Attach
     | Attached
+    | Held
     | Refused
     | Detach
     | Free
     | Ping
     | Pong
     | Fault
+    | FrameLost
+    | Replay
+    | Expect
+    | Rebuilt
+    | Push
     | Echo
     | Forward
     | Hidden
     | Batch
+    | KvPiece
     | Enrol
     | Enrolled
     | Heartbeat
@@ -539,6 +755,8 @@ Message: TypeAlias = (
     | Loading
     | Loaded
     | NotLoaded
+    | Restart
+    | Retire
     | Leave
     | Expelled
     | Adopt

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 
 import pytest
 import zmq
@@ -23,13 +24,17 @@ from edgepp.wire.messages import (
     Heartbeat,
     HeartbeatAck,
     Leave,
+    Load,
+    Loaded,
     Message,
     NotLoaded,
+    Restart,
 )
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
 from tests.waiting import PATIENCE_S, eventually
 
+M = TypeVar("M", bound=Message)
 SECRET = KeyPair.generate().secret
 RESOURCES = Resources(1 << 30, "onnx", "cpu", 1, 1e9, 1e9)
 
@@ -41,19 +46,19 @@ class FakeCoordinator:
         self.listener = listener
         self._route = b""
 
-    def hear(self, kind: type[Message]) -> None:
+    def hear(self, kind: type[M]) -> M:
         """Wait for a message of this kind."""
 
-        def look() -> bool:
+        def look() -> M | None:
             received = self.listener.receive()
             if received is None:
-                return False
+                return None
             self._route, message = received[0].route, decode(received[1][0])
             if isinstance(message, Heartbeat):
                 self.say(encode(HeartbeatAck(True, 0)))
-            return isinstance(message, kind)
+            return message if isinstance(message, kind) else None
 
-        eventually(f"the node says {kind.__name__}", look)
+        return eventually(f"the node says {kind.__name__}", look)
 
     def say(self, header: bytes) -> None:
         assert self.listener.send(self._route, [header])
@@ -134,3 +139,15 @@ def test_a_report_that_no_connection_takes_is_told_later(identity: Identity) -> 
     assert len(events) == 2
     node._outbox.close()
     node._context.term()
+
+
+def test_a_stage_process_is_restarted_on_the_order_of_the_coordinator(
+    coordinator: FakeCoordinator, node: NodeAgent, tiny: Path
+) -> None:
+    in_force(coordinator)
+    coordinator.say(encode(Load(5, 0, str(tiny), 0, 2, False, 0)))
+    first = coordinator.hear(Loaded)
+    coordinator.say(encode(Restart(5, 0, first.pid)))
+    coordinator.say(encode(Restart(5, 9, first.pid)))  # a slot that the node does not have
+    assert coordinator.hear(NotLoaded).restarting
+    assert coordinator.hear(Loaded).pid != first.pid

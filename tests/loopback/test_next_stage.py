@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from edgepp.errors import PeerLost
-from edgepp.stage_process import compute_thread as compute
+from edgepp.stage_process import frame_sender
 from edgepp.stage_process import next_stage as joining
 from edgepp.stage_process.next_stage import MAX_CONNECT_ATTEMPTS, ConnectAttempt, NextStageConnector, NextStageLink
 from edgepp.wire.happy_eyeballs import connect_first
@@ -182,21 +182,21 @@ def test_a_next_stage_with_a_full_queue_delays_no_other_ring(stage: Stage, monke
     link = FullLink()
     stage.order(DRIVER, encode(ATTACH))
     stage.compute.execute(NextStageLink(ConnectAttempt(b"driver", ONWARD), link))  # type: ignore[arg-type]
-    onward = [forward(1, position)._replace(epoch=2) for position in range(3)]
+    onward = [forward(1, position)._replace(epoch=2, until=1) for position in range(3)]
     for frame in onward:
         stage.feed(frame, ROW)
         stage.feed(forward(7, frame.position), ROW)
     assert len(stage.data.sent) == 3
-    stage.compute._retry_unsent()
+    stage.compute._sender.retry_unsent()
     assert link.sent == []
     link.takes = True
-    stage.compute._retry_unsent()
+    stage.compute._sender.retry_unsent()
     assert [frame.position for frame in link.sent] == [0, 1, 2]
-    assert stage.compute._congested == {}
+    assert not stage.compute._sender.is_congested
     link.takes = False
-    monkeypatch.setattr(compute, "_SEND_WAIT_S", -1.0)
-    stage.feed(onward[0], ROW)
-    stage.compute._retry_unsent()
+    monkeypatch.setattr(frame_sender, "SEND_WAIT_S", -1.0)
+    stage.feed(forward(1, 3)._replace(epoch=2, until=1), ROW)
+    stage.compute._sender.retry_unsent()
     (fault,) = stage.faults()
     assert (fault.epoch, fault.stage) == (2, 1)
     assert "cannot reach this stage" in fault.reason

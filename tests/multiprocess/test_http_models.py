@@ -57,6 +57,9 @@ def test_metrics_count_answers_over_http_and_over_the_cluster(checkpoints: Check
         assert found["edgepp_time_to_first_token_seconds_count"] == 3
         assert found["edgepp_stage_compute_seconds_total"] > 0
         assert found["edgepp_ready"] == 1
+        assert found["edgepp_stage_reconnects_total"] == 0
+        assert {"edgepp_stage_queue_seconds_total", "edgepp_stage_received_bytes_total"} <= set(found)
+        assert "edgepp_stage_sent_bytes_total" in found
 
     with_server(str(checkpoints(TINY)), work)
 

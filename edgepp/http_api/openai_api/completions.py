@@ -52,7 +52,7 @@ def completions(service: ModelService) -> Handler:
             whole = await unless_gone(request, answers.whole())
             return json_response(whole_completion(whole, echoes, head, body))
         chunks = [CompletionChunks(head, body, n * (body.n or 1), echo) for n, echo in enumerate(echoes)]
-        first = await unless_gone(request, begun(answers.events(0)))
+        first = await begun(request, answers.events(0))
         return stream_response(_frames(answers, first, chunks), "text/event-stream", in_band_error)
 
     return handle

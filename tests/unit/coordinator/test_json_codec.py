@@ -16,9 +16,10 @@ from edgepp.coordinator.json_codec import (
     encode_question,
     encode_summary,
 )
-from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
+from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
+from edgepp.engine.timing import StageTimes, Timing
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.text.conversation import Conversation

@@ -1,0 +1,92 @@
+"""A ring as one of its stages sees it: who sends, who receives, and the numbers of the frames on both links."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from edgepp.errors import RemoteProtocolError
+from edgepp.stage_process.model_runner import Frame
+from edgepp.stage_process.paced_link import PacedLink
+from edgepp.stage_process.replays import Replays
+from edgepp.wire.codec_choice import CodecChoice
+from edgepp.wire.messages import Attach, Forward
+from edgepp.wire.transport import Link
+
+MAX_UNSENT_FRAMES = 64
+"""Frames of one ring that may wait for the next stage."""
+
+
+@dataclass(frozen=True)
+class UnsentFrame:
+    """A frame that the full queue of the next stage has not taken yet."""
+
+    frame: Frame
+    parts: list[bytes | memoryview]
+    until_s: float
+    """Monotonic time until which the frame may wait."""
+
+
+@dataclass
+class Attachment:
+    """The ring of one epoch."""
+
+    message: Attach
+    control: bytes
+    """Route of the coordinator's control connection."""
+    next: Link | None
+    """None for the last stage."""
+    codec: CodecChoice
+    unsent: deque[UnsentFrame] = field(default_factory=deque)
+    """Oldest first."""
+    pace: PacedLink | None = None
+    """Pace of replays on the link to the next stage."""
+    replays: Replays | None = None
+    """None for the last stage, like ``pace``."""
+    _received: int = 0
+    """Serial number of the next frame of the previous stage."""
+    _sent: int = 0
+
+    @property
+    def stage(self) -> int:
+        """Number of this stage in the ring."""
+        return self.message.stage
+
+    @property
+    def route(self) -> bytes:
+        """Route of the coordinator's data connection, to which the last stage sends."""
+        return bytes.fromhex(self.message.route)
+
+    def arrived(self, serial: int) -> bool:
+        """Note the arrival of the frame ``serial``; whether frames before it are missing.
+
+        Raises:
+            RemoteProtocolError: The frame, or a later one, has arrived before.
+        """
+        if serial < self._received:
+            raise RemoteProtocolError(f"frame {serial} came after frame {self._received - 1} of the same link")
+        missing = serial > self._received
+        self._received = serial + 1
+        return missing
+
+    def next_serial(self) -> int:
+        """Serial number of the next frame that this stage sends."""
+        self._sent += 1
+        return self._sent - 1
+
+    def close(self) -> None:
+        """Close the link to the next stage."""
+        if self.next is not None:
+            self.next.close()
+
+
+def check_frame(ring: Attachment, frame: Frame, width: int) -> None:
+    """Check that a frame is for this stage of the ring, and of the model's width.
+
+    Raises:
+        RemoteProtocolError: It is not.
+    """
+    if frame.width != width:
+        raise RemoteProtocolError(f"a frame of width {frame.width} where the model has {width}")
+    if isinstance(frame, Forward) and frame.until < ring.stage:
+        raise RemoteProtocolError(f"a frame that ends at stage {frame.until} came to stage {ring.stage}")

@@ -1,0 +1,47 @@
+"""State of the compute thread that the control thread may read at any time."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from edgepp.stage_process.model_runner import ModelRunner
+from edgepp.wire.messages import Pong
+from edgepp.wire.traffic import Traffic
+
+log = logging.getLogger("edgepp.stage")
+
+
+class ComputeStatus:
+    """State of the compute thread that the control thread may read at any time."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self.busy_since_s: float | None = None
+        """``time.perf_counter()`` at the start of the present step; None while idle."""
+        self.traffic = Traffic()
+        """Of the data socket and of the links to next stages, of all epochs."""
+
+    def pong(self, epoch: int, *, known: bool) -> Pong:
+        """``Pong`` for the epoch ``epoch``, which the stage knows or not."""
+        since_s = self.busy_since_s
+        busy_us = 0 if since_s is None else max(1, int((time.perf_counter() - since_s) * 1e6))
+        runner = self._runner
+        return Pong(
+            epoch,
+            known,
+            busy_us,
+            runner.counters.frames,
+            runner.counters.dropped,
+            runner.sequences,
+            runner.model.kv_bytes,
+            self.traffic.received_bytes,
+            self.traffic.sent_bytes,
+            self.traffic.reconnects,
+        )
+
+    def drop(self, reason: object) -> None:
+        """Count a dropped frame; log the 1st, 10th, 100th …, so that a flood cannot fill a disk."""
+        count = self._runner.counters.dropped = self._runner.counters.dropped + 1
+        if str(count).strip("0") == "1":
+            log.warning("dropped frame %d: %s", count, reason)
