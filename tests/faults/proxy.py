@@ -1,6 +1,6 @@
 """A proxy in front of one stage on plain sockets: it decodes what passes and damages the frames that a test chooses.
 
-Coordinator and previous stage connect to the proxy, since the proxy puts its own data port into the stage's ``Welcome``.
+Coordinator and previous stage connect to the proxy, which puts its own data port into the stage's ``Welcome``.
 Each of their connections gets a connection of its own to the stage, with the same routing id.
 """
 

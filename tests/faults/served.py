@@ -243,7 +243,10 @@ class Baseline:
         def complaint() -> str:
             now = self._cluster.gauge()
             grown = self.footprint.grown(self._cluster.footprint())
-            more = len(now) != len(self.gauge) or any(a > b for pair in zip(now, self.gauge) for a, b in zip(*pair))
+            more = len(now) != len(self.gauge) or any(
+                sequences > pair[0] or kv_bytes > pair[1]
+                for (sequences, kv_bytes), pair in zip(now, self.gauge, strict=True)
+            )
             return grown or (f"(sequences, bytes): {self.gauge} -> {now}" if more else "")
 
         settles(complaint, "more than before the fault", within_s)
