@@ -125,12 +125,17 @@ class FrameProxy(threading.Thread):
         except RemoteProtocolError:
             return [frames]
         if isinstance(message, Welcome):
-            data = next((side for side in self._sides[1:] if side.stage.port == message.data_port), None)
-            port = data.listener.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2] if data else None
-            port = port or self._listen(Address(self._host, message.data_port)).port
-            return [[encode(message._replace(data_port=int(port))), *frames[1:]]]
+            message = message._replace(data_port=self._data_port(message.data_port))
+            frames = [encode(message), *frames[1:]]
         damage = self.damage
         return damage.apply(message, frames) if damage is not None and damage.way == way else [frames]
+
+    def _data_port(self, stage_port: int) -> int:
+        """Port of the proxy for the stage's data socket, which is opened when the stage first names its own."""
+        for side in self._sides[1:]:
+            if side.stage.port == stage_port:
+                return int(side.listener.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        return self._listen(Address(self._host, stage_port)).port
 
 
 def drop(_: Frames) -> Sequence[Frames]:
