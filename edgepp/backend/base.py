@@ -17,6 +17,9 @@ from edgepp.model.weights.checkpoint import Array, Checkpoint
 Progress = Callable[[int, int], None]
 """Called with (done, total) bytes while weights load."""
 
+KvChunk = bytes | memoryview
+"""C-contiguous bytes of keys and values."""
+
 
 KV_BITS = (8, 4)
 """Bits per key or value that a quantised KV cache may have."""
@@ -65,6 +68,29 @@ def check_rows(sequences: Sequence[int], hidden: Array, width: int) -> None:
         raise StageFault("a decode step names a sequence twice")
 
 
+class Bounded(Protocol):
+    """A sequence that holds ``length`` of at most ``capacity`` positions."""
+
+    length: int
+    capacity: int
+
+
+def check_room(sequences: Sequence[int], caches: Sequence[Bounded], positions: int) -> None:
+    """Check that each of ``sequences``, with these caches, has room for so many more positions.
+
+    Raises:
+        SequenceFault: some have not; it names them.
+    """
+    full = [n for n, cache in enumerate(caches) if cache.length + positions > cache.capacity]
+    if full:
+        cache = caches[full[0]]
+        raise SequenceFault(
+            f"the sequence would have {cache.length + positions} positions, and it was opened for {cache.capacity}",
+            tuple(sequences[n] for n in full),
+            "shorten the prompt or ask for fewer tokens",
+        )
+
+
 def check_fork(source: int, held: int, sequence: int, length: int, capacity: int) -> None:
     """Check the arguments of ``StageModel.fork``, where ``source`` holds ``held`` positions.
 
@@ -94,6 +120,12 @@ class StageModel(Protocol):
     """Tokens per prefill chunk with which this backend is efficient."""
     device: str
     """The device that computes, as users see it: ``cpu`` or ``metal``."""
+    kv_layout: str
+    """How keys and values are exported: version, dtype or bits, heads and width, such as ``1 float32 3x64``.
+
+    Stages of the same model import from each other exactly where these texts are equal. Empty where a stage can
+    neither export nor import, as where ``rewinds`` is false.
+    """
 
     @property
     def rewinds(self) -> bool:
@@ -142,8 +174,7 @@ class StageModel(Protocol):
         Raises:
             SequenceFault: the source is unknown or holds fewer positions.
             StageFault: the caches of the family cannot be truncated, the capacity is beyond the model's context or
-            below
-                ``length``, or memory is short; ``sequence`` is then unknown.
+                below ``length``, or memory is short; ``sequence`` is then unknown.
         """
 
     def resize(self, sequence: int, capacity: int) -> None:
@@ -160,6 +191,41 @@ class StageModel(Protocol):
 
         Raises:
             SequenceFault: the sequence is unknown.
+        """
+
+    def export_kv(self, sequence: int, layers: LayerRange, start: int, stop: int) -> Sequence[KvChunk]:
+        """Copy the keys and values of a sequence in ``layers``, some of the stage's, at positions [start, stop).
+
+        The chunks are bytes in order, cut anywhere: for each layer the keys and then the values, each (heads, stop -
+        start, width). Nothing of the stage is shared or changed, so that running work goes on as without.
+
+        Raises:
+            SequenceFault: the sequence is unknown or holds fewer than ``stop`` positions.
+            StageFault: ``kv_layout`` is empty, the stage lacks the layers, or the positions are not a range.
+        """
+
+    def import_kv(self, sequence: int, layers: LayerRange, start: int, stop: int, data: Sequence[KvChunk]) -> None:
+        """Write keys and values that a stage of the same ``kv_layout`` exported, for the same layers and positions.
+
+        The sequence is open with a capacity of at least ``stop``; its length stays as it is until ``set_length``.
+        Layers may come in any order, and the positions of a layer without gaps. ``data`` may be cut into chunks
+        anywhere. Positions beyond the length are lost when the sequence computes, is truncated or resized.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: ``kv_layout`` is empty, the stage lacks the layers, the positions do not fit the capacity or
+                leave a gap, or the number of bytes is another: then nothing was written. Or memory is short: the
+                sequence may then be unknown.
+        """
+
+    def set_length(self, sequence: int, length: int) -> None:
+        """Let a sequence hold ``length`` positions, where all layers hold or imported as many; fewer truncate it.
+
+        What the sequence computes then is, bit for bit, what the sequence that was exported would compute alone.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: some layer has fewer positions; nothing changed.
         """
 
     def free(self, sequence: int) -> None:

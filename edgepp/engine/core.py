@@ -24,11 +24,14 @@ from dataclasses import dataclass
 from typing import Generic
 
 from edgepp.engine.chunk_sizer import ChunkSizer, StageTraits
-from edgepp.engine.ledger import Ledger
+from edgepp.engine.ledger import Ledger, SuspendedSequence
 from edgepp.engine.request import AnyRequest, Request
 from edgepp.engine.request_status import RequestEvent, RequestStatus, next_status
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler, Step
 from edgepp.engine.timing import Reuse
+
+_CATCH_UP = 16
+"""Known tokens that a resumed request may decode one by one, as before, to get the same bits, and not prefill."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class EngineCore(Generic[AnyRequest]):
         while (request := ledger.over_share()) is not None:
             self._preempt_for_others(request, end_turn=True)
         for request in ledger.admit():
-            decodes = bool(request.tokens) and request.sent == len(request.ids) - 1
+            missing = len(request.ids) - 1 - request.sent
+            decodes = request.sent >= request.prompt_tokens and missing <= _CATCH_UP and not request.source
             _move(request, RequestEvent.RESUMED if decodes else RequestEvent.ADMITTED)
             self._scheduler.add(request, decodes=decodes)
             self._changed_if_any_wait()
@@ -169,6 +173,9 @@ class EngineCore(Generic[AnyRequest]):
             stop = row + 1 + len(request.guesses)
             if self._scheduler.returned(request):
                 due.append((request, slice(row, stop)))
+            elif request.status is RequestStatus.DECODE_IN_FLIGHT:
+                _move(request, RequestEvent.CAUGHT_UP)
+                self._scheduler.catch_up(request)
             row = stop
         return due
 
@@ -183,8 +190,8 @@ class EngineCore(Generic[AnyRequest]):
         """Free a live request's sequence; the request waits before later ones, to be prefilled again."""
         self._preempt(request, end_turn=False)
 
-    def suspend(self) -> dict[int, int]:
-        """Preempt all live requests; by sequence, the positions that the stages hold unless they are lost."""
+    def suspend(self) -> list[SuspendedSequence]:
+        """Preempt all live requests; what the stages held, which may be lost."""
         for request in list(self._ledger.live.values()):
             _move(request, RequestEvent.PREEMPTED)
             self._scheduler.remove(request)

@@ -12,11 +12,11 @@ The ledger decides and counts. Statuses belong to ``EngineCore``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, Kept, PrefixCache, common
+from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, Ids, Kept, PrefixCache, common
 from edgepp.engine.request import AnyRequest, Request
 from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.engine.timing import Reuse
@@ -41,6 +41,27 @@ class _Match:
     moves: bool = False
     kept: Kept | None = None
     """The kept sequence that ``source`` is; None for a live one."""
+
+
+@dataclass(frozen=True)
+class SuspendedSequence:
+    """A sequence of which the stages held positions when they were suspended."""
+
+    sequence: int
+    ids: Sequence[int] | Ids
+    """Token ids, of at least ``sent`` positions."""
+    sent: int
+    """Positions that were sent to the stages."""
+    settled: int
+    """Positions that all stages have computed for certain; 0 for a prefix that no request needs."""
+    capacity: int = 0
+    request: int = 0
+    """Id of the request that goes on with it; 0 for a prefix that is kept."""
+
+    @classmethod
+    def of(cls, request: Request) -> SuspendedSequence:
+        """The sequence of a live request."""
+        return cls(request.sequence, request.ids, request.sent, request.settled, request.capacity, request.id)
 
 
 class Ledger(Generic[AnyRequest]):
@@ -153,20 +174,23 @@ class Ledger(Generic[AnyRequest]):
         if end_turn:
             self._take_turn(request.owner)
 
-    def suspend(self) -> dict[int, int]:
-        """Queue all live requests again; by sequence, the positions that the stages should hold.
+    def suspend(self) -> list[SuspendedSequence]:
+        """Queue all live requests again; the sequences that the stages should hold.
 
-        The request's sequence is retained for it, and for nobody else, until ``resume`` says what is left of it.
+        The sequence of a live request is retained for it, and for nobody else, until ``resume`` says what is left.
         """
         for ended in self._draining.values():
             self._keep(ended)
         self._draining.clear()
+        suspended = []
         for request in self.live.values():
             if request.sent and not request.source:
                 self._retained[request.id] = (request.sequence, request.sent)
+                suspended.append(SuspendedSequence.of(request))
             self._requeue(request)
         self.live.clear()
-        return dict(self._retained.values()) | {kept.sequence: len(kept.ids) for kept in self._prefixes}
+        kept = [SuspendedSequence(one.sequence, one.ids, len(one.ids), 0) for one in self._prefixes]
+        return suspended + kept
 
     def resume(self, lengths: Mapping[int, int], spare: int, *, shares: bool) -> None:
         """Keep of each sequence the positions in ``lengths``; the arguments are else those of the constructor."""
@@ -184,7 +208,7 @@ class Ledger(Generic[AnyRequest]):
 
     def _requeue(self, request: AnyRequest) -> None:
         request.sequence, request.source, request.guesses = 0, 0, ()
-        request.sent = request.steps_in_ring = 0
+        request.sent = request.settled = request.steps_in_ring = 0
         later = [at for at, other in enumerate(self.waiting) if other.id > request.id]
         self.waiting.insert(later[0] if later else len(self.waiting), request)
 

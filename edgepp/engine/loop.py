@@ -23,9 +23,11 @@ from edgepp.backend.device import release_thread
 from edgepp.engine.constrained_decoding import Matcher
 from edgepp.engine.core import EngineCore, EngineLoad
 from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.rebuilding import Rebuilding
 from edgepp.engine.request import Constraint, GenerateOptions
 from edgepp.engine.request_isolation import token_ids
-from edgepp.engine.ring import Failed, Ring, RingEvent, StageInfo, StageStats
+from edgepp.engine.ring import Failed, Rebuilt, Ring, RingEvent, StageInfo, StageStats
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.speculation import Draft
 from edgepp.engine.step_runner import StepRunner
@@ -68,6 +70,15 @@ class _Resume:
 
 
 @dataclass(frozen=True)
+class _Takeover:
+    """A ring that takes over from the ``former`` one: its stages rebuild what they lack, then requests go on."""
+
+    former: Ring
+    rebuilding: Rebuilding
+    done: Future[None]
+
+
+@dataclass(frozen=True)
 class _EndRequests:
     error: EdgeppError
 
@@ -105,6 +116,7 @@ class EngineLoop:
         self._new_draft: Callable[[], Draft] | None = None
         self._recovers = recovers
         self._lost: EdgeppError | None = None
+        self._takeover: _Takeover | None = None
         self._closing = EdgeppError("the engine was closed")
         opened: Future[tuple[StageInfo, ...]] = Future()
         self._thread = threading.Thread(target=self._main, args=(open_parts, opened), name="engine", daemon=True)
@@ -268,6 +280,7 @@ class EngineLoop:
                 for event in self._ring.poll(0.0 if sent else _IDLE_S):
                     self._handle(event)
                 self._suspension.look()
+                self._go_on_when_rebuilt()
                 if (overdue := self._suspension.overdue) is not None:
                     self._end_all(overdue)
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: no request may be left waiting
@@ -289,6 +302,8 @@ class EngineLoop:
 
     def _take_ring(self, ring: Ring) -> None:
         self._ring, self.stages = ring, ring.stages
+        self.ring_identity = ring.orders.identity if isinstance(ring, NetworkRing) else None
+        """By what the ring that replaces this one knows its stages; None for a ring in this process."""
         ring.wake_on(self._inbox)
         self._new_draft = self._draft if all(stage.rewinds for stage in ring.stages) else None
         self._runner = StepRunner(self._core, ring, self._ends)
@@ -332,13 +347,19 @@ class EngineLoop:
             self._ring.free(sequence)
 
     def _handle(self, event: RingEvent) -> None:
-        if not isinstance(event, Failed) or event.sequence is not None:
-            if self._suspension.reason is None:  # else it belongs to stages that are given up
-                self._runner.take(event)
-        elif self._recovers:
-            self._give_up(self._suspension.begin(event.error, lost=True), event.error)
-        else:
-            self._fail_all(event.error)
+        if isinstance(event, Failed) and event.sequence is None:
+            self._lose_ring(event.error)
+        elif self._takeover is not None:
+            self._takeover.rebuilding.take(event)
+        elif self._suspension.reason is None and not isinstance(event, Rebuilt):  # else it is of stages that were left
+            self._runner.take(event)
+
+    def _lose_ring(self, error: EdgeppError) -> None:
+        if not self._recovers:
+            self._fail_all(error)
+            return
+        self._give_up(self._suspension.begin(error, lost=True), error)
+        self._end_takeover(error)
 
     def _give_up(self, requests: Sequence[EngineRequest], reason: EdgeppError) -> None:
         for request in requests:
@@ -352,11 +373,32 @@ class EngineLoop:
         replaced = StageLost("another pipeline took over")
         self._give_up(self._suspension.begin(replaced, lost=True), replaced)  # unless it is suspended, as it should be
         self._runner.publish()
-        self._ring.close()
+        self._end_takeover(replaced)
+        former = self._ring
         self._take_ring(order.ring)
-        self._core.resume(self.stages, {})
-        self._suspension.end(self.stages, "prefill")
-        order.done.set_result(None)
+        rebuilding = Rebuilding(order.ring, former, self._suspension.sequences, self._ends.embed)
+        self._takeover = _Takeover(former, rebuilding, order.done)
+
+    def _go_on_when_rebuilt(self) -> None:
+        """Let the requests go on once the stages of a new ring hold what could be rebuilt."""
+        takeover = self._takeover
+        if takeover is None:
+            return
+        takeover.former.poll(0.0)  # which keeps its stages from forgetting what is moved
+        if takeover.rebuilding.done:
+            self._core.resume(self.stages, takeover.rebuilding.lengths)
+            self._suspension.end(self.stages, takeover.rebuilding.how)
+            self._end_takeover()
+
+    def _end_takeover(self, error: EdgeppError | None = None) -> None:
+        takeover, self._takeover = self._takeover, None
+        if takeover is None:
+            return
+        takeover.former.close()
+        if error is None:
+            takeover.done.set_result(None)
+        else:
+            takeover.done.set_exception(error)
 
     def _end_all(self, error: EdgeppError) -> None:
         for request in (*self._core.live.values(), *self._core.waiting):
@@ -370,6 +412,7 @@ class EngineLoop:
     def _refuse_orders(self) -> None:
         """Tell the threads that wait for an order to be carried out that it will not be."""
         self._suspension.refuse(self._closing)
+        self._end_takeover(self._closing)
         for command in self._inbox.drain():
             if isinstance(command, SuspendOrder | _Resume):
                 command.done.set_exception(self._closing)

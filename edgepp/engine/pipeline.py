@@ -18,7 +18,7 @@ from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
 from edgepp.engine.speculation import Draft, PromptLookup
-from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.stage_handshake import Endpoint, Expectation, RingIdentity
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
@@ -56,6 +56,8 @@ class PipelineOptions:
     """The source of guesses: ``lookup`` for prompt lookup, ``off``, or the name of a small model."""
     kv_bits: int | None = None
     """Bits per number in the KV caches on this machine, 8 or 4; None for the backend's own float type."""
+    keep_copies: bool = False
+    """Whether each stage keeps copies of another one's keys and values, which bring a lost stage's back bit for bit."""
 
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
@@ -161,12 +163,20 @@ class Pipeline:
         """
         return self.engine.suspend(reason, lost=lost)
 
-    def open_ring(self, endpoints: tuple[Endpoint, ...]) -> Ring:
-        """Join the stages at ``endpoints``, for ``take_ring``.
+    def open_ring(self, endpoints: tuple[Endpoint, ...], given_up: Callable[[], bool]) -> Ring:
+        """Join the stages at ``endpoints``, for ``take_ring``, unless ``given_up()`` is true before they have answered.
 
         Raises:
             EdgeppError: the stages cannot be joined, or do not make up the model.
         """
+        return self._join(endpoints, self.engine.ring_identity, given_up)
+
+    def _join(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        former: RingIdentity | None = None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> NetworkRing:
         checkpoint = self._checkpoint
         expected = Expectation(
             self.options.model,
@@ -176,7 +186,17 @@ class Pipeline:
             self.options.exact,
             checkpoint.commit,
         )
-        return NetworkRing(endpoints, expected, platform.node(), self.options.codecs, self.options.keys)
+        options = self.options
+        return NetworkRing(
+            endpoints,
+            expected,
+            platform.node(),
+            options.codecs,
+            options.keys,
+            former,
+            keep_copies=options.keep_copies,
+            given_up=given_up,
+        )
 
     def take_ring(self, ring: Ring) -> None:
         """Go on over ``ring``, which ``open_ring`` gave, with all requests; returns when that is so.
@@ -235,7 +255,7 @@ class Pipeline:
         return child
 
     def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
-        ring = self.open_ring(endpoints)
+        ring = self._join(endpoints)
         try:
             return ring, self._load_ends()
         except EdgeppError:

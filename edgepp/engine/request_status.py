@@ -42,7 +42,9 @@ class RequestEvent(Enum):
     SAMPLED = auto()
     PREEMPTED = auto()
     RESUMED = auto()
-    """Admitted again with all of its positions but the newest token's on the stages: it decodes at once."""
+    """Admitted again with nearly all of its positions on the stages: it decodes at once."""
+    CAUGHT_UP = auto()
+    """A step of a resumed request came back whose next token was known before."""
     FINISHED = auto()
 
 
@@ -61,6 +63,7 @@ TRANSITIONS: dict[tuple[RequestStatus, RequestEvent], RequestStatus] = {
     (RequestStatus.READY, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
     (RequestStatus.READY, RequestEvent.FINISHED): RequestStatus.FINISHED,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.SAMPLED): RequestStatus.READY,
+    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.CAUGHT_UP): RequestStatus.READY,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
     (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.FINISHED): RequestStatus.FINISHED,
     # added to another core, whose stages replace lost ones, by the simulator:

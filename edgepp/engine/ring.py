@@ -114,7 +114,16 @@ class Failed:
     error: StageError
 
 
-RingEvent = Returned | Failed
+@dataclass(frozen=True)
+class Rebuilt:
+    """A stage holds the first ``length`` positions of a sequence again, which was rebuilt there."""
+
+    stage: int
+    sequence: int
+    length: int
+
+
+RingEvent = Returned | Failed | Rebuilt
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ may be lost; ``EngineCore.resume`` says what the next ring still holds.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from edgepp.engine.core import EngineCore
 from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.ledger import SuspendedSequence
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.timing import RecoveryKind
 from edgepp.errors import EdgeppError, StageLost
@@ -37,8 +39,7 @@ class _Pause:
     reason: EdgeppError
     lost: bool
     began_s: float
-    lengths: dict[int, int]
-    """Positions that the former stages held of each sequence, unless they are lost."""
+    sequences: list[SuspendedSequence]
 
 
 class Suspension:
@@ -75,6 +76,7 @@ class Suspension:
     def begin(self, reason: EdgeppError, *, lost: bool) -> list[EngineRequest]:
         """Let all requests pause; those that have lost their stages too often, and must be ended now."""
         if self._pause is not None:
+            self._pause.reason = reason if lost else self._pause.reason
             return []
         live = list(self._core.live.values())
         self._pause = _Pause(reason, lost, time.perf_counter(), self._core.suspend())
@@ -100,14 +102,23 @@ class Suspension:
             return None
         return StageLost(f"{pause.reason}; no other pipeline was ready within {RECOVERY_S:.0f} s", "ask again later")
 
-    def end(self, stages: tuple[StageInfo, ...], how: RecoveryKind) -> None:
+    @property
+    def sequences(self) -> list[SuspendedSequence]:
+        """What the stages held when the requests paused."""
+        return self._pause.sequences if self._pause is not None else []
+
+    def end(self, stages: tuple[StageInfo, ...], how: Callable[[int], RecoveryKind]) -> None:
         """Let the requests go on over other ``stages``; the core has resumed, with what was rebuilt as ``how`` says."""
         pause, self._pause = self._pause, None
+        if pause is None:
+            return
+        sequences = {one.request: one.sequence for one in pause.sequences}
         for request in self._core.waiting:
             request.take_stages(stages)
-            if pause is not None and pause.lost and request.recoveries:
-                request.recovery = (how, pause.began_s)
-                self.recoveries[how] = self.recoveries.get(how, 0) + 1
+            if request.id in sequences:
+                kind = how(sequences[request.id])
+                request.recovery = (kind, pause.began_s)
+                self.recoveries[kind] = self.recoveries.get(kind, 0) + 1
 
     def refuse(self, error: EdgeppError) -> None:
         """Tell who waits for a planned suspension that there will be none."""

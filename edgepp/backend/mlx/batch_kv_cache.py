@@ -26,6 +26,14 @@ def bucket_length(length: int) -> int:
     return bucket
 
 
+def rows_by_bucket(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows that are computed together, of sequences of similar length; an empty sequence is computed alone."""
+    buckets: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        buckets.setdefault(bucket_length(length + 1) if length else -row, []).append(row)
+    return list(buckets.values())
+
+
 class BatchGroup:
     """Arrays with one row per sequence, in the order of ``members``; each sequence has at least one position."""
 
@@ -80,7 +88,11 @@ class BatchGroup:
 
     def states(self) -> list[Any]:
         """Arrays to evaluate after a step."""
-        return [array for layer in self._layers for array in layer.arrays]
+        return self.arrays(slice(None))
+
+    def arrays(self, own: slice) -> list[Any]:
+        """The arrays (rows, heads, room, width) of the layers ``own``, in the order of ``arrays_of``."""
+        return [array for layer in self._layers[own] for array in layer.arrays]
 
     @property
     def nbytes(self) -> int:
@@ -115,6 +127,13 @@ class BatchGroups:
         """The arrays of each layer for a sequence, from its group or its own cache; see ``arrays_of`` for shapes."""
         group = self.group_of(cache)
         return cache.parts() if group is None else group.parts(cache)
+
+    def stored(self, cache: SequenceCache, own: slice) -> tuple[list[Any], int]:
+        """The arrays (rows, heads, room, width) of the layers ``own`` that hold a sequence, and its row in them."""
+        group = self.group_of(cache)
+        if group is None:
+            return [array for part in cache.own[own] for array in arrays_of(part)], 0
+        return group.arrays(own), group.members.index(cache)
 
     def gather(self, caches: Sequence[SequenceCache]) -> BatchGroup:
         """A group of exactly ``caches``, made of the group that holds most of them."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
+from edgepp.backend.kv_transfer import NO_LAYOUT, KvLayout
 from edgepp.errors import ModelError, StageFault
 
 STEP: int = KVCache.step
@@ -114,6 +114,41 @@ class SequenceCache:
             cache.offset = length
         self.length = length
 
+    def layout(self, num_layers: int) -> KvLayout:
+        """How ``num_layers`` layers with these caches, which hold one position, export keys and values."""
+        forms = {_form(cache) for cache in self.own} if self.is_plain and len(self.own) == num_layers else set()
+        if len(forms) != 1:
+            return NO_LAYOUT
+        numbers, keys, values = forms.pop()
+        layer_bytes = sum(array.nbytes // array.shape[2] for array in arrays_of(self.own[0]))
+        return KvLayout.of(numbers, keys, values, layer_bytes)
+
+    def write(self, own: slice, parts: Sequence[Sequence[Any]], start: int) -> None:
+        """Write arrays (1, heads, positions, width) of the layers ``own``, whose caches are plain, at ``start``.
+
+        The length of the sequence, and so what it computes, stays as it is.
+        """
+        written: list[Any] = []
+        for cache, arrays in zip(self.own[own], parts, strict=True):
+            stop = start + arrays[0].shape[2]
+            if cache.keys is None:
+                stored = [_beginning(array, 0, stop) for array in arrays]
+            elif (room := arrays_of(cache)[0].shape[2]) < stop:
+                stored = [_beginning(array, room, stop) for array in arrays_of(cache)]
+            else:
+                stored = arrays_of(cache)
+            for array, new in zip(stored, arrays, strict=True):
+                array[:, :, start:stop] = new
+            cache.keys, cache.values = keys_and_values(stored)
+            written += stored
+        mx.eval(written)
+
+    def fill_to(self, length: int) -> None:
+        """Count the positions up to ``length`` that ``write`` has written as held."""
+        for cache in self.own:
+            cache.offset = length
+        self.length = length
+
     def shrink(self, capacity: int) -> None:
         """Release the memory of plain caches beyond ``capacity`` positions."""
         if self.is_plain and self.length and arrays_of(self.own[0])[0].shape[2] > _room(capacity):
@@ -144,7 +179,8 @@ class SequenceCache:
 
 def arrays_of(cache: Any) -> list[Any]:
     """The arrays (1, heads, room, width) of a plain cache: those of keys, then as many of values."""
-    return [array for _, array in tree_flatten((cache.keys, cache.values))]
+    keys, values = cache.keys, cache.values
+    return [*keys, *values] if isinstance(keys, tuple | list) else [keys, values]
 
 
 def keys_and_values(arrays: Sequence[Any]) -> tuple[Any, Any]:
@@ -153,6 +189,20 @@ def keys_and_values(arrays: Sequence[Any]) -> tuple[Any, Any]:
         return arrays[0], arrays[1]
     half = len(arrays) // 2
     return tuple(arrays[:half]), tuple(arrays[half:])
+
+
+def _form(cache: Any) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    """Numbers, and heads and width of keys and of values, of a plain cache."""
+    arrays = arrays_of(cache)
+    keys, values = (arrays[n].shape[1::2] for n in (0, len(arrays) // 2))
+    numbers = str(arrays[-1].dtype).rpartition(".")[2]
+    if isinstance(cache, QuantizedKVCache):
+        each = 32 // cache.bits  # codes in a uint32
+        (keys, values), numbers = (
+            ((h, w * each) for h, w in (keys, values)),
+            f"{cache.bits}bit/{cache.group_size} {numbers}",
+        )
+    return numbers, tuple(keys), tuple(values)
 
 
 def _quantised(cache: Any, quantised: QuantisedKV) -> Any:
@@ -173,8 +223,10 @@ def _room(length: int) -> int:
     return -(-length // STEP) * STEP
 
 
-def _beginning(array: Any, length: int) -> Any:
-    return mx.pad(array[:, :, :length], [(0, 0), (0, 0), (0, _room(length) - length), (0, 0)])
+def _beginning(array: Any, length: int, room: int | None = None) -> Any:
+    """The first ``length`` positions, with room for at least ``room`` positions, or else ``length``."""
+    more = _room(length if room is None else room) - length
+    return mx.pad(array[:, :, :length], [(0, 0), (0, 0), (0, more), (0, 0)])
 
 
 def _kind(cache: Any) -> tuple[Any, ...]:

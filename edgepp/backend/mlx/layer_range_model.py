@@ -9,9 +9,11 @@ import mlx.core as mx
 
 from edgepp.backend.mlx.arrays import DTYPES
 from edgepp.backend.mlx.batch_kv_cache import BatchGroup
-from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap
-from edgepp.backend.mlx.kv_cache import QuantisedKV, SequenceCache
+from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, PassEnded, Tap, unsupported_family
+from edgepp.backend.mlx.kv_cache import KV_BITS_HINT, QuantisedKV, SequenceCache
+from edgepp.errors import ModelError
 from edgepp.layers import LayerRange
+from edgepp.printable import one_line
 
 
 class LayerRangeModel:
@@ -68,6 +70,27 @@ class LayerRangeModel:
         for member in group.members:
             member.length += 1
         return result.reshape(hidden.shape)
+
+    def try_one_token(self, hidden_size: int, family: str) -> SequenceCache:
+        """Caches that hold one position, from which the bytes of longer caches follow.
+
+        Raises:
+            ModelError: the layers do not run, or give numbers that are not finite.
+        """
+        cache = self.new_cache(1)
+        hidden = mx.arange(hidden_size)[None, None].astype(self._dtype) / hidden_size
+        try:
+            result = self.forward(cache, hidden)
+            finite = result.shape == hidden.shape and mx.isfinite(result).all().item()
+        except (*FORWARD_ERRORS, MemoryError) as error:
+            how = "on this machine" if self.quantised is None else f"with keys and values in {self.quantised.bits} bits"
+            hint = "" if self.quantised is None else KV_BITS_HINT
+            raise ModelError(
+                f"layers {self._layers} of family '{family}' do not run {how}: {one_line(str(error), 200)}", hint
+            ) from error
+        if not finite:
+            raise unsupported_family(family, f"layers {self._layers} need weights from outside the range")
+        return cache
 
     def try_batch(self, hidden_size: int) -> bool:
         """Whether sequences of 1 and 3 positions decode together to the same numbers as alone, up to rounding."""

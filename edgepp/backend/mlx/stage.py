@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import psutil
 
-from edgepp.backend.base import SequenceFault, check_fork, check_rows
-from edgepp.backend.mlx.arrays import DTYPES, from_numpy, to_numpy
-from edgepp.backend.mlx.batch_kv_cache import BatchGroups, bucket_length
-from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints, unsupported_family
-from edgepp.backend.mlx.kv_cache import KV_BITS_HINT, QuantisedKV, SequenceCache
+from edgepp.backend.base import KvChunk, SequenceFault, check_fork, check_room, check_rows
+from edgepp.backend.kv_transfer import KvImports, joined
+from edgepp.backend.mlx.arrays import from_numpy, to_numpy
+from edgepp.backend.mlx.batch_kv_cache import BatchGroups, rows_by_bucket
+from edgepp.backend.mlx.cut_points import FORWARD_ERRORS, CutPoints
+from edgepp.backend.mlx.kv_bytes import arrays_from, bytes_at
+from edgepp.backend.mlx.kv_cache import QuantisedKV, SequenceCache
 from edgepp.backend.mlx.layer_range_model import LayerRangeModel
-from edgepp.errors import ModelError, StageFault
+from edgepp.errors import StageFault
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array, Checkpoint
-from edgepp.printable import one_line
 
 _MIB = 1 << 20
 
@@ -50,33 +50,13 @@ class MlxStage:
         self._max_context = checkpoint.context
         self._sequences: dict[int, SequenceCache] = {}
         self._groups = BatchGroups()
-        self._sample = self._try_one_token(checkpoint.family)
+        self._sample = self._model.try_one_token(checkpoint.hidden_size, checkpoint.family)
         if kv_bits is not None:
             self._model.quantised = QuantisedKV.fitting(kv_bits, self._sample, checkpoint.family)
-            self._sample = self._try_one_token(checkpoint.family)
+            self._sample = self._model.try_one_token(checkpoint.hidden_size, checkpoint.family)
+        self._imports = KvImports(layers, self._sample.layout(len(layers)))
+        self.kv_layout = self._imports.layout.name
         self._batches_correctly: bool | None = None  # None: not tried yet
-
-    def _try_one_token(self, family: str) -> SequenceCache:
-        """Caches that hold one position, from which the bytes of longer caches follow.
-
-        Raises:
-            ModelError: the layers do not run, or give numbers that are not finite.
-        """
-        cache = self._model.new_cache(1)
-        hidden = mx.arange(self.hidden_size)[None, None].astype(DTYPES[self.dtype]) / self.hidden_size
-        try:
-            result = self._model.forward(cache, hidden)
-            finite = result.shape == hidden.shape and mx.isfinite(result).all().item()
-        except (*FORWARD_ERRORS, MemoryError) as error:
-            quantised = self._model.quantised
-            how = "on this machine" if quantised is None else f"with keys and values in {quantised.bits} bits"
-            hint = "" if quantised is None else KV_BITS_HINT
-            raise ModelError(
-                f"layers {self.layers} of family '{family}' do not run {how}: {one_line(str(error), 200)}", hint
-            ) from error
-        if not finite:
-            raise unsupported_family(family, f"layers {self.layers} need weights from outside the range")
-        return cache
 
     def open(self, sequence: int, capacity: int) -> None:
         """Begin a sequence of at most ``capacity`` positions; an open sequence of the same id is freed first.
@@ -121,7 +101,8 @@ class MlxStage:
         (cache,) = self._caches_of([sequence])
         if hidden.ndim != 2 or hidden.shape[0] < 1 or hidden.shape[1] != self.hidden_size:
             raise StageFault(f"hidden states of shape {hidden.shape} are not (T, {self.hidden_size})")
-        self._check_room([sequence], hidden.shape[0])
+        check_room([sequence], [cache], hidden.shape[0])
+        self._imports.forget(sequence)
         try:
             self._groups.separate(cache)
             return to_numpy(self._model.forward(cache, from_numpy(hidden, self.dtype)))
@@ -140,27 +121,18 @@ class MlxStage:
                 dropped, while others may be longer by one position.
         """
         check_rows(sequences, hidden, self.hidden_size)
-        self._caches_of(sequences)
-        self._check_room(sequences, 1)
+        caches = self._caches_of(sequences)
+        check_room(sequences, caches, 1)
+        self._imports.forget(*sequences)
         results: list[Array] = [hidden] * len(sequences)
-        for rows in self._batches_of(sequences):
+        together = len(sequences) > 1 and self._can_batch()
+        alone = [[row] for row in range(len(caches))]
+        for rows in rows_by_bucket([cache.length for cache in caches]) if together else alone:
             part = [sequences[row] for row in rows]
             result = self._decode_together(part, hidden[rows]) if len(part) > 1 else self.extend(part[0], hidden[rows])
             for row, computed in zip(rows, result, strict=True):
                 results[row] = computed
         return np.stack(results)
-
-    def _batches_of(self, sequences: Sequence[int]) -> list[list[int]]:
-        """Rows that are computed together: of sequences of similar length that are not empty."""
-        parts: dict[int, list[int]] = {}
-        alone = []
-        for row, sequence in enumerate(sequences):
-            length = self._sequences[sequence].length
-            if length and len(sequences) > 1 and self._can_batch():
-                parts.setdefault(bucket_length(length + 1), []).append(row)
-            else:
-                alone.append([row])
-        return [*parts.values(), *alone]
 
     def _decode_together(self, sequences: Sequence[int], hidden: Array) -> Array:
         caches = [self._sequences[sequence] for sequence in sequences]
@@ -197,6 +169,7 @@ class MlxStage:
         (cache,) = self._caches_of([sequence])
         if not 0 <= length <= cache.length:
             raise StageFault(f"a sequence of {cache.length} positions cannot be cut to {length}")
+        self._imports.forget(sequence)
         if length == 0:
             self.free(sequence)
             self._sequences[sequence] = self._model.new_cache(cache.capacity)
@@ -216,8 +189,7 @@ class MlxStage:
         Raises:
             SequenceFault: the source is unknown or holds fewer positions.
             StageFault: the caches of the family cannot be truncated, the capacity is beyond the model's context or
-            below
-                ``length``, or memory is short.
+                below ``length``, or memory is short.
         """
         (source_cache,) = self._caches_of([source])
         if not self.rewinds:
@@ -243,6 +215,7 @@ class MlxStage:
         self._check_context(capacity)
         if capacity < cache.length:
             raise StageFault(f"a sequence of {cache.length} positions does not fit {capacity}")
+        self._imports.forget(sequence)
         if capacity > cache.capacity:
             self._check_memory(capacity, current=cache.capacity)
         elif self._groups.group_of(cache) is None:
@@ -256,8 +229,57 @@ class MlxStage:
         """Positions that the cache of the sequence holds."""
         return self._caches_of([sequence])[0].length
 
+    def export_kv(self, sequence: int, layers: LayerRange, start: int, stop: int) -> Sequence[KvChunk]:
+        """Copy the keys and values of a sequence in ``layers`` at positions [start, stop), as one chunk.
+
+        Raises:
+            SequenceFault: the sequence is unknown or holds fewer than ``stop`` positions.
+            StageFault: the caches are not plain, the stage lacks the layers, or the positions are not a range.
+        """
+        (cache,) = self._caches_of([sequence])
+        self._imports.check_export(sequence, cache.length, layers, start, stop)
+        return [bytes_at(*self._groups.stored(cache, self._own(layers)), start, stop)]
+
+    def import_kv(self, sequence: int, layers: LayerRange, start: int, stop: int, data: Sequence[KvChunk]) -> None:
+        """Write keys and values of the same ``kv_layout`` at positions [start, stop) of ``layers``.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: the caches are not plain, or layers, positions or number of bytes do not fit: nothing was
+                written. Or memory ran out, and the sequence is dropped.
+        """
+        (cache,) = self._caches_of([sequence])
+        piece = joined(data)
+        self._imports.begin(
+            sequence, cache.length, cache.capacity, layers, range(start, stop), memoryview(piece).nbytes
+        )
+        own = self._own(layers)
+        try:
+            self._groups.separate(cache)
+            cache.write(own, arrays_from(piece, self._sample.parts()[own], stop - start), start)
+        except (*FORWARD_ERRORS, MemoryError) as error:
+            raise self._drop_after_failure([cache], error) from error
+        self._imports.done(sequence, layers, stop)
+
+    def set_length(self, sequence: int, length: int) -> None:
+        """Let a sequence hold ``length`` positions, where all layers hold or imported as many.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: some layer has fewer positions; nothing changed.
+        """
+        (cache,) = self._caches_of([sequence])
+        self._imports.check_length(sequence, cache.length, length)
+        if length <= cache.length:
+            self.truncate(sequence, length)
+        else:
+            self._imports.forget(sequence)
+            self._groups.separate(cache)
+            cache.fill_to(length)
+
     def free(self, sequence: int) -> None:
         """Release the cache of a sequence; an unknown sequence is ignored."""
+        self._imports.forget(sequence)
         cache = self._sequences.pop(sequence, None)
         if cache is not None:
             self._groups.drop(cache)
@@ -268,19 +290,11 @@ class MlxStage:
         alone = sum(cache.nbytes for cache in self._sequences.values())
         return alone + self._groups.nbytes
 
+    def _own(self, layers: LayerRange) -> slice:
+        return slice(layers.start - self.layers.start, layers.stop - self.layers.start)
+
     def _caches_of(self, sequences: Sequence[int]) -> list[SequenceCache]:
         unknown = tuple(n for n in sequences if n not in self._sequences)
         if unknown:
             raise SequenceFault(f"layers {self.layers} hold no sequence {', '.join(map(str, unknown))}", unknown)
         return [self._sequences[n] for n in sequences]
-
-    def _check_room(self, sequences: Sequence[int], positions: int) -> None:
-        caches = {n: self._sequences[n] for n in sequences}
-        full = tuple(n for n, cache in caches.items() if cache.length + positions > cache.capacity)
-        if full:
-            cache = caches[full[0]]
-            raise SequenceFault(
-                f"the sequence would have {cache.length + positions} positions, and it was opened for {cache.capacity}",
-                full,
-                "shorten the prompt or ask for fewer tokens",
-            )

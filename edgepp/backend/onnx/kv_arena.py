@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from edgepp.backend.kv_transfer import KvLayout
 from edgepp.backend.onnx.architecture import Architecture
 from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Array
@@ -46,6 +47,16 @@ class CacheShape:
     def names(self) -> Sequence[str]:
         """Names of each layer's keys and values in the graph."""
         return [f"{layer}.{part}" for layer in range(self.layers.start, self.layers.stop) for part in ("key", "value")]
+
+    def names_of(self, layers: LayerRange) -> Sequence[str]:
+        """Those of ``names`` that belong to ``layers``."""
+        return self.names[2 * (layers.start - self.layers.start) : 2 * (layers.stop - self.layers.start)]
+
+    @cached_property
+    def layout(self) -> KvLayout:
+        """How keys and values are exported; the scales of int8 follow from the weights, so they are no part of it."""
+        sizes = self.kv_heads, self.head_dim
+        return KvLayout.of(np.dtype(self.dtype).name, sizes, sizes, self.position_bytes // len(self.layers))
 
     @property
     def position_bytes(self) -> int:

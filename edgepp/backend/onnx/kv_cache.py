@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
+from edgepp.backend.base import KvChunk
 from edgepp.backend.onnx.kv_arena import Arena, CacheShape
+from edgepp.layers import LayerRange
 
 FIRST_POSITIONS = 1024
 """Positions of the shortest lanes; a sequence that outgrows its lane moves to a longer one."""
@@ -84,16 +88,31 @@ class LaneAllocator:
         del self._occupied[cached.arena, cached.lane]
         cached.arena.release(cached.lane)
 
-    def reserve(self, cached: CachedSequence, positions: int) -> None:
+    def reserve(self, cached: CachedSequence, positions: int, filled: int | None = None) -> None:
         """Make room for ``positions`` positions; a sequence that outgrows its lane moves to a longer lane.
+
+        The move keeps the first ``filled`` positions, by default those of the sequence's length.
 
         Raises:
             MemoryError: the system gives no more address space.
         """
         if positions > cached.arena.stride:
             arena = self._arena_with_free_lane(_stride(cached.arena.stride, positions))
-            self._move(cached, arena, min(arena.free))
+            self._move(cached, arena, min(arena.free), cached.length if filled is None else filled)
         cached.touched = max(cached.touched, positions)
+
+    def read(self, cached: CachedSequence, layers: LayerRange, start: int, stop: int) -> bytes:
+        """Copy the keys and values of ``layers`` at positions [start, stop); see ``kv_transfer`` for the order."""
+        memory, lane = cached.arena.memory, cached.lane
+        return b"".join([memory[name][lane, :, start:stop].tobytes() for name in self._shape.names_of(layers)])
+
+    def write(self, cached: CachedSequence, layers: LayerRange, start: int, stop: int, piece: KvChunk) -> None:
+        """Write what ``read`` gives for the same layers and positions; ``reserve`` made room."""
+        names = self._shape.names_of(layers)
+        parts = np.frombuffer(piece, self._shape.dtype)
+        parts = parts.reshape(len(names), self._shape.kv_heads, stop - start, self._shape.head_dim)
+        for name, part in zip(names, parts, strict=True):
+            cached.arena.memory[name][cached.lane, :, start:stop] = part
 
     def runs(self, batch: Sequence[CachedSequence]) -> list[LaneRun]:
         """The runs that compute one more position of each sequence of ``batch``, for which ``reserve`` made room.
@@ -131,7 +150,7 @@ class LaneAllocator:
                 continue
             if not vacant or moved > _MOVED_BYTES:
                 return
-            self._move(cached, arena, vacant.pop())
+            self._move(cached, arena, vacant.pop(), cached.length)
             moved += cached.length * self._shape.position_bytes
 
     def _window(self, batch: Sequence[CachedSequence], stride: int) -> tuple[Arena, range]:
@@ -166,10 +185,10 @@ class LaneAllocator:
         self._arenas.append(Arena(self._shape, stride))
         return self._arenas[-1]
 
-    def _move(self, cached: CachedSequence, arena: Arena, lane: int) -> None:
-        _copy(cached, arena, lane, cached.length)
+    def _move(self, cached: CachedSequence, arena: Arena, lane: int, filled: int) -> None:
+        _copy(cached, arena, lane, filled)
         self.free(cached)
-        cached.arena, cached.lane, cached.touched = arena, arena.take(lane), cached.length + 1
+        cached.arena, cached.lane, cached.touched = arena, arena.take(lane), filled + 1
         self._occupied[arena, lane] = cached
 
 

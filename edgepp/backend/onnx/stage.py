@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgepp.backend.base import BackendOptions, Progress, SequenceFault, check_fork, check_rows
+from edgepp.backend.base import (
+    BackendOptions,
+    KvChunk,
+    Progress,
+    SequenceFault,
+    check_fork,
+    check_room,
+    check_rows,
+)
+from edgepp.backend.kv_transfer import KvImports, joined
 from edgepp.backend.onnx.architecture import Architecture, check_tensors, read_architecture
 from edgepp.backend.onnx.bound_session import BoundSession
 from edgepp.backend.onnx.decoder_graph import DecoderGraph
@@ -58,7 +67,10 @@ class OnnxStage:
         self.chunk = min(CHUNK, 2 * architecture.head_dim)
         self._architecture: Architecture = architecture
         self._session = BoundSession(graph.session(options), architecture.rope)
-        self._lanes = LaneAllocator(CacheShape.of(architecture, layers, options.kv_bits))
+        shape = CacheShape.of(architecture, layers, options.kv_bits)
+        self._lanes = LaneAllocator(shape)
+        self._imports = KvImports(layers, shape.layout)
+        self.kv_layout = self._imports.layout.name
         self._sequences: dict[int, CachedSequence] = {}
 
     def open(self, sequence: int, capacity: int) -> None:
@@ -119,14 +131,8 @@ class OnnxStage:
             raise StageFault(f"ONNX Runtime failed in layers {self.layers}: {error}") from error
 
     def _reserve(self, sequences: Sequence[int], caches: Sequence[CachedSequence], positions: int) -> None:
-        full = [n for n, cache in enumerate(caches) if cache.length + positions > cache.capacity]
-        if full:
-            cache = caches[full[0]]
-            raise SequenceFault(
-                f"the sequence would have {cache.length + positions} positions, and it was opened for {cache.capacity}",
-                tuple(sequences[n] for n in full),
-                "shorten the prompt or ask for fewer tokens",
-            )
+        check_room(sequences, caches, positions)
+        self._imports.forget(*sequences)
         try:
             for cache in caches:
                 self._lanes.reserve(cache, cache.length + positions)
@@ -140,6 +146,7 @@ class OnnxStage:
             StageFault: the sequence is unknown.
         """
         (cache,) = self._caches_of([sequence])
+        self._imports.forget(sequence)
         cache.length = max(0, min(cache.length, length))
 
     def fork(self, source: int, sequence: int, length: int, capacity: int) -> None:
@@ -169,6 +176,7 @@ class OnnxStage:
         self._check_context(capacity)
         if capacity < cache.length:
             raise StageFault(f"a sequence of {cache.length} positions does not fit {capacity}")
+        self._imports.forget(sequence)
         self._lanes.resize(cache, capacity)
 
     def _check_context(self, capacity: int) -> None:
@@ -180,8 +188,51 @@ class OnnxStage:
         """Positions that the sequence's cache holds."""
         return self._caches_of([sequence])[0].length
 
+    def export_kv(self, sequence: int, layers: LayerRange, start: int, stop: int) -> Sequence[KvChunk]:
+        """Copy the keys and values of a sequence in ``layers`` at positions [start, stop), as one chunk.
+
+        Raises:
+            SequenceFault: the sequence is unknown or holds fewer than ``stop`` positions.
+            StageFault: the stage lacks the layers, or the positions are not a range.
+        """
+        (cache,) = self._caches_of([sequence])
+        self._imports.check_export(sequence, cache.length, layers, start, stop)
+        return [self._lanes.read(cache, layers, start, stop)]
+
+    def import_kv(self, sequence: int, layers: LayerRange, start: int, stop: int, data: Sequence[KvChunk]) -> None:
+        """Write keys and values of the same ``kv_layout`` at positions [start, stop) of ``layers``.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: layers, positions or number of bytes do not fit, or memory is short; nothing was written.
+        """
+        (cache,) = self._caches_of([sequence])
+        piece = joined(data)
+        self._imports.begin(
+            sequence, cache.length, cache.capacity, layers, range(start, stop), memoryview(piece).nbytes
+        )
+        try:
+            self._lanes.reserve(cache, stop, max(cache.length, self._imports.farthest(sequence)))
+        except MemoryError as error:
+            raise StageFault("memory for imported positions is short", _SHORT_HINT) from error
+        self._lanes.write(cache, layers, start, stop, piece)
+        self._imports.done(sequence, layers, stop)
+
+    def set_length(self, sequence: int, length: int) -> None:
+        """Let a sequence hold ``length`` positions, where all layers hold or imported as many.
+
+        Raises:
+            SequenceFault: the sequence is unknown.
+            StageFault: some layer has fewer positions; nothing changed.
+        """
+        (cache,) = self._caches_of([sequence])
+        self._imports.check_length(sequence, cache.length, length)
+        self._imports.forget(sequence)
+        cache.length = length
+
     def free(self, sequence: int) -> None:
         """Release the cache of a sequence; an unknown sequence is ignored."""
+        self._imports.forget(sequence)
         cache = self._sequences.pop(sequence, None)
         if cache is not None:
             self._lanes.free(cache)
