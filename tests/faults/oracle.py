@@ -17,7 +17,7 @@ import pytest
 from edgepp.errors import EdgeppError, InternalError
 from tests.waiting import PATIENCE_S
 
-ENDS_S = 60.0
+ENDS_S = 90.0
 """Within this time after a fault every request ends, also on a machine that is busy with other tests."""
 _NAMES_A_PART = re.compile(
     r"stage \d+ \(layers [\d, -]+\)|the stage with layers [\d-]+|on node \w+|the coordinator at|request \d+"

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
-from tests.faults.served import NAMES, Baseline, Served, Stream, serving
+from tests.faults.served import NAMES, Baseline, Served, Status, Stream, serving
 from tests.waiting import eventually
 
 WHENS = {"first": 1, "middle": 24, "last": 47}
@@ -49,6 +49,11 @@ def stage_pid(cluster: Served, index: int) -> int:
     return int(cluster.whole()["stages"][index]["pid"])
 
 
+def pids(status: Status) -> list[int]:
+    """The stage processes of the plan."""
+    return [stage["pid"] for stage in status["stages"]]
+
+
 @pytest.mark.parametrize("when", WHENS)
 @pytest.mark.parametrize("stage", range(3))
 def test_a_stage_process_is_killed(cluster: Served, questions: Questions, stage: int, when: str) -> None:
@@ -58,7 +63,7 @@ def test_a_stage_process_is_killed(cluster: Served, questions: Questions, stage:
     os.kill(pid, signal.SIGKILL)
     killed_s = time.monotonic()
     result = stream.result()
-    result.is_right_or_typed(questions.expected["plain"])
+    result.is_right(questions.expected["plain"])
     result.ended_within(ENDS_S, killed_s)
 
 
@@ -85,7 +90,7 @@ def test_four_streams_go_on_when_a_stage_process_is_killed(cluster: Served, ques
     killed_s = time.monotonic()
     for name, stream in streams.items():
         result = stream.result()
-        result.is_right_or_typed(questions.expected[name])
+        result.is_right(questions.expected[name])
         result.ended_within(ENDS_S, killed_s)
 
 
@@ -100,16 +105,10 @@ def test_a_node_sleeps(cluster: Served, questions: Questions, seconds: float) ->
     waking.start()
     result = stream.result()
     waking.join()
-    if seconds == 1.0:
-        result.is_right(questions.expected["plain"])
-        after = cluster.whole()
-        assert after["plan_version"] == before["plan_version"]
-    result.is_right_or_typed(questions.expected["plain"])
+    result.is_right(questions.expected["plain"])
     result.ended_within(ENDS_S, slept_s)
-    after = cluster.whole()
-    assert [stage["pid"] for stage in after["stages"] if stage["node"] == "one"] == [
-        stage["pid"] for stage in before["stages"] if stage["node"] == "one"
-    ] or seconds == 20.0
+    if seconds < 10:  # else the node counted as gone, and its layers were planned elsewhere
+        assert pids(cluster.whole()) == pids(before)
 
 
 @pytest.mark.parametrize("fault", ["hold", "wedge"])
@@ -120,7 +119,7 @@ def test_a_stage_process_wedges(cluster: Served, questions: Questions, name: str
     cluster.members[name].misbehave(fault)
     wedged_s = time.monotonic()
     result = stream.result()
-    result.is_right_or_typed(questions.expected["plain"])
+    result.is_right(questions.expected["plain"])
     result.ended_within(ENDS_S, wedged_s)
 
 
