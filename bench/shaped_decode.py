@@ -29,8 +29,9 @@ from edgepp.benchmark.workload import decode_step
 from edgepp.child_process import python_command
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.request import GenerateOptions
 from edgepp.engine.stage_handshake import Endpoint
+from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.wire.messages import MAX_HEADER_BYTES, Forward

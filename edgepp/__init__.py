@@ -42,9 +42,10 @@ from edgepp.errors import (
 TYPE_CHECKING = False  # as in `typing`, without the time to import it
 if TYPE_CHECKING:
     from edgepp import events
-    from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, Timing
+    from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
     from edgepp.engine.ring import StageInfo
     from edgepp.engine.sampling import Sampled
+    from edgepp.engine.timing import Timing
     from edgepp.http_api.http_options import HttpOptions
     from edgepp.http_api.server import HttpServer
     from edgepp.layers import LayerRange
@@ -118,9 +119,10 @@ _LAZY = {
         "serve",
         "stage",
     ),
-    "edgepp.engine.request": ("Constraint", "GenerateOptions", "SamplingOptions", "Timing"),
+    "edgepp.engine.request": ("Constraint", "GenerateOptions", "SamplingOptions"),
     "edgepp.engine.ring": ("StageInfo",),
     "edgepp.engine.sampling": ("Sampled",),
+    "edgepp.engine.timing": ("Timing",),
     "edgepp.http_api.http_options": ("HttpOptions",),
     "edgepp.http_api.server": ("HttpServer",),
     "edgepp.layers": ("LayerRange",),

@@ -113,7 +113,12 @@ class StageError(EdgeppError):
 
 
 class StageLost(StageError):  # noqa: N818
-    """A stage died or stopped answering."""
+    """A stage died or stopped answering; ``hanging`` is the index of a stage that does not answer and may still run."""
+
+    def __init__(self, message: str, hint: str = "", *, hanging: int | None = None) -> None:
+        """Make the error of a lost stage."""
+        super().__init__(message, hint)
+        self.hanging = hanging
 
 
 class StageFault(StageError):  # noqa: N818

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -28,6 +29,11 @@ os.environ["EDGEPP_HOME"] = _HOME.name  # no test may read or change this machin
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # on Linux it would call a C++ compiler for each kernel
+
+hypothesis.settings.register_profile("repeat", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
+# The same examples in every run, so that a change and not chance makes a test fail; `make fuzz` looks for others.
+hypothesis.settings.load_profile(os.environ.get("EDGEPP_EXAMPLES", "repeat"))
 
 # A shell's background jobs, and what runs under `nohup`, ignore these, as do their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -101,7 +107,7 @@ class _Shelves(LoadScopeScheduling):
                 return "http"  # they share one cluster
             case "netns":
                 return "netns"  # bridges and addresses are the machine's
-            case "loopback":
+            case "loopback" | "faults":
                 return nodeid.partition("::")[0]  # fixtures per module are costly
         return nodeid
 

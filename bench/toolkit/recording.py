@@ -80,6 +80,8 @@ class Recorder(WatchedRing):
         for event in events:
             if isinstance(event, Failed):
                 raise event.error
+            if not isinstance(event, Returned):
+                continue
             step, sent_s = self._sent.popleft()
             while not set(_sequences(step)) & set(event.sequences):  # cancelled
                 step, sent_s = self._sent.popleft()

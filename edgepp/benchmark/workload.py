@@ -12,7 +12,8 @@ from typing import Protocol, TypeVar
 
 from edgepp.benchmark import prompts
 from edgepp.benchmark.report import NAMES, ConcurrentResult, SingleResult, Spread
-from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.engine.request import GenerateOptions
+from edgepp.engine.timing import Timing
 from edgepp.errors import UsageError
 from edgepp.python_api import Answer, Engine, Question
 

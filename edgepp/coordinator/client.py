@@ -15,10 +15,11 @@ from edgepp.cluster.discovery.coordinator_addresses import coordinator_addresses
 from edgepp.cluster.discovery.mdns import discover
 from edgepp.cluster.identity import Cluster, Identity, load_cluster, load_identity, remember_address
 from edgepp.coordinator.json_codec import decode_stages, decode_summary, encode_question
-from edgepp.engine.request import FinishReason, GenerateOptions, Timing
+from edgepp.engine.request import FinishReason, GenerateOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import TextPiece
+from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.model.text.conversation import Prompt
 from edgepp.wire.field_types import Verb

@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from edgepp.engine.request import (
-    MAX_BIASES,
-    Constraint,
-    FinishReason,
-    GenerateOptions,
-    SamplingOptions,
-    StageTimes,
-    Timing,
-)
+from edgepp.engine.request import MAX_BIASES, Constraint, FinishReason, GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
+from edgepp.engine.timing import Recovery, RecoveryKind, StageTimes, Timing
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.text.conversation import Conversation, Prompt
@@ -149,8 +142,9 @@ def decode_summary(fields: Mapping[str, Any]) -> AnswerSummary:
         RemoteProtocolError: the object is malformed.
     """
     try:
-        timing_fields = dict(fields["timing"])
+        timing_fields = dict(_object(fields["timing"]))
         times = [StageTimes(**_floats(one)) for one in _list(timing_fields.pop("stages"), MAX_STAGES)]
+        recoveries = [_recovery(one) for one in _list(timing_fields.pop("recoveries"), MAX_STAGES)]
         counts = {name: _unsigned(timing_fields.pop(name)) for name in ("tokens", "reused", "guessed", "right")}
         stages = decode_stages(fields)
         if fields["finish_reason"] not in get_args(FinishReason) or len(times) != len(stages):
@@ -159,11 +153,17 @@ def decode_summary(fields: Mapping[str, Any]) -> AnswerSummary:
         sampled = tuple(_sampled(one) for one in _list(fields["sampled"], 1 << 20))
         spelled = {_unsigned(token): _string(text) for token, text in _list(fields["spelled"], 1 << 20)}
         seconds: dict[str, Any] = {**_floats(timing_fields), **counts}
-        timing = Timing(**seconds, stages=times)
+        timing = Timing(**seconds, stages=times, recoveries=recoveries)
         stop = None if fields["stop_string"] is None else _string(fields["stop_string"])
         return AnswerSummary(fields["finish_reason"], prompt_tokens, timing, stages, sampled, spelled, stop)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise RemoteProtocolError(f"an answer summary is malformed: {error}") from error
+
+
+def _recovery(fields: Any) -> Recovery:
+    if fields["how"] not in get_args(RecoveryKind):
+        raise RemoteProtocolError("an answer that recovered in no known way")
+    return Recovery(fields["how"], float(fields["pause_s"]))
 
 
 def _sampled(fields: Any) -> Sampled:
@@ -229,8 +229,14 @@ def _pair(value: Any) -> tuple[int, float]:
     return _unsigned(value[0]), value[1]
 
 
-def _floats(fields: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): float(value) for name, value in fields.items()}
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RemoteProtocolError(f"{value!r:.40} where an object is expected")
+    return value
+
+
+def _floats(fields: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in _object(fields).items()}
 
 
 def _numbers(fields: Mapping[str, Any]) -> dict[str, Any]:

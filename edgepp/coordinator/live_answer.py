@@ -1,12 +1,11 @@
 """The answers under way: one object per answer, which gives its text in the thread that reads it.
 
-A ``LiveAnswer`` waits for a pipeline, begins again where the pipeline is lost before any text was read, and can be
-cancelled from any thread. ``LiveAnswers`` admits answers by the shares of their owners, and counts them.
+A ``LiveAnswer`` waits for a pipeline, pauses while the pipeline has lost a stage, and can be cancelled from any
+thread. ``LiveAnswers`` admits answers by the shares of their owners, and counts them.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,21 +17,18 @@ from edgepp.coordinator.fair_shares import FairLimiter
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline
-from edgepp.engine.request import FinishReason, GenerateOptions, Timing
+from edgepp.engine.request import FinishReason, GenerateOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import TextPiece, TextStream
+from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError, NotReady, Overloaded
 from edgepp.model.text.conversation import Prompt
-
-log = logging.getLogger("edgepp.coordinator")
 
 MAX_ANSWERS = 128
 """Answers at a time, plus one per owner (``FairLimiter``); further questions are declined."""
 PIPELINE_WAIT_S = 120.0
-"""How long a question waits for a pipeline, also after one was lost before the first token."""
-MAX_ATTEMPTS = 3
-"""How often an answer is begun, since the question itself may be what makes a stage fail."""
+"""How long a question waits for a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,6 @@ class LiveAnswer:
         self.prompt_tokens = 0
         """Tokens of the prompt; 0 until a pipeline has accepted it."""
         self.timing = Timing(self._asked_s)
-        self.stages: tuple[StageInfo, ...] = ()
         self.on_complete: Callable[[], None] = lambda: None
         """Called when the pieces are over, before the reader learns how they ended."""
         self._gaps_s: list[float] = []
@@ -112,6 +107,11 @@ class LiveAnswer:
     def running(self) -> bool:
         """Whether the engine has the answer, and has not ended it."""
         return self._stream is not None and self._stream.finish_reason is None
+
+    @property
+    def stages(self) -> tuple[StageInfo, ...]:
+        """The stages that compute the answer, or gave its last token; none before a pipeline has accepted it."""
+        return self._stream.stages if self._stream is not None else ()
 
     @property
     def ended(self) -> EndedAnswer:
@@ -133,24 +133,15 @@ class LiveAnswer:
             NotReady: no pipeline was open in time.
             EdgeppError: the answer cannot be finished; the text so far is right.
         """
-        failed: EdgeppError | None = None
-        for left in reversed(range(MAX_ATTEMPTS)):
-            try:
-                pipeline = self._pipeline_manager.acquire(self._until_s - time.monotonic(), lambda: self.cancelled)
-            except EdgeppError as error:
-                if self.cancelled:
-                    self.finish_reason = "cancelled"
-                    self.on_complete()
-                    return
-                raise failed or error from error
-            try:
-                yield from self._read(pipeline)
-                return
-            except EdgeppError as error:
-                if not left or self._gave_text or self.cancelled or pipeline.lost is None:
-                    raise
-                failed = error
-                log.info("begins an answer again: %s", error)
+        try:
+            pipeline = self._pipeline_manager.acquire(self._until_s - time.monotonic(), lambda: self.cancelled)
+        except EdgeppError:
+            if not self.cancelled:
+                raise
+            self.finish_reason = "cancelled"
+            self.on_complete()
+            return
+        yield from self._read(pipeline)
 
     def cancel(self) -> None:
         """Stop the answer, also one that has not begun. Safe from any thread."""
@@ -167,7 +158,7 @@ class LiveAnswer:
         stream.timing.queued_s = stream.timing.submitted_s - self._asked_s
         stream.timing.submitted_s = self._asked_s
         self.token_ids, self.sampled, self.timing = stream.token_ids, stream.sampled, stream.timing
-        self.prompt_tokens, self.stages = stream.prompt_tokens, stream.stages
+        self.prompt_tokens = stream.prompt_tokens
         self._bind(stream)
         yield TextPiece("")
         for piece in stream.pieces():

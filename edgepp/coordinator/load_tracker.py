@@ -84,6 +84,12 @@ class LoadTracker:
         self.last_failure = reason
         load.ordered_s = self.backoff.failed(host, reason, now_s, final=final) - REORDER_S
 
+    def restarting(self, host: str, now_s: float) -> None:
+        """Note that a stage ended and its node starts it again by itself."""
+        load = self._loads[host]
+        load.under_way, load.last_progress = True, ("", -1)
+        load.ordered_s = load.progress_s = now_s
+
     def remind(self, node: str, *, restarted: bool) -> None:
         """Order the node's loads again, since it enrolled again and may have lost the orders.
 

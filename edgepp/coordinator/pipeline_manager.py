@@ -1,4 +1,7 @@
-"""The pipeline in force: a thread opens it, closes it, and opens a lost one again, while answers wait for it."""
+"""The pipeline in force: a thread opens it, and moves it to other stages when the plan changes or a stage is lost.
+
+The pipeline of a model outlives its stages: its requests pause meanwhile, and new ones wait in ``acquire``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.errors import EdgeppError, NotReady, StageLost
+from edgepp.errors import EdgeppError, NotReady
 from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
 
 log = logging.getLogger("edgepp.coordinator")
@@ -48,18 +51,19 @@ class PipelineManager:
         self._frontend = frontend
         self._options = options
         self._on_event = on_event
-        self._commands: queue.SimpleQueue[_Opening | EdgeppError | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Opening | EdgeppError] = queue.SimpleQueue()
+        self._closing = False
         self._changed = threading.Condition()
         self._pipeline: Pipeline | None = None
         self._wanted: PipelineOrder | None = None
         self._num_given = self._num_done = 0
         """The numbers of commands given and of commands carried out; each is counted by one thread."""
+        self._in_force: PipelineOrder | None = None
         self._failed_s = 0.0
         self._failures = 0
         """Failures in a row to open the wanted pipeline."""
         self._shortage: EdgeppError | None = None
-        self.reason = "no plan yet"
-        """Why no pipeline is open; empty while one is."""
+        self._reason = "no plan yet"
         self.held = ""
         """Why questions wait although a pipeline is open; empty where they do not."""
         self._thread = threading.Thread(target=self._run, name="pipeline-manager", daemon=True)
@@ -91,10 +95,30 @@ class PipelineManager:
         return self._frontend.sampling
 
     @property
+    def reason(self) -> str:
+        """Why no pipeline is open; empty while one is."""
+        suspended = self._pipeline.suspended if self._pipeline is not None else None
+        return self._reason or (str(suspended) if suspended is not None else "")
+
+    @property
     def pipeline(self) -> Pipeline | None:
-        """The open pipeline; None where there is none, or it is lost."""
+        """The open pipeline; None where there is none, or it is lost or suspended."""
+        pipeline = self.latest
+        return None if pipeline is None or pipeline.suspended is not None else pipeline
+
+    @property
+    def latest(self) -> Pipeline | None:
+        """The pipeline of the model that is open or suspended; None where there is none, or its engine has failed."""
         pipeline = self._pipeline
-        return None if pipeline is None or pipeline.lost is not None else pipeline
+        usable = pipeline is not None and pipeline.frontend is self._frontend and pipeline.lost is None
+        return pipeline if usable else None
+
+    def runs_over(self, plan_version: int) -> bool:
+        """Whether a pipeline is open over the stages of this version of the plan, or none is open or suspended."""
+        if self.latest is None:
+            return True
+        in_force = self._in_force
+        return self.pipeline is not None and in_force is not None and in_force.plan_version == plan_version
 
     @property
     def alive(self) -> bool:
@@ -115,16 +139,23 @@ class PipelineManager:
         self._wanted = wanted
         self._order(_Opening(wanted, self._frontend, self._options))
 
-    def close_pipeline(self, reason: str, error: EdgeppError) -> None:
-        """Close the pipeline. Answers under way end with ``error``; waiting ones show ``reason``."""
-        self.reason = reason
+    def suspend(self, reason: str, error: EdgeppError) -> None:
+        """Pause all answers, since a stage is lost, until ``ensure_open``; waiting questions show ``reason``."""
+        self._reason, self._wanted = reason, None
+        if self._pipeline is not None:
+            self._pipeline.suspend(error, lost=True)
+
+    def end_answers(self, error: EdgeppError) -> None:
+        """End the answers that pause, since the nodes that are left cannot hold the model."""
+        if self._pipeline is not None:
+            self._pipeline.engine.end_requests(error)
+
+    def change_model(self, frontend: ModelFrontend, options: PipelineOptions, reason: str, error: EdgeppError) -> None:
+        """Close the pipeline, and open further ones with another model. Answers under way end with ``error``."""
+        self._reason = reason
         if self._wanted is not None:
             self._wanted = None
             self._order(error)
-
-    def change_model(self, frontend: ModelFrontend, options: PipelineOptions, reason: str, error: EdgeppError) -> None:
-        """Close the pipeline as ``close_pipeline`` does, and open further ones with another model."""
-        self.close_pipeline(reason, error)
         self._frontend, self._options, self._failures = frontend, options, 0
 
     def hold(self, reason: str) -> None:
@@ -142,6 +173,8 @@ class PipelineManager:
             with self._changed:
                 self._shortage = error
                 self._changed.notify_all()
+        if error is not None:
+            self.end_answers(error)
 
     def acquire(self, wait_s: float, given_up: Callable[[], bool]) -> Pipeline:
         """Wait for an open pipeline and return it.
@@ -167,7 +200,8 @@ class PipelineManager:
 
     def close(self) -> None:
         """Close the pipeline and end the thread."""
-        self._commands.put(None)
+        self._closing = True
+        self._commands.put(EdgeppError("the coordinator was closed during this answer", "start `edgepp serve` again"))
         self._thread.join()
 
     @property
@@ -196,29 +230,37 @@ class PipelineManager:
                 commands.append(self._commands.get())
             taken += len(commands)
             try:
-                self._close_current(commands[0])
-                if commands[-1] is None:
+                for ending in commands:
+                    if isinstance(ending, EdgeppError):
+                        self._close_current(ending)
+                if self._closing:
                     return
                 if isinstance(commands[-1], _Opening):
-                    self._open(commands[-1])
+                    self._bring_up(commands[-1])
             except Exception as error:
                 log.exception("the pipeline could not be closed or opened")
                 self._note_failure(f"{type(error).__name__}: {error}")
             self._num_done = taken
 
-    def _close_current(self, command: _Opening | EdgeppError | None) -> None:
+    def _close_current(self, reason: EdgeppError) -> None:
         pipeline, self._pipeline = self._pipeline, None
-        if pipeline is None:
-            return
-        if pipeline.lost is not None:
-            self._on_event(PipelineLost(str(pipeline.lost)))
-        pipeline.engine.close(_closing_reason(pipeline, command))
-        pipeline.close()
+        if pipeline is not None:
+            pipeline.engine.close(reason)
+            pipeline.close()
 
-    def _open(self, opening: _Opening) -> None:
-        began_s, wanted = time.monotonic(), opening.order
+    def _bring_up(self, opening: _Opening) -> None:
+        """Move the pipeline to the stages of ``opening``, or open one if there is none."""
+        began_s, wanted, former = time.monotonic(), opening.order, self._pipeline
+        if former is not None:
+            if (loss := former.lost or former.suspended) is not None:
+                self._on_event(PipelineLost(str(loss)))
+            if former.lost is not None:
+                self._close_current(former.lost)
         try:
-            pipeline = Pipeline(replace(opening.options, endpoints=wanted.endpoints), frontend=opening.frontend)
+            if self._pipeline is None:
+                self._open(opening)
+            else:
+                self._move(self._pipeline, wanted)
         except Exception as error:
             if not isinstance(error, EdgeppError):
                 log.exception("plan %d cannot be opened", wanted.plan_version)
@@ -227,27 +269,29 @@ class PipelineManager:
                 if self._failures == 1:
                     self._on_event(PipelineNotOpened(wanted.plan_version, self.reason))
             return
-        if wanted != self._wanted:  # another plan came meanwhile
+        if wanted == self._wanted:
+            with self._changed:
+                self._failures, self._reason, self._in_force = 0, "", wanted
+                self._changed.notify_all()
+            self._on_event(PipelineOpened(wanted.plan_version, time.monotonic() - began_s))
+
+    def _open(self, opening: _Opening) -> None:
+        options = replace(opening.options, endpoints=opening.order.endpoints)
+        pipeline = Pipeline(options, frontend=opening.frontend, recovers=True)
+        if opening.order == self._wanted:
+            self._pipeline = pipeline
+        else:  # another plan came meanwhile
             pipeline.close()
-            return
-        with self._changed:
-            self._pipeline, self._failures, self.reason = pipeline, 0, ""
-            self._changed.notify_all()
-        self._on_event(PipelineOpened(wanted.plan_version, time.monotonic() - began_s))
+
+    def _move(self, pipeline: Pipeline, wanted: PipelineOrder) -> None:
+        pipeline.suspend(NotReady("the layers move to other stages"), lost=False).result()
+        ring = pipeline.open_ring(wanted.endpoints, lambda: wanted != self._wanted)
+        if wanted == self._wanted:
+            pipeline.take_ring(ring)
+        else:  # another plan came meanwhile
+            ring.close()
 
     def _note_failure(self, reason: str) -> None:
-        self.reason = reason
+        self._reason = reason
         self._failures += 1
         self._failed_s = time.monotonic()
-
-
-def _closing_reason(pipeline: Pipeline, command: _Opening | EdgeppError | None) -> EdgeppError:
-    """The error with which answers end when ``command`` closes ``pipeline``."""
-    if isinstance(command, EdgeppError):
-        return command
-    if command is None:
-        return EdgeppError("the coordinator was closed during this answer", "start `edgepp serve` again")
-    for stage, old, new in zip(pipeline.stages, pipeline.options.endpoints, command.order.endpoints, strict=False):
-        if old != new:
-            return StageLost(f"{stage} is gone: it is at {new.addresses[0]} now", "ask again")
-    return NotReady("the pipeline was opened again during this answer", "ask again")

@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.handover import Handover, RolloutOrder, RunningStage
 from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.load_estimate import LoadEstimate
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
-from edgepp.coordinator.planner import Order, Planner
+from edgepp.coordinator.planner import Planner
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, NotReady, StageLost
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
 from edgepp.layers import LayerRange
 from edgepp.placement.types import LinkSpeed
-from edgepp.wire.messages import Loaded, Loading, NotLoaded
+from edgepp.wire.messages import Loaded, Loading, NotLoaded, Restart
 from edgepp.wire.transport import Address
 
 log = logging.getLogger("edgepp.coordinator")
@@ -62,34 +63,54 @@ class Rollout:
         """The planner's reason after the last step; that of the beginning is no event."""
         self._num_finished = 0
         """Finished answers of which the planner knows."""
+        self._ordered = 0
+        """The version of the plan whose pipeline was ordered last."""
+        self._handover = Handover()
+        self._answered_loss: StageLost | None = None
+        """The loss of a hanging stage that was answered by an order to restart it."""
         self._names: dict[tuple[str, int], str] = {}
         """The names of the stages of the last complete plan, by node and slot."""
         self.progress: dict[tuple[str, int], Progress] = {}
         """The loads under way, by node and slot."""
         self.estimate = LoadEstimate()
 
-    def step(self, now_s: float) -> list[Order]:
+    def step(self, now_s: float) -> list[RolloutOrder]:
         """Continue the rollout, with a new plan where the planner makes one; returns the orders to send."""
         planner = self._planner
         number, stages = planner.plan_id, planner.stages(self._members)
         if self._answers.num_finished != self._num_finished:
             self._num_finished = self._answers.num_finished
             planner.answer_finished()
-        orders = planner.decide(self._members, now_s, idle=not len(self._answers))
+        planned = planner.decide(self._members, now_s, idle=not len(self._answers))
         if planner.plan_id != number:
             self.progress.clear()
             self._answers.last = None
-            reason = "the layers are being loaded" if planner.plan else planner.reason
-            self._pipeline_manager.close_pipeline(reason, self._replaced(stages))
+            if self._pipeline_manager.latest is not None:  # else nothing runs over the former plan's stages
+                planned = self._handover.hold_back(planned)
+            self._leave(stages)
             self._report_plan()
         elif planner.reason != self._reason and planner.reason:
             self._on_event(PlanKept(planner.plan_version if planner.plan else None, planner.reason))
         self._reason = planner.reason
+        orders: list[RolloutOrder] = [*planned, *self._restart_hanging(planner.stages(self._members))]
         self._pipeline_manager.set_shortage(planner.certain_shortage(self._members))
         self._update_phases()
         self._ensure_pipeline()
+        orders += self._hand_over()
         self.estimate.note(self._loaded_fraction(), now_s)
         return orders
+
+    def _leave(self, stages: Stages) -> None:
+        """Let answers pause that run over ``stages`` of the former plan, or end where no plan follows.
+
+        They run on where all of these stages are still there, until those of the new plan are loaded.
+        """
+        error = self._replaced(stages)
+        if self._planner.plan is None:
+            self._pipeline_manager.suspend(self._planner.reason, error)
+            self._pipeline_manager.end_answers(error)
+        elif isinstance(error, StageLost):
+            self._pipeline_manager.suspend("the layers are being loaded", error)
 
     def report(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
         """Take a member's report of a load, unless the report cannot be true."""
@@ -107,28 +128,45 @@ class Rollout:
             case Loaded():
                 self._loaded(member, message, now_s)
             case NotLoaded():
-                self._lost(member, message.slot, message.reason, message.hint, now_s)
+                self._lost(member, message, now_s)
 
     def _loaded(self, member: Member, message: Loaded, now_s: float) -> None:
         present = member.slot(message.slot)
         if present == message:
             return
         if present is not None and present.plan_id == message.plan_id:  # the report of its end was lost
-            self._lost(member, message.slot, "its stage process was restarted", "", now_s)
+            ended = "its stage process was restarted"
+            self._lost(member, NotLoaded(message.plan_id, message.slot, ended, "", restarting=True), now_s)
         self.progress.pop((member.node, message.slot), None)
         self._members.loaded(member.node, message.slot, message)
         self._planner.loads.loaded(host_id(member.node, message.slot), now_s)
 
-    def _lost(self, member: Member, slot: int, reason: str, hint: str, now_s: float) -> None:
-        """End all answers, naming the stage, since a slot could not load or its stage ended."""
+    def _lost(self, member: Member, report: NotLoaded, now_s: float) -> None:
+        """Let all answers pause, naming the stage, since a slot could not load or its stage ended."""
+        slot, reason, hint = report.slot, report.reason, report.hint
         name = self._name(member, slot)
         self.progress.pop((member.node, slot), None)
         self._members.loaded(member.node, slot, None)
-        self._planner.loads.failed(host_id(member.node, slot), reason, now_s)
-        self._pipeline_manager.close_pipeline(
-            f"{name}: {reason}", StageLost(f"{name} is gone: {reason}", hint or "ask again")
-        )
+        if report.restarting:
+            self._planner.loads.restarting(host_id(member.node, slot), now_s)
+        else:
+            self._planner.loads.failed(host_id(member.node, slot), reason, now_s)
+        if self._ordered == self._planner.plan_version:  # else answers run over the stages of a former plan
+            lost = StageLost(f"{name} is gone: {reason}", hint or "ask again")
+            self._pipeline_manager.suspend(f"{name}: {reason}", lost)
         self._on_event(LayersNotLoaded(member.facts.name, reason, hint))
+
+    def _restart_hanging(self, stages: Stages) -> list[RolloutOrder]:
+        """The order to restart the stage of ``stages`` that the pipeline found to hang; given once per loss."""
+        pipeline = self._pipeline_manager.latest
+        loss = pipeline.suspended if pipeline is not None else None
+        if not isinstance(loss, StageLost) or loss.hanging is None or loss is self._answered_loss:
+            return []
+        self._answered_loss = loss
+        if self._ordered != self._planner.plan_version or loss.hanging >= len(stages):
+            return []
+        member, slot, _, loaded = stages[loss.hanging]
+        return [(member.node, Restart(loaded.plan_id, slot, loaded.pid))] if loaded is not None else []
 
     def _name(self, member: Member, slot: int) -> str:
         """The name of a stage of the plan for people, as ``StageInfo`` prints it."""
@@ -213,8 +251,18 @@ class Rollout:
                 for index, (member, slot, layers, loaded) in enumerate(stages)
             }
             endpoints = tuple(_endpoint(member, loaded.port) for member, _, _, loaded in stages if loaded)
-            self._pipeline_manager.ensure_open(PipelineOrder(self._planner.plan_version, endpoints))
+            self._ordered = self._planner.plan_version
+            self._pipeline_manager.ensure_open(PipelineOrder(self._ordered, endpoints))
             self._learn_links([member for member, _, _, _ in stages])
+
+    def _hand_over(self) -> list[RolloutOrder]:
+        """The orders that are due once the pipeline runs over the stages of the plan in force."""
+        planner = self._planner
+        if self._pipeline_manager.latest is None or not self._pipeline_manager.runs_over(planner.plan_version):
+            return []
+        stages = planner.stages(self._members)
+        running = [RunningStage(member.node, slot, planner.plan_id, layers) for member, slot, layers, _ in stages]
+        return self._handover.moved_to(running, planner.model)
 
     def _learn_links(self, stages: Sequence[Member]) -> None:
         """Keep the link speeds that the open pipeline measured, for the next plan."""

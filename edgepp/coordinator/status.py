@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgepp.cluster.membership import Membership
@@ -22,6 +22,18 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class HttpAddress:
+    """Where clients of OpenAI, Anthropic and Ollama reach the cluster."""
+
+    url: str
+    """For clients on the coordinator's machine."""
+    lan_urls: tuple[str, ...]
+    """For clients on other machines; empty if the server listens on loopback only."""
+    key_required: bool
+    """Whether every client needs an API key."""
+
+
+@dataclass(frozen=True)
 class StatusSources:
     """The parts of a coordinator from which the cluster's state is read."""
 
@@ -36,6 +48,8 @@ class StatusSources:
     """Where the coordinator listens."""
     began_s: float
     """When the coordinator began, by ``time.monotonic``."""
+    http: HttpAddress | None = None
+    """None without an HTTP server."""
 
     @property
     def reason(self) -> str:
@@ -57,6 +71,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "cluster": sources.trust_store.cluster.id,
         "coordinator": sources.trust_store.cluster.coordinator.name,
         "address": str(sources.address),
+        "http": asdict(sources.http) if sources.http else None,
         "model": pipeline_manager.model,
         "state": state,
         "reason": sources.reason,
@@ -98,8 +113,11 @@ def _loading(sources: StatusSources, state: str) -> dict[str, Any] | None:
 
 
 def _engine(sources: StatusSources) -> dict[str, Any]:
-    """The engine's load and prefix reuse, counted since the pipeline was opened; empty without a pipeline."""
-    pipeline = sources.pipeline_manager.pipeline
+    """The engine's load, prefix reuse and recoveries, since the pipeline was opened; empty without a pipeline.
+
+    A pipeline that has lost its stages keeps its requests.
+    """
+    pipeline = sources.pipeline_manager.latest
     if pipeline is None:
         return {}
     load = pipeline.engine.load
@@ -111,6 +129,7 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
         "kept_positions": load.kept,
         "prompt_tokens": load.reuse.asked,
         "reused_tokens": load.reuse.reused,
+        "recoveries": pipeline.engine.recoveries,
     }
 
 
@@ -129,6 +148,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                     *(["stage"] if assignments[member.node]["layers"] else []),
                 ],
                 "state": member.phase.value,
+                "draining": member.draining,
                 "address": member.host,
                 "memory_bytes": facts.memory_bytes,
                 "memory_free_bytes": member.memory_free_bytes,
@@ -177,7 +197,9 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
         if index < len(stage_stats):
             stats = stage_stats[index]
             stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes}
-            stage |= {"frames": stats.frames, "dropped": stats.dropped}
+            stage |= {"frames": stats.frames, "dropped": stats.dropped, "queue_s": round(stats.queue_s, 6)}
+            stage |= {"received_bytes": stats.received_bytes, "sent_bytes": stats.sent_bytes}
+            stage |= {"reconnects": stats.reconnects}
         if timing is not None and timing.tokens > 1 and index < len(timing.stages):
             steps = timing.tokens - 1
             stage |= {

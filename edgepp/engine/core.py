@@ -1,4 +1,4 @@
-"""The life of all requests, from the queue to the end: every status and every transition is in this file. Pure.
+"""The life of all requests, from the queue to the end. Pure.
 
 The core has no socket, tensor, thread or clock. Its driver reports what happened and does what the core answers: the
 engine thread (``engine.loop``) with a real ring, the simulator with a modelled one.
@@ -10,68 +10,28 @@ engine thread (``engine.loop``) with a real ring, the simulator with a modelled 
     due = core.returned(...)               a step came round: sample a token for each of these requests
     core.sampled(request)                  the request's ``ids`` have grown
     core.finish(request)                   the request ended: by its last token, an error, or ``core.cancel``
+    core.suspend()                         the stages are lost, or will be replaced: all live requests are preempted
+    core.resume(stages, lengths)           other stages, or these again, with what they hold of each sequence
 
-The parts of the core hold no status: ``Ledger`` counts KV positions and keeps prefixes, ``Scheduler`` orders steps,
-``ChunkSizer`` cuts prompts into chunks.
+Only the core changes statuses, by the table in ``request_status``. Its parts hold none: ``Ledger`` counts KV positions
+and keeps prefixes, ``Scheduler`` orders steps, ``ChunkSizer`` cuts prompts into chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Generic
 
 from edgepp.engine.chunk_sizer import ChunkSizer, StageTraits
-from edgepp.engine.ledger import Ledger
-from edgepp.engine.request import AnyRequest, Request, RequestStatus, Reuse
+from edgepp.engine.ledger import Ledger, SuspendedSequence
+from edgepp.engine.request import AnyRequest, Request
+from edgepp.engine.request_status import RequestEvent, RequestStatus, next_status
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler, Step
-from edgepp.errors import LocalProtocolError
+from edgepp.engine.timing import Reuse
 
-
-class RequestEvent(Enum):
-    """What can happen to a request."""
-
-    ADDED = auto()
-    ADMITTED = auto()
-    CHUNK_SENT = auto()
-    LAST_CHUNK_SENT = auto()
-    TOKEN_SENT = auto()
-    SAMPLED = auto()
-    PREEMPTED = auto()
-    FINISHED = auto()
-
-
-_TRANSITIONS: dict[tuple[RequestStatus, RequestEvent], RequestStatus] = {
-    (RequestStatus.WAITING, RequestEvent.ADDED): RequestStatus.WAITING,
-    (RequestStatus.WAITING, RequestEvent.ADMITTED): RequestStatus.PREFILL,
-    (RequestStatus.WAITING, RequestEvent.FINISHED): RequestStatus.FINISHED,
-    (RequestStatus.PREFILL, RequestEvent.CHUNK_SENT): RequestStatus.PREFILL,
-    (RequestStatus.PREFILL, RequestEvent.LAST_CHUNK_SENT): RequestStatus.PREFILL_IN_FLIGHT,
-    (RequestStatus.PREFILL, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
-    (RequestStatus.PREFILL, RequestEvent.FINISHED): RequestStatus.FINISHED,
-    (RequestStatus.PREFILL_IN_FLIGHT, RequestEvent.SAMPLED): RequestStatus.READY,
-    (RequestStatus.PREFILL_IN_FLIGHT, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
-    (RequestStatus.PREFILL_IN_FLIGHT, RequestEvent.FINISHED): RequestStatus.FINISHED,
-    (RequestStatus.READY, RequestEvent.TOKEN_SENT): RequestStatus.DECODE_IN_FLIGHT,
-    (RequestStatus.READY, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
-    (RequestStatus.READY, RequestEvent.FINISHED): RequestStatus.FINISHED,
-    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.SAMPLED): RequestStatus.READY,
-    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.PREEMPTED): RequestStatus.PREEMPTED,
-    (RequestStatus.DECODE_IN_FLIGHT, RequestEvent.FINISHED): RequestStatus.FINISHED,
-    # added to another core, whose stages replace lost ones:
-    (RequestStatus.PREEMPTED, RequestEvent.ADDED): RequestStatus.PREEMPTED,
-    (RequestStatus.PREEMPTED, RequestEvent.ADMITTED): RequestStatus.PREFILL,
-    (RequestStatus.PREEMPTED, RequestEvent.FINISHED): RequestStatus.FINISHED,
-}
-
-
-def _move(request: Request, event: RequestEvent) -> None:
-    try:
-        request.status = _TRANSITIONS[request.status, event]
-    except KeyError:
-        what = f"{event.name} cannot happen to request {request.id}, which is {request.status.name}"
-        raise LocalProtocolError(what) from None
+_CATCH_UP = 16
+"""Known tokens that a resumed request may decode one by one, as before, to get the same bits, and not prefill."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +49,10 @@ class EngineLoad:
     reuse: Reuse
     preempted: int
     """How often a request lost its KV positions to others."""
+
+
+def _move(request: Request, event: RequestEvent) -> None:
+    request.status = next_status(request.id, request.status, event)
 
 
 class EngineCore(Generic[AnyRequest]):
@@ -121,6 +85,11 @@ class EngineCore(Generic[AnyRequest]):
         return tuple(self._ledger.waiting)
 
     @property
+    def in_flight(self) -> bool:
+        """Whether a step of any sequence is in the ring."""
+        return self._ledger.in_flight
+
+    @property
     def load(self) -> EngineLoad:
         """How busy the engine is now. Safe from any thread."""
         ledger = self._ledger
@@ -150,8 +119,10 @@ class EngineCore(Generic[AnyRequest]):
         while (request := ledger.over_share()) is not None:
             self._preempt_for_others(request, end_turn=True)
         for request in ledger.admit():
-            _move(request, RequestEvent.ADMITTED)
-            self._scheduler.add(request)
+            missing = len(request.ids) - 1 - request.sent
+            decodes = request.sent >= request.prompt_tokens and missing <= _CATCH_UP and not request.source
+            _move(request, RequestEvent.RESUMED if decodes else RequestEvent.ADMITTED)
+            self._scheduler.add(request, decodes=decodes)
             self._changed_if_any_wait()
             admitted.append(request)
         while (request := ledger.over_budget()) is not None:
@@ -202,6 +173,9 @@ class EngineCore(Generic[AnyRequest]):
             stop = row + 1 + len(request.guesses)
             if self._scheduler.returned(request):
                 due.append((request, slice(row, stop)))
+            elif request.status is RequestStatus.DECODE_IN_FLIGHT:
+                _move(request, RequestEvent.CAUGHT_UP)
+                self._scheduler.catch_up(request)
             row = stop
         return due
 
@@ -215,6 +189,24 @@ class EngineCore(Generic[AnyRequest]):
     def preempt(self, request: AnyRequest) -> None:
         """Free a live request's sequence; the request waits before later ones, to be prefilled again."""
         self._preempt(request, end_turn=False)
+
+    def suspend(self) -> list[SuspendedSequence]:
+        """Preempt all live requests; what the stages held, which may be lost."""
+        for request in list(self._ledger.live.values()):
+            _move(request, RequestEvent.PREEMPTED)
+            self._scheduler.remove(request)
+        return self._ledger.suspend()
+
+    def resume(self, stages: Sequence[StageTraits], lengths: Mapping[int, int]) -> None:
+        """Go on over ``stages``, which hold ``lengths`` positions of each sequence; what they lack is prefilled again.
+
+        Sequences that are not in ``lengths`` are lost. Numbers of sequences are not used again.
+        """
+        self._sizer = ChunkSizer(stages)
+        self._scheduler = Scheduler(len(stages), self._sizer)
+        spare = min(stage.context for stage in stages)
+        self._ledger.resume(lengths, spare, shares=all(stage.rewinds for stage in stages))
+        self._changed = True
 
     def finish(self, request: AnyRequest, *, keep: bool = True) -> None:
         """End a request in any status, also one that was never added.

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from edgepp.engine.request import FinishReason, GenerateOptions, Request
+from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import REPETITION_CONTEXT, Sampled, Sampler
 from edgepp.engine.speculation import MAX_GUESSES, Draft, SpeculationControl, SpeculationCosts
+from edgepp.engine.timing import Recovery, RecoveryKind, StageTimes
 from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError
 from edgepp.model.weights.checkpoint import Array
@@ -27,6 +29,10 @@ class EngineRequest(Request):
     eos: frozenset[int]
     """Token ids that end the answer."""
     sampler: Sampler
+    stages: tuple[StageInfo, ...] = ()
+    """The stages that compute it; at its end, those that gave its last token."""
+    recovery: tuple[RecoveryKind, float] | None = None
+    """How its keys and values are rebuilt, and since when it pauses, by ``time.perf_counter``, until its next token."""
     draft: Draft | None = None
     speculation: SpeculationControl = field(default_factory=SpeculationControl)
     sent_s: float = 0.0
@@ -76,7 +82,7 @@ class EngineRequest(Request):
             sampled = self.sampler(row, self.ids[-REPETITION_CONTEXT:])
             if sampled.token in self.eos:
                 return drawn, "stop"
-            self.timing.token(time.perf_counter())
+            self._note_token(time.perf_counter())
             self.ids.append(sampled.token)
             drawn.append(sampled.token)
             if self.options.sampling.logprobs is not None:
@@ -89,6 +95,18 @@ class EngineRequest(Request):
                 break
             self.timing.right += 1
         return drawn, None
+
+    def take_stages(self, stages: tuple[StageInfo, ...]) -> None:
+        """Go on over other stages; the times on those before are dropped where their number differs."""
+        if len(stages) != len(self.timing.stages):
+            self.timing.stages = [StageTimes() for _ in stages]
+        self.stages = stages
+
+    def _note_token(self, now_s: float) -> None:
+        self.timing.token(now_s)
+        if self.recovery is not None:
+            (how, began_s), self.recovery = self.recovery, None
+            self.timing.recoveries.append(Recovery(how, now_s - began_s))
 
     def learn(self, costs: SpeculationCosts, tokens: int, now_s: float) -> None:
         """Let speculation learn from the sampled step, which brought ``tokens`` tokens, and ``costs`` from its time."""

@@ -12,13 +12,14 @@ The ledger decides and counts. Statuses belong to ``EngineCore``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, Kept, PrefixCache, common
-from edgepp.engine.request import AnyRequest, Request, Reuse
+from edgepp.engine.prefix_cache import MIN_SHARED_TOKENS, Ids, Kept, PrefixCache, common
+from edgepp.engine.request import AnyRequest, Request
 from edgepp.engine.scheduler import MIN_ROWS
+from edgepp.engine.timing import Reuse
 from edgepp.errors import Overloaded
 
 MAX_WAITING = 256
@@ -42,6 +43,27 @@ class _Match:
     """The kept sequence that ``source`` is; None for a live one."""
 
 
+@dataclass(frozen=True)
+class SuspendedSequence:
+    """A sequence of which the stages held positions when they were suspended."""
+
+    sequence: int
+    ids: Sequence[int] | Ids
+    """Token ids, of at least ``sent`` positions."""
+    sent: int
+    """Positions that were sent to the stages."""
+    settled: int
+    """Positions that all stages have computed for certain; 0 for a prefix that no request needs."""
+    capacity: int = 0
+    request: int = 0
+    """Id of the request that goes on with it; 0 for a prefix that is kept."""
+
+    @classmethod
+    def of(cls, request: Request) -> SuspendedSequence:
+        """The sequence of a live request."""
+        return cls(request.sequence, request.ids, request.sent, request.settled, request.capacity, request.id)
+
+
 class Ledger(Generic[AnyRequest]):
     """The requests of one engine, and the KV positions that each holds."""
 
@@ -57,6 +79,8 @@ class Ledger(Generic[AnyRequest]):
         self._prefixes = PrefixCache()
         self._draining: dict[int, AnyRequest] = {}
         """Finished requests with steps in the ring, by sequence."""
+        self._retained: dict[int, tuple[int, int]] = {}
+        """Sequence, and positions that it holds, of each request that waits since its stages were suspended, by id."""
         self._freed: list[int] = []
         self._turns = itertools.count(1)
         self._turn: dict[str, int] = {}
@@ -71,6 +95,11 @@ class Ledger(Generic[AnyRequest]):
     def kept(self) -> int:
         """Positions kept for the prefixes of future prompts."""
         return self._prefixes.positions
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step of any sequence is in the ring."""
+        return bool(self._draining) or any(request.steps_in_ring for request in self.live.values())
 
     @property
     def room(self) -> int:
@@ -93,6 +122,7 @@ class Ledger(Generic[AnyRequest]):
         """Remove a request from the queue, if it is there."""
         if request in self.waiting:
             self.waiting.remove(request)
+            self._drop_retained(request)
 
     def admit(self) -> Iterator[AnyRequest]:
         """Give a sequence to each request whose turn it is, as far as the budget goes.
@@ -140,12 +170,52 @@ class Ledger(Generic[AnyRequest]):
         ``end_turn`` puts its owner behind all other owners.
         """
         self.forget(request.sequence)
-        request.sequence, request.source, request.guesses = 0, 0, ()
-        request.sent = request.steps_in_ring = 0
-        later = [at for at, other in enumerate(self.waiting) if other.id > request.id]
-        self.waiting.insert(later[0] if later else len(self.waiting), request)
+        self._requeue(request)
         if end_turn:
             self._take_turn(request.owner)
+
+    def suspend(self) -> list[SuspendedSequence]:
+        """Queue all live requests again; the sequences that the stages should hold.
+
+        The sequence of a live request is retained for it, and for nobody else, until ``resume`` says what is left.
+        """
+        for ended in self._draining.values():
+            self._keep(ended)
+        self._draining.clear()
+        suspended = []
+        for request in self.live.values():
+            if request.sent and not request.source:
+                self._retained[request.id] = (request.sequence, request.sent)
+                suspended.append(SuspendedSequence.of(request))
+            self._requeue(request)
+        self.live.clear()
+        kept = [SuspendedSequence(one.sequence, one.ids, len(one.ids), 0) for one in self._prefixes]
+        return suspended + kept
+
+    def resume(self, lengths: Mapping[int, int], spare: int, *, shares: bool) -> None:
+        """Keep of each sequence the positions in ``lengths``; the arguments are else those of the constructor."""
+        self._spare, self._shares = spare, shares
+        for kept in self._prefixes:
+            self._freed += self._prefixes.cut(kept.sequence, lengths.get(kept.sequence, 0))
+        for request in self.waiting:
+            if request.id in self._retained:
+                sequence, held = self._retained[request.id]
+                # a token is sampled from a result that was lost, so its position is computed once more
+                usable = len(request.ids) - (1 if request.tokens else MIN_ROWS)
+                self._retained[request.id] = sequence, min(held, lengths.get(sequence, 0), usable)
+                if self._retained[request.id][1] <= 0:
+                    self._drop_retained(request)
+
+    def _requeue(self, request: AnyRequest) -> None:
+        request.sequence, request.source, request.guesses = 0, 0, ()
+        request.sent = request.settled = request.steps_in_ring = 0
+        later = [at for at, other in enumerate(self.waiting) if other.id > request.id]
+        self.waiting.insert(later[0] if later else len(self.waiting), request)
+
+    def _drop_retained(self, request: AnyRequest) -> None:
+        sequence, _ = self._retained.pop(request.id, (0, 0))
+        if sequence:
+            self._freed.append(sequence)
 
     def over_share(self) -> AnyRequest | None:
         """The live request to preempt so that the next owner gets its share of the budget; None if there is none."""
@@ -238,6 +308,8 @@ class Ledger(Generic[AnyRequest]):
 
     def _match(self, request: AnyRequest) -> _Match | None:
         """The longest prefix that a request can share now; None if a longer one is being computed."""
+        if request.id in self._retained:
+            return _Match(*self._retained[request.id], moves=True)
         best = _Match()
         if not self._shares or request.alone:
             return best
@@ -280,7 +352,8 @@ class Ledger(Generic[AnyRequest]):
     @property
     def _idle(self) -> int:
         """Positions that no live request needs."""
-        return self.kept + sum(request.sent for request in self._draining.values())
+        retained = sum(positions for _, positions in self._retained.values())
+        return self.kept + retained + sum(request.sent for request in self._draining.values())
 
     def _fits(self, request: AnyRequest) -> bool:
         if self._budget is None or not self.live:
@@ -294,6 +367,7 @@ class Ledger(Generic[AnyRequest]):
 
     def _start(self, request: AnyRequest, match: _Match) -> None:
         request.reuses = 0
+        self._retained.pop(request.id, None)
         if match.kept is not None:
             self._prefixes.reused(match.kept)
             if match.moves:

@@ -8,30 +8,39 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import zmq
 
+from edgepp.engine import ring
 from edgepp.engine.outstanding_steps import OutstandingSteps
+from edgepp.engine.queue_times import QueueTimes
+from edgepp.engine.rebuild_orders import RebuildOrders
 from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, StageStats, frame_of, returned
 from edgepp.engine.ring_links import RingLinks
-from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, check_plan, greet
+from edgepp.engine.scheduler import MIN_ROWS
+from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageError, StageFault, StageLost
+from edgepp.model.weights.checkpoint import Array
 from edgepp.wire import codec
 from edgepp.wire.codec_choice import CodecChoice
-from edgepp.wire.field_types import LinkCodec
+from edgepp.wire.field_types import MAX_TOKENS, LinkCodec
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
+    REPLAYED,
     Batch,
     Detach,
     Fault,
+    FrameLost,
     Free,
     Hidden,
     Message,
     Ping,
     Pong,
+    Rebuilt,
     Refused,
 )
 from edgepp.wire.permissions import check_speaker
@@ -60,10 +69,16 @@ class NetworkRing:
         node: str,
         codecs: Sequence[LinkCodec] = ("auto",),
         keys: KeyPair | None = None,
+        former: RingIdentity | None = None,
+        *,
+        keep_copies: bool = False,
+        given_up: Callable[[], bool] = lambda: False,
     ) -> None:
         """Greet, check and join the stages at ``endpoints``, given in any order; ``keys`` are this node's own.
 
         ``codecs`` holds one codec for all links, or one per link: coordinator to stage 0, …, last stage to coordinator.
+        Stages of the ``former`` ring, whose steps must have ended, bring its sequences along. ``keep_copies`` lets each
+        stage keep copies of another one's keys and values. ``given_up`` says whether the ring is wanted no longer.
 
         Raises:
             PlanError: the stages do not make up the model.
@@ -81,16 +96,21 @@ class NetworkRing:
         self._failed = False
         try:
             for endpoint in dict.fromkeys(endpoints):
-                self._peers.append(greet(self._context, endpoint, node, keys))
+                self._peers.append(greet(self._context, endpoint, node, keys, given_up))
             check_plan(self._peers, expected)
             self._peers.sort(key=lambda peer: peer.layers)
-            self._links = links = RingLinks(self._context, self._peers, codecs, self._width, keys)
+            self._links = links = RingLinks(
+                self._context, self._peers, codecs, self._width, keys, former, keep_copies=keep_copies
+            )
             links.join(self._epoch)
         except EdgeppError:
             self.close()
             raise
+        self.orders = RebuildOrders(self._epoch, self._peers, links.holdings)
+        """How sequences are rebuilt on these stages."""
         self._first = links.into_first
         self._codec = CodecChoice(links.codecs[0], links.bytes_per_s[0])
+        self._queues = QueueTimes(links.ways_s, links.bytes_per_s)
         measured = zip(self._peers, links.hops_s, links.bytes_per_s, strict=True)
         self.stages = tuple(_stage_info(i, *one) for i, one in enumerate(measured))
         self._poller = Poller[Any](*(peer.control for peer in self._peers), *links.opened)
@@ -113,6 +133,21 @@ class NetworkRing:
         if not self._first.send([encode(header), *tensor], _SEND_S):
             self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
 
+    def refill(self, sequence: int, capacity: int, hidden: Array, until: int) -> None:
+        """Send the embeddings (T, D) of a sequence's first T positions through the stages up to ``until``.
+
+        ``Rebuilt`` events say how far that stage has come.
+        """
+        chunk = min(MAX_TOKENS, max(MIN_ROWS, self.stages[0].chunk))
+        for start in range(0, len(hidden), chunk):
+            rows = hidden[start : start + chunk]
+            codec_name, tensor = self._codec.encode(rows)
+            step = Send(sequence, start, capacity, 0, rows)
+            header = frame_of(step, self._epoch, next(self._numbers), codec_name, until)
+            if not self._first.send([encode(header._replace(step=REPLAYED)), *tensor], _SEND_S):
+                self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
+                return
+
     def poll(self, timeout_s: float) -> list[RingEvent]:
         """Events within ``timeout_s`` seconds; returns at the first. Also pings the stages and checks deadlines."""
         self._postpone_after_sleep()
@@ -133,7 +168,10 @@ class NetworkRing:
 
     def stage_stats(self) -> list[StageStats]:
         """Each stage's state by its last answer to a ping. Safe from any thread."""
-        return [peer.stats for peer in self._peers]
+        return [
+            replace(peer.stats, queue_s=queue_s)
+            for peer, queue_s in zip(self._peers, self._queues.seconds, strict=True)
+        ]
 
     def close(self) -> None:
         """Detach from the stages, and close all links."""
@@ -171,7 +209,9 @@ class NetworkRing:
             raise RemoteProtocolError("a result of another shape than was asked for")
         hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
         ring_s = time.perf_counter() - answered.sent_s
-        self._events.append(returned(message, hidden, answered.step.positions_each, ring_s))
+        event = returned(message, hidden, answered.step.positions_each, ring_s)
+        self._queues.add(answered.sent_s, answered.step.hidden.nbytes, event.compute_s, ring_s)
+        self._events.append(event)
 
     def _heard(self, index: int, message: Message) -> None:
         """Take a message on the control link of stage ``index``."""
@@ -179,7 +219,15 @@ class NetworkRing:
         match message:
             case Pong(epoch=self._epoch):
                 peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
-                peer.stats = StageStats(message.sequences, message.kv_bytes, message.frames, message.dropped)
+                peer.stats = StageStats(
+                    message.sequences,
+                    message.kv_bytes,
+                    message.frames,
+                    message.dropped,
+                    message.received_bytes,
+                    message.sent_bytes,
+                    message.reconnects + (self._links.reconnects(index) if self._links else 0),
+                )
                 if not message.known:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):
@@ -189,6 +237,11 @@ class NetworkRing:
                     return
                 error = StageFault(f"{self.stages[index]} failed: {message.reason}")
                 self._events.append(Failed(message.sequence, error))
+            case Rebuilt(epoch=self._epoch):
+                self._events.append(ring.Rebuilt(index, message.sequence, message.length))
+            case FrameLost(epoch=self._epoch):
+                sender = f"from {self.stages[index - 1]}" if index else "from the coordinator"
+                self._fail(StageLost(f"a frame {sender} did not reach {self.stages[index]}"))
             case Refused():
                 raise RemoteProtocolError(message.reason)
 
@@ -218,7 +271,7 @@ class NetworkRing:
         now_s = time.monotonic()
         for index, peer in enumerate(self._peers):
             if now_s - peer.heard_s > LOST_S:
-                self._fail(StageLost(f"{self.stages[index]} stopped answering"))
+                self._fail(StageLost(f"{self.stages[index]} stopped answering", hanging=index))
         if (overdue_s := self._outstanding.overdue_s(now_s)) is not None:
             self._fail(self._blame(overdue_s))
         elif self._outstanding.is_incomplete(now_s):
@@ -227,7 +280,8 @@ class NetworkRing:
     def _blame(self, silent_s: float) -> StageError:
         busiest = max(range(len(self._peers)), key=lambda i: self._peers[i].busy_us)
         if self._peers[busiest].busy_us:
-            return StageLost(f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged")
+            wedged = f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged"
+            return StageLost(wedged, hanging=busiest)
         return StageLost(
             f"nothing came back from {self.stages[-1]} for {silent_s:.0f} s although no stage is computing:"
             " a frame was lost on the way"

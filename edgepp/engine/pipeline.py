@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -17,7 +18,7 @@ from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
 from edgepp.engine.speculation import Draft, PromptLookup
-from edgepp.engine.stage_handshake import Endpoint, Expectation
+from edgepp.engine.stage_handshake import Endpoint, Expectation, RingIdentity
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
@@ -55,6 +56,8 @@ class PipelineOptions:
     """The source of guesses: ``lookup`` for prompt lookup, ``off``, or the name of a small model."""
     kv_bits: int | None = None
     """Bits per number in the KV caches on this machine, 8 or 4; None for the backend's own float type."""
+    keep_copies: bool = False
+    """Whether each stage keeps copies of another one's keys and values, which bring a lost stage's back bit for bit."""
 
     def __post_init__(self) -> None:
         if self.endpoints and self.stages is not None:
@@ -78,9 +81,16 @@ class Pipeline:
     """A model that is ready to answer. Close it, or use it in a ``with`` statement: it may own processes."""
 
     def __init__(
-        self, options: PipelineOptions, on_progress: OnProgress | None = None, frontend: ModelFrontend | None = None
+        self,
+        options: PipelineOptions,
+        on_progress: OnProgress | None = None,
+        frontend: ModelFrontend | None = None,
+        *,
+        recovers: bool = False,
     ) -> None:
         """Fetch the model unless ``frontend`` is given, start or join the stages, load embedding and head.
+
+        A pipeline that ``recovers`` keeps its requests when it loses a stage, and waits for ``take_ring``.
 
         Raises:
             EdgeppError: the model cannot run, in one sentence; all that was started has been stopped.
@@ -104,7 +114,7 @@ class Pipeline:
                     raise
 
             self.engine = self._owned.enter_context(
-                EngineLoop(open_parts, self.tokenizer.eos_ids, options.budget, frontend.compile)
+                EngineLoop(open_parts, self.tokenizer.eos_ids, options.budget, frontend.compile, recovers=recovers)
             )
         except BaseException:
             self._owned.close()
@@ -122,8 +132,13 @@ class Pipeline:
 
     @property
     def lost(self) -> EdgeppError | None:
-        """The error that ended the engine; None while it runs."""
+        """The error that ended the engine; None while it runs, or waits for another ring."""
         return self.engine.lost
+
+    @property
+    def suspended(self) -> EdgeppError | None:
+        """Why requests pause until the pipeline has another ring; None while they are computed."""
+        return self.engine.suspended
 
     @property
     def context(self) -> int:
@@ -140,6 +155,56 @@ class Pipeline:
     def stages(self) -> tuple[StageInfo, ...]:
         """The pipeline's stages in order."""
         return self.engine.stages
+
+    def suspend(self, reason: EdgeppError, *, lost: bool) -> Future[None]:
+        """Pause all requests: at once if stages are ``lost``, else once no step is under way. Safe from any thread.
+
+        The result is set when they pause.
+        """
+        return self.engine.suspend(reason, lost=lost)
+
+    def open_ring(self, endpoints: tuple[Endpoint, ...], given_up: Callable[[], bool]) -> Ring:
+        """Join the stages at ``endpoints``, for ``take_ring``, unless ``given_up()`` is true before they have answered.
+
+        Raises:
+            EdgeppError: the stages cannot be joined, or do not make up the model.
+        """
+        return self._join(endpoints, self.engine.ring_identity, given_up)
+
+    def _join(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        former: RingIdentity | None = None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> NetworkRing:
+        checkpoint = self._checkpoint
+        expected = Expectation(
+            self.options.model,
+            checkpoint.fingerprint,
+            checkpoint.num_layers,
+            checkpoint.hidden_size,
+            self.options.exact,
+            checkpoint.commit,
+        )
+        options = self.options
+        return NetworkRing(
+            endpoints,
+            expected,
+            platform.node(),
+            options.codecs,
+            options.keys,
+            former,
+            keep_copies=options.keep_copies,
+            given_up=given_up,
+        )
+
+    def take_ring(self, ring: Ring) -> None:
+        """Go on over ``ring``, which ``open_ring`` gave, with all requests; returns when that is so.
+
+        Raises:
+            EdgeppError: the pipeline was closed; ``ring`` is closed too.
+        """
+        self.engine.resume(ring).result()
 
     def ask(self, prompt: Prompt, options: GenerateOptions, owner: str = "") -> TextStream:
         """Answer a raw text, a conversation by the model's chat template, or token ids.
@@ -190,16 +255,7 @@ class Pipeline:
         return child
 
     def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
-        checkpoint = self._checkpoint
-        expected = Expectation(
-            self.options.model,
-            checkpoint.fingerprint,
-            checkpoint.num_layers,
-            checkpoint.hidden_size,
-            self.options.exact,
-            checkpoint.commit,
-        )
-        ring = NetworkRing(endpoints, expected, platform.node(), self.options.codecs, self.options.keys)
+        ring = self._join(endpoints)
         try:
             return ring, self._load_ends()
         except EdgeppError:

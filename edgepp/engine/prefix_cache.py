@@ -12,7 +12,7 @@ conversation, such as for its title, do not displace it, and a conversation that
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -62,6 +62,9 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(list(self._kept.values()))
+
     def keep(self, sequence: int, owner: str, tokens: Sequence[int], reuses: int = 0) -> list[int]:
         """Keep a finished sequence; the sequences to free now, perhaps this one among them."""
         ids = np.asarray(tokens, np.int32)
@@ -98,6 +101,18 @@ class PrefixCache:
     def take(self, sequence: int) -> None:
         """Keep a sequence no longer: a request takes the sequence over, or it is freed."""
         self.positions -= len(self._kept.pop(sequence).ids)
+
+    def cut(self, sequence: int, length: int) -> list[int]:
+        """Keep at most the first ``length`` positions of a sequence; the sequence to free, if too little is left."""
+        kept = self._kept[sequence]
+        if length >= len(kept.ids):
+            return []
+        if length < MIN_SHARED_TOKENS:
+            self.take(sequence)
+            return [sequence]
+        self.positions -= len(kept.ids) - length
+        self._kept[sequence] = replace(kept, ids=kept.ids[:length])
+        return []
 
     def evict(self) -> int:
         """Stop keeping the sequence of lowest rank, of equal ones the least recently used; its number."""

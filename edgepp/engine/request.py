@@ -1,14 +1,15 @@
-"""A request: its options, its status and its times. Pure data."""
+"""A request: its options and its state. Pure data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
 from edgepp.engine.prefix_cache import Ids
+from edgepp.engine.request_status import RequestStatus
+from edgepp.engine.timing import Timing
 from edgepp.errors import UsageError
 
 MAX_BIASES = 1024
@@ -120,8 +121,8 @@ class Constraint:
     Schemas, expressions, and the strings and terminals of a grammar match text, never special tokens: those that the
     tokenizer marks as special, and added tokens with names like ``<tool_call>``. A rule of a grammar names a special
     token by its id, ``<[128010]>``, or as ``<|python_tag|>`` where angle brackets enclose the name. A string equal to
-    such a name fails when the answer reaches it, so write ``Tokenizer.marker(name)``, which is right whether or not the
-    tokenizer has such a token. Calls between ``<tool_call>`` (151657) and ``</tool_call>`` (151658), after any text:
+    such a name fails when the answer reaches it; ``model.text.control_tokens.grammar_literal`` is right whether or not
+    the tokenizer has such a token. Calls between ``<tool_call>`` (151657) and ``</tool_call>`` (151658), after text:
 
         start: TEXT? (<[151657]> json <[151658]>)*
         TEXT: /(.|\\n)+/
@@ -185,92 +186,6 @@ class GenerateOptions:
             )
 
 
-@dataclass
-class StageTimes:
-    """One stage's part of an answer's time, in seconds."""
-
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    wire_s: float = 0.0
-
-
-@dataclass
-class Timing:
-    """An answer's times on the coordinator's clock, in seconds; the rates are defined in bench/METHODOLOGY.md."""
-
-    submitted_s: float
-    first_token_s: float = 0.0
-    last_token_s: float = 0.0
-    tokens: int = 0
-    reused: int = 0
-    """Tokens of the prompt that the stages still held from an earlier request."""
-    guessed: int = 0
-    """Tokens that were guessed before they were sampled."""
-    right: int = 0
-    """Guessed tokens that were right."""
-    queued_s: float = 0.0
-    """Seconds of waiting for a pipeline, and of encoding the prompt, which ``submitted_s`` precedes."""
-    stages: list[StageTimes] = field(default_factory=list)
-
-    def token(self, now_s: float) -> None:
-        """Note that a token was sampled."""
-        if not self.tokens:
-            self.first_token_s = now_s
-        self.last_token_s = now_s
-        self.tokens += 1
-
-    @property
-    def ttft_s(self) -> float:
-        """Seconds from the submission to the first token."""
-        return self.first_token_s - self.submitted_s if self.tokens else 0.0
-
-    @property
-    def decode_tokens_per_s(self) -> float:
-        """Tokens per second without the first token: (N - 1) / (last - first)."""
-        span = self.last_token_s - self.first_token_s
-        return (self.tokens - 1) / span if self.tokens > 1 and span > 0 else 0.0
-
-    @property
-    def e2e_tokens_per_s(self) -> float:
-        """Tokens per second from the submission on: N / (last - submitted)."""
-        span = self.last_token_s - self.submitted_s
-        return self.tokens / span if self.tokens and span > 0 else 0.0
-
-
-@dataclass
-class Reuse:
-    """How many tokens of prompts needed no computing."""
-
-    asked: int = 0
-    """Tokens of all prompts."""
-    reused: int = 0
-    """Tokens of prompts that the stages held from earlier requests."""
-
-
-class RequestStatus(Enum):
-    """The status of a request. Only ``EngineCore`` changes it, by its table of transitions."""
-
-    WAITING = auto()
-    """Waits for its first admission."""
-    PREFILL = auto()
-    """Admitted; chunks of its tokens are still to be sent."""
-    PREFILL_IN_FLIGHT = auto()
-    """All tokens are sent; the chunk that brings the next token is in the ring."""
-    READY = auto()
-    """The newest token waits to be sent."""
-    DECODE_IN_FLIGHT = auto()
-    """The step with the newest token is in the ring."""
-    PREEMPTED = auto()
-    """Keys and values were freed for other requests, or lost; the request waits to be prefilled again."""
-    FINISHED = auto()
-    """Ended by a finish reason or an error. The stages may keep the sequence for future prompts."""
-
-    @property
-    def decodes(self) -> bool:
-        """Whether the prompt has been computed, or all tokens known when it was admitted again."""
-        return self is RequestStatus.READY or self is RequestStatus.DECODE_IN_FLIGHT
-
-
 @dataclass(eq=False, kw_only=True)
 class Request:
     """One prompt and the state of its answer: everything that ``EngineCore`` knows of a request."""
@@ -298,7 +213,11 @@ class Request:
     """The place of its admission in the order of all admissions."""
     sent: int = 0
     """Positions of its sequence that the stages hold, or will hold once its steps in the ring are computed."""
+    settled: int = 0
+    """Positions of its sequence that all stages have computed, as far as that is known."""
     steps_in_ring: int = 0
+    recoveries: int = 0
+    """How often it has lost its stages in the midst of its answer."""
     guesses: tuple[int, ...] = ()
     """Tokens that its step in the ring carries behind the newest token."""
     _array: Ids = field(default_factory=lambda: np.empty(0, np.int32))

@@ -114,7 +114,16 @@ class Failed:
     error: StageError
 
 
-RingEvent = Returned | Failed
+@dataclass(frozen=True)
+class Rebuilt:
+    """A stage holds the first ``length`` positions of a sequence again, which was rebuilt there."""
+
+    stage: int
+    sequence: int
+    length: int
+
+
+RingEvent = Returned | Failed | Rebuilt
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,14 @@ class StageStats:
     """Frames that the stage has computed."""
     dropped: int
     """Frames that the stage has dropped, such as those of freed sequences."""
+    received_bytes: int = 0
+    """Bytes that came over the link into the stage, probes included; 0 for a stage in this process."""
+    sent_bytes: int = 0
+    """Bytes that went to the next stage or back, probes included; 0 for a stage in this process."""
+    reconnects: int = 0
+    """Connections to the stage, and from there to the next one, that were made again after one had ended."""
+    queue_s: float = 0.0
+    """Seconds that steps have waited at the stage for earlier steps, as ``QueueTimes`` derives them."""
 
 
 class Ring(Protocol):

@@ -11,12 +11,14 @@ from typing import get_args
 
 import zmq
 
-from edgepp.engine.stage_handshake import ANSWER_S, Peer, ask
+from edgepp.engine.rebuild_plan import Holding
+from edgepp.engine.stage_handshake import ANSWER_S, Peer, RingIdentity, ask, receive_answer
 from edgepp.errors import PlanError, RemoteProtocolError, StageLost
+from edgepp.layers import LayerRange
 from edgepp.wire import codec
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
-from edgepp.wire.messages import Attach, Attached, Refused, max_data_frame_bytes
+from edgepp.wire.messages import Attach, Attached, Held, Refused, max_data_frame_bytes
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Link
 
@@ -40,17 +42,33 @@ class RingLinks:
         codecs: Sequence[LinkCodec],
         width: int,
         keys: KeyPair | None,
+        former: RingIdentity | None = None,
+        *,
+        keep_copies: bool = False,
     ) -> None:
         """Prepare to join ``peers``, first stage to last, whose hidden states have ``width`` values.
+
+        Stages that were part of the ``former`` ring bring their sequences along. To ``keep_copies``, each stage sends
+        those of its keys and values to the next one, and the last stage to the first.
 
         Raises:
             PlanError: ``codecs`` names neither one codec for all links nor one for each.
         """
         self._context, self._peers, self._width, self._keys = context, peers, width, keys
+        self._former, self._keep_copies = former, keep_copies and len(peers) > 1
         self.codecs = _codec_per_link(codecs, len(peers))
         self.opened: list[Link] = []
+        self.holdings: list[Holding] = []
+        """What the stages brought along from the former ring."""
         self.hops_s = [0.0] * len(peers)
         self.bytes_per_s = [0] * len(peers)
+        self.back_s = 0.0
+        """One-way seconds of the way back, which is part of the last hop."""
+
+    @property
+    def ways_s(self) -> list[float]:
+        """One-way seconds of one hidden state into each stage, without the way back."""
+        return [*self.hops_s[:-1], self.hops_s[-1] - self.back_s]
 
     @property
     def into_first(self) -> Link:
@@ -77,7 +95,17 @@ class RingLinks:
                 self.hops_s[i + 1] = attached.echo_us / 2e6
                 self.bytes_per_s[i + 1] = attached.bytes_per_s
         self.hops_s[-1] += back_s
+        self.back_s = back_s
         self.hops_s[0] += there_s
+
+    def reconnects(self, index: int) -> int:
+        """Connections from the coordinator to a stage that were made again after one had ended."""
+        links = [self._peers[index].control]
+        if index == 0:
+            links.append(self.into_first)
+        if index == len(self._peers) - 1 and self.opened[0] is not links[-1]:
+            links.append(self.opened[0])
+        return sum(link.traffic.reconnects for link in links)
 
     def close(self) -> None:
         """Close the coordinator's links."""
@@ -90,10 +118,15 @@ class RingLinks:
 
     def _attach(self, index: int, epoch: int, route: bytes, return_bytes_per_s: int) -> Attached:
         peer = self._peers[index]
-        addresses, next_key = "", ""
+        addresses, next_key, keeper_addresses, keeper_key, copies_from = "", "", "", "", ""
         if index + 1 < len(self._peers):
             following = self._peers[index + 1]
-            addresses, next_key = _addresses_for(peer, following), following.endpoint.key
+            addresses, next_key = addresses_for(peer, following), following.endpoint.key
+        if self._keep_copies:
+            keeper = self._peers[(index + 1) % len(self._peers)]
+            keeper_addresses, keeper_key = addresses_for(peer, keeper), keeper.endpoint.key
+            copies_from = self._peers[index - 1].endpoint.key
+        inherits = self._former is not None and peer.process in self._former.processes
         message = Attach(
             epoch=epoch,
             stage=index,
@@ -103,8 +136,17 @@ class RingLinks:
             route=route.hex(),
             codec=self.codecs[index + 1],
             return_bytes_per_s=return_bytes_per_s,
+            inherits=self._former.epoch if self._former is not None and inherits else 0,
+            keeper_addresses=keeper_addresses,
+            keeper_key=keeper_key,
+            copies_from=copies_from,
+            keeps_copies=self._keep_copies,
         )
         answer = ask(peer.control, message, ATTACH_S, str(peer))
+        while isinstance(answer, Held):
+            positions = dict(zip(answer.sequences, answer.positions, strict=True))
+            self.holdings.append(Holding(index, answer.what, LayerRange(answer.start, answer.stop), positions))
+            answer = receive_answer(peer.control, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
             return answer
         reason = answer.reason if isinstance(answer, Refused) else f"it answered {type(answer).__name__}"
@@ -144,7 +186,7 @@ def _codec_per_link(codecs: Sequence[LinkCodec], stages: int) -> list[LinkCodec]
     return spread
 
 
-def _addresses_for(peer: Peer, following: Peer) -> str:
+def addresses_for(peer: Peer, following: Peer) -> str:
     """Addresses at which ``peer`` may reach the stage that follows, separated by commas."""
     addresses = following.data_addresses
     if not peer.address.is_loopback:

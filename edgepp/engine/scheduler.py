@@ -81,12 +81,13 @@ class Scheduler:
         self._chunk_next = True
         """Whether a micro-batch has gone since the last chunk."""
 
-    def add(self, request: Request) -> None:
-        """Prefill a request; the stages hold the first ``sent`` of its ``ids`` already.
+    def add(self, request: Request, *, decodes: bool = False) -> None:
+        """Prefill a request, of whose ``ids`` the stages hold the first ``sent`` already, or decode at once.
 
-        At least ``MIN_ROWS`` of its ``ids`` must be left to compute, unless it has fewer.
+        If it ``decodes``, all ``ids`` but the newest must be there; else at least ``MIN_ROWS`` must be left to compute,
+        unless the request has fewer.
         """
-        self._prefilling.append(request)
+        (self._ready if decodes else self._prefilling).append(request)
 
     def remove(self, request: Request) -> None:
         """Remove a request in any status. Its steps in the ring are no longer counted."""
@@ -110,6 +111,8 @@ class Scheduler:
         That is so when the request has no other step in the ring, and nothing left to send.
         """
         request.steps_in_ring -= 1
+        if not request.steps_in_ring:
+            request.settled = request.sent
         sequence = request.sequence
         if self._chunks.get(sequence):
             self._chunks[sequence] -= 1
@@ -121,7 +124,11 @@ class Scheduler:
 
     def sampled(self, request: Request) -> None:
         """Note that a request's ``ids`` have grown: all but the newest have been sent."""
-        request.sent = len(request.ids) - 1
+        request.sent = request.settled = len(request.ids) - 1
+        self._ready.append(request)
+
+    def catch_up(self, request: Request) -> None:
+        """Decode a request whose ``ids`` go on beyond the step that came back: its next token is known already."""
         self._ready.append(request)
 
     @property
@@ -147,7 +154,8 @@ class Scheduler:
             request.steps_in_ring += 1
         self._batches.append(set(sequences))
         self._chunk_next = True
-        return MicroBatch(sequences, positions, decoding <= self._stages)
+        newest = all(request.sent == len(request.ids) for request in requests)
+        return MicroBatch(sequences, positions, newest and decoding <= self._stages)
 
     def _prefill(self, request: Request) -> PrefillChunk:
         start, prompt, decoding = request.sent, len(request.ids), self._decoding

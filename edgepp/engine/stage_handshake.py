@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -42,6 +42,15 @@ class Expectation:
     commit: str = ""
 
 
+@dataclass(frozen=True)
+class RingIdentity:
+    """By what the stages of a ring are recognised in the ring that replaces it."""
+
+    epoch: int
+    processes: frozenset[tuple[str, int, int]]
+    """Node key, process id and data port of each stage."""
+
+
 @dataclass
 class Peer:
     """A stage, as the coordinator sees it over the control link."""
@@ -62,6 +71,11 @@ class Peer:
     def layers(self) -> LayerRange:
         """The layers that the stage holds."""
         return LayerRange(self.welcome.start, self.welcome.stop)
+
+    @property
+    def process(self) -> tuple[str, int, int]:
+        """What tells the stage process from all others: node key, process id and data port."""
+        return self.endpoint.key, self.welcome.pid, self.welcome.data_port
 
     @property
     def data_address(self) -> Address:
@@ -86,6 +100,15 @@ def ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
     """
     if not link.send([encode(message)], wait_s):
         raise StageLost(f"no edgepp node answers at {link.address}", "is `edgepp join` running there?")
+    return receive_answer(link, wait_s, what)
+
+
+def receive_answer(link: Link, wait_s: float, what: str) -> Message:
+    """The next message of a stage, within ``wait_s`` seconds; ``what`` names the stage in errors.
+
+    Raises:
+        StageLost: there is no message, or it cannot be decoded.
+    """
     try:
         frames = link.receive(wait_s)
         if frames is not None:
@@ -95,17 +118,29 @@ def ask(link: Link, message: Message, wait_s: float, what: str) -> Message:
     raise StageLost(f"{what} at {link.address} does not answer", "is it busy, stopped, or another program?")
 
 
-def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str, keys: KeyPair | None = None) -> Peer:
+def greet(
+    context: zmq.Context[zmq.Socket[bytes]],
+    endpoint: Endpoint,
+    node: str,
+    keys: KeyPair | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Peer:
     """Connect to the stage at ``endpoint``; this machine introduces itself as ``node``.
 
     Raises:
-        StageLost: nothing answers there.
+        StageLost: nothing answers there, before ``given_up()`` is true.
         PairingError: the stage does not admit this machine.
         PlanError: the answer is not that of a stage of the same edgepp.
     """
     try:
         link, frames = connect_first(
-            context, endpoint.addresses, Hello(node), ANSWER_S, MAX_CONTROL_FRAME_BYTES, pinned(keys, endpoint.key)
+            context,
+            endpoint.addresses,
+            Hello(node),
+            ANSWER_S,
+            MAX_CONTROL_FRAME_BYTES,
+            pinned(keys, endpoint.key),
+            given_up=given_up,
         )
     except RemoteProtocolError as error:
         raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error

@@ -11,6 +11,7 @@ from typing import Protocol
 from edgepp.engine.engine_request import EngineRequest, request_failure
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import FinishReason
+from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.errors import EdgeppError
 
@@ -147,7 +148,11 @@ class TextStream:
         """The stop string that ended the text, if one did."""
         self.prompt_tokens = request.prompt_tokens
         self.timing = request.timing
-        self.stages = engine.stages
+
+    @property
+    def stages(self) -> tuple[StageInfo, ...]:
+        """The stages that compute the answer; when it has ended, those that gave its last token."""
+        return self._request.stages
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text as they come; leaving the loop early cancels the rest.

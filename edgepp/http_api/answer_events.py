@@ -79,6 +79,7 @@ class Choice:
             queue_s=queue_s,
             prompt_s=max(0.0, timing.ttft_s - timing.queued_s),
             decode_s=timing.last_token_s - timing.first_token_s,
+            recoveries=tuple(timing.recoveries),
         )
 
     def _pieces(self) -> list[TextPiece]:
@@ -128,7 +129,7 @@ class Choice:
         sampled = token.sampled
         top_raw = tuple(self.spell(rival) for rival, _ in sampled.top)
         top = tuple((_text(raw), logprob) for raw, (_, logprob) in zip(top_raw, sampled.top, strict=True))
-        return TokenLogprob(_text(token.raw), sampled.logprob or 0.0, top, token.id, token.raw, top_raw)
+        return TokenLogprob(_text(token.raw), sampled.logprob or 0.0, top, token.raw, top_raw)
 
     def _count_reasoning(self, parts: Iterable[AnswerPart]) -> None:
         """Count the tokens that came with reasoning; by characters where other parts came with it."""
@@ -177,6 +178,7 @@ def total(usages: list[Usage]) -> Usage:
         queue_s=max(one.queue_s for one in usages),
         prompt_s=max(one.prompt_s for one in usages),
         decode_s=max(one.decode_s for one in usages),
+        recoveries=tuple(recovery for one in usages for recovery in one.recoveries),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ log = logging.getLogger("edgepp.http_api")
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 _IN_BAND = "in_band_error"
+_ANSWERS = "answers"
 STREAM_HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 
@@ -51,13 +52,14 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
-        try:
-            response = await self.handler(request)
-        except (ClientGone, ClientDisconnect):
-            return
-        except Exception as error:  # noqa: BLE001 - outermost level of a request
-            response = error_response(failure(error), self.form, request_id(request))
-        await response(scope, receive, send)
+        async with _answers(request):
+            try:
+                response = await self.handler(request)
+            except (ClientGone, ClientDisconnect):
+                return
+            except Exception as error:  # noqa: BLE001 - outermost level of a request
+                response = error_response(failure(error), self.form, request_id(request))
+            await response(scope, receive, send)
 
 
 def endpoint(handler: Handler, form: ErrorForm) -> ASGIApp:
@@ -110,12 +112,26 @@ async def read_body(request: Request, kind: type[T]) -> T:
     return decoded(await request.body(), kind)
 
 
-async def begun(events: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:
+async def begun(request: Request, events: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:
     """The same events from ``Started`` on, once the answer has begun; so that a refusal can have its own HTTP status.
+
+    The answer is closed with the response to ``request`` at the latest, although nobody may have read an event.
 
     Raises:
         RequestError: the answer cannot begin.
+        ClientGone: the client has gone.
     """
+    await _answers(request).enter_async_context(closing(events))
+    return await unless_gone(request, _from_the_beginning(events))
+
+
+def _answers(request: Request) -> AsyncExitStack:
+    """The answers that are closed when the response to ``request`` has ended, in whatever way."""
+    answers: AsyncExitStack = request.scope.setdefault("state", {}).setdefault(_ANSWERS, AsyncExitStack())
+    return answers
+
+
+async def _from_the_beginning(events: AsyncIterator[GenerationEvent]) -> AsyncIterator[GenerationEvent]:
     async for event in events:
         if not isinstance(event, Queued):
             return _chained(event, events)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from edgepp.coordinator.live_answer import EndedAnswer
+from edgepp.engine.timing import RecoveryKind
 from edgepp.errors import EdgeppError
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.openai_api.errors import FORM
@@ -85,12 +86,21 @@ class AnswerMetrics:
         self._guessed = counter("speculative_tokens", "Tokens that were guessed before they were sampled.")
         self._right = counter("speculative_tokens_right", "Guessed tokens that were right.")
         self._compute = counter("stage_compute_seconds", "Seconds of computing, per stage.", (*_STAGE, "phase"))
-        self._wire = counter("stage_wire_seconds", "Seconds on the way to a stage, per stage.", _STAGE)
+        self._wire = counter(
+            "stage_wire_seconds",
+            "Seconds of decode steps outside of computing (wire, codec and queues), divided by the measured hops.",
+            _STAGE,
+        )
         self._ttft = histogram("time_to_first_token_seconds", "From question to first token.", _FIRST_TOKEN_S)
         self._gap = histogram("inter_token_latency_seconds", "Between two pieces of text.", _TOKEN_S)
         self._e2e = histogram("e2e_request_latency_seconds", "From question to end.", _ANSWER_S)
         self._queue = histogram("request_queue_time_seconds", "From question to engine.", _ANSWER_S)
         self._prefill = histogram("request_prefill_time_seconds", "From engine to first token.", _ANSWER_S)
+        self._recovery = histogram(
+            "recovery_seconds",
+            "From a loss of stages to the next token of a request, per request that survived.",
+            _ANSWER_S,
+        )
         self._decode = histogram("request_decode_time_seconds", "From first token to last.", _ANSWER_S)
 
     def add(self, answer: EndedAnswer) -> None:
@@ -119,6 +129,8 @@ class AnswerMetrics:
             self._queue.labels(model).observe(timing.queued_s)
             self._prefill.labels(model).observe(max(0.0, timing.ttft_s - timing.queued_s))
             self._decode.labels(model).observe(timing.last_token_s - timing.first_token_s)
+        for recovery in timing.recoveries:
+            self._recovery.labels(model).observe(recovery.pause_s)
         for gap_s in answer.gaps_s:
             self._gap.labels(model).observe(gap_s)
         for stage, times in zip(answer.stages, timing.stages, strict=False):
@@ -186,11 +198,28 @@ def _families(service: ModelService) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=_MODEL)
         gauge.add_metric(label, value)
         yield gauge
-    preempted = CounterMetricFamily(f"{PREFIX}_preemptions", "Requests that lost their KV positions.", labels=_MODEL)
-    preempted.add_metric(label, engine.get("preempted", 0))
-    yield preempted
+    yield _counter("preemptions", "Requests that lost their KV positions.", label, engine.get("preempted", 0))
+    yield _recoveries(model.name, engine)
     yield from _stage_families(model.name, state.get("stages", ()))
     yield from _node_families(model.name, state.get("nodes", ()))
+
+
+def _recoveries(model: str, engine: Mapping[str, Any]) -> Metric:
+    counter = CounterMetricFamily(
+        f"{PREFIX}_recoveries",
+        "Requests that went on after a loss of stages, by how their keys and values were rebuilt.",
+        labels=(*_MODEL, "how"),
+    )
+    counted: Mapping[str, int] = engine.get("recoveries") or {}
+    for how in get_args(RecoveryKind):
+        counter.add_metric([model, how], counted.get(how, 0))
+    return counter
+
+
+def _counter(name: str, text: str, label: list[str], value: float) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=_MODEL)
+    family.add_metric(label, value)
+    return family
 
 
 _STAGE_GAUGES = {
@@ -207,6 +236,17 @@ _STAGE_GAUGES = {
 _STAGE_COUNTERS = {
     "frames": ("stage_frames", "Frames that the stage has computed."),
     "dropped": ("stage_dropped_frames", "Frames that the stage has dropped, such as those of freed sequences."),
+    "queue_s": (
+        "stage_queue_seconds",
+        "Seconds that steps waited at the stage for earlier steps, since the pipeline was opened; derived by the"
+        " coordinator from sending times, computing times and the measured links.",
+    ),
+    "received_bytes": ("stage_received_bytes", "Bytes received on the link into the stage, since its process began."),
+    "sent_bytes": ("stage_sent_bytes", "Bytes sent on the link to the next stage, or back, since its process began."),
+    "reconnects": (
+        "stage_reconnects",
+        "Connections made again: from the coordinator to the stage, and from the stage to the next one.",
+    ),
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import uvicorn
 
 from edgepp.cluster.discovery.network_interfaces import usable_addresses
+from edgepp.coordinator.status import HttpAddress
 from edgepp.errors import EdgeppError
 from edgepp.http_api.api_keys import add_key, load_keys
 from edgepp.http_api.app import make_app
@@ -93,10 +94,14 @@ class HttpServer(AsyncResource):
         await server.listening.wait()
         if not server.started:
             await self._running
+        if isinstance(models, ServedCluster):
+            models.tell_http(HttpAddress(self.url, self.lan_urls, self.is_key_required))
 
     async def close(self) -> None:
         """Stop to listen, end running answers after a short time, and close all connections."""
         running, self._running = self._running, None
+        if isinstance(self._models, ServedCluster) and self._models.is_open:
+            self._models.tell_http(None)
         if running is not None and self._server is not None:
             self._server.should_exit = True
             await asyncio.gather(running, return_exceptions=True)

@@ -83,9 +83,14 @@ def usable_memory(cap_bytes: int | None = None) -> int:
     """
     found = _metal_memory()
     if found is None:
-        free = linux_memory() if _LINUX else psutil.virtual_memory().available
-        found = max(0, free - max(_RESERVE_BYTES, free // _RESERVE_DIVISOR))
+        found = free_memory()
     return found if cap_bytes is None else min(found, cap_bytes)
+
+
+def free_memory() -> int:
+    """Bytes of memory available now, without a reserve; on Linux within the control groups of this process."""
+    free = linux_memory() if _LINUX else psutil.virtual_memory().available
+    return max(0, free - max(_RESERVE_BYTES, free // _RESERVE_DIVISOR))
 
 
 def _metal_memory() -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -105,6 +106,19 @@ class StageProcess:
             f"the stage process for layers {self.config.layers} died while it loaded (exit status {status})",
             "status -9 usually means that memory ran out: give this machine fewer layers" if status == -9 else "",
         )
+
+    def on_end(self, act: Callable[[], None]) -> None:
+        """Call ``act``, in a thread of its own, as soon as the child has ended, however it ended."""
+
+        def wait() -> None:
+            self._process.wait()
+            act()
+
+        threading.Thread(target=wait, name=f"end-of-{self.pid}", daemon=True).start()
+
+    def kill(self) -> None:
+        """End the child at once, even one that is stopped or hangs; no effect on one that has ended."""
+        self._process.kill()
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Exit status of the child once it ends by itself; None where it still runs after ``timeout_s`` seconds."""

@@ -1,4 +1,12 @@
-"""Supervisor of one stage slot: brings its stage process to the assigned layer range, in a thread of its own."""
+"""Supervisor of one stage slot: brings its stage process to the assigned layer range, in a thread of its own.
+
+When the layer range changes, the stage process of the former range stays for a while beside the new one where the
+memory allows, so that sequences can move from it to other stages.
+
+A stage process that ends by itself, or hangs and is ended, is started again at once: the coordinator hears first
+``NotLoaded`` and then ``Loaded``. A stage that keeps ending is left to the coordinator, which may give its layers to
+another node.
+"""
 
 from __future__ import annotations
 
@@ -7,147 +15,227 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange
 from edgepp.model.fetch import fetch
+from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.model.weights.model_parts import ModelParts
+from edgepp.node.resources import free_memory
+from edgepp.node.slot_stages import SlotStage, SlotStages
 from edgepp.node.stage_handle import Ready, StageProcess
 from edgepp.stage_process.config import StageSettings
-from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded
+from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Restart, Retire
 from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.node")
 
-_CHECK_INTERVAL_S = 0.2
+EARLY_END_S = 10.0
+"""A stage process that ends within this time of being ready has ended early."""
+MAX_EARLY_ENDS = 2
+"""Early ends in a row after which the stage is not started again until the coordinator orders it."""
 _PROGRESS_S = 0.25
 
 Report = Loading | Loaded | NotLoaded
 
 
-class _SupersededError(EdgeppError):
-    """Another assignment has arrived meanwhile."""
+@dataclass(frozen=True)
+class _Assignment:
+    """What the slot is to run: a stage, or nothing. A later assignment supersedes it."""
+
+    load: Load | None
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A stage process has ended, by itself or not."""
+
+    child: StageProcess
+
+
+_Order = _Assignment | _Ended | Restart | Retire
 
 
 class StageSupervisor(threading.Thread):
-    """Runs at most one stage process, and reports its progress, readiness and end."""
+    """Runs the stage process of one slot, and reports its progress, readiness and end."""
 
-    def __init__(self, index: int, settings: StageSettings, report: Callable[[Report], None]) -> None:
-        """``index`` is the number of the slot; ``report`` is called in the thread of the supervisor."""
+    def __init__(
+        self, index: int, settings: StageSettings, report: Callable[[Report], None], memory_bytes: int = 0
+    ) -> None:
+        """``index`` is the number of the slot; ``report`` is called in the thread of the supervisor.
+
+        ``memory_bytes`` is the memory for the weights of the slot's stage processes: a retired one stays only where it
+        suffices for both.
+        """
         super().__init__(name=f"stage-slot-{index}", daemon=True)
         self._index = index
         self._settings = settings
         self._report = report
-        self._orders: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._memory_bytes = memory_bytes
+        self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self._newest = self._taken = _Assignment(None)
+        """The assignment that arrived last, and the one that the thread has taken up; equal if none is waiting."""
         self._closing = threading.Event()
         self._admitted: tuple[str, ...] = ()
-        self._child: StageProcess | None = None
-        self._running: tuple[Load, Ready] | None = None
         self._loading: Load | None = None
+        self._starting: StageProcess | None = None
+        self._stages = SlotStages()
+        self._hanging: StageProcess | None = None
+        """The stage process that was ended because the coordinator found that it hangs."""
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of the stage process when it became ready; 0 without a ready stage process."""
-        running = self._running
-        return running[1].resident_bytes if running else 0
+        """Memory of the stage processes when they became ready; 0 without one that is ready."""
+        return self._stages.resident_bytes
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the slot starts a stage process, or is about to."""
+        return self._loading is not None or self._superseded
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the slot has a stage process, or starts one."""
+        return self.is_loading or bool(self._stages.children)
 
     def assign(self, load: Load | None) -> None:
         """Run the layers of ``load`` from now on, or none for None. Safe from any thread."""
-        if load is None or load != self._loading:
-            self._orders.put(load)
+        if load is not None and load == self._loading:
+            return
+        self._newest = _Assignment(load)
+        self._orders.put(self._newest)
+        if (starting := self._starting) is not None:
+            starting.kill()  # it may hang
+
+    def order(self, order: Restart | Retire) -> None:
+        """Follow an order about a stage process, if the slot still has that process. Safe from any thread."""
+        self._orders.put(order)
 
     def admit(self, keys: Sequence[str]) -> None:
         """Admit exactly these keys to the stage. Safe from any thread."""
         self._admitted = tuple(keys)
-        child = self._child
-        if child is not None:
+        starting = self._starting
+        for child in [*([starting] if starting else []), *self._stages.children]:
             child.admit(self._admitted)
 
     def close(self) -> None:
-        """End the stage process and the thread."""
+        """End the stage processes and the thread."""
         self._closing.set()
-        self._orders.put(None)
+        self.assign(None)
         self.join()
 
     def run(self) -> None:
-        """Follow the assignments until closed."""
+        """Follow the orders until closed."""
         try:
             while not self._closing.is_set():
                 try:
                     self._step()
                 except Exception as error:
                     log.exception("stage slot %d failed", self._index)
-                    load = self._running[0] if self._running else None
-                    if load is not None:
-                        self._running = None
-                        self._report(
-                            NotLoaded(
-                                load.plan_id,
-                                self._index,
-                                _describe(error),
-                                "read the messages of edgepp on that node",
-                            )
-                        )
+                    running = self._stages.running
+                    self._stop()
+                    if running is not None:
+                        self._report_failure(running.load, *_unexpected(error))
         finally:
             self._stop()
 
+    @property
+    def _superseded(self) -> bool:
+        """Whether another assignment waits."""
+        return self._newest is not self._taken
+
     def _step(self) -> None:
+        """Follow the next order, or end a retired stage process whose time is over."""
+        stages = self._stages
         try:
-            load = self._orders.get(timeout=_CHECK_INTERVAL_S)
+            order = self._orders.get(timeout=stages.retired_left_s)
         except queue.Empty:
-            self._check_child()
+            stages.stop_retired()
             return
-        while not self._orders.empty():
-            load = self._orders.get()
-        self._apply(load)
+        running, retired = stages.running, stages.retired
+        match order:
+            case _Assignment():
+                if order is self._newest:
+                    self._taken = order
+                    self._apply(order.load)
+            case _Ended():
+                if running is not None and running.child is order.child:
+                    self._on_end(running)
+                elif retired is not None and retired.child is order.child:
+                    stages.stop_retired()
+            case Restart():
+                if running is not None and running.child.pid == order.pid:
+                    log.warning("the stage process %d hangs, and is started again", order.pid)
+                    self._hanging = running.child
+                    running.child.kill()  # ``_Ended`` follows
+            case Retire():
+                if retired is not None and retired.load.plan_id == order.plan_id:
+                    stages.stop_retired()
 
     def _apply(self, load: Load | None) -> None:
+        stages = self._stages
         if load is None or self._closing.is_set():
             self._stop()
             return
-        running = self._running
-        if running is not None and _same_stage(running[0], load):
-            self._running = (load, running[1])
-            self._report_loaded()
+        if stages.retired is not None and stages.retired.runs(load):
+            stages.take_back()
+        if stages.running is not None and stages.running.runs(load):
+            stages.running = replace(stages.running, load=load)
+            self._report_loaded(stages.running)
             return
+        self._load(load, early_ends=0)
+
+    def _load(self, load: Load, early_ends: int) -> None:
+        """Run ``load`` in place of what runs now; report ``Loaded``, or ``NotLoaded`` where it cannot run."""
         self._loading = load
         try:
-            self._stop()
-            self._start(load)
-        except _SupersededError:
-            self._stop()
+            self._start(load, early_ends)
         except EdgeppError as error:
-            self._stop()
-            self._report(NotLoaded(load.plan_id, self._index, sentence(error), sentence(error.hint)))
+            self._stop_starting()
+            if not self._superseded:
+                self._report_failure(load, sentence(error), sentence(error.hint))
         except Exception as error:
             log.exception("stage slot %d failed", self._index)
-            self._stop()
-            self._report(
-                NotLoaded(load.plan_id, self._index, _describe(error), "read the messages of edgepp on that node")
-            )
+            self._stop_starting()
+            self._report_failure(load, *_unexpected(error))
         finally:
             self._loading = None
 
-    def _start(self, load: Load) -> None:
-        layers = LayerRange(load.start, load.stop)
+    def _start(self, load: Load, early_ends: int) -> None:
+        layers, stages = LayerRange(load.start, load.stop), self._stages
+        stages.retire()
+        if stages.retired is not None and (self._settings.listen.port or not stages.retired.passes_to(load)):
+            stages.stop_retired()
         path = fetch(load.model, ModelParts(layers=layers), self._progress(load, "fetching"))
+        if stages.retired is not None and not self._fits_beside(stages.retired.ready, path, layers):
+            stages.stop_retired()
         config = self._settings.config(
             path, load.model, layers, exact=load.exact, kv_bits=load.kv_bits or None, admit=self._admitted
         )
-        self._child = StageProcess(config)
+        self._starting = child = StageProcess(config)
         on_progress = self._progress(load, "loading")
-        ready = self._child.wait_ready(lambda done, total: on_progress(done, total, ""))
-        self._child.admit(self._admitted)  # the keys may have changed meanwhile
-        self._running = (load, ready)
-        self._report_loaded()
+        ready = child.wait_ready(lambda done, total: on_progress(done, total, ""))
+        self._starting = None
+        stages.running = SlotStage(load, child, ready, time.monotonic(), early_ends)
+        child.admit(self._admitted)  # the keys may have changed meanwhile
+        self._report_loaded(stages.running)
+        child.on_end(lambda: self._orders.put(_Ended(child)))
+
+    def _fits_beside(self, old: Ready, path: Path, layers: LayerRange) -> bool:
+        """Whether the memory suffices for a stage process of ``layers`` while ``old`` stays."""
+        weight_bytes = Checkpoint.open(path).layer_bytes(layers)
+        expected_bytes = weight_bytes * max(1.0, old.resident_bytes / max(1, old.weight_bytes))
+        return old.weight_bytes + weight_bytes <= self._memory_bytes and expected_bytes <= free_memory()
 
     def _progress(self, load: Load, activity: str) -> Callable[[int, int, str], None]:
         reported_s = 0.0
 
         def progress(done: int, total: int, _: str) -> None:
             nonlocal reported_s
-            if not self._orders.empty():
-                raise _SupersededError("another assignment has arrived")
+            if self._superseded:
+                raise EdgeppError("another assignment has arrived")
             now_s = time.monotonic()
             if now_s - reported_s >= _PROGRESS_S:
                 reported_s = now_s
@@ -155,16 +243,14 @@ class StageSupervisor(threading.Thread):
 
         return progress
 
-    def _report_loaded(self) -> None:
-        if self._running is None or self._child is None:
-            return
-        load, ready = self._running
+    def _report_loaded(self, stage: SlotStage) -> None:
+        load, ready = stage.load, stage.ready
         self._report(
             Loaded(
                 plan_id=load.plan_id,
                 slot=self._index,
                 port=ready.address.port,
-                pid=self._child.pid,
+                pid=stage.child.pid,
                 backend=ready.backend,
                 device=ready.device,
                 weight_bytes=ready.weight_bytes,
@@ -174,27 +260,35 @@ class StageSupervisor(threading.Thread):
             )
         )
 
-    def _check_child(self) -> None:
-        """Report a stage process that has ended by itself."""
-        if self._running is None or self._child is None or (status := self._child.wait(0)) is None:
-            return
-        load = self._running[0]
-        self._stop()
-        reason = f"its stage process ended by itself (exit status {status})"
-        hint = "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
+    def _report_failure(self, load: Load, reason: str, hint: str) -> None:
         self._report(NotLoaded(load.plan_id, self._index, reason, hint))
 
+    def _on_end(self, stage: SlotStage) -> None:
+        """Report the end of a stage process, and start the stage again unless it keeps ending."""
+        early_ends = stage.early_ends + 1 if time.monotonic() - stage.ready_s < EARLY_END_S else 0
+        restarting = early_ends < MAX_EARLY_ENDS
+        self._stages.running = None
+        status = stage.child.stop()
+        if stage.child is self._hanging:
+            reason, hint = "its stage process hung, and was ended", ""
+        else:
+            reason = f"its stage process ended by itself (exit status {status})"
+            hint = "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
+        self._report(NotLoaded(stage.load.plan_id, self._index, reason, hint, restarting))
+        if restarting:
+            self._load(stage.load, early_ends)
+
     def _stop(self) -> None:
-        self._running = None
-        child, self._child = self._child, None
+        """End all stage processes of the slot."""
+        self._stop_starting()
+        self._stages.stop()
+
+    def _stop_starting(self) -> None:
+        child, self._starting = self._starting, None
         if child is not None:
             child.stop()
 
 
-def _describe(error: Exception) -> str:
-    return sentence(f"{type(error).__name__}: {error}")
-
-
-def _same_stage(one: Load, other: Load) -> bool:
-    """Whether two ``Load`` messages differ at most in plan version and slot."""
-    return one._replace(plan_id=0, slot=0) == other._replace(plan_id=0, slot=0)
+def _unexpected(error: Exception) -> tuple[str, str]:
+    """Reason and hint of an error of edgepp itself."""
+    return sentence(f"{type(error).__name__}: {error}"), "read the messages of edgepp on that node"

@@ -13,10 +13,11 @@ from typing import Any
 
 from edgepp.coordinator.client import RemoteAnswer
 from edgepp.coordinator.live_answer import LiveAnswer
-from edgepp.engine.request import FinishReason, Timing
+from edgepp.engine.request import FinishReason
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import TextPiece, TextStream
+from edgepp.engine.timing import Timing
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, Overloaded, StageLost, UsageError
 

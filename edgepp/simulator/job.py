@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from edgepp.engine.request import Request, Timing
+from edgepp.engine.request import Request
+from edgepp.engine.timing import Timing
 from edgepp.simulator.result import Distribution, Outcome, Recovery, Status
 from edgepp.simulator.workload import Arrival, Failure
 

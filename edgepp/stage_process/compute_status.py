@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.wire.messages import Pong
+from edgepp.wire.traffic import Traffic
 
 log = logging.getLogger("edgepp.stage")
 
@@ -21,6 +22,8 @@ class ComputeStatus:
         self._other_bytes = other_bytes
         self.busy_since_s: float | None = None
         """``time.perf_counter()`` at the start of the present step; None while idle."""
+        self.traffic = Traffic()
+        """Of the data socket and of the links to next stages, of all epochs."""
 
     def pong(self, epoch: int, *, known: bool) -> Pong:
         """``Pong`` for the epoch ``epoch``, which the stage knows or not."""
@@ -35,6 +38,9 @@ class ComputeStatus:
             runner.counters.dropped,
             runner.sequences,
             runner.model.kv_bytes + self._other_bytes(),
+            self.traffic.received_bytes,
+            self.traffic.sent_bytes,
+            self.traffic.reconnects,
         )
 
     def drop(self, reason: object) -> None:

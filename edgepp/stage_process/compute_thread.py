@@ -77,6 +77,7 @@ class ComputeThread:
         self.inbox: Mailbox[Command] = Mailbox()
         self.outbox: Mailbox[Reply] = Mailbox()
         self.status = ComputeStatus(runner, lambda: self.bulk.nbytes)
+        data.traffic = self.status.traffic
         self._rings: dict[int, Attachment] = {}
         boundary_log = BoundaryLog()
         self._sender = FrameSender(data, self.status, boundary_log, self.outbox, self._fault_unreachable)
@@ -166,6 +167,8 @@ class ComputeThread:
                 link.close()
             return
         self._detach(message.epoch)
+        if link is not None:
+            link.traffic = self.status.traffic
         if message.inherits:
             self._inherit(message)
         choice = CodecChoice(message.codec, next_stage.bytes_per_s if link is not None else message.return_bytes_per_s)

@@ -16,6 +16,7 @@ from typing import Any
 from edgepp.engine.grammar_sandbox import SPACE
 from edgepp.engine.request import Constraint
 from edgepp.errors import UsageError
+from edgepp.model.text.control_tokens import grammar_literal
 from edgepp.tool_calls.families import GENERIC, HARMONY, Family
 from edgepp.tool_calls.reasoning import Beginning, ThinkingMarkers, beginning
 from edgepp.tool_calls.schemas import any_object, held_schema
@@ -48,16 +49,7 @@ class _Rules:
 
     def literal(self, text: str) -> str:
         """Terms for ``text``, in which the names of special tokens are these tokens."""
-        names = [name for name in self.special_tokens if name and name in text]
-        if not names:
-            return json.dumps(text, ensure_ascii=False) if text else ""
-        pieces = re.split(f"({'|'.join(re.escape(one) for one in sorted(names, key=len, reverse=True))})", text)
-        terms = [
-            f"<[{self.special_tokens[piece]}]>" if index % 2 else json.dumps(piece, ensure_ascii=False)
-            for index, piece in enumerate(pieces)
-            if piece
-        ]
-        return " ".join(terms)
+        return grammar_literal(text, self.special_tokens)
 
     def up_to(self, name: str, marker: str) -> str:
         """Add a rule for text up to ``marker``, and the marker."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgepp.errors import EdgeppError
 from edgepp.tool_calls.json_stream import BrokenJsonError, JsonObjectStream
-from edgepp.tool_calls.readers import MAX_HELD, Call, Reader, whole
+from edgepp.tool_calls.readers import MAX_HELD, Call, CallsReader, Reader, whole
 from edgepp.tool_calls.tool_use import AnswerPart, CallArguments, CallEnded, CallStarted, Text
 
 _MAX_HEAD = 512
@@ -137,21 +137,14 @@ class CallObject(Reader):
         return [Text(self._head)] if self._inner is None else self._inner.finish()
 
 
-class JsonCalls(Reader):
+class JsonCalls(CallsReader):
     """One or more call objects, in a list, divided by semicolons, or one after the other, up to ``close``."""
 
     def __init__(self, names: tuple[str, ...], opening: str = "", closings: tuple[str, ...] = ()) -> None:
-        """Prepare to read.
-
-        Args:
-            names: The tools that may be called.
-            opening: The text in front, already read, which is text too if no call follows.
-            closings: Markers one of which may stand behind the calls.
-        """
-        self._names = names
-        self._gap = opening
+        """Prepare to read; the arguments are a ``CallsReader``'s."""
+        super().__init__(names, opening, closings)
+        self._gap = self._opening
         """Text in front of the next call."""
-        self._closings = closings
         self._waiting = ""
         """Text that may become a closing."""
         self._called = False

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from edgepp.tool_calls.readers import MAX_HELD, Call, Reader, whole
+from edgepp.tool_calls.readers import MAX_HELD, Call, CallsReader, whole
 from edgepp.tool_calls.tool_use import AnswerPart, Text
 
 _MAX_DEPTH = 50
@@ -24,20 +24,12 @@ _MAX_DIGITS = 400
 T = TypeVar("T")
 
 
-class PythonicCalls(Reader):
+class PythonicCalls(CallsReader):
     """A list of calls, or one call, held back until its last bracket."""
 
     def __init__(self, names: tuple[str, ...], opening: str = "", closings: tuple[str, ...] = ()) -> None:
-        """Prepare to read.
-
-        Args:
-            names: The tools that may be called.
-            opening: The text in front, already read, which is text too if no call follows.
-            closings: Markers one of which may stand behind the calls.
-        """
-        self._names = names
-        self._opening = opening
-        self._closings = closings
+        """Prepare to read; the arguments are a ``CallsReader``'s."""
+        super().__init__(names, opening, closings)
         self._ended = False
         self._held: list[str] = []
         self._length = 0

@@ -43,6 +43,22 @@ class Reader(ABC):
     def _finish(self) -> list[AnswerPart]: ...
 
 
+class CallsReader(Reader):
+    """Reads one or more calls up to one of several closings."""
+
+    def __init__(self, names: tuple[str, ...], opening: str = "", closings: tuple[str, ...] = ()) -> None:
+        """Prepare to read.
+
+        Args:
+            names: The tools that may be called.
+            opening: The text in front, already read, which is text too if no call follows.
+            closings: Markers one of which may stand behind the calls.
+        """
+        self._names = names
+        self._opening = opening
+        self._closings = closings
+
+
 def whole(call: Call) -> list[AnswerPart]:
     """The parts of a call that is known as a whole."""
     name, arguments = call

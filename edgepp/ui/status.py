@@ -105,9 +105,18 @@ def tables(state: Mapping[str, Any]) -> Group:
         reused = engine["reused_tokens"] / engine["prompt_tokens"]
         head.append(f" · {100 * reused:.0f} % of prompt tokens reused, {engine['waiting']} requests waiting")
     lines: list[Any] = [head]
+    if state["http"]:
+        lines.append(Text(_http(state["http"])))
     if state["reason"]:
         lines.append(Text(str(state["reason"]), style="yellow"))
     return Group(*lines, "", _nodes(state), *_spares(state), "", _stages(state))
+
+
+def _http(http: Mapping[str, Any]) -> str:
+    """Where HTTP clients reach the cluster, and whether they need a key."""
+    others = f", from other machines {', '.join(http['lan_urls'])}" if http["lan_urls"] else ""
+    key = "every client needs a key" if http["key_required"] else "no key needed"
+    return f"HTTP: {http['url']} on that machine{others} · {key}"
 
 
 def _nodes(state: Mapping[str, Any]) -> Rows:

@@ -72,6 +72,8 @@ class HandshakeMonitor:
         self._encrypts = encrypts
         self._monitor = monitor(sock, _WATCHED)
         self._refusal: str | None = None
+        self.succeeded = 0
+        """Handshakes that have succeeded: one per connection."""
         self._connected_s = 0.0
         self._broken_off = 0
         self._retry_s = math.inf
@@ -102,6 +104,7 @@ class HandshakeMonitor:
             self._limiter.remove(value)
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._refusal, self._broken_off, self._retry_s = None, 0, math.inf
+            self.succeeded += 1
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._refuse("does not admit this node's key: it was never invited there, or was revoked")
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:

@@ -54,12 +54,17 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
         Heartbeat    ► HeartbeatAck      twice per second; the acknowledgement of an unknown node makes it enrol again
                      ◄ View              state of the cluster, sent when it changes
                      ◄ Load, Unload      run a layer range in a stage slot; empty a stage slot
-        Loading, Loaded, NotLoaded       progress and result of a Load
+        Loading, Loaded, NotLoaded       progress and result of a Load; NotLoaded also when a stage process ended
+                     ◄ Restart, Retire   end a stage process that hangs, and start the stage again; end the stage
+                                         process that stayed when its slot got another layer range
+                     ◄ Warm              fetch layers that the node may run later, and read them once
+        Leaving      ► Drained           move the node's layers to the others, before Leave
         Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
               client ──► coordinator    one DEALER per chat or command
-        Call         ► Reply             status, peers, leave; on the coordinator's machine: invite, token, revoke, use
+        Call         ► Reply             status, peers, leave; on the coordinator's machine: invite, token, revoke,
+                                         use, drain
         Ask          ► Piece…, Answered  a prompt: text as it is generated, then times and stages
                      ► Waiting           every second until the first Piece, with the reason
                      ► Declined          in place of any of these replies: the reason and what to do
@@ -277,6 +282,12 @@ class Pong(NamedTuple):
     """Open sequences."""
     kv_bytes: Count
     """Bytes of their keys and values, of their log, and of the copies for another stage."""
+    received_bytes: Count
+    """Bytes that the data socket has received."""
+    sent_bytes: Count
+    """Bytes that were sent to next stages, and by the data socket."""
+    reconnects: Count
+    """Connections to next stages that were made again after one had ended."""
 
 
 class Fault(NamedTuple):
@@ -556,7 +567,7 @@ class View(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``."""
+    """Coordinator to node: run layers ``[start, stop)`` of ``model`` in the stage slot ``slot``; see ``Retire``."""
 
     plan_id: Id
     slot: Slot
@@ -615,6 +626,62 @@ class NotLoaded(NamedTuple):
     slot: Slot
     reason: Text
     hint: Text
+    restarting: bool = False
+    """Whether the node starts the same stage again by itself: another ``Loaded`` or ``NotLoaded`` follows."""
+
+
+class Restart(NamedTuple):
+    """Coordinator to node: the stage process ``pid`` in ``slot`` hangs. The node ends it and starts the stage again.
+
+    The node ignores the message when the slot's stage process is another one by now.
+    """
+
+    plan_id: Id
+    slot: Slot
+    pid: Count
+
+
+class Retire(NamedTuple):
+    """Coordinator to node: end the stage process that stayed in ``slot`` beside its successor; ``plan_id`` is its own.
+
+    A stage process stays when a ``Load`` changes only the layer range of its slot and the memory suffices for both, so
+    that its sequences can move. It ends after two minutes without this message.
+    """
+
+    plan_id: Id
+    slot: Slot
+
+
+class Warm(NamedTuple):
+    """Coordinator to node: fetch layers ``[start, stop)`` of ``model``, which the node may run later.
+
+    Where the free memory allows, the node also reads them once, into the page cache. A load of the node comes first,
+    and a later ``Warm`` takes the place of this one. No reply.
+    """
+
+    plan_id: Id
+    model: Label
+    start: Layer
+    stop: Layer
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.start < self.stop else "has an empty layer range"
+
+
+class Leaving(NamedTuple):
+    """Node to coordinator: the node is about to end; it runs its stages until ``Drained``, for 20 s at most.
+
+    The node sends the message again until the reply.
+    """
+
+    incarnation: Id
+
+
+class Drained(NamedTuple):
+    """Coordinator to node, in reply to ``Leaving``: the other nodes have the node's layers, or cannot take them."""
+
+    incarnation: Id
 
 
 class Leave(NamedTuple):
@@ -726,6 +793,11 @@ Message: TypeAlias = (
     | Loading
     | Loaded
     | NotLoaded
+    | Restart
+    | Retire
+    | Warm
+    | Leaving
+    | Drained
     | Leave
     | Expelled
     | Adopt

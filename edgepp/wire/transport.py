@@ -24,6 +24,7 @@ from edgepp.wire.messages import MAX_FRAMES
 from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
 from edgepp.wire.socket_policy import CONNECT_TIMEOUT_S, configure, new_socket, receive_frames, send_frames, serve_curve
 from edgepp.wire.text_fields import host_and_port
+from edgepp.wire.traffic import Traffic
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Listener:
             ) from error
         endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.address = Address(address.host, int(endpoint.rpartition(":")[2]))
+        self.traffic = Traffic()
         self._limiter.port = self.address.port
 
     def receive(self) -> tuple[Sender, list[memoryview]] | None:
@@ -149,11 +151,15 @@ class Listener:
         route = parts[0]
         key = str(route.get("User-Id")) if self._gate is not None else ""
         sender = Sender(route.bytes, key, bare_host(str(route.get("Peer-Address"))))
-        return sender, [part.buffer for part in parts[1:]]
+        frames = [part.buffer for part in parts[1:]]
+        self.traffic.received_bytes += sum(map(len, frames))
+        return sender, frames
 
     def send(self, route: bytes, parts: Sequence[bytes | memoryview]) -> bool:
         """Send to one peer; False where the peer is gone or its queue is full. Does not block."""
-        return send_frames(self.socket, [route, *parts])
+        sent = send_frames(self.socket, [route, *parts])
+        self.traffic.sent_bytes += sum(map(len, parts)) if sent else 0
+        return sent
 
     def close(self, linger_s: float = 0.0) -> None:
         """Stop listening after ``linger_s`` seconds, in which peers can receive the last messages sent to them.
@@ -188,6 +194,8 @@ class Link:
             UsageError: The address cannot be connected to.
         """
         self.address = address
+        self.traffic = Traffic()
+        self._reconnects = 0
         self._limiter = ConnectionLimiter(2 * max_frame_bytes, dialled=True)
         self._limiter.port = address.port
         self._checked_s = 0.0
@@ -215,12 +223,10 @@ class Link:
     def send(self, parts: Sequence[bytes | memoryview], wait_s: float = 0.0) -> bool:
         """Send; False where the other side is not connected, or its queue is full, for ``wait_s`` seconds."""
         self.enforce_limits()
-        if send_frames(self.socket, parts):
+        if self._send(parts):
             return True
         self.refusal()
-        return (
-            wait_s > 0 and bool(self.socket.poll(int(wait_s * 1000), zmq.POLLOUT)) and send_frames(self.socket, parts)
-        )
+        return wait_s > 0 and bool(self.socket.poll(int(wait_s * 1000), zmq.POLLOUT)) and self._send(parts)
 
     def receive(self, wait_s: float = 0.0) -> list[memoryview] | None:
         """Frames of the next message, or None where none arrives for ``wait_s`` seconds.
@@ -232,14 +238,18 @@ class Link:
         if wait_s > 0 and not self.socket.poll(int(wait_s * 1000), zmq.POLLIN):
             return None
         parts = receive_frames(self.socket, MAX_FRAMES, self._limiter)
-        return None if parts is None else [part.buffer for part in parts]
+        if parts is None:
+            return None
+        frames = [part.buffer for part in parts]
+        self.traffic.received_bytes += sum(map(len, frames))
+        return frames
 
     def enforce_limits(self) -> None:
         """Shut the connection down where too much is unread. Sending and receiving call this too."""
         now_s = time.monotonic()
         if now_s - self._checked_s >= CHECK_INTERVAL_S:
             self._checked_s = now_s
-            self._handshakes.refusal()
+            self._follow_handshakes()
             self._limiter.check(now_s)
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -253,11 +263,24 @@ class Link:
         Call this, or ``send``, regularly: libzmq gives up on a listener that refused, and this call reconnects after a
         second.
         """
-        refusal = self._handshakes.refusal()
+        refusal = self._follow_handshakes()
         if self._handshakes.retry_due():
             with suppress(zmq.ZMQError):  # libzmq may have forgotten the endpoint already
                 self.socket.disconnect(self.address.endpoint)
             self.socket.connect(self.address.endpoint)
+        return refusal
+
+    def _send(self, parts: Sequence[bytes | memoryview]) -> bool:
+        sent = send_frames(self.socket, parts)
+        self.traffic.sent_bytes += sum(map(len, parts)) if sent else 0
+        return sent
+
+    def _follow_handshakes(self) -> str | None:
+        """Handle the events of handshakes; the sentence of ``refusal``."""
+        refusal = self._handshakes.refusal()
+        reconnects = max(0, self._handshakes.succeeded - 1)
+        self.traffic.reconnects += reconnects - self._reconnects
+        self._reconnects = reconnects
         return refusal
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgepp.engine.request import Request, Timing
+from edgepp.engine.request import Request
+from edgepp.engine.timing import Timing
 
 
 def make_request(

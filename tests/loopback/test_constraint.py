@@ -27,6 +27,7 @@ from edgepp.engine.request import (
 from edgepp.engine.sampling import Sampler
 from edgepp.errors import EdgeppError, ModelError, Overloaded, UsageError
 from edgepp.model.fetch import fetch
+from edgepp.model.text.control_tokens import grammar_literal
 from edgepp.model.text.tokenizer import Tokenizer
 from tests.waiting import eventually
 
@@ -216,9 +217,9 @@ seven: %json {"const": {"a": 7}, "x-guidance": {"whitespace_flexible": false}}
     ],
 )
 def test_special_tokens_in_a_grammar(agent: Tokenizer, rule: str, pattern: str) -> None:
-    """``M`` stands for ``Tokenizer.marker`` of what follows."""
+    """``M`` stands for ``grammar_literal`` of what follows."""
     compiler = ConstraintCompiler(agent.to_json(), agent.eos_ids)
-    written = re.sub(r"M([\[<][^ ]+?[\]>=])", lambda found: agent.marker(found[1]), rule)
+    written = re.sub(r"M([\[<][^ ]+?[\]>=])", lambda found: grammar_literal(found[1], agent.control_tokens), rule)
     constraint = Constraint("grammar", f"start: {written}\n{ARGUMENTS}")
     for seed in SEEDS:
         text = _random_answer(compiler.compile(constraint), agent, seed, vocabulary=VOCABULARY + len(SPECIAL))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-import tracemalloc
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import msgpack
@@ -17,10 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.planner import Planner
-from edgepp.errors import EdgeppError, RemoteProtocolError
+from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.control_thread import MAX_EPOCHS_PER_OWNER
 from edgepp.stage_process.early_pieces import MAX_BYTES_PER_SENDER, MAX_SENDERS
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
@@ -47,30 +42,15 @@ from edgepp.wire.messages import (
     Replay,
     Welcome,
 )
-from edgepp.wire.transport import Address, Sender
+from edgepp.wire.transport import Sender
+from tests.ceiling import ceiling
+from tests.coordinator import close_coordinator, idle_coordinator, tell_coordinator, tick
 from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward
-from tests.unit.coordinator.test_planner import SIZE, PlacementRequest
 from tests.wire import KEYS, messages
 
 PUSH = Push(1, 1, "kv", 0, 4, 0, 1, "10.0.0.9:5721", KEYS[2], 2)
 PIECE = KvPiece(1, 1, "copy", 4, 6, 0, 2, "form", zlib.crc32(b"aabb"), 1)
-CPU_S = 2.0
-BYTES = 16 << 20
 _QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@contextmanager
-def ceiling() -> Iterator[None]:
-    """Fail where the body takes more processor time or memory than one message may."""
-    tracemalloc.start()
-    began_s = time.thread_time()
-    try:
-        yield
-        spent_s, (_, peak) = time.thread_time() - began_s, tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert spent_s < CPU_S
-    assert peak < BYTES
 
 
 _JUNK: st.SearchStrategy[Any] = st.recursive(
@@ -403,30 +383,10 @@ def test_hidden_states_that_are_no_numbers_end_their_own_sequence(stage: Stage, 
 
 @pytest.fixture
 def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator]:
-    def no_pipeline(*_: Any) -> Any:
-        raise EdgeppError("there is no pipeline")
-
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
-    identity = load_identity()
-    cluster = new_cluster(identity)
-    cluster = cluster.__class__(cluster.id, cluster.coordinator, (PairedNode.of("mini", GUEST.key),))
-    pipeline_manager = SimpleNamespace(
-        pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
-    )
-    request = PlacementRequest(SIZE, context=1024, max_sequences=1)
-    planner = Planner(request, "m", False, identity.node, kv_bits=0, base_plan_id=1000)
-    made = Coordinator(
-        identity,
-        cluster,
-        Address("127.0.0.1", 0),
-        planner,
-        pipeline_manager,  # type: ignore[arg-type]
-        lambda _: None,
-        no_pipeline,
-    )
+    made = idle_coordinator()
     yield made
-    made._outbox.put(None)
-    made.run()
+    close_coordinator(made)
 
 
 @given(st.lists(st.tuples(st.sampled_from([DRIVER, GUEST]), MESSAGES), max_size=5))
@@ -434,9 +394,9 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
 def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list[tuple[Sender, list[bytes]]]) -> None:
     for sender, frames in said:
         with ceiling():
-            coordinator.inbox.put(sender, [memoryview(frame) for frame in frames])
-            coordinator.handle_waiting()
-    coordinator._tick(time.monotonic())
+            tell_coordinator(coordinator, sender, frames)
+    with ceiling():
+        tick(coordinator)
     assert coordinator.trust_store.node_of(GUEST.key)
 
 
@@ -444,6 +404,5 @@ def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list
 def test_a_stranger_and_a_wrong_role_change_nothing(coordinator: Coordinator, message: Message) -> None:
     version = coordinator.members.version
     for sender in (DRIVER, GUEST):
-        coordinator.inbox.put(sender, [memoryview(encode(message))])
-    coordinator.handle_waiting()
+        tell_coordinator(coordinator, sender, [encode(message)])
     assert coordinator.members.version == version

@@ -80,7 +80,7 @@ class WedgedStage(threading.Thread):
             case Attach():
                 return Attached(message.epoch, 10, 0)
             case Ping():
-                return Pong(message.epoch, True, self._busy_us, 0, 0, 0, 0)
+                return Pong(message.epoch, True, self._busy_us, 0, 0, 0, 0, 7, 9, 1)
             case Echo():
                 return message._replace(reply=True)
             case Forward() | Batch():

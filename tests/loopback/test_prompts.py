@@ -16,6 +16,7 @@ from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import ContextExceeded, PromptRefused, UsageError
 from edgepp.model.random_checkpoint import TINY
+from edgepp.model.text.control_tokens import grammar_literal
 from edgepp.model.text.conversation import Conversation, Prompt
 from tests.builders.chat_templates import QWEN, agent_messages, tool
 from tests.builders.checkpoints import Checkpoints
@@ -125,7 +126,7 @@ def test_the_tokens_of_pieces_have_log_probabilities_while_the_answer_streams(pi
 
 def test_a_marker_of_a_tool_call_that_is_a_special_token_is_in_the_text(pipeline: Pipeline) -> None:
     """And so it stays in the answer's text for a parser."""
-    marker = pipeline.tokenizer.marker("<|im_start|>")
+    marker = grammar_literal("<|im_start|>", pipeline.tokenizer.control_tokens)
     held = GenerateOptions(20, constraint=Constraint("grammar", f'start: {marker} "{{}}" {marker}'))
     stream = pipeline.ask(AGENT, held)
     assert read(stream) == "<|im_start|>{}<|im_start|>"

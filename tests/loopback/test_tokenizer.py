@@ -17,6 +17,7 @@ from edgepp.errors import ContextExceeded, ModelError, PromptRefused, UsageError
 from edgepp.fair_turns import FairTurns
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.text.client import TextClient
+from edgepp.model.text.control_tokens import grammar_literal
 from edgepp.model.text.conversation import Conversation
 from edgepp.model.text.tokenizer import Tokenizer
 from tests.builders.checkpoints import Checkpoints
@@ -283,7 +284,8 @@ def test_a_token_that_ends_turns_ends_answers_whatever_the_settings_say(folder: 
     tokenizer = Tokenizer.load(target)
     assert tokenizer.eos_ids == {2, 900}
     assert tokenizer.detokenizer().add(901) == "<|python_tag|>"
-    assert [tokenizer.marker(name) for name in ("<|python_tag|>", '<"é\n>')] == ["<[901]>", '"<\\"é\\n>"']
+    literals = [grammar_literal(name, tokenizer.control_tokens) for name in ("<|python_tag|>", '<"é\n>')]
+    assert literals == ["<[901]>", '"<\\"é\\n>"']
 
 
 def test_raw_text_is_encoded_as_mlx_lm_encodes_it(folder: Path, tmp_path: Path) -> None:

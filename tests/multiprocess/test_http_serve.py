@@ -55,6 +55,8 @@ def test_serve_answers_on_loopback_by_default_at_any_port_and_by_its_aliases(one
             c.laddr.ip for c in psutil.Process(served.process.pid).net_connections("tcp") if c.laddr.port == port(url)
         }
         assert addresses <= {"127.0.0.1", "::1"}
+        assert one.json("status", "--json")["http"] == {"url": url, "lan_urls": [], "key_required": False}
+        assert f"HTTP: {url} on that machine · no key needed" in one.run("status").stdout
 
 
 def port(url: str) -> int:
@@ -64,6 +66,8 @@ def port(url: str) -> int:
 def test_http_can_be_off_and_a_taken_port_is_refused_before_the_model_is_loaded(one: Machine, tiny: Path) -> None:
     with one.running(*serve(tiny, "--http", "off")) as served:
         assert "http" not in started(served)
+        assert one.json("status", "--json")["http"] is None
+        assert "HTTP" not in one.run("status").stdout
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = one.run(*serve(tiny, "--http", f"127.0.0.1:{taken.getsockname()[1]}"))
     assert done.returncode == 2
@@ -75,6 +79,8 @@ def test_keys_are_made_demanded_and_revoked_while_the_server_runs(one: Machine, 
     with one.running(*serve(tiny, "--http", "127.0.0.1:0", "--require-key")) as served:
         url = started(served)["http"]
         assert ask(url).status_code == 401
+        assert one.json("status", "--json")["http"]["key_required"] is True
+        assert "every client needs a key" in one.run("status").stdout
         key = one.json("keys", "add", "laptop", "--json")["key"]
         assert ask(url, key).status_code == 200
         assert [one["name"] for one in one.json("keys", "list", "--json")["keys"]] == ["laptop"]
@@ -148,6 +154,9 @@ def test_a_program_serves_its_cluster_over_http(
             asked = {"model": "mine", "prompt": "Once", "max_tokens": 4, "temperature": 0}
             answers = [(await client.post(path, json=asked)).json() for path in ("/v1/completions", "/completions")]
             assert answers[0]["choices"] == answers[1]["choices"]
+            assert cluster.status["http"]["url"] == http.url
+            await http.close()
+            assert cluster.status["http"] is None
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())

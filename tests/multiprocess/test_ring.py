@@ -17,6 +17,7 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.layers import split_evenly
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.wire.messages import MAX_HEADER_BYTES
 from edgepp.wire.transport import Address
 from tests.builders.stages import stage_info
 from tests.cluster import nodes
@@ -138,6 +139,32 @@ def _held(ring: Ring) -> set[int]:
     """How many sequences each stage holds, as last heard."""
     assert ring.poll(0.05) == []
     return {stats.sequences for stats in ring.stage_stats()}
+
+
+def test_stages_tell_what_came_over_their_links(ring: Ring) -> None:
+    def told(frames: int) -> bool:
+        assert ring.poll(0.05) == []
+        return isinstance(ring, LocalRing) or all(one.frames == frames and one.sent_bytes for one in ring.stage_stats())
+
+    eventually("both stages tell of the probes", lambda: told(0))
+    probes = ring.stage_stats()
+    for step in range(8):
+        ring.send(Send(1, step * 4, 64, 1, _hidden(4)))
+    _returned(ring, 8)
+    eventually("both stages tell of the steps", lambda: told(8))
+    (first, second), row_bytes = ring.stage_stats(), TINY.hidden * 4
+    if isinstance(ring, LocalRing):
+        assert (first.received_bytes, first.sent_bytes, second.received_bytes, second.sent_bytes) == (0, 0, 0, 0)
+        return
+    came = first.received_bytes - probes[0].received_bytes
+    between = second.received_bytes - probes[1].received_bytes
+    back = second.sent_bytes - probes[1].sent_bytes
+    assert first.sent_bytes - probes[0].sent_bytes == between
+    assert 0.5 * 32 * row_bytes < between <= 32 * row_bytes + 8 * MAX_HEADER_BYTES
+    assert 0.5 * 32 * row_bytes < came <= 32 * row_bytes + 8 * MAX_HEADER_BYTES
+    assert 0.5 * 8 * row_bytes < back <= 8 * row_bytes + 8 * MAX_HEADER_BYTES  # one row of each step
+    assert (first.reconnects, second.reconnects) == (0, 0)
+    assert min(first.queue_s, second.queue_s) >= 0
 
 
 def test_a_freed_sequence_comes_to_nothing(ring: Ring) -> None:

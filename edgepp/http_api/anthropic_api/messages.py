@@ -51,7 +51,7 @@ async def _answer(request: Request, service: ModelService) -> Response:
     question = dataclasses.replace(question, owner=owner(request), request_id=request_id(request))
     model = body.model or service.model.name
     encoder = MessageEvents(model, tells_cache=marks_cache(body), has_content=body.max_tokens != 0)
-    events = await unless_gone(request, begun(service.generate(question)))
+    events = await begun(request, service.generate(question))
     if not body.stream:
         return json_response(await unless_gone(request, _message(encoder, events)))
 

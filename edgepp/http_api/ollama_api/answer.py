@@ -69,7 +69,7 @@ async def answered(
         return json_response(lines.idle("unload" if unload else "load"))
     question = await asking(model, lines.model)
     asked = replace(question.asked, owner=owner(request), request_id=request_id(request))
-    events = await unless_gone(request, begun(service.generate(asked)))
+    events = await begun(request, service.generate(asked))
     if body.stream is False:
         return json_response(await unless_gone(request, _whole(events, lines, question.extra)))
     return stream_response(streamed(events, lines, question.extra, time.monotonic), MEDIA_TYPE, in_band)

@@ -48,9 +48,7 @@ def chat_completions(service: ModelService) -> Handler:
             answer = await unless_gone(request, collected(events, asked.num_choices))
             return json_response(whole_answer(answer, head, body))
         chunks = ChatChunks(head, body)
-        return stream_response(
-            _frames(await unless_gone(request, begun(events)), chunks), "text/event-stream", in_band_error
-        )
+        return stream_response(_frames(await begun(request, events), chunks), "text/event-stream", in_band_error)
 
     return handle
 

@@ -52,7 +52,7 @@ def completions(service: ModelService) -> Handler:
             whole = await unless_gone(request, answers.whole())
             return json_response(whole_completion(whole, echoes, head, body))
         chunks = [CompletionChunks(head, body, n * (body.n or 1), echo) for n, echo in enumerate(echoes)]
-        first = await unless_gone(request, begun(answers.events(0)))
+        first = await begun(request, answers.events(0))
         return stream_response(_frames(answers, first, chunks), "text/event-stream", in_band_error)
 
     return handle
@@ -120,6 +120,7 @@ def summed(usages: Sequence[Usage]) -> Usage:
         queue_s=sum(usage.queue_s for usage in usages),
         prompt_s=sum(usage.prompt_s for usage in usages),
         decode_s=sum(usage.decode_s for usage in usages),
+        recoveries=tuple(recovery for usage in usages for recovery in usage.recoveries),
     )
 
 

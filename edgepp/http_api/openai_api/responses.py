@@ -91,7 +91,7 @@ class _Responses:
             await unless_gone(request, _encode_all(events, encoder))
             return json_response(encoder.response)
         try:
-            events = await unless_gone(request, begun(events))
+            events = await begun(request, events)
         except RequestError as error:
             if error.kind not in _IN_BAND:
                 raise

@@ -100,11 +100,6 @@ class Tokenizer:
         """Ids of the control tokens by their names, such as ``<|im_end|>`` and ``<tool_call>``; see ``is_control``."""
         return self._tokens.control
 
-    def marker(self, text: str) -> str:
-        """How the Lark grammar of a ``Constraint`` says ``text``, which may be the name of a control token."""
-        token = self.control_tokens.get(text)
-        return json.dumps(text, ensure_ascii=False) if token is None else f"<[{token}]>"
-
     def encode_prompt(
         self, prompt: Prompt, context: int | None = None, owner: str = "", *, answered: bool = True
     ) -> EncodedPrompt:

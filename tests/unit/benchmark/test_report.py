@@ -29,7 +29,8 @@ from edgepp.benchmark.workload import (
     single_result,
 )
 from edgepp.cli.commands import cli
-from edgepp.engine.request import GenerateOptions, StageTimes, Timing
+from edgepp.engine.request import GenerateOptions
+from edgepp.engine.timing import StageTimes, Timing
 from edgepp.errors import EdgeppError, ModelError, PeerLost, StageLost, UsageError
 from edgepp.ui import bench_plot
 

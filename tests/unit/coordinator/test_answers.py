@@ -13,9 +13,10 @@ import pytest
 from edgepp.coordinator import answers, live_answer
 from edgepp.coordinator.answers import AnswerService
 from edgepp.coordinator.json_codec import decode_summary, encode_question
-from edgepp.coordinator.live_answer import MAX_ATTEMPTS, LiveAnswers
-from edgepp.engine.request import GenerateOptions, Timing
+from edgepp.coordinator.live_answer import LiveAnswers
+from edgepp.engine.request import GenerateOptions
 from edgepp.engine.text_stream import TextPiece
+from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
 from edgepp.wire.message_codec import decode, decode_payload
 from edgepp.wire.messages import Answered, Declined, Message, Piece
@@ -66,13 +67,11 @@ class FakePipeline:
         self,
         *texts: str,
         error: BaseException | None = None,
-        lost: bool = False,
         release: threading.Event | None = None,
         refuses: BaseException | None = None,
     ) -> None:
         self._make: Callable[[], FakeAnswer] = lambda: FakeAnswer(list(texts), error, release)
         self._refuses = refuses
-        self.lost = LOST if lost else None
         self.asked = 0
 
     def ask(self, *_: object) -> FakeAnswer:
@@ -83,26 +82,26 @@ class FakePipeline:
 
 
 class FakePipelineManager:
-    """Gives one pipeline after the other, the last one repeatedly."""
+    """Gives one pipeline."""
 
-    def __init__(self, *pipelines: FakePipeline) -> None:
-        self.pipelines = list(pipelines)
+    def __init__(self, pipeline: FakePipeline) -> None:
+        self.pipeline = pipeline
         self.woken = 0
 
     def acquire(self, _wait_s: float, given_up: Callable[[], bool]) -> FakePipeline:
-        if not self.pipelines or given_up():
+        if given_up():
             raise EdgeppError("the cluster cannot answer yet: no plan")
-        return self.pipelines.pop(0) if len(self.pipelines) > 1 else self.pipelines[0]
+        return self.pipeline
 
     def wake(self) -> None:
         self.woken += 1
 
 
 class Asked:
-    """An ``AnswerService`` over fake pipelines, and the messages that it sends."""
+    """An ``AnswerService`` over a fake pipeline, and the messages that it sends."""
 
-    def __init__(self, *pipelines: FakePipeline) -> None:
-        self.pipeline_manager = FakePipelineManager(*pipelines)
+    def __init__(self, pipeline: FakePipeline) -> None:
+        self.pipeline_manager = FakePipelineManager(pipeline)
         self.live_answers = LiveAnswers(self.pipeline_manager)  # type: ignore[arg-type]
         self.answers = AnswerService(self.live_answers)
         self.sent: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
@@ -126,58 +125,21 @@ class Asked:
         eventually("all have ended", lambda: not len(self.live_answers))
 
 
-def test_an_answer_without_output_so_far_begins_again_on_the_next_pipeline() -> None:
-    asked = Asked(FakePipeline(error=LOST, lost=True), FakePipeline(refuses=LOST, lost=True), FakePipeline("a", "b"))
-    asked.ask()
-    message, frames, text = asked.ending()
-    assert isinstance(message, Answered)
-    assert text == "ab"
-    assert decode_summary(decode_payload(frames)).finish_reason == "stop"
-
-
-def test_an_answer_is_begun_at_most_max_attempts_times() -> None:
-    dying = FakePipeline(error=LOST, lost=True)
-    asked = Asked(dying)
-    asked.ask()
-    message, _, _ = asked.ending()
-    assert isinstance(message, Declined)
-    assert message.reason == str(LOST)
-    assert dying.asked == MAX_ATTEMPTS
-
-
 @pytest.mark.parametrize(
     "pipeline",
     [
-        FakePipeline("shown", error=LOST, lost=True),
+        FakePipeline("shown", error=LOST),
         FakePipeline(error=StageFault("stage 0 failed: no memory")),
         FakePipeline(refuses=UsageError("the prompt is empty")),
     ],
-    ids=["shown", "its own fault", "refused"],
+    ids=["given up", "its own fault", "refused"],
 )
-def test_other_errors_end_an_answer_at_once(pipeline: FakePipeline) -> None:
+def test_an_error_of_the_pipeline_ends_an_answer(pipeline: FakePipeline) -> None:
     asked = Asked(pipeline)
     asked.ask()
     message, _, _ = asked.ending()
     assert isinstance(message, Declined)
     assert pipeline.asked == 1
-
-
-def test_when_there_is_no_next_pipeline_the_error_names_the_stage_that_was_lost() -> None:
-    asked = Asked(FakePipeline(error=LOST, lost=True))
-    asked.pipeline_manager.acquire = taking_all(asked.pipeline_manager)  # type: ignore[method-assign]
-    asked.ask()
-    message, _, _ = asked.ending()
-    assert isinstance(message, Declined)
-    assert message.reason == str(LOST)
-
-
-def taking_all(pipeline_manager: FakePipelineManager) -> Callable[[float, Callable[[], bool]], FakePipeline]:
-    def acquire(_wait_s: float, _given_up: Callable[[], bool]) -> FakePipeline:
-        if not pipeline_manager.pipelines:
-            raise EdgeppError("the cluster cannot answer yet: no plan")
-        return pipeline_manager.pipelines.pop()
-
-    return acquire
 
 
 @pytest.mark.parametrize(

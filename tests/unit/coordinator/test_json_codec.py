@@ -16,9 +16,10 @@ from edgepp.coordinator.json_codec import (
     encode_question,
     encode_summary,
 )
-from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions, StageTimes, Timing
+from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.sampling import Sampled
+from edgepp.engine.timing import StageTimes, Timing
 from edgepp.errors import EdgeppError, RemoteProtocolError, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.text.conversation import Conversation
@@ -130,6 +131,14 @@ def test_an_outcome_with_anything_else_in_it_is_refused(field: str, junk: Any) -
     except RemoteProtocolError:
         return
     assert field == "prompt_tokens" or junk == form[field]
+
+
+@pytest.mark.parametrize("junk", ["text", 5, None, [1], ["x"]])
+def test_times_of_a_stage_that_are_no_object_are_refused(junk: Any) -> None:
+    form = over_the_wire(encode_summary(OUTCOME))
+    form["timing"]["stages"] = [junk]
+    with pytest.raises(RemoteProtocolError, match="an object is expected"):
+        decode_summary(form)
 
 
 @pytest.mark.parametrize(

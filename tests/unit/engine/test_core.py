@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from edgepp.engine import core as core_module
 from edgepp.engine import ledger
 from edgepp.engine.core import EngineCore
-from edgepp.engine.request import Request, RequestStatus, Timing
+from edgepp.engine.request import Request
+from edgepp.engine.request_status import TRANSITIONS, RequestStatus
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Step
+from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError, LocalProtocolError
 from tests.builders.core_requests import make_request
 
 TEXTS = ([n % 7 for n in range(120)], [n % 5 for n in range(120)], [n % 7 for n in range(40)] + [9] * 80)
-ALLOWED = {(status, then) for (status, _), then in core_module._TRANSITIONS.items()}
+ALLOWED = {(status, then) for (status, _), then in TRANSITIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -335,9 +336,7 @@ def test_an_unlisted_transition_is_refused() -> None:
 
 
 def test_every_status_can_finish_and_every_live_one_can_be_preempted() -> None:
-    events = {
-        status: {event.name for one, event in core_module._TRANSITIONS if one is status} for status in RequestStatus
-    }
+    events = {status: {event.name for one, event in TRANSITIONS if one is status} for status in RequestStatus}
     assert not events.pop(RequestStatus.FINISHED)
     assert all("FINISHED" in found for found in events.values())
     still = {status for status, found in events.items() if "PREEMPTED" not in found}
@@ -366,6 +365,53 @@ def test_another_core_takes_over_the_requests_of_lost_stages() -> None:
     core.add(request)
     assert request.status is RequestStatus.PREEMPTED
     assert core.admit() == [request]
+
+
+def test_suspended_requests_go_on_with_what_the_next_stages_hold() -> None:
+    core: EngineCore[Request] = EngineCore([Speed(), Speed()], None)
+    whole, partly, lost, new = (begun(core, (10 * n, 2, 3, 4)) for n in (1, 2, 3, 4))
+    for request in (whole, partly, lost):
+        core.returned([request.sequence], 4, [0.1, 0.1])
+        request.ids.append(5)
+        core.sampled(request)
+    sequences = [request.sequence for request in (whole, partly, lost, new)]
+    assert core.suspend() == dict.fromkeys(sequences, 4)
+    assert {request.status for request in core.waiting} == {RequestStatus.PREEMPTED}
+    assert not core.in_flight
+    core.resume([Speed()], {sequences[0]: 9, sequences[1]: 3, sequences[3]: 4})
+    assert core.freed() == [sequences[2]]
+    assert core.admit() == [whole, partly, lost, new]
+    assert [request.status for request in (whole, partly)] == [RequestStatus.READY, RequestStatus.PREFILL]
+    assert [(one.sequence, one.sent) for one in (whole, partly)] == [(sequences[0], 4), (sequences[1], 3)]
+    assert lost.sequence not in sequences
+    assert (new.sequence, new.sent) == (sequences[3], 2)  # its last position gives the first token
+    assert lost.sent == 0
+
+
+def test_a_suspended_request_that_ends_frees_what_was_retained_for_it() -> None:
+    core: EngineCore[Request] = EngineCore([Speed()], None)
+    request = begun(core)
+    sequence = request.sequence
+    core.suspend()
+    core.resume([Speed()], {sequence: 4})
+    core.finish(request)
+    assert core.freed() == [sequence]
+    assert core.load.kept == core.load.live == 0
+
+
+def test_kept_prefixes_outlive_a_suspension_as_far_as_the_stages_hold_them() -> None:
+    core: EngineCore[Request] = EngineCore([Speed(chunk=120)], None)
+    request = begun(core, TEXTS[0])
+    core.returned([request.sequence], len(request.ids), [0.1])
+    request.ids.append(7)
+    core.sampled(request)
+    core.finish(request)
+    (sequence,) = core.suspend()
+    core.resume([Speed(chunk=120)], {sequence: 40})
+    again = make_request(2, TEXTS[0])
+    core.add(again)
+    core.admit()
+    assert again.sent == 40
 
 
 def test_a_copy_that_failed_is_prefilled_once_more_without_sharing() -> None:

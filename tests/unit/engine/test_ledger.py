@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from edgepp.engine.ledger import HEADROOM, MAX_WAITING, Ledger
 from edgepp.engine.prefix_cache import MAX_KEPT, MIN_SHARED_TOKENS, PrefixCache
-from edgepp.engine.request import Request, RequestStatus
+from edgepp.engine.request import Request
+from edgepp.engine.request_status import RequestStatus
 from edgepp.errors import EdgeppError
 from tests.builders.core_requests import make_request
 

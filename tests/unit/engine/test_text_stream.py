@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.request import MAX_STOP_CHARACTERS, MAX_STOPS, GenerateOptions, SamplingOptions, Timing
+from edgepp.engine.request import MAX_STOP_CHARACTERS, MAX_STOPS, GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampled, Sampler
 from edgepp.engine.text_stream import StopFilter, TextPiece, TextStream
+from edgepp.engine.timing import Timing
 
 
 def _through(pieces: list[str], stop: list[str]) -> tuple[str, bool]:

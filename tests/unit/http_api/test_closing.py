@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncGenerator
 from typing import Any, cast
@@ -52,7 +53,7 @@ async def streamed(service: ScriptedService, path: str, body: dict[str, Any]) ->
     return cast("AsyncGenerator[bytes, None]", response.body_iterator)
 
 
-@pytest.mark.parametrize(
+STREAMED = pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/v1/chat/completions", {"messages": QUESTION}),
@@ -63,6 +64,9 @@ async def streamed(service: ScriptedService, path: str, body: dict[str, Any]) ->
         ("/api/generate", {"prompt": "hi"}),
     ],
 )
+
+
+@STREAMED
 def test_a_stream_that_is_closed_closes_its_answer_with_it(path: str, body: dict[str, Any]) -> None:
     service = ScriptedService([[Started(3), *[TextDelta(0, "word ")] * 9, asyncio.Event()]])
 
@@ -74,6 +78,38 @@ def test_a_stream_that_is_closed_closes_its_answer_with_it(path: str, body: dict
         assert service.played[0].cancelled  # without any further turn of the event loop
 
     asyncio.run(read())
+
+
+@STREAMED
+def test_a_client_that_goes_before_the_first_frame_is_read_closes_the_answer(path: str, body: dict[str, Any]) -> None:
+    service = ScriptedService([[Started(3), *[TextDelta(0, "word ")] * 9, asyncio.Event()]])
+    given = [json.dumps(body | {"stream": True}).encode()]
+    sent: list[str] = []
+    head_is_sent = asyncio.Event()
+
+    async def receive() -> Message:
+        if given:
+            return {"type": "http.request", "body": given.pop(), "more_body": False}
+        await head_is_sent.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
+        head_is_sent.set()
+        await asyncio.Event().wait()  # the client takes nothing in
+
+    async def ask() -> None:
+        (route,) = [one for one in routes(service) if isinstance(one, Operation) and one.path == path]
+        gc.disable()
+        try:
+            await route.app(scope("POST", path), receive, send)
+            assert service.played[0].cancelled  # without any further turn of the event loop
+        finally:
+            gc.enable()
+
+    asyncio.run(ask())
+    assert sent == ["http.response.start"]
+    assert [one.sent for one in service.played] == [1]
 
 
 def test_an_answer_whose_events_cannot_be_collected_is_closed() -> None:

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import pytest
 
-from edgepp.engine.request import GenerateOptions, SamplingOptions, Timing
+from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.sampling import Sampled
 from edgepp.engine.text_stream import SpelledToken, TextPiece
+from edgepp.engine.timing import Timing
 from edgepp.errors import (
     ContextExceeded,
     EdgeppError,
@@ -160,6 +161,9 @@ class Cluster:
     asked: list[GenerateOptions] = field(default_factory=list)
     owners: list[str] = field(default_factory=list)
 
+    async def prepare(self) -> None:
+        pass
+
     @property
     def text(self) -> ModelText:
         return cast("ModelText", self)
@@ -286,7 +290,7 @@ def test_what_a_parser_holds_back_comes_at_the_end() -> None:
 def test_log_probabilities_come_with_the_text_of_their_tokens() -> None:
     token = SpelledToken(5, b"hi", Sampled(5, -0.5, ((5, -0.5), (6, -1.5))))
     events = run(Cluster([Stream([TextPiece("hi", (token,))])]))
-    expected = TokenLogprob("hi", -0.5, (("<5>", -0.5), ("<6>", -1.5)), 5, b"hi", (b"<5>", b"<6>"))
+    expected = TokenLogprob("hi", -0.5, (("<5>", -0.5), ("<6>", -1.5)), b"hi", (b"<5>", b"<6>"))
     assert [event.logprobs for event in events if isinstance(event, TextDelta)] == [(expected,)]
 
 

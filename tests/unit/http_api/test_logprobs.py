@@ -7,7 +7,7 @@ from edgepp.http_api.openai_api.logprobs import chat_logprobs
 
 
 def test_a_part_of_a_character_has_its_own_bytes() -> None:
-    token = TokenLogprob("\ufffd", -0.5, (("\ufffd", -0.5), ("a", -1.5)), 7, b"\xc3", (b"\xc3", b"a"))
+    token = TokenLogprob("\ufffd", -0.5, (("\ufffd", -0.5), ("a", -1.5)), b"\xc3", (b"\xc3", b"a"))
     (content,) = chat_logprobs([token])["content"]
     assert content["bytes"] == [0xC3]
     assert [one["bytes"] for one in content["top_logprobs"]] == [[0xC3], [0x61]]

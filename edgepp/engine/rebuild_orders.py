@@ -1,0 +1,61 @@
+"""What the stages of a ring hold, and the orders by which they rebuild sequences, as messages on control links."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgepp.engine.ledger import SuspendedSequence
+from edgepp.engine.rebuild_plan import Holding, Move, Refill
+from edgepp.engine.ring_links import addresses_for
+from edgepp.engine.stage_handshake import Peer, RingIdentity
+from edgepp.wire.message_codec import encode
+from edgepp.wire.messages import Expect, Push, Replay
+
+_ALIVE_S = 3.0
+"""Seconds since the last answer to a ping within which a stage counts as one that can give what it holds."""
+
+
+class RebuildOrders:
+    """The orders to the stages of one ring, all for positions from 0 on; ``Rebuilt`` or ``Fault`` comes back."""
+
+    def __init__(self, epoch: int, peers: Sequence[Peer], holdings: Sequence[Holding]) -> None:
+        """``holdings`` are what the ``peers`` brought along from the ring that this one replaces."""
+        self._epoch, self._peers, self.holdings = epoch, peers, holdings
+
+    @property
+    def identity(self) -> RingIdentity:
+        """By what the stages are recognised in the ring that replaces this one."""
+        return RingIdentity(self._epoch, frozenset(peer.process for peer in self._peers))
+
+    def holdings_beside(self, successor: RingIdentity, settled: Mapping[int, int], now_s: float) -> list[Holding]:
+        """What the stages hold that answer pings and are not part of ``successor``, numbered behind its stages."""
+        first = len(successor.processes)
+        return [
+            Holding(first + index, "kv", peer.layers, settled)
+            for index, peer in enumerate(self._peers)
+            if peer.process not in successor.processes and not peer.unsent and now_s - peer.heard_s < _ALIVE_S
+        ]
+
+    def move(self, of: SuspendedSequence, length: int, move: Move, source: RebuildOrders, holder: int) -> None:
+        """Let stage ``holder`` of the ring ``source`` send what ``move`` says of a sequence to a stage of this ring."""
+        target, sender = self._peers[move.stage], source._peers[holder]
+        expect = Expect(self._epoch, of.sequence, of.capacity, length, sender.endpoint.key)
+        target.control.send([encode(expect)])
+        push = Push(
+            epoch=source._epoch,
+            sequence=of.sequence,
+            what=move.what,
+            start_layer=move.layers.start,
+            stop_layer=move.layers.stop,
+            start=0,
+            stop=length,
+            addresses=addresses_for(sender, target),
+            key=target.endpoint.key,
+            to_epoch=self._epoch,
+        )
+        sender.control.send([encode(push)])
+
+    def replay(self, of: SuspendedSequence, length: int, refill: Refill) -> None:
+        """Let the stage before ``refill.first`` send its logged hidden states of a sequence again."""
+        order = Replay(self._epoch, of.sequence, of.capacity, 0, length, refill.until)
+        self._peers[refill.first - 1].control.send([encode(order)])

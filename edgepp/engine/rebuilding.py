@@ -1,0 +1,111 @@
+"""Rebuilding keys and values on the stages of a new ring, before its requests go on.
+
+Belongs to the engine thread, which passes it the ring's events until it is ``done``. A sequence that cannot be rebuilt,
+or takes too long, is given up: its request prefills it from its tokens, which always works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from edgepp.engine.ledger import SuspendedSequence
+from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.rebuild_plan import Rebuild, plan_rebuild
+from edgepp.engine.ring import Failed, Rebuilt, Ring, RingEvent
+from edgepp.engine.timing import RecoveryKind
+from edgepp.model.weights.checkpoint import Array
+
+STALLED_S = 8.0
+"""Seconds without progress, beyond what computing should take, after which a rebuild is given up."""
+_SLACK = 4
+
+Embed = Callable[[Sequence[int], int], Array]
+"""Hidden states (T, D) of T token ids, the first of which is at a position."""
+
+
+class Rebuilding:
+    """The rebuilds of all suspended sequences on ``ring``, which replaces the ring ``former``."""
+
+    def __init__(self, ring: Ring, former: Ring, suspended: Sequence[SuspendedSequence], embed: Embed) -> None:
+        """Order the rebuilds; what needs none is done at once."""
+        self._lengths: dict[int, int] = {}
+        self._how: dict[int, RecoveryKind] = {}
+        self._missing: dict[int, dict[int, int]] = {}
+        """Of each sequence, the positions of which ``Rebuilt`` is awaited, by the stage's number."""
+        self._rebuilds: dict[int, Rebuild] = {}
+        self._progress_s = time.monotonic()
+        self._patience_s = STALLED_S
+        if isinstance(ring, NetworkRing) and isinstance(former, NetworkRing):
+            self._begin(ring, former, suspended, embed)
+
+    def _begin(
+        self, ring: NetworkRing, former: NetworkRing, suspended: Sequence[SuspendedSequence], embed: Embed
+    ) -> None:
+        settled = {one.sequence: one.settled for one in suspended if one.settled}
+        beside = former.orders.holdings_beside(ring.orders.identity, settled, time.monotonic())
+        holdings = [*ring.orders.holdings, *beside]
+        layers = [stage.layers for stage in ring.stages]
+        for one in suspended:
+            rebuild = plan_rebuild(one.sequence, one.sent, layers, holdings)
+            if not rebuild.length or (rebuild.reporters and not one.request):
+                continue  # a prefix that no request needs now is not worth a pause
+            self._how[one.sequence] = rebuild.how
+            if not rebuild.reporters:
+                self._lengths[one.sequence] = rebuild.length
+                continue
+            self._rebuilds[one.sequence] = rebuild
+            self._missing[one.sequence] = dict.fromkeys(rebuild.reporters, rebuild.length)
+            self._order(ring, former, rebuild, one, embed)
+        slowest_s = max(stage.prefill_s for stage in ring.stages)
+        self._patience_s += _SLACK * slowest_s * sum(rebuild.length for rebuild in self._rebuilds.values())
+
+    def _order(
+        self, ring: NetworkRing, former: NetworkRing, rebuild: Rebuild, of: SuspendedSequence, embed: Embed
+    ) -> None:
+        stages = len(ring.stages)
+        for move in rebuild.moves:
+            source, holder = (ring, move.holder) if move.holder < stages else (former, move.holder - stages)
+            ring.orders.move(of, rebuild.length, move, source.orders, holder)
+        for refill in rebuild.refills:
+            if refill.first:
+                ring.orders.replay(of, rebuild.length, refill)
+            else:
+                ids = [int(token) for token in of.ids[: rebuild.length]]
+                ring.refill(of.sequence, of.capacity, embed(ids, 0), refill.until)
+
+    def take(self, event: RingEvent) -> None:
+        """Note what a stage has rebuilt, or that it cannot."""
+        if isinstance(event, Failed) and event.sequence is not None:
+            self._give_up(event.sequence)
+        if not isinstance(event, Rebuilt):
+            return
+        self._progress_s = time.monotonic()
+        missing = self._missing.get(event.sequence, {})
+        if event.length >= missing.get(event.stage, event.length + 1):
+            del missing[event.stage]
+            if not missing:
+                del self._missing[event.sequence]
+                self._lengths[event.sequence] = self._rebuilds[event.sequence].length
+
+    def _give_up(self, sequence: int) -> None:
+        self._missing.pop(sequence, None)
+        self._lengths.pop(sequence, None)
+        self._how[sequence] = "prefill"
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is awaited any more; what has stalled is given up."""
+        if self._missing and time.monotonic() - self._progress_s > self._patience_s:
+            for sequence in list(self._missing):
+                self._give_up(sequence)
+        return not self._missing
+
+    @property
+    def lengths(self) -> Mapping[int, int]:
+        """By sequence, the positions that all stages hold now."""
+        return self._lengths
+
+    def how(self, sequence: int) -> RecoveryKind:
+        """How a sequence was rebuilt."""
+        return self._how.get(sequence, "prefill")

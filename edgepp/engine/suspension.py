@@ -1,0 +1,131 @@
+"""The pause of an engine whose ring is lost, or about to be replaced: who pauses, for how long, and who goes on.
+
+Belongs to the engine thread. Requests pause with all that they are: tokens, sampler, constraint. Their keys and values
+may be lost; ``EngineCore.resume`` says what the next ring still holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from edgepp.engine.core import EngineCore
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.ledger import SuspendedSequence
+from edgepp.engine.ring import StageInfo
+from edgepp.engine.timing import RecoveryKind
+from edgepp.errors import EdgeppError, StageLost
+
+MAX_RECOVERIES = 2
+"""Losses of stages that a request survives: it may be itself what makes a stage fail."""
+RECOVERY_S = 120.0
+"""Seconds that requests wait for another ring."""
+
+
+@dataclass(frozen=True)
+class SuspendOrder:
+    """An order of another thread to suspend the engine; ``done`` is set when its requests pause."""
+
+    reason: EdgeppError
+    lost: bool
+    """Whether the stages are lost; else the steps in the ring are awaited."""
+    done: Future[None] = field(default_factory=Future)
+
+
+@dataclass
+class _Pause:
+    reason: EdgeppError
+    lost: bool
+    began_s: float
+    sequences: list[SuspendedSequence]
+
+
+class Suspension:
+    """Whether an engine is suspended, and the orders that wait for it."""
+
+    def __init__(self, core: EngineCore[EngineRequest]) -> None:
+        self._core = core
+        self._pause: _Pause | None = None
+        self._order: SuspendOrder | None = None
+        """A planned suspension that waits for the steps in the ring."""
+        self.recoveries: dict[RecoveryKind, int] = {}
+        """How often requests went on after a loss, by how their keys and values were rebuilt."""
+
+    @property
+    def reason(self) -> EdgeppError | None:
+        """Why requests pause; None while they do not. Safe from any thread."""
+        pause = self._pause
+        return None if pause is None else pause.reason
+
+    @property
+    def steps_may_go(self) -> bool:
+        """Whether steps may be sent into the ring."""
+        return self._pause is None and self._order is None
+
+    def order(self, order: SuspendOrder) -> list[EngineRequest]:
+        """Suspend as ordered, a planned suspension once the ring is empty (``look``); the requests to end by that."""
+        if self._pause is None and not order.lost:
+            self._order = order
+            return []
+        given_up = self.begin(order.reason, lost=order.lost)
+        order.done.set_result(None)
+        return given_up
+
+    def begin(self, reason: EdgeppError, *, lost: bool) -> list[EngineRequest]:
+        """Let all requests pause; those that have lost their stages too often, and must be ended now."""
+        if self._pause is not None:
+            self._pause.reason = reason if lost else self._pause.reason
+            return []
+        live = list(self._core.live.values())
+        self._pause = _Pause(reason, lost, time.perf_counter(), self._core.suspend())
+        if not lost:
+            return []
+        for request in live:
+            request.recoveries += 1
+        return [request for request in live if request.recoveries > MAX_RECOVERIES]
+
+    def look(self) -> None:
+        """Carry out a planned suspension whose time has come. Call this in each turn of the engine thread."""
+        order = self._order
+        if order is not None and (self._pause is not None or not self._core.in_flight):
+            self._order = None
+            self.begin(order.reason, lost=False)
+            order.done.set_result(None)
+
+    @property
+    def overdue(self) -> StageLost | None:
+        """The error of all requests if they have waited too long for another ring; else None."""
+        pause = self._pause
+        if pause is None or time.perf_counter() - pause.began_s <= RECOVERY_S:
+            return None
+        return StageLost(f"{pause.reason}; no other pipeline was ready within {RECOVERY_S:.0f} s", "ask again later")
+
+    @property
+    def sequences(self) -> list[SuspendedSequence]:
+        """What the stages held when the requests paused."""
+        return self._pause.sequences if self._pause is not None else []
+
+    def end(self, stages: tuple[StageInfo, ...], how: Callable[[int], RecoveryKind]) -> None:
+        """Let the requests go on over other ``stages``; the core has resumed, with what was rebuilt as ``how`` says."""
+        pause, self._pause = self._pause, None
+        if pause is None:
+            return
+        sequences = {one.request: one.sequence for one in pause.sequences}
+        for request in self._core.waiting:
+            request.take_stages(stages)
+            if request.id in sequences:
+                kind = how(sequences[request.id])
+                request.recovery = (kind, pause.began_s)
+                self.recoveries[kind] = self.recoveries.get(kind, 0) + 1
+
+    def refuse(self, error: EdgeppError) -> None:
+        """Tell who waits for a planned suspension that there will be none."""
+        if self._order is not None:
+            self._order.done.set_exception(error)
+
+
+def given_up(reason: EdgeppError, request: EngineRequest) -> StageLost:
+    """The error of a request that has lost its stages too often."""
+    return StageLost(f"{reason}; this request has lost its stages {request.recoveries} times", "ask again")
