@@ -81,7 +81,7 @@ class ComputeThread:
         data.traffic = self.status.traffic
         self._rings: dict[int, Attachment] = {}
         boundary_log = BoundaryLog()
-        self._sender = FrameSender(data, self.status, boundary_log, self.outbox, self._fault_unreachable)
+        self._sender = FrameSender(data, self.status, boundary_log, self.outbox, self._report_unreachable)
         self.bulk = BulkWork(runner, self._sender, boundary_log, max_copies_bytes, self._fault, self._rebuilt)
         self._bulk_moved = False
         """Whether bulk data was sent in the last turn."""
@@ -270,12 +270,10 @@ class ComputeThread:
     def _report_lost(self, ring: Attachment) -> None:
         self.outbox.put((ring.control, FrameLost(ring.message.epoch, ring.stage)))
 
-    def _fault_unreachable(self, ring: Attachment, frame: Frame) -> None:
-        for sequence in sequences_of(frame):
-            reason = "the previous stage cannot reach this stage any more"
-            self._fault(ring, sequence, reason, ring.stage + 1)
+    def _report_unreachable(self, ring: Attachment) -> None:
+        """Report that the next stage takes no frames; the sequences stay, for the ring that replaces this one."""
+        self.outbox.put((ring.control, FrameLost(ring.message.epoch, ring.stage + 1)))
 
-    def _fault(self, ring: Attachment, sequence: int, reason: str, stage: int | None = None) -> None:
-        epoch, faulty_stage = ring.message.epoch, ring.stage if stage is None else stage
-        self.runner.free(epoch, sequence)
-        self.outbox.put((ring.control, Fault(epoch, sequence, faulty_stage, sentence(reason))))
+    def _fault(self, ring: Attachment, sequence: int, reason: str) -> None:
+        self.runner.free(ring.message.epoch, sequence)
+        self.outbox.put((ring.control, Fault(ring.message.epoch, sequence, ring.stage, sentence(reason))))

@@ -298,10 +298,7 @@ class Pong(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Stage to coordinator: a step of ``sequence`` failed at stage number ``stage``, or on the way there.
-
-    The sender has freed the sequence.
-    """
+    """Stage to coordinator: a step of ``sequence`` failed at stage number ``stage``, which has freed the sequence."""
 
     epoch: Id
     sequence: Id
@@ -310,7 +307,10 @@ class Fault(NamedTuple):
 
 
 class FrameLost(NamedTuple):
-    """Stage to coordinator: a frame of the epoch did not reach stage number ``stage`` from the stage before it."""
+    """Stage to coordinator: a frame of the epoch did not reach stage number ``stage`` from the stage before it.
+
+    Sent by that stage, or by the one before it where it takes no frames any more.
+    """
 
     epoch: Id
     stage: Stage
