@@ -107,7 +107,7 @@ class _Shelves(LoadScopeScheduling):
                 return "http"  # they share one cluster
             case "netns":
                 return "netns"  # bridges and addresses are the machine's
-            case "loopback":
+            case "loopback" | "faults":
                 return nodeid.partition("::")[0]  # fixtures per module are costly
         return nodeid
 

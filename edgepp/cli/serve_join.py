@@ -205,7 +205,8 @@ def join(options: JoinOptions, *, as_json: bool) -> None:
     CODE is printed by `edgepp invite` on the machine of `edgepp serve`, and is needed once: afterwards `edgepp join`
     alone starts the node again. With a token (see `edgepp token`) no code is needed.
 
-    Ctrl-C stops the node; the machine still belongs to the cluster. `edgepp leave` leaves the cluster for good.
+    Ctrl-C stops the node as soon as the others have its layers, after 20 s at most; Ctrl-C again stops it at once. The
+    machine still belongs to the cluster. `edgepp leave` leaves the cluster for good.
 
     \b
     The first time, and any later time:

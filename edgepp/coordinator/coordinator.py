@@ -22,6 +22,7 @@ from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.coordinator.answers import AnswerService, Asker, declined
 from edgepp.coordinator.call_service import CallService
+from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.inbox import Inbox
 from edgepp.coordinator.join_endpoint import JoinEndpoint
 from edgepp.coordinator.live_answer import LiveAnswers
@@ -47,6 +48,7 @@ from edgepp.wire.messages import (
     Enrol,
     Heartbeat,
     Leave,
+    Leaving,
     Loaded,
     Loading,
     Message,
@@ -122,6 +124,7 @@ class Coordinator(threading.Thread):
         )
         self._join_endpoint = JoinEndpoint(identity, self.address, lambda: store.cluster, self._on_paired, on_event)
         self._membership_service = MembershipService(members, identity, store, planner, self._send, on_event)
+        self._drains = Drains(members, planner, self._send, on_event)
         self._calls = CallService(
             identity,
             store,
@@ -130,6 +133,7 @@ class Coordinator(threading.Thread):
             self._join_endpoint,
             self.status,
             self.changer,
+            self._drains,
             self._send,
             on_event,
         )
@@ -240,6 +244,7 @@ class Coordinator(threading.Thread):
             else:
                 self.planner.expected_nodes = frozenset({*self.trust_store.nodes, *self._own_nodes})
                 self._send_orders(self.rollout.step(now_s))
+                self._drains.tick()
         with self._surviving("publishing the view"):
             self._membership_service.publish()
         if now_s - self._waiting_sent_s >= _WAITING_MESSAGE_S:
@@ -339,6 +344,8 @@ class Coordinator(threading.Thread):
                 self._membership_service.heartbeat(node, sender, message)
             case Loading() | Loaded() | NotLoaded():
                 self.rollout.report(node, message, time.monotonic())
+            case Leaving():
+                self._drains.leaving(node, message)
             case Leave():
                 self._membership_service.leave(node, message)
             case Call():

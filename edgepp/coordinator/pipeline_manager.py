@@ -277,7 +277,7 @@ class PipelineManager:
 
     def _move(self, pipeline: Pipeline, wanted: PipelineOrder) -> None:
         pipeline.suspend(NotReady("the layers move to other stages"), lost=False).result()
-        ring = pipeline.open_ring(wanted.endpoints)
+        ring = pipeline.open_ring(wanted.endpoints, lambda: wanted != self._wanted)
         if wanted == self._wanted:
             pipeline.take_ring(ring)
         else:  # another plan came meanwhile

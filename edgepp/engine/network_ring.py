@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,12 +72,13 @@ class NetworkRing:
         former: RingIdentity | None = None,
         *,
         keep_copies: bool = False,
+        given_up: Callable[[], bool] = lambda: False,
     ) -> None:
         """Greet, check and join the stages at ``endpoints``, given in any order; ``keys`` are this node's own.
 
         ``codecs`` holds one codec for all links, or one per link: coordinator to stage 0, …, last stage to coordinator.
         Stages of the ``former`` ring, whose steps must have ended, bring its sequences along. ``keep_copies`` lets each
-        stage keep copies of another one's keys and values.
+        stage keep copies of another one's keys and values. ``given_up`` says whether the ring is wanted no longer.
 
         Raises:
             PlanError: the stages do not make up the model.
@@ -95,7 +96,7 @@ class NetworkRing:
         self._failed = False
         try:
             for endpoint in dict.fromkeys(endpoints):
-                self._peers.append(greet(self._context, endpoint, node, keys))
+                self._peers.append(greet(self._context, endpoint, node, keys, given_up))
             check_plan(self._peers, expected)
             self._peers.sort(key=lambda peer: peer.layers)
             self._links = links = RingLinks(

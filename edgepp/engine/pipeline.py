@@ -163,15 +163,20 @@ class Pipeline:
         """
         return self.engine.suspend(reason, lost=lost)
 
-    def open_ring(self, endpoints: tuple[Endpoint, ...]) -> Ring:
-        """Join the stages at ``endpoints``, for ``take_ring``.
+    def open_ring(self, endpoints: tuple[Endpoint, ...], given_up: Callable[[], bool]) -> Ring:
+        """Join the stages at ``endpoints``, for ``take_ring``, unless ``given_up()`` is true before they have answered.
 
         Raises:
             EdgeppError: the stages cannot be joined, or do not make up the model.
         """
-        return self._join(endpoints, self.engine.ring_identity)
+        return self._join(endpoints, self.engine.ring_identity, given_up)
 
-    def _join(self, endpoints: tuple[Endpoint, ...], former: RingIdentity | None) -> NetworkRing:
+    def _join(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        former: RingIdentity | None = None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> NetworkRing:
         checkpoint = self._checkpoint
         expected = Expectation(
             self.options.model,
@@ -183,7 +188,14 @@ class Pipeline:
         )
         options = self.options
         return NetworkRing(
-            endpoints, expected, platform.node(), options.codecs, options.keys, former, keep_copies=options.keep_copies
+            endpoints,
+            expected,
+            platform.node(),
+            options.codecs,
+            options.keys,
+            former,
+            keep_copies=options.keep_copies,
+            given_up=given_up,
         )
 
     def take_ring(self, ring: Ring) -> None:
@@ -243,7 +255,7 @@ class Pipeline:
         return child
 
     def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
-        ring = self._join(endpoints, None)
+        ring = self._join(endpoints)
         try:
             return ring, self._load_ends()
         except EdgeppError:

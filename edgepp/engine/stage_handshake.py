@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -118,17 +118,29 @@ def receive_answer(link: Link, wait_s: float, what: str) -> Message:
     raise StageLost(f"{what} at {link.address} does not answer", "is it busy, stopped, or another program?")
 
 
-def greet(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint, node: str, keys: KeyPair | None = None) -> Peer:
+def greet(
+    context: zmq.Context[zmq.Socket[bytes]],
+    endpoint: Endpoint,
+    node: str,
+    keys: KeyPair | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Peer:
     """Connect to the stage at ``endpoint``; this machine introduces itself as ``node``.
 
     Raises:
-        StageLost: nothing answers there.
+        StageLost: nothing answers there, before ``given_up()`` is true.
         PairingError: the stage does not admit this machine.
         PlanError: the answer is not that of a stage of the same edgepp.
     """
     try:
         link, frames = connect_first(
-            context, endpoint.addresses, Hello(node), ANSWER_S, MAX_CONTROL_FRAME_BYTES, pinned(keys, endpoint.key)
+            context,
+            endpoint.addresses,
+            Hello(node),
+            ANSWER_S,
+            MAX_CONTROL_FRAME_BYTES,
+            pinned(keys, endpoint.key),
+            given_up=given_up,
         )
     except RemoteProtocolError as error:
         raise StageLost(f"the node at {endpoint.addresses[0]} cannot be understood: {error}") from error

@@ -158,10 +158,29 @@ class ServedCluster(Background[CoordinatorService]):
         """
         return str((await self._call("token"))["token"])
 
-    async def _call(self, verb: Verb) -> Mapping[str, Any]:
+    async def drain(self, node: str, *, undo: bool = False) -> None:
+        """Move the layers of a node to the others, and wait until the cluster answers without it.
+
+        The node gets no layers until ``undo``, or until it is started again. A drain that nobody awaits goes on.
+
+        Args:
+            node: The name of the node, its id, or the first four or more digits of the id.
+            undo: Let the node run layers again; does not wait.
+
+        Raises:
+            EdgeppError: no present node is called so, or the others cannot hold its layers.
+        """
+        told = await self._call("drain", {"node": node, "undo": undo})
+        while not undo and told["layers"]:
+            layers = {one["node"]: one["layers"] for one in self.status["nodes"]}
+            if not layers.get(told["node"]) and self.status["state"] == "ready":
+                return
+            await asyncio.sleep(_CHANGE_LOOK_S)
+
+    async def _call(self, verb: Verb, arguments: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         def call(client: CoordinatorClient) -> Mapping[str, Any]:
             with client:
-                return client.call(verb)
+                return client.call(verb, arguments)
 
         service = self._service
         return await asyncio.to_thread(lambda: call(service.connect()))

@@ -71,6 +71,9 @@ class ScriptedService:
     state: Mapping[str, Any] = field(default_factory=dict)
     """What ``status`` returns."""
 
+    async def prepare(self) -> None:
+        """Nothing: the model is known."""
+
     @property
     def request(self) -> GenerationRequest:
         """The newest request."""

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -59,7 +59,7 @@ class FakePipeline:
         done.set_result(None)
         return done
 
-    def open_ring(self, endpoints: tuple[Endpoint, ...]) -> FakeRing:
+    def open_ring(self, endpoints: tuple[Endpoint, ...], _given_up: Callable[[], bool]) -> FakeRing:
         self._wait()
         self.rings.append(FakeRing(endpoints))
         return self.rings[-1]

@@ -32,8 +32,12 @@ _serial = itertools.count()
 
 def _ip(*args: str) -> str:
     """Run ``ip``; what it printed."""
-    done = subprocess.run(["ip", *args], capture_output=True, text=True, check=False, timeout=30)
-    assert done.returncode == 0, f"ip {' '.join(args)}: {done.stderr.strip()}"
+    return _run("ip", *args)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}"
     return done.stdout
 
 
@@ -225,6 +229,28 @@ class Host:
     def link(self, up: bool) -> None:
         """Plug the cable in, or pull it out; the host keeps its addresses."""
         _ip("-n", self._lan.namespace, "link", "set", self._port, "up" if up else "down")
+
+    def swallow(self, address: str, on: bool) -> None:
+        """Whether all that this host sends to an IPv4 address vanishes, which neither side is told."""
+        self._ip("route", "add" if on else "del", "blackhole", f"{address}/32")
+
+    def slow_down(self, kbit_per_s: int | None, port: int | None = None) -> None:
+        """Limit what this host sends, all of it or only by IPv4 to and from a TCP port; None ends the limit."""
+        qdisc = ("ip", "netns", "exec", self.namespace, "tc", "qdisc")
+        if kbit_per_s is None:
+            _run(*qdisc, "del", "dev", _PORT, "root")
+            return
+        rate = ("rate", f"{kbit_per_s}kbit")
+        if port is None:
+            _run(*qdisc, "add", "dev", _PORT, "root", "tbf", *rate, "burst", "5000", "limit", "4000000")
+            return
+        tc = ("ip", "netns", "exec", self.namespace, "tc")
+        _run(*qdisc, "add", "dev", _PORT, "root", "handle", "1:", "htb", "default", "1")
+        _run(*tc, "class", "add", "dev", _PORT, "parent", "1:", "classid", "1:1", "htb", "rate", "1gbit")
+        _run(*tc, "class", "add", "dev", _PORT, "parent", "1:", "classid", "1:2", "htb", *rate)
+        for end in ("dport", "sport"):
+            match = ("u32", "match", "ip", end, str(port), "0xffff", "flowid", "1:2")
+            _run(*tc, "filter", "add", "dev", _PORT, "parent", "1:", "protocol", "ip", *match)
 
     def flood(self, on: bool) -> None:
         """Whether the bridge passes multicast on to this host."""

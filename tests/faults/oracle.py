@@ -1,0 +1,102 @@
+"""The one oracle of all faults.
+
+A request ends in bounded time, with the tokens that one process gives or with a typed error that names a part; then
+sequences, keys and values, processes and file descriptors are back at the start.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+import pytest
+
+from edgepp.errors import EdgeppError, InternalError
+from tests.waiting import PATIENCE_S
+
+ENDS_S = 90.0
+"""Within this time after a fault every request ends, also on a machine that is busy with other tests."""
+_NAMES_A_PART = re.compile(
+    r"stage \d+ \(layers [\d, -]+\)|the stage with layers [\d-]+|on node \w+|the coordinator at|request \d+"
+    r"|layers were distributed|data port"
+)
+
+
+@dataclass
+class Outcome:
+    """What a request came to."""
+
+    tokens: list[int] = field(default_factory=list)
+    error: EdgeppError | None = None
+    ended_s: float = 0.0
+    """When it ended, by ``time.monotonic``."""
+
+    def is_right(self, expected: Sequence[int]) -> None:
+        """Fail unless the request ended with exactly these tokens."""
+        assert self.error is None, f"after {len(self.tokens)} tokens: {self.error}"
+        assert self.tokens == list(expected)
+
+    def is_right_or_typed(self, expected: Sequence[int]) -> None:
+        """Fail unless the request ended with these tokens, or with a first part of them and an error that names why."""
+        if self.error is None:
+            assert self.tokens == list(expected)
+            return
+        assert self.tokens == list(expected)[: len(self.tokens)], f"wrong tokens before: {self.error}"
+        assert not isinstance(self.error, InternalError), self.error
+        assert _NAMES_A_PART.search(str(self.error)), f"names no part: {self.error}"
+
+    def ended_within(self, seconds: float, since_s: float) -> None:
+        """Fail if the request ended later than ``seconds`` after ``since_s``."""
+        took_s = self.ended_s - since_s
+        assert took_s <= seconds, f"ended after {took_s:.1f} s, not {seconds:.0f} s: {self.error or 'with its tokens'}"
+
+
+def outcome(read: Callable[[list[int]], None]) -> Outcome:
+    """What ``read`` comes to, which puts tokens into the list that it is given."""
+    found = Outcome()
+    try:
+        read(found.tokens)
+    except EdgeppError as error:
+        found.error = error
+    found.ended_s = time.monotonic()
+    return found
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Processes and what they hold open, by role: a process that was replaced has the role of its predecessor."""
+
+    descriptors: dict[str, int]
+
+    @classmethod
+    def of(cls, roles: Iterable[tuple[str, psutil.Process]]) -> Footprint:
+        """What these processes hold open now; an ended one counts as absent."""
+        found: dict[str, int] = {}
+        for role, process in roles:
+            try:
+                found[role] = process.num_fds()
+            except psutil.NoSuchProcess:
+                continue
+        return cls(found)
+
+    def grown(self, now: Footprint) -> str:
+        """What is more now, as text; empty for nothing."""
+        roles = sorted(self.descriptors.keys() | now.descriptors.keys())
+        changes = [(role, self.descriptors.get(role), now.descriptors.get(role)) for role in roles]
+        return ", ".join(
+            f"{role}: {before} -> {after} descriptors"
+            for role, before, after in changes
+            if before is None or after is None or after > before
+        )
+
+
+def settles(look: Callable[[], str], what: str, within_s: float = PATIENCE_S) -> None:
+    """Wait until ``look`` finds nothing more to complain of."""
+    until_s = time.monotonic() + within_s
+    while complaint := look():
+        if time.monotonic() > until_s:
+            pytest.fail(f"{what}: {complaint}")
+        time.sleep(0.1)
