@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter
@@ -24,13 +25,13 @@ _LAST_COORDINATOR_SHARE = 0.5
 """Share of the run after which the coordinator lives, so that the rest of the run shows its memory."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Happened:
     """One fault."""
 
     kind: str
     began_s: float
-    ended_s: float
+    ended_s: float = math.inf
     """When the process was started again or went on; times of ``time.monotonic``."""
 
 
@@ -63,9 +64,11 @@ class FaultInjector:
             kind = self._draw.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
             if kind == "coordinator killed" and now_s > self._began_s + _LAST_COORDINATOR_SHARE * self._seconds:
                 kind = "stage killed"
-            began_s = time.monotonic()
+            self.happened.append(Happened(kind, time.monotonic()))
             if self._inject(kind):
-                self.happened.append(Happened(kind, began_s, time.monotonic()))
+                self.happened[-1].ended_s = time.monotonic()
+            else:
+                self.happened.pop()
             say(f"{until_s - time.monotonic():.0f} s left: {kind}; {dict(self.counts)}; {progress()}")
 
     def _pause(self, seconds: float) -> None:

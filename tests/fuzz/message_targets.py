@@ -27,6 +27,7 @@ from edgepp.wire.messages import (
     Leave,
     Loaded,
     Loading,
+    Message,
     NotLoaded,
     Ping,
     Pong,
@@ -82,7 +83,7 @@ def _talk() -> list[Said]:
         said(forward(3, position=1)._replace(source=1, serial=3), _ROW, flags=3),
         said(batch._replace(serial=4), _ROW * 2, flags=3),
     ]
-    orders = (
+    orders: tuple[Message, ...] = (
         Free(1, 1),
         ATTACH._replace(epoch=3, inherits=1, copies_from=KEYS[1], keeps_copies=True),
         Replay(3, 2, 64, 0, 2, 0),
