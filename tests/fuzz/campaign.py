@@ -138,7 +138,8 @@ def _watch(command: list[str], log: Path, seconds: float, campaign: Campaign) ->
 
 def _sample(process: psutil.Process, began_s: float) -> Iterator[tuple[float, float]]:
     try:
-        yield time.monotonic() - began_s, process.memory_info().rss / 1e6
+        if rss_bytes := process.memory_info().rss:  # 0 once it has ended
+            yield time.monotonic() - began_s, rss_bytes / 1e6
     except psutil.NoSuchProcess:
         return
 
