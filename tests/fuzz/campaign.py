@@ -86,16 +86,7 @@ def explore(seconds: float, folder: Path) -> Campaign:
     while time.monotonic() - began_s < seconds and len(campaign.crashes) < _MAX_CRASHES:
         seed += 1
         log = folder / f"{PROPERTIES}.log"
-        chosen = [
-            "-m",
-            "hypothesis",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            f"--hypothesis-seed={seed}",
-            "tests/unit",
-            "tests/loopback",
-        ]
+        chosen = f"-m hypothesis -q -p no:cacheprovider --hypothesis-seed={seed} tests/unit tests/loopback".split()
         _watch([sys.executable, "-m", "pytest", *chosen], log, _MAX_ROUND_S, campaign)
         text = log.read_text(encoding="utf-8", errors="replace")
         campaign.runs += 1
@@ -153,6 +144,7 @@ def _read(text: str, campaign: Campaign) -> None:
         campaign.corpus = corpus
     for path in _WRITTEN.findall(text):
         error = _ERROR.search(text)
+        Path(f"{path}.log").write_text(text[-20_000:], encoding="utf-8")
         replay = f"python -m tests.fuzz.replay {campaign.target} {path}"
         campaign.crashes.append(Crash(path, error[0].splitlines()[-1][:300] if error else "see the log", replay))
     if not campaign.runs and not campaign.crashes:
