@@ -42,6 +42,8 @@ _MAX_RECOVERIES = 2
 """Faults that one answer outlives."""
 _RECENT_S = 5.0
 """A fault this long before a request may still end it: the cluster has not noticed, or waits for a node."""
+_AFTER_ERROR_S = 2.0
+"""A client's wait before it asks again, so that a coordinator that is away does not fill the counts."""
 _SETTLE_S = 60.0
 _RETIRED_S = 150.0
 """For stage processes that stayed beside their successors, which end after two minutes at most."""
@@ -147,7 +149,7 @@ class Soak:
                 ask(question, self.cluster.url, heard, cancel_after)
             except (EdgeppError, openai.APIError) as raised:
                 error = raised
-                time.sleep(0.5)
+                self._stop.wait(_AFTER_ERROR_S)
             if self._running.pop(client, None):
                 self.kinds[question.kind] += 1
                 self._judge(question, heard, error)

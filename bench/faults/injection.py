@@ -15,12 +15,12 @@ import psutil
 from bench.faults.processes import FaultyCluster, stop
 from bench.toolkit.script import say
 
-_PAUSE_S = (4.0, 12.0)
+_PAUSE_S = (3.0, 8.0)
 """Shortest and longest pause between faults, in seconds."""
 _STOPPED_S = (1.0, 6.0)
 _AWAY_S = (0.0, 3.0)
 """Time for which a killed node or coordinator stays away."""
-_WEIGHTS = {"stage killed": 8, "node killed": 3, "stage stopped": 4, "node stopped": 2, "coordinator killed": 1}
+_WEIGHTS = {"stage killed": 9, "node killed": 4, "stage stopped": 4, "node stopped": 2, "coordinator killed": 1}
 _LAST_COORDINATOR_SHARE = 0.5
 """Share of the run after which the coordinator lives, so that the rest of the run shows its memory."""
 
