@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,6 +125,9 @@ def _watch(command: list[str], log: Path, seconds: float, campaign: Campaign) ->
         finally:
             if child.poll() is None:
                 campaign.crashes.append(Crash("", f"did not end within {seconds + _GRACE_S:.0f} s", " ".join(command)))
+                with suppress(ProcessLookupError):
+                    child.send_signal(signal.SIGUSR1)  # the log gets the place where it hangs
+                    time.sleep(_SAMPLE_S)
                 child.kill()
             child.wait()
 
