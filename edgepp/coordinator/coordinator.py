@@ -23,13 +23,14 @@ from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.coordinator.answers import AnswerService, Asker, declined
 from edgepp.coordinator.call_service import CallService
 from edgepp.coordinator.drains import Drains
+from edgepp.coordinator.handover import RolloutOrder
 from edgepp.coordinator.inbox import Inbox
 from edgepp.coordinator.join_endpoint import JoinEndpoint
 from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.membership_service import MembershipService
 from edgepp.coordinator.model_change import MakeParts, ModelChanger
 from edgepp.coordinator.pipeline_manager import PipelineManager
-from edgepp.coordinator.planner import Order, Planner
+from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.status import HttpAddress, StatusSources, cluster_status
 from edgepp.coordinator.thread_work import ThreadWork
@@ -124,7 +125,7 @@ class Coordinator(threading.Thread):
         )
         self._join_endpoint = JoinEndpoint(identity, self.address, lambda: store.cluster, self._on_paired, on_event)
         self._membership_service = MembershipService(members, identity, store, planner, self._send, on_event)
-        self._drains = Drains(members, planner, self._send, on_event)
+        self._drains = Drains(members, planner, self._has_moved, self._send, on_event)
         self._calls = CallService(
             identity,
             store,
@@ -284,7 +285,7 @@ class Coordinator(threading.Thread):
             if self._log_sampler.should_log(type(error).__name__, what):
                 self._on_event(StepFailed(what, f"{type(error).__name__}: {error}"))
 
-    def _send_orders(self, orders: Sequence[Order]) -> None:
+    def _send_orders(self, orders: Sequence[RolloutOrder]) -> None:
         for node, message in orders:
             member = self.members.get(node)
             if member is not None:
@@ -294,6 +295,9 @@ class Coordinator(threading.Thread):
         """Report a connection that was refused. Called in the gate's thread."""
         reason = f"its key {key_or_reason[:8]}… is not admitted" if is_key(key_or_reason) else key_or_reason
         self._on_event(NodeRefused("a stranger", host, reason))
+
+    def _has_moved(self) -> bool:
+        return self.pipeline_manager.runs_over(self.planner.plan_version)
 
     def _on_paired(self, node: PairedNode) -> None:
         """Admit a node that proved an invitation code. Called in a thread of the pairing server."""

@@ -23,12 +23,17 @@ class Drains:
         self,
         members: Membership,
         planner: Planner,
+        has_moved: Callable[[], bool],
         send: Callable[[bytes, Sequence[bytes]], bool],
         on_event: OnEvent,
     ) -> None:
-        """``send`` takes a route and frames, and is False for a lost route."""
+        """``has_moved`` says whether no answer runs over the stages of a former plan.
+
+        ``send`` takes a route and frames, and is False for a lost route.
+        """
         self._members = members
         self._planner = planner
+        self._has_moved = has_moved
         self._send = send
         self._on_event = on_event
         self._leaving: dict[str, int] = {}
@@ -82,9 +87,8 @@ class Drains:
         self._send(member.route, [encode(Drained(member.facts.incarnation))])
 
     def _is_free(self, node: str) -> bool:
-        """Whether other members have loaded the layers of ``node``, or nobody will."""
-        planner = self._planner
-        return not self._layers(node) and (planner.plan is None or planner.complete(self._members))
+        """Whether answers run over the other members, which have the layers of ``node``, or nobody will."""
+        return not self._layers(node) and (self._planner.plan is None or self._has_moved())
 
     def _layers(self, node: str) -> list[Any]:
         return [layers for member, _, layers, _ in self._planner.stages(self._members) if member.node == node]

@@ -206,6 +206,7 @@ def serve(
     exact: bool = False,
     kv_bits: int | None = None,
     speculate: str = ServeOptions.speculate,
+    keep_copies: int = ServeOptions.keep_copies,
 ) -> ServedCluster:
     """Coordinate a cluster from this program, like `edgepp serve`.
 
@@ -224,6 +225,8 @@ def serve(
         exact: Float32 arithmetic on every node, so that tokens do not depend on the plan; slower.
         kv_bits: Bits per key and value in the KV caches, 8 or 4; None for unquantized floats.
         speculate: How tokens are guessed: ``lookup`` (from the text so far), the name of a small model, or ``off``.
+        keep_copies: Copies of each stage's keys and values on another node, 0 or 1; answers survive a lost node with
+            them bit for bit, for twice the memory of conversations.
 
     Raises:
         UsageError: an option is not valid, or two options exclude each other.
@@ -243,5 +246,6 @@ def serve(
             exact=exact,
             kv_bits=kv_bits,
             speculate=speculate,
+            keep_copies=keep_copies,
         )
     )

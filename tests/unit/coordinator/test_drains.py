@@ -22,8 +22,14 @@ class Harness:
         self.cluster.until_complete(10.0)
         self.sent: list[tuple[bytes, Message]] = []
         self.events: list[str] = []
+        self.moved = True
+        """Whether answers have moved to the stages of a plan as soon as these are loaded."""
         self.drains = Drains(
-            self.cluster.members, self.cluster.planner, self._send, lambda event: self.events.append(str(event))
+            self.cluster.members,
+            self.cluster.planner,
+            lambda: self.moved and self.cluster.planner.complete(self.cluster.members),
+            self._send,
+            lambda event: self.events.append(str(event)),
         )
 
     def _send(self, route: bytes, frames: object) -> bool:
