@@ -218,16 +218,7 @@ class NetworkRing:
         peer = self._peers[index]
         match message:
             case Pong(epoch=self._epoch):
-                peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
-                peer.stats = StageStats(
-                    message.sequences,
-                    message.kv_bytes,
-                    message.frames,
-                    message.dropped,
-                    message.received_bytes,
-                    message.sent_bytes,
-                    message.reconnects + (self._links.reconnects(index) if self._links else 0),
-                )
+                peer.take(message, self._links.reconnects(index) if self._links else 0, time.monotonic())
                 if not message.known:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):

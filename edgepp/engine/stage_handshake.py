@@ -12,7 +12,7 @@ from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError,
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome
+from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Hello, Message, Pong, Refused, Welcome
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link
 
@@ -66,6 +66,19 @@ class Peer:
     stats: StageStats = _NO_STATS
     unsent: int = 0
     """Pings in a row that could not be sent for want of a connection."""
+
+    def take(self, pong: Pong, reconnects: int, now_s: float) -> None:
+        """Take the stage's answer to a ping. ``reconnects`` counts the coordinator's connections made again."""
+        self.heard_s, self.busy_us = now_s, pong.busy_us
+        self.stats = StageStats(
+            pong.sequences,
+            pong.kv_bytes,
+            pong.frames,
+            pong.dropped,
+            pong.received_bytes,
+            pong.sent_bytes,
+            pong.reconnects + reconnects,
+        )
 
     @property
     def layers(self) -> LayerRange:
