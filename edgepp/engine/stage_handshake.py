@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from edgepp.engine.ring import StageStats
+from edgepp.engine.ring import StageInfo, StageStats
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.happy_eyeballs import connect_first
@@ -78,6 +78,26 @@ class Peer:
             pong.received_bytes,
             pong.sent_bytes,
             pong.reconnects + reconnects,
+        )
+
+    def info(self, index: int, hop_s: float, bytes_per_s: int) -> StageInfo:
+        """The stage as number ``index`` of a ring, with what was measured of the link into it."""
+        welcome = self.welcome
+        return StageInfo(
+            index=index,
+            layers=self.layers,
+            node=welcome.node,
+            address=str(self.address),
+            pid=welcome.pid,
+            backend=welcome.backend,
+            device=welcome.device,
+            chunk=welcome.chunk,
+            context=welcome.context,
+            prefill_s=welcome.prefill_us / 1e6,
+            decode_s=welcome.decode_us / 1e6,
+            rewinds=welcome.rewinds,
+            hop_s=hop_s,
+            bytes_per_s=float(bytes_per_s),
         )
 
     @property

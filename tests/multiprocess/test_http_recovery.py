@@ -212,4 +212,5 @@ def test_a_stream_that_loses_its_stages_a_third_time_ends_with_an_error_in_its_o
         with pytest.raises(openai.APIError, match="has lost its stages 3 times"):
             read()
     wait_until_ready(cluster)
+    assert "after a loss of stages" in cluster.machine.run("status").stdout
     assert "".join(from_ollama(cluster, 5))
