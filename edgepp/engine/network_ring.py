@@ -36,6 +36,7 @@ from edgepp.wire.messages import (
     Fault,
     FrameLost,
     Free,
+    Held,
     Hidden,
     Message,
     Ping,
@@ -228,6 +229,8 @@ class NetworkRing:
                     return
                 error = StageFault(f"{self.stages[index]} failed: {message.reason}")
                 self._events.append(Failed(message.sequence, error))
+            case Held(epoch=self._epoch):
+                self.orders.note(index, message)
             case Rebuilt(epoch=self._epoch):
                 self._events.append(ring.Rebuilt(index, message.sequence, message.length))
             case FrameLost(epoch=self._epoch):

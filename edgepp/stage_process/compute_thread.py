@@ -33,6 +33,7 @@ from edgepp.wire.messages import (
     Forward,
     FrameLost,
     Free,
+    Inventory,
     KvPiece,
     Push,
     Rebuilt,
@@ -51,7 +52,7 @@ _RETRY_INTERVAL_S = 0.005
 MAX_COPIES_BYTES = 1 << 30
 """Memory for copies that this stage keeps for another one, unless given."""
 
-Order = NextStageLink | BulkConnected | Detach | Free | Replay | Expect | Push
+Order = NextStageLink | BulkConnected | Detach | Free | Inventory | Replay | Expect | Push
 Command = Order | None
 """Order of the control thread to the compute thread; None means stop."""
 
@@ -151,6 +152,8 @@ class ComputeThread:
                     self._detach(command.epoch)
                 case BulkConnected():
                     command.hand_over()
+                case Inventory():
+                    self._tell_inventory(command.epoch)
                 case Replay() | Expect() | Push():
                     ring = self._rings.get(command.epoch)
                     if ring is not None:
@@ -174,11 +177,15 @@ class ComputeThread:
         choice = CodecChoice(message.codec, next_stage.bytes_per_s if link is not None else message.return_bytes_per_s)
         ring = self._rings[message.epoch] = Attachment(message, attempt.control, link, choice)
         self.bulk.attach(ring)
-        for held in self.bulk.held(message.epoch):
-            self.outbox.put((attempt.control, held))
+        self._tell_inventory(message.epoch)
         self.outbox.put(
             (attempt.control, Attached(message.epoch, int(next_stage.echo_s * 1e6), next_stage.bytes_per_s))
         )
+
+    def _tell_inventory(self, epoch: int) -> None:
+        if (ring := self._rings.get(epoch)) is not None:
+            for held in self.bulk.held(epoch):
+                self.outbox.put((ring.control, held))
 
     def _inherit(self, message: Attach) -> None:
         """Move the sequences of the epoch that the new ring replaces, whose frames are dropped from now on."""
