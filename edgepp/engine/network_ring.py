@@ -18,7 +18,7 @@ from edgepp.engine import ring
 from edgepp.engine.outstanding_steps import OutstandingSteps
 from edgepp.engine.queue_times import QueueTimes
 from edgepp.engine.rebuild_orders import RebuildOrders
-from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, StageStats, frame_of, returned
+from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageStats, frame_of, returned
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet
@@ -113,7 +113,7 @@ class NetworkRing:
         self._codec = CodecChoice(links.codecs[0], links.bytes_per_s[0])
         self._queues = QueueTimes(links.ways_s, links.bytes_per_s)
         measured = zip(self._peers, links.hops_s, links.bytes_per_s, strict=True)
-        self.stages = tuple(_stage_info(i, *one) for i, one in enumerate(measured))
+        self.stages = tuple(peer.info(i, hop_s, rate) for i, (peer, hop_s, rate) in enumerate(measured))
         self._poller = Poller[Any](*(peer.control for peer in self._peers), *links.opened)
         self._polled_s = self._pinged_s = time.monotonic()
         for peer in self._peers:
@@ -219,16 +219,7 @@ class NetworkRing:
         peer = self._peers[index]
         match message:
             case Pong(epoch=self._epoch):
-                peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
-                peer.stats = StageStats(
-                    message.sequences,
-                    message.kv_bytes,
-                    message.frames,
-                    message.dropped,
-                    message.received_bytes,
-                    message.sent_bytes,
-                    message.reconnects + (self._links.reconnects(index) if self._links else 0),
-                )
+                peer.take(message, self._links.reconnects(index) if self._links else 0, time.monotonic())
                 if not message.known:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):
@@ -298,23 +289,3 @@ class NetworkRing:
             self._failed = True
             error.hint = error.hint or "check that machine, then ask again; `edgepp join` starts its stage again"
             self._events.append(Failed(None, error))
-
-
-def _stage_info(index: int, peer: Peer, hop_s: float, bytes_per_s: int) -> StageInfo:
-    welcome = peer.welcome
-    return StageInfo(
-        index=index,
-        layers=peer.layers,
-        node=welcome.node,
-        address=str(peer.address),
-        pid=welcome.pid,
-        backend=welcome.backend,
-        device=welcome.device,
-        chunk=welcome.chunk,
-        context=welcome.context,
-        prefill_s=welcome.prefill_us / 1e6,
-        decode_s=welcome.decode_us / 1e6,
-        rewinds=welcome.rewinds,
-        hop_s=hop_s,
-        bytes_per_s=float(bytes_per_s),
-    )
