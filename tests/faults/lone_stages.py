@@ -44,8 +44,7 @@ class LoneStages:
 
     def footprint(self) -> Footprint:
         """What the stages and this process hold open."""
-        roles = [(f"stage {index}", process) for index, process in enumerate(self.processes)]
-        return Footprint.of([*roles, ("the test", psutil.Process())])
+        return Footprint.of({"the stages": self.processes, "the test": [psutil.Process()]})
 
     def open_engine(self, *, proxied: bool = False) -> EngineLoop:
         """An engine over all stages."""

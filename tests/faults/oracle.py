@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import pytest
@@ -69,28 +72,44 @@ def outcome(read: Callable[[list[int]], None]) -> Outcome:
 class Footprint:
     """Processes and what they hold open, by role: a process that was replaced has the role of its predecessor."""
 
-    descriptors: dict[str, int]
+    descriptors: dict[str, Counter[str]]
+    """How many descriptors of each kind, such as sockets and pipes."""
 
     @classmethod
-    def of(cls, roles: Iterable[tuple[str, psutil.Process]]) -> Footprint:
-        """What these processes hold open now; an ended one counts as absent."""
-        found: dict[str, int] = {}
-        for role, process in roles:
-            try:
-                found[role] = process.num_fds()
-            except psutil.NoSuchProcess:
-                continue
+    def of(cls, families: Mapping[str, Iterable[psutil.Process]]) -> Footprint:
+        """What these processes hold open now, by node; an ended one counts as absent."""
+        found: dict[str, Counter[str]] = {}
+        for node, family in families.items():
+            for process in family:
+                try:
+                    kind = "stage" if any("stage" in part for part in process.cmdline()) else "process"
+                    number = sum(role.startswith(f"{kind} of {node}") for role in found)
+                    found[f"{kind} of {node}, {number}"] = _descriptors(process)
+                except psutil.NoSuchProcess:
+                    continue
         return cls(found)
 
     def grown(self, now: Footprint) -> str:
         """What is more now, as text; empty for nothing."""
-        roles = sorted(self.descriptors.keys() | now.descriptors.keys())
-        changes = [(role, self.descriptors.get(role), now.descriptors.get(role)) for role in roles]
-        return ", ".join(
-            f"{role}: {before} -> {after} descriptors"
-            for role, before, after in changes
-            if before is None or after is None or after > before
-        )
+        changes = []
+        for role in sorted(self.descriptors.keys() | now.descriptors.keys()):
+            before, after = self.descriptors.get(role), now.descriptors.get(role)
+            if before is None or after is None:
+                changes.append(f"{role}: {'new' if before is None else 'missing'}")
+            elif after.total() > before.total():
+                changes.append(f"{role}: {before.total()} -> {after.total()} descriptors, {dict(after - before)} more")
+        return ", ".join(changes)
+
+
+def _descriptors(process: psutil.Process) -> Counter[str]:
+    folder = Path(f"/proc/{process.pid}/fd")
+    if not folder.exists():
+        return Counter({"any": process.num_fds()})
+    kinds: Counter[str] = Counter()
+    for link in folder.iterdir():
+        with suppress(OSError):  # closed meanwhile
+            kinds[re.sub(r"\d+", "N", str(link.readlink()))] += 1
+    return kinds
 
 
 def settles(look: Callable[[], str], what: str, within_s: float = PATIENCE_S) -> None:

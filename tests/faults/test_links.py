@@ -54,11 +54,7 @@ class Cluster:
 
     def descriptors(self) -> Footprint:
         """What the processes of all nodes hold open."""
-        return Footprint.of(
-            (f"{name} {number}", process)
-            for name, daemon in self.daemons.items()
-            for number, process in enumerate(daemon.processes)
-        )
+        return Footprint.of({name: daemon.processes for name, daemon in self.daemons.items()})
 
     def begin(self) -> None:
         """Ask, and wait until tokens of the answer are being computed."""
@@ -94,7 +90,7 @@ def restored(cluster: Cluster) -> Iterator[None]:
     yield
     cluster.whole()
     assert cluster.recite(8).get("token_ids") == cluster.expected[:8]
-    settles(lambda: cluster.footprint.grown(cluster.descriptors()), "more than before the fault")
+    settles(lambda: cluster.footprint.grown(cluster.descriptors()), "more than before the fault", 40.0)
 
 
 def right(cluster: Cluster, said: Status) -> None:
