@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # One worker per processor; tests/conftest.py says which tests share one.
 PARALLEL := --numprocesses logical --dist load
 
-.PHONY: demo test check unit format diagram bench clean
+.PHONY: demo test check unit format diagram bench fuzz soak clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.ready  ## one Llama over two stage processes on this machine
@@ -42,6 +42,17 @@ bench: $(VENV)/.ready-dev  ## the figures in the README; see bench/METHODOLOGY.m
 	$(BIN)/python -m bench.pipeline_gain --model smollm2-135m --stages 2 --threads 1
 	$(BIN)/python -m bench.hop
 
+MINUTES ?= 10
+TARGET ?= all
+SEED ?= 1
+
+fuzz: $(VENV)/.ready-fuzz  ## hostile input for all that reads bytes of others: MINUTES=60 TARGET=wire,http-bodies
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --target $(TARGET)
+
+soak: $(VENV)/.ready-dev  ## a cluster under faults, drawn at random: MINUTES=10 SEED=1
+	$(BIN)/edgepp models pull smollm2-135m
+	$(BIN)/python -m bench.soak --minutes $(MINUTES) --seed $(SEED)
+
 clean:
 	rm -rf $(VENV)
 
@@ -61,3 +72,8 @@ $(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing edgepp and its test tools into $(VENV)"
 	@$(PIP) --editable '.[dev,clients]'
 	@touch $@ $(VENV)/.ready
+
+$(VENV)/.ready-fuzz: $(VENV)/.ready-dev
+	@echo "installing atheris into $(VENV)"
+	@$(PIP) --editable '.[dev,fuzz]'
+	@touch $@

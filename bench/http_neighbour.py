@@ -63,6 +63,9 @@ class _Paced:
         self._pace_s = pace_s
         self.live = 0
 
+    async def prepare(self) -> None:
+        return
+
     def served(self, _name: str | None) -> ServedModel:
         return _MODEL
 

@@ -1,203 +1,256 @@
-"""Thousands of mixed requests, after which memory, sequences, sockets and file descriptors must be as before.
+"""A cluster under faults drawn at random: every answer is right, or ends in an error that names a part; nothing leaks.
 
-    python -m bench.soak --model smollm2-135m --requests 2000
+    python -m bench.soak --minutes 10 --seed 1
 
-The requests are random: short and long, greedy and sampled, constrained, with stop strings, in conversations, of
-several owners, some cancelled, and more at the same time than fit, so that some are preempted. The first tenth warms
-up; resources after the warm-up and after the last request must not differ, memory by no more than the share
-``--tolerance``.
+A coordinator and three nodes run with --exact. Before the faults, each question is asked once; its answer is the right
+one. Then clients ask the questions again, over HTTP and of the coordinator, and cancel some, while stage processes,
+nodes and, in the first half, the coordinator are killed and started again, or stopped for some seconds.
+
+The script fails on a wrong token, an answer that takes longer than ``--longest`` seconds or is cut without an error,
+an error that names no part, an error where enough machines remained, a process or descriptor that is left over, and,
+in a run of at least five minutes, memory that grows. A request may end in an error where the coordinator was killed, or
+where more than two faults met it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import queue
 import random
+import re
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-import psutil
+import openai
 
+from bench.faults.injection import FaultInjector, Happened, is_of_coordinator
+from bench.faults.processes import FaultyCluster
+from bench.faults.questions import QUESTIONS, Heard, Question, ask
+from bench.toolkit.figures import slope_per_minute
 from bench.toolkit.script import Arguments, Result, count, say, script
-from edgepp.benchmark.prompts import words
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
-from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
-from edgepp.errors import EdgeppError, UsageError
-from edgepp.model.text.conversation import Conversation, Message
+from edgepp.errors import EdgeppError
 
-CLIENTS = 12
-OWNERS = ("ann", "bob", "cho")
-MAX_TOKENS = 40
+_CANCELLED_SHARE = 0.12
+_MAX_RECOVERIES = 2
+"""Faults that one answer outlives."""
+_RECENT_S = 5.0
+"""A fault this long before a request may still end it: the cluster has not noticed, or waits for a node."""
+_SETTLE_S = 60.0
+_JUDGED_MINUTES = 5.0
+"""Minimum length of a run for which growth of memory is a fault, because a cluster fills its pools first."""
+_SPARE_DESCRIPTORS = 24
+_NAMES_A_PART = re.compile(
+    r"stage \d+ \(layers [\d, -]+\)|on node \w+|the coordinator at|request \d+|layers were distributed|stopped serving"
+    r"|the cluster cannot answer yet: .|coordinator .* cannot be found"
+)
 
 
 def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = Arguments(__doc__)
-    parser.shared("model", "stages", "threads", "backend")
-    parser.add_argument("--requests", type=count, default=2000, help="in all, warm-up included (%(default)s)")
-    parser.add_argument("--budget", type=count, default=700, help="positions of KV cache (%(default)s)")
+    parser.shared("model")
+    parser.add_argument("--minutes", type=float, default=10.0, help="length of the run (%(default)s)")
+    parser.add_argument("--seed", type=count, default=1, help="of faults and requests (%(default)s)")
+    parser.add_argument("--clients", type=count, default=5, help="requests at a time (%(default)s)")
+    parser.add_argument("--longest", type=float, default=150.0, help="seconds that a request may take (%(default)s)")
     parser.add_argument(
-        "--tolerance", type=float, default=0.1, help="greatest share by which memory may grow (%(default)s)"
+        "--tolerance", type=float, default=3.0, help="greatest accepted growth, MB per minute (%(default)s)"
     )
     return parser.parse_args()
 
 
 class Soak:
-    """A pipeline and the clients that keep it busy."""
+    """A cluster, its clients, and what their requests came to."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.pipeline = Pipeline(
-            PipelineOptions(
-                options.model,
-                stages=options.stages,
-                threads=options.threads,
-                backend=options.backend,
-                budget=options.budget,
-            )
-        )
-        self._words = words()
+    def __init__(self, options: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
+        self.options = options
+        self.cluster = FaultyCluster(folder, options.model, stack)
         self.ended: Counter[str] = Counter()
-        self.asked = self.tokens = self.reused = 0
+        self.kinds: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.failures: list[str] = []
+        """What the oracle refuses, each a sentence."""
+        self.gaps_s: list[float] = []
+        """Longest gap of each answer that a fault met and that was whole in the end."""
+        self._right: dict[Question, Heard] = {}
+        self._running: dict[int, tuple[Question, float]] = {}
+        self._stop = threading.Event()
+        self._injector: FaultInjector
 
-    def run(self, requests: int) -> None:
-        """Ask ``requests`` requests, 12 at the same time, and wait for the last."""
-        turns: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for _ in range(requests):
-            self.asked += 1
-            turns.put(self.asked)
-        clients = [threading.Thread(target=self._ask_all, args=(turns,)) for _ in range(CLIENTS)]
+    def run(self) -> dict[str, Any]:
+        """Ask and harm for the given time; returns the result."""
+        cluster = self.cluster
+        cluster.wait("a plan with all nodes", cluster.complete)
+        self._learn()
+        before = cluster.held()
+        self._injector = FaultInjector(cluster, self.options.seed, self.options.minutes)
+        clients = [
+            threading.Thread(target=self._ask_repeatedly, args=(number,), daemon=True)
+            for number in range(self.options.clients)
+        ]
         for client in clients:
             client.start()
-        for client in clients:
-            while client.is_alive():
-                client.join(20.0)
-                say(f"{self.asked - turns.qsize()} asked, {dict(self.ended)}")
-
-    def _ask_all(self, turns: queue.SimpleQueue[int]) -> None:
-        while True:
-            try:
-                turn = turns.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                self.ended[self._ask(random.Random(turn))] += 1  # noqa: S311 - a mix, not a secret
-            except EdgeppError as error:
-                self.ended[f"{type(error).__name__}: {error}"] += 1
-
-    def _ask(self, draw: random.Random) -> str:
-        owner = draw.choice(OWNERS)
-        at = draw.choice((0, 0, 0, draw.randrange(len(self._words) - 120)))
-        text = " ".join(self._words[at : at + draw.choice((5, 20, 60, 120))])
-        messages: list[Message] = [{"role": "user", "content": text}]
-        kind = ""
-        for _ in range(draw.choice((1, 1, 1, 2))):
-            answer = self.pipeline.ask(Conversation(messages), self._options(draw), owner)
-            until = draw.randrange(1, 12) if draw.random() < 0.15 else None
-            pieces = []
-            for piece in answer:
-                pieces.append(piece)
-                if len(pieces) == until:
-                    answer.cancel()
-            self.tokens += len(answer.token_ids)
-            self.reused += answer.timing.reused
-            kind = str(answer.finish_reason)
-            messages += [{"role": "assistant", "content": "".join(pieces)}, {"role": "user", "content": "Go on."}]
-        return kind
-
-    def _options(self, draw: random.Random) -> GenerateOptions:
-        sampling = draw.choice(
-            (
-                SamplingOptions(),
-                SamplingOptions(temperature=0.8, top_p=0.9, seed=draw.randrange(1 << 30)),
-                SamplingOptions(temperature=1.0, top_k=40, frequency_penalty=0.5, logprobs=3),
-            )
-        )
-        constraint = Constraint("regex", "[a-z ]{5,40}[.]") if draw.random() < 0.1 else None
-        stop = (".",) if constraint is None and draw.random() < 0.2 else ()
-        return GenerateOptions(draw.randrange(1, MAX_TOKENS), stop, sampling=sampling, constraint=constraint)
-
-    def held(self) -> dict[str, Any]:
-        """Resources of the processes of coordinator and stages, when no request is running."""
-        deadline = time.monotonic() + 10.0
-        while self.pipeline.engine.load.live and time.monotonic() < deadline:
-            time.sleep(0.1)
+        try:
+            self._injector.run(self._progress)
+            complete_s = cluster.wait("a plan with all nodes at the end", cluster.complete)
+        finally:
+            self._stop.set()
+            for client in clients:
+                client.join(self.options.longest)
+        cluster.wait("the end of all requests", cluster.idle, _SETTLE_S)
         time.sleep(2.5)  # two pings, so that the stages report new figures
-        load = self.pipeline.engine.load
-        processes = [psutil.Process(os.getpid()), *(psutil.Process(stage.pid) for stage in self.pipeline.stages)]
+        self._note_hangs()
+        return self._result(before, cluster.held(), complete_s)
+
+    def _learn(self) -> None:
+        """Ask each question without faults."""
+        for question in QUESTIONS:
+            heard = Heard.of(question)
+            ask(question, self.cluster.url, heard)
+            if None in heard.ended:
+                raise EdgeppError(f"the undisturbed answer to '{question.text[:40]}' has no end")
+            self._right[question] = heard
+
+    def _progress(self) -> str:
+        self._note_hangs()
+        return f"{dict(self.ended)}; {len(self.failures)} failures"
+
+    def _note_hangs(self) -> None:
+        for number, (question, began_s) in list(self._running.items()):
+            if time.monotonic() - began_s > self.options.longest and self._running.pop(number, None):
+                self.ended["hung"] += 1
+                self.failures.append(f"hung: {question.kind}")
+
+    def _ask_repeatedly(self, client: int) -> None:
+        draw = random.Random(1000 * self.options.seed + client)  # noqa: S311 - a mix, not a secret
+        while not self._stop.is_set():
+            question = draw.choice(QUESTIONS)
+            cancel_after = draw.randrange(1, 8) if draw.random() < _CANCELLED_SHARE else None
+            heard = Heard.of(question)
+            self._running[client] = (question, heard.began_s)
+            error: Exception | None = None
+            try:
+                ask(question, self.cluster.url, heard, cancel_after)
+            except (EdgeppError, openai.APIError) as raised:
+                error = raised
+                time.sleep(0.5)
+            if self._running.pop(client, None):
+                self.kinds[question.kind] += 1
+                self._judge(question, heard, error)
+
+    def _judge(self, question: Question, heard: Heard, error: Exception | None) -> None:
+        """Count what became of a request, and hold it to its right answer."""
+        met = self._injector.during(heard.began_s - _RECENT_S, time.monotonic())
+        outcome = "error" if error else "cancelled" if heard.cancelled else "whole"
+        if outcome == "whole" and self._injector.during(heard.began_s, time.monotonic()):
+            outcome = "whole after a fault"
+            self.gaps_s.append(heard.longest_gap_s)
+        self.ended[outcome] += 1
+        if heard.differs_from(self._right[question]):
+            self.failures.append(f"wrong: {question.kind}: {heard.choices!r:.200}")
+        if error is None:
+            if None in heard.ended and not heard.cancelled:
+                self.failures.append(f"cut without an error: {question.kind}")
+            return
+        text = re.sub(r"127\.0\.0\.1:\d+", "ADDRESS", f"{type(error).__name__}: {error}")
+        self.errors[text[:300]] += 1
+        away = is_of_coordinator(met)
+        if not _NAMES_A_PART.search(text) and not (away and isinstance(error, openai.APIConnectionError)):
+            self.failures.append(f"names no part: {question.kind}: {text[:200]}")
+        if not away and len(met) <= _MAX_RECOVERIES:
+            self.failures.append(f"not recovered after {_kinds(met)}: {question.kind}: {text[:200]}")
+
+    def _result(self, before: dict[str, Any], after: dict[str, Any], complete_s: float) -> dict[str, Any]:
+        memory = self._injector.coordinator_memory or [(0.0, 0.0)]
+        gaps_s = sorted(self.gaps_s)
         return {
-            "live": load.live,
-            "waiting": load.waiting,
-            "kept_positions": load.kept,
-            "preempted": load.preempted,
-            "sequences": [stats.sequences for stats in self.pipeline.engine.stage_stats],
-            "kv_mb": [stats.kv_bytes / 1e6 for stats in self.pipeline.engine.stage_stats],
-            "dropped": [stats.dropped for stats in self.pipeline.engine.stage_stats],
-            "rss_mb": [process.memory_info().rss / 1e6 for process in processes],
-            "descriptors": [process.num_fds() for process in processes],
-            "threads": [process.num_threads() for process in processes],
-            "connections": [len(process.net_connections()) for process in processes],
+            "ended": dict(self.ended),
+            "asked": dict(self.kinds),
+            "faults": dict(self._injector.counts),
+            "gap_s": {
+                name: gaps_s[min(len(gaps_s) - 1, int(share * len(gaps_s)))] if gaps_s else None
+                for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+            },
+            "errors": dict(self.errors),
+            "failures": self.failures,
+            "ready_again_s": complete_s,
+            "before": before,
+            "after": after,
+            "left": [*_left(before, after), *(f"orphan: {one}" for one in self.cluster.orphans())],
+            "coordinator_mb": [memory[0][1], memory[-1][1]],
+            "slope_mb_per_min": slope_per_minute(memory[len(memory) // 4 :]),
         }
 
 
-def measured(options: argparse.Namespace) -> Result:
-    """Resources after the warm-up and at the end, and the ends of the requests."""
-    if options.requests < 10:
-        raise UsageError("fewer than 10 requests are too few", "give more --requests")
-    soak = Soak(options)
-    began_s = time.perf_counter()
-    try:
-        soak.run(max(1, options.requests // 10))
-        before = soak.held()
-        soak.run(options.requests - soak.asked)
-        after = soak.held()
-    finally:
-        soak.pipeline.close()
-    return {
-        "ended": dict(soak.ended),
-        "tokens": soak.tokens,
-        "reused_tokens": soak.reused,
-        "seconds": time.perf_counter() - began_s,
-        "before": before,
-        "after": after,
-        "grown": list(grown(before, after, options.tolerance)),
-    }
+def _kinds(met: Sequence[Happened]) -> str:
+    return ", ".join(one.kind for one in met) or "no fault"
 
 
-def grown(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> Iterator[str]:
-    """Names of the resources that have grown."""
-    for name in ("live", "waiting"):
-        if after[name]:
-            yield name
-    for name in ("descriptors", "threads", "connections"):
-        if any(b > a for a, b in zip(before[name], after[name], strict=True)):
-            yield name
-    if any(b > a * (1 + tolerance) for a, b in zip(before["rss_mb"], after["rss_mb"], strict=True)):
-        yield "rss_mb"
+def _left(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """Resources that are held although no request is running."""
+    if after["live"]:
+        yield f"{after['live']} live requests"
+    if len(set(after["sequences"])) > 1:
+        yield f"sequences of stages differ: {after['sequences']}"
+    for name, number in after["processes"].items():
+        if number > before["processes"][name]:
+            yield f"{number - before['processes'][name]} processes of {name}"
+    for name, number in after["descriptors"].items():
+        if number > before["descriptors"][name] + _SPARE_DESCRIPTORS:
+            yield f"{number - before['descriptors'][name]} descriptors of {name}"
 
 
 def lines(result: Result) -> Iterator[str]:
     """Lines of the result for people."""
-    ended = ", ".join(f"{number} {kind}" for kind, number in result["ended"].items())
-    yield f"{result['requests']} requests in {result['seconds']:.0f} s: {ended}; {result['tokens']} tokens"
-    for name, before in result["before"].items():
-        yield f"{name:15} {_shown(before)} -> {_shown(result['after'][name])}"
-    yield f"grown: {', '.join(result['grown']) or 'nothing'}"
+    yield f"{sum(result['ended'].values())} requests: {_counts(result['ended'])}"
+    yield f"{sum(result['faults'].values())} faults: {_counts(result['faults'])}"
+    yield from (f"  {number:4} x {kind}" for kind, number in sorted(result["asked"].items()))
+    gap = result["gap_s"]
+    if gap["max"] is not None:
+        met = f"p50 {gap['p50']:.1f} s, p99 {gap['p99']:.1f} s, max {gap['max']:.1f} s"
+        yield f"longest gap of answers that a fault met: {met}"
+    yield from (f"  {number} x {text}" for text, number in result["errors"].items())
+    failures = Counter(text.partition(":")[0] for text in result["failures"])
+    yield f"failures: {_counts(failures) or 'none'}; left over: {', '.join(result['left']) or 'nothing'}"
+    before, after = result["coordinator_mb"]
+    yield f"coordinator: {before:.0f} MB -> {after:.0f} MB, {result['slope_mb_per_min']:+.2f} MB per minute"
+    yield f"all nodes had layers {result['ready_again_s']:.1f} s after the last fault"
 
 
-def _shown(value: Any) -> str:
-    return ", ".join(f"{one:.0f}" for one in (value if isinstance(value, list) else [value]))
+def _counts(counter: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counter.items())
 
 
-def faults(_: argparse.Namespace, result: Result) -> EdgeppError | None:
-    """Error of a run in which a resource has grown; None otherwise."""
-    if not result["grown"]:
+def measured(options: argparse.Namespace) -> Result:
+    """Run the soak; after a failure the logs go to standard error."""
+    with (
+        tempfile.TemporaryDirectory(prefix="edgepp-soak-", ignore_cleanup_errors=True) as folder,
+        ExitStack() as stack,
+    ):
+        result = Soak(options, Path(folder), stack).run()
+        if faults(options, result) is not None:
+            for file in sorted(Path(folder).glob("*.log")):
+                say(f"{file.name}: {file.read_text(encoding='utf-8', errors='replace')[-2000:]}")
+        return result
+
+
+def faults(options: argparse.Namespace, result: Result) -> EdgeppError | None:
+    """Error of a run with a failure; None without one."""
+    found = [*result["failures"], *result["left"]]
+    if result["slope_mb_per_min"] > options.tolerance and options.minutes >= _JUDGED_MINUTES:
+        found.append(f"memory grows by {result['slope_mb_per_min']:.1f} MB per minute")
+    if not found:
         return None
-    return EdgeppError(f"something has grown: {', '.join(result['grown'])}", "run again with more --requests")
+    return EdgeppError(f"{len(found)} failures: {json.dumps(found, ensure_ascii=False)[:1000]}", "the logs are above")
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     script("soak", parse, measured, lines, faults)

@@ -22,6 +22,7 @@ from edgepp.wire.messages import (
     Message,
     Push,
     Replay,
+    Warm,
     Welcome,
 )
 
@@ -90,7 +91,7 @@ def valid(message: Message) -> Message:
             return _matched(message)
         case Enrol():
             return message._replace(start=0, stop=0) if message.start >= message.stop else message
-        case Load():
+        case Load() | Warm():
             return message._replace(start=1, stop=2) if message.start >= message.stop else message
     return message
 

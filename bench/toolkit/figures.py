@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -88,3 +89,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
     for line in (headings, *rows):
         first, *others = (text.rjust(width) for text, width in zip(line, widths, strict=True))
         yield "  ".join((first.lstrip().ljust(widths[0]), *others))
+
+
+def slope_per_minute(points: Sequence[tuple[float, float]]) -> float:
+    """Least-squares slope of (seconds, value), per minute; 0 for fewer than two points."""
+    if len({seconds for seconds, _ in points}) < 2:
+        return 0.0
+    return 60 * statistics.linear_regression(*zip(*points, strict=True)).slope

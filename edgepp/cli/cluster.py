@@ -1,4 +1,4 @@
-"""Commands about a cluster: invite, status, use, doctor, peers, revoke, token, leave."""
+"""Commands about a cluster: invite, status, use, doctor, peers, revoke, token, drain, leave."""
 
 from __future__ import annotations
 
@@ -110,6 +110,25 @@ def use(model: str, *, as_json: bool) -> None:
     from edgepp.ui import use as ui
 
     ui.use(model, as_json=as_json)
+
+
+@click.command()
+@click.argument("node")
+@click.option("--undo", is_flag=True, help="Let a drained node run layers again.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per step; the last has event drained or undone."
+)
+def drain(node: str, *, undo: bool, as_json: bool) -> None:
+    """Move the layers of a node to the others, before it is stopped.
+
+    NODE is a name or an id from `edgepp status`.
+
+    Only on the machine of `edgepp serve`. The node stays in the cluster and gets no layers until `--undo`, or until it
+    is started again. Nothing changes if the other nodes have too little memory.
+    """
+    from edgepp.ui import drain as ui
+
+    ui.drain(node, undo=undo, as_json=as_json)
 
 
 @click.command()

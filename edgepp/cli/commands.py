@@ -45,6 +45,7 @@ for command in (
     nodes.join,
     cluster.status,
     cluster.use,
+    cluster.drain,
     cluster.doctor,
     cluster.peers,
     cluster.revoke,

@@ -44,7 +44,17 @@ def _http_options() -> type[HttpOptions]:
 @click.command(
     cls=SectionedCommand,
     sections={
-        "Cluster": ("model", "listen", "policy", "context", "max_sequences", "exact", "kv_bits", "speculate"),
+        "Cluster": (
+            "model",
+            "listen",
+            "policy",
+            "context",
+            "max_sequences",
+            "exact",
+            "kv_bits",
+            "speculate",
+            "keep_copies",
+        ),
         "This machine": ("stages", "no_stage", "pinned", "memory", "backend", "threads"),
         "HTTP": ("http", "lan", "require_key", "aliases", "allow_origins", "allow_hosts"),
     },
@@ -93,6 +103,13 @@ def _http_options() -> type[HttpOptions]:
 )
 @click.option("--kv-bits", type=KV_BITS, help=KV_BITS_HELP)
 @click.option("--speculate", metavar="HOW", help=SPECULATE_HELP)
+@click.option(
+    "--keep-copies",
+    type=click.IntRange(0, 1),
+    metavar="N",
+    help="Copies of each stage's keys and values on another node, 0 or 1: answers then survive a lost node bit for bit"
+    " and without computing anything again, for twice the memory of conversations.  [default: 0]",
+)
 @click.option(
     "--http",
     metavar="HOST:PORT|off",
@@ -205,7 +222,8 @@ def join(options: JoinOptions, *, as_json: bool) -> None:
     CODE is printed by `edgepp invite` on the machine of `edgepp serve`, and is needed once: afterwards `edgepp join`
     alone starts the node again. With a token (see `edgepp token`) no code is needed.
 
-    Ctrl-C stops the node; the machine still belongs to the cluster. `edgepp leave` leaves the cluster for good.
+    Ctrl-C stops the node as soon as the others have its layers, after 20 s at most; Ctrl-C again stops it at once. The
+    machine still belongs to the cluster. `edgepp leave` leaves the cluster for good.
 
     \b
     The first time, and any later time:

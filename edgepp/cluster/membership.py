@@ -90,6 +90,8 @@ class Member:
     """Whether the member has closed its connection since its last message."""
     clock_offset_us: int = 0
     """How far its wall clock is ahead of the coordinator's."""
+    draining: bool = False
+    """Whether the member gets no layers: it is leaving, or was drained; until it is started again."""
     gone_reason: str = ""
     """Why the member is gone, such as ``left``."""
     loaded: tuple[tuple[int, Loaded], ...] = ()
@@ -169,6 +171,11 @@ class Membership:
         slots = {**dict(member.loaded), slot: loaded}
         kept = tuple((n, one) for n, one in sorted(slots.items()) if one is not None)
         self._members[node] = replace(member, loaded=kept)
+        self.version += 1
+
+    def drain(self, node: str, *, draining: bool) -> None:
+        """Note that a member gets no layers from now on, or gets some again."""
+        self._members[node] = replace(self._members[node], draining=draining)
         self.version += 1
 
     def assigned(self, node: str, *, complete: bool) -> None:

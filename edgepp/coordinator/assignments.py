@@ -30,6 +30,8 @@ def _why_spare(planner: Planner, member: Member) -> str:
         return f"it {member.gone_reason}"
     if not facts.stage_slots:
         return "it offers no stage process"
+    if member.draining:
+        return f"it is drained; `edgepp drain --undo {facts.name}` lets it run layers again"
     if why := planner.why_excluded(member.node):
         return why
     needed = memory_needed(request, 1, member.node == planner.coordinator)

@@ -11,6 +11,7 @@ from typing import Any
 from edgepp.cluster.identity import Identity, clean_name
 from edgepp.cluster.membership import Membership
 from edgepp.coordinator.answers import AnswerService, Asker, declined
+from edgepp.coordinator.drains import Drains
 from edgepp.coordinator.join_endpoint import JoinEndpoint
 from edgepp.coordinator.model_change import ModelChanger
 from edgepp.coordinator.trust_store import TrustStore
@@ -36,6 +37,7 @@ class CallService:
         join_endpoint: JoinEndpoint,
         status: Callable[[], dict[str, Any]],
         changer: ModelChanger,
+        drains: Drains,
         send: Callable[[bytes, Sequence[bytes]], bool],
         on_event: OnEvent,
     ) -> None:
@@ -47,6 +49,7 @@ class CallService:
         self._join_endpoint = join_endpoint
         self._status = status
         self._changer = changer
+        self._drains = drains
         self._send = send
         self._on_event = on_event
         self._log_sampler = LogSampler()
@@ -76,6 +79,8 @@ class CallService:
                 reply = self._revoke(str(arguments.get("node", "")))
             case "use":
                 reply = self._use(arguments.get("model"))
+            case "drain":
+                reply = self._drains.drain(str(arguments.get("node", "")), undo=arguments.get("undo") is True)
             case "leave":
                 reply = self._remove(sender.key)
         self._send(sender.route, [encode(Reply(message.request_id)), encode_payload(reply)])

@@ -66,9 +66,16 @@ class ServeOptions:
     kv_bits: int | None = None
     speculate: str = "lookup"
     """How tokens are guessed ahead: ``lookup``, ``off``, or the name of a smaller model."""
+    keep_copies: int = 0
+    """Copies of each stage's keys and values on another stage, 0 or 1, which bring those of a lost stage back."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("stages", 0, 64), ("context", 1, 1 << 24), ("max_sequences", 1, 1024)):
+        for name, low, high in (
+            ("stages", 0, 64),
+            ("context", 1, 1 << 24),
+            ("max_sequences", 1, 1024),
+            ("keep_copies", 0, 1),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between {low} and {high}, not {getattr(self, name)}")
         if self.pinned is not None and self.stages != 1:
@@ -179,7 +186,7 @@ class CoordinatorService:
 
 def _parts(options: ServeOptions, frontend: ModelFrontend, identity: Identity) -> ModelParts:
     """What the coordinator needs of the model of ``frontend``."""
-    size = ModelSize.of(shape_of(frontend.model, frontend.checkpoint), options.kv_bits)
+    size = ModelSize.of(shape_of(frontend.model, frontend.checkpoint), options.kv_bits).with_copies(options.keep_copies)
     context = min(options.context, frontend.checkpoint.context)
     pipeline = PipelineOptions(
         frontend.model,
@@ -190,6 +197,7 @@ def _parts(options: ServeOptions, frontend: ModelFrontend, identity: Identity) -
         context=context,
         budget=context * options.max_sequences,
         speculate=options.speculate,
+        keep_copies=bool(options.keep_copies),
     )
     request = PlacementRequest(size, context, options.max_sequences, options.policy)
     return ModelParts(frontend, _pinned_name(frontend), request, pipeline)

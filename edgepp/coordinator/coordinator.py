@@ -22,13 +22,15 @@ from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.membership import GONE_S, Membership
 from edgepp.coordinator.answers import AnswerService, Asker, declined
 from edgepp.coordinator.call_service import CallService
+from edgepp.coordinator.drains import Drains
+from edgepp.coordinator.handover import RolloutOrder
 from edgepp.coordinator.inbox import Inbox
 from edgepp.coordinator.join_endpoint import JoinEndpoint
 from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.membership_service import MembershipService
 from edgepp.coordinator.model_change import MakeParts, ModelChanger
 from edgepp.coordinator.pipeline_manager import PipelineManager
-from edgepp.coordinator.planner import Order, Planner
+from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.status import HttpAddress, StatusSources, cluster_status
 from edgepp.coordinator.thread_work import ThreadWork
@@ -47,6 +49,7 @@ from edgepp.wire.messages import (
     Enrol,
     Heartbeat,
     Leave,
+    Leaving,
     Loaded,
     Loading,
     Message,
@@ -122,6 +125,7 @@ class Coordinator(threading.Thread):
         )
         self._join_endpoint = JoinEndpoint(identity, self.address, lambda: store.cluster, self._on_paired, on_event)
         self._membership_service = MembershipService(members, identity, store, planner, self._send, on_event)
+        self._drains = Drains(members, planner, self._has_moved, self._send, on_event)
         self._calls = CallService(
             identity,
             store,
@@ -130,6 +134,7 @@ class Coordinator(threading.Thread):
             self._join_endpoint,
             self.status,
             self.changer,
+            self._drains,
             self._send,
             on_event,
         )
@@ -240,6 +245,7 @@ class Coordinator(threading.Thread):
             else:
                 self.planner.expected_nodes = frozenset({*self.trust_store.nodes, *self._own_nodes})
                 self._send_orders(self.rollout.step(now_s))
+                self._drains.tick()
         with self._surviving("publishing the view"):
             self._membership_service.publish()
         if now_s - self._waiting_sent_s >= _WAITING_MESSAGE_S:
@@ -279,7 +285,7 @@ class Coordinator(threading.Thread):
             if self._log_sampler.should_log(type(error).__name__, what):
                 self._on_event(StepFailed(what, f"{type(error).__name__}: {error}"))
 
-    def _send_orders(self, orders: Sequence[Order]) -> None:
+    def _send_orders(self, orders: Sequence[RolloutOrder]) -> None:
         for node, message in orders:
             member = self.members.get(node)
             if member is not None:
@@ -289,6 +295,9 @@ class Coordinator(threading.Thread):
         """Report a connection that was refused. Called in the gate's thread."""
         reason = f"its key {key_or_reason[:8]}… is not admitted" if is_key(key_or_reason) else key_or_reason
         self._on_event(NodeRefused("a stranger", host, reason))
+
+    def _has_moved(self) -> bool:
+        return self.pipeline_manager.runs_over(self.planner.plan_version)
 
     def _on_paired(self, node: PairedNode) -> None:
         """Admit a node that proved an invitation code. Called in a thread of the pairing server."""
@@ -339,6 +348,8 @@ class Coordinator(threading.Thread):
                 self._membership_service.heartbeat(node, sender, message)
             case Loading() | Loaded() | NotLoaded():
                 self.rollout.report(node, message, time.monotonic())
+            case Leaving():
+                self._drains.leaving(node, message)
             case Leave():
                 self._membership_service.leave(node, message)
             case Call():

@@ -142,7 +142,7 @@ def decode_summary(fields: Mapping[str, Any]) -> AnswerSummary:
         RemoteProtocolError: the object is malformed.
     """
     try:
-        timing_fields = dict(fields["timing"])
+        timing_fields = dict(_object(fields["timing"]))
         times = [StageTimes(**_floats(one)) for one in _list(timing_fields.pop("stages"), MAX_STAGES)]
         recoveries = [_recovery(one) for one in _list(timing_fields.pop("recoveries"), MAX_STAGES)]
         counts = {name: _unsigned(timing_fields.pop(name)) for name in ("tokens", "reused", "guessed", "right")}
@@ -229,8 +229,14 @@ def _pair(value: Any) -> tuple[int, float]:
     return _unsigned(value[0]), value[1]
 
 
-def _floats(fields: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): float(value) for name, value in fields.items()}
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RemoteProtocolError(f"{value!r:.40} where an object is expected")
+    return value
+
+
+def _floats(fields: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in _object(fields).items()}
 
 
 def _numbers(fields: Mapping[str, Any]) -> dict[str, Any]:

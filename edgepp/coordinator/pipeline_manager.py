@@ -58,6 +58,7 @@ class PipelineManager:
         self._wanted: PipelineOrder | None = None
         self._num_given = self._num_done = 0
         """The numbers of commands given and of commands carried out; each is counted by one thread."""
+        self._in_force: PipelineOrder | None = None
         self._failed_s = 0.0
         self._failures = 0
         """Failures in a row to open the wanted pipeline."""
@@ -111,6 +112,13 @@ class PipelineManager:
         pipeline = self._pipeline
         usable = pipeline is not None and pipeline.frontend is self._frontend and pipeline.lost is None
         return pipeline if usable else None
+
+    def runs_over(self, plan_version: int) -> bool:
+        """Whether a pipeline is open over the stages of this version of the plan, or none is open or suspended."""
+        if self.latest is None:
+            return True
+        in_force = self._in_force
+        return self.pipeline is not None and in_force is not None and in_force.plan_version == plan_version
 
     @property
     def alive(self) -> bool:
@@ -263,7 +271,7 @@ class PipelineManager:
             return
         if wanted == self._wanted:
             with self._changed:
-                self._failures, self._reason = 0, ""
+                self._failures, self._reason, self._in_force = 0, "", wanted
                 self._changed.notify_all()
             self._on_event(PipelineOpened(wanted.plan_version, time.monotonic() - began_s))
 

@@ -18,7 +18,7 @@ from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.placement.place import place, replace
 from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
-from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Restart, Unload
+from edgepp.wire.messages import Load, Loaded, Loading, NotLoaded, Unload
 
 QUIET_S = 1.0
 """How long members must be unchanged before a plan is made."""
@@ -29,7 +29,7 @@ START_WAIT_S = 4.0
 MAX_BUSY_S = 30.0
 """How long a better plan waits for answers to end."""
 
-Order = tuple[str, Load | Unload | Restart]
+Order = tuple[str, Load | Unload]
 """A node id, and the message to send to that node."""
 
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.handover import Handover, RolloutOrder, RunningStage
 from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.load_estimate import LoadEstimate
 from edgepp.coordinator.load_tracker import host_id
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
-from edgepp.coordinator.planner import Order, Planner
+from edgepp.coordinator.planner import Planner
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, NotReady, StageLost
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
@@ -64,6 +65,7 @@ class Rollout:
         """Finished answers of which the planner knows."""
         self._ordered = 0
         """The version of the plan whose pipeline was ordered last."""
+        self._handover = Handover()
         self._answered_loss: StageLost | None = None
         """The loss of a hanging stage that was answered by an order to restart it."""
         self._names: dict[tuple[str, int], str] = {}
@@ -72,26 +74,29 @@ class Rollout:
         """The loads under way, by node and slot."""
         self.estimate = LoadEstimate()
 
-    def step(self, now_s: float) -> list[Order]:
+    def step(self, now_s: float) -> list[RolloutOrder]:
         """Continue the rollout, with a new plan where the planner makes one; returns the orders to send."""
         planner = self._planner
         number, stages = planner.plan_id, planner.stages(self._members)
         if self._answers.num_finished != self._num_finished:
             self._num_finished = self._answers.num_finished
             planner.answer_finished()
-        orders = planner.decide(self._members, now_s, idle=not len(self._answers))
+        planned = planner.decide(self._members, now_s, idle=not len(self._answers))
         if planner.plan_id != number:
             self.progress.clear()
             self._answers.last = None
+            if self._pipeline_manager.latest is not None:  # else nothing runs over the former plan's stages
+                planned = self._handover.hold_back(planned)
             self._leave(stages)
             self._report_plan()
         elif planner.reason != self._reason and planner.reason:
             self._on_event(PlanKept(planner.plan_version if planner.plan else None, planner.reason))
         self._reason = planner.reason
-        orders += self._restart_hanging(planner.stages(self._members))
+        orders: list[RolloutOrder] = [*planned, *self._restart_hanging(planner.stages(self._members))]
         self._pipeline_manager.set_shortage(planner.certain_shortage(self._members))
         self._update_phases()
         self._ensure_pipeline()
+        orders += self._hand_over()
         self.estimate.note(self._loaded_fraction(), now_s)
         return orders
 
@@ -151,7 +156,7 @@ class Rollout:
             self._pipeline_manager.suspend(f"{name}: {reason}", lost)
         self._on_event(LayersNotLoaded(member.facts.name, reason, hint))
 
-    def _restart_hanging(self, stages: Stages) -> list[Order]:
+    def _restart_hanging(self, stages: Stages) -> list[RolloutOrder]:
         """The order to restart the stage of ``stages`` that the pipeline found to hang; given once per loss."""
         pipeline = self._pipeline_manager.latest
         loss = pipeline.suspended if pipeline is not None else None
@@ -249,6 +254,15 @@ class Rollout:
             self._ordered = self._planner.plan_version
             self._pipeline_manager.ensure_open(PipelineOrder(self._ordered, endpoints))
             self._learn_links([member for member, _, _, _ in stages])
+
+    def _hand_over(self) -> list[RolloutOrder]:
+        """The orders that are due once the pipeline runs over the stages of the plan in force."""
+        planner = self._planner
+        if self._pipeline_manager.latest is None or not self._pipeline_manager.runs_over(planner.plan_version):
+            return []
+        stages = planner.stages(self._members)
+        running = [RunningStage(member.node, slot, planner.plan_id, layers) for member, slot, layers, _ in stages]
+        return self._handover.moved_to(running, planner.model)
 
     def _learn_links(self, stages: Sequence[Member]) -> None:
         """Keep the link speeds that the open pipeline measured, for the next plan."""

@@ -42,7 +42,8 @@ class StageHosts:
         return tuple(self._unfit.items())
 
     def hosts(self, present: Sequence[Member]) -> list[StageHost]:
-        """The hosts of the ``present`` members whose pinned range is possible, by id."""
+        """The hosts of the ``present`` members that are not drained and whose pinned range is possible, by id."""
+        present = [member for member in present if not member.draining]
         pins = {m.node: LayerRange(m.facts.start, m.facts.stop) for m in present if m.facts.stop > m.facts.start}
         unchanged = {node: pin for node, pin in self._pins.items() if pins.get(node) == pin}
         self._pins = unchanged | pins

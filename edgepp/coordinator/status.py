@@ -113,8 +113,11 @@ def _loading(sources: StatusSources, state: str) -> dict[str, Any] | None:
 
 
 def _engine(sources: StatusSources) -> dict[str, Any]:
-    """The engine's load and prefix reuse, counted since the pipeline was opened; empty without a pipeline."""
-    pipeline = sources.pipeline_manager.pipeline
+    """The engine's load, prefix reuse and recoveries, since the pipeline was opened; empty without a pipeline.
+
+    A pipeline that has lost its stages keeps its requests.
+    """
+    pipeline = sources.pipeline_manager.latest
     if pipeline is None:
         return {}
     load = pipeline.engine.load
@@ -126,6 +129,7 @@ def _engine(sources: StatusSources) -> dict[str, Any]:
         "kept_positions": load.kept,
         "prompt_tokens": load.reuse.asked,
         "reused_tokens": load.reuse.reused,
+        "recoveries": pipeline.engine.recoveries,
     }
 
 
@@ -144,6 +148,7 @@ def _nodes(sources: StatusSources) -> list[dict[str, Any]]:
                     *(["stage"] if assignments[member.node]["layers"] else []),
                 ],
                 "state": member.phase.value,
+                "draining": member.draining,
                 "address": member.host,
                 "memory_bytes": facts.memory_bytes,
                 "memory_free_bytes": member.memory_free_bytes,

@@ -79,6 +79,7 @@ class Choice:
             queue_s=queue_s,
             prompt_s=max(0.0, timing.ttft_s - timing.queued_s),
             decode_s=timing.last_token_s - timing.first_token_s,
+            recoveries=tuple(timing.recoveries),
         )
 
     def _pieces(self) -> list[TextPiece]:
@@ -177,6 +178,7 @@ def total(usages: list[Usage]) -> Usage:
         queue_s=max(one.queue_s for one in usages),
         prompt_s=max(one.prompt_s for one in usages),
         decode_s=max(one.decode_s for one in usages),
+        recoveries=tuple(recovery for one in usages for recovery in one.recoveries),
     )
 
 

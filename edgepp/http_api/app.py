@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgepp.http_api import health, load_model, metrics
 from edgepp.http_api.access.authentication import Authentication
@@ -53,7 +53,18 @@ def make_app(
     """All APIs over ``service``, for a server with ``options``."""
     routes = [route for routes in ROUTE_LISTS for route in routes(service)]
     running = running or RunningRequests()
-    return guarded(Routing(described(routes)), options, limits, running, key_required=key_required)
+    app = _prepared(Routing(described(routes)), service)
+    return guarded(app, options, limits, running, key_required=key_required)
+
+
+def _prepared(app: ASGIApp, service: ModelService) -> ASGIApp:
+    """``app``, whose requests find ready what is known of the model, so that none of them blocks the others."""
+
+    async def prepared(scope: Scope, receive: Receive, send: Send) -> None:
+        await service.prepare()
+        await app(scope, receive, send)
+
+    return prepared
 
 
 def guarded(

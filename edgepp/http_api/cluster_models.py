@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -28,6 +30,8 @@ from edgepp.python_api.answer import Answer
 from edgepp.python_api.serving import ServedCluster
 from edgepp.tool_calls.tool_use import ToolUse
 
+log = logging.getLogger("edgepp.http_api")
+
 _NAME = re.compile(r"[\w][\w./:@+-]{0,199}")
 """What a client may ask the catalogue for; a path, which would be looked up on this disk, does not match."""
 _LATEST = ":latest"
@@ -49,6 +53,16 @@ class ClusterModels:
         self._aliases = tuple(aliases)
         self._current: _Current | None = None
         self._generator = Generator(self, load_wait_s, idle_s)
+        self._preparing = asyncio.Lock()
+
+    async def prepare(self) -> None:
+        """Make what is known of the model that the cluster runs now, in a thread, unless that is done."""
+        async with self._preparing:
+            try:
+                if not self._is_prepared:
+                    await self._generator.threads.run("", self._now)
+            except EdgeppError as error:  # the method that needs it fails in the same way
+                log.info("nothing is known of the model yet: %s", error)
 
     @property
     def model(self) -> ServedModel:
@@ -168,11 +182,15 @@ class ClusterModels:
 
     def _now(self) -> _Current:
         """What is known of the model that the cluster runs now."""
-        frontend = self._cluster.frontend
-        if self._current is None or self._current.text.frontend is not frontend:
+        frontend, current = self._cluster.frontend, self._current
+        if current is None or current.text.frontend is not frontend:
             text = ModelText.of(frontend)
-            self._current = _Current(text, _served_model(text, self._aliases, self.context))
-        return self._current
+            current = self._current = _Current(text, _served_model(text, self._aliases, self.context))
+        return current
+
+    @property
+    def _is_prepared(self) -> bool:
+        return self._current is not None and self._current.text.frontend is self._cluster.frontend
 
     def _means(self, name: str) -> bool:
         """Whether the catalogue resolves ``name``, such as ``llama3.2:3b``, to the model of this cluster."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from edgepp.engine.request import GenerateOptions
+from edgepp.engine.timing import Recovery
 from edgepp.model.text.conversation import Prompt
 from edgepp.tool_calls.tool_use import ToolUse
 
@@ -55,6 +56,8 @@ class Usage:
     """Seconds from the submission to the first token."""
     decode_s: float = 0.0
     """Seconds from the first token to the last."""
+    recoveries: tuple[Recovery, ...] = ()
+    """Losses of stages that the answer survived, in order."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from edgepp.errors import (
     ModelError,
     NotReady,
     Overloaded,
+    PlanError,
     StageLost,
     UsageError,
 )
@@ -39,6 +40,9 @@ LOADING_RETRY_S = 5.0
 
 class Asked(Protocol):
     """What the generator needs of a cluster."""
+
+    async def prepare(self) -> None:
+        """Make ``text`` in a thread, unless that is done."""
 
     @property
     def text(self) -> ModelText:
@@ -88,6 +92,7 @@ class Generator:
             until_s = time.monotonic() + self.load_wait_s
             while self.cluster.is_held and time.monotonic() < until_s:  # noqa: ASYNC110 - another thread changes it
                 await asyncio.sleep(_HELD_LOOK_S)
+            await self.cluster.prepare()  # the model may have changed meanwhile
             choices = await self._choices(request, until_s)
             for choice in choices:
                 choice.answer.start(wake.set)
@@ -175,7 +180,7 @@ def request_error(error: EdgeppError) -> RequestError:
             return RequestError("loading", sentence, hint, retry_after_s=LOADING_RETRY_S)
         case Overloaded():
             return RequestError("rate_limited", sentence, hint, retry_after_s=BUSY_RETRY_S)
-        case StageLost():
+        case StageLost() | PlanError():  # a plan error ends an answer if the nodes that are left cannot hold the model
             return RequestError("overloaded", sentence, hint, retry_after_s=LOADING_RETRY_S)
         case _:
             return RequestError("internal", sentence, hint)

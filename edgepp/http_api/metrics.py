@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from edgepp.coordinator.live_answer import EndedAnswer
+from edgepp.engine.timing import RecoveryKind
 from edgepp.errors import EdgeppError
 from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.openai_api.errors import FORM
@@ -95,6 +96,11 @@ class AnswerMetrics:
         self._e2e = histogram("e2e_request_latency_seconds", "From question to end.", _ANSWER_S)
         self._queue = histogram("request_queue_time_seconds", "From question to engine.", _ANSWER_S)
         self._prefill = histogram("request_prefill_time_seconds", "From engine to first token.", _ANSWER_S)
+        self._recovery = histogram(
+            "recovery_seconds",
+            "From a loss of stages to the next token of a request, per request that survived.",
+            _ANSWER_S,
+        )
         self._decode = histogram("request_decode_time_seconds", "From first token to last.", _ANSWER_S)
 
     def add(self, answer: EndedAnswer) -> None:
@@ -123,6 +129,8 @@ class AnswerMetrics:
             self._queue.labels(model).observe(timing.queued_s)
             self._prefill.labels(model).observe(max(0.0, timing.ttft_s - timing.queued_s))
             self._decode.labels(model).observe(timing.last_token_s - timing.first_token_s)
+        for recovery in timing.recoveries:
+            self._recovery.labels(model).observe(recovery.pause_s)
         for gap_s in answer.gaps_s:
             self._gap.labels(model).observe(gap_s)
         for stage, times in zip(answer.stages, timing.stages, strict=False):
@@ -191,29 +199,21 @@ def _families(service: ModelService) -> Iterator[Metric]:
         gauge.add_metric(label, value)
         yield gauge
     yield _counter("preemptions", "Requests that lost their KV positions.", label, engine.get("preempted", 0))
-    yield from _recovery_families(model.name, engine)
+    yield _recoveries(model.name, engine)
     yield from _stage_families(model.name, state.get("stages", ()))
     yield from _node_families(model.name, state.get("nodes", ()))
 
 
-def _recovery_families(model: str, engine: Mapping[str, Any]) -> Iterator[Metric]:
-    """How requests went on after a stage was lost; nothing where the engine does not tell."""
-    recoveries: Mapping[str, int] | None = engine.get("recoveries")
-    if recoveries is None:
-        return
-    family = CounterMetricFamily(
+def _recoveries(model: str, engine: Mapping[str, Any]) -> Metric:
+    counter = CounterMetricFamily(
         f"{PREFIX}_recoveries",
-        "Requests that went on after a stage was lost, by how its keys and values came back.",
+        "Requests that went on after a loss of stages, by how their keys and values were rebuilt.",
         labels=(*_MODEL, "how"),
     )
-    for how, count in recoveries.items():
-        family.add_metric([model, how], count)
-    yield family
-    took = SummaryMetricFamily(
-        f"{PREFIX}_recovery_seconds", "From the loss of a stage until a request went on.", labels=_MODEL
-    )
-    took.add_metric([model], sum(recoveries.values()), engine["recovery_s"])
-    yield took
+    counted: Mapping[str, int] = engine.get("recoveries") or {}
+    for how in get_args(RecoveryKind):
+        counter.add_metric([model, how], counted.get(how, 0))
+    return counter
 
 
 def _counter(name: str, text: str, label: list[str], value: float) -> CounterMetricFamily:

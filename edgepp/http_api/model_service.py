@@ -46,6 +46,12 @@ class ServedModel:
 class ModelService(Protocol):
     """The model of a cluster, for the files of the APIs."""
 
+    async def prepare(self) -> None:
+        """Make what is known of the model, in a thread, unless that is done; each request begins with this.
+
+        What fails is told by the method that needs it.
+        """
+
     @property
     def model(self) -> ServedModel:
         """The model that is served."""

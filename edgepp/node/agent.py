@@ -19,21 +19,24 @@ import zmq
 from edgepp.cluster.discovery.network_interfaces import AddressWatch
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.error_boundary import explained
-from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError
-from edgepp.events import CoordinatorLost, CoordinatorReached, OnEvent, StageFailed
+from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError
+from edgepp.events import CoordinatorReached, OnEvent, StageFailed
+from edgepp.node.coordinator_search import CoordinatorSearch, expulsion
 from edgepp.node.offer import Offer
 from edgepp.node.supervisor import Report, StageSupervisor
-from edgepp.wire.happy_eyeballs import connect_first
+from edgepp.node.warming import LayerWarmer
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, decode_payload, encode
 from edgepp.wire.messages import (
-    MAX_PAYLOAD_BYTES,
+    Drained,
+    Enrol,
     Enrolled,
     Expelled,
     Heartbeat,
     HeartbeatAck,
     Leave,
+    Leaving,
     Load,
     Message,
     NotLoaded,
@@ -42,9 +45,9 @@ from edgepp.wire.messages import (
     Retire,
     Unload,
     View,
+    Warm,
 )
 from edgepp.wire.permissions import check_speaker
-from edgepp.wire.security import Pinned
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address, Link
 
@@ -53,12 +56,11 @@ log = logging.getLogger("edgepp.node")
 HEARTBEAT_INTERVAL_S = 0.5
 COORDINATOR_SILENCE_S = 2.0
 """The node connects again to a coordinator that is silent for this long."""
-_ATTEMPT_S = 2.0
-"""Timeout of one attempt to connect, and of the reply to ``Enrol``."""
+DRAIN_S = 20.0
+"""How long a node that leaves waits until its layers have moved to the others."""
 _MAX_MESSAGES_PER_TURN = 100
 """Messages that are handled before the next heartbeat gets its turn."""
-_DUPLICATE_GRACE_S = 6.0
-"""How long refusals are not final: the coordinator may still know an earlier process of this node, now ended."""
+_DRAIN_CHECK_S = 0.1
 
 
 class NodeAgent(threading.Thread):
@@ -83,7 +85,6 @@ class NodeAgent(threading.Thread):
         self._identity = identity
         self._cluster = cluster
         self._offer = offer
-        self._coordinator_addresses = coordinator_addresses
         self._on_event = on_event
         self._on_address_change = on_address_change
         self._on_view = on_view
@@ -103,6 +104,12 @@ class NodeAgent(threading.Thread):
         self.ended = threading.Event()
         """Set when the thread has ended."""
         self._closing = False
+        self._drained = threading.Event()
+        self._draining = False
+        self._leaving_sent_s = 0.0
+        self._search = CoordinatorSearch(
+            self._context, identity, cluster, coordinator_addresses, self._heartbeat, self._enrolment, on_event
+        )
         self._supervisors = [
             StageSupervisor(
                 i,
@@ -112,9 +119,32 @@ class NodeAgent(threading.Thread):
             )
             for i in range(offer.stage_slots)
         ]
+        self._warmer = LayerWarmer(lambda: any(supervisor.is_loading for supervisor in self._supervisors))
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether the node has a stage process, or starts one."""
+        return any(supervisor.is_busy for supervisor in self._supervisors)
+
+    def drain(self, given_up: threading.Event) -> None:
+        """Ask the coordinator to move this node's layers to the others, and wait until it has.
+
+        The wait ends after ``DRAIN_S`` seconds; at once where the node has no layers, is closed, or does not reach the
+        coordinator, or when ``given_up`` is set. Call ``close`` afterwards.
+        """
+        until_s = time.monotonic() + DRAIN_S
+        self._draining = True
+        self._outbox.put(None)
+        while self.has_layers and not self._drained.wait(_DRAIN_CHECK_S):
+            now_s = time.monotonic()
+            silent = now_s - self._heard_s > 2 * COORDINATOR_SILENCE_S
+            if silent or now_s > until_s or self._closing or self.ended.is_set() or given_up.is_set():
+                return
 
     def close(self) -> None:
-        """End the stage processes and tell the coordinator; the machine stays paired."""
+        """End the stage processes and tell the coordinator; the machine stays paired. A second call does nothing."""
+        if self._closing:
+            return
         self._closing = True
         self._outbox.put(None)
         self.join()
@@ -124,10 +154,12 @@ class NodeAgent(threading.Thread):
         """Take part in the cluster until closed, expelled or refused."""
         for supervisor in self._supervisors:
             supervisor.start()
+        self._warmer.start()
         try:
             while not self._closing:
-                link = self._find_coordinator()
+                link = self._search.find(lambda: self._closing)
                 if link is not None:
+                    self._on_enrolled(link)
                     try:
                         self._serve(link)
                     finally:
@@ -137,80 +169,15 @@ class NodeAgent(threading.Thread):
         except Exception as error:  # noqa: BLE001 - the boundary of the thread
             self.error = explained(error)
         finally:
+            self._warmer.close()
             for supervisor in self._supervisors:
                 supervisor.close()
             self._context.term()
             self.ended.set()
 
-    def _find_coordinator(self) -> Link | None:
-        """Link to the coordinator after enrolling; None when the node is closing.
-
-        Raises:
-            PairingError: The coordinator refuses this node.
-        """
-        refused_s = 0.0
-        reported = False
-        while not self._closing:
-            try:
-                link = self._reach()
-            except (PeerLost, RemoteProtocolError) as error:
-                refused_s = 0.0
-                if not reported:
-                    reported = True
-                    self._on_event(CoordinatorLost(self._cluster.coordinator.name, str(error)))
-                time.sleep(0.2)
-                continue
-            try:
-                reason = self._enrol(link)
-            except BaseException:
-                link.close()
-                raise
-            if reason is None:
-                self._on_enrolled(link)
-                return link
-            link.close()
-            refused_s = (refused_s or time.monotonic()) if reason else 0.0
-            if reason and time.monotonic() - refused_s > _DUPLICATE_GRACE_S:
-                raise PairingError(
-                    f"{self._cluster.coordinator.name} refused this node: {reason}",
-                    "end the other node, or give this node its own configuration with EDGEPP_HOME",
-                )
-            time.sleep(0.5)
-        return None
-
-    def _reach(self) -> Link:
-        """Link to the coordinator at the address that answers first; all get a heartbeat, which changes nothing."""
-        protection = Pinned(self._identity.keys, self._cluster.coordinator.key)
-        link, _ = connect_first(
-            self._context, self._coordinator_addresses(), self._heartbeat(), _ATTEMPT_S, MAX_PAYLOAD_BYTES, protection
-        )
-        return link
-
-    def _enrol(self, link: Link) -> str | None:
-        """Enrol on ``link``; None for an enrolled node, else the reason of the refusal, empty without a reply."""
-        link.send([self._enrolment()], _ATTEMPT_S)
-        until_s = time.monotonic() + _ATTEMPT_S
-        while time.monotonic() < until_s:
-            frames = link.receive(0.2)
-            if frames is None:
-                continue
-            match decode(frames[0]):
-                case Enrolled():
-                    return None
-                case Refused(reason=reason):
-                    return reason
-                case Expelled(reason=reason):
-                    raise self._expelled(link, reason)
-                case message:
-                    log.debug("a %s message before the reply to Enrol", type(message).__name__)
-        return ""
-
-    def _enrolment(self) -> bytes:
-        return encode(self._offer.enrolment(self._identity.name, self._incarnation))
-
     def _on_enrolled(self, link: Link) -> None:
         self._heard_s = time.monotonic()
-        self._heartbeat_sent_s = 0.0
+        self._heartbeat_sent_s = self._leaving_sent_s = 0.0
         if link.address != self.address:
             self._on_event(CoordinatorReached(self._cluster.coordinator.name, str(link.address)))
         self.address = link.address
@@ -228,6 +195,9 @@ class NodeAgent(threading.Thread):
             if now_s - self._heartbeat_s >= HEARTBEAT_INTERVAL_S:
                 self._send_heartbeat(link, now_s)
                 self._send_reports(link)
+            if self._draining and now_s - self._leaving_sent_s >= HEARTBEAT_INTERVAL_S:  # a message may be lost
+                self._leaving_sent_s = now_s
+                link.send([encode(Leaving(self._incarnation))])
             for reader in poller.wait(0.1):
                 if reader is link:
                     self._receive(link)
@@ -239,6 +209,9 @@ class NodeAgent(threading.Thread):
         self._heartbeat_s = now_s
         if link.send([encode(self._heartbeat())]) and not self._heartbeat_sent_s:
             self._heartbeat_sent_s = time.monotonic()
+
+    def _enrolment(self) -> Enrol:
+        return self._offer.enrolment(self._identity.name, self._incarnation)
 
     def _heartbeat(self) -> Heartbeat:
         free = self._offer.memory_bytes - sum(supervisor.resident_bytes for supervisor in self._supervisors)
@@ -280,31 +253,24 @@ class NodeAgent(threading.Thread):
                 if self._heartbeat_sent_s:
                     self._rtt_us, self._heartbeat_sent_s = int((self._heard_s - self._heartbeat_sent_s) * 1e6), 0.0
                 if not message.known:
-                    link.send([self._enrolment()])
+                    link.send([encode(self._enrolment())])
             case View():
                 self._apply_view(decode_payload(frames))
-            case Load() if message.slot < len(self._supervisors):
-                self._supervisors[message.slot].assign(message)
-            case Unload() if message.slot < len(self._supervisors):
-                self._supervisors[message.slot].assign(None)
-            case Restart() | Retire() if message.slot < len(self._supervisors):
-                self._supervisors[message.slot].order(message)
+            case Load() | Unload() | Restart() | Retire() if message.slot < len(self._supervisors):
+                _pass_on(message, self._supervisors[message.slot])
+            case Warm():
+                self._warmer.warm(message)
             case Expelled():
-                raise self._expelled(link, message.reason)
+                link.send([encode(Leave(self._incarnation))])  # the coordinator waits for it before it closes
+                raise expulsion(self._cluster, message.reason)
             case Refused():
                 raise PairingError(f"{self._cluster.coordinator.name} refused this node: {message.reason}")
-            case Enrolled():
+            case Drained() if message.incarnation == self._incarnation:
+                self._drained.set()
+            case Enrolled() | Drained():
                 return
             case _:
                 raise RemoteProtocolError(f"an unexpected {type(message).__name__} message")
-
-    def _expelled(self, link: Link, reason: str) -> PairingError:
-        """Answer the coordinator, which waits for Leave before it closes; the error that ends this node."""
-        link.send([encode(Leave(self._incarnation))])
-        return PairingError(
-            f"{self._cluster.coordinator.name}: {reason}",
-            "pair this machine again: `edgepp invite` there, then `edgepp join CODE`",
-        )
 
     def _apply_view(self, view: dict[str, Any]) -> None:
         keys = view.get("keys")
@@ -313,3 +279,14 @@ class NodeAgent(threading.Thread):
         for supervisor in self._supervisors:
             supervisor.admit(keys)
         self._on_view(view)
+
+
+def _pass_on(message: Load | Unload | Restart | Retire, supervisor: StageSupervisor) -> None:
+    """Pass an order of the coordinator to the supervisor of its slot."""
+    match message:
+        case Load():
+            supervisor.assign(message)
+        case Unload():
+            supervisor.assign(None)
+        case Restart() | Retire():
+            supervisor.order(message)

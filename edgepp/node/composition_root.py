@@ -147,6 +147,15 @@ class MemberService:
             remember_address(self.cluster.id, address)
         return True
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether the node has a stage process, or starts one."""
+        return self._agent.has_layers
+
+    def drain(self, given_up: threading.Event) -> None:
+        """Wait until the coordinator has moved this node's layers to the others, if it can; see ``NodeAgent.drain``."""
+        self._agent.drain(given_up)
+
     def close(self) -> None:
         """End the node and its stage processes; the machine stays paired."""
         self._owned.close()

@@ -90,6 +90,16 @@ class StageSupervisor(threading.Thread):
         """Memory of the stage processes when they became ready; 0 without one that is ready."""
         return self._stages.resident_bytes
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether the slot starts a stage process, or is about to."""
+        return self._loading is not None or self._superseded
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the slot has a stage process, or starts one."""
+        return self.is_loading or bool(self._stages.children)
+
     def assign(self, load: Load | None) -> None:
         """Run the layers of ``load`` from now on, or none for None. Safe from any thread."""
         if load is not None and load == self._loading:

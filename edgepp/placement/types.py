@@ -62,6 +62,10 @@ class ModelSize:
             layer_flops=token_flops(shape.layer_weights()),
         )
 
+    def with_copies(self, copies: int) -> ModelSize:
+        """The sizes for a cluster where each layer's keys and values are kept ``copies`` times more."""
+        return replace(self, kv_bytes=self.kv_bytes * (1 + copies))
+
     @property
     def weight_bytes(self) -> int:
         """Stored bytes of the whole model."""

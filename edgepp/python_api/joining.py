@@ -11,6 +11,7 @@ from edgepp.layers import LayerRange
 from edgepp.node.composition_root import LoneStageOptions, LoneStageService, MemberOptions, MemberService
 from edgepp.node.resources import parse_bytes
 from edgepp.python_api.background_service import Background
+from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.wire.transport import Address
 
 
@@ -112,6 +113,18 @@ class JoinedNode(Background[MemberService]):
         """``HOST:PORT`` at which the coordinator was reached; None until then."""
         address = self._service.address
         return None if address is None else str(address)
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether this machine runs layers of the model, or loads some."""
+        return self.is_open and self._service.has_layers
+
+    async def drain(self) -> None:
+        """Have the coordinator move this machine's layers to the others, and wait until it has, 20 s at most.
+
+        Answers under way then go on without this machine. Close the node afterwards: it gets no layers any more.
+        """
+        await run_in_thread(self._service.drain, lambda _: None)
 
 
 class LoneStage(Background[LoneStageService]):

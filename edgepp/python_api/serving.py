@@ -158,10 +158,29 @@ class ServedCluster(Background[CoordinatorService]):
         """
         return str((await self._call("token"))["token"])
 
-    async def _call(self, verb: Verb) -> Mapping[str, Any]:
+    async def drain(self, node: str, *, undo: bool = False) -> None:
+        """Move the layers of a node to the others, and wait until the cluster answers without it.
+
+        The node gets no layers until ``undo``, or until it is started again. A drain that nobody awaits goes on.
+
+        Args:
+            node: The name of the node, its id, or the first four or more digits of the id.
+            undo: Let the node run layers again; does not wait.
+
+        Raises:
+            EdgeppError: no present node is called so, or the others cannot hold its layers.
+        """
+        told = await self._call("drain", {"node": node, "undo": undo})
+        while not undo and told["layers"]:
+            layers = {one["node"]: one["layers"] for one in self.status["nodes"]}
+            if not layers.get(told["node"]) and self.status["state"] == "ready":
+                return
+            await asyncio.sleep(_CHANGE_LOOK_S)
+
+    async def _call(self, verb: Verb, arguments: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         def call(client: CoordinatorClient) -> Mapping[str, Any]:
             with client:
-                return client.call(verb)
+                return client.call(verb, arguments)
 
         service = self._service
         return await asyncio.to_thread(lambda: call(service.connect()))
@@ -187,6 +206,7 @@ def serve(
     exact: bool = False,
     kv_bits: int | None = None,
     speculate: str = ServeOptions.speculate,
+    keep_copies: int = ServeOptions.keep_copies,
 ) -> ServedCluster:
     """Coordinate a cluster from this program, like `edgepp serve`.
 
@@ -205,6 +225,8 @@ def serve(
         exact: Float32 arithmetic on every node, so that tokens do not depend on the plan; slower.
         kv_bits: Bits per key and value in the KV caches, 8 or 4; None for unquantized floats.
         speculate: How tokens are guessed: ``lookup`` (from the text so far), the name of a small model, or ``off``.
+        keep_copies: Copies of each stage's keys and values on another node, 0 or 1; answers survive a lost node with
+            them bit for bit, for twice the memory of conversations.
 
     Raises:
         UsageError: an option is not valid, or two options exclude each other.
@@ -224,5 +246,6 @@ def serve(
             exact=exact,
             kv_bits=kv_bits,
             speculate=speculate,
+            keep_copies=keep_copies,
         )
     )

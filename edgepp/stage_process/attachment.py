@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.model_runner import Frame
-from edgepp.stage_process.paced_link import PacedLink
-from edgepp.stage_process.replays import Replays
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.messages import Attach, Forward
 from edgepp.wire.transport import Link
@@ -39,10 +37,6 @@ class Attachment:
     codec: CodecChoice
     unsent: deque[UnsentFrame] = field(default_factory=deque)
     """Oldest first."""
-    pace: PacedLink | None = None
-    """Pace of replays on the link to the next stage."""
-    replays: Replays | None = None
-    """None for the last stage, like ``pace``."""
     _received: int = 0
     """Serial number of the next frame of the previous stage."""
     _sent: int = 0

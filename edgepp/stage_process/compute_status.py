@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.wire.messages import Pong
@@ -15,8 +16,10 @@ log = logging.getLogger("edgepp.stage")
 class ComputeStatus:
     """State of the compute thread that the control thread may read at any time."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, other_bytes: Callable[[], int]) -> None:
+        """``other_bytes`` tells the memory that sequences take besides their keys and values."""
         self._runner = runner
+        self._other_bytes = other_bytes
         self.busy_since_s: float | None = None
         """``time.perf_counter()`` at the start of the present step; None while idle."""
         self.traffic = Traffic()
@@ -34,7 +37,7 @@ class ComputeStatus:
             runner.counters.frames,
             runner.counters.dropped,
             runner.sequences,
-            runner.model.kv_bytes,
+            runner.model.kv_bytes + self._other_bytes(),
             self.traffic.received_bytes,
             self.traffic.sent_bytes,
             self.traffic.reconnects,

@@ -14,7 +14,20 @@ from edgepp.stage_process.next_stage import ConnectAttempt, NextStageConnector, 
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Attach, Attached, Detach, Free, Hello, Message, Ping, Refused, Replay, Welcome
+from edgepp.wire.messages import (
+    Attach,
+    Attached,
+    Detach,
+    Expect,
+    Free,
+    Hello,
+    Message,
+    Ping,
+    Push,
+    Refused,
+    Replay,
+    Welcome,
+)
 from edgepp.wire.permissions import Role, check_speaker
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender
@@ -143,6 +156,10 @@ class ControlThread(threading.Thread):
             case Detach():
                 self._check_owner(sender, message.epoch)
                 self._forget(message.epoch)
+            case Expect() | Push():
+                self._check_owner(sender, message.epoch)
+                self._check_key("the other stage's key", message.key, sender)
+                self._compute.inbox.put(message)
             case Free() | Replay():
                 self._check_owner(sender, message.epoch)
                 self._compute.inbox.put(message)
@@ -151,9 +168,11 @@ class ControlThread(threading.Thread):
         self._check_owner(sender, message.epoch)
         if message.inherits:
             self._check_owner(sender, message.inherits)
-        if bool(message.previous_key) != bool(sender.key):
-            encrypted = "encrypted" if sender.key else "not encrypted"
-            raise RemoteProtocolError(f"the previous stage's key does not fit this stage, which is {encrypted}")
+        self._check_key("the previous stage's key", message.previous_key, sender)
+        if message.keeper_addresses:
+            self._check_key("the key of the keeper of copies", message.keeper_key, sender)
+        if message.keeps_copies:
+            self._check_key("the key of the sender of copies", message.copies_from, sender)
         others = [one for epoch, one in self._epochs.items() if epoch not in (message.epoch, message.inherits or None)]
         owner = _owner(sender)
         if len(others) >= MAX_EPOCHS or sum(one.owner == owner for one in others) >= MAX_EPOCHS_PER_OWNER:
@@ -163,6 +182,12 @@ class ControlThread(threading.Thread):
         attempt = ConnectAttempt(sender.route, message)
         self._connector.begin(attempt)
         self._epochs[message.epoch] = _Epoch(owner, time.monotonic(), attempt)
+
+    def _check_key(self, what: str, key: str, sender: Sender) -> None:
+        """Check that a key of a link is given exactly where this stage is encrypted, as its ``sender`` shows."""
+        if bool(key) != bool(sender.key):
+            encrypted = "encrypted" if sender.key else "not encrypted"
+            raise RemoteProtocolError(f"{what} does not fit this stage, which is {encrypted}")
 
     def _check_owner(self, sender: Sender, number: int) -> None:
         epoch = self._epochs.get(number)

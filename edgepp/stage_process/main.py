@@ -112,6 +112,7 @@ def serve(config: StageConfig) -> None:
     row_bytes = model.hidden_size * codec.DTYPES[model.dtype].itemsize
     frame_bytes = max_data_frame_bytes(model.hidden_size)
     connector = NextStageConnector(context, config.keys, row_bytes, frame_bytes, compute.inbox.put, compute.outbox)
+    compute.bulk.connect = connector.begin_bulk
     control_thread = ControlThread(control, compute, connector, welcome, config.driver)
     control_thread.start()
     threading.Thread(target=_follow_parent, args=(compute.inbox, gate), name="lifeline", daemon=True).start()

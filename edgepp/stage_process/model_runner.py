@@ -73,7 +73,7 @@ class ModelRunner:
         self.model = model
         self.companions: list[Companion] = []
         """They hear of every sequence that is copied, freed or inherited."""
-        self._context = context
+        self.context = context
         self.counters = Counters()
         self._open: dict[Key, _OpenSequence] = {}
         self._freed: deque[Key] = deque(maxlen=_MAX_FREED)
@@ -170,12 +170,7 @@ class ModelRunner:
         faults.append((sequence, str(fault)))
 
     def _begin(self, key: Key, frame: Forward) -> _OpenSequence:
-        if frame.capacity > self._context:
-            raise StageFault(f"{frame.capacity} positions do not fit the model's context of {self._context}")
-        opened = _OpenSequence(
-            self._next_cache_id, frame.capacity, min(frame.capacity, frame.position + frame.rows + RESERVE_POSITIONS)
-        )
-        self._next_cache_id += 1
+        opened = self._new(frame.capacity, frame.position + frame.rows)
         if frame.position:
             source = self._open.get((frame.epoch, frame.source))
             if source is None:
@@ -189,6 +184,13 @@ class ModelRunner:
                 companion.fork((frame.epoch, frame.source), key, frame.position)
         return opened
 
+    def _new(self, capacity: int, end: int) -> _OpenSequence:
+        """A sequence that is to hold ``end`` positions at first; its cache is not open yet."""
+        if capacity > self.context:
+            raise StageFault(f"{capacity} positions do not fit the model's context of {self.context}")
+        self._next_cache_id += 1
+        return _OpenSequence(self._next_cache_id, capacity, min(capacity, end + RESERVE_POSITIONS))
+
     def _prepare(self, opened: _OpenSequence, position: int, rows: int) -> None:
         """Truncate or grow a sequence so that ``rows`` positions from ``position`` on can be computed."""
         held, end = self.model.length(opened.cache_id), position + rows
@@ -196,11 +198,43 @@ class ModelRunner:
             raise StageFault(f"positions {held} to {position - 1} of the sequence never arrived")
         if position < held:
             self.model.truncate(opened.cache_id, position)
-        if end > min(opened.capacity, self._context):
+        if end > min(opened.capacity, self.context):
             raise StageFault(f"the sequence would have {end} positions, and it may have {opened.capacity}")
+        self._grow(opened, end)
+
+    def _grow(self, opened: _OpenSequence, end: int) -> None:
         if end > opened.reserved:
-            opened.reserved = min(opened.capacity, self._context, end + RESERVE_POSITIONS)
+            opened.reserved = min(opened.capacity, self.context, end + RESERVE_POSITIONS)
             self.model.resize(opened.cache_id, opened.reserved)
+
+    def reserve(self, key: Key, capacity: int, end: int) -> int:
+        """Cache of a sequence with room for ``end`` positions and some more; opens an unknown sequence.
+
+        Raises:
+            StageFault: The sequence was freed, does not fit, or memory is short.
+        """
+        if key in self._freed:
+            raise StageFault("the sequence was freed")
+        opened = self._open.get(key)
+        if opened is None:
+            opened = self._new(capacity, end)
+            self.model.open(opened.cache_id, opened.reserved)
+            self._open[key] = opened
+        elif end > min(capacity, self.context):
+            raise StageFault(f"the sequence would have {end} positions, and it may have {capacity}")
+        opened.capacity = capacity
+        self._grow(opened, end)
+        return opened.cache_id
+
+    def cache_id(self, key: Key) -> int | None:
+        """Number of the sequence's cache in the model; None for an unknown sequence."""
+        opened = self._open.get(key)
+        return None if opened is None else opened.cache_id
+
+    def length(self, key: Key) -> int | None:
+        """Positions that a sequence holds; None for an unknown sequence."""
+        opened = self._open.get(key)
+        return None if opened is None else self.model.length(opened.cache_id)
 
     def free(self, epoch: int, sequence: int) -> None:
         """Free a sequence; its frames that are still under way will be dropped."""

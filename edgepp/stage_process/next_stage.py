@@ -1,4 +1,4 @@
-"""Links to next stages: each is made and measured in a thread of its own, then handed to the compute thread.
+"""Links to other stages: each is made in a thread of its own, then handed to the compute thread.
 
 A dead address costs seconds, in which the compute thread must serve other rings.
 """
@@ -9,10 +9,12 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import zmq
 
 from edgepp.errors import EdgeppError, RemoteProtocolError
+from edgepp.stage_process.bulk_link import BulkAttempt, BulkConnected
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.mailbox import Mailbox
@@ -56,8 +58,11 @@ class NextStageLink:
     """Measured rate, one way."""
 
 
+A = TypeVar("A", ConnectAttempt, BulkAttempt)
+
+
 class NextStageConnector:
-    """Makes links to next stages. ``begin`` and ``close`` belong to one thread."""
+    """Makes links to next stages, which it measures, and links for bulk data. Safe from any thread."""
 
     def __init__(
         self,
@@ -65,13 +70,13 @@ class NextStageConnector:
         keys: KeyPair | None,
         row_bytes: int,
         frame_bytes: int,
-        on_connected: Callable[[NextStageLink], None],
+        on_connected: Callable[[NextStageLink | BulkConnected], None],
         outbox: Mailbox[Reply],
     ) -> None:
         """Prepare to make links.
 
         ``row_bytes`` is the size of one hidden state, ``frame_bytes`` the longest frame that a stage accepts.
-        ``on_connected`` gets each link, in any thread; ``outbox`` gets a ``Refused`` for each failed attempt.
+        ``on_connected`` gets each link, in any thread; ``outbox`` gets a ``Refused`` for each failed ``Attach``.
         """
         self._context = context
         self._keys = keys
@@ -79,7 +84,8 @@ class NextStageConnector:
         self._probe_bytes = min(PROBE_BYTES, frame_bytes)
         self._on_connected = on_connected
         self._outbox = outbox
-        self._threads: dict[threading.Thread, ConnectAttempt] = {}
+        self._lock = threading.Lock()
+        self._threads: dict[threading.Thread, ConnectAttempt | BulkAttempt] = {}
 
     def begin(self, attempt: ConnectAttempt) -> None:
         """Begin ``attempt``; calls ``on_connected`` at once where there is no next stage.
@@ -90,18 +96,32 @@ class NextStageConnector:
         if not attempt.message.next_addresses:
             self._on_connected(NextStageLink(attempt))
             return
-        self._threads = {thread: one for thread, one in self._threads.items() if thread.is_alive()}
-        if len(self._threads) >= MAX_CONNECT_ATTEMPTS:
+        if not self._start(attempt, self._run):
             raise RemoteProtocolError(f"this stage is joining {MAX_CONNECT_ATTEMPTS} rings already")
-        thread = threading.Thread(target=self._run, args=(attempt,), name="connect-next-stage", daemon=True)
-        self._threads[thread] = attempt
-        thread.start()
+
+    def begin_bulk(self, attempt: BulkAttempt) -> None:
+        """Begin to connect for bulk data; the ``BulkConnected`` tells of a failure too."""
+        if not self._start(attempt, self._run_bulk):
+            self._on_connected(BulkConnected(attempt, None, f"{MAX_CONNECT_ATTEMPTS} links are being made already"))
+
+    def _start(self, attempt: A, run: Callable[[A], None]) -> bool:
+        """Start a thread for an attempt; False where ``MAX_CONNECT_ATTEMPTS`` are under way."""
+        with self._lock:
+            self._threads = {thread: one for thread, one in self._threads.items() if thread.is_alive()}
+            if len(self._threads) >= MAX_CONNECT_ATTEMPTS:
+                return False
+            thread = threading.Thread(target=run, args=(attempt,), name="connect-stage", daemon=True)
+            self._threads[thread] = attempt
+            thread.start()
+            return True
 
     def close(self) -> None:
         """Give up all attempts and wait for their threads."""
-        for attempt in self._threads.values():
+        with self._lock:
+            threads = dict(self._threads)
+        for attempt in threads.values():
             attempt.given_up = True
-        for thread in self._threads:
+        for thread in threads:
             thread.join()
 
     def _run(self, attempt: ConnectAttempt) -> None:
@@ -113,17 +133,36 @@ class NextStageConnector:
             log.exception("the link to a next stage failed")
             self._outbox.put((attempt.control, Refused(sentence(f"this stage cannot reach the next stage: {error}"))))
 
+    def _run_bulk(self, attempt: BulkAttempt) -> None:
+        link, reason = None, ""
+        try:
+            link = self._link(attempt.addresses, attempt.key, lambda: attempt.given_up)
+        except EdgeppError as error:
+            reason = str(error)
+        except Exception as error:  # such as no file descriptor left for a socket
+            log.exception("the link to a stage failed")
+            reason = str(error)
+        self._on_connected(BulkConnected(attempt, link, reason))
+
+    def _link(self, addresses: str, key: str, given_up: Callable[[], bool]) -> Link:
+        """A link to the first of ``addresses`` that answers.
+
+        Raises:
+            EdgeppError: None answers, or this machine has no keys.
+        """
+        parsed = [Address.parse(address) for address in addresses.split(",")]
+        probe, keys = Echo(0, reply=False), pinned(self._keys, key)
+        return connect_first(
+            self._context, parsed, probe, _ECHO_WAIT_S, _MAX_ECHO_FRAME_BYTES, keys, given_up=given_up
+        )[0]
+
     def _connect(self, attempt: ConnectAttempt) -> NextStageLink:
         message = attempt.message
-        addresses = [Address.parse(address) for address in message.next_addresses.split(",")]
-        probe, link_keys = Echo(0, reply=False), pinned(self._keys, message.next_key)
 
         def given_up() -> bool:
             return attempt.given_up
 
-        link, _ = connect_first(
-            self._context, addresses, probe, _ECHO_WAIT_S, _MAX_ECHO_FRAME_BYTES, link_keys, given_up=given_up
-        )
+        link = self._link(message.next_addresses, message.next_key, given_up)
         try:
             echo_s = measure_echo(link, self._row_bytes, _ECHO_WAIT_S, given_up=given_up)
             long_echo_s = measure_echo(link, self._probe_bytes, _ECHO_WAIT_S, rounds=2, given_up=given_up)

@@ -36,10 +36,16 @@ def run_member(node: JoinedNode, *, as_json: bool) -> None:
             greeted.append(True)
             _greet(node, event.address, as_json=as_json)
 
+    async def drain() -> None:
+        if node.has_layers:
+            _note("moving this node's layers to the others; Ctrl-C again leaves at once", as_json=as_json)
+            await node.drain()
+
     run_until_stopped(
         node,
         show,
         lambda: _note("stopping; `edgepp join` starts this node again", as_json=as_json),
+        prepare_end=drain,
         quiet=as_json,
     )
 

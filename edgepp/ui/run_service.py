@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -26,17 +26,23 @@ class Service(Protocol):
         """Events as they happen, until the service ends."""
 
 
+async def _end_at_once() -> None:
+    """Stand in for the preparations of a service that needs none before it is closed."""
+
+
 def run_until_stopped(
     service: Service,
     show: Callable[[Event], None],
     farewell: Callable[[], None],
     greet: Callable[[], None] = lambda: None,
+    prepare_end: Callable[[], Awaitable[None]] = _end_at_once,
     *,
     quiet: bool,
 ) -> None:
     """Open ``service``, call ``greet``, ``show`` each event, and close the service at its end or at Ctrl-C.
 
-    ``farewell`` is called if Ctrl-C came after the opening. ``quiet`` shows no progress of downloads and loads.
+    If Ctrl-C came after the opening, ``prepare_end`` is awaited until it ends or Ctrl-C comes again, and ``farewell``
+    is called. ``quiet`` shows no progress of downloads and loads.
 
     Raises:
         KeyboardInterrupt: Ctrl-C came before the service was open.
@@ -67,7 +73,10 @@ def run_until_stopped(
             await showing
         except (asyncio.CancelledError, KeyboardInterrupt):
             if opened.is_set():
-                farewell()
+                try:
+                    await prepare_end()
+                finally:
+                    farewell()
             raise
         finally:
             showing.cancel()

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.live import Live
-from rich.text import Text
-
 from edgepp.errors import EdgeppError
 from edgepp.ui.peers import connect
-from edgepp.ui.screen import Screen, say, say_json
+from edgepp.ui.screen import say, say_json
+from edgepp.ui.step_line import StepLine
 
 _LOOK_S = 0.5
 
@@ -25,10 +23,10 @@ def use(model: str, *, as_json: bool) -> None:
         EdgeppError: the model cannot be had or does not fit; the cluster goes on with the former one.
     """
     began_s = time.monotonic()
-    with connect() as client, _Note(as_json=as_json) as note:
+    with connect() as client, StepLine(as_json=as_json) as step:
         begun = client.call("use", {"model": _absolute(model)})
         while (change := (state := client.call("status"))["change"])["state"] not in ("ready", "failed"):
-            note.show(change, state)
+            _show(step, change, state)
             time.sleep(_LOOK_S)
     if change["state"] == "failed":
         raise EdgeppError(change["reason"], change["hint"])
@@ -49,46 +47,14 @@ def _absolute(model: str) -> str:
     return str(path.resolve()) if path.is_dir() else model
 
 
-class _Note:
-    """How far the change is: one line that is updated on a terminal, else a line per step; or lines of JSON."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        console = Screen(stderr=True)
-        self._live = (
-            Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
-            if console.is_terminal and not as_json
-            else None
-        )
-        self._shown: Any = None
-
-    def show(self, change: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Show the change as the cluster's ``state`` has it."""
-        if change["state"] == "opening":  # a name that is unknown is refused in this state
-            return
-        loading = (state["loading"] or {}) if change["state"] == "loading" else {}
-        progress, eta_s = loading.get("progress", change["progress"]), loading.get("eta_seconds")
-        if self._as_json:
-            told = {"event": change["state"], "model": change["model"], "progress": progress, "eta_s": eta_s}
-            if told != self._shown:
-                say_json(told)
-            self._shown = told
-            return
-        line = _line(change, state, progress, eta_s)
-        if self._live is not None:
-            self._live.update(Text(line, style="dim"), refresh=True)
-        elif change["state"] != self._shown:
-            say(line, err=True)
-            self._shown = change["state"]
-
-    def __enter__(self) -> _Note:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+def _show(step: StepLine, change: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Show the change as the cluster's ``state`` has it."""
+    if change["state"] == "opening":  # a name that is unknown is refused in this state
+        return
+    loading = (state["loading"] or {}) if change["state"] == "loading" else {}
+    progress, eta_s = loading.get("progress", change["progress"]), loading.get("eta_seconds")
+    facts = {"model": change["model"], "progress": progress, "eta_s": eta_s}
+    step.show(change["state"], _line(change, state, progress, eta_s), facts)
 
 
 def _line(change: Mapping[str, Any], state: Mapping[str, Any], progress: float, eta_s: float | None) -> str:

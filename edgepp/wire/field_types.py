@@ -59,7 +59,7 @@ Hosts: TypeAlias = Annotated[str, 0, 1024, are_hosts]
 Route: TypeAlias = Annotated[str, 2, 510, is_route]
 """Routing id of a connection, in hexadecimal."""
 
-Verb: TypeAlias = Literal["status", "peers", "leave", "invite", "token", "revoke", "use"]
+Verb: TypeAlias = Literal["status", "peers", "leave", "invite", "token", "revoke", "use", "drain"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd", "int8"]
 LinkCodec: TypeAlias = Literal["auto", "none", "lz4", "zstd", "int8"]

@@ -57,11 +57,14 @@ The coordinator of a cluster binds one ROUTER socket, encrypted by CURVE, for no
         Loading, Loaded, NotLoaded       progress and result of a Load; NotLoaded also when a stage process ended
                      ◄ Restart, Retire   end a stage process that hangs, and start the stage again; end the stage
                                          process that stayed when its slot got another layer range
+                     ◄ Warm              fetch layers that the node may run later, and read them once
+        Leaving      ► Drained           move the node's layers to the others, before Leave
         Leave        ◄ Expelled          the node leaves, also as reply to Expelled; key revoked, or the cluster ends
         Adopt        ► Enrolled|Refused  the holder of a token asks the coordinator to admit the holder's own key
 
               client ──► coordinator    one DEALER per chat or command
-        Call         ► Reply             status, peers, leave; on the coordinator's machine: invite, token, revoke, use
+        Call         ► Reply             status, peers, leave; on the coordinator's machine: invite, token, revoke,
+                                         use, drain
         Ask          ► Piece…, Answered  a prompt: text as it is generated, then times and stages
                      ► Waiting           every second until the first Piece, with the reason
                      ► Declined          in place of any of these replies: the reason and what to do
@@ -278,6 +281,7 @@ class Pong(NamedTuple):
     sequences: Count
     """Open sequences."""
     kv_bytes: Count
+    """Bytes of their keys and values, of their log, and of the copies for another stage."""
     received_bytes: Count
     """Bytes that the data socket has received."""
     sent_bytes: Count
@@ -486,6 +490,8 @@ class KvPiece(NamedTuple):
     """Form of the bytes (``StageModel.kv_layout``)."""
     checksum: Checksum
     """CRC-32 of the bytes."""
+    step: Id = 0
+    """1 + ``step`` of the latest frame of the sequence when a copy was taken; 0 for none, and to restore."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
@@ -646,6 +652,38 @@ class Retire(NamedTuple):
     slot: Slot
 
 
+class Warm(NamedTuple):
+    """Coordinator to node: fetch layers ``[start, stop)`` of ``model``, which the node may run later.
+
+    Where the free memory allows, the node also reads them once, into the page cache. A load of the node comes first,
+    and a later ``Warm`` takes the place of this one. No reply.
+    """
+
+    plan_id: Id
+    model: Label
+    start: Layer
+    stop: Layer
+
+    def problem(self) -> str:
+        """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
+        return "" if self.start < self.stop else "has an empty layer range"
+
+
+class Leaving(NamedTuple):
+    """Node to coordinator: the node is about to end; it runs its stages until ``Drained``, for 20 s at most.
+
+    The node sends the message again until the reply.
+    """
+
+    incarnation: Id
+
+
+class Drained(NamedTuple):
+    """Coordinator to node, in reply to ``Leaving``: the other nodes have the node's layers, or cannot take them."""
+
+    incarnation: Id
+
+
 class Leave(NamedTuple):
     """Node to coordinator: the node ends, with all of its stage processes."""
 
@@ -757,6 +795,9 @@ Message: TypeAlias = (
     | NotLoaded
     | Restart
     | Retire
+    | Warm
+    | Leaving
+    | Drained
     | Leave
     | Expelled
     | Adopt

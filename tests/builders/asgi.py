@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,10 +36,11 @@ def scope(method: str = "GET", path: str = "/", headers: Headers = (), client: s
     return {"type": "http", "method": method, "path": path, "headers": given, "client": (client, 50000), "state": {}}
 
 
-async def call(app: ASGIApp, asked: Scope, *pieces: bytes, gone: bool = False) -> Answered | None:
+async def call(app: ASGIApp, asked: Scope, *pieces: bytes, gone: bool = False, stays: bool = False) -> Answered | None:
     """The response to a request with a body of ``pieces``; None without one.
 
-    With ``gone`` the client closes its connection after the pieces, in the middle of the body.
+    With ``gone`` the client closes its connection after the pieces, in the middle of the body;
+    with ``stays`` it keeps its connection open, else it closes the connection after the body.
     """
     more = [True] * len(pieces) if gone else [True] * (len(pieces) - 1) + [False]
     waiting: list[Message] = [
@@ -49,6 +51,8 @@ async def call(app: ASGIApp, asked: Scope, *pieces: bytes, gone: bool = False) -
     sent: list[Message] = []
 
     async def receive() -> Message:
+        if stays and len(waiting) == 1:
+            await asyncio.Event().wait()
         return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
     async def send(message: Message) -> None:

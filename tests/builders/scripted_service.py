@@ -71,6 +71,9 @@ class ScriptedService:
     state: Mapping[str, Any] = field(default_factory=dict)
     """What ``status`` returns."""
 
+    async def prepare(self) -> None:
+        """Nothing: the model is known."""
+
     @property
     def request(self) -> GenerationRequest:
         """The newest request."""
@@ -133,6 +136,14 @@ class ScriptedService:
     def status(self) -> Mapping[str, Any]:
         """``state``."""
         return self.state
+
+
+class AnyName(ScriptedService):
+    """Serves its model by every name, so that random requests get further."""
+
+    def served(self, name: str | None) -> ServedModel:
+        """The model."""
+        return self.model
 
 
 def _rendered(conversation: Conversation) -> str:

@@ -1,34 +1,40 @@
-"""A node and its coordinator: how it ends when it is expelled, and what it tells after its link was lost."""
+"""A node and its coordinator: orders, how the node leaves or is expelled, and reports after a lost link."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
 
+import psutil
 import pytest
 import zmq
 
 from edgepp.cluster.identity import Cluster, Identity, PairedNode, load_identity
 from edgepp.errors import PairingError
+from edgepp.node import agent
 from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import Resources
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
     MAX_PAYLOAD_BYTES,
+    Drained,
     Enrol,
     Enrolled,
     Expelled,
     Heartbeat,
     HeartbeatAck,
     Leave,
+    Leaving,
     Load,
     Loaded,
     Message,
     NotLoaded,
     Restart,
+    Unload,
 )
 from edgepp.wire.security import Gate, KeyPair
 from edgepp.wire.transport import Address, Listener
@@ -151,3 +157,97 @@ def test_a_stage_process_is_restarted_on_the_order_of_the_coordinator(
     coordinator.say(encode(Restart(5, 9, first.pid)))  # a slot that the node does not have
     assert coordinator.hear(NotLoaded).restarting
     assert coordinator.hear(Loaded).pid != first.pid
+
+
+def load_layers(coordinator: FakeCoordinator, model: Path) -> Loaded:
+    """Have a member load two layers."""
+    in_force(coordinator)
+    coordinator.say(encode(Load(5, 0, str(model), 0, 2, False, 0)))
+    return coordinator.hear(Loaded)
+
+
+@pytest.fixture
+def draining(node: NodeAgent) -> Iterator[Callable[[], threading.Thread]]:
+    """Begins to drain the node, in a thread."""
+    given_up, threads = threading.Event(), []
+
+    def begin() -> threading.Thread:
+        threads.append(threading.Thread(target=node.drain, args=(given_up,)))
+        threads[0].start()
+        return threads[0]
+
+    yield begin
+    given_up.set()
+    for thread in threads:
+        thread.join()
+
+
+Draining = Callable[[], threading.Thread]
+
+
+def test_a_node_that_leaves_runs_its_stage_until_the_coordinator_has_moved_its_layers(
+    coordinator: FakeCoordinator, node: NodeAgent, tiny: Path, draining: Draining
+) -> None:
+    stage = load_layers(coordinator, tiny)
+    waiting = draining()
+    told = coordinator.hear(Leaving)
+    assert coordinator.hear(Leaving) == told  # again, since a message may be lost
+    coordinator.say(encode(Drained(told.incarnation + 1)))  # to an earlier process of the node
+    coordinator.hear(Heartbeat)
+    assert waiting.is_alive()
+    assert psutil.pid_exists(stage.pid)
+    coordinator.say(encode(Drained(told.incarnation)))
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+    assert node.has_layers
+    closing = threading.Thread(target=node.close)
+    closing.start()
+    assert coordinator.hear(Leave).incarnation == told.incarnation
+    closing.join(PATIENCE_S)
+    assert not psutil.pid_exists(stage.pid)
+
+
+def test_a_node_without_layers_leaves_at_once(coordinator: FakeCoordinator, node: NodeAgent) -> None:
+    in_force(coordinator)
+    assert not node.has_layers
+    node.drain(threading.Event())
+
+
+def test_a_node_whose_layers_were_taken_waits_no_longer(
+    coordinator: FakeCoordinator, node: NodeAgent, tiny: Path, draining: Draining
+) -> None:
+    load_layers(coordinator, tiny)
+    waiting = draining()
+    coordinator.hear(Leaving)
+    coordinator.say(encode(Unload(6, 0)))
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("why", ["time is over", "closed"])
+def test_a_node_waits_for_its_coordinator_no_longer_than_it_has_to(
+    coordinator: FakeCoordinator,
+    node: NodeAgent,
+    tiny: Path,
+    draining: Draining,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
+) -> None:
+    load_layers(coordinator, tiny)
+    if why == "time is over":
+        monkeypatch.setattr(agent, "DRAIN_S", 0.0)
+    waiting = draining()
+    coordinator.hear(Leaving)
+    if why == "closed":
+        node.close()
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+
+
+def test_a_node_that_does_not_reach_its_coordinator_leaves_at_once(
+    coordinator: FakeCoordinator, node: NodeAgent, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_layers(coordinator, tiny)
+    monkeypatch.setattr(agent, "COORDINATOR_SILENCE_S", -1.0)
+    node.drain(threading.Event())
+    assert node.has_layers

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-import tracemalloc
+import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import msgpack
@@ -16,10 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.planner import Planner
-from edgepp.errors import EdgeppError, RemoteProtocolError
+from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.control_thread import MAX_EPOCHS_PER_OWNER
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
 from edgepp.wire.message_codec import decode, encode
@@ -29,38 +25,30 @@ from edgepp.wire.messages import (
     Attached,
     Batch,
     Detach,
+    Expect,
+    Fault,
     Forward,
     Free,
     Hello,
+    KvPiece,
     Loaded,
     Message,
     Ping,
     Pong,
+    Push,
     Refused,
+    Replay,
     Welcome,
 )
-from edgepp.wire.transport import Address, Sender
+from edgepp.wire.transport import Sender
+from tests.ceiling import ceiling
+from tests.coordinator import close_coordinator, idle_coordinator, tell_coordinator, tick
 from tests.stages import ATTACH, DRIVER, GUEST, WELCOME, WIDTH, Stage, forward
-from tests.unit.coordinator.test_planner import SIZE, PlacementRequest
 from tests.wire import KEYS, messages
 
-CPU_S = 2.0
-BYTES = 16 << 20
+PUSH = Push(1, 1, "kv", 0, 4, 0, 1, "10.0.0.9:5721", KEYS[2], 2)
+PIECE = KvPiece(1, 1, "copy", 4, 6, 0, 2, "form", zlib.crc32(b"aabb"), 1)
 _QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@contextmanager
-def ceiling() -> Iterator[None]:
-    """Fail where the body takes more processor time or memory than one message may."""
-    tracemalloc.start()
-    began_s = time.thread_time()
-    try:
-        yield
-        spent_s, (_, peak) = time.thread_time() - began_s, tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert spent_s < CPU_S
-    assert peak < BYTES
 
 
 _JUNK: st.SearchStrategy[Any] = st.recursive(
@@ -115,19 +103,22 @@ def test_a_stages_control_survives_any_message(stage: Stage, said: list[tuple[Se
 
 
 def _ours(message: Message) -> bytes:
-    """A frame of the epoch and width that the stage knows."""
-    assert isinstance(message, Forward | Batch)
+    """A frame of the epoch and width that the stage knows, or a piece for it."""
+    assert isinstance(message, Forward | Batch | KvPiece)
+    if isinstance(message, KvPiece):
+        return encode(message._replace(epoch=1, sequence=message.sequence % 3))
     return encode(message._replace(epoch=1, width=WIDTH))
 
 
 _TENSORS = st.lists(PAYLOADS | st.binary(min_size=32, max_size=32), max_size=2)
 
 
-@given(st.lists(st.tuples(HEADERS | messages(Forward, Batch).map(_ours), _TENSORS), max_size=5))
+@given(st.lists(st.tuples(HEADERS | messages(Forward, Batch, KvPiece).map(_ours), _TENSORS), max_size=5))
 @_QUICK
 def test_a_stages_compute_survives_any_message(said: list[tuple[bytes, list[bytes]]]) -> None:
     with closing(Stage()) as stage:
-        stage.order(DRIVER, encode(ATTACH))
+        stage.order(DRIVER, encode(ATTACH._replace(keeps_copies=True, copies_from=GUEST.key)))
+        stage.order(DRIVER, encode(Expect(1, 2, 64, 8, GUEST.key)))
         for header, tensor in said:
             with ceiling():
                 stage.data.put(GUEST, [header, *tensor])
@@ -145,7 +136,8 @@ def test_a_stage_of_a_cluster_takes_orders_from_its_coordinator_alone(stage: Sta
     assert isinstance(refused, Refused)
     assert "of a guest" in refused.reason
     assert isinstance(stage.order(DRIVER, encode(ATTACH))[0], Attached)
-    for message in (Detach(1), Free(1, 1)):
+    orders = (Detach(1), Free(1, 1), Replay(1, 1, 64, 0, 1, 1), Expect(1, 1, 64, 1, GUEST.key), PUSH)
+    for message in orders:
         assert isinstance(stage.order(GUEST, encode(message))[0], Refused)
     assert stage.order(DRIVER, encode(Ping(1)))[0].known  # type: ignore[union-attr]
     assert not stage.order(GUEST, encode(Ping(1)))[0].known  # type: ignore[union-attr]
@@ -170,6 +162,118 @@ def test_frames_come_from_the_previous_stage_alone(stage: Stage) -> None:
     assert len(stage.data.sent) == 1
 
 
+def put(stage: Stage, piece: KvPiece, *frames: bytes, sender: Sender = GUEST) -> None:
+    stage.data.put(sender, [encode(piece), *frames])
+    stage.compute.receive()
+
+
+def test_copies_are_kept_from_the_named_stage_alone_and_only_where_asked_for(stage: Stage) -> None:
+    stage.order(DRIVER, encode(ATTACH))
+    put(stage, PIECE, b"aabb")
+    assert stage.compute.bulk.nbytes == 0
+    stage.order(DRIVER, encode(ATTACH._replace(keeps_copies=True, copies_from=KEYS[2])))
+    put(stage, PIECE, b"aabb")
+    sender = GUEST._replace(key=KEYS[2])
+    for bad in (
+        PIECE._replace(epoch=9),
+        PIECE._replace(checksum=1),
+        PIECE._replace(start=1),
+        PIECE._replace(stop=65),
+        PIECE._replace(purpose="restore"),
+    ):
+        put(stage, bad, b"aabb", sender=sender)
+    put(stage, PIECE, sender=sender)
+    put(stage, PIECE, b"aa", b"bb", sender=sender)
+    assert stage.compute.bulk.nbytes == 0
+    assert stage.compute.runner.counters.dropped == 9
+    put(stage, PIECE, b"aabb", sender=sender)
+    assert stage.compute.bulk.nbytes > 0
+    stage.order(DRIVER, encode(Free(1, 1)))
+    assert stage.compute.bulk.nbytes == 0
+    assert stage.faults() == []
+
+
+def test_copies_beyond_the_memory_for_them_are_dropped_and_counted(stage: Stage) -> None:
+    stage.order(DRIVER, encode(ATTACH._replace(keeps_copies=True, copies_from=GUEST.key)))
+    stage.compute.bulk._copies._max_bytes = 3000
+    for sequence in range(40):
+        put(stage, PIECE._replace(sequence=sequence), b"aabb")
+    assert 0 < stage.compute.bulk.nbytes <= 3000
+    assert stage.compute.runner.counters.dropped > 20
+
+
+def test_keys_and_values_are_restored_from_the_named_stage_alone(stage: Stage) -> None:
+    stage.model.kv_layout = "form"
+    stage.order(DRIVER, encode(ATTACH))
+    assert stage.order(DRIVER, encode(Expect(1, 1, 64, 2, KEYS[2]))) == []
+    piece = PIECE._replace(purpose="restore", start_layer=0, stop_layer=4)
+    put(stage, piece, b"aabb")
+    put(stage, piece._replace(sequence=2), b"aabb", sender=GUEST._replace(key=KEYS[2]))
+    assert stage.compute.runner.counters.dropped == 2
+    assert stage.faults() == []
+    assert stage.compute.runner.sequences == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layout": "another"}, "of the form 'another'"),
+        ({"checksum": 1}, "checksum"),
+        ({"start": 1}, "missing or not wanted"),
+        ({"stop_layer": 5}, "missing or not wanted"),
+    ],
+)
+def test_a_piece_that_does_not_fit_fails_its_sequence_alone(stage: Stage, changes: dict[str, Any], reason: str) -> None:
+    stage.model.kv_layout = "form"
+    stage.order(DRIVER, encode(ATTACH))
+    stage.feed(forward(7), np.ones((1, WIDTH)))
+    stage.order(DRIVER, encode(Expect(1, 1, 64, 2, GUEST.key)))
+    piece = PIECE._replace(purpose="restore", start_layer=0, stop_layer=4)
+    put(stage, piece._replace(**changes), b"aabb")
+    (fault,) = stage.faults()
+    assert isinstance(fault, Fault)
+    assert fault.sequence == 1
+    assert reason in fault.reason
+    assert stage.compute.runner.lengths(1) == {7: 1}
+    put(stage, piece, b"aabb")
+    assert stage.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("expect", "reason"),
+    [
+        (Expect(1, 1, 65, 2, GUEST.key), "context of 64"),
+        (Expect(1, 7, 64, 65, GUEST.key)._replace(capacity=65), "it may have 65"),
+        (Expect(1, 9, 64, 2, GUEST.key), "was freed"),
+    ],
+)
+def test_an_expectation_that_cannot_be_met_is_a_fault(stage: Stage, expect: Expect, reason: str) -> None:
+    stage.model.kv_layout = "form"
+    stage.order(DRIVER, encode(ATTACH))
+    stage.feed(forward(7), np.ones((1, WIDTH)))
+    stage.order(DRIVER, encode(Free(1, 9)))
+    (fault,) = stage.order(DRIVER, encode(expect))
+    assert isinstance(fault, Fault)
+    assert reason in fault.reason
+
+
+@pytest.mark.parametrize("message", [PUSH._replace(key=""), Expect(1, 1, 64, 2, "")])
+def test_keys_and_values_leave_and_enter_an_encrypted_stage_encrypted(stage: Stage, message: Message) -> None:
+    stage.order(DRIVER, encode(ATTACH))
+    (refused,) = stage.order(DRIVER, encode(message))
+    assert isinstance(refused, Refused)
+    assert "which is encrypted" in refused.reason
+
+
+@pytest.mark.parametrize(
+    "changes", [{"keeper_addresses": "10.0.0.9:5721"}, {"keeps_copies": True}], ids=["keeper", "keeps copies"]
+)
+def test_copies_go_over_encrypted_links(stage: Stage, changes: dict[str, Any]) -> None:
+    (refused,) = stage.order(DRIVER, encode(ATTACH._replace(**changes)))
+    assert isinstance(refused, Refused)
+    assert "which is encrypted" in refused.reason
+
+
 @pytest.mark.parametrize(("key", "previous_key"), [(DRIVER.key, ""), ("", KEYS[1])], ids=["driver", "no name"])
 def test_a_previous_key_that_no_sender_could_prove_is_refused(stage: Stage, key: str, previous_key: str) -> None:
     (refused,) = stage.order(DRIVER._replace(key=key), encode(ATTACH._replace(previous_key=previous_key)))
@@ -181,7 +285,8 @@ def test_without_keys_an_epoch_belongs_to_the_host_that_attached_it(stage: Stage
     one, other = Sender(b"one", "", "10.0.0.1"), Sender(b"other", "", "10.0.0.2")
     attach = ATTACH._replace(previous_key="")
     assert isinstance(stage.order(one, encode(attach))[0], Attached)
-    for message in (attach, Detach(1), Free(1, 1)):
+    orders = (Replay(1, 1, 64, 0, 1, 1), Expect(1, 1, 64, 1, ""), PUSH._replace(key=""))
+    for message in (attach, Detach(1), Free(1, 1), *orders):
         (refused,) = stage.order(other, encode(message))
         assert isinstance(refused, Refused)
         assert "another coordinator" in refused.reason
@@ -238,30 +343,10 @@ def test_hidden_states_that_are_no_numbers_end_their_own_sequence(stage: Stage, 
 
 @pytest.fixture
 def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator]:
-    def no_pipeline(*_: Any) -> Any:
-        raise EdgeppError("there is no pipeline")
-
     monkeypatch.setenv("EDGEPP_HOME", str(tmp_path))
-    identity = load_identity()
-    cluster = new_cluster(identity)
-    cluster = cluster.__class__(cluster.id, cluster.coordinator, (PairedNode.of("mini", GUEST.key),))
-    pipeline_manager = SimpleNamespace(
-        pipeline=None, reason="", model="m", acquire=no_pipeline, keep=lambda _: None, shut=lambda _: None
-    )
-    request = PlacementRequest(SIZE, context=1024, max_sequences=1)
-    planner = Planner(request, "m", False, identity.node, kv_bits=0, base_plan_id=1000)
-    made = Coordinator(
-        identity,
-        cluster,
-        Address("127.0.0.1", 0),
-        planner,
-        pipeline_manager,  # type: ignore[arg-type]
-        lambda _: None,
-        no_pipeline,
-    )
+    made = idle_coordinator()
     yield made
-    made._outbox.put(None)
-    made.run()
+    close_coordinator(made)
 
 
 @given(st.lists(st.tuples(st.sampled_from([DRIVER, GUEST]), MESSAGES), max_size=5))
@@ -269,9 +354,9 @@ def coordinator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coo
 def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list[tuple[Sender, list[bytes]]]) -> None:
     for sender, frames in said:
         with ceiling():
-            coordinator.inbox.put(sender, [memoryview(frame) for frame in frames])
-            coordinator.handle_waiting()
-    coordinator._tick(time.monotonic())
+            tell_coordinator(coordinator, sender, frames)
+    with ceiling():
+        tick(coordinator)
     assert coordinator.trust_store.node_of(GUEST.key)
 
 
@@ -279,6 +364,5 @@ def test_a_coordinator_survives_any_message(coordinator: Coordinator, said: list
 def test_a_stranger_and_a_wrong_role_change_nothing(coordinator: Coordinator, message: Message) -> None:
     version = coordinator.members.version
     for sender in (DRIVER, GUEST):
-        coordinator.inbox.put(sender, [memoryview(encode(message))])
-    coordinator.handle_waiting()
+        tell_coordinator(coordinator, sender, [encode(message)])
     assert coordinator.members.version == version

@@ -87,7 +87,7 @@ def test_a_replay_sends_the_log_again_in_chunks(stage: Stage, link: TakingLink) 
     sent = b"".join(tensor for message, (tensor, *_) in ((m, r) for m, r in link.sent if isinstance(m, Forward)))
     assert sent == rows(3, 18).tobytes()
     feed(stage, 1, 21, 1)
-    assert stage.compute._boundary_log.lengths(2) == {1: 22}
+    assert stage.compute.bulk._boundary_log.lengths(2) == {1: 22}
 
 
 def test_other_frames_go_between_two_chunks(stage: Stage, link: TakingLink) -> None:
@@ -101,7 +101,7 @@ def test_other_frames_go_between_two_chunks(stage: Stage, link: TakingLink) -> N
 
 
 def test_a_replay_waits_for_a_receiver_that_takes_nothing(stage: Stage, link: TakingLink) -> None:
-    stage.compute._rings[2].pace._window_bytes = 2 * 8 * WIDTH * 4  # type: ignore[union-attr]
+    stage.compute.bulk._replays[2][1]._window_bytes = 2 * 8 * WIDTH * 4
     feed(stage, 1, 0, 40)
     link.sent.clear()
     stage.compute.execute(Replay(2, 1, 64, 0, 40, 1))
@@ -141,7 +141,7 @@ def test_a_replay_of_a_freed_sequence_comes_to_nothing(stage: Stage, link: Takin
     link.sent.clear()
     assert not stage.compute._move_bulk()
     assert link.sent == []
-    assert stage.compute._boundary_log.nbytes == 0
+    assert stage.compute.bulk._boundary_log.nbytes == 0
 
 
 def test_a_hostile_echo_fails_the_replay_and_nothing_else(stage: Stage, link: TakingLink) -> None:
@@ -159,7 +159,7 @@ def test_a_frame_that_ends_here_is_computed_logged_and_reported(stage: Stage, li
     feed(stage, 1, 4, 2, until=0)
     assert said(stage) == [Rebuilt(2, 1, 4), Rebuilt(2, 1, 6)]
     assert link.frames() == []
-    assert stage.compute._boundary_log.lengths(2) == {1: 6}
+    assert stage.compute.bulk._boundary_log.lengths(2) == {1: 6}
 
 
 def test_the_last_stage_reports_a_replay_and_returns_other_frames() -> None:
@@ -172,7 +172,7 @@ def test_the_last_stage_reports_a_replay_and_returns_other_frames() -> None:
     stage.feed(forward(1, position=4), rows(4, 1))
     answers = [message for _, message in stage.data.sent]
     assert [(type(one), one.rows, one.serial) for one in answers] == [(Hidden, 0, 0), (Hidden, 1, 1)]  # type: ignore[union-attr]
-    assert stage.compute._boundary_log.lengths(1) == {}
+    assert stage.compute.bulk._boundary_log.lengths(1) == {}
     stage.close()
 
 

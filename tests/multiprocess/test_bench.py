@@ -111,8 +111,8 @@ def test_waiting(tiny: Path) -> None:
     assert found["second_turn"]["second_ttft_s"] > 0
 
 
-def test_soak(tiny: Path) -> None:
-    found = result("soak", "--model", str(tiny), "--requests", "30", "--tolerance", "1.0")
+def test_leaks(tiny: Path) -> None:
+    found = result("leaks", "--model", str(tiny), "--requests", "30", "--tolerance", "1.0")
     assert sum(found["ended"].values()) == 30
     assert found["after"]["live"] == found["after"]["waiting"] == 0
 

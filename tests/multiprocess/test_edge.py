@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "keys list": (),
     "keys revoke": ("nobody",),
     "use": ("MODEL",),
+    "drain": ("nobody",),
     "launch": ("codex", "--print", "--url", "http://127.0.0.1:9"),
     "leave": (),
     "plan": ("MODEL", "--node", "mem=4GB"),

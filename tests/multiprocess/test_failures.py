@@ -17,7 +17,7 @@ from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
 from edgepp.engine.stage_handshake import Endpoint, Expectation
-from edgepp.errors import StageLost
+from edgepp.errors import RemoteProtocolError, StageLost
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.wire.message_codec import decode, encode
@@ -195,6 +195,15 @@ def test_nodes_serve_a_new_chat_after_one_was_lost(tiny: Path) -> None:
             assert greedy_tokens(engine, PROMPT, 5) == before
 
 
+def _numbered(header: bytes, serial: int) -> bytes:
+    """The header with that serial number, where it is one of a frame."""
+    try:
+        message = decode(header)
+    except RemoteProtocolError:
+        return header
+    return encode(message._replace(serial=serial)) if isinstance(message, Forward) else header
+
+
 def test_hostile_bytes_are_counted_and_the_stage_lives_on(
     tiny: Path, pair: list[Node], knock: Callable[[Node], Knocker]
 ) -> None:
@@ -223,8 +232,8 @@ def test_hostile_bytes_are_counted_and_the_stage_lives_on(
         [encode(Echo(1, reply=True)), b""],
         [encode(Hello("stranger"))],
     ]
-    for frames in hostile:
-        stranger.send_data(*frames)
+    for serial, (header, *tensor) in enumerate(hostile):
+        stranger.send_data(_numbered(header, serial), *tensor)
     eventually("all are counted", lambda: stranger.state().dropped >= before + len(hostile))
     assert stranger.state().dropped == before + len(hostile)
     stranger.send_control(b"\x93garbage")

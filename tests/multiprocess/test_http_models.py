@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import edgepp
+from edgepp.engine.frontend import ModelFrontend
 from edgepp.http_api.http_options import HttpOptions
+from edgepp.http_api.model_text import ModelText
 from edgepp.http_api.server import HttpServer
 from edgepp.model.random_checkpoint import TINY
 from edgepp.python_api import ServedCluster
@@ -62,6 +67,31 @@ def test_metrics_count_answers_over_http_and_over_the_cluster(checkpoints: Check
         assert "edgepp_stage_sent_bytes_total" in found
 
     with_server(str(checkpoints(TINY)), work)
+
+
+def test_what_is_known_of_a_model_is_made_outside_of_the_event_loop(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = str(checkpoints(TINY)), str(checkpoints(replace(TINY, layers=6)))
+    threads: list[int] = []
+    made = ModelText.of
+
+    def noted(frontend: ModelFrontend) -> ModelText:
+        threads.append(threading.get_ident())
+        return made(frontend)
+
+    async def work(cluster: ServedCluster, client: httpx.AsyncClient) -> None:
+        monkeypatch.setattr(ModelText, "of", noted)
+        for model in (first, second):
+            if model == second:
+                await cluster.load(model)
+            responses = await asyncio.gather(*(client.get(path) for path in ("/v1/models", "/metrics", "/health") * 3))
+            assert {response.status_code for response in responses} == {200}
+            assert (await client.get("/v1/models")).json()["data"][0]["id"] == model
+        assert len(threads) == 2
+        assert threading.get_ident() not in threads
+
+    with_server(first, work)
 
 
 def test_the_model_is_changed_over_http_and_refusals_change_nothing(checkpoints: Checkpoints) -> None:

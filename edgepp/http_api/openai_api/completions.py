@@ -120,6 +120,7 @@ def summed(usages: Sequence[Usage]) -> Usage:
         queue_s=sum(usage.queue_s for usage in usages),
         prompt_s=sum(usage.prompt_s for usage in usages),
         decode_s=sum(usage.decode_s for usage in usages),
+        recoveries=tuple(recovery for usage in usages for recovery in usage.recoveries),
     )
 
 

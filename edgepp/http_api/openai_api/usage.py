@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgepp.engine.timing import Recovery
 from edgepp.http_api.generation import Usage
 
 
@@ -23,10 +24,11 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def timings(usage: Usage) -> dict[str, float]:
+def timings(usage: Usage) -> dict[str, Any]:
     """llama-server's ``timings``: tokens, milliseconds and rates of prefill and decode.
 
-    The first token belongs to the prefill: decode has one token less than the answer.
+    The first token belongs to the prefill: decode has one token less than the answer. With ``recoveries`` if stages
+    were lost during the answer: how each loss was survived, and how long the text paused.
     """
     computed = max(0, usage.prompt_tokens - usage.cached_tokens)
     decoded = max(0, usage.completion_tokens - 1)
@@ -40,7 +42,12 @@ def timings(usage: Usage) -> dict[str, float]:
         "predicted_ms": _ms(usage.decode_s),
         "predicted_per_token_ms": _ms(_ratio(usage.decode_s, decoded)),
         "predicted_per_second": round(_ratio(decoded, usage.decode_s), 3),
+        **({"recoveries": list(map(_recovery, usage.recoveries))} if usage.recoveries else {}),
     }
+
+
+def _recovery(recovery: Recovery) -> dict[str, Any]:
+    return {"how": recovery.how, "pause_ms": _ms(recovery.pause_s)}
 
 
 def _ms(seconds: float) -> float:

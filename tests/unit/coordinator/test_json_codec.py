@@ -133,6 +133,14 @@ def test_an_outcome_with_anything_else_in_it_is_refused(field: str, junk: Any) -
     assert field == "prompt_tokens" or junk == form[field]
 
 
+@pytest.mark.parametrize("junk", ["text", 5, None, [1], ["x"]])
+def test_times_of_a_stage_that_are_no_object_are_refused(junk: Any) -> None:
+    form = over_the_wire(encode_summary(OUTCOME))
+    form["timing"]["stages"] = [junk]
+    with pytest.raises(RemoteProtocolError, match="an object is expected"):
+        decode_summary(form)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

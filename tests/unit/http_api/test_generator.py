@@ -161,6 +161,9 @@ class Cluster:
     asked: list[GenerateOptions] = field(default_factory=list)
     owners: list[str] = field(default_factory=list)
 
+    async def prepare(self) -> None:
+        pass
+
     @property
     def text(self) -> ModelText:
         return cast("ModelText", self)

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from edgepp.coordinator.live_answer import EndedAnswer
 from edgepp.engine.ring import StageInfo
-from edgepp.engine.timing import StageTimes, Timing
+from edgepp.engine.timing import Recovery, StageTimes, Timing
 from edgepp.http_api import health, metrics
 from edgepp.layers import LayerRange
 from tests.builders.scripted_service import ScriptedService
@@ -36,7 +36,6 @@ READY: dict[str, Any] = {
         "held_positions": 1024,
         "kept_positions": 1024,
         "recoveries": {"copies": 2, "prefill": 1},
-        "recovery_s": 1.5,
     },
     "nodes": [{"name": "mini", "state": "ready", "rtt_s": 0.002, "memory_free_bytes": 1 << 30}],
     "stages": [
@@ -44,6 +43,7 @@ READY: dict[str, Any] = {
         | {"queue_s": 0.25, "received_bytes": 4096, "sent_bytes": 2048, "reconnects": 1}
     ],
 }
+LOSS = Recovery("copies", 1.5)
 STAGE = StageInfo(0, LayerRange(0, 30), "mini", "127.0.0.1:1", 5, "onnx", "cpu", 512, 4096, 0.1, 0.1)
 
 
@@ -55,7 +55,7 @@ def client(state: dict[str, Any], address: str = "127.0.0.1") -> TestClient:
             "stop",
             100,
             5,
-            Timing(0.0, 0.5, 1.5, 5, reused=80, stages=[StageTimes(0.1, 0.2, 0.3)]),
+            Timing(0.0, 0.5, 1.5, 5, reused=80, stages=[StageTimes(0.1, 0.2, 0.3)], recoveries=[LOSS]),
             (STAGE,),
             2.0,
             (0.2, 0.3),
@@ -115,8 +115,9 @@ def test_metrics_count_answers_stages_and_the_prefix_cache() -> None:
         ("edgepp_stage_sent_bytes_total", '{"node": "mini", "stage": "0"}', 2048),
         ("edgepp_stage_reconnects_total", '{"node": "mini", "stage": "0"}', 1),
         ("edgepp_recoveries_total", '{"how": "copies"}', 2),
+        ("edgepp_recoveries_total", '{"how": "log"}', 0),
         ("edgepp_recovery_seconds_sum", "{}", 1.5),
-        ("edgepp_recovery_seconds_count", "{}", 3),
+        ("edgepp_recovery_seconds_count", "{}", 1),
         ("edgepp_node_rtt_seconds", '{"node": "mini"}', 0.002),
         ("edgepp_num_requests_running", "{}", 2),
         ("edgepp_kv_cache_usage_ratio", "{}", 0.25),

@@ -9,21 +9,13 @@ from hypothesis import HealthCheck, Phase, settings
 
 from edgepp.http_api.app import ROUTE_LISTS, make_app
 from edgepp.http_api.http_options import HttpOptions, Limits
-from edgepp.http_api.model_service import ServedModel
 from edgepp.http_api.openapi import document
 from edgepp.http_api.operation import Operation
-from tests.builders.scripted_service import ScriptedService, answer
+from tests.builders.scripted_service import AnyName, answer
 
 NUM_CASES = int(os.environ.get("EDGEPP_HTTP_CASES", "150"))
 """Random requests of all operations together. From 1000 on, those at the borders of each field come besides."""
 PHASES = (Phase.explicit, Phase.generate) if NUM_CASES >= 1000 else (Phase.generate,)
-
-
-class AnyName(ScriptedService):
-    """Serves its model by every name, so that requests get further."""
-
-    def served(self, name: str | None) -> ServedModel:
-        return self.model
 
 
 SERVICE = AnyName([answer("a", "b")])

@@ -15,14 +15,23 @@ from edgepp.wire.messages import (
     Attach,
     Batch,
     Declined,
+    Drained,
     Enrol,
+    Expect,
     Fault,
     Forward,
+    Held,
     Hello,
+    KvPiece,
+    Leaving,
     Load,
     Message,
     Pong,
+    Push,
+    Replay,
     Restart,
+    Retire,
+    Warm,
     Welcome,
 )
 from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
@@ -106,6 +115,9 @@ def test_a_decode_header_is_small() -> None:
 ATTACH = Attach(1, 0, "10.0.0.2:5720,[fe80::1%eth0]:5721", KEYS[0], b"c1".hex(), "auto", 0)
 FORWARD = Forward(1, 1, 0, 0, 16, 0, 1, 1, 8, "float32", "none", ())
 BATCH = Batch(1, 1, (1, 2), (4, 5), 8, "float32", "none", ())
+HELD = Held(1, "kv", 0, 2, (1, 2), (4, 5))
+PUSH = Push(1, 1, "kv", 0, 2, 0, 9, "10.0.0.2:5720", KEYS[0], 2)
+PIECE = KvPiece(1, 1, "restore", 0, 2, 0, 9, "1 float32 3x64", 7)
 LOAD = Load(1, 0, "tiny", 0, 4, False, 0)
 ENROL = Enrol(1, "mini", "0.1.0", "10.0.0.2,fe80::1%eth0", 1, "onnx", "cpu", 1, 1, 0, 0, 1, 1)
 WELCOME = Welcome(
@@ -132,6 +144,24 @@ WELCOME = Welcome(
         (ATTACH._replace(next_addresses="a:1;inproc://x:1"), "bad next_addresses"),
         (ATTACH._replace(next_addresses=",".join(["10.0.0.2:1"] * 17)), "bad next_addresses"),
         (ATTACH._replace(stage=1 << 20), "bad stage"),
+        (ATTACH._replace(keeper_key=KEYS[1]), "keeper of copies without its addresses"),
+        (ATTACH._replace(copies_from=KEYS[1]), "accepts none"),
+        (ATTACH._replace(inherits=1), "inherits its own epoch"),
+        (HELD._replace(stop=0), "layer range"),
+        (HELD._replace(positions=(1,)), "do not match"),
+        (HELD._replace(what="tokens"), "bad what"),
+        (Replay(1, 1, 8, 4, 4, 1), "range of positions"),
+        (Replay(1, 1, 8, 0, 9, 1), "range of positions"),
+        (Expect(1, 1, 8, 0, ""), "impossible length"),
+        (Expect(1, 1, 8, 9, ""), "impossible length"),
+        (PUSH._replace(start_layer=2), "empty range"),
+        (PUSH._replace(stop=0), "empty range"),
+        (PUSH._replace(addresses=""), "no address"),
+        (PIECE._replace(stop=0), "empty range"),
+        (PIECE._replace(checksum=1 << 32), "bad checksum"),
+        (PIECE._replace(layout="a\nb"), "bad layout"),
+        (FORWARD._replace(until=1 << 20), "bad until"),
+        (FORWARD._replace(serial=-1), "bad serial"),
         (FORWARD._replace(rows=0, wanted_rows=0), "wants 0 rows of 0"),
         (FORWARD._replace(wanted_rows=2), "wants 2 rows of 1"),
         (FORWARD._replace(dtype="float64"), "bad dtype"),
@@ -139,6 +169,7 @@ WELCOME = Welcome(
         (BATCH._replace(positions=(1,)), "do not match"),
         (BATCH._replace(positions=()), "bad positions"),
         (LOAD._replace(start=4), "layer range"),
+        (Warm(1, "tiny", 4, 4), "layer range"),
         (LOAD._replace(model="a\x1b]52;c;x\x07"), "bad model"),
         (ENROL._replace(name=""), "bad name"),
         (ENROL._replace(name="a\nb"), "bad name"),
@@ -156,7 +187,7 @@ def test_a_message_without_meaning_is_refused_by_name(message: Message, fault: s
 
 
 def test_the_unchanged_messages_are_valid() -> None:
-    for message in (ATTACH, FORWARD, BATCH, LOAD, ENROL, WELCOME):
+    for message in (ATTACH, FORWARD, BATCH, HELD, PUSH, PIECE, LOAD, ENROL, WELCOME):
         assert decode(encode(message)) == message
 
 
@@ -194,8 +225,17 @@ def test_every_kind_of_message_has_its_speakers() -> None:
         (ENROL, "control", "driver"),
         (LOAD, "cluster", "member"),
         (Restart(1, 0, 77), "cluster", "member"),
+        (Retire(1, 0), "cluster", "member"),
+        (Warm(1, "tiny", 0, 4), "cluster", "member"),
+        (Leaving(1), "cluster", "coordinator"),
+        (Drained(1), "cluster", "member"),
         (FORWARD, "control", "driver"),
         (WELCOME, "control", "driver"),
+        (PUSH, "control", "guest"),
+        (PUSH, "data", "driver"),
+        (PIECE, "control", "driver"),
+        (PIECE, "data", "stage"),
+        (HELD, "control", "driver"),
     ],
 )
 def test_a_message_of_the_wrong_speaker_is_refused(message: Message, socket: Any, role: Any) -> None:
@@ -205,4 +245,4 @@ def test_a_message_of_the_wrong_speaker_is_refused(message: Message, socket: Any
 
 
 def test_only_the_owner_admits_and_revokes() -> None:
-    assert {"invite", "token", "revoke", "use"} <= VERBS_OF_OWNER
+    assert {"invite", "token", "revoke", "use", "drain"} <= VERBS_OF_OWNER

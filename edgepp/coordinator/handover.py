@@ -1,0 +1,68 @@
+"""What a rollout orders once the pipeline has moved to the stages of a new plan. Pure: stages in, orders out.
+
+The stage processes of the former plan run until then, so that answers go on, and their sequences can move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from edgepp.coordinator.planner import Order
+from edgepp.layers import LayerRange
+from edgepp.wire.messages import Load, Restart, Retire, Unload, Warm
+
+RolloutOrder: TypeAlias = tuple[str, Load | Unload | Restart | Retire | Warm]
+"""A node id, and the message to send to that node."""
+
+
+class RunningStage(NamedTuple):
+    """A stage that the pipeline runs over."""
+
+    node: str
+    slot: int
+    plan_id: int
+    layers: LayerRange
+
+
+class Handover:
+    """The stages that the pipeline runs over, and the orders that wait until it has moved."""
+
+    def __init__(self) -> None:
+        self._running: tuple[RunningStage, ...] = ()
+        self._left: dict[tuple[str, int], int] = {}
+        """Plan id of each stage that a new plan leaves or loads anew, by node and slot."""
+        self._unloads: dict[tuple[str, int], Unload] = {}
+        """Orders that are held back, by node and slot."""
+
+    def hold_back(self, orders: Sequence[Order]) -> list[Order]:
+        """The orders of a new plan that are given now: all but those to unload what the pipeline still runs over."""
+        self._left |= {(stage.node, stage.slot): stage.plan_id for stage in self._running}
+        given: list[Order] = []
+        for node, order in orders:
+            if isinstance(order, Unload) and (node, order.slot) in self._left:
+                self._unloads[node, order.slot] = order
+            else:
+                self._unloads.pop((node, order.slot), None)
+                given.append((node, order))
+        return given
+
+    def moved_to(self, stages: Iterable[RunningStage], model: str) -> list[RolloutOrder]:
+        """The orders that are due when the pipeline has moved to ``stages``; none where it ran over these before.
+
+        They end the stages that were left, and let each node keep the files of its neighbour's layers at hand.
+        """
+        running = tuple(stages)
+        if running == self._running:
+            return []
+        self._running = running
+        orders: list[RolloutOrder] = [(node, unload) for (node, _), unload in self._unloads.items()]
+        for (node, slot), plan_id in self._left.items():
+            if (node, slot) not in self._unloads:
+                orders.append((node, Retire(plan_id, slot)))
+        self._left, self._unloads = {}, {}
+        following = zip(running, (*running[1:], *running[:1]), strict=True)
+        for stage, other in following:
+            if stage.node != other.node:
+                orders.append((stage.node, Warm(stage.plan_id, model, other.layers.start, other.layers.stop)))
+        return orders

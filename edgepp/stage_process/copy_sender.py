@@ -1,0 +1,187 @@
+"""Copies of the keys and values of one ring, sent to the stage that keeps them, after each step and never before it.
+
+The sender remembers where each piece began that the keeper has. Where the keeper is slow or away, nothing is sent, and
+later pieces hold several positions: what the keeper has is always a prefix. When a sequence goes back into the middle
+of a piece, that piece is sent again from its beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from edgepp.errors import EdgeppError, RemoteProtocolError, StageFault
+from edgepp.layers import LayerRange
+from edgepp.stage_process.bulk_link import BulkLink
+from edgepp.stage_process.companion import Key
+from edgepp.stage_process.kv_pieces import Cut, Piece
+from edgepp.stage_process.model_runner import Frame, ModelRunner
+from edgepp.wire.log_sampler import LogSampler
+from edgepp.wire.messages import REPLAYED, Batch
+
+log = logging.getLogger("edgepp.stage")
+
+MERGED_PIECES = 32
+"""Pieces of one position that are sent again as one, so that the keeper restores them faster."""
+
+
+@dataclass
+class _Sent:
+    """What the keeper has of one sequence."""
+
+    end: int = 0
+    starts: list[int] = field(default_factory=list)
+    singles: int = 0
+    """Pieces of one position at the end."""
+    step: int = 0
+    """``KvPiece.step`` of the next piece."""
+
+    def go_back(self, position: int) -> None:
+        """Forget the piece that holds ``position``, and all later ones."""
+        if position < self.end:
+            at = bisect_right(self.starts, position) - 1
+            self.singles = max(0, self.singles - (len(self.starts) - at))
+            self.end = self.starts[at]
+            del self.starts[at:]
+
+    def add(self, stop: int) -> None:
+        """Note a piece from the end to ``stop``."""
+        self.singles = self.singles + 1 if stop == self.end + 1 else 0
+        self.starts.append(self.end)
+        self.end = stop
+
+
+class CopySender:
+    """Sends the copies of one ring. Implements ``Companion``; belongs to the compute thread."""
+
+    def __init__(self, runner: ModelRunner, epoch: int, link: BulkLink, max_bytes: int) -> None:
+        """``max_bytes`` bounds the bytes of a piece."""
+        self._runner = runner
+        self._epoch = epoch
+        self._link = link
+        self._max_bytes = max_bytes
+        self._cut: Cut | None = None
+        self._log_sampler = LogSampler()
+        self._sent: dict[Key, _Sent] = {}
+        self._behind: dict[Key, None] = {}
+        """Sequences of which the keeper lacks positions, longest waiting first."""
+
+    def __bool__(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._behind)
+
+    def computed(self, frame: Frame) -> None:
+        """Send the keys and values of a frame that was computed, where the keeper has all before."""
+        if isinstance(frame, Batch):
+            steps = [
+                (sequence, position, 1) for sequence, position in zip(frame.sequences, frame.positions, strict=True)
+            ]
+        else:
+            steps = [(frame.sequence, frame.position, frame.rows)]
+        pace = self._open()
+        for sequence, position, rows in steps:
+            key = (self._epoch, sequence)
+            sent = self._sent.setdefault(key, _Sent())
+            sent.go_back(position)
+            sent.step = 0 if frame.step == REPLAYED else frame.step + 1
+            is_next = pace and sent.end == position and key not in self._behind
+            if not (is_next and self._send(key, sent, position + rows)) or sent.end < position + rows:
+                self._behind[key] = None
+
+    def move(self) -> bool:
+        """Send one piece that the keeper lacks, where there is room; whether one was sent."""
+        if not self._behind or not self._open():
+            return False
+        key = next(iter(self._behind))
+        del self._behind[key]
+        held, sent = self._runner.length(key), self._sent.get(key)
+        if held is None or sent is None or sent.end >= held:
+            return False
+        moved = self._send(key, sent, held)
+        if sent.end < held:
+            self._behind[key] = None
+        return moved
+
+    def fork(self, source: Key, key: Key, length: int) -> None:
+        """The keeper has nothing of a copy; its positions are sent after its first frame."""
+
+    def free(self, key: Key) -> None:
+        """Forget a sequence."""
+        self._sent.pop(key, None)
+        self._behind.pop(key, None)
+
+    def forget(self, epoch: int) -> None:
+        """Forget the ring's sequences."""
+        if epoch == self._epoch:
+            self._sent.clear()
+            self._behind.clear()
+
+    def inherit(self, old: int, new: int) -> None:  # noqa: ARG002 - the new ring has a sender of its own
+        """Forget the ring's sequences."""
+        self.forget(old)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a link."""
+        return self._link.pace is not None
+
+    def close(self) -> None:
+        """Close the link."""
+        self._link.close()
+
+    def _open(self) -> bool:
+        """Whether the keeper is connected; where it may have lost pieces, all sequences are sent again."""
+        pace = self._link.open()
+        if pace is None:
+            return False
+        try:
+            has_lost = pace.read_echoes()
+        except RemoteProtocolError as error:
+            self._log(error)
+            self._link.drop()
+            has_lost = True
+        if has_lost:
+            for key in self._sent:
+                self._sent[key] = _Sent(step=self._sent[key].step)
+                self._behind[key] = None
+        return self._link.pace is not None
+
+    def _send(self, key: Key, sent: _Sent, held: int) -> bool:
+        """Send one piece of at most the positions up to ``held``; False where there is no room for it."""
+        pace = self._link.pace
+        if pace is None or not pace.has_room(self._max_bytes if held > sent.end + 1 else 0):
+            return False
+        try:
+            pieces = self._export(key, sent.end, held)
+        except StageFault as fault:
+            self._log(fault)
+            return False
+        layout = self._runner.model.kv_layout
+        if not all(pace.link.send(piece.message(*key, "copy", layout, sent.step)) for piece in pieces):
+            return False
+        pace.mark(sum(len(piece.data) for piece in pieces))
+        sent.add(pieces[0].stop)
+        if self._cut is not None and sent.singles >= min(MERGED_PIECES, self._cut.positions_each) > 1:
+            sent.go_back(sent.starts[-sent.singles])
+            self._behind[key] = None
+        return True
+
+    def _export(self, key: Key, start: int, held: int) -> list[Piece]:
+        """Pieces of all layers, of as many positions from ``start`` on as fit."""
+        model, cache_id = self._runner.model, self._runner.cache_id(key)
+        if cache_id is None:
+            raise StageFault("the sequence was freed")
+        if self._cut is None:
+            layer = LayerRange(model.layers.start, model.layers.start + 1)
+            layer_bytes = sum(map(len, model.export_kv(cache_id, layer, 0, 1)))
+            self._cut = Cut.of(model.layers, layer_bytes, self._max_bytes)
+        stop = min(held, start + self._cut.positions_each)
+        return [
+            Piece(layers, start, stop, b"".join(model.export_kv(cache_id, layers, start, stop)))
+            for layers in self._cut.groups()
+        ]
+
+    def _log(self, error: EdgeppError) -> None:
+        if self._log_sampler.should_log("copies", type(error).__name__):
+            log.warning("copies of keys and values were not sent: %s", error)

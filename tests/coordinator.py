@@ -1,0 +1,62 @@
+"""A coordinator without a pipeline; a test puts messages into its inbox."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from unittest.mock import create_autospec
+
+from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
+from edgepp.coordinator.coordinator import Coordinator
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.planner import Planner
+from edgepp.engine.request import SamplingOptions
+from edgepp.errors import EdgeppError
+from edgepp.placement.types import PlacementRequest
+from edgepp.wire.transport import Address, Sender
+from tests.stages import GUEST
+from tests.unit.coordinator.test_planner import SIZE
+
+
+def _no_pipeline(*_: Any) -> Any:
+    raise EdgeppError("there is no pipeline")
+
+
+def idle_coordinator() -> Coordinator:
+    """A coordinator in ``EDGEPP_HOME`` that has paired with ``GUEST``; end it with ``close_coordinator``."""
+    identity = load_identity()
+    cluster = new_cluster(identity)
+    cluster = cluster.__class__(cluster.id, cluster.coordinator, (PairedNode.of("mini", GUEST.key),))
+    pipeline_manager = create_autospec(PipelineManager, instance=True)
+    pipeline_manager.configure_mock(
+        pipeline=None, reason="", held="", model="m", num_failures=0, sampling=SamplingOptions()
+    )
+    pipeline_manager.acquire.side_effect = _no_pipeline
+    request = PlacementRequest(SIZE, context=1024, max_sequences=1)
+    planner = Planner(request, "m", False, identity.node, kv_bits=0, base_plan_id=1000)
+    return Coordinator(
+        identity,
+        cluster,
+        Address("127.0.0.1", 0),
+        planner,
+        pipeline_manager,
+        lambda _: None,
+        _no_pipeline,
+    )
+
+
+def tell_coordinator(coordinator: Coordinator, sender: Sender, frames: list[bytes]) -> None:
+    """Have one message handled."""
+    coordinator.inbox.put(sender, [memoryview(frame) for frame in frames])
+    coordinator.handle_waiting()
+
+
+def tick(coordinator: Coordinator) -> None:
+    """Have the periodic work done once."""
+    coordinator._tick(time.monotonic())
+
+
+def close_coordinator(coordinator: Coordinator) -> None:
+    """Release its sockets and threads."""
+    coordinator._outbox.put(None)
+    coordinator.run()

@@ -1,0 +1,132 @@
+"""The handlers of messages: a stage's control and compute threads, and the coordinator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from typing import get_args
+
+import numpy as np
+
+from edgepp.coordinator.json_codec import encode_question
+from edgepp.wire.field_types import Verb
+from edgepp.wire.message_codec import encode
+from edgepp.wire.messages import (
+    Ask,
+    Batch,
+    Call,
+    Cancel,
+    Detach,
+    Enrol,
+    Free,
+    Heartbeat,
+    Hello,
+    Leave,
+    Loaded,
+    Loading,
+    NotLoaded,
+    Ping,
+    Pong,
+)
+from tests.ceiling import ceiling
+from tests.coordinator import close_coordinator, idle_coordinator, tell_coordinator, tick
+from tests.fuzz.message_lists import Said, mutator, pack, said, single_messages, unpack
+from tests.fuzz.target import Target
+from tests.stages import ATTACH, DRIVER, GUEST, WIDTH, Stage, forward
+from tests.unit.coordinator.test_json_codec import AGENT, OPTIONS
+
+_VERBS: tuple[Verb, ...] = get_args(Verb)
+_LATER_EPOCH = 0x5EED_0F_7E57
+"""An epoch that no input names: a ``Free`` before its ``Attach`` would be right to cancel the sequence."""
+_ROW = np.ones((1, WIDTH), np.float32).tobytes()
+
+
+def check_stage(raw: bytes) -> None:
+    """After any messages, a stage answers pings, holds no sequence of a forgotten epoch, and runs the next epoch."""
+    with closing(Stage()) as stage:
+        stage.order(DRIVER, encode(ATTACH))
+        for one in unpack(raw):
+            sender = GUEST if one.by_guest else DRIVER
+            with ceiling():
+                if one.on_data:
+                    stage.data.put(GUEST, one.frames)
+                    stage.compute.receive()
+                    stage.work()
+                else:
+                    stage.order(sender, *one.frames)
+        *_, pong = stage.order(DRIVER, encode(Ping(1)))  # behind faults of the frames before
+        assert isinstance(pong, Pong)
+        for epoch in list(stage.compute._rings):
+            stage.order(DRIVER, encode(Detach(epoch)))
+        assert not stage.model.lengths, f"sequences left: {stage.model.lengths}"
+        assert stage.compute.runner.sequences == 0
+        stage.order(DRIVER, encode(ATTACH._replace(epoch=_LATER_EPOCH)))
+        stage.data.sent.clear()
+        stage.feed(forward(1)._replace(epoch=_LATER_EPOCH), np.ones((1, WIDTH)))
+        assert len(stage.data.sent) == 1, "a stage computes no more"
+
+
+def _talk() -> list[Said]:
+    """Messages of an ordinary epoch."""
+    batch = Batch(1, 9, (1, 2), (1, 1), WIDTH, "float32", "none", ())
+    return [
+        said(Hello("x")),
+        said(ATTACH),
+        said(forward(1), _ROW, flags=3),
+        said(forward(2, rows=2), _ROW * 2, flags=3),
+        said(forward(2, position=1), _ROW, flags=3),
+        said(forward(3, position=1)._replace(source=1), _ROW, flags=3),
+        said(batch, _ROW * 2, flags=3),
+        said(Free(1, 1)),
+        said(Ping(1)),
+        said(Detach(1)),
+    ]
+
+
+def _talks() -> Iterator[bytes]:
+    yield pack(_talk())
+    yield pack([])
+    yield from (pack([one]) for one in single_messages())
+
+
+def check_coordinator(raw: bytes) -> None:
+    """Any messages of the owner and of a member leave a coordinator that knows its member and does periodic work."""
+    coordinator = idle_coordinator()
+    owner = DRIVER._replace(key=coordinator.trust_store.cluster.coordinator.key)
+    try:
+        with ceiling():
+            for one in unpack(raw):
+                tell_coordinator(coordinator, GUEST if one.by_guest else owner, one.frames)
+            tick(coordinator)
+    finally:
+        close_coordinator(coordinator)
+    assert coordinator.error is None
+
+
+def _member_talk() -> list[Said]:
+    """Messages of a node and of a client."""
+    enrol = Enrol(7, "mini", "0.1.0", "10.0.0.2", 1 << 34, "onnx", "cpu", 4, 1, 0, 0, 10**10, 10**12)
+    return [
+        said(enrol, flags=1),
+        said(Heartbeat(7, 1 << 33, 10**15, 500), flags=1),
+        said(Loading(1000, 0, 5, 10, "loading"), flags=1),
+        said(Loaded(1000, 0, 5721, 77, "onnx", "cpu", 10, 10, 100, 100), flags=1),
+        said(NotLoaded(1000, 0, "no memory", "more memory"), flags=1),
+        said(Ask(1), json.dumps(encode_question(AGENT, OPTIONS)).encode(), flags=1),
+        said(Cancel(1), flags=1),
+        *(said(Call(n, verb), b'{"name": "mini", "model": "m", "key": "x"}') for n, verb in enumerate(_VERBS)),
+        said(Leave(7), flags=1),
+    ]
+
+
+def _member_talks() -> Iterator[bytes]:
+    yield pack(_member_talk()[:8])
+    yield pack(_member_talk()[8:])
+    yield from (pack([one]) for one in single_messages())
+
+
+TARGETS = (
+    Target("stage", check_stage, _talks, mutator([*_talk(), *single_messages()])),
+    Target("coordinator", check_coordinator, _member_talks, mutator([*_member_talk(), *single_messages()])),
+)
