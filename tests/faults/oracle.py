@@ -70,34 +70,36 @@ def outcome(read: Callable[[list[int]], None]) -> Outcome:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Processes and what they hold open, by role: a process that was replaced has the role of its predecessor."""
+    """Processes and what they hold open, by role: a node's stages, or its other processes.
 
-    descriptors: dict[str, Counter[str]]
-    """How many descriptors of each kind, such as sockets and pipes."""
+    A retired stage process may stay beside its successor for two minutes, so one more is no growth.
+    """
+
+    held: dict[str, list[Counter[str]]]
+    """How many descriptors of each kind, such as sockets, each process of a role holds; fewest first. Pipes are left
+    out: their number follows that of the children."""
 
     @classmethod
     def of(cls, families: Mapping[str, Iterable[psutil.Process]]) -> Footprint:
         """What these processes hold open now, by node; an ended one counts as absent."""
-        found: dict[str, Counter[str]] = {}
+        held: dict[str, list[Counter[str]]] = {}
         for node, family in families.items():
             for process in family:
-                try:
-                    kind = "stage" if any("stage" in part for part in process.cmdline()) else "process"
-                    number = sum(role.startswith(f"{kind} of {node}") for role in found)
-                    found[f"{kind} of {node}, {number}"] = _descriptors(process)
-                except psutil.NoSuchProcess:
-                    continue
-        return cls(found)
+                with suppress(psutil.NoSuchProcess):
+                    kind = "stages" if any("stage" in part for part in process.cmdline()) else "other processes"
+                    held.setdefault(f"{kind} of {node}", []).append(_descriptors(process))
+        return cls({role: sorted(processes, key=Counter.total) for role, processes in held.items()})
 
     def grown(self, now: Footprint) -> str:
-        """What is more now, as text; empty for nothing."""
+        """What is more now, as text: processes of a role, or descriptors of its largest; empty for nothing."""
         changes = []
-        for role in sorted(self.descriptors.keys() | now.descriptors.keys()):
-            before, after = self.descriptors.get(role), now.descriptors.get(role)
-            if before is None or after is None:
-                changes.append(f"{role}: {'new' if before is None else 'missing'}")
-            elif after.total() > before.total():
-                changes.append(f"{role}: {before.total()} -> {after.total()} descriptors, {dict(after - before)} more")
+        for role, processes in now.held.items():
+            before = self.held.get(role, [])
+            if len(processes) > len(before) + role.startswith("stages"):
+                changes.append(f"{role}: {len(before)} -> {len(processes)} processes")
+            elif processes[-1].total() > before[-1].total():
+                changes.append(f"{role}: {before[-1].total()} -> {processes[-1].total()} descriptors")
+                changes.append(f"{dict(processes[-1] - before[-1])} more")
         return ", ".join(changes)
 
 
@@ -109,6 +111,7 @@ def _descriptors(process: psutil.Process) -> Counter[str]:
     for link in folder.iterdir():
         with suppress(OSError):  # closed meanwhile
             kinds[re.sub(r"\d+", "N", str(link.readlink()))] += 1
+    del kinds["pipe:[N]"]
     return kinds
 
 
