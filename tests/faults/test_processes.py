@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from edgepp.engine.request import GenerateOptions
+from edgepp.engine.suspension import MAX_RECOVERIES
 from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
 from tests.faults.served import Baseline, Served, Status, Stream, serving
@@ -124,15 +126,18 @@ def test_a_stage_process_wedges(cluster: Served, questions: Questions, name: str
 
 def test_a_request_that_kills_its_stage_is_not_tried_for_ever(cluster: Served, questions: Questions) -> None:
     member = cluster.members["two"]
-    member.misbehave("die 500")
+    member.misbehave("die 1000")
     neighbour = Stream(*questions.asked["plain"])
     neighbour.reaches(5)
-    poisoned = Stream(*questions.asked["long"]).result()
+    began_s = time.monotonic()
+    poisoned = Stream("ship " * 1100, GenerateOptions(4)).result()
     (member.home / "fault").unlink()
+    deaths = (member.home / "deaths").read_text().split()
     assert poisoned.error is not None
     assert poisoned.tokens == []
-    deaths = (member.home / "deaths").read_text().split()
-    assert 1 <= len(deaths) <= 4, deaths
+    poisoned.is_right_or_typed([])
+    poisoned.ended_within(ENDS_S, began_s)
+    assert 1 <= len(deaths) <= 1 + MAX_RECOVERIES, deaths
     neighbour.result().is_right_or_typed(questions.expected["plain"])
 
 
