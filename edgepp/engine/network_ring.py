@@ -36,6 +36,7 @@ from edgepp.wire.messages import (
     Fault,
     FrameLost,
     Free,
+    Held,
     Hidden,
     Message,
     Ping,
@@ -232,18 +233,23 @@ class NetworkRing:
                     self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
             case Fault(epoch=self._epoch):
                 self._outstanding.forget(message.sequence)
-                if message.stage == index + 1 < len(self.stages):
-                    self._fail(StageLost(f"{self.stages[message.stage]} is gone: {message.reason}"))
-                    return
                 error = StageFault(f"{self.stages[index]} failed: {message.reason}")
                 self._events.append(Failed(message.sequence, error))
+            case Held(epoch=self._epoch):
+                self.orders.note(index, message)
             case Rebuilt(epoch=self._epoch):
                 self._events.append(ring.Rebuilt(index, message.sequence, message.length))
             case FrameLost(epoch=self._epoch):
-                sender = f"from {self.stages[index - 1]}" if index else "from the coordinator"
-                self._fail(StageLost(f"a frame {sender} did not reach {self.stages[index]}"))
+                self._lose_frame(index, message.stage)
             case Refused():
                 raise RemoteProtocolError(message.reason)
+
+    def _lose_frame(self, teller: int, stage: int) -> None:
+        """Give up the ring: its stage ``teller`` says that a frame did not reach ``stage``, itself or the next one."""
+        if stage == teller:
+            self._fail(StageLost(f"a frame did not reach {self.stages[stage]}"))
+        elif stage == teller + 1 < len(self.stages):
+            self._fail(StageLost(f"{self.stages[stage]} is gone: the previous stage cannot reach this stage any more"))
 
     def _ping(self) -> None:
         now_s = time.monotonic()

@@ -213,8 +213,6 @@ class Request:
     """The place of its admission in the order of all admissions."""
     sent: int = 0
     """Positions of its sequence that the stages hold, or will hold once its steps in the ring are computed."""
-    settled: int = 0
-    """Positions of its sequence that all stages have computed, as far as that is known."""
     steps_in_ring: int = 0
     recoveries: int = 0
     """How often it has lost its stages in the midst of its answer."""
