@@ -33,7 +33,9 @@ class RebuildOrders:
         return [
             Holding(first + index, "kv", peer.layers, settled)
             for index, peer in enumerate(self._peers)
-            if peer.process not in successor.processes and not peer.unsent and now_s - peer.heard_s < _ALIVE_S
+            if peer.process not in successor.processes
+            and peer.control.is_connected()
+            and now_s - peer.heard_s < _ALIVE_S
         ]
 
     def move(self, of: SuspendedSequence, length: int, move: Move, source: RebuildOrders, holder: int) -> None:
