@@ -19,7 +19,7 @@ GONE_S = 10.0
 CLOSED_S = 2.5
 """The time after which a silent member is gone that closed its connection, and so does not merely sleep.
 
-It is longer than a node takes to connect from a new address. A member whose stage process has ended too is gone at once.
+A node connects from a new address sooner than that. A member whose stage process has ended too is gone at once.
 """
 
 

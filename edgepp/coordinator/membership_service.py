@@ -137,9 +137,9 @@ class MembershipService:
         The connection of a machine that sleeps is closed by ZeroMQ, but only after 1.5 s without ZeroMQ's heartbeats.
         """
         for member in self._members.present:
-            if _PROBE_S[0] < now_s - member.heard_s < _PROBE_S[1] and not member.closed:
-                if not self._is_connected(member):
-                    self._members.closed(member.node)
+            just_silent = _PROBE_S[0] < now_s - member.heard_s < _PROBE_S[1]
+            if just_silent and not member.closed and not self._is_connected(member):
+                self._members.closed(member.node)
 
     def stage_ended(self, node: str) -> None:
         """Find out whether a member has ended altogether, since its stage process has."""
