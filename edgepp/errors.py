@@ -114,12 +114,15 @@ class StageError(EdgeppError):
 
 
 class StageLost(StageError):  # noqa: N818
-    """A stage died or stopped answering; ``hanging`` is the index of a stage that does not answer and may still run."""
+    """A stage died or stopped answering.
 
-    def __init__(self, message: str, hint: str = "", *, hanging: int | None = None) -> None:
+    ``hanging`` is the index of a stage that does not answer and may still run, ``gone`` of one whose process has ended.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, hanging: int | None = None, gone: int | None = None) -> None:
         """Make the error of a lost stage."""
         super().__init__(message, hint)
-        self.hanging = hanging
+        self.hanging, self.gone = hanging, gone
 
 
 class StageFault(StageError):  # noqa: N818

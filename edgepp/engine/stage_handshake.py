@@ -64,8 +64,6 @@ class Peer:
     busy_us: int = 0
     """Microseconds that the stage had been computing its current step at that time; 0 if idle."""
     stats: StageStats = _NO_STATS
-    unsent: int = 0
-    """Pings in a row that could not be sent for want of a connection."""
 
     def take(self, pong: Pong, reconnects: int, now_s: float) -> None:
         """Take the stage's answer to a ping. ``reconnects`` counts the coordinator's connections made again."""

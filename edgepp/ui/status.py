@@ -150,7 +150,7 @@ def _stages(state: Mapping[str, Any]) -> Rows:
         "STAGE", "LAYERS", "NODE", "ADDRESS", "STATE", "BACKEND", ">IN MEMORY", ">KV", ">SEQUENCES", ">STAGE", ">WIRE"
     )
     for stage in state["stages"]:
-        loaded = stage["state"] == "ready"
+        loaded = stage["state"] != "loading"
         progress = "" if loaded else f" {100 * stage['progress']:.0f} %"
         table.add_row(
             str(stage["index"]),
