@@ -34,7 +34,8 @@ from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
-from edgepp.wire.messages import MAX_HEADER_BYTES, Forward
+from edgepp.wire.messages import MAX_HEADER_BYTES
+from edgepp.wire.messages.data import Forward
 from edgepp.wire.transport import Address
 
 _STAGE_PORT = 5700  # and the next one; each stage has a namespace to itself

@@ -14,7 +14,9 @@ from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageLink
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Attach, Batch, Fault, Forward, Message, Welcome
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import Attach, Fault, Welcome
+from edgepp.wire.messages.data import Batch, Forward
 from edgepp.wire.transport import Sender
 from tests.wire import KEYS
 

@@ -10,20 +10,15 @@ from hypothesis import strategies as st
 from zmq.utils import z85
 
 from edgepp.wire import text_fields as values
-from edgepp.wire.messages import (
-    Attach,
-    Batch,
-    Enrol,
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import Attach, Welcome
+from edgepp.wire.messages.data import Batch, Forward, KvPiece
+from edgepp.wire.messages.nodes import Enrol, Load, Warm
+from edgepp.wire.messages.recovery import (
     Expect,
-    Forward,
     Held,
-    KvPiece,
-    Load,
-    Message,
     Push,
     Replay,
-    Warm,
-    Welcome,
 )
 
 KEYS = tuple(z85.encode(bytes([number] * 32)).decode() for number in (1, 2, 3))

@@ -26,7 +26,7 @@ from edgepp.wire.codec import Array
 from edgepp.wire.field_types import Codec
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Forward
+from edgepp.wire.messages.data import Forward
 from edgepp.wire.security import Gate, KeyPair, Pinned
 from edgepp.wire.transport import Address, Link, Listener, Sender
 

@@ -1,1 +1,1 @@
-"""What is measured of a cluster and how it is reported: `edgepp bench`. bench/METHODOLOGY.md defines the numbers."""
+"""What is measured of a cluster and how it is reported: `edgepp bench`. The numbers: bench/METHODOLOGY.md."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from edgepp.wire.messages import Enrol, Heartbeat, Loaded
+from edgepp.wire.messages.nodes import Enrol, Heartbeat, Loaded
 
 SUSPECT_S = 2.0
 """A member that is silent for this time is suspect: it gets no new work."""

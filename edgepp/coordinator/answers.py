@@ -12,7 +12,7 @@ from edgepp.coordinator.live_answer import LiveAnswer, LiveAnswers
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError
 from edgepp.wire.message_codec import encode, encode_payload
-from edgepp.wire.messages import Answered, Declined, Piece
+from edgepp.wire.messages.clients import Answered, Declined, Piece
 from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.coordinator")

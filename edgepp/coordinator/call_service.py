@@ -19,7 +19,9 @@ from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import NodeChanged, NodeRefused, NodeRevoked, OnEvent
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.message_codec import encode, encode_payload
-from edgepp.wire.messages import Adopt, Call, Enrolled, Expelled, Refused, Reply
+from edgepp.wire.messages.clients import Call, Reply
+from edgepp.wire.messages.control import Refused
+from edgepp.wire.messages.nodes import Adopt, Enrolled, Expelled
 from edgepp.wire.permissions import VERBS_OF_OWNER
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Sender

@@ -26,14 +26,13 @@ from edgepp.wire.field_types import Verb
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, decode_payload, encode, encode_payload
-from edgepp.wire.messages import (
-    MAX_PAYLOAD_BYTES,
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
+from edgepp.wire.messages.clients import (
     Answered,
     Ask,
     Call,
     Cancel,
     Declined,
-    Message,
     Piece,
     Reply,
     Waiting,

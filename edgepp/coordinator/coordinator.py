@@ -41,23 +41,24 @@ from edgepp.events import NodeRefused, OnEvent, StepFailed
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode_payload, encode
-from edgepp.wire.messages import (
-    MAX_PAYLOAD_BYTES,
-    Adopt,
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
+from edgepp.wire.messages.clients import (
     Ask,
     Call,
     Cancel,
+    Waiting,
+    request_id_of,
+)
+from edgepp.wire.messages.control import Refused
+from edgepp.wire.messages.nodes import (
+    Adopt,
     Enrol,
     Heartbeat,
     Leave,
     Leaving,
     Loaded,
     Loading,
-    Message,
     NotLoaded,
-    Refused,
-    Waiting,
-    request_id_of,
 )
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.security import Gate

@@ -13,7 +13,7 @@ from edgepp.coordinator.planner import Planner
 from edgepp.errors import PlanError, UsageError
 from edgepp.events import NodeChanged, OnEvent
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages import Drained, Leaving
+from edgepp.wire.messages.nodes import Drained, Leaving
 
 
 class Drains:

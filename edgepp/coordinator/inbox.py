@@ -10,7 +10,9 @@ from edgepp.coordinator.fair_shares import FairQueue
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message, Refused, request_id_of
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
+from edgepp.wire.messages.clients import request_id_of
+from edgepp.wire.messages.control import Refused
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender
 

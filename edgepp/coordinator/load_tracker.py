@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepp.coordinator.failure_backoff import FailureBackoff
-from edgepp.wire.messages import Loading
+from edgepp.wire.messages.nodes import Loading
 
 REORDER_S = 5.0
 """A load without news for this time is ordered again."""

@@ -16,7 +16,7 @@ from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Progress, Rollout
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.engine.stage_watch import SUSPECT_S
-from edgepp.wire.messages import Loaded
+from edgepp.wire.messages.nodes import Loaded
 from edgepp.wire.transport import Address
 
 SCHEMA = 1

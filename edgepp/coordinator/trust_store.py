@@ -20,7 +20,7 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.pairing.tokens import make_token
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.events import NodePaired
-from edgepp.wire.messages import Adopt
+from edgepp.wire.messages.nodes import Adopt
 from edgepp.wire.security import Gate
 from edgepp.wire.text_fields import is_key
 from edgepp.wire.transport import Address

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgepp.engine.ring import Send, SendBatch
 from edgepp.engine.step_times import StepCost, StepTimes
 from edgepp.errors import RemoteProtocolError
-from edgepp.wire.messages import Batch, Hidden
+from edgepp.wire.messages.data import Batch, Hidden
 
 STEP_S = 5.0
 """Seconds that any step may take: a process that gets no processor for so long does not answer pings either.

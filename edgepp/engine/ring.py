@@ -21,7 +21,7 @@ from edgepp.stage_process.model_runner import ModelRunner, StepOutcome, answer_t
 from edgepp.wire import codec
 from edgepp.wire.field_types import Codec
 from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.messages import Batch, Forward, Hidden
+from edgepp.wire.messages.data import Batch, Forward, Hidden
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from edgepp.layers import LayerRange
 from edgepp.wire import codec
 from edgepp.wire.field_types import LinkCodec
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
-from edgepp.wire.messages import Attach, Attached, Held, Refused, max_data_frame_bytes
+from edgepp.wire.messages import max_data_frame_bytes
+from edgepp.wire.messages.control import Attach, Attached, Refused
+from edgepp.wire.messages.recovery import Held
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Link
 

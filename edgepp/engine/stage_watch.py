@@ -21,7 +21,7 @@ from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.stage_handshake import Peer
 from edgepp.errors import StageLost
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages import Ping, Pong
+from edgepp.wire.messages.control import Ping, Pong
 from edgepp.wire.port_probe import PortProbe
 
 PING_S = 0.5

@@ -28,7 +28,9 @@ from edgepp.node.warming import LayerWarmer
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, decode_payload, encode
-from edgepp.wire.messages import (
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import Refused
+from edgepp.wire.messages.nodes import (
     Drained,
     Enrol,
     Enrolled,
@@ -38,9 +40,7 @@ from edgepp.wire.messages import (
     Leave,
     Leaving,
     Load,
-    Message,
     NotLoaded,
-    Refused,
     Restart,
     Retire,
     Unload,

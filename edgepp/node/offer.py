@@ -11,7 +11,7 @@ from edgepp.layers import LayerRange
 from edgepp.node.resources import Resources
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
-from edgepp.wire.messages import Enrol
+from edgepp.wire.messages.nodes import Enrol
 from edgepp.wire.transport import Address
 
 

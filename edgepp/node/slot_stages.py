@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from edgepp.node.stage_handle import Ready, StageProcess
-from edgepp.wire.messages import Load
+from edgepp.wire.messages.nodes import Load
 
 RETIRED_S = 120.0
 """How long a retired stage process stays, unless the coordinator ends it before."""

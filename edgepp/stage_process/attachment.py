@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.model_runner import Frame
 from edgepp.wire.codec_choice import CodecChoice
-from edgepp.wire.messages import Attach, Forward
+from edgepp.wire.messages.control import Attach
+from edgepp.wire.messages.data import Forward
 from edgepp.wire.transport import Link
 
 MAX_UNSENT_FRAMES = 64

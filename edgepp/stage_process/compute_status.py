@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from edgepp.stage_process.model_runner import ModelRunner
-from edgepp.wire.messages import Pong
+from edgepp.wire.messages.control import Pong
 from edgepp.wire.traffic import Traffic
 
 log = logging.getLogger("edgepp.stage")

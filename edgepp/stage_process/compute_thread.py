@@ -22,19 +22,23 @@ from edgepp.wire.link_rate import PROBE_BYTES
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import (
+from edgepp.wire.messages.control import (
     Attach,
     Attached,
-    Batch,
     Detach,
-    Echo,
-    Expect,
     Fault,
-    Forward,
     FrameLost,
     Free,
-    Inventory,
+)
+from edgepp.wire.messages.data import (
+    Batch,
+    Echo,
+    Forward,
     KvPiece,
+)
+from edgepp.wire.messages.recovery import (
+    Expect,
+    Inventory,
     Push,
     Rebuilt,
     Replay,

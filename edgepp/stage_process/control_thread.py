@@ -14,20 +14,22 @@ from edgepp.stage_process.next_stage import ConnectAttempt, NextStageConnector, 
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import (
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import (
     Attach,
     Attached,
     Detach,
-    Expect,
     Free,
     Hello,
-    Inventory,
-    Message,
     Ping,
-    Push,
     Refused,
-    Replay,
     Welcome,
+)
+from edgepp.wire.messages.recovery import (
+    Expect,
+    Inventory,
+    Push,
+    Replay,
 )
 from edgepp.wire.permissions import Role, check_speaker
 from edgepp.wire.text_fields import sentence

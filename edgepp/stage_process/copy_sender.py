@@ -18,7 +18,7 @@ from edgepp.stage_process.companion import Key
 from edgepp.stage_process.kv_pieces import Cut, Piece
 from edgepp.stage_process.model_runner import Frame, ModelRunner
 from edgepp.wire.log_sampler import LogSampler
-from edgepp.wire.messages import REPLAYED, Batch
+from edgepp.wire.messages.data import REPLAYED, Batch
 
 log = logging.getLogger("edgepp.stage")
 

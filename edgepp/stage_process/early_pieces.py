@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edgepp.errors import RemoteProtocolError, StageFault
 from edgepp.stage_process.companion import Key
-from edgepp.wire.messages import KvPiece
+from edgepp.wire.messages.data import KvPiece
 
 MAX_BYTES_PER_SENDER = 4 << 20
 MAX_SENDERS = 16

@@ -13,7 +13,8 @@ from edgepp.stage_process.model_runner import Frame, answer_to
 from edgepp.stage_process.next_stage import Reply
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages import REPLAYED, Batch, Forward, Rebuilt
+from edgepp.wire.messages.data import REPLAYED, Batch, Forward
+from edgepp.wire.messages.recovery import Rebuilt
 from edgepp.wire.transport import Listener
 
 SEND_WAIT_S = 1.0

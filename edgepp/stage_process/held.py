@@ -7,7 +7,7 @@ from itertools import islice
 
 from edgepp.layers import LayerRange
 from edgepp.wire.field_types import HeldKind
-from edgepp.wire.messages import Held
+from edgepp.wire.messages.recovery import Held
 
 MAX_SEQUENCES = 128
 """Sequences of one message."""

@@ -9,7 +9,8 @@ from edgepp.layers import LayerRange
 from edgepp.stage_process.companion import Key, keys_of
 from edgepp.stage_process.early_pieces import EarlyPieces
 from edgepp.stage_process.model_runner import ModelRunner
-from edgepp.wire.messages import Expect, KvPiece
+from edgepp.wire.messages.data import KvPiece
+from edgepp.wire.messages.recovery import Expect
 
 
 @dataclass

@@ -10,7 +10,8 @@ from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
 from edgepp.wire.field_types import PiecePurpose
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages import KvPiece, max_data_frame_bytes
+from edgepp.wire.messages import max_data_frame_bytes
+from edgepp.wire.messages.data import KvPiece
 
 MAX_PIECE_BYTES = 1 << 19
 """Longest piece: it is written into the caches between two frames."""

@@ -18,7 +18,7 @@ from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.companion import Companion, Key, keys_of, rekey
 from edgepp.stage_process.finite import all_finite, not_finite
 from edgepp.wire import codec
-from edgepp.wire.messages import Batch, Forward, Hidden
+from edgepp.wire.messages.data import Batch, Forward, Hidden
 
 _MAX_FREED = 1024
 """Freed sequences whose late frames are recognised; more than can be under way at once."""

@@ -18,7 +18,9 @@ from edgepp.stage_process.bulk_link import BulkAttempt, BulkConnected
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.mailbox import Mailbox
-from edgepp.wire.messages import Attach, Echo, Message, Refused
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import Attach, Refused
+from edgepp.wire.messages.data import Echo
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Address, Link

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Echo
+from edgepp.wire.messages.data import Echo
 from edgepp.wire.transport import Link
 
 WINDOW_BYTES = 1 << 20

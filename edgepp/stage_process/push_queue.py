@@ -12,7 +12,7 @@ from edgepp.stage_process.bulk_link import BulkLink
 from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_pieces import Cut, Piece
 from edgepp.stage_process.model_runner import ModelRunner
-from edgepp.wire.messages import Push
+from edgepp.wire.messages.recovery import Push
 
 MAX_QUEUED = 4096
 """Orders that may wait for one stage."""

@@ -9,7 +9,8 @@ from edgepp.errors import StageFault
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.boundary_log import BoundaryLog
 from edgepp.wire import codec
-from edgepp.wire.messages import REPLAYED, Forward, Replay
+from edgepp.wire.messages.data import REPLAYED, Forward
+from edgepp.wire.messages.recovery import Replay
 
 MAX_ROWS = 512
 """Rows of one frame."""

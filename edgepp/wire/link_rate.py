@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Echo
+from edgepp.wire.messages.data import Echo
 from edgepp.wire.transport import Link
 
 PROBE_BYTES = 1 << 18

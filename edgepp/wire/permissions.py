@@ -12,56 +12,64 @@ from typing import Literal, TypeAlias, get_args
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.wire.field_types import Verb
-from edgepp.wire.messages import (
-    Adopt,
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.clients import (
     Answered,
     Ask,
-    Attach,
-    Attached,
-    Batch,
     Call,
     Cancel,
     Declined,
+    Piece,
+    Reply,
+    Waiting,
+)
+from edgepp.wire.messages.control import (
+    Attach,
+    Attached,
     Detach,
-    Drained,
-    Echo,
-    Enrol,
-    Enrolled,
-    Expect,
-    Expelled,
     Fault,
-    Forward,
     FrameLost,
     Free,
+    Hello,
+    Ping,
+    Pong,
+    Refused,
+    Welcome,
+)
+from edgepp.wire.messages.data import (
+    Batch,
+    Echo,
+    Forward,
+    Hidden,
+    KvPiece,
+)
+from edgepp.wire.messages.nodes import (
+    Adopt,
+    Drained,
+    Enrol,
+    Enrolled,
+    Expelled,
     Heartbeat,
     HeartbeatAck,
-    Held,
-    Hello,
-    Hidden,
-    Inventory,
-    KvPiece,
     Leave,
     Leaving,
     Load,
     Loaded,
     Loading,
-    Message,
     NotLoaded,
-    Piece,
-    Ping,
-    Pong,
-    Push,
-    Rebuilt,
-    Refused,
-    Replay,
-    Reply,
     Restart,
     Retire,
     Unload,
     View,
-    Waiting,
     Warm,
-    Welcome,
+)
+from edgepp.wire.messages.recovery import (
+    Expect,
+    Held,
+    Inventory,
+    Push,
+    Rebuilt,
+    Replay,
 )
 
 Socket: TypeAlias = Literal["control", "data", "cluster"]

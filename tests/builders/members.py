@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgepp.wire.messages import Enrol, Heartbeat, Loaded
+from edgepp.wire.messages.nodes import Enrol, Heartbeat, Loaded
 
 
 def facts(incarnation: int = 1, **changes: Any) -> Enrol:

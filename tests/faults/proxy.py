@@ -15,7 +15,8 @@ import zmq
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Message, Welcome
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import Welcome
 from edgepp.wire.transport import Address
 
 Frames = list[bytes]

@@ -14,7 +14,8 @@ from edgepp.engine import outstanding_steps
 from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
-from edgepp.wire.messages import Batch, Forward, Hidden, Message
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.data import Batch, Forward, Hidden
 from tests.builders.checkpoints import Checkpoints
 from tests.engines import greedy_tokens, local_engine
 from tests.faults import proxy

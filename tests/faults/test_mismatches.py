@@ -12,7 +12,8 @@ from edgepp.engine.request import GenerateOptions
 from edgepp.errors import PlanError, StageLost
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
-from edgepp.wire.messages import VERSION, Message, Welcome
+from edgepp.wire.messages import VERSION, Message
+from edgepp.wire.messages.control import Welcome
 from tests.builders.checkpoints import Checkpoints
 from tests.engines import greedy_tokens, local_engine
 from tests.faults.lone_stages import LoneStages, lone_stages, read

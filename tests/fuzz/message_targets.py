@@ -12,28 +12,25 @@ import numpy as np
 from edgepp.coordinator.json_codec import encode_question
 from edgepp.wire.field_types import Verb
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages import (
-    Ask,
-    Batch,
-    Call,
-    Cancel,
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.clients import Ask, Call, Cancel
+from edgepp.wire.messages.control import (
     Detach,
-    Enrol,
-    Expect,
     Free,
-    Heartbeat,
     Hello,
-    KvPiece,
+    Ping,
+    Pong,
+)
+from edgepp.wire.messages.data import Batch, KvPiece
+from edgepp.wire.messages.nodes import (
+    Enrol,
+    Heartbeat,
     Leave,
     Loaded,
     Loading,
-    Message,
     NotLoaded,
-    Ping,
-    Pong,
-    Push,
-    Replay,
 )
+from edgepp.wire.messages.recovery import Expect, Push, Replay
 from tests.ceiling import ceiling
 from tests.coordinator import close_coordinator, idle_coordinator, tell_coordinator, tick
 from tests.fuzz.message_lists import Said, mutator, pack, said, single_messages, unpack

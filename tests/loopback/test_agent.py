@@ -19,8 +19,8 @@ from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import Resources
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import (
-    MAX_PAYLOAD_BYTES,
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
+from edgepp.wire.messages.nodes import (
     Drained,
     Enrol,
     Enrolled,
@@ -31,7 +31,6 @@ from edgepp.wire.messages import (
     Leaving,
     Load,
     Loaded,
-    Message,
     NotLoaded,
     Restart,
     Unload,

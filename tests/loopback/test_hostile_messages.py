@@ -20,27 +20,26 @@ from edgepp.stage_process.control_thread import MAX_EPOCHS_PER_OWNER
 from edgepp.stage_process.early_pieces import MAX_BYTES_PER_SENDER, MAX_SENDERS
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import (
-    VERSION,
-    Answered,
+from edgepp.wire.messages import VERSION, Message
+from edgepp.wire.messages.clients import Answered
+from edgepp.wire.messages.control import (
     Attached,
-    Batch,
     Detach,
-    Expect,
     Fault,
-    Forward,
     Free,
     Hello,
-    KvPiece,
-    Loaded,
-    Message,
     Ping,
     Pong,
+    Refused,
+    Welcome,
+)
+from edgepp.wire.messages.data import Batch, Forward, KvPiece
+from edgepp.wire.messages.nodes import Loaded
+from edgepp.wire.messages.recovery import (
+    Expect,
     Push,
     Rebuilt,
-    Refused,
     Replay,
-    Welcome,
 )
 from edgepp.wire.transport import Sender
 from tests.ceiling import ceiling

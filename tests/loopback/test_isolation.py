@@ -39,7 +39,7 @@ from edgepp.python_api.answer import Answer as ApiAnswer
 from edgepp.python_api.answer import Begun
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.wire.message_codec import decode
-from edgepp.wire.messages import Declined
+from edgepp.wire.messages.clients import Declined
 from tests.engines import collect, greedy_tokens, local_engine
 from tests.waiting import PATIENCE_S
 

@@ -21,19 +21,21 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import (
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import (
     Attach,
     Attached,
-    Batch,
-    Echo,
-    Forward,
     Free,
     Hello,
-    Hidden,
-    Message,
     Ping,
     Pong,
     Welcome,
+)
+from edgepp.wire.messages.data import (
+    Batch,
+    Echo,
+    Forward,
+    Hidden,
 )
 from edgepp.wire.transport import Address, Listener
 from tests.waiting import eventually

@@ -11,7 +11,9 @@ import pytest
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.copy_sender import MERGED_PIECES
-from edgepp.wire.messages import Fault, FrameLost, Held, Message, Replay
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import Fault, FrameLost
+from edgepp.wire.messages.recovery import Held, Replay
 from tests.builders.checkpoints import Checkpoints
 from tests.live_stages import CAPACITY, Driver, LiveStage, live_stages
 from tests.waiting import eventually

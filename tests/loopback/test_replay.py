@@ -14,7 +14,16 @@ from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
 from edgepp.stage_process.paced_link import ECHO_WAIT_S, PacedLink
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import REPLAYED, Batch, Echo, Fault, Forward, FrameLost, Hidden, Message, Rebuilt, Replay
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.control import Fault, FrameLost
+from edgepp.wire.messages.data import (
+    REPLAYED,
+    Batch,
+    Echo,
+    Forward,
+    Hidden,
+)
+from edgepp.wire.messages.recovery import Rebuilt, Replay
 from tests.stages import ATTACH, DRIVER, GUEST, WIDTH, Stage, forward
 from tests.wire import KEYS
 

@@ -12,7 +12,7 @@ from edgepp.layers import LayerRange
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node import warming
 from edgepp.node.warming import LayerWarmer
-from edgepp.wire.messages import Warm
+from edgepp.wire.messages.nodes import Warm
 from tests.waiting import eventually
 
 Logged = Callable[[str], None]

@@ -12,7 +12,9 @@ from edgepp.errors import PairingError, RemoteProtocolError
 from edgepp.printable import one_line
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode
-from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Adopt, Enrolled, Refused
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES
+from edgepp.wire.messages.control import Refused
+from edgepp.wire.messages.nodes import Adopt, Enrolled
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address
 

@@ -20,7 +20,7 @@ from edgepp.benchmark.hidden_states import ROWS
 from edgepp.errors import UsageError
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages import Forward, Hidden
+from edgepp.wire.messages.data import Forward, Hidden
 
 MACHINE = {"cpu": "a CPU", "cpus": 4, "load_1m": 0.1}
 TAKEN = {"machine": MACHINE, "commit": "0123456789ab"}

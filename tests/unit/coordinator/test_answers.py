@@ -19,7 +19,8 @@ from edgepp.engine.text_stream import TextPiece
 from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError, StageFault, StageLost, UsageError
 from edgepp.wire.message_codec import decode, decode_payload
-from edgepp.wire.messages import Answered, Declined, Message, Piece
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.clients import Answered, Declined, Piece
 from tests.waiting import PATIENCE_S, eventually
 
 FORM = json.loads(json.dumps(encode_question("hi", GenerateOptions())))

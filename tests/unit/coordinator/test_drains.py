@@ -8,7 +8,8 @@ from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.drains import Drains
 from edgepp.errors import UsageError
 from edgepp.wire.message_codec import decode
-from edgepp.wire.messages import Drained, Leaving, Message
+from edgepp.wire.messages import Message
+from edgepp.wire.messages.nodes import Drained, Leaving
 from tests.unit.coordinator.test_planner import AIR, HERE, MINI, Cluster
 
 

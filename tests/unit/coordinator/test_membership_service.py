@@ -9,7 +9,7 @@ from typing import Any
 from edgepp.cluster.identity import Identity, PairedNode, node_id
 from edgepp.cluster.membership import Membership
 from edgepp.coordinator.membership_service import MembershipService
-from edgepp.wire.messages import Enrol
+from edgepp.wire.messages.nodes import Enrol
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Sender
 from tests.builders.members import facts

@@ -9,7 +9,7 @@ from edgepp.engine.outstanding_steps import BROKEN_S, MAX_STEP_S, STEP_S, Outsta
 from edgepp.engine.ring import Send, SendBatch
 from edgepp.engine.step_times import SLACK, StepCost, StepKind, StepTimes
 from edgepp.errors import RemoteProtocolError
-from edgepp.wire.messages import Batch, Hidden
+from edgepp.wire.messages.data import Batch, Hidden
 
 ROW = np.zeros((1, 8), np.float32)
 BATCH = SendBatch((1, 2), (5, 6), np.zeros((2, 8), np.float32))

@@ -14,7 +14,7 @@ from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_pieces import Piece, data_of
 from edgepp.stage_process.paced_link import PacedLink
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import Batch, Echo, KvPiece
+from edgepp.wire.messages.data import Batch, Echo, KvPiece
 
 LAYERS = LayerRange(2, 4)
 KEY = (1, 5)

@@ -9,30 +9,30 @@ from hypothesis import strategies as st
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import (
-    MAX_HEADER_BYTES,
-    VERSION,
+from edgepp.wire.messages import MAX_HEADER_BYTES, VERSION, Message
+from edgepp.wire.messages.clients import Declined
+from edgepp.wire.messages.control import (
     Attach,
-    Batch,
-    Declined,
+    Fault,
+    Hello,
+    Pong,
+    Welcome,
+)
+from edgepp.wire.messages.data import Batch, Forward, KvPiece
+from edgepp.wire.messages.nodes import (
     Drained,
     Enrol,
-    Expect,
-    Fault,
-    Forward,
-    Held,
-    Hello,
-    KvPiece,
     Leaving,
     Load,
-    Message,
-    Pong,
-    Push,
-    Replay,
     Restart,
     Retire,
     Warm,
-    Welcome,
+)
+from edgepp.wire.messages.recovery import (
+    Expect,
+    Held,
+    Push,
+    Replay,
 )
 from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
 from edgepp.wire.text_fields import are_addresses, are_hosts, is_key, is_name, is_route, sentence
