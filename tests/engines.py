@@ -12,7 +12,8 @@ import pytest
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.engine_thread import EngineParts
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import LocalRing
 from edgepp.engine.speculation import Draft

@@ -20,7 +20,8 @@ from bench.toolkit.slow_link import SlowLink
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.engine_thread import EngineParts
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.stage_handshake import Endpoint, Expectation

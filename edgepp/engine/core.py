@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from typing import Generic
 
 from edgepp.engine.chunk_sizer import ChunkSizer, StageTraits
-from edgepp.engine.ledger import Ledger, SuspendedSequence
+from edgepp.engine.ledger import Ledger
 from edgepp.engine.request import AnyRequest, Request
 from edgepp.engine.request_status import RequestEvent, RequestStatus, next_status
 from edgepp.engine.scheduler import MicroBatch, PrefillChunk, Scheduler, Step
+from edgepp.engine.suspended_sequences import SuspendedSequence
 from edgepp.engine.timing import Reuse
 
 _CATCH_UP = 16

@@ -12,8 +12,9 @@ from types import TracebackType
 from edgepp import backend
 from edgepp.backend.base import BackendOptions, EmbeddingAndHead
 from edgepp.engine.draft_model import DraftModel
+from edgepp.engine.engine_thread import EngineParts
 from edgepp.engine.frontend import ModelFrontend, OnProgress
-from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo

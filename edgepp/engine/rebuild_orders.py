@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgepp.engine.ledger import SuspendedSequence
 from edgepp.engine.rebuild_plan import Holding, Move, Refill
 from edgepp.engine.ring_links import addresses_for, holding_of
 from edgepp.engine.stage_handshake import Peer, RingIdentity
+from edgepp.engine.suspended_sequences import SuspendedSequence
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.recovery import (
     Expect,

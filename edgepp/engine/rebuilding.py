@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from edgepp.engine.ledger import SuspendedSequence
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.rebuild_plan import Rebuild, plan_rebuild
 from edgepp.engine.ring import Failed, Rebuilt, Ring, RingEvent
+from edgepp.engine.suspended_sequences import SuspendedSequence
 from edgepp.engine.timing import RecoveryKind
 from edgepp.model.weights.checkpoint import Array
 

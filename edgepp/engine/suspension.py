@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from edgepp.engine.core import EngineCore
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.ledger import SuspendedSequence
 from edgepp.engine.ring import StageInfo
+from edgepp.engine.suspended_sequences import SuspendedSequence
 from edgepp.engine.timing import RecoveryKind
 from edgepp.errors import EdgeppError, PoisonedRequest, StageLost
 

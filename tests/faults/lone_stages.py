@@ -12,7 +12,8 @@ import zmq
 from edgepp import backend
 from edgepp.backend.base import BackendOptions
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.engine_thread import EngineParts
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.stage_handshake import Endpoint, Expectation, ask, greet
 from edgepp.errors import EdgeppError

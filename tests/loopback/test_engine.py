@@ -174,8 +174,8 @@ def test_a_request_whose_source_was_freed_is_prefilled_alone(engine: EngineLoop)
     random = np.random.default_rng(3)
     text = prompt(random, 60)
     expected = greedy_tokens(engine, text, 8)
-    kept = next(iter(engine._core._ledger._prefixes._kept))
-    for worker in engine._ring._runners:  # type: ignore[attr-defined]
+    kept = next(iter(engine._loop.core._ledger._prefixes._kept))
+    for worker in engine._loop.ring._runners:  # type: ignore[attr-defined]
         worker.free(0, kept)
     longer = engine.submit([*text[:40], *prompt(random, 5)], GenerateOptions(max_tokens=4))
     assert len(collect(longer)) == 4
@@ -212,7 +212,10 @@ def test_a_request_that_waits_can_be_cancelled(engine: EngineLoop, monkeypatch: 
 def test_an_engine_that_ended_holds_no_weights(tiny: Path) -> None:
     """Also while something still refers to the engine, as errors do."""
     with local_engine(tiny, SPLITS[2], ["onnx"]) as engine:
-        held = [weakref.ref(engine._runner._ends), *(weakref.ref(w.model) for w in engine._ring._runners)]  # type: ignore[attr-defined]
+        held = [
+            weakref.ref(engine._loop._runner._ends),
+            *(weakref.ref(w.model) for w in engine._loop.ring._runners),
+        ]
     assert [one() for one in held] == [None] * 3
 
 

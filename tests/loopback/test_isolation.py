@@ -159,7 +159,7 @@ def poisoned(
     if trouble == "token":
         ids.insert(at, POISON)
     matcher: Any = Trouble(trouble, at, error)
-    engine._compiler = lambda _, __: matcher
+    engine.requests.compiler = lambda _, __: matcher
     constraint = None if trouble == "token" else Constraint("json")
     return engine.submit(ids, GenerateOptions(12, sampling=sampling, constraint=constraint))
 
@@ -179,7 +179,7 @@ def test_forced_tokens_that_the_model_does_not_have_are_not_sent(tmp_path: Path,
     matcher: Any = Trouble(forced, 0, Panic())
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = greedy_tokens(engine, text(1), 6)
-        engine._compiler = lambda _, __: matcher
+        engine.requests.compiler = lambda _, __: matcher
         assert collect(engine.submit(text(1), GenerateOptions(6, constraint=Constraint("json")))) == expected
 
 
@@ -190,7 +190,7 @@ def test_hidden_states_that_are_not_finite_fail_only_their_request(
     """The error names the stage that computed the hidden states."""
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = [greedy_tokens(engine, text(seed), 12) for seed in range(3)]
-        poll = engine._ring.poll
+        poll = engine._loop.ring.poll
         victim: list[int] = []
 
         def damaged(timeout_s: float) -> Any:
@@ -200,7 +200,7 @@ def test_hidden_states_that_are_not_finite_fail_only_their_request(
                     event.hidden[event.sequences.index(victim[0]), 3] = value
             return events
 
-        monkeypatch.setattr(engine._ring, "poll", damaged)
+        monkeypatch.setattr(engine._loop.ring, "poll", damaged)
         requests = [engine.submit(text(seed), GenerateOptions(12), owner="new") for seed in range(3)]
         first = requests[1].events.get(timeout=PATIENCE_S)
         victim.append(requests[1].sequence)
@@ -217,7 +217,7 @@ def test_a_step_that_fails_in_a_stage_ends_its_requests_alone(
 ) -> None:
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = greedy_tokens(engine, text(0), 12)
-        ring: Any = engine._ring
+        ring: Any = engine._loop.ring
         assert isinstance(ring, LocalRing)
         extend = ring._runners[1].model.extend
         rows: Counter[int] = Counter()
@@ -239,14 +239,14 @@ def test_a_step_that_fails_in_a_stage_ends_its_requests_alone(
 def test_a_step_that_cannot_be_sent_ends_its_requests_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with local_engine(make_checkpoint(tmp_path / "m", TINY), SPLIT, ["onnx"]) as engine:
         expected = greedy_tokens(engine, text(0), 12)
-        send = engine._ring.send
+        send = engine._loop.ring.send
 
         def failing(step: Send | SendBatch) -> None:
             if isinstance(step, Send) and step.capacity == 99:
                 raise Panic("codec")
             send(step)
 
-        monkeypatch.setattr(engine._ring, "send", failing)
+        monkeypatch.setattr(engine._loop.ring, "send", failing)
         bad = engine.submit(text(2), GenerateOptions(99 - len(text(2))))
         assert greedy_tokens(engine, text(0), 12) == expected
         with pytest.raises(EdgeppError, match=f"request {bad.id}, sending its prompt, failed: .*Panic: codec"):

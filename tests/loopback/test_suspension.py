@@ -10,7 +10,8 @@ from edgepp import backend
 from edgepp.backend.base import BackendOptions
 from edgepp.engine import suspension
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.engine_thread import EngineParts
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions, SamplingOptions
 from edgepp.engine.ring import Failed, LocalRing, RingEvent, Send, SendBatch
 from edgepp.errors import EdgeppError, NotReady, PoisonedRequest, StageLost

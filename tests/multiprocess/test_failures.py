@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.engine_thread import EngineParts
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Ring
@@ -182,7 +183,7 @@ def test_a_cancelled_request_gives_way_to_the_next(
         other = engine.submit([*reversed(PROMPT)], GenerateOptions(max_tokens=8))
         collect(other)
         assert engine.load.live == 0
-        kept = len(engine._core._ledger._prefixes)
+        kept = len(engine._loop.core._ledger._prefixes)
         eventually("the stages hold what is kept", lambda: all(one.state().sequences == kept for one in watch))
     eventually("no sequence is left", lambda: all(one.state().sequences == 0 for one in watch))
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from edgepp.engine import core
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.engine_thread import EngineParts
+from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.ring import Returned, RingEvent, Send, SendBatch, StageStats
 from edgepp.engine.scheduler import MicroBatch, Scheduler, Step
