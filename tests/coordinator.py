@@ -59,7 +59,7 @@ def idle_coordinator() -> Coordinator:
 def tell_coordinator(coordinator: Coordinator, sender: Sender, frames: list[bytes]) -> None:
     """Have one message handled."""
     coordinator.inbox.put(sender, [memoryview(frame) for frame in frames])
-    coordinator.handle_waiting()
+    coordinator.dispatcher.handle_waiting()
 
 
 def tick(coordinator: Coordinator) -> None:

@@ -14,12 +14,7 @@ from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Welcome
 from edgepp.wire.messages.data import Batch, Forward, KvPiece
 from edgepp.wire.messages.nodes import Enrol, Load, Warm
-from edgepp.wire.messages.recovery import (
-    Expect,
-    Held,
-    Push,
-    Replay,
-)
+from edgepp.wire.messages.recovery import Expect, Held, Push, Replay
 
 KEYS = tuple(z85.encode(bytes([number] * 32)).decode() for number in (1, 2, 3))
 """Keys without secrets, the same in every process, so that an input that breaks something breaks it again."""

@@ -27,16 +27,7 @@ from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, decode_payload, encode, encode_payload
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
-from edgepp.wire.messages.clients import (
-    Answered,
-    Ask,
-    Call,
-    Cancel,
-    Declined,
-    Piece,
-    Reply,
-    Waiting,
-)
+from edgepp.wire.messages.clients import Answered, Ask, Call, Cancel, Declined, Piece, Reply, Waiting
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 

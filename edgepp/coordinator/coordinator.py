@@ -1,9 +1,8 @@
 """The coordinator of a cluster: one thread that owns the cluster socket, the members and the plan.
 
-The thread passes each message to one service: ``MembershipService`` (enrolment and heartbeats), ``Rollout`` (loads),
-``CallService`` (calls), ``AnswerService`` (questions). Slow work runs in other threads: ``PipelineManager`` opens
-pipelines, and ``AnswerService`` puts pieces of answers into this thread's mailbox. A sender is identified by the key
-that its connection proved.
+``Dispatcher`` passes each message to one service: ``MembershipService`` (enrolment and heartbeats), ``Rollout``
+(loads), ``Drains``, ``CallService`` (calls), ``AnswerService`` (questions). Slow work runs in other threads:
+``PipelineManager`` opens pipelines, and ``AnswerService`` puts pieces of answers into this thread's mailbox.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +19,12 @@ import zmq
 
 from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.membership import GONE_S, Membership
-from edgepp.coordinator.answers import AnswerService, Asker, declined
+from edgepp.coordinator.answers import AnswerService, Asker
+from edgepp.coordinator.asker_notices import AskerNotices
 from edgepp.coordinator.call_service import CallService
+from edgepp.coordinator.dispatcher import Dispatcher
 from edgepp.coordinator.drains import Drains
+from edgepp.coordinator.guarded_steps import GuardedSteps
 from edgepp.coordinator.handover import RolloutOrder
 from edgepp.coordinator.inbox import Inbox
 from edgepp.coordinator.join_endpoint import JoinEndpoint
@@ -37,33 +39,13 @@ from edgepp.coordinator.suspicions import Suspicions
 from edgepp.coordinator.thread_work import ThreadWork
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError
-from edgepp.events import NodeRefused, OnEvent, StepFailed
-from edgepp.wire.log_sampler import LogSampler
+from edgepp.events import NodeRefused, OnEvent
 from edgepp.wire.mailbox import Mailbox, Poller
-from edgepp.wire.message_codec import decode_payload, encode
-from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
-from edgepp.wire.messages.clients import (
-    Ask,
-    Call,
-    Cancel,
-    Waiting,
-    request_id_of,
-)
-from edgepp.wire.messages.control import Refused
-from edgepp.wire.messages.nodes import (
-    Adopt,
-    Enrol,
-    Heartbeat,
-    Leave,
-    Leaving,
-    Loaded,
-    Loading,
-    NotLoaded,
-)
-from edgepp.wire.permissions import check_speaker
+from edgepp.wire.message_codec import encode
+from edgepp.wire.messages import MAX_PAYLOAD_BYTES
 from edgepp.wire.security import Gate
-from edgepp.wire.text_fields import is_key, sentence
-from edgepp.wire.transport import Address, Listener, Sender
+from edgepp.wire.text_fields import is_key
+from edgepp.wire.transport import Address, Listener
 
 log = logging.getLogger("edgepp.coordinator")
 
@@ -73,10 +55,6 @@ DISSOLVE_S = GONE_S
 """Seconds for members to leave a cluster that ends; a silent member counts as gone by then."""
 _LAST_ANSWERS_S = 0.2
 """Seconds for which connections stay open after the last messages to askers."""
-_WAITING_MESSAGE_S = 1.0
-"""The time between two ``Waiting`` messages to an asker."""
-_MAX_HANDLING_S = 0.05
-"""The time for handling messages before the thread looks at its sockets again."""
 
 Outgoing = tuple[Asker, list[bytes]] | None
 
@@ -141,9 +119,22 @@ class Coordinator(threading.Thread):
             self._send,
             on_event,
         )
-        self._waiting_sent_s = self._ticked_s = 0.0
+        self._ticked_s = 0.0
+        self._steps = GuardedSteps(on_event)
+        self._notices = AskerNotices(live, self._answers, self._calls, self._wait_reason, self._send)
         self.inbox = Inbox(self._listener, self._send)
-        self._log_sampler = LogSampler()
+        self.dispatcher = Dispatcher(
+            self.inbox,
+            store,
+            self._membership_service,
+            self.rollout,
+            self._drains,
+            self._calls,
+            self._answers,
+            self._steps,
+            self._send,
+            lambda asker, frames: self._outbox.put((asker, frames)),
+        )
         self._dissolving, self._dissolved = False, threading.Event()
         self.error: BaseException | None = None
         """The unexpected error that ended the thread."""
@@ -205,12 +196,14 @@ class Coordinator(threading.Thread):
         finally:
             self._dissolved.set()
             told = False
-            with self._surviving("telling the askers"):
-                told = self._decline_all()
-            with self._surviving("closing"):
+            with self._steps.surviving("telling the askers"):
+                told = self._notices.decline_all(
+                    EdgeppError(f"{self._identity.name} stopped serving", "start `edgepp serve` there, then ask again")
+                )
+            with self._steps.surviving("closing"):
                 self._listener.close(_LAST_ANSWERS_S if told else 0.0)
             for part in (self._join_endpoint, self._gate, self._outbox):
-                with self._surviving("closing"):
+                with self._steps.surviving("closing"):
                     part.close()
             self._context.term()
 
@@ -218,7 +211,7 @@ class Coordinator(threading.Thread):
         """Receive, send, handle, and do periodic work once; False when the coordinator is closed."""
         for reader in poller.wait(0.0 if self.inbox else TICK_S):
             if reader is self._listener:
-                with self._surviving("receiving messages"):  # such as too little memory, or no descriptor
+                with self._steps.surviving("receiving messages"):  # such as too little memory, or no descriptor
                     self.inbox.receive()
                 continue
             for outgoing in self._outbox.drain():
@@ -226,9 +219,9 @@ class Coordinator(threading.Thread):
                     return False
                 asker, frames = outgoing
                 if asker not in self._calls.revoked_askers:
-                    with self._surviving("sending"):
+                    with self._steps.surviving("sending"):
                         self._send(asker[0], frames)
-        self.handle_waiting()
+        self.dispatcher.handle_waiting()
         now_s = time.monotonic()
         if now_s - self._ticked_s >= TICK_S:
             self._tick(now_s)
@@ -238,58 +231,31 @@ class Coordinator(threading.Thread):
         """Do the periodic work of each service; an error in one does not keep the others from their work."""
         self._ticked_s = now_s
         self._work.run()
-        with self._surviving("announcing"):
+        with self._steps.surviving("announcing"):
             self._join_endpoint.announce()
-        with self._surviving("checking the members"):
+        with self._steps.surviving("checking the members"):
             if node := self.rollout.node_of_ended_stage:
                 self._membership_service.stage_ended(node)
             self._membership_service.tick(now_s)
             self._suspicions.tick()
-        with self._surviving("planning"):
+        with self._steps.surviving("planning"):
             if self._dissolving:
                 self._expel_all()
             else:
                 self.planner.expected_nodes = frozenset({*self.trust_store.nodes, *self._own_nodes})
                 self._send_orders(self.rollout.step(now_s))
                 self._drains.tick()
-        with self._surviving("publishing the view"):
+        with self._steps.surviving("publishing the view"):
             self._membership_service.publish()
-        if now_s - self._waiting_sent_s >= _WAITING_MESSAGE_S:
-            self._waiting_sent_s = now_s
-            with self._surviving("telling the askers"):
-                self._tell_askers()
+        with self._steps.surviving("telling the askers"):
+            self._notices.tick(now_s)
 
     def _expel_all(self) -> None:
         if self._membership_service.expel_all(f"{self._identity.name} ended the cluster"):
             self._dissolved.set()
 
-    def _decline_all(self) -> bool:
-        """End every answer and tell the askers; True where there was one."""
-        askers = self._answers.askers
-        self.live_answers.cancel_all()
-        stopped = EdgeppError(f"{self._identity.name} stopped serving", "start `edgepp serve` there, then ask again")
-        for asker in askers:
-            if asker not in self._calls.revoked_askers:
-                self._send(asker[0], declined(asker[1], stopped))
-        return bool(askers)
-
-    def _tell_askers(self) -> None:
-        askers = self._answers.askers
-        self._calls.revoked_askers.intersection_update(askers)
-        reason = sentence(self.reason or self._suspicions.reason) if askers else ""
-        for asker in askers:
-            if asker not in self._calls.revoked_askers:
-                self._send(asker[0], [encode(Waiting(asker[1], reason))])
-
-    @contextmanager
-    def _surviving(self, what: str) -> Iterator[None]:
-        """Report an unexpected error of this step, and go on."""
-        try:
-            yield
-        except Exception as error:
-            log.exception("%s failed", what)
-            if self._log_sampler.should_log(type(error).__name__, what):
-                self._on_event(StepFailed(what, f"{type(error).__name__}: {error}"))
+    def _wait_reason(self) -> str:
+        return self.reason or self._suspicions.reason
 
     def _send_orders(self, orders: Sequence[RolloutOrder]) -> None:
         for node, message in orders:
@@ -315,54 +281,3 @@ class Coordinator(threading.Thread):
         if not sent:
             self._answers.cancel_all(route)
         return sent
-
-    def handle_waiting(self) -> None:
-        """Handle queued messages, one owner after the other, for at most ``_MAX_HANDLING_S`` seconds."""
-        until_s = time.monotonic() + _MAX_HANDLING_S
-        while self.inbox and time.monotonic() < until_s:
-            sender, message, frames = self.inbox.take()
-            request = request_id_of(message)
-            with self._surviving(f"a {type(message).__name__} message"):
-                try:
-                    self._dispatch(sender, message, frames)
-                except EdgeppError as error:
-                    if self._log_sampler.should_log(sender.host, type(message).__name__):
-                        log.info("refused %s of %s: %s", type(message).__name__, sender.host, error)
-                    refusal = [encode(Refused(sentence(error)))] if request is None else declined(request, error)
-                    self._send(sender.route, refusal)
-                except Exception as error:
-                    if request is not None:
-                        failure = EdgeppError(f"the coordinator failed: {type(error).__name__}: {error}")
-                        self._send(sender.route, declined(request, failure))
-                    raise
-
-    def _dispatch(self, sender: Sender, message: Message, frames: Sequence[memoryview]) -> None:
-        """Pass a message to the service that handles its kind.
-
-        Raises:
-            EdgeppError: the sender may not send the message, or the service refuses it.
-        """
-        if isinstance(message, Adopt):
-            self._calls.adopt(sender, message)
-            return
-        node = self.trust_store.node_of(sender.key)
-        check_speaker(message, "cluster", "member")
-        match message:
-            case Enrol():
-                self._membership_service.enrol(node, sender, message)
-            case Heartbeat():
-                self._membership_service.heartbeat(node, sender, message)
-            case Loading() | Loaded() | NotLoaded():
-                self.rollout.report(node, message, time.monotonic())
-            case Leaving():
-                self._drains.leaving(node, message)
-            case Leave():
-                self._membership_service.leave(node, message)
-            case Call():
-                self._calls.call(sender, message, decode_payload(frames))
-            case Ask():
-                asker = (sender.route, message.request_id)
-                question = decode_payload(frames)
-                self._answers.begin(asker, sender.key, question, lambda out: self._outbox.put((asker, out)))
-            case Cancel():
-                self._answers.cancel((sender.route, message.request_id))

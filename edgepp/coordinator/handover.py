@@ -10,13 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from edgepp.coordinator.planner import Order
 from edgepp.layers import LayerRange
-from edgepp.wire.messages.nodes import (
-    Load,
-    Restart,
-    Retire,
-    Unload,
-    Warm,
-)
+from edgepp.wire.messages.nodes import Load, Restart, Retire, Unload, Warm
 
 RolloutOrder: TypeAlias = tuple[str, Load | Unload | Restart | Retire | Warm]
 """A node id, and the message to send to that node."""

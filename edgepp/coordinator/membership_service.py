@@ -20,15 +20,7 @@ from edgepp.events import NodeChanged, NodeJoined, NodeMoved, NodeRefused, OnEve
 from edgepp.printable import one_line
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.message_codec import encode, encode_payload
-from edgepp.wire.messages.nodes import (
-    Enrol,
-    Enrolled,
-    Expelled,
-    Heartbeat,
-    HeartbeatAck,
-    Leave,
-    View,
-)
+from edgepp.wire.messages.nodes import Enrol, Enrolled, Expelled, Heartbeat, HeartbeatAck, Leave, View
 from edgepp.wire.transport import Sender
 
 _PROBE_S = (0.8, 1.2)

@@ -18,13 +18,7 @@ from edgepp.errors import PlanError
 from edgepp.layers import LayerRange
 from edgepp.placement.place import place, replace
 from edgepp.placement.types import LinkSpeed, PlacementRequest, Plan, StageHost
-from edgepp.wire.messages.nodes import (
-    Load,
-    Loaded,
-    Loading,
-    NotLoaded,
-    Unload,
-)
+from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Unload
 
 QUIET_S = 1.0
 """How long members must be unchanged before a plan is made."""

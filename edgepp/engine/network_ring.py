@@ -33,14 +33,7 @@ from edgepp.wire.field_types import MAX_TOKENS, LinkCodec
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import (
-    Detach,
-    Fault,
-    FrameLost,
-    Free,
-    Pong,
-    Refused,
-)
+from edgepp.wire.messages.control import Detach, Fault, FrameLost, Free, Pong, Refused
 from edgepp.wire.messages.data import REPLAYED, Batch, Hidden
 from edgepp.wire.messages.recovery import Held, Rebuilt
 from edgepp.wire.permissions import check_speaker

@@ -10,13 +10,7 @@ from edgepp.engine.ring_links import addresses_for, holding_of
 from edgepp.engine.stage_handshake import Peer, RingIdentity
 from edgepp.engine.suspended_sequences import SuspendedSequence
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages.recovery import (
-    Expect,
-    Held,
-    Inventory,
-    Push,
-    Replay,
-)
+from edgepp.wire.messages.recovery import Expect, Held, Inventory, Push, Replay
 
 _ALIVE_S = 3.0
 """Seconds since the last answer to a ping within which a stage counts as one that can give what it holds."""

@@ -13,12 +13,7 @@ from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Message
-from edgepp.wire.messages.control import (
-    Hello,
-    Pong,
-    Refused,
-    Welcome,
-)
+from edgepp.wire.messages.control import Hello, Pong, Refused, Welcome
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link
 

@@ -15,13 +15,7 @@ from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES
 from edgepp.wire.messages.control import Refused
-from edgepp.wire.messages.nodes import (
-    Enrol,
-    Enrolled,
-    Expelled,
-    Heartbeat,
-    Leave,
-)
+from edgepp.wire.messages.nodes import Enrol, Enrolled, Expelled, Heartbeat, Leave
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 

@@ -27,14 +27,7 @@ from edgepp.node.resources import free_memory
 from edgepp.node.slot_stages import SlotStage, SlotStages
 from edgepp.node.stage_handle import Ready, StageProcess
 from edgepp.stage_process.config import StageSettings
-from edgepp.wire.messages.nodes import (
-    Load,
-    Loaded,
-    Loading,
-    NotLoaded,
-    Restart,
-    Retire,
-)
+from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Restart, Retire
 from edgepp.wire.text_fields import sentence
 
 log = logging.getLogger("edgepp.node")

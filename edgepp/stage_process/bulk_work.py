@@ -20,13 +20,7 @@ from edgepp.stage_process.paced_link import PacedLink
 from edgepp.stage_process.push_queue import PushFault, PushQueue
 from edgepp.stage_process.replays import Replays
 from edgepp.wire.messages.data import REPLAYED, Batch, KvPiece
-from edgepp.wire.messages.recovery import (
-    Expect,
-    Held,
-    Push,
-    Rebuilt,
-    Replay,
-)
+from edgepp.wire.messages.recovery import Expect, Held, Push, Rebuilt, Replay
 
 MAX_PUSH_TARGETS = 16
 """Stages to which one ring sends keys and values at the same time."""

@@ -22,27 +22,9 @@ from edgepp.wire.link_rate import PROBE_BYTES
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages.control import (
-    Attach,
-    Attached,
-    Detach,
-    Fault,
-    FrameLost,
-    Free,
-)
-from edgepp.wire.messages.data import (
-    Batch,
-    Echo,
-    Forward,
-    KvPiece,
-)
-from edgepp.wire.messages.recovery import (
-    Expect,
-    Inventory,
-    Push,
-    Rebuilt,
-    Replay,
-)
+from edgepp.wire.messages.control import Attach, Attached, Detach, Fault, FrameLost, Free
+from edgepp.wire.messages.data import Batch, Echo, Forward, KvPiece
+from edgepp.wire.messages.recovery import Expect, Inventory, Push, Rebuilt, Replay
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Link, Listener, Sender

@@ -15,22 +15,8 @@ from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import (
-    Attach,
-    Attached,
-    Detach,
-    Free,
-    Hello,
-    Ping,
-    Refused,
-    Welcome,
-)
-from edgepp.wire.messages.recovery import (
-    Expect,
-    Inventory,
-    Push,
-    Replay,
-)
+from edgepp.wire.messages.control import Attach, Attached, Detach, Free, Hello, Ping, Refused, Welcome
+from edgepp.wire.messages.recovery import Expect, Inventory, Push, Replay
 from edgepp.wire.permissions import Role, check_speaker
 from edgepp.wire.text_fields import sentence
 from edgepp.wire.transport import Listener, Sender

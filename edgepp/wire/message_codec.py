@@ -16,12 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 import msgpack
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError
-from edgepp.wire.messages import (
-    MAX_HEADER_BYTES,
-    MAX_PAYLOAD_BYTES,
-    VERSION,
-    Message,
-)
+from edgepp.wire.messages import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, VERSION, Message
 
 
 def encode(message: Message) -> bytes:

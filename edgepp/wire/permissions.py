@@ -13,16 +13,7 @@ from typing import Literal, TypeAlias, get_args
 from edgepp.errors import RemoteProtocolError
 from edgepp.wire.field_types import Verb
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.clients import (
-    Answered,
-    Ask,
-    Call,
-    Cancel,
-    Declined,
-    Piece,
-    Reply,
-    Waiting,
-)
+from edgepp.wire.messages.clients import Answered, Ask, Call, Cancel, Declined, Piece, Reply, Waiting
 from edgepp.wire.messages.control import (
     Attach,
     Attached,
@@ -36,13 +27,7 @@ from edgepp.wire.messages.control import (
     Refused,
     Welcome,
 )
-from edgepp.wire.messages.data import (
-    Batch,
-    Echo,
-    Forward,
-    Hidden,
-    KvPiece,
-)
+from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden, KvPiece
 from edgepp.wire.messages.nodes import (
     Adopt,
     Drained,
@@ -63,14 +48,7 @@ from edgepp.wire.messages.nodes import (
     View,
     Warm,
 )
-from edgepp.wire.messages.recovery import (
-    Expect,
-    Held,
-    Inventory,
-    Push,
-    Rebuilt,
-    Replay,
-)
+from edgepp.wire.messages.recovery import Expect, Held, Inventory, Push, Rebuilt, Replay
 
 Socket: TypeAlias = Literal["control", "data", "cluster"]
 Role: TypeAlias = Literal["driver", "guest", "stage", "coordinator", "member", "token"]

@@ -14,22 +14,9 @@ from edgepp.wire.field_types import Verb
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.clients import Ask, Call, Cancel
-from edgepp.wire.messages.control import (
-    Detach,
-    Free,
-    Hello,
-    Ping,
-    Pong,
-)
+from edgepp.wire.messages.control import Detach, Free, Hello, Ping, Pong
 from edgepp.wire.messages.data import Batch, KvPiece
-from edgepp.wire.messages.nodes import (
-    Enrol,
-    Heartbeat,
-    Leave,
-    Loaded,
-    Loading,
-    NotLoaded,
-)
+from edgepp.wire.messages.nodes import Enrol, Heartbeat, Leave, Loaded, Loading, NotLoaded
 from edgepp.wire.messages.recovery import Expect, Push, Replay
 from tests.ceiling import ceiling
 from tests.coordinator import close_coordinator, idle_coordinator, tell_coordinator, tick

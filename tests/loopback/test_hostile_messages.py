@@ -22,25 +22,10 @@ from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import VERSION, Message
 from edgepp.wire.messages.clients import Answered
-from edgepp.wire.messages.control import (
-    Attached,
-    Detach,
-    Fault,
-    Free,
-    Hello,
-    Ping,
-    Pong,
-    Refused,
-    Welcome,
-)
+from edgepp.wire.messages.control import Attached, Detach, Fault, Free, Hello, Ping, Pong, Refused, Welcome
 from edgepp.wire.messages.data import Batch, Forward, KvPiece
 from edgepp.wire.messages.nodes import Loaded
-from edgepp.wire.messages.recovery import (
-    Expect,
-    Push,
-    Rebuilt,
-    Replay,
-)
+from edgepp.wire.messages.recovery import Expect, Push, Rebuilt, Replay
 from edgepp.wire.transport import Sender
 from tests.ceiling import ceiling
 from tests.coordinator import close_coordinator, idle_coordinator, tell_coordinator, tick

@@ -10,14 +10,7 @@ import pytest
 from edgepp.stage_process.control_thread import MAX_EPOCHS_PER_OWNER
 from edgepp.stage_process.held import MAX_SEQUENCES
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages.control import (
-    Attached,
-    Detach,
-    Free,
-    Ping,
-    Pong,
-    Refused,
-)
+from edgepp.wire.messages.control import Attached, Detach, Free, Ping, Pong, Refused
 from edgepp.wire.messages.data import Hidden
 from edgepp.wire.messages.recovery import Held
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward

@@ -22,21 +22,8 @@ from edgepp.errors import StageLost
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import (
-    Attach,
-    Attached,
-    Free,
-    Hello,
-    Ping,
-    Pong,
-    Welcome,
-)
-from edgepp.wire.messages.data import (
-    Batch,
-    Echo,
-    Forward,
-    Hidden,
-)
+from edgepp.wire.messages.control import Attach, Attached, Free, Hello, Ping, Pong, Welcome
+from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden
 from edgepp.wire.transport import Address, Listener
 from tests.waiting import eventually
 

@@ -18,12 +18,7 @@ from edgepp.stage_process.next_stage import MAX_CONNECT_ATTEMPTS, ConnectAttempt
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
-from edgepp.wire.messages.control import (
-    Attach,
-    Attached,
-    FrameLost,
-    Refused,
-)
+from edgepp.wire.messages.control import Attach, Attached, FrameLost, Refused
 from edgepp.wire.messages.data import Echo
 from edgepp.wire.transport import Address, Listener
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward

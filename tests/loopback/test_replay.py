@@ -16,13 +16,7 @@ from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Fault, FrameLost
-from edgepp.wire.messages.data import (
-    REPLAYED,
-    Batch,
-    Echo,
-    Forward,
-    Hidden,
-)
+from edgepp.wire.messages.data import REPLAYED, Batch, Echo, Forward, Hidden
 from edgepp.wire.messages.recovery import Rebuilt, Replay
 from tests.stages import ATTACH, DRIVER, GUEST, WIDTH, Stage, forward
 from tests.wire import KEYS

@@ -26,15 +26,7 @@ from edgepp.model.text.conversation import Conversation
 from edgepp.placement.types import ModelSize, PlacementRequest
 from edgepp.wire.message_codec import decode, encode, encode_payload
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
-from edgepp.wire.messages.clients import (
-    Answered,
-    Ask,
-    Call,
-    Cancel,
-    Declined,
-    Reply,
-    Waiting,
-)
+from edgepp.wire.messages.clients import Answered, Ask, Call, Cancel, Declined, Reply, Waiting
 from edgepp.wire.messages.nodes import Loaded, NotLoaded
 from edgepp.wire.security import KeyPair, Pinned
 from edgepp.wire.transport import Address, Link

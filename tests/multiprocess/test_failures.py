@@ -22,14 +22,7 @@ from edgepp.errors import RemoteProtocolError, StageLost
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages.control import (
-    Attach,
-    Hello,
-    Ping,
-    Pong,
-    Refused,
-    Welcome,
-)
+from edgepp.wire.messages.control import Attach, Hello, Ping, Pong, Refused, Welcome
 from edgepp.wire.messages.data import Echo, Forward
 from edgepp.wire.transport import Address, Link
 from tests.builders.checkpoints import Checkpoints

@@ -2,12 +2,7 @@ from __future__ import annotations
 
 from edgepp.coordinator.handover import Handover, RunningStage
 from edgepp.layers import LayerRange
-from edgepp.wire.messages.nodes import (
-    Load,
-    Retire,
-    Unload,
-    Warm,
-)
+from edgepp.wire.messages.nodes import Load, Retire, Unload, Warm
 
 FIRST = [RunningStage("a", 0, 7, LayerRange(0, 10)), RunningStage("b", 0, 7, LayerRange(10, 30))]
 SECOND = [RunningStage("a", 0, 8, LayerRange(0, 30))]

@@ -13,13 +13,7 @@ from edgepp.coordinator.load_tracker import REORDER_S, STALLED_S, host_id
 from edgepp.coordinator.planner import MAX_BUSY_S, QUIET_S, RESTLESS_S, START_WAIT_S, Planner
 from edgepp.layers import LayerRange
 from edgepp.placement.types import ModelSize, PlacementRequest, Policy
-from edgepp.wire.messages.nodes import (
-    Load,
-    Loaded,
-    Loading,
-    NotLoaded,
-    Unload,
-)
+from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Unload
 from tests.builders.members import beat, facts
 
 HERE, MINI, AIR = "a" * 16, "b" * 16, "c" * 16

@@ -11,29 +11,10 @@ from edgepp.errors import LocalProtocolError, RemoteProtocolError
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_HEADER_BYTES, VERSION, Message
 from edgepp.wire.messages.clients import Declined
-from edgepp.wire.messages.control import (
-    Attach,
-    Fault,
-    Hello,
-    Pong,
-    Welcome,
-)
+from edgepp.wire.messages.control import Attach, Fault, Hello, Pong, Welcome
 from edgepp.wire.messages.data import Batch, Forward, KvPiece
-from edgepp.wire.messages.nodes import (
-    Drained,
-    Enrol,
-    Leaving,
-    Load,
-    Restart,
-    Retire,
-    Warm,
-)
-from edgepp.wire.messages.recovery import (
-    Expect,
-    Held,
-    Push,
-    Replay,
-)
+from edgepp.wire.messages.nodes import Drained, Enrol, Leaving, Load, Restart, Retire, Warm
+from edgepp.wire.messages.recovery import Expect, Held, Push, Replay
 from edgepp.wire.permissions import SPEAKERS, VERBS_OF_OWNER, check_speaker
 from edgepp.wire.text_fields import are_addresses, are_hosts, is_key, is_name, is_route, sentence
 from tests.wire import KEYS, messages
