@@ -15,7 +15,8 @@ EdgeppError
 │   └── RemoteProtocolError   the bytes arrived; the frame is counted and dropped
 ├── StageError            a stage ended an answer; the message names the stage and its node
 │   ├── StageLost             the stage died or stopped answering
-│   └── StageFault            the stage answered that it cannot do the step
+│   ├── StageFault            the stage answered that it cannot do the step
+│   └── PoisonedRequest       the request was under way each time that stages failed; it is not tried again
 └── InternalError         a fault of edgepp itself, with a report file
 """
 
@@ -126,6 +127,10 @@ class StageLost(StageError):  # noqa: N818
 
 class StageFault(StageError):  # noqa: N818
     """A stage answered that it cannot do the step."""
+
+
+class PoisonedRequest(StageError):  # noqa: N818
+    """A request was under way each time that stages failed, at last as the only suspect; it is not tried again."""
 
 
 class InternalError(EdgeppError):

@@ -52,8 +52,6 @@ class SuspendedSequence:
     """Token ids, of at least ``sent`` positions."""
     sent: int
     """Positions that were sent to the stages."""
-    settled: int
-    """Positions that all stages have computed for certain; 0 for a prefix that no request needs."""
     capacity: int = 0
     request: int = 0
     """Id of the request that goes on with it; 0 for a prefix that is kept."""
@@ -61,7 +59,7 @@ class SuspendedSequence:
     @classmethod
     def of(cls, request: Request) -> SuspendedSequence:
         """The sequence of a live request."""
-        return cls(request.sequence, request.ids, request.sent, request.settled, request.capacity, request.id)
+        return cls(request.sequence, request.ids, request.sent, request.capacity, request.id)
 
 
 class Ledger(Generic[AnyRequest]):
@@ -189,7 +187,7 @@ class Ledger(Generic[AnyRequest]):
                 suspended.append(SuspendedSequence.of(request))
             self._requeue(request)
         self.live.clear()
-        kept = [SuspendedSequence(one.sequence, one.ids, len(one.ids), 0) for one in self._prefixes]
+        kept = [SuspendedSequence(one.sequence, one.ids, len(one.ids)) for one in self._prefixes]
         return suspended + kept
 
     def resume(self, lengths: Mapping[int, int], spare: int, *, shares: bool) -> None:
@@ -208,7 +206,7 @@ class Ledger(Generic[AnyRequest]):
 
     def _requeue(self, request: AnyRequest) -> None:
         request.sequence, request.source, request.guesses = 0, 0, ()
-        request.sent = request.settled = request.steps_in_ring = 0
+        request.sent = request.steps_in_ring = 0
         later = [at for at, other in enumerate(self.waiting) if other.id > request.id]
         self.waiting.insert(later[0] if later else len(self.waiting), request)
 
@@ -256,13 +254,17 @@ class Ledger(Generic[AnyRequest]):
     def _next(self, passed: set[int]) -> AnyRequest | None:
         """The next request to admit, but none of ``passed``.
 
-        First comes the owner who holds fewest positions, among equals the owner who has waited longest for a turn; of
+        Of requests that may make stages fail, one is live at a time, so that the next loss shows which one does. First
+        comes the owner who holds fewest positions, among equals the owner who has waited longest for a turn; of
         one owner, preempted requests and then the oldest.
         """
         if not self.waiting:
             return None
         held = self._by_owner()
-        candidates = (request for request in self.waiting if request.id not in passed)
+        tried = any(request.is_suspect for request in self.live.values())
+        candidates = (
+            request for request in self.waiting if request.id not in passed and not (tried and request.is_suspect)
+        )
 
         def order(request: AnyRequest) -> tuple[int, int, bool, int]:
             return held.get(request.owner, 0), self._turn.get(request.owner, 0), not request.tokens, request.id

@@ -31,7 +31,7 @@ from edgepp.engine.ring import Failed, Rebuilt, Ring, RingEvent, StageInfo, Stag
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.speculation import Draft
 from edgepp.engine.step_runner import StepRunner
-from edgepp.engine.suspension import SuspendOrder, Suspension, given_up
+from edgepp.engine.suspension import SuspendOrder, Suspension, poisoned
 from edgepp.engine.timing import RecoveryKind, StageTimes, Timing
 from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError, StageLost, UsageError
@@ -280,6 +280,7 @@ class EngineLoop:
                 for event in self._ring.poll(0.0 if sent else _IDLE_S):
                     self._handle(event)
                 self._suspension.look()
+                self._inspect_once()
                 self._go_on_when_rebuilt()
                 if (overdue := self._suspension.overdue) is not None:
                     self._end_all(overdue)
@@ -301,7 +302,7 @@ class EngineLoop:
         self._take_ring(parts.ring)
 
     def _take_ring(self, ring: Ring) -> None:
-        self._ring, self.stages = ring, ring.stages
+        self._ring, self.stages, self._inspected = ring, ring.stages, False
         self.ring_identity = ring.orders.identity if isinstance(ring, NetworkRing) else None
         """By what the ring that replaces this one knows its stages; None for a ring in this process."""
         ring.wake_on(self._inbox)
@@ -363,7 +364,7 @@ class EngineLoop:
 
     def _give_up(self, requests: Sequence[EngineRequest], reason: EdgeppError) -> None:
         for request in requests:
-            self._runner.end(request, given_up(reason, request))
+            self._runner.end(request, poisoned(reason, request))
 
     def _resume(self, order: _Resume) -> None:
         if self._lost is not None:
@@ -378,6 +379,12 @@ class EngineLoop:
         self._take_ring(order.ring)
         rebuilding = Rebuilding(order.ring, former, self._suspension.sequences, self._ends.embed)
         self._takeover = _Takeover(former, rebuilding, order.done)
+
+    def _inspect_once(self) -> None:
+        """Ask the stages of a ring that is left what they hold, for the ring that replaces it."""
+        if self._suspension.reason is not None and not self._inspected and isinstance(self._ring, NetworkRing):
+            self._inspected = True
+            self._ring.orders.inspect()
 
     def _go_on_when_rebuilt(self) -> None:
         """Let the requests go on once the stages of a new ring hold what could be rebuilt."""

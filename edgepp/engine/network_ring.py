@@ -19,7 +19,7 @@ from edgepp.engine import ring
 from edgepp.engine.outstanding_steps import OutstandingSteps
 from edgepp.engine.queue_times import QueueTimes
 from edgepp.engine.rebuild_orders import RebuildOrders
-from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, StageStats, frame_of, returned
+from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageStats, frame_of, returned
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet
@@ -39,6 +39,7 @@ from edgepp.wire.messages import (
     Fault,
     FrameLost,
     Free,
+    Held,
     Hidden,
     Message,
     Pong,
@@ -112,7 +113,7 @@ class NetworkRing:
         self._codec = CodecChoice(links.codecs[0], links.bytes_per_s[0])
         self._queues = QueueTimes(links.ways_s, links.bytes_per_s)
         measured = zip(self._peers, links.hops_s, links.bytes_per_s, strict=True)
-        self.stages = tuple(_stage_info(i, *one) for i, one in enumerate(measured))
+        self.stages = tuple(peer.info(i, hop_s, rate) for i, (peer, hop_s, rate) in enumerate(measured))
         self._poller = Poller[Any](*(peer.control for peer in self._peers), *links.opened)
         for peer in self._peers:
             self._poller.wake_on(peer.control.events)
@@ -179,7 +180,7 @@ class NetworkRing:
         self._cleanup.close()
         for peer in self._peers:
             peer.control.send([encode(Detach(self._epoch))])
-            peer.control.close(linger_s=0.5)
+            peer.control.close(linger_s=0.5 if peer.control.is_connected() else 0.0)
         if self._links is not None:
             self._links.close()
         self._context.term()
@@ -222,18 +223,23 @@ class NetworkRing:
                 self._fail(self._watch.heard(index, message))
             case Fault(epoch=self._epoch):
                 self._outstanding.forget(message.sequence)
-                if message.stage == index + 1 < len(self.stages):
-                    self._fail(StageLost(f"{self.stages[message.stage]} is gone: {message.reason}"))
-                    return
                 error = StageFault(f"{self.stages[index]} failed: {message.reason}")
                 self._events.append(Failed(message.sequence, error))
+            case Held(epoch=self._epoch):
+                self.orders.note(index, message)
             case Rebuilt(epoch=self._epoch):
                 self._events.append(ring.Rebuilt(index, message.sequence, message.length))
             case FrameLost(epoch=self._epoch):
-                sender = f"from {self.stages[index - 1]}" if index else "from the coordinator"
-                self._fail(StageLost(f"a frame {sender} did not reach {self.stages[index]}"))
+                self._lose_frame(index, message.stage)
             case Refused():
                 raise RemoteProtocolError(message.reason)
+
+    def _lose_frame(self, teller: int, stage: int) -> None:
+        """Give up the ring: its stage ``teller`` says that a frame did not reach ``stage``, itself or the next one."""
+        if stage == teller:
+            self._fail(StageLost(f"a frame did not reach {self.stages[stage]}"))
+        elif stage == teller + 1 < len(self.stages):
+            self._fail(StageLost(f"{self.stages[stage]} is gone: the previous stage cannot reach this stage any more"))
 
     def _fail(self, error: StageError | None) -> None:
         if error is not None and not self._failed:
@@ -241,23 +247,3 @@ class NetworkRing:
             self._cleanup.close()
             error.hint = error.hint or "check that machine, then ask again; `edgepp join` starts its stage again"
             self._events.append(Failed(None, error))
-
-
-def _stage_info(index: int, peer: Peer, hop_s: float, bytes_per_s: int) -> StageInfo:
-    welcome = peer.welcome
-    return StageInfo(
-        index=index,
-        layers=peer.layers,
-        node=welcome.node,
-        address=str(peer.address),
-        pid=welcome.pid,
-        backend=welcome.backend,
-        device=welcome.device,
-        chunk=welcome.chunk,
-        context=welcome.context,
-        prefill_s=welcome.prefill_us / 1e6,
-        decode_s=welcome.decode_us / 1e6,
-        rewinds=welcome.rewinds,
-        hop_s=hop_s,
-        bytes_per_s=float(bytes_per_s),
-    )

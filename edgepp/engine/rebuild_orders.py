@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 from edgepp.engine.ledger import SuspendedSequence
 from edgepp.engine.rebuild_plan import Holding, Move, Refill
-from edgepp.engine.ring_links import addresses_for
+from edgepp.engine.ring_links import addresses_for, holding_of
 from edgepp.engine.stage_handshake import Peer, RingIdentity
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages import Expect, Push, Replay
+from edgepp.wire.messages import Expect, Held, Inventory, Push, Replay
 
 _ALIVE_S = 3.0
 """Seconds since the last answer to a ping within which a stage counts as one that can give what it holds."""
@@ -21,22 +22,34 @@ class RebuildOrders:
     def __init__(self, epoch: int, peers: Sequence[Peer], holdings: Sequence[Holding]) -> None:
         """``holdings`` are what the ``peers`` brought along from the ring that this one replaces."""
         self._epoch, self._peers, self.holdings = epoch, peers, holdings
+        self._inventory: list[Holding] = []
 
     @property
     def identity(self) -> RingIdentity:
         """By what the stages are recognised in the ring that replaces this one."""
         return RingIdentity(self._epoch, frozenset(peer.process for peer in self._peers))
 
-    def holdings_beside(self, successor: RingIdentity, settled: Mapping[int, int], now_s: float) -> list[Holding]:
+    def inspect(self) -> None:
+        """Ask all stages what they hold, for ``holdings_beside``; steps must have ended, or be given up."""
+        self._inventory.clear()
+        for peer in self._peers:
+            peer.control.send([encode(Inventory(self._epoch))])
+
+    def note(self, stage: int, held: Held) -> None:
+        """Take a stage's reply to ``inspect``."""
+        self._inventory.append(holding_of(stage, held))
+
+    def holdings_beside(self, successor: RingIdentity, now_s: float) -> list[Holding]:
         """What the stages hold that answer pings and are not part of ``successor``, numbered behind its stages."""
         first = len(successor.processes)
-        return [
-            Holding(first + index, "kv", peer.layers, settled)
+        beside = {
+            index
             for index, peer in enumerate(self._peers)
             if peer.process not in successor.processes
             and peer.control.is_connected()
             and now_s - peer.heard_s < _ALIVE_S
-        ]
+        }
+        return [replace(one, holder=first + one.holder) for one in self._inventory if one.holder in beside]
 
     def move(self, of: SuspendedSequence, length: int, move: Move, source: RebuildOrders, holder: int) -> None:
         """Let stage ``holder`` of the ring ``source`` send what ``move`` says of a sequence to a stage of this ring."""

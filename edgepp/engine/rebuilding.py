@@ -42,8 +42,7 @@ class Rebuilding:
     def _begin(
         self, ring: NetworkRing, former: NetworkRing, suspended: Sequence[SuspendedSequence], embed: Embed
     ) -> None:
-        settled = {one.sequence: one.settled for one in suspended if one.settled}
-        beside = former.orders.holdings_beside(ring.orders.identity, settled, time.monotonic())
+        beside = former.orders.holdings_beside(ring.orders.identity, time.monotonic())
         holdings = [*ring.orders.holdings, *beside]
         layers = [stage.layers for stage in ring.stages]
         for one in suspended:

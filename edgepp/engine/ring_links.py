@@ -144,8 +144,7 @@ class RingLinks:
         )
         answer = ask(peer.control, message, ATTACH_S, str(peer))
         while isinstance(answer, Held):
-            positions = dict(zip(answer.sequences, answer.positions, strict=True))
-            self.holdings.append(Holding(index, answer.what, LayerRange(answer.start, answer.stop), positions))
+            self.holdings.append(holding_of(index, answer))
             answer = receive_answer(peer.control, ATTACH_S, str(peer))
         if isinstance(answer, Attached):
             return answer
@@ -184,6 +183,12 @@ def _codec_per_link(codecs: Sequence[LinkCodec], stages: int) -> list[LinkCodec]
             f"give one codec for all, or {links} separated by commas, of {', '.join(get_args(LinkCodec))}",
         )
     return spread
+
+
+def holding_of(stage: int, held: Held) -> Holding:
+    """What a message of stage number ``stage`` says that it holds."""
+    positions = dict(zip(held.sequences, held.positions, strict=True))
+    return Holding(stage, held.what, LayerRange(held.start, held.stop), positions)
 
 
 def addresses_for(peer: Peer, following: Peer) -> str:

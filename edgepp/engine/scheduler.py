@@ -111,8 +111,6 @@ class Scheduler:
         That is so when the request has no other step in the ring, and nothing left to send.
         """
         request.steps_in_ring -= 1
-        if not request.steps_in_ring:
-            request.settled = request.sent
         sequence = request.sequence
         if self._chunks.get(sequence):
             self._chunks[sequence] -= 1
@@ -124,7 +122,7 @@ class Scheduler:
 
     def sampled(self, request: Request) -> None:
         """Note that a request's ``ids`` have grown: all but the newest have been sent."""
-        request.sent = request.settled = len(request.ids) - 1
+        request.sent = len(request.ids) - 1
         self._ready.append(request)
 
     def catch_up(self, request: Request) -> None:

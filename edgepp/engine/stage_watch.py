@@ -72,17 +72,7 @@ class StageWatch:
 
     def heard(self, index: int, pong: Pong) -> StageLost | None:
         """Take a stage's answer to a ping; the loss if it was started again since."""
-        peer = self._peers[index]
-        peer.heard_s, peer.busy_us = time.monotonic(), pong.busy_us
-        peer.stats = StageStats(
-            pong.sequences,
-            pong.kv_bytes,
-            pong.frames,
-            pong.dropped,
-            pong.received_bytes,
-            pong.sent_bytes,
-            pong.reconnects + self._links.reconnects(index),
-        )
+        self._peers[index].take(pong, self._links.reconnects(index), time.monotonic())
         if pong.known:
             return None
         return StageLost(f"{self._stages[index]} has forgotten this chat: it was restarted or asleep")

@@ -198,7 +198,8 @@ class BulkWork:
 
     def _restore(self, ring: Attachment, sender: str, piece: KvPiece, frames: Sequence[memoryview]) -> None:
         if not self._arrivals.accepts(sender, piece):
-            raise RemoteProtocolError("keys and values that this stage does not expect")
+            self._arrivals.keep_early(sender, piece, data_of(piece, frames))
+            return
         try:
             length = self._arrivals.take(piece, data_of(piece, frames))
         except (StageFault, RemoteProtocolError) as error:

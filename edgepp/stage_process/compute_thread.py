@@ -33,6 +33,7 @@ from edgepp.wire.messages import (
     Forward,
     FrameLost,
     Free,
+    Inventory,
     KvPiece,
     Push,
     Rebuilt,
@@ -51,7 +52,7 @@ _RETRY_INTERVAL_S = 0.005
 MAX_COPIES_BYTES = 1 << 30
 """Memory for copies that this stage keeps for another one, unless given."""
 
-Order = NextStageLink | BulkConnected | Detach | Free | Replay | Expect | Push
+Order = NextStageLink | BulkConnected | Detach | Free | Inventory | Replay | Expect | Push
 Command = Order | None
 """Order of the control thread to the compute thread; None means stop."""
 
@@ -80,7 +81,7 @@ class ComputeThread:
         data.traffic = self.status.traffic
         self._rings: dict[int, Attachment] = {}
         boundary_log = BoundaryLog()
-        self._sender = FrameSender(data, self.status, boundary_log, self.outbox, self._fault_unreachable)
+        self._sender = FrameSender(data, self.status, boundary_log, self.outbox, self._report_unreachable)
         self.bulk = BulkWork(runner, self._sender, boundary_log, max_copies_bytes, self._fault, self._rebuilt)
         self._bulk_moved = False
         """Whether bulk data was sent in the last turn."""
@@ -151,6 +152,8 @@ class ComputeThread:
                     self._detach(command.epoch)
                 case BulkConnected():
                     command.hand_over()
+                case Inventory():
+                    self._tell_inventory(command.epoch)
                 case Replay() | Expect() | Push():
                     ring = self._rings.get(command.epoch)
                     if ring is not None:
@@ -174,11 +177,15 @@ class ComputeThread:
         choice = CodecChoice(message.codec, next_stage.bytes_per_s if link is not None else message.return_bytes_per_s)
         ring = self._rings[message.epoch] = Attachment(message, attempt.control, link, choice)
         self.bulk.attach(ring)
-        for held in self.bulk.held(message.epoch):
-            self.outbox.put((attempt.control, held))
+        self._tell_inventory(message.epoch)
         self.outbox.put(
             (attempt.control, Attached(message.epoch, int(next_stage.echo_s * 1e6), next_stage.bytes_per_s))
         )
+
+    def _tell_inventory(self, epoch: int) -> None:
+        if (ring := self._rings.get(epoch)) is not None:
+            for held in self.bulk.held(epoch):
+                self.outbox.put((ring.control, held))
 
     def _inherit(self, message: Attach) -> None:
         """Move the sequences of the epoch that the new ring replaces, whose frames are dropped from now on."""
@@ -263,12 +270,10 @@ class ComputeThread:
     def _report_lost(self, ring: Attachment) -> None:
         self.outbox.put((ring.control, FrameLost(ring.message.epoch, ring.stage)))
 
-    def _fault_unreachable(self, ring: Attachment, frame: Frame) -> None:
-        for sequence in sequences_of(frame):
-            reason = "the previous stage cannot reach this stage any more"
-            self._fault(ring, sequence, reason, ring.stage + 1)
+    def _report_unreachable(self, ring: Attachment) -> None:
+        """Report that the next stage takes no frames; the sequences stay, for the ring that replaces this one."""
+        self.outbox.put((ring.control, FrameLost(ring.message.epoch, ring.stage + 1)))
 
-    def _fault(self, ring: Attachment, sequence: int, reason: str, stage: int | None = None) -> None:
-        epoch, faulty_stage = ring.message.epoch, ring.stage if stage is None else stage
-        self.runner.free(epoch, sequence)
-        self.outbox.put((ring.control, Fault(epoch, sequence, faulty_stage, sentence(reason))))
+    def _fault(self, ring: Attachment, sequence: int, reason: str) -> None:
+        self.runner.free(ring.message.epoch, sequence)
+        self.outbox.put((ring.control, Fault(ring.message.epoch, sequence, ring.stage, sentence(reason))))

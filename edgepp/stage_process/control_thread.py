@@ -21,6 +21,7 @@ from edgepp.wire.messages import (
     Expect,
     Free,
     Hello,
+    Inventory,
     Message,
     Ping,
     Push,
@@ -160,7 +161,7 @@ class ControlThread(threading.Thread):
                 self._check_owner(sender, message.epoch)
                 self._check_key("the other stage's key", message.key, sender)
                 self._compute.inbox.put(message)
-            case Free() | Replay():
+            case Free() | Replay() | Inventory():
                 self._check_owner(sender, message.epoch)
                 self._compute.inbox.put(message)
 

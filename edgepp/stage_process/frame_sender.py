@@ -29,7 +29,7 @@ class FrameSender:
         status: ComputeStatus,
         boundary_log: BoundaryLog,
         outbox: Mailbox[Reply],
-        on_unreachable: Callable[[Attachment, Frame], None],
+        on_unreachable: Callable[[Attachment], None],
     ) -> None:
         """``on_unreachable`` is called for each frame that the next stage does not take."""
         self._data = data
@@ -63,7 +63,7 @@ class FrameSender:
         parts = [encode(frame._replace(codec=name, serial=ring.next_serial())), *tensor]
         if ring.unsent or ring.next is None or not ring.next.send(parts):
             if len(ring.unsent) >= MAX_UNSENT_FRAMES:
-                self._on_unreachable(ring, frame)
+                self._on_unreachable(ring)
             else:
                 ring.unsent.append(UnsentFrame(frame, parts, time.monotonic() + SEND_WAIT_S))
                 self._congested[frame.epoch] = ring
@@ -78,7 +78,8 @@ class FrameSender:
                 if ring.next is None or ring.next.send(first.parts):
                     ring.unsent.popleft()
                 elif now_s > first.until_s:
-                    self._on_unreachable(ring, ring.unsent.popleft().frame)
+                    ring.unsent.popleft()
+                    self._on_unreachable(ring)
                 else:
                     break
             if not ring.unsent:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edgepp.errors import RemoteProtocolError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.stage_process.companion import Key, keys_of
+from edgepp.stage_process.early_pieces import EarlyPieces
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.wire.messages import Expect, KvPiece
 
@@ -29,15 +30,17 @@ class KvArrivals:
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._arrivals: dict[Key, _Arrival] = {}
+        self._early = EarlyPieces()
 
     def __bool__(self) -> bool:
         return bool(self._arrivals)
 
     def expect(self, message: Expect) -> bool:
-        """Prepare for the pieces of a sequence; whether the stage holds all of it already.
+        """Take the pieces of a sequence from now on, and those that came before; whether the sequence is complete.
 
         Raises:
-            StageFault: The sequence does not fit, was freed, or memory is short.
+            StageFault: The sequence does not fit, was freed, or memory is short; or an early piece was dropped or does
+                not fit.
         """
         key, model = (message.epoch, message.sequence), self._runner.model
         if not model.kv_layout:
@@ -45,21 +48,33 @@ class KvArrivals:
         arrival = self._arrivals.get(key)
         if arrival is not None and arrival.length == message.length:
             arrival.senders.add(message.key)
-            return False
+            return self._take_early(message.key, key)
         cache_id = self._runner.reserve(key, message.capacity, message.length)
         held = model.length(cache_id)
         if held >= message.length:
             return True
         filled = dict.fromkeys(range(model.layers.start, model.layers.stop), held)
         self._arrivals[key] = _Arrival(cache_id, message.length, {message.key}, filled)
-        return False
+        return self._take_early(message.key, key)
 
     def accepts(self, sender: str, piece: KvPiece) -> bool:
         """Whether pieces of the sequence are expected from the stage with the key ``sender``."""
         arrival = self._arrivals.get((piece.epoch, piece.sequence))
         return arrival is not None and sender in arrival.senders
 
-    def take(self, piece: KvPiece, data: memoryview) -> int | None:
+    def keep_early(self, sender: str, piece: KvPiece, data: memoryview) -> None:
+        """Keep a piece for an ``Expect`` that may be under way.
+
+        Raises:
+            RemoteProtocolError: There is no room for the piece.
+        """
+        self._early.add(sender, piece, bytes(data))
+
+    def _take_early(self, sender: str, key: Key) -> bool:
+        """Take early pieces of an expected sequence; whether these complete the sequence."""
+        return any(self.take(*early) is not None for early in self._early.take(sender, key))
+
+    def take(self, piece: KvPiece, data: bytes | memoryview) -> int | None:
         """Write an accepted piece into the caches; the length of the sequence where that completes it.
 
         Raises:
@@ -89,11 +104,13 @@ class KvArrivals:
     def free(self, key: Key) -> None:
         """Expect nothing more for a sequence."""
         self._arrivals.pop(key, None)
+        self._early.free(key)
 
     def forget(self, epoch: int) -> None:
         """Expect nothing more for an epoch."""
         for key in keys_of(self._arrivals, epoch):
             self.free(key)
+        self._early.forget(epoch)
 
     def inherit(self, old: int, new: int) -> None:  # noqa: ARG002 - the new ring begins its own restorations
         """Expect nothing more for the epoch ``old``."""

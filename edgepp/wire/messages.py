@@ -19,6 +19,7 @@ A stage binds two ROUTER sockets. Whoever sends to a stage connects to it with a
         Free, Detach                     cancel one sequence; forget an epoch with all of its sequences (no reply)
                      ◄ Fault             a step failed and its sequence is freed
                      ◄ FrameLost         a frame of the previous stage did not arrive
+        Inventory    ► Held…             what the stage holds of the epoch
         Replay       ► Rebuilt|Fault     send hidden states of a sequence again, for stages that have lost the sequence
         Expect       ► Rebuilt|Fault     accept the keys and values of a sequence from another stage
         Push         ► Fault             send keys and values of a sequence to another stage (no reply where that works)
@@ -219,7 +220,7 @@ class Attached(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Stage to coordinator, before ``Attached``: what the stage holds of the epoch that the new ring inherits.
+    """Stage to coordinator, before ``Attached`` or in reply to ``Inventory``: what the stage holds of the epoch.
 
     ``positions[i]`` positions from 0 on of ``sequences[i]``: keys and values of the layers ``[start, stop)``, hidden
     states that the stage has logged, or copies of the layers ``[start, stop)`` that it keeps for another stage. Several
@@ -227,7 +228,7 @@ class Held(NamedTuple):
     """
 
     epoch: Id
-    """The new epoch."""
+    """Of ``Attached``, the new epoch."""
     what: HeldKind
     start: Layer
     stop: Layer
@@ -240,6 +241,12 @@ class Held(NamedTuple):
             return "has an empty layer range"
         matched = len(self.positions) == len(self.sequences) == len(set(self.sequences))
         return "" if matched else "has sequences and positions that do not match"
+
+
+class Inventory(NamedTuple):
+    """Coordinator to stage: tell by ``Held`` what the stage holds of the epoch; no reply where it holds nothing."""
+
+    epoch: Id
 
 
 class Refused(NamedTuple):
@@ -291,10 +298,7 @@ class Pong(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Stage to coordinator: a step of ``sequence`` failed at stage number ``stage``, or on the way there.
-
-    The sender has freed the sequence.
-    """
+    """Stage to coordinator: a step of ``sequence`` failed at stage number ``stage``, which has freed the sequence."""
 
     epoch: Id
     sequence: Id
@@ -303,7 +307,10 @@ class Fault(NamedTuple):
 
 
 class FrameLost(NamedTuple):
-    """Stage to coordinator: a frame of the epoch did not reach stage number ``stage`` from the stage before it."""
+    """Stage to coordinator: a frame of the epoch did not reach stage number ``stage`` from the stage before it.
+
+    Sent by that stage, or by the one before it where it takes no frames any more.
+    """
 
     epoch: Id
     stage: Stage
@@ -774,6 +781,7 @@ Message: TypeAlias = (
     | Pong
     | Fault
     | FrameLost
+    | Inventory
     | Replay
     | Expect
     | Rebuilt

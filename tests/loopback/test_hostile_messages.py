@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.errors import RemoteProtocolError
 from edgepp.stage_process.control_thread import MAX_EPOCHS_PER_OWNER
+from edgepp.stage_process.early_pieces import MAX_BYTES_PER_SENDER, MAX_SENDERS
 from edgepp.stage_process.next_stage import ConnectAttempt, NextStageLink
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import (
@@ -36,6 +37,7 @@ from edgepp.wire.messages import (
     Ping,
     Pong,
     Push,
+    Rebuilt,
     Refused,
     Replay,
     Welcome,
@@ -179,13 +181,12 @@ def test_copies_are_kept_from_the_named_stage_alone_and_only_where_asked_for(sta
         PIECE._replace(checksum=1),
         PIECE._replace(start=1),
         PIECE._replace(stop=65),
-        PIECE._replace(purpose="restore"),
     ):
         put(stage, bad, b"aabb", sender=sender)
     put(stage, PIECE, sender=sender)
     put(stage, PIECE, b"aa", b"bb", sender=sender)
     assert stage.compute.bulk.nbytes == 0
-    assert stage.compute.runner.counters.dropped == 9
+    assert stage.compute.runner.counters.dropped == 8
     put(stage, PIECE, b"aabb", sender=sender)
     assert stage.compute.bulk.nbytes > 0
     stage.order(DRIVER, encode(Free(1, 1)))
@@ -207,11 +208,50 @@ def test_keys_and_values_are_restored_from_the_named_stage_alone(stage: Stage) -
     stage.order(DRIVER, encode(ATTACH))
     assert stage.order(DRIVER, encode(Expect(1, 1, 64, 2, KEYS[2]))) == []
     piece = PIECE._replace(purpose="restore", start_layer=0, stop_layer=4)
+    imported: list[Any] = []
+    stage.model.import_kv = lambda *rest: imported.append(rest)  # type: ignore[attr-defined]
+    stage.model.set_length = stage.model.truncate  # type: ignore[attr-defined]
     put(stage, piece, b"aabb")
-    put(stage, piece._replace(sequence=2), b"aabb", sender=GUEST._replace(key=KEYS[2]))
-    assert stage.compute.runner.counters.dropped == 2
-    assert stage.faults() == []
     assert stage.compute.runner.sequences == 1
+    assert imported == []
+    assert stage.order(DRIVER, encode(Expect(1, 2, 64, 2, KEYS[2]))) == []
+    put(stage, piece._replace(sequence=2), b"aabb")
+    assert imported == []
+    put(stage, piece, b"aabb", sender=GUEST._replace(key=KEYS[2]))
+    assert len(imported) == 1
+    assert stage.compute.runner.lengths(1) == {1: 2, 2: 0}
+    assert stage.faults() == []
+
+
+def test_keys_and_values_may_come_before_they_are_expected(stage: Stage) -> None:
+    stage.model.kv_layout = "form"
+    stage.model.import_kv = lambda *rest: None  # type: ignore[attr-defined]
+    stage.model.set_length = stage.model.truncate  # type: ignore[attr-defined]
+    stage.order(DRIVER, encode(ATTACH))
+    piece = PIECE._replace(purpose="restore", start_layer=0, stop_layer=4)
+    put(stage, piece, b"aabb")
+    put(stage, piece._replace(start=2, stop=4), b"aabb")
+    assert stage.order(DRIVER, encode(Expect(1, 1, 64, 4, GUEST.key))) == [Rebuilt(1, 1, 4)]
+    assert stage.compute.bulk._arrivals._early._senders == {}
+
+
+def test_early_pieces_are_bounded_and_those_that_were_dropped_are_a_fault(stage: Stage) -> None:
+    stage.model.kv_layout = "form"
+    stage.order(DRIVER, encode(ATTACH))
+    piece, raw = PIECE._replace(purpose="restore", start_layer=0, stop_layer=4), bytes(1 << 20)
+    for sequence in range(1, 7):
+        put(stage, piece._replace(sequence=sequence, checksum=zlib.crc32(raw)), raw)
+    (of,) = stage.compute.bulk._arrivals._early._senders.values()
+    assert of.nbytes <= MAX_BYTES_PER_SENDER
+    (fault,) = stage.order(DRIVER, encode(Expect(1, 6, 64, 2, GUEST.key)))
+    assert isinstance(fault, Fault)
+    assert "before they were expected" in fault.reason
+    stage.order(DRIVER, encode(Detach(1)))
+    assert stage.compute.bulk._arrivals._early._senders == {}
+    stage.order(DRIVER, encode(ATTACH))
+    for number in range(MAX_SENDERS + 5):
+        put(stage, PIECE._replace(purpose="restore"), b"aabb", sender=GUEST._replace(key=f"key {number}"))
+    assert len(stage.compute.bulk._arrivals._early._senders) == MAX_SENDERS
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Array
-from edgepp.wire.messages import Fault, Held, Message, Replay
+from edgepp.stage_process import copy_sender
+from edgepp.wire.messages import Fault, FrameLost, Held, Message, Replay
 from tests.builders.checkpoints import Checkpoints
 from tests.live_stages import CAPACITY, Driver, LiveStage, live_stages
 from tests.waiting import eventually
@@ -18,6 +19,11 @@ from tests.waiting import eventually
 Start = Callable[..., LiveStage]
 PROMPT, STEPS = 40, 5
 LENGTH = PROMPT + STEPS
+
+
+@pytest.fixture(autouse=True)
+def copies_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy_sender, "BATCH", 1)
 
 
 @pytest.fixture
@@ -183,6 +189,32 @@ def test_layers_come_from_two_stages(world: tuple[Start, Driver]) -> None:
     driver.restore(third, fresh, LENGTH, epoch=epoch, start_layer=3)
     driver.rebuilt(fresh, LENGTH)
     np.testing.assert_array_equal(next_step(driver), before)
+
+
+def test_copies_of_a_long_answer_restore_bit_for_bit(world: tuple[Start, Driver]) -> None:
+    start, driver = world
+    first, lost, end = start(0, 2), start(2, 4), LENGTH + 64
+    driver.attach(first, lost, **keep_copies(first))
+    converse(driver)
+    for position in range(LENGTH, end):
+        driver.step(1, position, rows(1, position))
+    before = driver.step(1, end, rows(1, 99))
+    eventually("copies of all positions", lambda: kept(first, driver.epoch) == {1: end + 1})
+    fresh = start(2, 4)
+    driver.attach(first, fresh, inherits=driver.epoch)
+    driver.restore(first, fresh, end, "copy")
+    driver.rebuilt(fresh, end)
+    np.testing.assert_array_equal(driver.step(1, end, rows(1, 99)), before)
+
+
+def test_a_frame_that_is_missing_on_a_link_is_reported_at_once(world: tuple[Start, Driver]) -> None:
+    start, driver = world
+    first, last = start(0, 2), start(2, 4)
+    driver.attach(first, last)
+    converse(driver)
+    driver._serial += 1
+    next_step(driver)
+    assert driver.hear(first) == FrameLost(driver.epoch, 0)
 
 
 def fault_of(driver: Driver, stage: LiveStage) -> Fault:

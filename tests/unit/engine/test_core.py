@@ -375,7 +375,7 @@ def test_suspended_requests_go_on_with_what_the_next_stages_hold() -> None:
         request.ids.append(5)
         core.sampled(request)
     sequences = [request.sequence for request in (whole, partly, lost, new)]
-    assert core.suspend() == dict.fromkeys(sequences, 4)
+    assert {one.sequence: one.sent for one in core.suspend()} == dict.fromkeys(sequences, 4)
     assert {request.status for request in core.waiting} == {RequestStatus.PREEMPTED}
     assert not core.in_flight
     core.resume([Speed()], {sequences[0]: 9, sequences[1]: 3, sequences[3]: 4})
@@ -406,8 +406,8 @@ def test_kept_prefixes_outlive_a_suspension_as_far_as_the_stages_hold_them() -> 
     request.ids.append(7)
     core.sampled(request)
     core.finish(request)
-    (sequence,) = core.suspend()
-    core.resume([Speed(chunk=120)], {sequence: 40})
+    (kept,) = core.suspend()
+    core.resume([Speed(chunk=120)], {kept.sequence: 40})
     again = make_request(2, TEXTS[0])
     core.add(again)
     core.admit()
