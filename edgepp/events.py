@@ -97,6 +97,17 @@ class NodeChanged:
 
 
 @dataclass(frozen=True)
+class StageSuspected:
+    """A stage has not answered for some seconds, which is no loss yet; or it answers again."""
+
+    stage: str
+    answers: bool
+
+    def __str__(self) -> str:
+        return f"{self.stage} {'answers again' if self.answers else 'does not answer at the moment'}"
+
+
+@dataclass(frozen=True)
 class NodeRevoked:
     """A node or token was revoked."""
 
@@ -162,8 +173,12 @@ class LayersNotLoaded:
     name: str
     reason: str
     hint: str
+    restarting: bool = False
+    """Whether the node starts the stage again by itself."""
 
     def __str__(self) -> str:
+        if self.restarting:
+            return f"{self.name} starts its stage again: {self.reason}"
         return f"{self.name} cannot run its layers: {self.reason}{'; ' * bool(self.hint)}{self.hint}"
 
 
@@ -285,7 +300,7 @@ class AssignmentChanged:
 CoordinatorEvent: TypeAlias = (
     Measuring | ClusterLeft | NodePaired | PairingFailed | NodeJoined | NodeMoved | NodeChanged | NodeRevoked
     | NodeRefused | PlanMade | PlanKept | PlanMissing | LayersNotLoaded | PipelineOpened | PipelineNotOpened
-    | PipelineLost | ModelChanged | ModelNotChanged | StepFailed
+    | PipelineLost | StageSuspected | ModelChanged | ModelNotChanged | StepFailed
 )  # fmt: skip
 NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorLost | CoordinatorReached | StageFailed | AssignmentChanged
 Event: TypeAlias = CoordinatorEvent | NodeEvent

@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,19 @@ from edgepp.errors import EdgeppError
 
 NODES = ("two", "three", "four")
 _START_S = 180.0
+_MARKED = Path(__file__).with_name("marked_edgepp.py")
+USUAL = ("--exact", "--max-sequences", "6", "--context", "512")
+"""Options of `edgepp serve`."""
 
 
 class EdgeppProcess:
     """One `edgepp serve` or `edgepp join` with its own configuration."""
 
     def __init__(self, folder: Path, name: str, *command: str, **env: str) -> None:
-        self.name, self._command = name, command
+        """``env`` are further environment variables; with EDGEPP_MARKS, the process notes the steps of recovery."""
+        marked = "EDGEPP_MARKS" in {**os.environ, **env}
+        program = [sys.executable, "-P", str(_MARKED)] if marked else python_command("edgepp")
+        self.name, self._command = name, [*program, *command]
         self._env = {**os.environ, "EDGEPP_HOME": str(folder / name), "EDGEPP_NAME": name, **env}
         self._log = (folder / f"{name}.log").open("ab")
         self.start()
@@ -34,7 +41,7 @@ class EdgeppProcess:
     def start(self) -> None:
         """Start the process."""
         self.process = subprocess.Popen(
-            python_command("edgepp", *self._command),
+            self._command,
             env=self._env,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -53,7 +60,7 @@ class EdgeppProcess:
             return [
                 child
                 for child in psutil.Process(self.process.pid).children()
-                if any("edgepp.stage_process.main" in part for part in child.cmdline())
+                if any(part == "stage" or "edgepp.stage_process.main" in part for part in child.cmdline())
             ]
         return []
 
@@ -78,11 +85,12 @@ class EdgeppProcess:
 class FaultyCluster:
     """The cluster; its addresses stay the same when the coordinator starts again."""
 
-    def __init__(self, folder: Path, model: str, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, model: str, stack: ExitStack, options: Sequence[str] = USUAL) -> None:
+        """Start the cluster, whose coordinator has ``options``; ``complete`` says when all nodes have layers."""
         self.folder = folder
         port, http = _free_ports(2)
         self.url = f"http://127.0.0.1:{http}/v1"
-        serve = ("serve", "-m", model, "--no-stage", "--exact", "--max-sequences", "6", "--context", "512")
+        serve = ("serve", "-m", model, "--no-stage", *options)
         addresses = ("--listen", f"127.0.0.1:{port}", "--http", f"127.0.0.1:{http}")
         self.coordinator = EdgeppProcess(folder, "one", *serve, *addresses)
         stack.callback(self.coordinator.close)

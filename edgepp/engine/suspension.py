@@ -16,10 +16,10 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.ledger import SuspendedSequence
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.timing import RecoveryKind
-from edgepp.errors import EdgeppError, StageLost
+from edgepp.errors import EdgeppError, PoisonedRequest, StageLost
 
-MAX_RECOVERIES = 2
-"""Losses of stages that a request survives: it may be itself what makes a stage fail."""
+SAME_FAULT_S = 15.0
+"""Seconds in which a second loss counts as the same fault, if the first one was the silence of a stage."""
 RECOVERY_S = 120.0
 """Seconds that requests wait for another ring."""
 
@@ -50,6 +50,8 @@ class Suspension:
         self._pause: _Pause | None = None
         self._order: SuspendOrder | None = None
         """A planned suspension that waits for the steps in the ring."""
+        self._uncertain_s = -SAME_FAULT_S
+        """When stages were lost last for want of an answer, by ``time.perf_counter``."""
         self.recoveries: dict[RecoveryKind, int] = {}
         """How often requests went on after a loss, by how their keys and values were rebuilt."""
 
@@ -74,17 +76,30 @@ class Suspension:
         return given_up
 
     def begin(self, reason: EdgeppError, *, lost: bool) -> list[EngineRequest]:
-        """Let all requests pause; those that have lost their stages too often, and must be ended now."""
+        """Let all requests pause; those that must be ended now, since they make stages fail (``poisoned``)."""
         if self._pause is not None:
             self._pause.reason = reason if lost else self._pause.reason
             return []
-        live = list(self._core.live.values())
+        under_way = [request for request in self._core.live.values() if request.steps_in_ring]
         self._pause = _Pause(reason, lost, time.perf_counter(), self._core.suspend())
         if not lost:
             return []
-        for request in live:
+        if self._is_same_fault(reason):
+            return []
+        suspects = [request for request in under_way if request.is_suspect]
+        for request in under_way:
             request.recoveries += 1
-        return [request for request in live if request.recoveries > MAX_RECOVERIES]
+        return suspects
+
+    def _is_same_fault(self, reason: EdgeppError) -> bool:
+        """Whether a loss follows from the one before: frames stop first, and then the node that died is missed.
+
+        The end of a stage's process is always a fault of its own, since a request may be what ends it.
+        """
+        now_s, before_s = time.perf_counter(), self._uncertain_s
+        process_ended = isinstance(reason, StageLost) and reason.gone is not None
+        self._uncertain_s = -SAME_FAULT_S if process_ended else now_s
+        return now_s - before_s < SAME_FAULT_S
 
     def look(self) -> None:
         """Carry out a planned suspension whose time has come. Call this in each turn of the engine thread."""
@@ -126,6 +141,10 @@ class Suspension:
             self._order.done.set_exception(error)
 
 
-def given_up(reason: EdgeppError, request: EngineRequest) -> StageLost:
-    """The error of a request that has lost its stages too often."""
-    return StageLost(f"{reason}; this request has lost its stages {request.recoveries} times", "ask again")
+def poisoned(reason: EdgeppError, request: EngineRequest) -> PoisonedRequest:
+    """The error of a request that makes stages fail."""
+    return PoisonedRequest(
+        f"request {request.id} was under way each of the {request.recoveries} times that a stage was lost, and is not"
+        f" tried again: {reason}",
+        "change the request; if others are lost too, see `edgepp status`",
+    )

@@ -1,0 +1,159 @@
+"""Streams that note when each token came, and what a loss or a drain of a node does to them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from edgepp.benchmark.prompts import passage
+from edgepp.coordinator.client import connect_coordinator
+from edgepp.engine.frontend import ModelFrontend
+from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
+from edgepp.engine.timing import Recovery
+from edgepp.errors import EdgeppError
+from edgepp.python_api.question import choice_options
+
+_LONGEST_S = 400.0
+_PARTS = ("detection_s", "restart_s", "opening_s", "joining_s", "rebuilding_s", "first_token_s")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Token ids of a prompt, and options."""
+
+    ids: tuple[int, ...]
+    options: GenerateOptions
+
+
+def four_streams(frontend: ModelFrontend, prompt_tokens: int, tokens: int) -> dict[str, Question]:
+    """Plain, JSON schema, seeded sampling, and two choices of one prompt: each of ``prompt_tokens`` + ``tokens``."""
+    digits = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": tokens // 2}
+    schema = json.dumps(digits | {"maxItems": tokens // 2})
+    sampled = SamplingOptions(temperature=0.8, top_p=0.95, seed=5)
+    choices = choice_options(2, GenerateOptions(tokens, ignore_eos=True, sampling=SamplingOptions(0.9, seed=8)))
+    options = {
+        "plain": GenerateOptions(tokens, ignore_eos=True),
+        "schema": GenerateOptions(2 * tokens, constraint=Constraint("json_schema", schema)),
+        "seeded": GenerateOptions(tokens, ignore_eos=True, sampling=sampled),
+        "choice 1": choices[0],
+        "choice 2": choices[1],
+    }
+    prompts = {name: prompt(frontend, number, prompt_tokens) for number, name in enumerate(options)}
+    prompts["choice 2"] = prompts["choice 1"]
+    return {name: Question(prompts[name], one) for name, one in options.items()}
+
+
+def prompt(frontend: ModelFrontend, number: int, tokens: int) -> tuple[int, ...]:
+    """The first ``tokens`` token ids of a text that depends on ``number``."""
+    ids = frontend.tokenizer.encode_prompt(passage(number, 2 * tokens), 1 << 20, "").ids
+    return tuple(int(one) for one in ids[:tokens])
+
+
+class TimedStream(threading.Thread):
+    """An answer to a question, over a connection of its own."""
+
+    def __init__(self, question: Question) -> None:
+        super().__init__(name="stream", daemon=True)
+        self._question = question
+        self.tokens: list[int] = []
+        self.came_s: list[tuple[int, float]] = []
+        """Number of tokens that had come at each time."""
+        self.recoveries: Sequence[Recovery] = ()
+        self.error: EdgeppError | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Read the answer to its end."""
+        try:
+            with connect_coordinator() as line:
+                answer = line.ask(self._question.ids, self._question.options)
+                for _ in answer:
+                    self.tokens = list(answer.token_ids)
+                    self.came_s.append((len(self.tokens), time.monotonic()))
+                self.tokens, self.recoveries = list(answer.token_ids), answer.timing.recoveries
+        except EdgeppError as error:
+            self.error = error
+
+    def pause(self, since_s: float) -> tuple[float, float]:
+        """The longest time between two pieces of which the second came after ``since_s``, and when that came."""
+        times = [at_s for _, at_s in self.came_s]
+        gaps = [(b - a, b) for a, b in pairwise(times) if b > since_s]
+        return max(gaps, default=(float("nan"), since_s))
+
+
+def answers(
+    questions: Mapping[str, Question], at_tokens: int = 0, disturb: Callable[[], None] = lambda: None
+) -> tuple[dict[str, TimedStream], float]:
+    """Ask all questions at the same time, and ``disturb`` once each answer has ``at_tokens``; returns when that was.
+
+    Raises:
+        EdgeppError: an answer ended before, or hangs.
+    """
+    streams = {name: TimedStream(question) for name, question in questions.items()}
+    began_s = time.monotonic()
+    if at_tokens:
+        while any(len(stream.tokens) < at_tokens for stream in streams.values()):
+            ended = [name for name, stream in streams.items() if not stream.is_alive()]
+            if ended or time.monotonic() - began_s > _LONGEST_S:
+                raise EdgeppError(f"not all answers reached {at_tokens} tokens; ended: {ended}", "see the logs")
+            time.sleep(0.005)
+    disturbed_s = time.monotonic()
+    disturb()
+    for name, stream in streams.items():
+        stream.join(_LONGEST_S)
+        if stream.is_alive():
+            raise EdgeppError(f"the answer '{name}' hangs after {len(stream.tokens)} tokens", "see the logs")
+    return streams, disturbed_s
+
+
+def outcome(
+    streams: Mapping[str, TimedStream], right: Mapping[str, Sequence[int]], since_s: float, marks: Path
+) -> dict[str, Any]:
+    """What a disturbance at ``since_s`` came to, of streams whose ``right`` tokens are known."""
+    found: dict[str, Any] = {}
+    for name, stream in streams.items():
+        found[name] = {
+            "pause_s": stream.pause(since_s)[0],
+            "right": stream.error is None and stream.tokens == list(right[name]),
+            "how": [one.how for one in stream.recoveries],
+            "error": str(stream.error) if stream.error else None,
+        }
+    first_s = min(stream.pause(since_s)[1] for stream in streams.values())
+    return {"streams": found, "parts": parts(marks_of(marks, since_s), since_s, first_s)}
+
+
+def marks_of(folder: Path, since_s: float) -> list[tuple[float, str]]:
+    """(time, what) of all that the processes noted after ``since_s``, in order."""
+    lines = [line for file in folder.glob("*.marks") for line in file.read_text(encoding="utf-8").splitlines()]
+    noted = [(float(one["at_s"]), str(one["what"])) for one in map(json.loads, lines)]
+    return sorted(one for one in noted if one[0] >= since_s)
+
+
+def parts(marks: Sequence[tuple[float, str]], since_s: float, token_s: float) -> dict[str, float]:
+    """Parts of the pause from ``since_s`` until a token came at ``token_s``, each in seconds; they add up.
+
+    A part that did not take place, such as a restart when nodes are drained, is 0.
+    """
+    before = [one for one in marks if one[0] <= token_s]
+
+    def last(what: str, otherwise_s: float) -> float:
+        return max([otherwise_s, *(at_s for at_s, name in before if name == what)])
+
+    noticed_s = next((at_s for at_s, name in before if name == "suspended"), since_s)
+    loaded_s = last("load reported", noticed_s)
+    opening_s = last("opening", loaded_s)
+    joined_s = last("joined", opening_s)
+    resumed_s = last("resumed", joined_s)
+    times = (since_s, noticed_s, loaded_s, opening_s, joined_s, resumed_s, token_s)
+    return {name: b - a for name, (a, b) in zip(_PARTS, pairwise(times), strict=True)}
+
+
+def timeline(marks: Sequence[tuple[float, str]], since_s: float, until_s: float) -> str:
+    """Marks until ``until_s``, with milliseconds since ``since_s``, for people."""
+    return ", ".join(f"{1e3 * (at_s - since_s):.0f} {what}" for at_s, what in marks if at_s <= until_s)
