@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from edgepp.engine.request import GenerateOptions
-from edgepp.engine.suspension import MAX_RECOVERIES
+from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions
 from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
 from tests.faults.served import Baseline, Served, Status, Stream, serving
