@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
     if unknown := set(options.parts) - set(_PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
     if options.quick:
-        options.lengths, options.chat, options.rounds, options.copies = options.lengths[:1], 200, 2, [1]
+        options.lengths, options.chat, options.rounds, options.copies = options.lengths[:1], 200, 2, options.copies[-1:]
     return options
 
 
@@ -124,7 +124,7 @@ class Trial:
 
 
 def _last_pause_end(streams: Mapping[str, TimedStream], since_s: float) -> float:
-    return max(stream.pause(since_s)[1] for stream in streams.values())
+    return max(stream.pause(since_s)[2] for stream in streams.values())
 
 
 def _summary(found: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from edgepp.errors import EdgeppError
 from edgepp.python_api.question import choice_options
 
 _LONGEST_S = 400.0
-_PARTS = ("detection_s", "restart_s", "opening_s", "joining_s", "rebuilding_s", "first_token_s")
+_PARTS = ("detection_s", "loading_s", "opening_s", "joining_s", "rebuilding_s", "first_token_s")
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class TimedStream(threading.Thread):
         except EdgeppError as error:
             self.error = error
 
-    def pause(self, since_s: float) -> tuple[float, float]:
-        """The longest time between two pieces of which the second came after ``since_s``, and when that came."""
+    def pause(self, since_s: float) -> tuple[float, float, float]:
+        """The longest time between two pieces of which the second came after ``since_s``, and when the two came."""
         times = [at_s for _, at_s in self.came_s]
-        gaps = [(b - a, b) for a, b in pairwise(times) if b > since_s]
-        return max(gaps, default=(float("nan"), since_s))
+        gaps = [(b - a, a, b) for a, b in pairwise(times) if b > since_s]
+        return max(gaps, default=(float("nan"), since_s, since_s))
 
 
 def answers(
@@ -124,8 +124,8 @@ def outcome(
             "how": [one.how for one in stream.recoveries],
             "error": str(stream.error) if stream.error else None,
         }
-    first_s = min(stream.pause(since_s)[1] for stream in streams.values())
-    return {"streams": found, "parts": parts(marks_of(marks, since_s), since_s, first_s)}
+    _, before_s, first_s = min((stream.pause(since_s) for stream in streams.values()), key=lambda pause: pause[2])
+    return {"streams": found, "parts": parts(marks_of(marks, since_s), max(since_s, before_s), first_s)}
 
 
 def marks_of(folder: Path, since_s: float) -> list[tuple[float, str]]:
@@ -138,9 +138,9 @@ def marks_of(folder: Path, since_s: float) -> list[tuple[float, str]]:
 def parts(marks: Sequence[tuple[float, str]], since_s: float, token_s: float) -> dict[str, float]:
     """Parts of the pause from ``since_s`` until a token came at ``token_s``, each in seconds; they add up.
 
-    A part that did not take place, such as a restart when nodes are drained, is 0.
+    A part that did not take place during the pause, such as loading when a node is drained, is 0.
     """
-    before = [one for one in marks if one[0] <= token_s]
+    before = [one for one in marks if since_s <= one[0] <= token_s]
 
     def last(what: str, otherwise_s: float) -> float:
         return max([otherwise_s, *(at_s for at_s, name in before if name == what)])

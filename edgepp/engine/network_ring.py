@@ -21,7 +21,7 @@ from edgepp.engine.rebuild_orders import RebuildOrders
 from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, StageStats, frame_of, returned
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.scheduler import MIN_ROWS
-from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet
+from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet_all
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.model.weights.checkpoint import Array
 from edgepp.wire import codec
@@ -96,8 +96,7 @@ class NetworkRing:
         self._outstanding = OutstandingSteps()
         self._failed = False
         try:
-            for endpoint in dict.fromkeys(endpoints):
-                self._peers.append(greet(self._context, endpoint, node, keys, given_up))
+            self._peers += greet_all(self._context, list(dict.fromkeys(endpoints)), node, keys, given_up)
             check_plan(self._peers, expected)
             self._peers.sort(key=lambda peer: peer.layers)
             self._links = links = RingLinks(
