@@ -81,10 +81,13 @@ class TimedStream(threading.Thread):
             self.error = error
 
     def pause(self, since_s: float) -> tuple[float, float, float]:
-        """The longest time between two pieces of which the second came after ``since_s``, and when the two came."""
+        """The longest time between two pieces of which the second came after ``since_s``, and when the two came.
+
+        0 where the answer did not go on.
+        """
         times = [at_s for _, at_s in self.came_s]
         gaps = [(b - a, a, b) for a, b in pairwise(times) if b > since_s]
-        return max(gaps, default=(float("nan"), since_s, since_s))
+        return max(gaps, default=(0.0, since_s, since_s))
 
 
 def answers(
@@ -124,7 +127,8 @@ def outcome(
             "how": [one.how for one in stream.recoveries],
             "error": str(stream.error) if stream.error else None,
         }
-    _, before_s, first_s = min((stream.pause(since_s) for stream in streams.values()), key=lambda pause: pause[2])
+    pauses = [pause for stream in streams.values() if (pause := stream.pause(since_s))[0]]
+    _, before_s, first_s = min(pauses, key=lambda pause: pause[2], default=(0.0, since_s, since_s))
     return {"streams": found, "parts": parts(marks_of(marks, since_s), max(since_s, before_s), first_s)}
 
 
