@@ -42,7 +42,11 @@ _MAX_RECOVERIES = 2
 """Faults that one answer outlives."""
 _RECENT_S = 5.0
 """A fault this long before a request may still end it: the cluster has not noticed, or waits for a node."""
+_AFTER_ERROR_S = 2.0
+"""A client's wait before it asks again, so that a coordinator that is away does not fill the counts."""
 _SETTLE_S = 60.0
+_RETIRED_S = 150.0
+"""For stage processes that stayed beside their successors, which end after two minutes at most."""
 _JUDGED_MINUTES = 5.0
 """Minimum length of a run for which growth of memory is a fault, because a cluster fills its pools first."""
 _SPARE_DESCRIPTORS = 24
@@ -79,6 +83,9 @@ class Soak:
         """What the oracle refuses, each a sentence."""
         self.gaps_s: list[float] = []
         """Longest gap of each answer that a fault met and that was whole in the end."""
+        self.recoveries: Counter[str] = Counter()
+        self.pauses_s: list[float] = []
+        """Pauses of recoveries, as the coordinator tells them."""
         self._right: dict[Question, Heard] = {}
         self._running: dict[int, tuple[Question, float]] = {}
         self._stop = threading.Event()
@@ -105,7 +112,9 @@ class Soak:
             for client in clients:
                 client.join(self.options.longest)
         cluster.wait("the end of all requests", cluster.idle, _SETTLE_S)
-        time.sleep(2.5)  # two pings, so that the stages report new figures
+        until_s = time.monotonic() + _RETIRED_S
+        while [*_left(before, cluster.held()), *cluster.orphans()] and time.monotonic() < until_s:
+            time.sleep(2.5)  # two pings, so that the stages report new figures
         self._note_hangs()
         return self._result(before, cluster.held(), complete_s)
 
@@ -140,7 +149,7 @@ class Soak:
                 ask(question, self.cluster.url, heard, cancel_after)
             except (EdgeppError, openai.APIError) as raised:
                 error = raised
-                time.sleep(0.5)
+                self._stop.wait(_AFTER_ERROR_S)
             if self._running.pop(client, None):
                 self.kinds[question.kind] += 1
                 self._judge(question, heard, error)
@@ -150,8 +159,11 @@ class Soak:
         met = self._injector.during(heard.began_s - _RECENT_S, time.monotonic())
         outcome = "error" if error else "cancelled" if heard.cancelled else "whole"
         if outcome == "whole" and self._injector.during(heard.began_s, time.monotonic()):
-            outcome = "whole after a fault"
+            outcome = "whole after a recovery" if heard.recoveries else "whole in spite of a fault"
             self.gaps_s.append(heard.longest_gap_s)
+        for recovery in heard.recoveries:
+            self.recoveries[recovery.how] += 1
+            self.pauses_s.append(recovery.pause_s)
         self.ended[outcome] += 1
         if heard.differs_from(self._right[question]):
             self.failures.append(f"wrong: {question.kind}: {heard.choices!r:.200}")
@@ -165,19 +177,17 @@ class Soak:
         if not _NAMES_A_PART.search(text) and not (away and isinstance(error, openai.APIConnectionError)):
             self.failures.append(f"names no part: {question.kind}: {text[:200]}")
         if not away and len(met) <= _MAX_RECOVERIES:
-            self.failures.append(f"not recovered after {_kinds(met)}: {question.kind}: {text[:200]}")
+            self.failures.append(f"not recovered: {question.kind}, {_told_faults(met, heard.began_s)}: {text[:200]}")
 
     def _result(self, before: dict[str, Any], after: dict[str, Any], complete_s: float) -> dict[str, Any]:
         memory = self._injector.coordinator_memory or [(0.0, 0.0)]
-        gaps_s = sorted(self.gaps_s)
         return {
             "ended": dict(self.ended),
             "asked": dict(self.kinds),
             "faults": dict(self._injector.counts),
-            "gap_s": {
-                name: gaps_s[min(len(gaps_s) - 1, int(share * len(gaps_s)))] if gaps_s else None
-                for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
-            },
+            "gap_s": _percentiles(self.gaps_s),
+            "recoveries": dict(self.recoveries),
+            "pause_s": _percentiles(self.pauses_s),
             "errors": dict(self.errors),
             "failures": self.failures,
             "ready_again_s": complete_s,
@@ -189,8 +199,18 @@ class Soak:
         }
 
 
-def _kinds(met: Sequence[Happened]) -> str:
-    return ", ".join(one.kind for one in met) or "no fault"
+def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    ordered = sorted(values)
+    shares = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    return {
+        name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None for name, share in shares
+    }
+
+
+def _told_faults(met: Sequence[Happened], began_s: float) -> str:
+    """Faults with their times since the request began."""
+    told = ", ".join(f"{one.kind} at {one.began_s - began_s:+.1f} s" for one in met) or "no fault"
+    return f"{told}, ended after {time.monotonic() - began_s:.1f} s"
 
 
 def _left(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
@@ -212,16 +232,18 @@ def lines(result: Result) -> Iterator[str]:
     yield f"{sum(result['ended'].values())} requests: {_counts(result['ended'])}"
     yield f"{sum(result['faults'].values())} faults: {_counts(result['faults'])}"
     yield from (f"  {number:4} x {kind}" for kind, number in sorted(result["asked"].items()))
-    gap = result["gap_s"]
-    if gap["max"] is not None:
-        met = f"p50 {gap['p50']:.1f} s, p99 {gap['p99']:.1f} s, max {gap['max']:.1f} s"
-        yield f"longest gap of answers that a fault met: {met}"
+    yield f"longest gap of answers that a fault met: {_told(result['gap_s'])}"
+    yield f"recoveries: {_counts(result['recoveries']) or 'none'}; pauses: {_told(result['pause_s'])}"
     yield from (f"  {number} x {text}" for text, number in result["errors"].items())
     failures = Counter(text.partition(":")[0] for text in result["failures"])
     yield f"failures: {_counts(failures) or 'none'}; left over: {', '.join(result['left']) or 'nothing'}"
     before, after = result["coordinator_mb"]
     yield f"coordinator: {before:.0f} MB -> {after:.0f} MB, {result['slope_mb_per_min']:+.2f} MB per minute"
     yield f"all nodes had layers {result['ready_again_s']:.1f} s after the last fault"
+
+
+def _told(found: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.1f} s" for name, value in found.items() if value is not None) or "none"
 
 
 def _counts(counter: dict[str, int]) -> str:

@@ -15,7 +15,8 @@ EdgeppError
 │   └── RemoteProtocolError   the bytes arrived; the frame is counted and dropped
 ├── StageError            a stage ended an answer; the message names the stage and its node
 │   ├── StageLost             the stage died or stopped answering
-│   └── StageFault            the stage answered that it cannot do the step
+│   ├── StageFault            the stage answered that it cannot do the step
+│   └── PoisonedRequest       the request was under way each time that stages failed; it is not tried again
 └── InternalError         a fault of edgepp itself, with a report file
 """
 
@@ -113,16 +114,23 @@ class StageError(EdgeppError):
 
 
 class StageLost(StageError):  # noqa: N818
-    """A stage died or stopped answering; ``hanging`` is the index of a stage that does not answer and may still run."""
+    """A stage died or stopped answering.
 
-    def __init__(self, message: str, hint: str = "", *, hanging: int | None = None) -> None:
+    ``hanging`` is the index of a stage that does not answer and may still run, ``gone`` of one whose process has ended.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, hanging: int | None = None, gone: int | None = None) -> None:
         """Make the error of a lost stage."""
         super().__init__(message, hint)
-        self.hanging = hanging
+        self.hanging, self.gone = hanging, gone
 
 
 class StageFault(StageError):  # noqa: N818
     """A stage answered that it cannot do the step."""
+
+
+class PoisonedRequest(StageError):  # noqa: N818
+    """A request was under way each time that stages failed, at last as the only suspect; it is not tried again."""
 
 
 class InternalError(EdgeppError):

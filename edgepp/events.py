@@ -97,6 +97,17 @@ class NodeChanged:
 
 
 @dataclass(frozen=True)
+class StageSuspected:
+    """A stage has not answered for some seconds, which is no loss yet; or it answers again."""
+
+    stage: str
+    answers: bool
+
+    def __str__(self) -> str:
+        return f"{self.stage} {'answers again' if self.answers else 'does not answer at the moment'}"
+
+
+@dataclass(frozen=True)
 class NodeRevoked:
     """A node or token was revoked."""
 
@@ -285,7 +296,7 @@ class AssignmentChanged:
 CoordinatorEvent: TypeAlias = (
     Measuring | ClusterLeft | NodePaired | PairingFailed | NodeJoined | NodeMoved | NodeChanged | NodeRevoked
     | NodeRefused | PlanMade | PlanKept | PlanMissing | LayersNotLoaded | PipelineOpened | PipelineNotOpened
-    | PipelineLost | ModelChanged | ModelNotChanged | StepFailed
+    | PipelineLost | StageSuspected | ModelChanged | ModelNotChanged | StepFailed
 )  # fmt: skip
 NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorLost | CoordinatorReached | StageFailed | AssignmentChanged
 Event: TypeAlias = CoordinatorEvent | NodeEvent

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import create_autospec
 
 from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.coordinator.planner import Planner
+from edgepp.engine.pipeline import Pipeline, PipelineOptions
 from edgepp.engine.request import SamplingOptions
-from edgepp.errors import EdgeppError
+from edgepp.errors import EdgeppError, NotReady
 from edgepp.placement.types import PlacementRequest
 from edgepp.wire.transport import Address, Sender
 from tests.stages import GUEST
@@ -22,16 +23,26 @@ def _no_pipeline(*_: Any) -> Any:
     raise EdgeppError("there is no pipeline")
 
 
+class _Frontend:
+    sampling = SamplingOptions()
+
+
+class _NoPipelines(PipelineManager):
+    """Opens no pipeline, whatever the plan, and lets no answer wait for one."""
+
+    def ensure_open(self, wanted: PipelineOrder) -> None:
+        """Reach no node."""
+
+    def acquire(self, wait_s: float, given_up: Callable[[], bool]) -> Pipeline:
+        raise NotReady("there is no pipeline")
+
+
 def idle_coordinator() -> Coordinator:
     """A coordinator in ``EDGEPP_HOME`` that has paired with ``GUEST``; end it with ``close_coordinator``."""
     identity = load_identity()
     cluster = new_cluster(identity)
     cluster = cluster.__class__(cluster.id, cluster.coordinator, (PairedNode.of("mini", GUEST.key),))
-    pipeline_manager = create_autospec(PipelineManager, instance=True)
-    pipeline_manager.configure_mock(
-        pipeline=None, reason="", held="", model="m", num_failures=0, sampling=SamplingOptions()
-    )
-    pipeline_manager.acquire.side_effect = _no_pipeline
+    pipeline_manager = _NoPipelines(_Frontend(), PipelineOptions("m"), lambda _: None)  # type: ignore[arg-type]
     request = PlacementRequest(SIZE, context=1024, max_sequences=1)
     planner = Planner(request, "m", False, identity.node, kv_bits=0, base_plan_id=1000)
     return Coordinator(
@@ -60,3 +71,4 @@ def close_coordinator(coordinator: Coordinator) -> None:
     """Release its sockets and threads."""
     coordinator._outbox.put(None)
     coordinator.run()
+    coordinator.pipeline_manager.close()

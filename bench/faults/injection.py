@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter
@@ -14,23 +15,23 @@ import psutil
 from bench.faults.processes import FaultyCluster, stop
 from bench.toolkit.script import say
 
-_PAUSE_S = (4.0, 12.0)
+_PAUSE_S = (3.0, 8.0)
 """Shortest and longest pause between faults, in seconds."""
 _STOPPED_S = (1.0, 6.0)
 _AWAY_S = (0.0, 3.0)
 """Time for which a killed node or coordinator stays away."""
-_WEIGHTS = {"stage killed": 8, "node killed": 3, "stage stopped": 4, "node stopped": 2, "coordinator killed": 1}
+_WEIGHTS = {"stage killed": 9, "node killed": 4, "stage stopped": 4, "node stopped": 2, "coordinator killed": 1}
 _LAST_COORDINATOR_SHARE = 0.5
 """Share of the run after which the coordinator lives, so that the rest of the run shows its memory."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Happened:
     """One fault."""
 
     kind: str
     began_s: float
-    ended_s: float
+    ended_s: float = math.inf
     """When the process was started again or went on; times of ``time.monotonic``."""
 
 
@@ -63,9 +64,11 @@ class FaultInjector:
             kind = self._draw.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
             if kind == "coordinator killed" and now_s > self._began_s + _LAST_COORDINATOR_SHARE * self._seconds:
                 kind = "stage killed"
-            began_s = time.monotonic()
+            self.happened.append(Happened(kind, time.monotonic()))
             if self._inject(kind):
-                self.happened.append(Happened(kind, began_s, time.monotonic()))
+                self.happened[-1].ended_s = time.monotonic()
+            else:
+                self.happened.pop()
             say(f"{until_s - time.monotonic():.0f} s left: {kind}; {dict(self.counts)}; {progress()}")
 
     def _pause(self, seconds: float) -> None:

@@ -14,6 +14,7 @@ import openai
 
 from edgepp.coordinator.client import connect_coordinator
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
+from edgepp.engine.timing import Recovery
 from edgepp.model.text.conversation import Conversation
 
 _SCHEMA = {
@@ -73,6 +74,8 @@ class Heard:
     """Why each choice ended; None for one that has not."""
     cancelled: bool = False
     began_s: float = field(default_factory=time.monotonic)
+    recoveries: list[Recovery] = field(default_factory=list)
+    """Recoveries of a whole answer; HTTP does not tell them."""
     came_s: list[float] = field(default_factory=list)
     """When each piece came."""
 
@@ -127,6 +130,7 @@ def _of_coordinator(question: Question, heard: Heard, cancel_after: int | None) 
                 answer.cancel()
         heard.choices[0] = list(answer.token_ids)
         heard.ended[0] = answer.finish_reason
+        heard.recoveries = answer.timing.recoveries
         heard.cancelled = heard.cancelled and answer.finish_reason == "cancelled"
 
 

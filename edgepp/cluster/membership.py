@@ -17,7 +17,10 @@ SUSPECT_S = 2.0
 GONE_S = 10.0
 """A member that is silent for this time is gone: its layers move to other members."""
 CLOSED_S = 2.5
-"""The time after which a silent member is gone that closed its connection, and so does not merely sleep."""
+"""The time after which a silent member is gone that closed its connection, and so does not merely sleep.
+
+A node connects from a new address sooner than that. A member whose stage process has ended too is gone at once.
+"""
 
 
 class MemberPhase(Enum):
@@ -88,6 +91,8 @@ class Member:
     rtt_us: int = 0
     closed: bool = False
     """Whether the member has closed its connection since its last message."""
+    ended: bool = False
+    """Whether in addition its stage process has ended: both do when the node ends, and neither when it sleeps."""
     clock_offset_us: int = 0
     """How far its wall clock is ahead of the coordinator's."""
     draining: bool = False
@@ -139,8 +144,10 @@ class Membership:
         if old is None or old.facts.incarnation != facts.incarnation:
             member = Member(node, key, facts, route, host, now_s)
         else:
-            member = replace(old, facts=facts, route=route, host=host, heard_s=now_s, closed=False, gone_reason="")
-        if old is None or member != replace(old, heard_s=now_s, closed=False):
+            member = replace(
+                old, facts=facts, route=route, host=host, heard_s=now_s, closed=False, ended=False, gone_reason=""
+            )
+        if old is None or member != replace(old, heard_s=now_s, closed=False, ended=False):
             self.version += 1
         self._members[node] = member
         if old is not None:
@@ -158,6 +165,7 @@ class Membership:
             member,
             heard_s=now_s,
             closed=False,
+            ended=False,
             memory_free_bytes=beat.free_memory_bytes,
             rtt_us=beat.rtt_us,
             clock_offset_us=clock_offset_us,
@@ -182,9 +190,10 @@ class Membership:
         """Note whether a member has loaded all of its layers."""
         self._move(node, MemberEvent.LOADED if complete else MemberEvent.ASSIGNED)
 
-    def closed(self, node: str) -> None:
-        """Note that a member has closed its connection."""
-        self._members[node] = replace(self._members[node], closed=True)
+    def closed(self, node: str, *, ended: bool = False) -> None:
+        """Note that a member has closed its connection, and whether its stage process has ``ended`` too."""
+        member = self._members[node]
+        self._members[node] = replace(member, closed=True, ended=member.ended or ended)
 
     def left(self, node: str, reason: str = "left") -> None:
         """Note that a member left or was removed, for this ``reason``."""
@@ -196,9 +205,10 @@ class Membership:
         changed = []
         for node, member in list(self._members.items()):
             silent_s = now_s - member.heard_s
-            if silent_s > SUSPECT_S and self._move(node, MemberEvent.SILENT):
+            if (silent_s > SUSPECT_S or member.ended) and self._move(node, MemberEvent.SILENT):
                 changed.append(self._members[node])
-            if silent_s > (CLOSED_S if member.closed else GONE_S) and self._move(node, MemberEvent.LOST):
+            is_lost = silent_s > (CLOSED_S if member.closed else GONE_S) or member.ended
+            if is_lost and self._move(node, MemberEvent.LOST):
                 how = "closed its connection" if member.closed else f"has been silent for {silent_s:.0f} s"
                 self._members[node] = replace(self._members[node], gone_reason=how)
                 changed.append(self._members[node])

@@ -33,6 +33,7 @@ from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Rollout
 from edgepp.coordinator.status import HttpAddress, StatusSources, cluster_status
+from edgepp.coordinator.suspicions import Suspicions
 from edgepp.coordinator.thread_work import ThreadWork
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError
@@ -109,6 +110,7 @@ class Coordinator(threading.Thread):
         self.live_answers = LiveAnswers(pipeline_manager)
         self._answers = AnswerService(self.live_answers)
         self.rollout = Rollout(planner, self.members, pipeline_manager, self.live_answers, on_event)
+        self._suspicions = Suspicions(pipeline_manager, on_event)
         self._work = ThreadWork(self.is_alive)
         self.changer = ModelChanger(
             planner, self.members, pipeline_manager, self.live_answers, on_event, self._work.do, make_parts
@@ -238,7 +240,10 @@ class Coordinator(threading.Thread):
         with self._surviving("announcing"):
             self._join_endpoint.announce()
         with self._surviving("checking the members"):
+            if node := self.rollout.node_of_ended_stage:
+                self._membership_service.stage_ended(node)
             self._membership_service.tick(now_s)
+            self._suspicions.tick()
         with self._surviving("planning"):
             if self._dissolving:
                 self._expel_all()
@@ -270,7 +275,7 @@ class Coordinator(threading.Thread):
     def _tell_askers(self) -> None:
         askers = self._answers.askers
         self._calls.revoked_askers.intersection_update(askers)
-        reason = sentence(self.reason) if askers else ""
+        reason = sentence(self.reason or self._suspicions.reason) if askers else ""
         for asker in askers:
             if asker not in self._calls.revoked_askers:
                 self._send(asker[0], [encode(Waiting(asker[1], reason))])

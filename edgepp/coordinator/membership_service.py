@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from edgepp import __version__
 from edgepp.cluster.identity import Identity, clean_name
-from edgepp.cluster.membership import MemberPhase, Membership
+from edgepp.cluster.membership import Member, MemberPhase, Membership
 from edgepp.coordinator.assignments import node_assignments
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.trust_store import TrustStore
@@ -137,10 +137,18 @@ class MembershipService:
         The connection of a machine that sleeps is closed by ZeroMQ, but only after 1.5 s without ZeroMQ's heartbeats.
         """
         for member in self._members.present:
-            if _PROBE_S[0] < now_s - member.heard_s < _PROBE_S[1] and not member.closed:
-                alive = self._send(member.route, [encode(HeartbeatAck(True, time.time_ns() // 1000))])
-                if not alive:
-                    self._members.closed(member.node)
+            just_silent = _PROBE_S[0] < now_s - member.heard_s < _PROBE_S[1]
+            if just_silent and not member.closed and not self._is_connected(member):
+                self._members.closed(member.node)
+
+    def stage_ended(self, node: str) -> None:
+        """Find out whether a member has ended altogether, since its stage process has."""
+        member = self._members.get(node)
+        if member is not None and member.phase is not MemberPhase.GONE and not self._is_connected(member):
+            self._members.closed(node, ended=True)
+
+    def _is_connected(self, member: Member) -> bool:
+        return self._send(member.route, [encode(HeartbeatAck(True, time.time_ns() // 1000))])
 
 
 def _printable(facts: Enrol) -> Enrol:

@@ -201,7 +201,7 @@ class PipelineManager:
     def close(self) -> None:
         """Close the pipeline and end the thread."""
         self._closing = True
-        self._commands.put(EdgeppError("the coordinator was closed during this answer", "start `edgepp serve` again"))
+        self._commands.put(NotReady("the coordinator was closed during this answer", "start `edgepp serve` again"))
         self._thread.join()
 
     @property

@@ -158,15 +158,29 @@ class Rollout:
 
     def _restart_hanging(self, stages: Stages) -> list[RolloutOrder]:
         """The order to restart the stage of ``stages`` that the pipeline found to hang; given once per loss."""
-        pipeline = self._pipeline_manager.latest
-        loss = pipeline.suspended if pipeline is not None else None
-        if not isinstance(loss, StageLost) or loss.hanging is None or loss is self._answered_loss:
+        loss = self._loss
+        if loss is None or loss.hanging is None or loss is self._answered_loss:
             return []
         self._answered_loss = loss
         if self._ordered != self._planner.plan_version or loss.hanging >= len(stages):
             return []
         member, slot, _, loaded = stages[loss.hanging]
         return [(member.node, Restart(loaded.plan_id, slot, loaded.pid))] if loaded is not None else []
+
+    @property
+    def node_of_ended_stage(self) -> str:
+        """The id of the node whose stage process the pipeline found to have ended, until that is mended; else empty."""
+        loss, stages = self._loss, self._planner.stages(self._members)
+        if loss is None or loss.gone is None or self._ordered != self._planner.plan_version or loss.gone >= len(stages):
+            return ""
+        return stages[loss.gone][0].node
+
+    @property
+    def _loss(self) -> StageLost | None:
+        """Why the pipeline is suspended, if a stage was lost."""
+        pipeline = self._pipeline_manager.latest
+        loss = pipeline.suspended if pipeline is not None else None
+        return loss if isinstance(loss, StageLost) else None
 
     def _name(self, member: Member, slot: int) -> str:
         """The name of a stage of the plan for people, as ``StageInfo`` prints it."""

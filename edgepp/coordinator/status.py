@@ -15,6 +15,7 @@ from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Progress, Rollout
 from edgepp.coordinator.trust_store import TrustStore
+from edgepp.engine.stage_watch import SUSPECT_S
 from edgepp.wire.messages import Loaded
 from edgepp.wire.transport import Address
 
@@ -199,7 +200,8 @@ def stage_statuses(sources: StatusSources) -> list[dict[str, Any]]:
             stage |= {"sequences": stats.sequences, "kv_bytes": stats.kv_bytes}
             stage |= {"frames": stats.frames, "dropped": stats.dropped, "queue_s": round(stats.queue_s, 6)}
             stage |= {"received_bytes": stats.received_bytes, "sent_bytes": stats.sent_bytes}
-            stage |= {"reconnects": stats.reconnects}
+            stage |= {"reconnects": stats.reconnects, "silent_s": round(stats.silent_s, 1)}
+            stage["state"] = "suspect" if loaded and stats.silent_s > SUSPECT_S else stage["state"]
         if timing is not None and timing.tokens > 1 and index < len(timing.stages):
             steps = timing.tokens - 1
             stage |= {

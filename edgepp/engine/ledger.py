@@ -254,13 +254,17 @@ class Ledger(Generic[AnyRequest]):
     def _next(self, passed: set[int]) -> AnyRequest | None:
         """The next request to admit, but none of ``passed``.
 
-        First comes the owner who holds fewest positions, among equals the owner who has waited longest for a turn; of
+        Of requests that may make stages fail, one is live at a time, so that the next loss shows which one does. First
+        comes the owner who holds fewest positions, among equals the owner who has waited longest for a turn; of
         one owner, preempted requests and then the oldest.
         """
         if not self.waiting:
             return None
         held = self._by_owner()
-        candidates = (request for request in self.waiting if request.id not in passed)
+        tried = any(request.is_suspect for request in self.live.values())
+        candidates = (
+            request for request in self.waiting if request.id not in passed and not (tried and request.is_suspect)
+        )
 
         def order(request: AnyRequest) -> tuple[int, int, bool, int]:
             return held.get(request.owner, 0), self._turn.get(request.owner, 0), not request.tokens, request.id

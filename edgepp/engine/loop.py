@@ -31,7 +31,7 @@ from edgepp.engine.ring import Failed, Rebuilt, Ring, RingEvent, StageInfo, Stag
 from edgepp.engine.sampling import Sampler
 from edgepp.engine.speculation import Draft
 from edgepp.engine.step_runner import StepRunner
-from edgepp.engine.suspension import SuspendOrder, Suspension, given_up
+from edgepp.engine.suspension import SuspendOrder, Suspension, poisoned
 from edgepp.engine.timing import RecoveryKind, StageTimes, Timing
 from edgepp.error_boundary import failure
 from edgepp.errors import EdgeppError, StageLost, UsageError
@@ -364,7 +364,7 @@ class EngineLoop:
 
     def _give_up(self, requests: Sequence[EngineRequest], reason: EdgeppError) -> None:
         for request in requests:
-            self._runner.end(request, given_up(reason, request))
+            self._runner.end(request, poisoned(reason, request))
 
     def _resume(self, order: _Resume) -> None:
         if self._lost is not None:

@@ -9,6 +9,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +19,12 @@ from edgepp.engine import ring
 from edgepp.engine.outstanding_steps import OutstandingSteps
 from edgepp.engine.queue_times import QueueTimes
 from edgepp.engine.rebuild_orders import RebuildOrders
-from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageInfo, StageStats, frame_of, returned
+from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageStats, frame_of, returned
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.scheduler import MIN_ROWS
 from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet_all
+from edgepp.engine.stage_watch import StageWatch
+from edgepp.engine.step_times import StepCost, StepTimes
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageError, StageFault, StageLost
 from edgepp.model.weights.checkpoint import Array
 from edgepp.wire import codec
@@ -39,7 +42,6 @@ from edgepp.wire.messages import (
     Held,
     Hidden,
     Message,
-    Ping,
     Pong,
     Rebuilt,
     Refused,
@@ -47,13 +49,6 @@ from edgepp.wire.messages import (
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Link
-
-PING_S = 1.0
-"""Seconds between two pings of a stage."""
-LOST_S = 5.0
-"""Seconds without an answer to a ping after which a stage is lost."""
-GONE_PINGS = 2
-"""Pings in a row without a connection after which a stage is gone."""
 
 _SEND_S = 1.0
 _MAX_MESSAGES_PER_TURN = 100
@@ -74,12 +69,14 @@ class NetworkRing:
         *,
         keep_copies: bool = False,
         given_up: Callable[[], bool] = lambda: False,
+        step_times: StepTimes | None = None,
     ) -> None:
         """Greet, check and join the stages at ``endpoints``, given in any order; ``keys`` are this node's own.
 
         ``codecs`` holds one codec for all links, or one per link: coordinator to stage 0, …, last stage to coordinator.
         Stages of the ``former`` ring, whose steps must have ended, bring its sequences along. ``keep_copies`` lets each
-        stage keep copies of another one's keys and values. ``given_up`` says whether the ring is wanted no longer.
+        stage keep copies of another one's keys and values. ``given_up`` says whether the ring is wanted no longer;
+        ``step_times`` is what steps took in the former ring.
 
         Raises:
             PlanError: the stages do not make up the model.
@@ -93,7 +90,10 @@ class NetworkRing:
         self._links: RingLinks | None = None
         self._events: list[RingEvent] = []
         self._numbers = itertools.count()
-        self._outstanding = OutstandingSteps()
+        self.step_times = step_times or StepTimes()
+        """What steps took."""
+        self._outstanding = OutstandingSteps(self.step_times)
+        self._cleanup = ExitStack()
         self._failed = False
         try:
             self._peers += greet_all(self._context, list(dict.fromkeys(endpoints)), node, keys, given_up)
@@ -112,11 +112,12 @@ class NetworkRing:
         self._codec = CodecChoice(links.codecs[0], links.bytes_per_s[0])
         self._queues = QueueTimes(links.ways_s, links.bytes_per_s)
         measured = zip(self._peers, links.hops_s, links.bytes_per_s, strict=True)
-        self.stages = tuple(_stage_info(i, *one) for i, one in enumerate(measured))
+        self.stages = tuple(peer.info(i, hop_s, rate) for i, (peer, hop_s, rate) in enumerate(measured))
         self._poller = Poller[Any](*(peer.control for peer in self._peers), *links.opened)
-        self._polled_s = self._pinged_s = time.monotonic()
         for peer in self._peers:
-            peer.heard_s = self._polled_s
+            self._poller.wake_on(peer.control.events)
+        self._watch = StageWatch(self._epoch, self._peers, self.stages, links, self._outstanding)
+        self._cleanup.callback(self._watch.close)
 
     def wake_on(self, mailbox: Mailbox[Any]) -> None:
         """Let ``poll`` return early when ``mailbox`` has something."""
@@ -127,9 +128,9 @@ class NetworkRing:
         number = next(self._numbers)
         codec_name, tensor = self._codec.encode(step.hidden)
         header = frame_of(step, self._epoch, number, codec_name, len(self._peers) - 1)
-        batch = isinstance(step, SendBatch)
-        expected_s = sum(s.decode_s if batch else s.prefill_s * len(step.hidden) for s in self.stages)
-        self._outstanding.sent(number, step, expected_s, time.perf_counter(), time.monotonic())
+        cost = StepCost.of(step, self.stages)
+        reconnects = self._watch.reconnects
+        self._outstanding.sent(number, step, cost, time.perf_counter(), time.monotonic(), reconnects)
         if not self._first.send([encode(header), *tensor], _SEND_S):
             self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
 
@@ -150,13 +151,13 @@ class NetworkRing:
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
         """Events within ``timeout_s`` seconds; returns at the first. Also pings the stages and checks deadlines."""
-        self._postpone_after_sleep()
-        self._ping()
+        self._fail(self._watch.look(judging=not self._failed))
         if not self._events:
-            for reader in self._poller.wait(min(timeout_s, PING_S / 2)):
+            for reader in self._poller.wait(min(timeout_s, self._watch.wait_s)):
                 if isinstance(reader, Link):
                     self._receive(reader)
-        self._check_deadlines()
+        if not self._failed:
+            self._fail(self._watch.overdue())
         events, self._events = self._events, []
         return events
 
@@ -169,15 +170,16 @@ class NetworkRing:
     def stage_stats(self) -> list[StageStats]:
         """Each stage's state by its last answer to a ping. Safe from any thread."""
         return [
-            replace(peer.stats, queue_s=queue_s)
-            for peer, queue_s in zip(self._peers, self._queues.seconds, strict=True)
+            replace(stats, queue_s=queue_s)
+            for stats, queue_s in zip(self._watch.stats(), self._queues.seconds, strict=True)
         ]
 
     def close(self) -> None:
         """Detach from the stages, and close all links."""
+        self._cleanup.close()
         for peer in self._peers:
             peer.control.send([encode(Detach(self._epoch))])
-            peer.control.close(linger_s=0.5)
+            peer.control.close(linger_s=0.5 if peer.control.is_connected() else 0.0)
         if self._links is not None:
             self._links.close()
         self._context.term()
@@ -215,21 +217,9 @@ class NetworkRing:
 
     def _heard(self, index: int, message: Message) -> None:
         """Take a message on the control link of stage ``index``."""
-        peer = self._peers[index]
         match message:
             case Pong(epoch=self._epoch):
-                peer.heard_s, peer.busy_us = time.monotonic(), message.busy_us
-                peer.stats = StageStats(
-                    message.sequences,
-                    message.kv_bytes,
-                    message.frames,
-                    message.dropped,
-                    message.received_bytes,
-                    message.sent_bytes,
-                    message.reconnects + (self._links.reconnects(index) if self._links else 0),
-                )
-                if not message.known:
-                    self._fail(StageLost(f"{self.stages[index]} has forgotten this chat: it was restarted or asleep"))
+                self._fail(self._watch.heard(index, message))
             case Fault(epoch=self._epoch):
                 self._outstanding.forget(message.sequence)
                 error = StageFault(f"{self.stages[index]} failed: {message.reason}")
@@ -250,70 +240,9 @@ class NetworkRing:
         elif stage == teller + 1 < len(self.stages):
             self._fail(StageLost(f"{self.stages[stage]} is gone: the previous stage cannot reach this stage any more"))
 
-    def _ping(self) -> None:
-        now_s = time.monotonic()
-        if now_s - self._pinged_s < PING_S or self._links is None:
-            return
-        self._pinged_s = now_s
-        for link in self._links.opened:
-            link.enforce_limits()
-        for index, peer in enumerate(self._peers):
-            peer.unsent = 0 if peer.control.send([encode(Ping(self._epoch))]) else peer.unsent + 1
-            if peer.unsent >= GONE_PINGS:
-                self._fail(StageLost(f"{self.stages[index]} is gone: its connection is closed"))
-
-    def _postpone_after_sleep(self) -> None:
-        """Do not blame the stages for the time in which this process itself did not run."""
-        now_s = time.monotonic()
-        gap_s = now_s - self._polled_s
-        self._polled_s = now_s
-        if gap_s > 2 * PING_S:
-            self._outstanding.postpone(gap_s)
-            for peer in self._peers:
-                peer.heard_s += gap_s
-
-    def _check_deadlines(self) -> None:
-        now_s = time.monotonic()
-        for index, peer in enumerate(self._peers):
-            if now_s - peer.heard_s > LOST_S:
-                self._fail(StageLost(f"{self.stages[index]} stopped answering", hanging=index))
-        if (overdue_s := self._outstanding.overdue_s(now_s)) is not None:
-            self._fail(self._blame(overdue_s))
-        elif self._outstanding.is_incomplete(now_s):
-            self._fail(StageLost(f"{self.stages[-1]} left out a part of an answer: it was lost on the way"))
-
-    def _blame(self, silent_s: float) -> StageError:
-        busiest = max(range(len(self._peers)), key=lambda i: self._peers[i].busy_us)
-        if self._peers[busiest].busy_us:
-            wedged = f"{self.stages[busiest]} has been at one step for {silent_s:.0f} s and counts as wedged"
-            return StageLost(wedged, hanging=busiest)
-        return StageLost(
-            f"nothing came back from {self.stages[-1]} for {silent_s:.0f} s although no stage is computing:"
-            " a frame was lost on the way"
-        )
-
-    def _fail(self, error: StageError) -> None:
-        if not self._failed:
+    def _fail(self, error: StageError | None) -> None:
+        if error is not None and not self._failed:
             self._failed = True
+            self._cleanup.close()
             error.hint = error.hint or "check that machine, then ask again; `edgepp join` starts its stage again"
             self._events.append(Failed(None, error))
-
-
-def _stage_info(index: int, peer: Peer, hop_s: float, bytes_per_s: int) -> StageInfo:
-    welcome = peer.welcome
-    return StageInfo(
-        index=index,
-        layers=peer.layers,
-        node=welcome.node,
-        address=str(peer.address),
-        pid=welcome.pid,
-        backend=welcome.backend,
-        device=welcome.device,
-        chunk=welcome.chunk,
-        context=welcome.context,
-        prefill_s=welcome.prefill_us / 1e6,
-        decode_s=welcome.decode_us / 1e6,
-        rewinds=welcome.rewinds,
-        hop_s=hop_s,
-        bytes_per_s=float(bytes_per_s),
-    )

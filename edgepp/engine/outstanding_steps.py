@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepp.engine.ring import Send, SendBatch
+from edgepp.engine.step_times import StepCost, StepTimes
 from edgepp.errors import RemoteProtocolError
 from edgepp.wire.messages import Batch, Hidden
 
-STEP_S = 8.0
-"""Seconds that a step may take, or ``_SLACK`` times what the measured speeds say, before its stage counts as wedged."""
+STEP_S = 5.0
+"""Seconds that any step may take: a process that gets no processor for so long does not answer pings either.
+
+Twice that for a kind of step that has not come back before, since kernels are compiled and weights read then; and while
+no stage computes, since a connection that lasts loses nothing, and a link may be slower than it was measured.
+"""
 MAX_STEP_S = 120.0
 """Seconds that a step may take at most, however slow a stage says it is."""
-_SLACK = 4
+BROKEN_S = 2.0
+"""Seconds after which a step is lost that was sent before a connection broke, and that no stage computes."""
 
 
 @dataclass
@@ -24,8 +30,11 @@ class OutstandingStep:
     """Sequences whose rows have neither come back nor failed nor been cancelled."""
     sent_s: float
     """When the step was sent, by ``time.perf_counter``."""
-    expected_s: float
-    """Seconds that the step takes by the stages' measured speeds."""
+    began_s: float
+    """The same in monotonic seconds."""
+    cost: StepCost
+    reconnects: int
+    """Connections of the ring that had been made again by then."""
     overtaken_s: float = 0.0
     """When this step or a later one was answered. The ring is in order, so only a ``Fault`` can still end the rest."""
 
@@ -40,17 +49,21 @@ class OutstandingStep:
 class OutstandingSteps:
     """All steps in the ring by their numbers, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: StepTimes) -> None:
+        """``times`` is what earlier steps took; it learns from these."""
+        self._times = times
         self._steps: dict[int, OutstandingStep] = {}
         self._progress_s = 0.0
         """When a step last came back, or was sent into an empty ring."""
 
-    def sent(self, number: int, step: Send | SendBatch, expected_s: float, sent_s: float, now_s: float) -> None:
-        """Add a step; ``sent_s`` is the time by ``time.perf_counter``."""
+    def sent(
+        self, number: int, step: Send | SendBatch, cost: StepCost, sent_s: float, now_s: float, reconnects: int = 0
+    ) -> None:
+        """Add a step; ``sent_s`` is by ``time.perf_counter``; ``reconnects`` counts those of the ring so far."""
         if not self._steps:
             self._progress_s = now_s
         awaited = set(step.sequences) if isinstance(step, SendBatch) else {step.sequence}
-        self._steps[number] = OutstandingStep(step, awaited, sent_s, expected_s)
+        self._steps[number] = OutstandingStep(step, awaited, sent_s, now_s, cost, reconnects)
 
     def answered(self, message: Hidden | Batch, now_s: float) -> OutstandingStep | None:
         """The step that ``message`` answers; None where all sequences of that step were cancelled meanwhile.
@@ -66,6 +79,7 @@ class OutstandingSteps:
         if found.overtaken_s or not found.is_answered_by(message):
             raise RemoteProtocolError("an answer to a step that was answered already, or to another one")
         found.awaited.difference_update(message.sequences if isinstance(message, Batch) else (message.sequence,))
+        self._times.add(found.cost, now_s - max(found.began_s, self._progress_s))
         self._progress_s = now_s
         for number, step in list(self._steps.items()):
             if number > message.step:
@@ -86,15 +100,42 @@ class OutstandingSteps:
         """Move every deadline by ``gap_s`` seconds, in which this process did not run."""
         self._progress_s += gap_s
         for step in self._steps.values():
+            step.began_s += gap_s
             step.overtaken_s += gap_s if step.overtaken_s else 0.0
 
-    def overdue_s(self, now_s: float) -> float | None:
-        """Seconds since anything came back, where that is longer than the oldest step may take; else None."""
+    def overdue_s(self, now_s: float, *, idle: bool) -> float | None:
+        """Seconds since anything came back, where that is longer than the oldest step may take; else None.
+
+        ``idle`` says that no stage computes.
+        """
         if not self._steps:
             return None
         oldest = next(iter(self._steps.values()))
         silent_s = now_s - self._progress_s
-        return silent_s if silent_s > min(max(STEP_S, _SLACK * oldest.expected_s), MAX_STEP_S) else None
+        if silent_s <= self._allowed_s(oldest.cost, oldest.cost.total_s, idle=idle):
+            return None
+        self._times.add(oldest.cost, silent_s)
+        return silent_s
+
+    def is_wedged(self, stage: int, busy_s: float) -> bool:
+        """Whether a stage has been at one step for longer than at any step in the ring it may be."""
+        costs = [step.cost for step in self._steps.values()]
+        allowed_s = (self._allowed_s(cost, cost.compute_s[stage], idle=False) for cost in costs)
+        return bool(costs) and busy_s > max(allowed_s)
+
+    def is_lost(self, now_s: float, reconnects: int) -> bool:
+        """Whether the oldest step was lost with a connection, where no stage computes: one was made again since."""
+        if not self._steps:
+            return False
+        oldest = next(iter(self._steps.values()))
+        silent_s = now_s - self._progress_s
+        return reconnects > oldest.reconnects and silent_s > BROKEN_S + self._times.patience_s(
+            oldest.cost.kind, oldest.cost.wire_s
+        )
+
+    def _allowed_s(self, cost: StepCost, expected_s: float, *, idle: bool) -> float:
+        least_s = STEP_S if self._times.knows(cost.kind) and not idle else 2 * STEP_S
+        return min(max(least_s, self._times.patience_s(cost.kind, expected_s)), MAX_STEP_S)
 
     def is_incomplete(self, now_s: float) -> bool:
         """Whether rows of the oldest step are still missing long after that step or a later one was answered."""

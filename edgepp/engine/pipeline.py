@@ -19,6 +19,7 @@ from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import LocalRing, Ring, StageInfo
 from edgepp.engine.speculation import Draft, PromptLookup
 from edgepp.engine.stage_handshake import Endpoint, Expectation, RingIdentity
+from edgepp.engine.step_times import StepTimes
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
@@ -97,6 +98,7 @@ class Pipeline:
         """
         self.options = options
         self._owned = ExitStack()
+        self._step_times = StepTimes()
         frontend = frontend or ModelFrontend.open(options.model, whole=not options.endpoints, on_progress=on_progress)
         self._frontend, self._checkpoint, self.tokenizer = frontend, frontend.checkpoint, frontend.tokenizer
         self._owned.callback(self.tokenizer.close)
@@ -196,6 +198,7 @@ class Pipeline:
             former,
             keep_copies=options.keep_copies,
             given_up=given_up,
+            step_times=self._step_times,
         )
 
     def take_ring(self, ring: Ring) -> None:

@@ -45,7 +45,9 @@ class RebuildOrders:
         beside = {
             index
             for index, peer in enumerate(self._peers)
-            if peer.process not in successor.processes and not peer.unsent and now_s - peer.heard_s < _ALIVE_S
+            if peer.process not in successor.processes
+            and peer.control.is_connected()
+            and now_s - peer.heard_s < _ALIVE_S
         }
         return [replace(one, holder=first + one.holder) for one in self._inventory if one.holder in beside]
 

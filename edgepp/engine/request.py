@@ -12,6 +12,8 @@ from edgepp.engine.request_status import RequestStatus
 from edgepp.engine.timing import Timing
 from edgepp.errors import UsageError
 
+MAX_RECOVERIES = 2
+"""Losses of stages that a request survives: it may be itself what makes them fail."""
 MAX_BIASES = 1024
 """Tokens that ``logit_bias`` may name."""
 MAX_CONSTRAINT_BYTES = 1 << 18
@@ -215,7 +217,7 @@ class Request:
     """Positions of its sequence that the stages hold, or will hold once its steps in the ring are computed."""
     steps_in_ring: int = 0
     recoveries: int = 0
-    """How often it has lost its stages in the midst of its answer."""
+    """How often its stages were lost while they computed for it."""
     guesses: tuple[int, ...] = ()
     """Tokens that its step in the ring carries behind the newest token."""
     _array: Ids = field(default_factory=lambda: np.empty(0, np.int32))
@@ -224,6 +226,11 @@ class Request:
     def tokens(self) -> int:
         """Tokens of the answer so far."""
         return len(self.ids) - self.prompt_tokens
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what makes stages fail, and so is computed beside no other suspect."""
+        return self.recoveries >= MAX_RECOVERIES
 
     @property
     def capacity(self) -> int:

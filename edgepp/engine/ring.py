@@ -146,6 +146,8 @@ class StageStats:
     """Connections to the stage, and from there to the next one, that were made again after one had ended."""
     queue_s: float = 0.0
     """Seconds that steps have waited at the stage for earlier steps, as ``QueueTimes`` derives them."""
+    silent_s: float = 0.0
+    """Seconds since the stage last answered a ping; 0 for a stage in this process."""
 
 
 class Ring(Protocol):

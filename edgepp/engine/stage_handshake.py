@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import zmq
 
-from edgepp.engine.ring import StageStats
+from edgepp.engine.ring import StageInfo, StageStats
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
-from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Hello, Message, Refused, Welcome
+from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Hello, Message, Pong, Refused, Welcome
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.transport import Address, Link
 
@@ -67,8 +67,39 @@ class Peer:
     busy_us: int = 0
     """Microseconds that the stage had been computing its current step at that time; 0 if idle."""
     stats: StageStats = _NO_STATS
-    unsent: int = 0
-    """Pings in a row that could not be sent for want of a connection."""
+
+    def take(self, pong: Pong, reconnects: int, now_s: float) -> None:
+        """Take the stage's answer to a ping. ``reconnects`` counts the coordinator's connections made again."""
+        self.heard_s, self.busy_us = now_s, pong.busy_us
+        self.stats = StageStats(
+            pong.sequences,
+            pong.kv_bytes,
+            pong.frames,
+            pong.dropped,
+            pong.received_bytes,
+            pong.sent_bytes,
+            pong.reconnects + reconnects,
+        )
+
+    def info(self, index: int, hop_s: float, bytes_per_s: int) -> StageInfo:
+        """The stage as number ``index`` of a ring, with what was measured of the link into it."""
+        welcome = self.welcome
+        return StageInfo(
+            index=index,
+            layers=self.layers,
+            node=welcome.node,
+            address=str(self.address),
+            pid=welcome.pid,
+            backend=welcome.backend,
+            device=welcome.device,
+            chunk=welcome.chunk,
+            context=welcome.context,
+            prefill_s=welcome.prefill_us / 1e6,
+            decode_s=welcome.decode_us / 1e6,
+            rewinds=welcome.rewinds,
+            hop_s=hop_s,
+            bytes_per_s=float(bytes_per_s),
+        )
 
     @property
     def layers(self) -> LayerRange:

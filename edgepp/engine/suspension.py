@@ -16,10 +16,8 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.ledger import SuspendedSequence
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.timing import RecoveryKind
-from edgepp.errors import EdgeppError, StageLost
+from edgepp.errors import EdgeppError, PoisonedRequest, StageLost
 
-MAX_RECOVERIES = 2
-"""Losses of stages that a request survives: it may be itself what makes a stage fail."""
 RECOVERY_S = 120.0
 """Seconds that requests wait for another ring."""
 
@@ -74,17 +72,18 @@ class Suspension:
         return given_up
 
     def begin(self, reason: EdgeppError, *, lost: bool) -> list[EngineRequest]:
-        """Let all requests pause; those that have lost their stages too often, and must be ended now."""
+        """Let all requests pause; those that must be ended now, since they make stages fail (``poisoned``)."""
         if self._pause is not None:
             self._pause.reason = reason if lost else self._pause.reason
             return []
-        live = list(self._core.live.values())
+        under_way = [request for request in self._core.live.values() if request.steps_in_ring]
         self._pause = _Pause(reason, lost, time.perf_counter(), self._core.suspend())
         if not lost:
             return []
-        for request in live:
+        suspects = [request for request in under_way if request.is_suspect]
+        for request in under_way:
             request.recoveries += 1
-        return [request for request in live if request.recoveries > MAX_RECOVERIES]
+        return suspects
 
     def look(self) -> None:
         """Carry out a planned suspension whose time has come. Call this in each turn of the engine thread."""
@@ -126,6 +125,10 @@ class Suspension:
             self._order.done.set_exception(error)
 
 
-def given_up(reason: EdgeppError, request: EngineRequest) -> StageLost:
-    """The error of a request that has lost its stages too often."""
-    return StageLost(f"{reason}; this request has lost its stages {request.recoveries} times", "ask again")
+def poisoned(reason: EdgeppError, request: EngineRequest) -> PoisonedRequest:
+    """The error of a request that makes stages fail."""
+    return PoisonedRequest(
+        f"request {request.id} was under way each of the {request.recoveries} times that a stage was lost, and is not"
+        f" tried again: {reason}",
+        "change the request; if others are lost too, see `edgepp status`",
+    )

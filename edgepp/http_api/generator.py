@@ -17,6 +17,7 @@ from edgepp.errors import (
     NotReady,
     Overloaded,
     PlanError,
+    PoisonedRequest,
     StageLost,
     UsageError,
 )
@@ -174,7 +175,7 @@ def request_error(error: EdgeppError) -> RequestError:
             )
         case UsageError():
             return RequestError("invalid_request", sentence, hint, parameter=error.parameter)
-        case ModelError():
+        case ModelError() | PoisonedRequest():  # clients repeat what is answered by 500 or 503
             return RequestError("invalid_request", sentence, hint)
         case NotReady():
             return RequestError("loading", sentence, hint, retry_after_s=LOADING_RETRY_S)

@@ -238,7 +238,7 @@ _STAGE_COUNTERS = {
     "dropped": ("stage_dropped_frames", "Frames that the stage has dropped, such as those of freed sequences."),
     "queue_s": (
         "stage_queue_seconds",
-        "Seconds that steps waited at the stage for earlier steps, since the pipeline was opened; derived by the"
+        "Seconds that steps waited at the stage for earlier steps, since the stages were joined; derived by the"
         " coordinator from sending times, computing times and the measured links.",
     ),
     "received_bytes": ("stage_received_bytes", "Bytes received on the link into the stage, since its process began."),

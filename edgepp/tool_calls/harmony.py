@@ -37,10 +37,14 @@ class HarmonyParser:
             EdgeppError: a call has begun, and its arguments are not JSON.
         """
         parts: list[AnswerPart] = []
+        if self._call is not None and self._call.is_broken:
+            self._call.finish()  # raises
         text, self._held = self._held + text, ""
         at = 0
         for found in _MARKER.finditer(text):
             self._take(text[at : found.start()], parts)
+            if self._is_broken:
+                return parts  # a marker must not hide that the answer cannot go on
             self._mark(found[0])
             at = found.end()
         kept = len(text) - max(overlap(text[at:], marker) for marker in MARKERS)
@@ -57,6 +61,10 @@ class HarmonyParser:
         elif self._head and "<|" not in self._head:
             parts.append(Text(self._head))
         return parts
+
+    @property
+    def _is_broken(self) -> bool:
+        return self._call is not None and self._call.is_broken
 
     def _mark(self, marker: str) -> None:
         if marker == "<|message|>" and self._head is not None:

@@ -33,6 +33,11 @@ class Arguments(Reader):
         self._arguments = JsonObjectStream()
         self._tail = JsonObjectStream.after_a_value() if in_object else None
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the arguments are not JSON, so that ``add`` and ``finish`` raise."""
+        return self._broken is not None
+
     def _add(self, text: str) -> list[AnswerPart]:
         if self._broken is not None:
             raise self._broken

@@ -104,6 +104,8 @@ def tables(state: Mapping[str, Any]) -> Group:
     if engine.get("prompt_tokens"):
         reused = engine["reused_tokens"] / engine["prompt_tokens"]
         head.append(f" · {100 * reused:.0f} % of prompt tokens reused, {engine['waiting']} requests waiting")
+    if recoveries := sum(engine.get("recoveries", {}).values()):
+        head.append(f" · requests went on {recoveries} times after a loss of stages")
     lines: list[Any] = [head]
     if state["http"]:
         lines.append(Text(_http(state["http"])))
@@ -148,7 +150,7 @@ def _stages(state: Mapping[str, Any]) -> Rows:
         "STAGE", "LAYERS", "NODE", "ADDRESS", "STATE", "BACKEND", ">IN MEMORY", ">KV", ">SEQUENCES", ">STAGE", ">WIRE"
     )
     for stage in state["stages"]:
-        loaded = stage["state"] == "ready"
+        loaded = stage["state"] != "loading"
         progress = "" if loaded else f" {100 * stage['progress']:.0f} %"
         table.add_row(
             str(stage["index"]),

@@ -74,9 +74,16 @@ class HandshakeMonitor:
         self._refusal: str | None = None
         self.succeeded = 0
         """Handshakes that have succeeded: one per connection."""
+        self.connected = False
+        """Whether there is a connection whose handshake has succeeded."""
         self._connected_s = 0.0
         self._broken_off = 0
         self._retry_s = math.inf
+
+    @property
+    def events(self) -> zmq.Socket[bytes]:
+        """The socket that becomes readable when something about a connection has changed; ``refusal`` reads it."""
+        return self._monitor
 
     def refusal(self) -> str | None:
         """One sentence from the first failed handshake until a handshake succeeds; else None. Does not block."""
@@ -102,9 +109,11 @@ class HandshakeMonitor:
             self._limiter.add(value, self._listener)
         elif event == zmq.EVENT_DISCONNECTED:
             self._limiter.remove(value)
+            self.connected = False
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._refusal, self._broken_off, self._retry_s = None, 0, math.inf
             self.succeeded += 1
+            self.connected = True
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._refuse("does not admit this node's key: it was never invited there, or was revoked")
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:

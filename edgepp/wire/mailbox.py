@@ -72,6 +72,11 @@ class Poller(Generic[T]):
         self._readers[key] = reader
         self._poller.register(key, zmq.POLLIN)
 
+    def wake_on(self, sock: zmq.Socket[bytes]) -> None:
+        """Let ``wait`` end when ``sock`` is readable; the caller reads it, and it is no reader."""
+        self._poller.register(sock, zmq.POLLIN)
+
     def wait(self, timeout_s: float) -> list[Listener | Link | Mailbox[T]]:
         """Readers that have something to read, as soon as there is one; empty after ``timeout_s`` seconds without."""
-        return [self._readers[key] for key, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))]
+        ready = self._poller.poll(max(0, math.ceil(timeout_s * 1000)))
+        return [self._readers[key] for key, _ in ready if key in self._readers]

@@ -244,6 +244,16 @@ class Link:
         self.traffic.received_bytes += sum(map(len, frames))
         return frames
 
+    @property
+    def events(self) -> zmq.Socket[bytes]:
+        """The socket that becomes readable when a connection has begun or ended; ``is_connected`` reads it."""
+        return self._handshakes.events
+
+    def is_connected(self) -> bool:
+        """Whether there is a connection, up to the newest event. Does not block."""
+        self.refusal()
+        return self._handshakes.connected
+
     def enforce_limits(self) -> None:
         """Shut the connection down where too much is unread. Sending and receiving call this too."""
         now_s = time.monotonic()

@@ -22,6 +22,7 @@ from edgepp.node.stage_handle import Ready, StageProcess
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
 from edgepp.wire.messages import Ping, Pong
+from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Address
 from tests.faults.oracle import Footprint, Outcome, outcome, settles
 from tests.faults.proxy import FrameProxy
@@ -31,8 +32,11 @@ from tests.waiting import PATIENCE_S
 class LoneStages:
     """Stage processes of one model on loopback, each behind a proxy."""
 
-    def __init__(self, path: Path, handles: Sequence[StageProcess], readies: Sequence[Ready]) -> None:
+    def __init__(
+        self, path: Path, handles: Sequence[StageProcess], readies: Sequence[Ready], keys: KeyPair | None = None
+    ) -> None:
         self.path = path
+        self.keys = keys
         self.handles = handles
         self.addresses = [ready.address for ready in readies]
         self.proxies: list[FrameProxy] = []
@@ -44,8 +48,7 @@ class LoneStages:
 
     def footprint(self) -> Footprint:
         """What the stages and this process hold open."""
-        roles = [(f"stage {index}", process) for index, process in enumerate(self.processes)]
-        return Footprint.of([*roles, ("the test", psutil.Process())])
+        return Footprint.of({"the stages": self.processes, "the test": [psutil.Process()]})
 
     def open_engine(self, *, proxied: bool = False) -> EngineLoop:
         """An engine over all stages."""
@@ -54,7 +57,9 @@ class LoneStages:
             checkpoint = Checkpoint.open(self.path)
             expected = Expectation("tiny", checkpoint.fingerprint, checkpoint.num_layers, checkpoint.hidden_size, True)
             addresses = [proxy.address for proxy in self.proxies] if proxied else self.addresses
-            ring = NetworkRing([Endpoint((address,)) for address in addresses], expected, "test", ("none",))
+            public = self.keys.public if self.keys else ""
+            endpoints = [Endpoint((address,), public) for address in addresses]
+            ring = NetworkRing(endpoints, expected, "test", ("none",), self.keys)
             ends = backend.choose("auto", checkpoint).load_embedding_and_head(checkpoint, BackendOptions(exact=True))
             return EngineParts(ring, ends)
 
@@ -71,7 +76,7 @@ class LoneStages:
 
     def states(self) -> list[Pong]:
         """What each stage says of itself."""
-        return [state(address) for address in self.addresses]
+        return [state(address, self.keys) for address in self.addresses]
 
     def hold_nothing(self) -> None:
         """Wait until no stage holds a sequence, or keys and values."""
@@ -83,11 +88,11 @@ class LoneStages:
         settles(complaint, "the stages still hold something")
 
 
-def state(address: Address) -> Pong:
+def state(address: Address, keys: KeyPair | None = None) -> Pong:
     """What the stage at ``address`` says of itself."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        peer = greet(context, Endpoint((address,)), "watch")
+        peer = greet(context, Endpoint((address,), keys.public if keys else ""), "watch", keys)
         try:
             pong = ask(peer.control, Ping(1), PATIENCE_S, str(peer))
         finally:
@@ -99,15 +104,16 @@ def state(address: Address) -> Pong:
 
 
 @contextmanager
-def lone_stages(path: Path, *ranges: LayerRange) -> Iterator[LoneStages]:
-    """A stage process for each layer range, ended with the block."""
-    settings = StageSettings(ComputePolicy.shared(1, len(ranges)))
+def lone_stages(path: Path, *ranges: LayerRange, keys: KeyPair | None = None) -> Iterator[LoneStages]:
+    """A stage process for each layer range, ended with the block; encrypted if all are to have these keys."""
+    settings = StageSettings(ComputePolicy.shared(1, len(ranges)), keys=keys)
+    admitted = (keys.public,) if keys else ()
     with ExitStack() as stack:
         handles = []
         for layers in ranges:
-            handles.append(StageProcess(settings.config(path, "tiny", layers, exact=True)))
+            handles.append(StageProcess(settings.config(path, "tiny", layers, exact=True, admit=admitted)))
             stack.callback(handles[-1].stop)
-        yield LoneStages(path, handles, [handle.wait_ready() for handle in handles])
+        yield LoneStages(path, handles, [handle.wait_ready() for handle in handles], keys)
 
 
 def read(request: EngineRequest) -> Outcome:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import pytest
@@ -67,30 +70,49 @@ def outcome(read: Callable[[list[int]], None]) -> Outcome:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Processes and what they hold open, by role: a process that was replaced has the role of its predecessor."""
+    """Processes and what they hold open, by role: a node's stages, or its other processes.
 
-    descriptors: dict[str, int]
+    A retired stage process may stay beside its successor for two minutes, so one more is no growth.
+    """
+
+    held: dict[str, list[Counter[str]]]
+    """How many descriptors of each kind, such as sockets, each process of a role holds; fewest first. Pipes are left
+    out: their number follows that of the children."""
 
     @classmethod
-    def of(cls, roles: Iterable[tuple[str, psutil.Process]]) -> Footprint:
-        """What these processes hold open now; an ended one counts as absent."""
-        found: dict[str, int] = {}
-        for role, process in roles:
-            try:
-                found[role] = process.num_fds()
-            except psutil.NoSuchProcess:
-                continue
-        return cls(found)
+    def of(cls, families: Mapping[str, Iterable[psutil.Process]]) -> Footprint:
+        """What these processes hold open now, by node; an ended one counts as absent."""
+        held: dict[str, list[Counter[str]]] = {}
+        for node, family in families.items():
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    kind = "stages" if any("stage" in part for part in process.cmdline()) else "other processes"
+                    held.setdefault(f"{kind} of {node}", []).append(_descriptors(process))
+        return cls({role: sorted(processes, key=Counter.total) for role, processes in held.items()})
 
     def grown(self, now: Footprint) -> str:
-        """What is more now, as text; empty for nothing."""
-        roles = sorted(self.descriptors.keys() | now.descriptors.keys())
-        changes = [(role, self.descriptors.get(role), now.descriptors.get(role)) for role in roles]
-        return ", ".join(
-            f"{role}: {before} -> {after} descriptors"
-            for role, before, after in changes
-            if before is None or after is None or after > before
-        )
+        """What is more now, as text: processes of a role, or descriptors of its largest; empty for nothing."""
+        changes = []
+        for role, processes in now.held.items():
+            before = self.held.get(role, [])
+            if len(processes) > len(before) + role.startswith("stages"):
+                changes.append(f"{role}: {len(before)} -> {len(processes)} processes")
+            elif processes[-1].total() > before[-1].total():
+                changes.append(f"{role}: {before[-1].total()} -> {processes[-1].total()} descriptors")
+                changes.append(f"{dict(processes[-1] - before[-1])} more")
+        return ", ".join(changes)
+
+
+def _descriptors(process: psutil.Process) -> Counter[str]:
+    folder = Path(f"/proc/{process.pid}/fd")
+    if not folder.exists():
+        return Counter({"any": process.num_fds()})
+    kinds: Counter[str] = Counter()
+    for link in folder.iterdir():
+        with suppress(OSError):  # closed meanwhile
+            kinds[re.sub(r"\d+", "N", str(link.readlink()))] += 1
+    del kinds["pipe:[N]"]
+    return kinds
 
 
 def settles(look: Callable[[], str], what: str, within_s: float = PATIENCE_S) -> None:

@@ -199,16 +199,8 @@ class Served:
         return "\n".join(f"{member.name}: {member.log.read_text()[-1500:]}" for member in self.members.values())
 
     def footprint(self) -> Footprint:
-        """What the processes of all nodes hold open: roles are the node's name and a place in its family."""
-        roles = []
-        for member in self.members.values():
-            counted: dict[str, int] = {}
-            for process in member.family:
-                with suppress(psutil.NoSuchProcess):
-                    kind = "stage" if any("stage" in part for part in process.cmdline()) else "process"
-                    counted[kind] = counted.get(kind, 0) + 1
-                    roles.append((f"{kind} {counted[kind]} of {member.name}", process))
-        return Footprint.of(roles)
+        """What the processes of all nodes hold open."""
+        return Footprint.of({name: member.family for name, member in self.members.items()})
 
     def gauge(self) -> list[tuple[int, int]]:
         """(sequences, bytes of keys and values) of each stage, once nothing is being answered."""
@@ -237,7 +229,7 @@ class Baseline:
         self._ask()  # the first answers open what later ones use again
         self.gauge, self.footprint = self._settled()
 
-    def is_restored(self, within_s: float = PATIENCE_S) -> None:
+    def is_restored(self, within_s: float = 40.0) -> None:
         """Fail unless the cluster comes back to what it held, by role of process, after the same questions."""
         self._cluster.whole()
         self._ask()

@@ -54,7 +54,7 @@ def decodes(message: Message) -> bool:
 @pytest.fixture(scope="module")
 def stages(checkpoints: Checkpoints) -> Iterator[LoneStages]:
     path = checkpoints(replace(TINY, context=1 << 15))
-    with lone_stages(path, LayerRange(0, 2), LayerRange(2, 4)) as started, started.behind_proxies():
+    with lone_stages(path, LayerRange(0, 2), LayerRange(2, 4)) as started:
         yield started
 
 
@@ -67,16 +67,17 @@ def expected(stages: LoneStages) -> list[list[int]]:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> None:
-    """The proxies live from test to test; ``checked`` looks at what a test leaves in the stages."""
+    """The stages live from test to test; ``checked`` looks at what a test leaves in them."""
 
 
 @pytest.fixture(autouse=True)
 def checked(stages: LoneStages) -> Iterator[None]:
-    """End every test with stages that live, and hold nothing."""
-    yield
-    for one in stages.proxies:
-        one.damage = None
+    """End every test with stages that live, hold nothing, and have no more open than before."""
+    before = stages.footprint()
+    with stages.behind_proxies():
+        yield
     stages.hold_nothing()
+    settles(lambda: before.grown(stages.footprint()), "more than before the damage")
     assert all(process.is_running() for process in stages.processes)
 
 

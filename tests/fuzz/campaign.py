@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,16 +88,7 @@ def explore(seconds: float, folder: Path) -> Campaign:
     while time.monotonic() - began_s < seconds and len(campaign.crashes) < _MAX_CRASHES:
         seed += 1
         log = folder / f"{PROPERTIES}.log"
-        chosen = [
-            "-m",
-            "hypothesis",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            f"--hypothesis-seed={seed}",
-            "tests/unit",
-            "tests/loopback",
-        ]
+        chosen = f"-m hypothesis -q -p no:cacheprovider --hypothesis-seed={seed} tests/unit tests/loopback".split()
         _watch([sys.executable, "-m", "pytest", *chosen], log, _MAX_ROUND_S, campaign)
         text = log.read_text(encoding="utf-8", errors="replace")
         campaign.runs += 1
@@ -132,13 +125,17 @@ def _watch(command: list[str], log: Path, seconds: float, campaign: Campaign) ->
         finally:
             if child.poll() is None:
                 campaign.crashes.append(Crash("", f"did not end within {seconds + _GRACE_S:.0f} s", " ".join(command)))
+                with suppress(ProcessLookupError):
+                    child.send_signal(signal.SIGUSR1)  # the log gets the place where it hangs
+                    time.sleep(_SAMPLE_S)
                 child.kill()
             child.wait()
 
 
 def _sample(process: psutil.Process, began_s: float) -> Iterator[tuple[float, float]]:
     try:
-        yield time.monotonic() - began_s, process.memory_info().rss / 1e6
+        if rss_bytes := process.memory_info().rss:  # 0 once it has ended
+            yield time.monotonic() - began_s, rss_bytes / 1e6
     except psutil.NoSuchProcess:
         return
 
@@ -152,6 +149,7 @@ def _read(text: str, campaign: Campaign) -> None:
         campaign.corpus = corpus
     for path in _WRITTEN.findall(text):
         error = _ERROR.search(text)
+        Path(f"{path}.log").write_text(text[-20_000:], encoding="utf-8")
         replay = f"python -m tests.fuzz.replay {campaign.target} {path}"
         campaign.crashes.append(Crash(path, error[0].splitlines()[-1][:300] if error else "see the log", replay))
     if not campaign.runs and not campaign.crashes:

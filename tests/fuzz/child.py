@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
+import signal
 import sys
 import tempfile
 import tracemalloc
@@ -25,6 +27,7 @@ _OWN_SHARE = 0.7
 
 def main() -> None:
     """Fuzz the target."""
+    faulthandler.register(signal.SIGUSR1)
     name, seconds, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     home = tempfile.TemporaryDirectory(prefix="edgepp-fuzz-", ignore_cleanup_errors=True)
     os.environ["EDGEPP_HOME"] = home.name

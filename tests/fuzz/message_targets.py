@@ -19,15 +19,20 @@ from edgepp.wire.messages import (
     Cancel,
     Detach,
     Enrol,
+    Expect,
     Free,
     Heartbeat,
     Hello,
+    KvPiece,
     Leave,
     Loaded,
     Loading,
+    Message,
     NotLoaded,
     Ping,
     Pong,
+    Push,
+    Replay,
 )
 from tests.ceiling import ceiling
 from tests.coordinator import close_coordinator, idle_coordinator, tell_coordinator, tick
@@ -35,6 +40,7 @@ from tests.fuzz.message_lists import Said, mutator, pack, said, single_messages,
 from tests.fuzz.target import Target
 from tests.stages import ATTACH, DRIVER, GUEST, WIDTH, Stage, forward
 from tests.unit.coordinator.test_json_codec import AGENT, OPTIONS
+from tests.wire import KEYS
 
 _VERBS: tuple[Verb, ...] = get_args(Verb)
 _LATER_EPOCH = 0x5EED_0F_7E57
@@ -68,25 +74,32 @@ def check_stage(raw: bytes) -> None:
 
 
 def _talk() -> list[Said]:
-    """Messages of an ordinary epoch."""
+    """Messages of an ordinary epoch, and of one that inherits it."""
     batch = Batch(1, 9, (1, 2), (1, 1), WIDTH, "float32", "none", ())
-    return [
-        said(Hello("x")),
-        said(ATTACH),
+    frames = [
         said(forward(1), _ROW, flags=3),
-        said(forward(2, rows=2), _ROW * 2, flags=3),
-        said(forward(2, position=1), _ROW, flags=3),
-        said(forward(3, position=1)._replace(source=1), _ROW, flags=3),
-        said(batch, _ROW * 2, flags=3),
-        said(Free(1, 1)),
-        said(Ping(1)),
-        said(Detach(1)),
+        said(forward(2, rows=2)._replace(serial=1), _ROW * 2, flags=3),
+        said(forward(2, position=1)._replace(serial=2), _ROW, flags=3),
+        said(forward(3, position=1)._replace(source=1, serial=3), _ROW, flags=3),
+        said(batch._replace(serial=4), _ROW * 2, flags=3),
     ]
+    orders: tuple[Message, ...] = (
+        Free(1, 1),
+        ATTACH._replace(epoch=3, inherits=1, copies_from=KEYS[1], keeps_copies=True),
+        Replay(3, 2, 64, 0, 2, 0),
+        Expect(3, 4, 64, 2, KEYS[1]),
+        Push(3, 2, "kv", 0, 4, 0, 2, "127.0.0.1:1", KEYS[1], 3),
+        Ping(3),
+        Detach(3),
+    )
+    piece = KvPiece(3, 4, "restore", 0, 4, 0, 2, "1 float32 1x8", 0)
+    pieces = [said(piece, _ROW * 16, flags=3), said(piece._replace(purpose="copy"), _ROW * 16, flags=3)]
+    return [said(Hello("x")), said(ATTACH), *frames, *map(said, orders[:4]), *pieces, *map(said, orders[4:])]
 
 
 def _talks() -> Iterator[bytes]:
-    yield pack(_talk())
-    yield pack([])
+    talk = _talk()
+    yield from (pack(talk[:11]), pack([*talk[1:5], *talk[8:]]), pack([]))
     yield from (pack([one]) for one in single_messages())
 
 

@@ -7,81 +7,27 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import anthropic
-import ollama
 import openai
-import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cluster import Machine, Running
 from tests.multiprocess.http_cluster import MODEL, HttpCluster, serving_http
+from tests.multiprocess.recovery_clients import (
+    PIECES_BEFORE,
+    QUESTION,
+    TOKENS,
+    Pieces,
+    from_anthropic,
+    from_ollama,
+    from_openai,
+    from_responses,
+    wait_until_ready,
+)
 from tests.waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the ollama client's sockets
-TOKENS, PIECES_BEFORE = 60, 5
-QUESTION: Any = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
-Pieces: TypeAlias = Iterator[str]
-
-
-def from_openai(cluster: HttpCluster, tokens: int = TOKENS) -> Pieces:
-    with (
-        openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S) as client,
-        client.chat.completions.create(
-            model=MODEL, messages=QUESTION, temperature=0, max_tokens=tokens, stream=True
-        ) as stream,
-    ):
-        for chunk in stream:
-            yield chunk.choices[0].delta.content or ""
-            if chunk.choices[0].finish_reason:
-                assert chunk.choices[0].finish_reason == "length"
-                return
-    raise AssertionError("the stream ended without a finish reason")
-
-
-def from_responses(cluster: HttpCluster, tokens: int = TOKENS) -> Pieces:
-    with (
-        openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S) as client,
-        client.responses.stream(model=MODEL, input=QUESTION, temperature=0, max_output_tokens=tokens) as stream,
-    ):
-        told = ""
-        for event in stream:
-            if event.type == "response.output_text.delta":
-                told += event.delta
-                yield event.delta
-            elif event.type == "response.incomplete":
-                assert event.response.output_text == told
-                return
-    raise AssertionError("the stream ended without its last event")
-
-
-def from_anthropic(cluster: HttpCluster, tokens: int = TOKENS) -> Pieces:
-    with (
-        anthropic.Anthropic(base_url=cluster.url, api_key="any", max_retries=0, timeout=PATIENCE_S) as client,
-        client.messages.stream(
-            model=MODEL, messages=QUESTION, max_tokens=tokens, extra_body={"temperature": 0}
-        ) as stream,
-    ):
-        yield from stream.text_stream
-        final = stream.get_final_message()
-        assert (final.stop_reason, final.usage.output_tokens) == ("max_tokens", tokens)
-
-
-def from_ollama(cluster: HttpCluster, tokens: int = TOKENS) -> Pieces:
-    options = {"temperature": 0, "num_predict": tokens}
-    last = None
-    for last in ollama.Client(cluster.url).chat(MODEL, messages=QUESTION, options=options, stream=True):
-        yield last.message.content or ""
-    assert last is not None
-    assert (last.done_reason, last.eval_count) == ("length", tokens)
-
-
-CLIENTS = (from_openai, from_responses, from_anthropic, from_ollama)
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +81,9 @@ def samples(cluster: HttpCluster) -> Counter[str]:
     return found
 
 
-def wait_until_ready(cluster: HttpCluster) -> None:
-    eventually("the cluster answers", lambda: cluster.get("/ready").status_code == 200)
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-@pytest.mark.parametrize("pieces", CLIENTS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    ("pieces", "stage"), [(from_openai, 0), (from_responses, 1), (from_anthropic, 0), (from_ollama, 1)]
+)
 def test_a_stream_goes_on_with_its_own_tokens(
     cluster: HttpCluster, expected: str, pieces: Callable[[HttpCluster], Pieces], stage: int
 ) -> None:
@@ -152,6 +95,69 @@ def test_a_stream_goes_on_with_its_own_tokens(
     assert after["edgepp_recovery_seconds_count"] == before["edgepp_recovery_seconds_count"] + 1
     assert after["edgepp_request_failure_total"] == before["edgepp_request_failure_total"]
     assert sum(cluster.status()["engine"]["recoveries"].values()) == after["edgepp_recoveries_total"]
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "story": {"type": "string"}},
+    "required": ["name", "story"],
+    "additionalProperties": False,
+}
+KINDS: dict[str, Any] = {
+    "log-probabilities": {"temperature": 0, "logprobs": True, "top_logprobs": 2},
+    "schema": {
+        "temperature": 0,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}},
+    },
+    "seeded": {"temperature": 1, "seed": 7, "frequency_penalty": 0.5, "stop": ["never said"]},
+    "two choices": {"temperature": 1, "seed": 11, "n": 2},
+}
+
+
+class Answer:
+    """A streamed chat answer, as far as it has come."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = {"model": MODEL, "messages": QUESTION, "max_tokens": TOKENS, "stream": True} | options
+        self.texts: dict[int, str] = {}
+        self.logprobs: list[tuple[str, float]] = []
+        self.num_pieces = 0
+
+    def read(self, cluster: HttpCluster) -> Answer:
+        """Read to the end."""
+        with (
+            openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="any", max_retries=0, timeout=PATIENCE_S) as client,
+            client.chat.completions.create(**self.options) as stream,
+        ):
+            for chunk in stream:
+                for choice in chunk.choices:
+                    self.texts[choice.index] = self.texts.get(choice.index, "") + (choice.delta.content or "")
+                    told = choice.logprobs.content if choice.logprobs else None
+                    self.logprobs += [(token.token, token.logprob) for token in told or ()]
+                self.num_pieces += 1
+        return self
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_streams_of_all_kinds_go_on_together(cluster: HttpCluster, stage: int) -> None:
+    wait_until_ready(cluster)
+    before = samples(cluster)
+    undisturbed = {kind: Answer(**options).read(cluster) for kind, options in KINDS.items()}
+    answers = {kind: Answer(**options) for kind, options in KINDS.items()}
+    with ThreadPoolExecutor(len(answers)) as threads:
+        reading = [threads.submit(answer.read, cluster) for answer in answers.values()]
+        eventually("all have begun", lambda: all(one.num_pieces >= PIECES_BEFORE for one in answers.values()))
+        kill(cluster, stage)
+        for one in reading:
+            one.result(PATIENCE_S)
+    assert samples(cluster)["edgepp_recoveries_total"] > before["edgepp_recoveries_total"]
+    for kind, answer in answers.items():
+        assert answer.texts == undisturbed[kind].texts, kind
+    tokens, values = zip(*answers["log-probabilities"].logprobs, strict=True)
+    expected_tokens, expected_values = zip(*undisturbed["log-probabilities"].logprobs, strict=True)
+    assert tokens == expected_tokens
+    assert values == pytest.approx(expected_values, abs=1e-3)
+    assert len(answers["two choices"].texts) == 2
 
 
 def test_timings_name_the_recovery_whether_the_answer_is_streamed_or_not(cluster: HttpCluster, expected: str) -> None:
@@ -206,73 +212,5 @@ def test_a_stream_that_loses_its_stages_a_third_time_ends_with_an_error_in_its_o
         with pytest.raises(openai.APIError, match="has lost its stages 3 times"):
             read()
     wait_until_ready(cluster)
+    assert "after a loss of stages" in cluster.machine.run("status").stdout
     assert "".join(from_ollama(cluster, 5))
-
-
-@dataclass
-class Split:
-    """A cluster whose coordinator is pinned to half of the layers, so that it needs its second node."""
-
-    cluster: HttpCluster
-    two: Machine
-    address: str
-    stack: ExitStack
-
-    def join(self, *arguments: str) -> Running:
-        """Start the second node."""
-        command = ("join", *arguments, "--peer", self.address)
-        return self.stack.enter_context(self.two.running(*command, EDGEPP_TEST_RUN="shared"))
-
-
-@pytest.fixture
-def split(tmp_path: Path) -> Iterator[Split]:
-    """A cluster that waits for its second node."""
-    with serving_http(tmp_path, "--layers", "0-14", "--exact", ready=False) as made, ExitStack() as stack:
-        yield Split(made, Machine(tmp_path, "two"), made.status()["address"], stack)
-
-
-def kill_node(node: Running) -> None:
-    """Kill a node and its stages, as a power cut does."""
-    agent = psutil.Process(node.process.pid)
-    for process in (agent, *agent.children()):
-        process.kill()
-
-
-def errors_of(cluster: HttpCluster, disturb: Callable[[], None]) -> list[str]:
-    """The errors with which streams of three APIs end that are under way at ``disturb``."""
-    streams = [pieces(cluster, 900) for pieces in (from_openai, from_anthropic, from_ollama)]
-    for stream in streams:
-        assert next(piece for piece in stream if piece)
-    disturb()
-    ended = []
-    for stream in streams:
-        with pytest.raises((openai.APIError, anthropic.APIError, ollama.ResponseError)) as caught:
-            list(stream)
-        ended.append(str(caught.value))
-    return ended
-
-
-def test_without_spare_capacity_streams_end_with_an_error_and_service_resumes_by_itself(split: Split) -> None:
-    cluster = split.cluster
-    node = split.join(cluster.machine.json("invite", "--json")["code"])
-    wait_until_ready(cluster)
-    text = "".join(from_openai(cluster, 8))
-    for error in errors_of(cluster, lambda: kill_node(node)):
-        assert "stage 1 (layers 15-29) on node two" in error
-    told = cluster.get("/ready")
-    assert told.status_code == 503
-    assert told.headers["retry-after"]
-    assert "two" in told.json()["reason"]
-    asked = {"messages": QUESTION, "temperature": 0, "max_tokens": 8}
-    with (
-        ThreadPoolExecutor(1) as thread,
-        openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="any", max_retries=20, timeout=PATIENCE_S) as patient,
-    ):
-        refused = cluster.post("/v1/chat/completions", **asked)
-        assert refused.status_code == 503
-        assert refused.headers["retry-after"]
-        assert refused.json()["error"]["type"] == "model_loading"
-        waiting = thread.submit(patient.chat.completions.create, model=MODEL, **asked)
-        split.join()
-        assert waiting.result(PATIENCE_S).choices[0].message.content == text
-    wait_until_ready(cluster)

@@ -138,6 +138,30 @@ def test_many_slow_and_aborted_streams_leave_a_neighbour_alone_and_free_their_sl
         assert b"200" in statuses
 
 
+def test_answers_of_a_cluster_that_closes_first_are_told_when_to_ask_again(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPP_HOME", str(tmp_path / "here"))
+
+    async def main() -> None:
+        cluster = edgepp.serve(str(tiny), listen="127.0.0.1:0", threads=1, context=4096, speculate="off")
+        async with (
+            cluster,
+            edgepp.HttpServer(cluster, edgepp.HttpOptions("localhost:0")) as http,
+            httpx.AsyncClient(base_url=http.url, timeout=PATIENCE_S) as client,
+        ):
+            await cluster.ready()
+            asked = {"prompt": "Once", "max_tokens": 4000, "ignore_eos": True}
+            answer = asyncio.create_task(client.post("/v1/completions", json=asked))
+            await asyncio.to_thread(eventually, "an answer is under way", lambda: cluster.status["engine"]["live"])
+            await cluster.close()
+            refused = await answer
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) >= 1
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
 def test_a_program_serves_its_cluster_over_http(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

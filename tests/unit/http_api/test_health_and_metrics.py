@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,3 +142,10 @@ def test_metrics_have_names_of_vllm_on_request() -> None:
 def test_metrics_are_there_while_the_cluster_loads() -> None:
     found = samples(client(LOADING).get("/metrics").text)
     assert (found["edgepp_ready", "{}"], found["edgepp_load_progress_ratio", "{}"]) == (0, 0.4)
+
+
+def test_every_metric_is_documented() -> None:
+    text = client(READY).get("/metrics").text
+    emitted = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
+    document = Path(__file__).parents[3] / "docs" / "metrics.md"
+    assert set(re.findall(r"\bedgepp_\w+", document.read_text())) == emitted

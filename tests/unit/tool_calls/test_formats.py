@@ -267,6 +267,17 @@ def test_arguments_that_are_not_json_are_an_error_that_names_the_tool() -> None:
     assert parts_of(t.LLAMA, list(answer)) == expected
 
 
+def test_a_marker_behind_arguments_that_are_not_json_does_not_hide_the_error() -> None:
+    answer = "<|channel|>commentary to=functions.now<|message|>none<|call|>"
+    expected = [
+        CallStarted("now"),
+        "the model wrote a call of now whose arguments are not JSON: an object begins with {",
+    ]
+    for size in (1, 3, 7, len(answer)):
+        pieces = [answer[at : at + size] for at in range(0, len(answer), size)]
+        assert parts_of(t.HARMONY, pieces) == expected
+
+
 def test_only_the_named_tool_is_called() -> None:
     use = ToolUse(USE.tools, "required", named="now")
     answer = '{"name": "get_weather", "parameters": {}}'

@@ -1,0 +1,202 @@
+"""An engine that outlives its ring: requests pause when a stage is lost, and go on over the next ring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgepp import backend
+from edgepp.backend.base import BackendOptions
+from edgepp.engine import suspension
+from edgepp.engine.engine_request import EngineRequest
+from edgepp.engine.loop import EngineLoop, EngineParts
+from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions, SamplingOptions
+from edgepp.engine.ring import Failed, LocalRing, RingEvent, Send, SendBatch
+from edgepp.errors import EdgeppError, NotReady, PoisonedRequest, StageLost
+from edgepp.layers import LayerRange
+from edgepp.model.weights.checkpoint import Checkpoint
+from tests.builders.stages import stage_info
+from tests.engines import collect
+from tests.waiting import PATIENCE_S, eventually
+
+PROMPTS = ([5, 6, 7, 8, 9], [11, 12, 13], [21, 22, 23, 24])
+SEEDED = GenerateOptions(24, sampling=SamplingOptions(temperature=1.0, seed=3, frequency_penalty=0.4, logprobs=2))
+GREEDY = GenerateOptions(24)
+LOST = StageLost("stage 1 is gone", "ask again")
+
+
+class MortalRing(LocalRing):
+    """A ring that is lost after ``steps`` steps: a stage process that is killed, without the process."""
+
+    def __init__(self, path: Path, splits: tuple[LayerRange, ...], steps: int | None = None) -> None:
+        checkpoint = Checkpoint.open(path)
+        chosen, stages = backend.choose("onnx", checkpoint), []
+        for index, layers in enumerate(splits):
+            model = chosen.load_stage(checkpoint, layers, BackendOptions(threads=1, exact=True))
+            info = stage_info(index=index, layers=layers, chunk=model.chunk, context=checkpoint.context)
+            stages.append((info, model))
+        super().__init__(stages)
+        self._steps = steps
+        self.closed = False
+
+    def send(self, step: Send | SendBatch) -> None:
+        if self._steps is not None:
+            self._steps -= 1
+        super().send(step)
+
+    def poll(self, timeout_s: float) -> list[RingEvent]:
+        if self._steps is not None and self._steps <= 0:
+            self._steps = None
+            self._events.clear()
+            return [Failed(None, LOST)]
+        return super().poll(timeout_s)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+TWO = (LayerRange(0, 3), LayerRange(3, 4))
+THREE = (LayerRange(0, 1), LayerRange(1, 3), LayerRange(3, 4))
+
+
+def mortal_engine(path: Path, steps: int | None) -> EngineLoop:
+    def open_parts() -> EngineParts:
+        checkpoint = Checkpoint.open(path)
+        ends = backend.choose("onnx", checkpoint).load_embedding_and_head(checkpoint, BackendOptions(exact=True))
+        return EngineParts(MortalRing(path, TWO, steps), ends)
+
+    return EngineLoop(open_parts, eos=frozenset(), recovers=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Path) -> list[list[int]]:
+    with mortal_engine(tiny, None) as engine:
+        return [collect(one) for one in ask_all(engine)]
+
+
+def ask_all(engine: EngineLoop) -> list[EngineRequest]:
+    return [
+        *(engine.submit(prompt, GREEDY, owner=str(prompt)) for prompt in PROMPTS),
+        engine.submit(PROMPTS[0], SEEDED, owner="seeded"),
+    ]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 30])
+def test_requests_go_on_with_the_same_tokens_after_a_loss(tiny: Path, undisturbed: list[list[int]], steps: int) -> None:
+    with mortal_engine(tiny, steps) as engine:
+        asked = ask_all(engine)
+        eventually("it is suspended", lambda: engine.suspended is LOST)
+        engine.resume(MortalRing(tiny, THREE)).result(PATIENCE_S)
+        assert [collect(one) for one in asked] == undisturbed
+        assert engine.suspended is None
+        recovered = [one for one in asked if one.timing.recoveries]
+        assert recovered
+        assert engine.recoveries == {"prefill": len(recovered)}
+        assert all(len(one.stages) == len(one.timing.stages) == 3 for one in asked)
+        assert len(asked[-1].sampled) == len(undisturbed[-1])
+
+
+def test_a_planned_change_waits_for_the_steps_under_way_and_counts_as_no_loss(
+    tiny: Path, undisturbed: list[list[int]]
+) -> None:
+    with mortal_engine(tiny, None) as engine:
+        asked = ask_all(engine)
+        for splits in (THREE, TWO, THREE):
+            engine.suspend(NotReady("the layers move"), lost=False).result(PATIENCE_S)
+            assert engine.suspended is not None
+            engine.resume(MortalRing(tiny, splits)).result(PATIENCE_S)
+        assert [collect(one) for one in asked] == undisturbed
+        assert {one.recoveries for one in asked} == {0}
+
+
+def test_requests_can_be_cancelled_and_submitted_while_stages_are_away(
+    tiny: Path, undisturbed: list[list[int]]
+) -> None:
+    with mortal_engine(tiny, 6) as engine:
+        asked = ask_all(engine)
+        eventually("it is suspended", lambda: engine.suspended is LOST)
+        engine.cancel(asked[0])
+        late = engine.submit(PROMPTS[1], GREEDY, owner="late")
+        cancelled = list(iter(lambda: asked[0].events.get(timeout=PATIENCE_S), "cancelled"))
+        assert all(isinstance(event, int) for event in cancelled)
+        engine.resume(MortalRing(tiny, TWO)).result(PATIENCE_S)
+        assert collect(late) == undisturbed[1]
+        assert [collect(one) for one in asked[1:]] == undisturbed[1:]
+
+
+def test_a_request_that_is_under_way_whenever_stages_fail_is_given_up_and_its_neighbours_live(
+    tiny: Path, undisturbed: list[list[int]]
+) -> None:
+    with mortal_engine(tiny, 6) as engine:
+        asked = ask_all(engine)
+        for steps in (6, 6):
+            eventually("it is suspended", lambda: engine.suspended is LOST)
+            engine.resume(MortalRing(tiny, TWO, steps)).result(PATIENCE_S)
+        eventually("it is suspended", lambda: engine.suspended is LOST)
+        engine.resume(MortalRing(tiny, TWO)).result(PATIENCE_S)
+        endings = [ending(one) for one in asked]
+        given_up = [one for one in endings if isinstance(one, EdgeppError)]
+        assert len(given_up) == 1  # suspects are computed one at a time
+        assert isinstance(given_up[0], PoisonedRequest)
+        assert "stage 1 is gone" in str(given_up[0])
+        whole = [(one, right) for one, right in zip(endings, undisturbed, strict=True) if isinstance(one, list)]
+        assert all(tokens == right for tokens, right in whole)
+        assert MAX_RECOVERIES == 2
+
+
+def ending(request: EngineRequest) -> list[int] | EdgeppError:
+    try:
+        return collect(request)
+    except EdgeppError as error:
+        return error
+
+
+def test_requests_end_with_the_reason_if_nothing_replaces_the_stages(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suspension, "RECOVERY_S", 0.0)
+    with mortal_engine(tiny, 6) as engine:
+        asked = ask_all(engine)
+        for one in asked:
+            with pytest.raises(StageLost, match="stage 1 is gone; no other pipeline was ready"):
+                collect(one)
+        assert engine.lost is None
+
+
+def test_requests_can_be_ended_while_stages_are_away_and_later_ones_live(
+    tiny: Path, undisturbed: list[list[int]]
+) -> None:
+    with mortal_engine(tiny, 6) as engine:
+        asked = ask_all(engine)
+        eventually("it is suspended", lambda: engine.suspended is LOST)
+        engine.end_requests(EdgeppError("the nodes that are left cannot hold the model"))
+        for one in asked:
+            with pytest.raises(EdgeppError, match="cannot hold the model"):
+                collect(one)
+        engine.resume(MortalRing(tiny, TWO)).result(PATIENCE_S)
+        assert collect(engine.submit(PROMPTS[0], GREEDY)) == undisturbed[0]
+
+
+def test_a_second_loss_while_suspended_changes_only_the_reason(tiny: Path, undisturbed: list[list[int]]) -> None:
+    with mortal_engine(tiny, 6) as engine:
+        asked = ask_all(engine)
+        eventually("it is suspended", lambda: engine.suspended is LOST)
+        engine.suspend(StageLost("stage 0 is gone"), lost=True).result(PATIENCE_S)
+        assert "stage 0 is gone" in str(engine.suspended)
+        engine.resume(MortalRing(tiny, TWO)).result(PATIENCE_S)
+        assert [collect(one) for one in asked] == undisturbed
+
+
+def test_closing_a_suspended_engine_ends_everything(tiny: Path) -> None:
+    engine = mortal_engine(tiny, 6)
+    asked = ask_all(engine)
+    eventually("it is suspended", lambda: engine.suspended is LOST)
+    engine.close(EdgeppError("the coordinator was closed"))
+    for one in asked:
+        with pytest.raises(EdgeppError, match="the coordinator was closed"):
+            collect(one)
+    late = MortalRing(tiny, TWO)
+    with pytest.raises(EdgeppError):
+        engine.resume(late).result(PATIENCE_S)
