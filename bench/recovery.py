@@ -226,7 +226,7 @@ def accuracies(options: argparse.Namespace, frontend: ModelFrontend) -> Iterator
 def measured(options: argparse.Namespace) -> Result:
     """Measure the parts that were asked for."""
     frontend = ModelFrontend.open(options.model, whole=True)
-    if max(options.lengths) + 512 > frontend.checkpoint.context:
+    if "pauses" in options.parts and max(options.lengths) + 512 > frontend.checkpoint.context:
         raise UsageError(f"the model's context is {frontend.checkpoint.context} tokens", "lower --lengths")
     result: dict[str, Any] = {}
     for name, run in (("pauses", pauses), ("drain", drains), ("accuracy", accuracies)):
