@@ -173,8 +173,12 @@ class LayersNotLoaded:
     name: str
     reason: str
     hint: str
+    restarting: bool = False
+    """Whether the node starts the stage again by itself."""
 
     def __str__(self) -> str:
+        if self.restarting:
+            return f"{self.name} starts its stage again: {self.reason}"
         return f"{self.name} cannot run its layers: {self.reason}{'; ' * bool(self.hint)}{self.hint}"
 
 

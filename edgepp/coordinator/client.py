@@ -41,7 +41,7 @@ from edgepp.wire.messages import (
 from edgepp.wire.security import Pinned
 from edgepp.wire.transport import Address, Link
 
-CONNECT_S = 1.0
+CONNECT_S = 3.0
 """How long the known addresses have to answer."""
 DISCOVER_S = 2.0
 """How long to search the network for the coordinator."""

@@ -152,9 +152,12 @@ class Rollout:
         else:
             self._planner.loads.failed(host_id(member.node, slot), reason, now_s)
         if self._ordered == self._planner.plan_version:  # else answers run over the stages of a former plan
-            lost = StageLost(f"{name} is gone: {reason}", hint or "ask again")
+            index = next(
+                (i for i, stage in enumerate(self._planner.stages(self._members)) if stage[:2] == (member, slot)), None
+            )
+            lost = StageLost(f"{name} is gone: {reason}", hint or "ask again", gone=index)
             self._pipeline_manager.suspend(f"{name}: {reason}", lost)
-        self._on_event(LayersNotLoaded(member.facts.name, reason, hint))
+        self._on_event(LayersNotLoaded(member.facts.name, reason, "" if report.restarting else hint, report.restarting))
 
     def _restart_hanging(self, stages: Stages) -> list[RolloutOrder]:
         """The order to restart the stage of ``stages`` that the pipeline found to hang; given once per loss."""
@@ -181,6 +184,11 @@ class Rollout:
         pipeline = self._pipeline_manager.latest
         loss = pipeline.suspended if pipeline is not None else None
         return loss if isinstance(loss, StageLost) else None
+
+    def _index(self, member: Member, slot: int) -> int | None:
+        """The place of a slot's stage in the plan; None if the plan does not use the slot."""
+        stages = enumerate(self._planner.stages(self._members))
+        return next((i for i, (other, number, *_) in stages if (other.node, number) == (member.node, slot)), None)
 
     def _name(self, member: Member, slot: int) -> str:
         """The name of a stage of the plan for people, as ``StageInfo`` prints it."""

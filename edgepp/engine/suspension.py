@@ -18,6 +18,8 @@ from edgepp.engine.ring import StageInfo
 from edgepp.engine.timing import RecoveryKind
 from edgepp.errors import EdgeppError, PoisonedRequest, StageLost
 
+SAME_FAULT_S = 15.0
+"""Seconds in which a second loss counts as the same fault, if the first one was the silence of a stage."""
 RECOVERY_S = 120.0
 """Seconds that requests wait for another ring."""
 
@@ -48,6 +50,8 @@ class Suspension:
         self._pause: _Pause | None = None
         self._order: SuspendOrder | None = None
         """A planned suspension that waits for the steps in the ring."""
+        self._uncertain_s = -SAME_FAULT_S
+        """When stages were lost last for want of an answer, by ``time.perf_counter``."""
         self.recoveries: dict[RecoveryKind, int] = {}
         """How often requests went on after a loss, by how their keys and values were rebuilt."""
 
@@ -80,10 +84,22 @@ class Suspension:
         self._pause = _Pause(reason, lost, time.perf_counter(), self._core.suspend())
         if not lost:
             return []
+        if self._is_same_fault(reason):
+            return []
         suspects = [request for request in under_way if request.is_suspect]
         for request in under_way:
             request.recoveries += 1
         return suspects
+
+    def _is_same_fault(self, reason: EdgeppError) -> bool:
+        """Whether a loss follows from the one before: frames stop first, and then the node that died is missed.
+
+        The end of a stage's process is always a fault of its own, since a request may be what ends it.
+        """
+        now_s, before_s = time.perf_counter(), self._uncertain_s
+        process_ended = isinstance(reason, StageLost) and reason.gone is not None
+        self._uncertain_s = -SAME_FAULT_S if process_ended else now_s
+        return now_s - before_s < SAME_FAULT_S
 
     def look(self) -> None:
         """Carry out a planned suspension whose time has come. Call this in each turn of the engine thread."""

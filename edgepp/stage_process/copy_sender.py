@@ -1,8 +1,9 @@
-"""Copies of the keys and values of one ring, sent to the stage that keeps them, after each step and never before it.
+"""Copies of the keys and values of one ring, sent to the stage that keeps them, after a step and never before it.
 
-The sender remembers where each piece began that the keeper has. Where the keeper is slow or away, nothing is sent, and
-later pieces hold several positions: what the keeper has is always a prefix. When a sequence goes back into the middle
-of a piece, that piece is sent again from its beginning.
+While a sequence decodes, ``BATCH`` positions go together, since a message costs as much as a position; whoever restores
+the sequence computes the last few again. The sender remembers where each piece began that the keeper has. Where the
+keeper is slow or away, nothing is sent, and later pieces hold more positions: what the keeper has is always a prefix.
+When a sequence goes back into the middle of a piece, that piece is sent again from its beginning.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from edgepp.wire.messages import REPLAYED, Batch
 
 log = logging.getLogger("edgepp.stage")
 
-MERGED_PIECES = 32
-"""Pieces of one position that are sent again as one, so that the keeper restores them faster."""
+BATCH = 8
+"""Positions of a decoding sequence that are sent together."""
 
 
 @dataclass
@@ -32,8 +33,6 @@ class _Sent:
 
     end: int = 0
     starts: list[int] = field(default_factory=list)
-    singles: int = 0
-    """Pieces of one position at the end."""
     step: int = 0
     """``KvPiece.step`` of the next piece."""
 
@@ -41,13 +40,11 @@ class _Sent:
         """Forget the piece that holds ``position``, and all later ones."""
         if position < self.end:
             at = bisect_right(self.starts, position) - 1
-            self.singles = max(0, self.singles - (len(self.starts) - at))
             self.end = self.starts[at]
             del self.starts[at:]
 
     def add(self, stop: int) -> None:
         """Note a piece from the end to ``stop``."""
-        self.singles = self.singles + 1 if stop == self.end + 1 else 0
         self.starts.append(self.end)
         self.end = stop
 
@@ -55,12 +52,15 @@ class _Sent:
 class CopySender:
     """Sends the copies of one ring. Implements ``Companion``; belongs to the compute thread."""
 
-    def __init__(self, runner: ModelRunner, epoch: int, link: BulkLink, max_bytes: int) -> None:
-        """``max_bytes`` bounds the bytes of a piece."""
+    def __init__(
+        self, runner: ModelRunner, epoch: int, link: BulkLink, max_bytes: int, batch: int | None = None
+    ) -> None:
+        """``max_bytes`` bounds the bytes of a piece; ``batch`` is the number of positions that go together."""
         self._runner = runner
         self._epoch = epoch
         self._link = link
         self._max_bytes = max_bytes
+        self._batch = batch or BATCH
         self._cut: Cut | None = None
         self._log_sampler = LogSampler()
         self._sent: dict[Key, _Sent] = {}
@@ -72,7 +72,7 @@ class CopySender:
         return bool(self._behind)
 
     def computed(self, frame: Frame) -> None:
-        """Send the keys and values of a frame that was computed, where the keeper has all before."""
+        """Send the keys and values of a frame that was computed, if the keeper lacks enough positions by now."""
         if isinstance(frame, Batch):
             steps = [
                 (sequence, position, 1) for sequence, position in zip(frame.sequences, frame.positions, strict=True)
@@ -85,8 +85,10 @@ class CopySender:
             sent = self._sent.setdefault(key, _Sent())
             sent.go_back(position)
             sent.step = 0 if frame.step == REPLAYED else frame.step + 1
-            is_next = pace and sent.end == position and key not in self._behind
-            if not (is_next and self._send(key, sent, position + rows)) or sent.end < position + rows:
+            if position + rows - sent.end < self._batch:
+                continue
+            can_send = pace and key not in self._behind
+            if not (can_send and self._send(key, sent, position + rows)) or position + rows - sent.end >= self._batch:
                 self._behind[key] = None
 
     def move(self) -> bool:
@@ -162,9 +164,6 @@ class CopySender:
             return False
         pace.mark(sum(len(piece.data) for piece in pieces))
         sent.add(pieces[0].stop)
-        if self._cut is not None and sent.singles >= min(MERGED_PIECES, self._cut.positions_each) > 1:
-            sent.go_back(sent.starts[-sent.singles])
-            self._behind[key] = None
         return True
 
     def _export(self, key: Key, start: int, held: int) -> list[Piece]:

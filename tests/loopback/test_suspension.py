@@ -23,7 +23,8 @@ from tests.waiting import PATIENCE_S, eventually
 PROMPTS = ([5, 6, 7, 8, 9], [11, 12, 13], [21, 22, 23, 24])
 SEEDED = GenerateOptions(24, sampling=SamplingOptions(temperature=1.0, seed=3, frequency_penalty=0.4, logprobs=2))
 GREEDY = GenerateOptions(24)
-LOST = StageLost("stage 1 is gone", "ask again")
+LOST = StageLost("stage 1 is gone", "ask again", gone=1)
+SILENT = StageLost("stage 1 stopped answering", "ask again")
 
 
 class MortalRing(LocalRing):
@@ -185,6 +186,17 @@ def test_a_second_loss_while_suspended_changes_only_the_reason(tiny: Path, undis
         eventually("it is suspended", lambda: engine.suspended is LOST)
         engine.suspend(StageLost("stage 0 is gone"), lost=True).result(PATIENCE_S)
         assert "stage 0 is gone" in str(engine.suspended)
+        engine.resume(MortalRing(tiny, TWO)).result(PATIENCE_S)
+        assert [collect(one) for one in asked] == undisturbed
+
+
+def test_a_silence_and_the_loss_that_follows_from_it_count_once(tiny: Path, undisturbed: list[list[int]]) -> None:
+    with mortal_engine(tiny, None) as engine:
+        asked = ask_all(engine)
+        engine.suspend(SILENT, lost=True).result(PATIENCE_S)
+        engine.resume(MortalRing(tiny, TWO, 3)).result(PATIENCE_S)
+        eventually("it is suspended", lambda: engine.suspended is LOST)
+        assert {one.recoveries for one in asked} <= {0, 1}
         engine.resume(MortalRing(tiny, TWO)).result(PATIENCE_S)
         assert [collect(one) for one in asked] == undisturbed
 
