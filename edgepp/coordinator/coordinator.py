@@ -353,6 +353,8 @@ class Coordinator(threading.Thread):
                 self._membership_service.heartbeat(node, sender, message)
             case Loading() | Loaded() | NotLoaded():
                 self.rollout.report(node, message, time.monotonic())
+                if not isinstance(message, Loading):
+                    self._ticked_s = 0.0  # answers may pause until the rollout goes on
             case Leaving():
                 self._drains.leaving(node, message)
             case Leave():
