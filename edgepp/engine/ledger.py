@@ -49,9 +49,9 @@ class SuspendedSequence:
 
     sequence: int
     ids: Sequence[int] | Ids
-    """Token ids, of at least ``sent`` positions."""
-    sent: int
-    """Positions that were sent to the stages."""
+    """Token ids, of at least as many positions."""
+    positions: int
+    """Positions that all stages had computed."""
     capacity: int = 0
     request: int = 0
     """Id of the request that goes on with it; 0 for a prefix that is kept."""
@@ -59,7 +59,7 @@ class SuspendedSequence:
     @classmethod
     def of(cls, request: Request) -> SuspendedSequence:
         """The sequence of a live request."""
-        return cls(request.sequence, request.ids, request.sent, request.capacity, request.id)
+        return cls(request.sequence, request.ids, request.settled, request.capacity, request.id)
 
 
 class Ledger(Generic[AnyRequest]):
@@ -178,12 +178,13 @@ class Ledger(Generic[AnyRequest]):
         The sequence of a live request is retained for it, and for nobody else, until ``resume`` says what is left.
         """
         for ended in self._draining.values():
+            ended.sent = ended.settled
             self._keep(ended)
         self._draining.clear()
         suspended = []
         for request in self.live.values():
-            if request.sent and not request.source:
-                self._retained[request.id] = (request.sequence, request.sent)
+            if request.settled and not request.source:
+                self._retained[request.id] = (request.sequence, request.settled)
                 suspended.append(SuspendedSequence.of(request))
             self._requeue(request)
         self.live.clear()
@@ -206,7 +207,7 @@ class Ledger(Generic[AnyRequest]):
 
     def _requeue(self, request: AnyRequest) -> None:
         request.sequence, request.source, request.guesses = 0, 0, ()
-        request.sent = request.steps_in_ring = 0
+        request.sent = request.settled = request.steps_in_ring = 0
         later = [at for at, other in enumerate(self.waiting) if other.id > request.id]
         self.waiting.insert(later[0] if later else len(self.waiting), request)
 
@@ -378,7 +379,7 @@ class Ledger(Generic[AnyRequest]):
                 request.reuses = match.kept.reuses + 1
         request.sequence = match.source if match.moves else next(self._sequences)
         request.source = 0 if match.moves else match.source
-        request.sent = match.length
+        request.sent = request.settled = match.length
         self.live[request.sequence] = request
         request.turn = self._take_turn(request.owner)
         if not request.tokens:
