@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from bench.faults.interruptions import Question, TimedStream, answers, four_streams, marks_of, outcome, prompt, timeline
+from bench.faults.interruptions import Question, answers, four_streams, outcome, prompt
 from bench.faults.processes import EdgeppProcess, FaultyCluster
 from bench.faults.standing_costs import standing_costs
 from bench.toolkit.figures import cell, table
@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
     if unknown := set(options.parts) - set(_PARTS):
         parser.error(f"no such parts: {', '.join(sorted(unknown))}")
     if options.quick:
-        options.lengths, options.chat, options.rounds, options.copies = options.lengths[:1], 200, 2, [1]
+        options.lengths, options.chat, options.rounds, options.copies = options.lengths[:1], 200, 2, options.copies[-1:]
     return options
 
 
@@ -103,7 +103,7 @@ class Trial:
         found = {"what": what, **outcome(streams, right, since_s, self._marks)}
         say(f"{what}: {_summary(found)}")
         if self._shows_timeline:
-            say(f"  ms: {timeline(marks_of(self._marks, since_s), since_s, _last_pause_end(streams, since_s))}")
+            say(f"  ms: {found['timeline']}")
         return found
 
     def kill_stage(self, stage: int) -> Callable[[], None]:
@@ -123,17 +123,19 @@ class Trial:
         return node, kill
 
 
-def _last_pause_end(streams: Mapping[str, TimedStream], since_s: float) -> float:
-    return max(stream.pause(since_s)[1] for stream in streams.values())
-
-
 def _summary(found: Mapping[str, Any]) -> str:
     streams = found["streams"].values()
     pauses = ", ".join(f"{one['pause_s']:.2f}" for one in streams)
     how = sorted({how for one in streams for how in one["how"]})
-    wrong = sum(not one["right"] for one in streams)
+    later_s = max(one["later_gap_s"] for one in streams)
+    wrong = [
+        f"{name} (token {one['first_wrong']} of {one['tokens'][1]}{', ' + one['error'] if one['error'] else ''})"
+        for name, one in found["streams"].items()
+        if not one["right"]
+    ]
     split = ", ".join(f"{name[:-2]} {seconds:.2f}" for name, seconds in found["parts"].items())
-    return f"pauses {pauses} s; {'+'.join(how) or 'none'}; {wrong} wrong; {split}"
+    went_on = f"pauses {pauses} s, later gaps up to {later_s:.2f} s"
+    return f"{went_on}; {'+'.join(how) or 'none'}; wrong: {', '.join(wrong) or 'none'}; {split}"
 
 
 @contextmanager
@@ -146,7 +148,9 @@ def trial(options: argparse.Namespace, positions: int, *, copies: int, exact: bo
         os.environ["EDGEPP_MARKS"] = str(marks)
         own.callback(os.environ.pop, "EDGEPP_MARKS")
         serve = ["--max-sequences", "6", "--context", str(positions), "--keep-copies", str(copies)]
-        cluster = FaultyCluster(folder, options.model, own, [*serve, *(["--exact"] if exact else [])])
+        # At default accuracy, the number of guesses follows measured times, and changes how a step is rounded.
+        serve += ["--exact"] if exact else ["--speculate", "off"]
+        cluster = FaultyCluster(folder, options.model, own, serve)
         try:
             yield Trial(cluster, marks, shows_timeline=options.timeline)
         except BaseException:
@@ -224,7 +228,7 @@ def accuracies(options: argparse.Namespace, frontend: ModelFrontend) -> Iterator
 def measured(options: argparse.Namespace) -> Result:
     """Measure the parts that were asked for."""
     frontend = ModelFrontend.open(options.model, whole=True)
-    if max(options.lengths) + 512 > frontend.checkpoint.context:
+    if "pauses" in options.parts and max(options.lengths) + 512 > frontend.checkpoint.context:
         raise UsageError(f"the model's context is {frontend.checkpoint.context} tokens", "lower --lengths")
     result: dict[str, Any] = {}
     for name, run in (("pauses", pauses), ("drain", drains), ("accuracy", accuracies)):

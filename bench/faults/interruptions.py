@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgepp.errors import EdgeppError
 from edgepp.python_api.question import choice_options
 
 _LONGEST_S = 400.0
-_PARTS = ("detection_s", "restart_s", "opening_s", "joining_s", "rebuilding_s", "first_token_s")
+_PARTS = ("detection_s", "loading_s", "opening_s", "joining_s", "rebuilding_s", "first_token_s")
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,23 @@ class TimedStream(threading.Thread):
         except EdgeppError as error:
             self.error = error
 
-    def pause(self, since_s: float) -> tuple[float, float]:
-        """The longest time between two pieces of which the second came after ``since_s``, and when that came."""
+    def pause(self, since_s: float, resumed_s: Sequence[float]) -> tuple[float, float, float]:
+        """The longest time between two pieces between which requests went on, and when the two pieces came.
+
+        ``resumed_s`` are the times at which requests went on; without any, all pieces after ``since_s`` count. 0 where
+        the answer did not go on.
+        """
+        gaps = self._gaps(since_s)
+        found = [gap for gap in gaps if any(gap[1] <= at_s < gap[2] for at_s in resumed_s)]
+        return max(found or gaps, default=(0.0, since_s, since_s))
+
+    def later_gap_s(self, since_s: float) -> float:
+        """The longest time between two pieces that came after ``since_s``."""
+        return max((gap[0] for gap in self._gaps(since_s) if gap[1] >= since_s), default=0.0)
+
+    def _gaps(self, since_s: float) -> list[tuple[float, float, float]]:
         times = [at_s for _, at_s in self.came_s]
-        gaps = [(b - a, b) for a, b in pairwise(times) if b > since_s]
-        return max(gaps, default=(float("nan"), since_s))
+        return [(b - a, a, b) for a, b in pairwise(times) if b > since_s]
 
 
 def answers(
@@ -116,16 +128,37 @@ def outcome(
     streams: Mapping[str, TimedStream], right: Mapping[str, Sequence[int]], since_s: float, marks: Path
 ) -> dict[str, Any]:
     """What a disturbance at ``since_s`` came to, of streams whose ``right`` tokens are known."""
+    noted = marks_of(marks, since_s)
+    resumed_s = [at_s for at_s, what in noted if what == "resumed"]
     found: dict[str, Any] = {}
+    pauses = {name: stream.pause(since_s, resumed_s) for name, stream in streams.items()}
     for name, stream in streams.items():
+        pause_s, _, on_s = pauses[name]
         found[name] = {
-            "pause_s": stream.pause(since_s)[0],
+            "pause_s": pause_s,
+            "later_gap_s": stream.later_gap_s(on_s),
             "right": stream.error is None and stream.tokens == list(right[name]),
             "how": [one.how for one in stream.recoveries],
             "error": str(stream.error) if stream.error else None,
+            "tokens": [len(stream.tokens), len(right[name])],
+            "first_wrong": first_difference(stream.tokens, right[name]),
         }
-    first_s = min(stream.pause(since_s)[1] for stream in streams.values())
-    return {"streams": found, "parts": parts(marks_of(marks, since_s), since_s, first_s)}
+    went_on = [pause for pause in pauses.values() if pause[0]]
+    _, before_s, first_s = min(went_on, key=lambda pause: pause[2], default=(0.0, since_s, since_s))
+    last_s = max((pause[2] for pause in went_on), default=since_s)
+    return {
+        "streams": found,
+        "parts": parts(noted, max(since_s, before_s), first_s),
+        "timeline": timeline(noted, since_s, last_s),
+    }
+
+
+def first_difference(got: Sequence[int], right: Sequence[int]) -> int | None:
+    """Index of the first token that is another, missing or too much; None where there is none."""
+    for index, (one, other) in enumerate(zip_longest(got, right)):
+        if one != other:
+            return index
+    return None
 
 
 def marks_of(folder: Path, since_s: float) -> list[tuple[float, str]]:
@@ -138,9 +171,9 @@ def marks_of(folder: Path, since_s: float) -> list[tuple[float, str]]:
 def parts(marks: Sequence[tuple[float, str]], since_s: float, token_s: float) -> dict[str, float]:
     """Parts of the pause from ``since_s`` until a token came at ``token_s``, each in seconds; they add up.
 
-    A part that did not take place, such as a restart when nodes are drained, is 0.
+    A part that did not take place during the pause, such as loading when a node is drained, is 0.
     """
-    before = [one for one in marks if one[0] <= token_s]
+    before = [one for one in marks if since_s <= one[0] <= token_s]
 
     def last(what: str, otherwise_s: float) -> float:
         return max([otherwise_s, *(at_s for at_s, name in before if name == what)])

@@ -71,7 +71,7 @@ def _command() -> None:
     marked(Rollout, "_lost", "end reported")
     marked(Rollout, "_loaded", "load reported")
     marked(PipelineManager, "_bring_up", "opening")
-    marked(network_ring, "greet", after="greeted")
+    marked(network_ring, "greet_all", after="greeted")
     marked(RingLinks, "_measure", after="link measured")
     marked(RingLinks, "_attach", after="attached")
     marked(RingLinks, "join", after="joined")

@@ -54,7 +54,7 @@ def standing_costs(options: argparse.Namespace, frontend: ModelFrontend) -> dict
 
 
 def _options(options: argparse.Namespace, *, keep_copies: bool) -> PipelineOptions:
-    return PipelineOptions(options.model, stages=STAGES, threads=1, keep_copies=keep_copies)
+    return PipelineOptions(options.model, stages=STAGES, threads=1, keep_copies=keep_copies, speculate="off")
 
 
 @contextmanager

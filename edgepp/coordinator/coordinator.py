@@ -134,6 +134,7 @@ class Coordinator(threading.Thread):
             self._steps,
             self._send,
             lambda asker, frames: self._outbox.put((asker, frames)),
+            self._tick_at_once,
         )
         self._dissolving, self._dissolved = False, threading.Event()
         self.error: BaseException | None = None
@@ -226,6 +227,9 @@ class Coordinator(threading.Thread):
         if now_s - self._ticked_s >= TICK_S:
             self._tick(now_s)
         return True
+
+    def _tick_at_once(self) -> None:
+        self._ticked_s = 0.0  # answers may pause until the rollout goes on
 
     def _tick(self, now_s: float) -> None:
         """Do the periodic work of each service; an error in one does not keep the others from their work."""

@@ -50,8 +50,13 @@ class Dispatcher:
         steps: GuardedSteps,
         send: Callable[[bytes, Sequence[bytes]], bool],
         send_later: Callable[[Asker, list[bytes]], None],
+        on_stage_change: Callable[[], None],
     ) -> None:
-        """``send`` takes a route and frames; ``send_later`` sends to an asker, from any thread."""
+        """Pass messages to the services.
+
+        ``send`` takes a route and frames; ``send_later`` sends to an asker, from any thread; ``on_stage_change`` is
+        called when a stage process was loaded, or has ended.
+        """
         self._inbox = inbox
         self._trust_store = trust_store
         self._membership = membership
@@ -62,6 +67,7 @@ class Dispatcher:
         self._steps = steps
         self._send = send
         self._send_later = send_later
+        self._on_stage_change = on_stage_change
         self._log_sampler = LogSampler()
 
     def handle_waiting(self) -> None:
@@ -102,6 +108,8 @@ class Dispatcher:
                 self._membership.heartbeat(node, sender, message)
             case Loading() | Loaded() | NotLoaded():
                 self._rollout.report(node, message, time.monotonic())
+                if not isinstance(message, Loading):
+                    self._on_stage_change()
             case Leaving():
                 self._drains.leaving(node, message)
             case Leave():

@@ -172,7 +172,9 @@ class EngineCore(Generic[AnyRequest]):
                 continue
             request.source = 0
             stop = row + 1 + len(request.guesses)
-            if self._scheduler.returned(request):
+            due_now = self._scheduler.returned(request)
+            request.settled = request.settled + positions if request.steps_in_ring else request.sent
+            if due_now:
                 due.append((request, slice(row, stop)))
             elif request.status is RequestStatus.DECODE_IN_FLIGHT:
                 _move(request, RequestEvent.CAUGHT_UP)

@@ -142,11 +142,12 @@ class Ledger(Generic[AnyRequest]):
         The sequence of a live request is retained for it, and for nobody else, until ``resume`` says what is left.
         """
         for ended in self._draining.values():
+            ended.sent = ended.settled
             self._keep(ended)
         self._draining.clear()
         suspended = []
         for request in self.live.values():
-            if request.sent and not request.source:
+            if request.settled and not request.source:
                 self._retained.retain(request)
                 suspended.append(SuspendedSequence.of(request))
             self._requeue(request)
@@ -164,7 +165,7 @@ class Ledger(Generic[AnyRequest]):
 
     def _requeue(self, request: AnyRequest) -> None:
         request.sequence, request.source, request.guesses = 0, 0, ()
-        request.sent = request.steps_in_ring = 0
+        request.sent = request.settled = request.steps_in_ring = 0
         later = [at for at, other in enumerate(self.waiting) if other.id > request.id]
         self.waiting.insert(later[0] if later else len(self.waiting), request)
 
@@ -250,7 +251,7 @@ class Ledger(Generic[AnyRequest]):
                 request.reuses = prefix.kept.reuses + 1
         request.sequence = prefix.source if prefix.moves else next(self._sequences)
         request.source = 0 if prefix.moves else prefix.source
-        request.sent = prefix.length
+        request.sent = request.settled = prefix.length
         self.live[request.sequence] = request
         request.turn = self._owners.take_turn(request.owner)
         if not request.tokens:

@@ -22,7 +22,7 @@ from edgepp.engine.rebuild_orders import RebuildOrders
 from edgepp.engine.ring import Failed, RingEvent, Send, SendBatch, StageStats, frame_of, returned
 from edgepp.engine.ring_links import RingLinks
 from edgepp.engine.scheduler import MIN_ROWS
-from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet
+from edgepp.engine.stage_handshake import Endpoint, Expectation, Peer, RingIdentity, check_plan, greet_all
 from edgepp.engine.stage_watch import StageWatch
 from edgepp.engine.step_times import StepCost, StepTimes
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageError, StageFault, StageLost
@@ -41,6 +41,8 @@ from edgepp.wire.security import KeyPair
 from edgepp.wire.transport import Link
 
 _SEND_S = 1.0
+_LOOK_S = 0.02
+"""Seconds between two looks at the stages while the first one takes nothing."""
 _MAX_MESSAGES_PER_TURN = 100
 """Messages taken from one link before other links, and deadlines, have their turn."""
 
@@ -86,8 +88,7 @@ class NetworkRing:
         self._cleanup = ExitStack()
         self._failed = False
         try:
-            for endpoint in dict.fromkeys(endpoints):
-                self._peers.append(greet(self._context, endpoint, node, keys, given_up))
+            self._peers += greet_all(self._context, list(dict.fromkeys(endpoints)), node, keys, given_up)
             check_plan(self._peers, expected)
             self._peers.sort(key=lambda peer: peer.layers)
             self._links = links = RingLinks(
@@ -122,8 +123,7 @@ class NetworkRing:
         cost = StepCost.of(step, self.stages)
         reconnects = self._watch.reconnects
         self._outstanding.sent(number, step, cost, time.perf_counter(), time.monotonic(), reconnects)
-        if not self._first.send([encode(header), *tensor], _SEND_S):
-            self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
+        self._send_first([encode(header), *tensor])
 
     def refill(self, sequence: int, capacity: int, hidden: Array, until: int) -> None:
         """Send the embeddings (T, D) of a sequence's first T positions through the stages up to ``until``.
@@ -136,9 +136,19 @@ class NetworkRing:
             codec_name, tensor = self._codec.encode(rows)
             step = Send(sequence, start, capacity, 0, rows)
             header = frame_of(step, self._epoch, next(self._numbers), codec_name, until)
-            if not self._first.send([encode(header._replace(step=REPLAYED)), *tensor], _SEND_S):
-                self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
+            if not self._send_first([encode(header._replace(step=REPLAYED)), *tensor]):
                 return
+
+    def _send_first(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """Send to the first stage, which may take ``_SEND_S`` seconds; False where the stage is lost."""
+        until_s = time.monotonic() + _SEND_S
+        while not self._first.send(parts, 0.0 if self._failed else _LOOK_S):
+            self._fail(self._watch.look(judging=not self._failed))  # a stage that ended need not be waited for
+            if not self._failed and time.monotonic() >= until_s:
+                self._fail(StageLost(f"{self.stages[0]} takes no more hidden states"))
+            if self._failed:
+                return False
+        return True
 
     def poll(self, timeout_s: float) -> list[RingEvent]:
         """Events within ``timeout_s`` seconds; returns at the first. Also pings the stages and checks deadlines."""

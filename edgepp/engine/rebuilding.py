@@ -46,7 +46,7 @@ class Rebuilding:
         holdings = [*ring.orders.holdings, *beside]
         layers = [stage.layers for stage in ring.stages]
         for one in suspended:
-            rebuild = plan_rebuild(one.sequence, one.sent, layers, holdings)
+            rebuild = plan_rebuild(one.sequence, one.positions, layers, holdings)
             if not rebuild.length or (rebuild.reporters and not one.request):
                 continue  # a prefix that no request needs now is not worth a pause
             self._how[one.sequence] = rebuild.how

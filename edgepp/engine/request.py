@@ -215,6 +215,9 @@ class Request:
     """The place of its admission in the order of all admissions."""
     sent: int = 0
     """Positions of its sequence that the stages hold, or will hold once its steps in the ring are computed."""
+    settled: int = 0
+    """Positions that all stages have computed for certain. A stage that a step has not reached may hold other values at
+    later positions, such as those of a guess that was wrong."""
     steps_in_ring: int = 0
     recoveries: int = 0
     """How often its stages were lost while they computed for it."""

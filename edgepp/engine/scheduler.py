@@ -122,7 +122,7 @@ class Scheduler:
 
     def sampled(self, request: Request) -> None:
         """Note that a request's ``ids`` have grown: all but the newest have been sent."""
-        request.sent = len(request.ids) - 1
+        request.sent = request.settled = len(request.ids) - 1
         self._ready.append(request)
 
     def catch_up(self, request: Request) -> None:

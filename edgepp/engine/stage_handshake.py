@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import zmq
@@ -19,6 +20,8 @@ from edgepp.wire.transport import Address, Link
 
 ANSWER_S = 5.0
 """Seconds without an answer to a greeting after which a node counts as absent."""
+MAX_GREETINGS = 16
+"""Stages that are greeted at the same time."""
 
 _NO_STATS = StageStats(0, 0, 0, 0)
 
@@ -183,6 +186,31 @@ def greet(
     except EdgeppError:
         link.close()
         raise
+
+
+def greet_all(
+    context: zmq.Context[zmq.Socket[bytes]],
+    endpoints: Sequence[Endpoint],
+    node: str,
+    keys: KeyPair | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> list[Peer]:
+    """Greet the stages at all ``endpoints`` at the same time, as ``greet`` does; their peers in the same order.
+
+    After an error, no link is left open.
+
+    Raises:
+        StageLost, PairingError, PlanError: as ``greet``, for the first of the endpoints that cannot be greeted.
+    """
+    with ThreadPoolExecutor(max(1, min(MAX_GREETINGS, len(endpoints))), "greet-stage") as pool:
+        greetings = [pool.submit(greet, context, endpoint, node, keys, given_up) for endpoint in endpoints]
+    errors = [error for greeting in greetings if (error := greeting.exception()) is not None]
+    if not errors:
+        return [greeting.result() for greeting in greetings]
+    for greeting in greetings:
+        if greeting.exception() is None:
+            greeting.result().control.close()
+    raise errors[0]
 
 
 def _peer(link: Link, frames: Sequence[memoryview], endpoint: Endpoint) -> Peer:

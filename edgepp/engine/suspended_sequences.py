@@ -16,9 +16,9 @@ class SuspendedSequence:
 
     sequence: int
     ids: Sequence[int] | Ids
-    """Token ids, of at least ``sent`` positions."""
-    sent: int
-    """Positions that were sent to the stages."""
+    """Token ids, of at least as many positions."""
+    positions: int
+    """Positions that all stages had computed."""
     capacity: int = 0
     request: int = 0
     """Id of the request that goes on with it; 0 for a prefix that is kept."""
@@ -26,7 +26,7 @@ class SuspendedSequence:
     @classmethod
     def of(cls, request: Request) -> SuspendedSequence:
         """The sequence of a live request."""
-        return cls(request.sequence, request.ids, request.sent, request.capacity, request.id)
+        return cls(request.sequence, request.ids, request.settled, request.capacity, request.id)
 
 
 class RetainedSequences:
@@ -43,7 +43,7 @@ class RetainedSequences:
 
     def retain(self, request: Request) -> None:
         """Retain the sequence of a live request."""
-        self._held[request.id] = (request.sequence, request.sent)
+        self._held[request.id] = (request.sequence, request.settled)
 
     def of(self, request: Request) -> tuple[int, int] | None:
         """The sequence that is retained for a request, and the positions that the stages hold of it; None for none."""

@@ -187,11 +187,14 @@ class StageSupervisor(threading.Thread):
             return
         self._load(load, early_ends=0)
 
-    def _load(self, load: Load, early_ends: int) -> None:
-        """Run ``load`` in place of what runs now; report ``Loaded``, or ``NotLoaded`` where it cannot run."""
+    def _load(self, load: Load, early_ends: int, speed_us: tuple[int, int] | None = None) -> None:
+        """Run ``load`` in place of what runs now; report ``Loaded``, or ``NotLoaded`` where it cannot run.
+
+        ``speed_us`` is the speed of a stage process that ran it before: time for measuring would be added to a pause.
+        """
         self._loading = load
         try:
-            self._start(load, early_ends)
+            self._start(load, early_ends, speed_us)
         except EdgeppError as error:
             self._stop_starting()
             if not self._superseded:
@@ -203,7 +206,7 @@ class StageSupervisor(threading.Thread):
         finally:
             self._loading = None
 
-    def _start(self, load: Load, early_ends: int) -> None:
+    def _start(self, load: Load, early_ends: int, speed_us: tuple[int, int] | None) -> None:
         layers, stages = LayerRange(load.start, load.stop), self._stages
         stages.retire()
         if stages.retired is not None and (self._settings.listen.port or not stages.retired.passes_to(load)):
@@ -214,7 +217,7 @@ class StageSupervisor(threading.Thread):
         config = self._settings.config(
             path, load.model, layers, exact=load.exact, kv_bits=load.kv_bits or None, admit=self._admitted
         )
-        self._starting = child = StageProcess(config)
+        self._starting = child = StageProcess(replace(config, speed_us=speed_us))
         on_progress = self._progress(load, "loading")
         ready = child.wait_ready(lambda done, total: on_progress(done, total, ""))
         self._starting = None
@@ -276,7 +279,7 @@ class StageSupervisor(threading.Thread):
             hint = "status -9 usually means that memory ran out: lower --memory there" if status == -9 else ""
         self._report(NotLoaded(stage.load.plan_id, self._index, reason, hint, restarting))
         if restarting:
-            self._load(stage.load, early_ends)
+            self._load(stage.load, early_ends, (stage.ready.prefill_us, stage.ready.decode_us))
 
     def _stop(self) -> None:
         """End all stage processes of the slot."""

@@ -39,6 +39,8 @@ class StageConfig:
     """Keys that may connect; the node sends a new list to the process when the members change."""
     driver: str
     """The only key that may give orders to the stage; empty where every admitted key may."""
+    speed_us: tuple[int, int] | None = None
+    """Microseconds (per token of a prefill chunk, per decode step), where they are known; else the process measures."""
 
     @property
     def layers(self) -> LayerRange:
@@ -59,7 +61,8 @@ class StageConfig:
         """Configuration that ``encode`` wrote."""
         values = json.loads(line)
         policy, admit = ComputePolicy(**values.pop("policy")), tuple(values.pop("admit"))
-        return cls(**values, policy=policy, admit=admit)
+        speed_us = tuple(speed) if (speed := values.pop("speed_us")) else None
+        return cls(**values, policy=policy, admit=admit, speed_us=speed_us)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from edgepp.stage_process.config import StageConfig
 from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageConnector
-from edgepp.stage_process.speed_probe import measure_speed
+from edgepp.stage_process.speed_probe import measure_speed, warm_up
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, max_data_frame_bytes
@@ -80,7 +80,9 @@ def serve(config: StageConfig) -> None:
     """
     started_s = time.perf_counter()
     checkpoint, model, name = _load(config)
-    prefill_us, decode_us = measure_speed(model)
+    if config.speed_us is not None:
+        warm_up(model)
+    prefill_us, decode_us = config.speed_us or measure_speed(model)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     gate = Gate(context)
     gate.admit(config.admit)

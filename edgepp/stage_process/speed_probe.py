@@ -51,6 +51,11 @@ def measure_speed(*stages: StageModel) -> tuple[int, int]:
     return max(1, int(prefill_s * 1e6)), max(1, int(decode_s * 1e6))
 
 
+def warm_up(stage: StageModel) -> None:
+    """Run one decode step, which takes longer than later ones."""
+    _time_step([stage], 1)
+
+
 def _time_step(stages: Sequence[StageModel], tokens: int) -> float:
     hidden = np.full((tokens, stages[0].hidden_size), 0.1, DTYPES[stages[0].dtype])
     for stage in stages:

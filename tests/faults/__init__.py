@@ -1,7 +1,7 @@
 """Fifteen faults, each as a test with real parts; ``oracle`` says what holds of them all.
 
     1   a stage process dies           test_processes: at the first, a middle and the last token, in mid-prompt, and
-                                       under four streams at once
+                                       under four streams at once; and a whole node
     2   a node sleeps                  test_processes: 1, 5 and 20 s
     3   a stage computes for ever      test_processes: while its control thread answers, and with the interpreter held
     4   a link swallows what is sent   test_links: from a member, both ways, and between two stages

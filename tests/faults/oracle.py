@@ -70,9 +70,9 @@ def outcome(read: Callable[[list[int]], None]) -> Outcome:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Processes and what they hold open, by role: a node's stages, or its other processes.
+    """Processes and what they hold open, by role: all stages, whose places in the ring change, or a node's agent.
 
-    A retired stage process may stay beside its successor for two minutes, so one more is no growth.
+    A retired stage process may stay beside its successor for two minutes, so twice as many are no growth.
     """
 
     held: dict[str, list[Counter[str]]]
@@ -86,8 +86,9 @@ class Footprint:
         for node, family in families.items():
             for process in family:
                 with suppress(psutil.NoSuchProcess):
-                    kind = "stages" if any("stage" in part for part in process.cmdline()) else "other processes"
-                    held.setdefault(f"{kind} of {node}", []).append(_descriptors(process))
+                    is_stage = any("stage" in part for part in process.cmdline())
+                    role = "stages" if is_stage else f"other processes of {node}"
+                    held.setdefault(role, []).append(_descriptors(process))
         return cls({role: sorted(processes, key=Counter.total) for role, processes in held.items()})
 
     def grown(self, now: Footprint) -> str:
@@ -95,7 +96,7 @@ class Footprint:
         changes = []
         for role, processes in now.held.items():
             before = self.held.get(role, [])
-            if len(processes) > len(before) + role.startswith("stages"):
+            if len(processes) > len(before) + (len(before) if role == "stages" else 0):
                 changes.append(f"{role}: {len(before)} -> {len(processes)} processes")
             elif processes[-1].total() > before[-1].total():
                 changes.append(f"{role}: {before[-1].total()} -> {processes[-1].total()} descriptors")

@@ -246,8 +246,8 @@ class Baseline:
         settles(complaint, "more than before the fault", within_s)
 
     def _ask(self) -> None:
-        for prompt, options in self._questions:
-            assert Stream(prompt, options).result().error is None
+        for stream in [Stream(prompt, options) for prompt, options in self._questions]:
+            assert stream.result().error is None
 
     def _settled(self) -> tuple[list[tuple[int, int]], Footprint]:
         seen: list[tuple[list[tuple[int, int]], Footprint]] = []

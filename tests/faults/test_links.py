@@ -36,7 +36,8 @@ class Cluster:
 
     def form(self) -> None:
         """Start and join all members, and ask once, so that all links are open."""
-        self.daemons["one"] = serve(self.hosts["one"], "--memory", "1GB", "--exact", "--http", "off")
+        options = ("--memory", "1GB", "--exact", "--http", "off", "--keep-copies", "1")
+        self.daemons["one"] = serve(self.hosts["one"], *options)
         for name in NAMES[1:]:
             self.daemons[name] = join(self.hosts[name], "--memory", "1GB", invite(self.hosts["one"]))
             self.daemons[name].expect("joined")

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from edgepp.engine.request import GenerateOptions
-from edgepp.engine.suspension import MAX_RECOVERIES
+from edgepp.engine.request import MAX_RECOVERIES, GenerateOptions
 from tests.faults.oracle import ENDS_S
 from tests.faults.questions import FOUR, MODEL, Questions
 from tests.faults.served import Baseline, Served, Status, Stream, serving
@@ -94,6 +93,21 @@ def test_four_streams_go_on_when_a_stage_process_is_killed(cluster: Served, ques
         result = stream.result()
         result.is_right(questions.expected[name])
         result.ended_within(ENDS_S, killed_s)
+
+
+def test_a_whole_node_dies_and_is_started_again(cluster: Served, questions: Questions) -> None:
+    streams = {name: Stream(*questions.asked[name]) for name in ("plain", "seeded")}
+    for stream in streams.values():
+        stream.reaches(10)
+    three = cluster.members["three"]
+    three.process.kill()  # its stage process ends by itself
+    three.process.wait()
+    killed_s = time.monotonic()
+    for name, stream in streams.items():
+        result = stream.result()
+        result.is_right(questions.expected[name])
+        result.ended_within(ENDS_S, killed_s)
+    three.start()
 
 
 @pytest.mark.parametrize("seconds", [1.0, 5.0, 20.0])

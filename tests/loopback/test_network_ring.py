@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zmq
 
-from edgepp.engine import outstanding_steps
+from edgepp.engine import network_ring, outstanding_steps
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, Returned, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
@@ -25,7 +25,7 @@ from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Attached, Free, Hello, Ping, Pong, Welcome
 from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden
 from edgepp.wire.transport import Address, Listener
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 HERE = Address("127.0.0.1", 0)
 ROW = np.ones((1, 8), np.float32)
@@ -239,3 +239,18 @@ def test_a_stage_that_describes_itself_absurdly_is_refused(changes: dict[str, in
             NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")
     finally:
         stage.stop()
+
+
+def test_a_first_stage_that_has_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_ring, "_SEND_S", 10 * PATIENCE_S)
+    stage = WedgedStage()
+    stage.start()
+    ring = NetworkRing([Endpoint((stage.control.address,))], EXPECTED, "test")
+    try:
+        stage.stop()
+        for position in range(3):  # a step may go before the end of the connection is known
+            ring.send(Send(1, position, 16, 1, ROW))
+        (failed,) = eventually("it counts as lost", lambda: [one for one in ring.poll(0.1) if isinstance(one, Failed)])
+        assert "nothing listens at its port" in str(failed.error)
+    finally:
+        ring.close()

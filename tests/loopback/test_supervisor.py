@@ -78,6 +78,8 @@ def test_a_stage_process_that_ends_is_started_again_for_the_same_plan(slot: Slot
     assert second[:2] == (7, 0)
     assert second.pid != first.pid
     assert psutil.pid_exists(second.pid)
+    speed = (first.prefill_us, first.decode_us)
+    assert (second.prefill_us, second.decode_us) == speed, "measuring it again takes time while answers pause"
 
 
 def test_a_stage_that_keeps_ending_early_is_left_to_the_coordinator(slot: Slot) -> None:

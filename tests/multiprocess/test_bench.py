@@ -234,3 +234,14 @@ def test_gguf_blocks_hold_the_same_numbers() -> None:
 
     rows = np.arange(8)[:, None]
     assert to_gguf.interleaved(rows, heads=2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_recovery_costs(tiny: Path) -> None:
+    found = result("recovery", "--model", str(tiny), "--parts", "cost", *SHORT)
+    cost = found["cost"]
+    assert set(cost["rates"]) == {"neither", "log", "log and copies"}
+    assert all(ratio["decode"] > 0 for ratio in cost["ratios"].values())
+    used = cost["bytes_per_token"]
+    assert used["log alone: memory"] > 0, "the bench's own switch leaves the log out"
+    assert used["copies alone: memory"] > 0
+    assert used["copies alone: wire"] > 0

@@ -41,6 +41,23 @@ def test_a_member_that_closed_its_connection_is_gone_sooner() -> None:
     assert [m.phase for m in back.tick(1.0 + CLOSED_S + 0.1)] == [MemberPhase.SUSPECT]
 
 
+def test_a_member_whose_stage_process_has_ended_too_is_gone_at_once() -> None:
+    members = enrolled()
+    members.closed(NODE, ended=True)
+    members.closed(NODE)
+    assert [m.phase for m in members.tick(0.1)] == [MemberPhase.SUSPECT, MemberPhase.GONE]
+    assert only(members).gone_reason == "closed its connection"
+    assert members.enrol(NODE, "k", facts(), b"r", "10.0.0.2", 0.2) == ""
+    assert members.tick(0.3) == []
+
+
+def test_a_member_that_is_heard_again_has_not_ended() -> None:
+    members = enrolled()
+    members.closed(NODE, ended=True)
+    assert members.heard(NODE, beat(), 0, b"r", "10.0.0.2", 0.1)
+    assert members.tick(0.2) == []
+
+
 def test_a_member_that_was_silent_keeps_its_loaded_layers() -> None:
     members = enrolled()
     members.loaded(NODE, 0, loaded())

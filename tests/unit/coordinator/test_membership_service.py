@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from edgepp.cluster.identity import Identity, PairedNode, node_id
-from edgepp.cluster.membership import Membership
+from edgepp.cluster.membership import MemberPhase, Membership
 from edgepp.coordinator.membership_service import MembershipService
 from edgepp.wire.messages.nodes import Enrol
 from edgepp.wire.security import KeyPair
@@ -25,6 +25,7 @@ class Harness:
         self.cluster = Cluster()
         self.sent: list[list[bytes]] = []
         self.events: list[str] = []
+        self.connected = True
         here = Identity(node_id(KEYS.public), "tower", KEYS)
         trust_store: Any = SimpleNamespace(
             cluster=SimpleNamespace(id="f" * 16, coordinator=PairedNode.of("tower", KEYS.public)), keys={KEYS.public}
@@ -40,7 +41,7 @@ class Harness:
 
     def _send(self, _: bytes, frames: Any) -> bool:
         self.sent.append(list(frames))
-        return True
+        return self.connected
 
     def enrol(self, enrol: Enrol) -> None:
         self.membership_service.enrol(MINI, Sender(b"route", KEYS.public, "10.0.0.7"), enrol)
@@ -64,6 +65,18 @@ def test_texts_of_a_node_are_safe_to_print() -> None:
     for text in (member.facts.name, member.facts.backend, member.facts.device, *harness.events):
         assert all(character.isprintable() for character in text.replace("\ufffd", ""))
     assert harness.view()["members"][0]["name"] == member.facts.name == "evil]52;c;cm0=[/red]"
+
+
+def test_a_node_whose_stage_process_ended_is_gone_only_without_a_connection() -> None:
+    harness = Harness()
+    harness.enrol(facts(name="mini"))
+    (member,) = harness.members
+    for connected, phase in ((True, MemberPhase.JOINED), (False, MemberPhase.GONE)):
+        harness.connected = connected
+        harness.membership_service.stage_ended(MINI)
+        harness.membership_service.tick(member.heard_s + 0.1)
+        assert [one.phase for one in harness.members] == [phase]
+    assert harness.events[-1] == "mini is gone"
 
 
 def test_a_view_is_published_only_when_it_has_changed() -> None:

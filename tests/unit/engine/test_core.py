@@ -375,7 +375,7 @@ def test_suspended_requests_go_on_with_what_the_next_stages_hold() -> None:
         request.ids.append(5)
         core.sampled(request)
     sequences = [request.sequence for request in (whole, partly, lost, new)]
-    assert {one.sequence: one.sent for one in core.suspend()} == dict.fromkeys(sequences, 4)
+    assert {one.sequence: one.positions for one in core.suspend()} == dict.fromkeys(sequences[:3], 4)
     assert {request.status for request in core.waiting} == {RequestStatus.PREEMPTED}
     assert not core.in_flight
     core.resume([Speed()], {sequences[0]: 9, sequences[1]: 3, sequences[3]: 4})
@@ -383,14 +383,45 @@ def test_suspended_requests_go_on_with_what_the_next_stages_hold() -> None:
     assert core.admit() == [whole, partly, lost, new]
     assert [request.status for request in (whole, partly)] == [RequestStatus.READY, RequestStatus.PREFILL]
     assert [(one.sequence, one.sent) for one in (whole, partly)] == [(sequences[0], 4), (sequences[1], 3)]
-    assert lost.sequence not in sequences
-    assert (new.sequence, new.sent) == (sequences[3], 2)  # its last position gives the first token
-    assert lost.sent == 0
+    assert {lost.sequence, new.sequence}.isdisjoint(sequences)
+    assert lost.sent == new.sent == 0
+
+
+def test_what_a_step_under_way_writes_counts_for_nothing() -> None:
+    """A stage that the step has not reached may hold a guess there that was wrong."""
+    core: EngineCore[Request] = EngineCore([Speed(), Speed()], None)
+    request = begun(core)
+    core.returned([1], 4, [0.1, 0.1])
+    request.ids.append(5)
+    core.sampled(request)
+    assert isinstance(core.next_step(), MicroBatch)
+    core.speculate(request, (6, 7))
+    assert core.returned([1], 3, [0.1, 0.1])
+    request.ids.append(8)  # not 6
+    core.sampled(request)
+    assert isinstance(core.next_step(), MicroBatch)
+    assert request.sent == 6
+    (one,) = core.suspend()
+    assert one.positions == 5
+
+
+def test_chunks_that_came_back_count_although_later_ones_are_under_way() -> None:
+    core: EngineCore[Request] = EngineCore([Speed(chunk=2), Speed(chunk=2)], None)
+    request = make_request(1, range(1, 9))
+    core.add(request)
+    core.admit()
+    chunks = [core.next_step() for _ in range(3)]
+    assert chunks[-1] == PrefillChunk(1, 4, 6, last=False)
+    core.returned([1], 2, [0.1, 0.1])
+    core.returned([1], 2, [0.1, 0.1])
+    (one,) = core.suspend()
+    assert (request.sent, one.positions) == (0, 4)
 
 
 def test_a_suspended_request_that_ends_frees_what_was_retained_for_it() -> None:
     core: EngineCore[Request] = EngineCore([Speed()], None)
     request = begun(core)
+    core.returned([1], 4, [0.1])
     sequence = request.sequence
     core.suspend()
     core.resume([Speed()], {sequence: 4})

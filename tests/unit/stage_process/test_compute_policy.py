@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from edgepp.engine.pipeline import PipelineOptions
@@ -71,6 +73,8 @@ def test_a_stage_reads_its_configuration(tmp_path: object) -> None:
     config = settings.config(tmp_path, "m", LayerRange(2, 5), exact=True, kv_bits=8, admit=("key",))  # type: ignore[arg-type]
     told = StageConfig.decode(config.encode().decode())
     assert told == config
+    known = replace(config, speed_us=(3, 5))
+    assert StageConfig.decode(known.encode().decode()) == known
     assert (told.layers, told.keys, told.policy) == (LayerRange(2, 5), settings.keys, settings.policy)
     assert settings.keys is not None
     assert settings.keys.secret not in repr(config)
