@@ -35,9 +35,10 @@ from edgepp.errors import EdgeppError
 from edgepp.placement.types import LinkSpeed
 from edgepp.plan.machines import Machine, Model
 from edgepp.stage_process.compute_policy import ComputePolicy, physical_cores
+from edgepp.wire.address import Address
 from edgepp.wire.link_rate import measure_echo
 from edgepp.wire.messages import max_data_frame_bytes
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 
 SHORT, LONG = 16, 256
 """Prompt tokens before decode steps, for short and for long context."""

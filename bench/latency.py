@@ -23,7 +23,8 @@ from bench.toolkit.script import Arguments, Result, count, script
 from edgepp.benchmark.report import Spread
 from edgepp.benchmark.workload import percentile
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import UsageError
 from edgepp.model.fetch import fetch

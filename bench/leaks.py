@@ -24,7 +24,8 @@ import psutil
 
 from bench.toolkit.script import Arguments, Result, count, say, script
 from edgepp.benchmark.prompts import words
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.model.text.conversation import Conversation, Message

@@ -36,10 +36,10 @@ from edgepp.benchmark.markdown import table as markdown_table
 from edgepp.benchmark.report import rounded
 from edgepp.child_process import python_command
 from edgepp.errors import ModelError, UsageError
+from edgepp.wire.address import Address
 from edgepp.wire.codec import Array
 from edgepp.wire.codec_choice import CodecChoice
 from edgepp.wire.field_types import Codec
-from edgepp.wire.transport import Address
 
 Case = tuple[str, int, Codec]
 """Kind of data, rows, codec."""

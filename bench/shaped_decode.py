@@ -28,15 +28,16 @@ from edgepp.benchmark.markdown import table as markdown_table
 from edgepp.benchmark.workload import decode_step
 from edgepp.child_process import python_command
 from edgepp.engine.frontend import ModelFrontend
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError
 from edgepp.layers import LayerRange, split_evenly
+from edgepp.wire.address import Address
 from edgepp.wire.messages import MAX_HEADER_BYTES
 from edgepp.wire.messages.data import Forward
-from edgepp.wire.transport import Address
 
 _STAGE_PORT = 5700  # and the next one; each stage has a namespace to itself
 _STAGES = 2

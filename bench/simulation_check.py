@@ -18,7 +18,7 @@ from bench.toolkit.local import arrivals
 from bench.toolkit.processors import pin_stages
 from bench.toolkit.recording import EngineRecord, RecordedPipeline
 from bench.toolkit.script import say
-from edgepp.engine.pipeline import PipelineOptions
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.simulator.costs import CoordinatorCost, Curve, LinkCost, Replica, StageCost
 from edgepp.simulator.result import Distribution

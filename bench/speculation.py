@@ -22,7 +22,8 @@ from bench.toolkit.script import Arguments, Result, count, script
 from bench.toolkit.slow_link import SlowLink
 from edgepp.benchmark.prompts import words
 from edgepp.benchmark.report import Spread
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.text_stream import TextStream

@@ -10,11 +10,13 @@ from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.coordinator import Coordinator
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.coordinator.planner import Planner
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.errors import EdgeppError, NotReady
 from edgepp.placement.types import PlacementRequest
-from edgepp.wire.transport import Address, Sender
+from edgepp.wire.address import Address
+from edgepp.wire.transport import Sender
 from tests.stages import GUEST
 from tests.unit.coordinator.test_planner import SIZE
 

@@ -20,12 +20,13 @@ from edgepp.stage_process.control_thread import ControlThread
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageConnector
 from edgepp.wire import codec
+from edgepp.wire.address import Address
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Message, max_data_frame_bytes
 from edgepp.wire.messages.control import Attach, Attached, Ping, Pong
 from edgepp.wire.messages.data import Batch, Forward, Hidden, KvPiece
 from edgepp.wire.messages.recovery import Expect, Held, Push, Rebuilt
-from edgepp.wire.transport import Address, Link, Listener
+from edgepp.wire.transport import Link, Listener
 from tests.stages import WELCOME
 from tests.waiting import PATIENCE_S
 

@@ -7,7 +7,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 
 class Relay(threading.Thread):

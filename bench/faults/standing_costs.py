@@ -13,7 +13,8 @@ from bench.faults.marked_edgepp import stage_command
 from bench.toolkit.figures import interleave, medians, prompt, ratios
 from bench.toolkit.local import arrivals, local_pipeline
 from edgepp.engine.frontend import ModelFrontend
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions
 from edgepp.node import stage_handle
 

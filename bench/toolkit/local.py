@@ -11,7 +11,8 @@ from pathlib import Path
 from bench.toolkit.processors import pin_stages
 from bench.toolkit.slow_link import FAR, HERE, SlowLink, free_pair, slowed
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.layers import LayerRange, split_evenly
 from edgepp.model.fetch import fetch
@@ -19,7 +20,7 @@ from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node.stage_handle import StageProcess
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 
 def checked_model(options: argparse.Namespace, stages: int) -> Checkpoint:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgepp.backend.base import EmbeddingAndHead
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.engine_thread import EngineParts
+from edgepp.engine.frontend import ModelFrontend
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.ring import Failed, Returned, Ring, RingEvent, Send, SendBatch, StageInfo, StageStats
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.model.weights.checkpoint import Array
@@ -208,7 +211,7 @@ class RecordedPipeline(Pipeline):
     def __enter__(self) -> RecordedPipeline:
         return self
 
-    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
-        ring, ends = super()._open_network(endpoints)
-        timed = RecordingEnds(ends, self.record)
-        return RecordingRing(ring, timed, self.record), timed
+    def _open_parts(self, endpoints: tuple[Endpoint, ...], draft: ModelFrontend | None) -> EngineParts:
+        parts = super()._open_parts(endpoints, draft)
+        timed = RecordingEnds(parts.ends, self.record)
+        return replace(parts, ring=RecordingRing(parts.ring, timed, self.record), ends=timed)

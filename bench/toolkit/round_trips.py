@@ -22,13 +22,14 @@ from edgepp.benchmark.report import Spread
 from edgepp.child_process import python_command
 from edgepp.errors import EdgeppError
 from edgepp.wire import codec
+from edgepp.wire.address import Address
 from edgepp.wire.codec import Array
 from edgepp.wire.field_types import Codec
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages.data import Forward
 from edgepp.wire.security import Gate, KeyPair, Pinned
-from edgepp.wire.transport import Address, Link, Listener, Sender
+from edgepp.wire.transport import Link, Listener, Sender
 
 MAX_ROWS = 512
 _FRAME_BYTES = MAX_ROWS * WIDTH * 4

@@ -54,7 +54,8 @@ class EdgeppEngine:
     """edgepp's own engine: one process, or a pipeline of stage processes."""
 
     def __init__(self, config: Config) -> None:
-        from edgepp.engine.pipeline import Pipeline, PipelineOptions
+        from edgepp.engine.pipeline import Pipeline
+        from edgepp.engine.pipeline_options import PipelineOptions
 
         if config["stages"] is None:
             _pin_self(config)

@@ -129,7 +129,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
 
 
 def _address() -> Callable[[str], object]:
-    from edgepp.wire.transport import Address
+    from edgepp.wire.address import Address
 
     return Address.parse
 

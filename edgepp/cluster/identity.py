@@ -13,9 +13,9 @@ from typing import Any
 
 from edgepp.cluster.state_files import changing, config_dir, load, save
 from edgepp.errors import EdgeppError, PairingError, UsageError
+from edgepp.wire.address import Address
 from edgepp.wire.security import KeyPair
 from edgepp.wire.text_fields import is_key
-from edgepp.wire.transport import Address
 
 MAX_NAME_CHARACTERS = 40
 MAX_ADDRESSES = 8

@@ -22,6 +22,7 @@ from edgepp.engine.text_stream import TextPiece
 from edgepp.engine.timing import Timing
 from edgepp.errors import EdgeppError, PairingError, PeerLost, RemoteProtocolError, StageFault
 from edgepp.model.text.conversation import Prompt
+from edgepp.wire.address import Address
 from edgepp.wire.field_types import Verb
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.mailbox import Mailbox, Poller
@@ -29,7 +30,7 @@ from edgepp.wire.message_codec import decode, decode_payload, encode, encode_pay
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
 from edgepp.wire.messages.clients import Answered, Ask, Call, Cancel, Declined, Piece, Reply, Waiting
 from edgepp.wire.security import Pinned
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 
 CONNECT_S = 3.0
 """How long the known addresses have to answer."""

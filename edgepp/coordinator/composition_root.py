@@ -27,7 +27,7 @@ from edgepp.coordinator.model_change import ModelParts
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.engine.frontend import ModelFrontend, OnProgress
-from edgepp.engine.pipeline import PipelineOptions
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.events import ClusterLeft, Measuring, OnEvent
@@ -39,7 +39,7 @@ from edgepp.node.offer import Offer
 from edgepp.node.resources import measure, usable_memory
 from edgepp.placement.types import ModelSize, PlacementRequest, Policy
 from edgepp.stage_process.compute_policy import ComputePolicy
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 PORT = 5700
 """The default cluster port; the pairing server listens on the next port."""

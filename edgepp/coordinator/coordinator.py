@@ -40,12 +40,13 @@ from edgepp.coordinator.thread_work import ThreadWork
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.errors import EdgeppError
 from edgepp.events import NodeRefused, OnEvent
+from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES
 from edgepp.wire.security import Gate
 from edgepp.wire.text_fields import is_key
-from edgepp.wire.transport import Address, Listener
+from edgepp.wire.transport import Listener
 
 log = logging.getLogger("edgepp.coordinator")
 

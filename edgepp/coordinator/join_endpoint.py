@@ -10,7 +10,7 @@ from edgepp.cluster.discovery.network_interfaces import AddressWatch, usable_add
 from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.pairing.server import PairingServer
 from edgepp.events import OnEvent
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 
 class JoinEndpoint:

@@ -23,7 +23,7 @@ from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
 from edgepp.engine.frontend import ModelFrontend
-from edgepp.engine.pipeline import PipelineOptions
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.error_boundary import explained
 from edgepp.errors import EdgeppError, NotReady, UsageError
 from edgepp.events import ModelChanged, ModelNotChanged, OnEvent

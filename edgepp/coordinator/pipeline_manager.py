@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from edgepp.backend.device import release_thread
 from edgepp.engine.frontend import ModelFrontend
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, NotReady

@@ -21,8 +21,8 @@ from edgepp.errors import EdgeppError, NotReady, StageLost
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
 from edgepp.layers import LayerRange
 from edgepp.placement.types import LinkSpeed
+from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded, Restart
-from edgepp.wire.transport import Address
 
 log = logging.getLogger("edgepp.coordinator")
 

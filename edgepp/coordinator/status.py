@@ -16,8 +16,8 @@ from edgepp.coordinator.planner import Planner
 from edgepp.coordinator.rollout import Progress, Rollout
 from edgepp.coordinator.trust_store import TrustStore
 from edgepp.engine.stage_watch import SUSPECT_S
+from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Loaded
-from edgepp.wire.transport import Address
 
 SCHEMA = 1
 

@@ -20,10 +20,10 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.pairing.tokens import make_token
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.events import NodePaired
+from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Adopt
 from edgepp.wire.security import Gate
 from edgepp.wire.text_fields import is_key
-from edgepp.wire.transport import Address
 
 MAX_NODES_PER_TOKEN = 128
 """Nodes that one token lets in, revoked ones included: a bound on the damage of a stolen token."""

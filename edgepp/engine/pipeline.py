@@ -2,81 +2,24 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 
-from edgepp import backend
-from edgepp.backend.base import BackendOptions, EmbeddingAndHead
-from edgepp.engine.draft_model import DraftModel
 from edgepp.engine.engine_thread import EngineParts
 from edgepp.engine.frontend import ModelFrontend, OnProgress
 from edgepp.engine.loop import EngineLoop
-from edgepp.engine.network_ring import NetworkRing
+from edgepp.engine.pipeline_opening import PipelineOpening
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
-from edgepp.engine.ring import LocalRing, Ring, StageInfo
-from edgepp.engine.speculation import Draft, PromptLookup
-from edgepp.engine.stage_handshake import Endpoint, Expectation, RingIdentity
-from edgepp.engine.step_times import StepTimes
+from edgepp.engine.ring import Ring, StageInfo
+from edgepp.engine.stage_handshake import Endpoint
 from edgepp.engine.text_stream import TextStream
-from edgepp.errors import EdgeppError, UsageError
-from edgepp.layers import LayerRange, split_evenly
+from edgepp.errors import EdgeppError
 from edgepp.model.text.conversation import Prompt
-from edgepp.node.stage_handle import StageProcess
-from edgepp.stage_process.compute_policy import ComputePolicy
-from edgepp.stage_process.config import StageSettings
-from edgepp.stage_process.speed_probe import measure_speed
-from edgepp.wire.field_types import LinkCodec
-from edgepp.wire.security import KeyPair
-
-
-@dataclass(frozen=True)
-class PipelineOptions:
-    """Which model runs, where, and how."""
-
-    model: str
-    endpoints: tuple[Endpoint, ...] = ()
-    """Stages that run already, in any order."""
-    stages: int | None = None
-    """The number of local stage processes; None computes in this process, unless there are ``endpoints``."""
-    backend: str = "auto"
-    threads: int | None = None
-    """Compute threads per stage; None divides the cores between the stages."""
-    exact: bool = False
-    codecs: tuple[LinkCodec, ...] = ("auto",)
-    """One codec for all links, or one per link."""
-    keys: KeyPair | None = None
-    """This node's key pair, for endpoints with a key."""
-    context: int | None = None
-    """Positions that a conversation may take at most; None for as many as the model and the stages allow."""
-    budget: int | None = None
-    """Positions that all sequences together may take; further requests wait. None sets no limit but memory."""
-    speculate: str = "lookup"
-    """The source of guesses: ``lookup`` for prompt lookup, ``off``, or the name of a small model."""
-    kv_bits: int | None = None
-    """Bits per number in the KV caches on this machine, 8 or 4; None for the backend's own float type."""
-    keep_copies: bool = False
-    """Whether each stage keeps copies of another one's keys and values, which bring a lost stage's back bit for bit."""
-
-    def __post_init__(self) -> None:
-        if self.endpoints and self.stages is not None:
-            raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
-        _ = self.policy  # checks the number of threads
-
-    @property
-    def policy(self) -> ComputePolicy:
-        """Threads and sleeping of this machine's processes: this process alone, or stages and model ends."""
-        if not self.endpoints and self.stages is None:
-            return ComputePolicy.alone(self.threads)
-        return ComputePolicy.shared(self.threads, self.stages or 1)
-
-    @property
-    def compute(self) -> BackendOptions:
-        """Options of the backend in this process."""
-        return self.policy.backend_options(exact=self.exact, kv_bits=self.kv_bits)
 
 
 class Pipeline:
@@ -99,23 +42,15 @@ class Pipeline:
         """
         self.options = options
         self._owned = ExitStack()
-        self._step_times = StepTimes()
         frontend = frontend or ModelFrontend.open(options.model, whole=not options.endpoints, on_progress=on_progress)
-        self._frontend, self._checkpoint, self.tokenizer = frontend, frontend.checkpoint, frontend.tokenizer
+        self._frontend, self.tokenizer = frontend, frontend.tokenizer
+        self._opening = PipelineOpening(options, frontend, self._owned, on_progress)
         self._owned.callback(self.tokenizer.close)
         try:
             self.tokenizer.start()
-            endpoints = options.endpoints or self._start_stages(on_progress)
-            draft_frontend = self._open_draft_frontend(on_progress)
-
-            def open_parts() -> EngineParts:
-                ring, ends = self._open_network(endpoints) if endpoints else self._open_alone(on_progress)
-                try:
-                    return EngineParts(ring, ends, self._draft_factory(draft_frontend, on_progress))
-                except EdgeppError:
-                    ring.close()
-                    raise
-
+            endpoints = options.endpoints or self._opening.start_stages()
+            draft = self._opening.open_draft_frontend()
+            open_parts = partial(self._open_parts, endpoints, draft)
             self.engine = self._owned.enter_context(
                 EngineLoop(open_parts, self.tokenizer.eos_ids, options.budget, frontend.compile, recovers=recovers)
             )
@@ -172,35 +107,7 @@ class Pipeline:
         Raises:
             EdgeppError: the stages cannot be joined, or do not make up the model.
         """
-        return self._join(endpoints, self.engine.ring_identity, given_up)
-
-    def _join(
-        self,
-        endpoints: tuple[Endpoint, ...],
-        former: RingIdentity | None = None,
-        given_up: Callable[[], bool] = lambda: False,
-    ) -> NetworkRing:
-        checkpoint = self._checkpoint
-        expected = Expectation(
-            self.options.model,
-            checkpoint.fingerprint,
-            checkpoint.num_layers,
-            checkpoint.hidden_size,
-            self.options.exact,
-            checkpoint.commit,
-        )
-        options = self.options
-        return NetworkRing(
-            endpoints,
-            expected,
-            platform.node(),
-            options.codecs,
-            options.keys,
-            former,
-            keep_copies=options.keep_copies,
-            given_up=given_up,
-            step_times=self._step_times,
-        )
+        return self._opening.join(endpoints, self.engine.ring_identity, given_up)
 
     def take_ring(self, ring: Ring) -> None:
         """Go on over ``ring``, which ``open_ring`` gave, with all requests; returns when that is so.
@@ -240,81 +147,5 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _start_stages(self, on_progress: OnProgress | None) -> tuple[Endpoint, ...]:
-        if self.options.stages is None:
-            return ()
-        ranges = split_evenly(self._checkpoint.num_layers, self.options.stages)
-        children = [self._start_stage(layers) for layers in ranges]
-        readies = [child.wait_ready(_named(on_progress, f"layers {child.config.layers}")) for child in children]
-        return tuple(Endpoint((ready.address,)) for ready in readies)
-
-    def _start_stage(self, layers: LayerRange) -> StageProcess:
-        options = self.options
-        settings = StageSettings(options.policy, options.backend)
-        config = settings.config(
-            self._frontend.path, options.model, layers, exact=options.exact, kv_bits=options.kv_bits
-        )
-        child = StageProcess(config)
-        self._owned.callback(child.stop)
-        return child
-
-    def _open_network(self, endpoints: tuple[Endpoint, ...]) -> tuple[Ring, EmbeddingAndHead]:
-        ring = self._join(endpoints)
-        try:
-            return ring, self._load_ends()
-        except EdgeppError:
-            ring.close()
-            raise
-
-    def _open_alone(self, on_progress: OnProgress | None) -> tuple[Ring, EmbeddingAndHead]:
-        checkpoint = self._checkpoint
-        chosen = backend.choose(self.options.backend, checkpoint)
-        layers = LayerRange(0, checkpoint.num_layers)
-        model = chosen.load_stage(checkpoint, layers, self.options.compute, _named(on_progress, f"layers {layers}"))
-        prefill_us, decode_us = measure_speed(model)
-        info = StageInfo(
-            index=0,
-            layers=layers,
-            node=platform.node(),
-            address="",
-            pid=0,
-            backend=chosen.name,
-            device=model.device,
-            chunk=model.chunk,
-            context=checkpoint.context,
-            prefill_s=prefill_us / 1e6,
-            decode_s=decode_us / 1e6,
-            rewinds=model.rewinds,
-        )
-        return LocalRing([(info, model)]), self._load_ends()
-
-    def _open_draft_frontend(self, on_progress: OnProgress | None) -> ModelFrontend | None:
-        """Tokenizer and files of the small model that guesses; None without one."""
-        if self.options.speculate in ("lookup", "off"):
-            return None
-        small = ModelFrontend.open(self.options.speculate, whole=True, on_progress=on_progress)
-        if small.tokenizer.vocabulary() != self.tokenizer.vocabulary():
-            raise UsageError(
-                f"{self.options.speculate} cannot guess for {self.options.model}: their tokens differ",
-                "name a small model of the same family, or use `lookup`",
-            )
-        return small
-
-    def _draft_factory(self, small: ModelFrontend | None, on_progress: OnProgress | None) -> Callable[[], Draft] | None:
-        if small is None:
-            return PromptLookup if self.options.speculate == "lookup" else None
-        checkpoint, compute = small.checkpoint, self.options.compute
-        chosen = backend.choose(self.options.backend, checkpoint)
-        progress = _named(on_progress, small.model)
-        stage = chosen.load_stage(checkpoint, LayerRange(0, checkpoint.num_layers), compute, progress)
-        ends = chosen.load_embedding_and_head(checkpoint, compute)
-        return DraftModel(stage, ends, checkpoint.context, self._checkpoint.vocab_size).begin
-
-    def _load_ends(self) -> EmbeddingAndHead:
-        return backend.choose(self.options.backend, self._checkpoint).load_embedding_and_head(
-            self._checkpoint, self.options.compute
-        )
-
-
-def _named(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:
-    return None if on_progress is None else lambda done, total: on_progress(done, total, what)
+    def _open_parts(self, endpoints: tuple[Endpoint, ...], draft: ModelFrontend | None) -> EngineParts:
+        return self._opening.open_parts(endpoints, draft)

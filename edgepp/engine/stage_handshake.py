@@ -11,12 +11,13 @@ import zmq
 from edgepp.engine.ring import StageInfo, StageStats
 from edgepp.errors import EdgeppError, PeerLost, PlanError, RemoteProtocolError, StageLost
 from edgepp.layers import LayerRange, check_tiling
+from edgepp.wire.address import Address
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, Message
 from edgepp.wire.messages.control import Hello, Pong, Refused, Welcome
 from edgepp.wire.security import KeyPair, pinned
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 
 ANSWER_S = 5.0
 """Seconds without an answer to a greeting after which a node counts as absent."""

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from edgepp.errors import UsageError
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 HTTP_PORT = 11434
 """The default port, which is Ollama's, so that clients find the server by themselves."""

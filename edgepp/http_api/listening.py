@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edgepp.errors import UsageError
 from edgepp.http_api.http_options import HTTP_PORT, LOOPBACK, HttpOptions
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 _TRIED_PORTS = 20
 _BACKLOG = 128

@@ -31,7 +31,7 @@ from edgepp.http_api.model_service import ModelService
 from edgepp.http_api.running_requests import RunningRequests
 from edgepp.python_api import ServedCluster
 from edgepp.python_api.async_resource import AsyncResource
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 log = logging.getLogger("edgepp.http_api")
 _TICKS_PER_LOOK = 10  # uvicorn ticks ten times per second

@@ -25,6 +25,7 @@ from edgepp.node.coordinator_search import CoordinatorSearch, expulsion
 from edgepp.node.offer import Offer
 from edgepp.node.supervisor import Report, StageSupervisor
 from edgepp.node.warming import LayerWarmer
+from edgepp.wire.address import Address
 from edgepp.wire.log_sampler import LogSampler
 from edgepp.wire.mailbox import Mailbox, Poller
 from edgepp.wire.message_codec import decode, decode_payload, encode
@@ -49,7 +50,7 @@ from edgepp.wire.messages.nodes import (
 )
 from edgepp.wire.permissions import check_speaker
 from edgepp.wire.text_fields import is_key
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 
 log = logging.getLogger("edgepp.node")
 

@@ -38,7 +38,7 @@ from edgepp.node.resources import measure, usable_memory
 from edgepp.node.stage_handle import Ready, StageProcess, check_listen
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 
 @dataclass(frozen=True)

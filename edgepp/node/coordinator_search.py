@@ -11,13 +11,14 @@ import zmq
 from edgepp.cluster.identity import Cluster, Identity
 from edgepp.errors import PairingError, PeerLost, RemoteProtocolError
 from edgepp.events import CoordinatorLost, OnEvent
+from edgepp.wire.address import Address
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES
 from edgepp.wire.messages.control import Refused
 from edgepp.wire.messages.nodes import Enrol, Enrolled, Expelled, Heartbeat, Leave
 from edgepp.wire.security import Pinned
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 
 log = logging.getLogger("edgepp.node")
 

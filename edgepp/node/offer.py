@@ -11,8 +11,8 @@ from edgepp.layers import LayerRange
 from edgepp.node.resources import Resources
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
+from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Enrol
-from edgepp.wire.transport import Address
 
 
 @dataclass(frozen=True)

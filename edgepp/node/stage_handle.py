@@ -17,7 +17,7 @@ from edgepp.child_process import python_command
 from edgepp.errors import EdgeppError, UsageError
 from edgepp.stage_process.compute_policy import stage_environment
 from edgepp.stage_process.config import StageConfig
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 STOP_TIMEOUT_S = 3.0
 """How long a stage process may take to end before it is killed."""

@@ -18,7 +18,7 @@ from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.python_api.question import Question, choice_options, conversation_or_raw
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 
 class Connection(AsyncResource):

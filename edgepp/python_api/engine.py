@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from edgepp.engine.frontend import OnProgress
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.ring import StageInfo
 from edgepp.engine.stage_handshake import Endpoint
@@ -18,8 +19,8 @@ from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.async_resource import AsyncResource
 from edgepp.python_api.cancellable_thread import run_in_thread
 from edgepp.python_api.question import Question, choice_options, conversation_or_raw
+from edgepp.wire.address import Address
 from edgepp.wire.field_types import LinkCodec
-from edgepp.wire.transport import Address
 
 
 class Engine(AsyncResource):

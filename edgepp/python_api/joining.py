@@ -12,7 +12,7 @@ from edgepp.node.composition_root import LoneStageOptions, LoneStageService, Mem
 from edgepp.node.resources import parse_bytes
 from edgepp.python_api.background_service import Background
 from edgepp.python_api.cancellable_thread import run_in_thread
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 
 @dataclass(frozen=True)

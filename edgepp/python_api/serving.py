@@ -21,8 +21,8 @@ from edgepp.placement.types import Policy
 from edgepp.python_api.answer import Answer, Begun
 from edgepp.python_api.background_service import Background
 from edgepp.python_api.question import Question, conversation_or_raw
+from edgepp.wire.address import Address
 from edgepp.wire.field_types import Verb
-from edgepp.wire.transport import Address
 
 _CHANGE_LOOK_S = 0.1
 

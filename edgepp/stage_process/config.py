@@ -9,8 +9,8 @@ from pathlib import Path
 
 from edgepp.layers import LayerRange
 from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.wire.address import Address
 from edgepp.wire.security import KeyPair
-from edgepp.wire.transport import Address
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.stage_process.next_stage import NextStageConnector
 from edgepp.stage_process.speed_probe import measure_speed, warm_up
 from edgepp.wire import codec
+from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.messages import MAX_CONTROL_FRAME_BYTES, max_data_frame_bytes
 from edgepp.wire.messages.control import Welcome
 from edgepp.wire.security import Gate, KeyPair
-from edgepp.wire.transport import Address, Listener
+from edgepp.wire.transport import Listener
 
 log = logging.getLogger("edgepp.stage")
 _is_ready = threading.Event()

@@ -15,6 +15,7 @@ import zmq
 
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.stage_process.bulk_link import BulkAttempt, BulkConnected
+from edgepp.wire.address import Address
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.link_rate import PROBE_BYTES, link_rate, measure_echo
 from edgepp.wire.mailbox import Mailbox
@@ -23,7 +24,7 @@ from edgepp.wire.messages.control import Attach, Refused
 from edgepp.wire.messages.data import Echo
 from edgepp.wire.security import KeyPair, pinned
 from edgepp.wire.text_fields import sentence
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 
 log = logging.getLogger("edgepp.stage")
 

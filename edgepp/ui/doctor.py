@@ -56,7 +56,7 @@ def run_doctor(peer: str | None, *, as_json: bool, extra: Sequence[Check] = ()) 
 
 def _findings(peer: str | None, extra: Sequence[Check]) -> Iterator[Finding]:
     from edgepp.ui import doctor_network as network
-    from edgepp.wire.transport import Address
+    from edgepp.wire.address import Address
 
     address = None if peer is None else Address.parse(peer)
     offset = time.time() - time.monotonic()

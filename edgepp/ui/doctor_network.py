@@ -12,7 +12,7 @@ from edgepp.cluster.discovery.mdns import Browser
 from edgepp.cluster.discovery.multicast_check import PORT, Hearing, listen
 from edgepp.cluster.discovery.network_interfaces import interfaces, usable_addresses
 from edgepp.ui.finding import Finding, Known
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 _LISTEN_S = 2.0
 _DISCOVER_S = 2.0

@@ -15,7 +15,7 @@ from edgepp.coordinator.client import CoordinatorClient, connect_coordinator
 from edgepp.errors import EdgeppError, PeerLost
 from edgepp.ui.finding import Finding
 from edgepp.ui.screen import Rows, Screen, say
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 _MAX_CLOCK_OFFSET_S = 5.0
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from edgepp.errors import EdgeppError, PairingError, PeerLost, UsageError
+from edgepp.wire.address import Address
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import Message
 from edgepp.wire.security import Pinned
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 
 log = logging.getLogger("edgepp.wire")
 

@@ -6,7 +6,7 @@ import errno
 import socket
 from contextlib import suppress
 
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 
 class PortProbe:

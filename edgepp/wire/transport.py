@@ -8,60 +8,21 @@ CURVE, and the ``Gate`` of the listener's context (``security``) admits the othe
 from __future__ import annotations
 
 import errno
-import ipaddress
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import zmq
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
+from edgepp.wire.address import Address
 from edgepp.wire.connection_limits import CHECK_INTERVAL_S, ConnectionLimiter
 from edgepp.wire.handshake_monitor import HandshakeMonitor
 from edgepp.wire.messages import MAX_FRAMES
 from edgepp.wire.security import Gate, KeyPair, Pinned, bare_host
 from edgepp.wire.socket_policy import CONNECT_TIMEOUT_S, configure, new_socket, receive_frames, send_frames, serve_curve
-from edgepp.wire.text_fields import host_and_port
 from edgepp.wire.traffic import Traffic
-
-
-@dataclass(frozen=True)
-class Address:
-    """TCP host and port. Port 0 lets the system choose; host ``*`` listens on every interface."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read ``HOST:PORT``, ``[IPV6]:PORT`` or ``*:PORT``.
-
-        Raises:
-            UsageError: The text is no address.
-        """
-        parsed = host_and_port(text.strip())
-        if parsed is None:
-            raise UsageError(f"'{text}' is not an address", "write HOST:PORT, like 192.168.1.20:5720")
-        host, port = parsed
-        return cls("127.0.0.1" if host == "localhost" else host, port)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address."""
-        try:
-            return ipaddress.ip_address(self.host.split("%")[0]).is_loopback
-        except ValueError:
-            return False
-
-    @property
-    def endpoint(self) -> str:
-        """The address as ZeroMQ writes it."""
-        return f"tcp://{self}"
 
 
 class Sender(NamedTuple):

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.model.text.conversation import Conversation
 from edgepp.python_api.question import choice_options

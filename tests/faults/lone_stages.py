@@ -22,9 +22,9 @@ from edgepp.model.weights.checkpoint import Checkpoint
 from edgepp.node.stage_handle import Ready, StageProcess
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
+from edgepp.wire.address import Address
 from edgepp.wire.messages.control import Ping, Pong
 from edgepp.wire.security import KeyPair
-from edgepp.wire.transport import Address
 from tests.faults.oracle import Footprint, Outcome, outcome, settles
 from tests.faults.proxy import FrameProxy
 from tests.waiting import PATIENCE_S

@@ -14,10 +14,10 @@ from typing import Literal
 import zmq
 
 from edgepp.errors import RemoteProtocolError
+from edgepp.wire.address import Address
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Welcome
-from edgepp.wire.transport import Address
 
 Frames = list[bytes]
 Way = Literal["in", "out"]

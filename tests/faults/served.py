@@ -20,7 +20,7 @@ from edgepp.coordinator.client import RemoteAnswer, connect_coordinator
 from edgepp.engine.request import GenerateOptions
 from edgepp.errors import EdgeppError
 from edgepp.model.text.conversation import Prompt
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 from tests.faults.oracle import Footprint, Outcome, outcome, settles
 from tests.waiting import PATIENCE_S, eventually
 

@@ -9,8 +9,8 @@ import psutil
 from edgepp.engine.request import GenerateOptions
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
+from edgepp.wire.address import Address
 from edgepp.wire.security import KeyPair
-from edgepp.wire.transport import Address
 from tests.builders.checkpoints import Checkpoints
 from tests.engines import greedy_tokens, local_engine
 from tests.faults.byte_proxy import FRONT, ByteProxy

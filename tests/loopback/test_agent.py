@@ -18,6 +18,7 @@ from edgepp.node import agent
 from edgepp.node.agent import NodeAgent
 from edgepp.node.offer import Offer
 from edgepp.node.resources import Resources
+from edgepp.wire.address import Address
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
 from edgepp.wire.messages.nodes import (
@@ -36,7 +37,7 @@ from edgepp.wire.messages.nodes import (
     Unload,
 )
 from edgepp.wire.security import Gate, KeyPair
-from edgepp.wire.transport import Address, Listener
+from edgepp.wire.transport import Listener
 from tests.waiting import PATIENCE_S, eventually
 
 M = TypeVar("M", bound=Message)

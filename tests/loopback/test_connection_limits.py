@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from edgepp.wire import connection_limits as module
+from edgepp.wire.address import Address
 from edgepp.wire.connection_limits import (
     MAX_BACKLOGS_PER_PEER,
     MAX_CONNECTIONS,
@@ -23,7 +24,7 @@ from edgepp.wire.connection_limits import (
     raise_descriptor_limit,
 )
 from edgepp.wire.security import Gate, KeyPair, Pinned
-from edgepp.wire.transport import Address, Link, Listener
+from edgepp.wire.transport import Link, Listener
 from tests.waiting import eventually
 
 FRAME_BYTES = 1 << 16

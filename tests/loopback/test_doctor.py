@@ -20,7 +20,7 @@ from edgepp.cluster.identity import load_identity, new_cluster, save_cluster
 from edgepp.errors import UsageError
 from edgepp.ui import doctor, doctor_network
 from edgepp.ui.finding import Finding, Known
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
 

@@ -23,7 +23,8 @@ from edgepp.coordinator.json_codec import encode_question
 from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.request_isolation import token_ids
 from edgepp.engine.ring import LocalRing, Send, SendBatch

@@ -19,12 +19,13 @@ from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, Returned, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
+from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Attached, Free, Hello, Ping, Pong, Welcome
 from edgepp.wire.messages.data import Batch, Echo, Forward, Hidden
-from edgepp.wire.transport import Address, Listener
+from edgepp.wire.transport import Listener
 from tests.waiting import PATIENCE_S, eventually
 
 HERE = Address("127.0.0.1", 0)

@@ -15,12 +15,13 @@ from edgepp.errors import PeerLost
 from edgepp.stage_process import frame_sender
 from edgepp.stage_process import next_stage as joining
 from edgepp.stage_process.next_stage import MAX_CONNECT_ATTEMPTS, ConnectAttempt, NextStageConnector, NextStageLink
+from edgepp.wire.address import Address
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Attach, Attached, FrameLost, Refused
 from edgepp.wire.messages.data import Echo
-from edgepp.wire.transport import Address, Listener
+from edgepp.wire.transport import Listener
 from tests.stages import ATTACH, DRIVER, WIDTH, Stage, forward
 from tests.waiting import PATIENCE_S
 from tests.wire import KEYS

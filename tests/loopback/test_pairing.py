@@ -26,8 +26,8 @@ from edgepp.cluster.pairing.invitations import INVITATION_S, MAX_OPEN_INVITATION
 from edgepp.cluster.pairing.protocol import Channel, Spake
 from edgepp.cluster.pairing.server import PairingServer
 from edgepp.errors import EdgeppError, PairingError, RemoteProtocolError, UsageError
+from edgepp.wire.address import Address
 from edgepp.wire.security import KeyPair
-from edgepp.wire.transport import Address
 from tests.waiting import PATIENCE_S, eventually
 
 

@@ -11,7 +11,7 @@ from edgepp.coordinator import pipeline_manager as module
 from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, PlanError, StageLost
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 from tests.waiting import PATIENCE_S, eventually
 
 ONE = PipelineOrder(1, (Endpoint((Address("127.0.0.1", 1),)),))
@@ -77,7 +77,7 @@ class FakePipeline:
 
 @pytest.fixture
 def pipeline_manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelineManager]:
-    from edgepp.engine.pipeline import PipelineOptions
+    from edgepp.engine.pipeline_options import PipelineOptions
 
     FakePipeline.opened, FakePipeline.rings = [], []
     FakePipeline.opening, FakePipeline.may_open = threading.Event(), threading.Event()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import edgepp
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import Constraint, GenerateOptions, SamplingOptions
 from edgepp.engine.text_stream import TextStream
 from edgepp.errors import ContextExceeded, PromptRefused, UsageError

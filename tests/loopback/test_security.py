@@ -14,9 +14,10 @@ import zmq
 
 from edgepp.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from edgepp.wire import log_sampler, security
+from edgepp.wire.address import Address
 from edgepp.wire.security import BROKEN_OFF, OTHER_SERVER_KEY, PLAIN, Gate, KeyPair, Pinned
 from edgepp.wire.text_fields import is_key
-from edgepp.wire.transport import Address, Link, Listener, Sender
+from edgepp.wire.transport import Link, Listener, Sender
 from tests.waiting import PATIENCE_S, eventually
 
 HERE = Address("127.0.0.1", 0)

@@ -10,10 +10,11 @@ import zmq
 
 from edgepp.engine.stage_handshake import Endpoint, greet_all
 from edgepp.errors import PlanError
+from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.control import Refused
-from edgepp.wire.transport import Address, Listener
+from edgepp.wire.transport import Listener
 from tests.stages import WELCOME
 from tests.waiting import PATIENCE_S
 

@@ -19,8 +19,8 @@ from edgepp.node import supervisor as supervisor_module
 from edgepp.node.supervisor import Report, StageSupervisor
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageSettings
+from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Load, Loaded, Loading, NotLoaded, Restart, Retire
-from edgepp.wire.transport import Address
 from tests.builders.checkpoints import Checkpoints
 from tests.waiting import PATIENCE_S, eventually
 

@@ -6,8 +6,9 @@ from contextlib import closing
 
 import zmq
 
+from edgepp.wire.address import Address
 from edgepp.wire.traffic import Traffic
-from edgepp.wire.transport import Address, Link, Listener
+from edgepp.wire.transport import Link, Listener
 from tests.waiting import PATIENCE_S, eventually
 
 FRAME_BYTES = 1 << 16

@@ -18,18 +18,19 @@ from edgepp.coordinator.json_codec import encode_question
 from edgepp.coordinator.model_change import ModelParts
 from edgepp.coordinator.pipeline_manager import PipelineManager
 from edgepp.coordinator.planner import Planner
-from edgepp.engine.pipeline import PipelineOptions
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.errors import EdgeppError
 from edgepp.events import Event
 from edgepp.model.text.conversation import Conversation
 from edgepp.placement.types import ModelSize, PlacementRequest
+from edgepp.wire.address import Address
 from edgepp.wire.message_codec import decode, encode, encode_payload
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES, Message
 from edgepp.wire.messages.clients import Answered, Ask, Call, Cancel, Declined, Reply, Waiting
 from edgepp.wire.messages.nodes import Loaded, NotLoaded
 from edgepp.wire.security import KeyPair, Pinned
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 from tests.waiting import PATIENCE_S, eventually
 
 WAIT_S = PATIENCE_S

@@ -24,7 +24,7 @@ from edgepp.errors import StageLost
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import Node, nodes
 from tests.engines import collect, greedy_tokens, local_engine

@@ -21,10 +21,11 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import RemoteProtocolError, StageLost
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.wire.address import Address
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages.control import Attach, Hello, Ping, Pong, Refused, Welcome
 from edgepp.wire.messages.data import Echo, Forward
-from edgepp.wire.transport import Address, Link
+from edgepp.wire.transport import Link
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import EDGEPP, Node, chat, nodes, peers
 from tests.engines import collect, greedy_tokens

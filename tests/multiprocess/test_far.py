@@ -13,11 +13,12 @@ import pytest
 
 from bench.toolkit.slow_link import Proxy, free_pair
 from edgepp.engine.engine_request import EngineRequest
-from edgepp.engine.pipeline import Pipeline, PipelineOptions
+from edgepp.engine.pipeline import Pipeline
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.model.random_checkpoint import TINY
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 from tests.builders.checkpoints import Checkpoints
 from tests.cluster import node
 from tests.engines import collect

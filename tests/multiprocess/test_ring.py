@@ -17,8 +17,8 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.layers import split_evenly
 from edgepp.model.random_checkpoint import TINY, make_checkpoint
 from edgepp.model.weights.checkpoint import Array, Checkpoint
+from edgepp.wire.address import Address
 from edgepp.wire.messages import MAX_HEADER_BYTES
-from edgepp.wire.transport import Address
 from tests.builders.stages import stage_info
 from tests.cluster import nodes
 from tests.waiting import eventually

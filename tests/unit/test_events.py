@@ -8,7 +8,6 @@ from typing import get_args
 
 import pytest
 
-from edgepp import events
 from edgepp.events import (
     AssignmentChanged,
     ClusterLeft,
@@ -18,6 +17,8 @@ from edgepp.events import (
     NodeRefused,
     PlanKept,
     PlanMade,
+    of_coordinator,
+    of_node,
 )
 from edgepp.layers import LayerRange
 
@@ -26,7 +27,10 @@ HALVES = ((LayerRange(0, 15), "one"), (LayerRange(15, 30), "two"))
 
 def test_every_event_is_a_frozen_member_of_the_union() -> None:
     made = {
-        kind for _, kind in inspect.getmembers(events, dataclasses.is_dataclass) if kind.__module__ == "edgepp.events"
+        kind
+        for module in (of_coordinator, of_node)
+        for _, kind in inspect.getmembers(module, dataclasses.is_dataclass)
+        if kind.__module__ == module.__name__
     }
     assert made == set(get_args(Event))
     assert all(vars(kind)["__dataclass_params__"].frozen for kind in made)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import edgepp
 from edgepp.cluster.discovery.network_interfaces import by_nearness
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 FORMAT = "1"  # of the TXT record; other formats are ignored
 MAX_ADDRESSES = 16

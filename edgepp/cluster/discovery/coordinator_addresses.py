@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgepp.cluster.discovery.announcement import Announcement
 from edgepp.cluster.identity import Cluster
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 
 def coordinator_addresses(

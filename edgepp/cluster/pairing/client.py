@@ -24,8 +24,8 @@ from edgepp.cluster.pairing.protocol import (
     expect,
 )
 from edgepp.errors import PairingError, RemoteProtocolError, UsageError
+from edgepp.wire.address import Address
 from edgepp.wire.text_fields import is_key
-from edgepp.wire.transport import Address
 
 _RETRY_S = 0.05
 

@@ -16,7 +16,7 @@ from edgepp.cluster.pairing.codes import read_code
 from edgepp.cluster.pairing.token_join import join_by_token
 from edgepp.cluster.pairing.tokens import Token, parse_token, read_token
 from edgepp.errors import EdgeppError, PairingError
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 FIND_S = 10.0
 """How long to search the network for a coordinator."""

@@ -39,7 +39,7 @@ from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
 from spake2.ed25519_basic import NotOnCurve
 
 from edgepp.errors import RemoteProtocolError, UsageError
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 VERSION = 1
 MESSAGE_BYTES = 1024

@@ -30,8 +30,8 @@ from edgepp.cluster.pairing.protocol import (
 )
 from edgepp.errors import EdgeppError, RemoteProtocolError
 from edgepp.events import NodePaired, OnEvent, PairingFailed
+from edgepp.wire.address import Address
 from edgepp.wire.security import bare_host
-from edgepp.wire.transport import Address
 
 GREETING_S = 3.0
 """How long a new connection may stay silent."""

@@ -10,13 +10,13 @@ from edgepp.cluster.identity import Cluster, Identity, PairedNode
 from edgepp.cluster.pairing.tokens import Token
 from edgepp.errors import PairingError, RemoteProtocolError
 from edgepp.printable import one_line
+from edgepp.wire.address import Address
 from edgepp.wire.happy_eyeballs import connect_first
 from edgepp.wire.message_codec import decode
 from edgepp.wire.messages import MAX_PAYLOAD_BYTES
 from edgepp.wire.messages.control import Refused
 from edgepp.wire.messages.nodes import Adopt, Enrolled
 from edgepp.wire.security import Pinned
-from edgepp.wire.transport import Address
 
 
 def join_by_token(token: Token, addresses: Sequence[Address], identity: Identity, wait_s: float = 10.0) -> Cluster:

@@ -12,7 +12,7 @@ from edgepp.errors import EdgeppError, UsageError
 from edgepp.http_api.http_options import HTTP_PORT
 from edgepp.http_api.running_server import running_server
 from edgepp.ui.launch.settings import KEY_VARIABLE, Target
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 _TIMEOUT_S = 10.0
 _MAX_BYTES = 1 << 20

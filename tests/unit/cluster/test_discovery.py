@@ -19,7 +19,7 @@ from edgepp.cluster.discovery.announcement import (
     parse_announcement,
     plain_name,
 )
-from edgepp.wire.transport import Address
+from edgepp.wire.address import Address
 
 CLUSTER, NODE = "0123456789abcdef", "fedcba9876543210"
 TEXT = {b"v": b"1", b"c": CLUSTER.encode(), b"n": NODE.encode(), b"i": b"7,12", b"ver": b"0.1.0"}

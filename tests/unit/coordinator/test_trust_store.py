@@ -27,8 +27,8 @@ from edgepp.cluster.identity import (
 from edgepp.cluster.pairing.tokens import parse_token
 from edgepp.coordinator.trust_store import MAX_NODES_PER_TOKEN, TrustStore
 from edgepp.errors import EdgeppError, PairingError, UsageError
+from edgepp.wire.address import Address
 from edgepp.wire.messages.nodes import Adopt
-from edgepp.wire.transport import Address
 
 
 class Gate:

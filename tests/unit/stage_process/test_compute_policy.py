@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from edgepp.engine.pipeline import PipelineOptions
+from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.errors import UsageError
 from edgepp.layers import LayerRange
 from edgepp.stage_process import compute_policy
 from edgepp.stage_process.compute_policy import ComputePolicy
 from edgepp.stage_process.config import StageConfig, StageSettings
+from edgepp.wire.address import Address
 from edgepp.wire.security import KeyPair
-from edgepp.wire.transport import Address
 
 
 @pytest.fixture(autouse=True)

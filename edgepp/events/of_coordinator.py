@@ -1,39 +1,10 @@
-"""Events of a running coordinator or node: plain values, one class per kind of event.
-
-``str(event)`` is a line for people; programs read the fields. Many threads make events; one callable receives them.
-"""
+"""Events of a running coordinator: the members of its cluster, its plans, pipelines and models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from edgepp.layers import LayerRange
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """The speed of this machine is being measured, once."""
-
-    def __str__(self) -> str:
-        return "measuring the speed of this machine, which takes some seconds, once"
-
-
-@dataclass(frozen=True)
-class ClusterLeft:
-    """This machine has left its cluster; if this machine coordinated the cluster, the cluster has ended."""
-
-    coordinator: str
-    ended: bool = False
-
-    def __str__(self) -> str:
-        if self.ended:
-            return "the cluster has ended, because `edgepp leave` ran on this machine"
-        return f"this machine has left the cluster of {self.coordinator}, because `edgepp leave` ran here"
-
-
-# Events of a coordinator.
 
 
 @dataclass(frozen=True)
@@ -244,65 +215,3 @@ class StepFailed:
 
     def __str__(self) -> str:
         return f"{self.step} failed, and the coordinator continues: {self.error}"
-
-
-# Events of a node.
-
-
-@dataclass(frozen=True)
-class CoordinatorLost:
-    """The coordinator does not answer at its last address; the node looks for it."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"looking for {self.name}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class CoordinatorReached:
-    """The node reached the coordinator and is a member of its cluster."""
-
-    name: str
-    address: str
-
-    def __str__(self) -> str:
-        return f"joined {self.name} at {self.address}"
-
-
-@dataclass(frozen=True)
-class StageFailed:
-    """A stage process of the node could not load, or ended."""
-
-    stage_slot: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"the stage in slot {self.stage_slot} failed: {self.reason}"
-
-
-@dataclass(frozen=True)
-class AssignmentChanged:
-    """The layers of this node in the plan changed."""
-
-    model: str
-    layers: tuple[LayerRange, ...]
-    reason: str
-    """Why the node has no layers; empty where it has some."""
-
-    def __str__(self) -> str:
-        if self.layers:
-            return f"this machine runs layers {', '.join(map(str, self.layers))} of {self.model}"
-        return f"this machine runs no layers: {self.reason}"
-
-
-CoordinatorEvent: TypeAlias = (
-    Measuring | ClusterLeft | NodePaired | PairingFailed | NodeJoined | NodeMoved | NodeChanged | NodeRevoked
-    | NodeRefused | PlanMade | PlanKept | PlanMissing | LayersNotLoaded | PipelineOpened | PipelineNotOpened
-    | PipelineLost | StageSuspected | ModelChanged | ModelNotChanged | StepFailed
-)  # fmt: skip
-NodeEvent: TypeAlias = Measuring | ClusterLeft | CoordinatorLost | CoordinatorReached | StageFailed | AssignmentChanged
-Event: TypeAlias = CoordinatorEvent | NodeEvent
-OnEvent: TypeAlias = Callable[[Event], None]
-"""Receives events; safe to call from any thread."""

@@ -1,0 +1,58 @@
+"""Options of a pipeline: which model runs, over which stages, and how it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgepp.backend.base import BackendOptions
+from edgepp.engine.stage_handshake import Endpoint
+from edgepp.errors import UsageError
+from edgepp.stage_process.compute_policy import ComputePolicy
+from edgepp.wire.field_types import LinkCodec
+from edgepp.wire.security import KeyPair
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Which model runs, where, and how."""
+
+    model: str
+    endpoints: tuple[Endpoint, ...] = ()
+    """Stages that run already, in any order."""
+    stages: int | None = None
+    """The number of local stage processes; None computes in this process, unless there are ``endpoints``."""
+    backend: str = "auto"
+    threads: int | None = None
+    """Compute threads per stage; None divides the cores between the stages."""
+    exact: bool = False
+    codecs: tuple[LinkCodec, ...] = ("auto",)
+    """One codec for all links, or one per link."""
+    keys: KeyPair | None = None
+    """This node's key pair, for endpoints with a key."""
+    context: int | None = None
+    """Positions that a conversation may take at most; None for as many as the model and the stages allow."""
+    budget: int | None = None
+    """Positions that all sequences together may take; further requests wait. None sets no limit but memory."""
+    speculate: str = "lookup"
+    """The source of guesses: ``lookup`` for prompt lookup, ``off``, or the name of a small model."""
+    kv_bits: int | None = None
+    """Bits per number in the KV caches on this machine, 8 or 4; None for the backend's own float type."""
+    keep_copies: bool = False
+    """Whether each stage keeps copies of another one's keys and values, which bring a lost stage's back bit for bit."""
+
+    def __post_init__(self) -> None:
+        if self.endpoints and self.stages is not None:
+            raise UsageError("--peer and --stages exclude each other", "peers bring their own stages")
+        _ = self.policy  # checks the number of threads
+
+    @property
+    def policy(self) -> ComputePolicy:
+        """Threads and sleeping of this machine's processes: this process alone, or stages and model ends."""
+        if not self.endpoints and self.stages is None:
+            return ComputePolicy.alone(self.threads)
+        return ComputePolicy.shared(self.threads, self.stages or 1)
+
+    @property
+    def compute(self) -> BackendOptions:
+        """Options of the backend in this process."""
+        return self.policy.backend_options(exact=self.exact, kv_bits=self.kv_bits)
