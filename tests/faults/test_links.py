@@ -36,7 +36,7 @@ class Cluster:
 
     def form(self) -> None:
         """Start and join all members, and ask once, so that all links are open."""
-        options = ("--memory", "1GB", "--exact", "--http", "off", "--keep-copies", "1")
+        options = ("--memory", "1GB", "--exact", "--http", "off")
         self.daemons["one"] = serve(self.hosts["one"], *options)
         for name in NAMES[1:]:
             self.daemons[name] = join(self.hosts[name], "--memory", "1GB", invite(self.hosts["one"]))
