@@ -162,9 +162,13 @@ class Driver:
         return answer
 
     def restore(self, source: LiveStage, target: LiveStage, length: int, what: Any = "kv", **changes: Any) -> None:
-        """Have ``source`` send sequence 1 of the present epoch to ``target``."""
+        """Have ``source`` send sequence 1 of the present epoch to ``target``, which lacks and expects it."""
         self.tell(target, Expect(self.epoch, 1, CAPACITY, length, ""))
         self.state(target)
+        self.push(source, target, length, what, **changes)
+
+    def push(self, source: LiveStage, target: LiveStage, length: int, what: Any = "kv", **changes: Any) -> None:
+        """Have ``source`` send sequence 1 of the present epoch to ``target``, whatever ``target`` expects."""
         layers, address = target.layers, str(target.data.address)
         push = Push(self.epoch, 1, what, layers.start, layers.stop, 0, length, address, "", self.epoch)
         self.tell(source, push._replace(**changes))

@@ -31,7 +31,7 @@ class Handover:
     def __init__(self) -> None:
         self._running: tuple[RunningStage, ...] = ()
         self._left: dict[tuple[str, int], int] = {}
-        """Plan id of each stage that a new plan leaves or loads anew, by node and slot."""
+        """Plan id of each stage that a new plan leaves or loads again, by node and slot."""
         self._unloads: dict[tuple[str, int], Unload] = {}
         """Orders that are held back, by node and slot."""
 
@@ -61,8 +61,8 @@ class Handover:
             if (node, slot) not in self._unloads:
                 orders.append((node, Retire(plan_id, slot)))
         self._left, self._unloads = {}, {}
-        following = zip(running, (*running[1:], *running[:1]), strict=True)
-        for stage, other in following:
-            if stage.node != other.node:
-                orders.append((stage.node, Warm(stage.plan_id, model, other.layers.start, other.layers.stop)))
+        for stage, neighbour in zip(running, (*running[1:], *running[:1]), strict=True):
+            if stage.node != neighbour.node:
+                layers = neighbour.layers
+                orders.append((stage.node, Warm(stage.plan_id, model, layers.start, layers.stop)))
         return orders

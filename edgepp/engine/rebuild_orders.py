@@ -30,7 +30,7 @@ class RebuildOrders:
         return RingIdentity(self._epoch, frozenset(peer.process for peer in self._peers))
 
     def inspect(self) -> None:
-        """Ask all stages what they hold, for ``holdings_beside``; steps must have ended, or be given up."""
+        """Ask all stages what they hold, for ``holdings_outside``; steps must have ended, or be given up."""
         self._inventory.clear()
         for peer in self._peers:
             peer.control.send([encode(Inventory(self._epoch))])
@@ -39,26 +39,26 @@ class RebuildOrders:
         """Take a stage's reply to ``inspect``."""
         self._inventory.append(holding_of(stage, held))
 
-    def holdings_beside(self, successor: RingIdentity, now_s: float) -> list[Holding]:
+    def holdings_outside(self, successor: RingIdentity, now_s: float) -> list[Holding]:
         """What the stages hold that answer pings and are not part of ``successor``, numbered behind its stages."""
         first = len(successor.processes)
-        beside = {
+        outside = {
             index
             for index, peer in enumerate(self._peers)
             if peer.process not in successor.processes
             and peer.control.is_connected()
             and now_s - peer.heard_s < _ALIVE_S
         }
-        return [replace(one, holder=first + one.holder) for one in self._inventory if one.holder in beside]
+        return [replace(one, holder=first + one.holder) for one in self._inventory if one.holder in outside]
 
-    def move(self, of: SuspendedSequence, length: int, move: Move, source: RebuildOrders, holder: int) -> None:
+    def move(self, suspended: SuspendedSequence, length: int, move: Move, source: RebuildOrders, holder: int) -> None:
         """Let stage ``holder`` of the ring ``source`` send what ``move`` says of a sequence to a stage of this ring."""
         target, sender = self._peers[move.stage], source._peers[holder]
-        expect = Expect(self._epoch, of.sequence, of.capacity, length, sender.endpoint.key)
+        expect = Expect(self._epoch, suspended.sequence, suspended.capacity, length, sender.endpoint.key)
         target.control.send([encode(expect)])
         push = Push(
             epoch=source._epoch,
-            sequence=of.sequence,
+            sequence=suspended.sequence,
             what=move.what,
             start_layer=move.layers.start,
             stop_layer=move.layers.stop,
@@ -70,7 +70,7 @@ class RebuildOrders:
         )
         sender.control.send([encode(push)])
 
-    def replay(self, of: SuspendedSequence, length: int, refill: Refill) -> None:
+    def replay(self, suspended: SuspendedSequence, length: int, refill: Refill) -> None:
         """Let the stage before ``refill.first`` send its logged hidden states of a sequence again."""
-        order = Replay(self._epoch, of.sequence, of.capacity, 0, length, refill.until)
+        order = Replay(self._epoch, suspended.sequence, suspended.capacity, 0, length, refill.until)
         self._peers[refill.first - 1].control.send([encode(order)])

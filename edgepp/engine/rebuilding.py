@@ -19,6 +19,7 @@ from edgepp.model.weights.checkpoint import Array
 STALLED_S = 8.0
 """Seconds without progress, beyond what computing should take, after which a rebuild is given up."""
 _SLACK = 4
+"""How many times as long as measured computing may take before a rebuild counts as stalled."""
 
 Embed = Callable[[Sequence[int], int], Array]
 """Hidden states (T, D) of T token ids, the first of which is at a position."""
@@ -42,8 +43,8 @@ class Rebuilding:
     def _begin(
         self, ring: NetworkRing, former: NetworkRing, suspended: Sequence[SuspendedSequence], embed: Embed
     ) -> None:
-        beside = former.orders.holdings_beside(ring.orders.identity, time.monotonic())
-        holdings = [*ring.orders.holdings, *beside]
+        elsewhere = former.orders.holdings_outside(ring.orders.identity, time.monotonic())
+        holdings = [*ring.orders.holdings, *elsewhere]
         layers = [stage.layers for stage in ring.stages]
         for one in suspended:
             rebuild = plan_rebuild(one.sequence, one.positions, layers, holdings)
@@ -60,18 +61,18 @@ class Rebuilding:
         self._patience_s += _SLACK * slowest_s * sum(rebuild.length for rebuild in self._rebuilds.values())
 
     def _order(
-        self, ring: NetworkRing, former: NetworkRing, rebuild: Rebuild, of: SuspendedSequence, embed: Embed
+        self, ring: NetworkRing, former: NetworkRing, rebuild: Rebuild, suspended: SuspendedSequence, embed: Embed
     ) -> None:
         stages = len(ring.stages)
         for move in rebuild.moves:
             source, holder = (ring, move.holder) if move.holder < stages else (former, move.holder - stages)
-            ring.orders.move(of, rebuild.length, move, source.orders, holder)
+            ring.orders.move(suspended, rebuild.length, move, source.orders, holder)
         for refill in rebuild.refills:
             if refill.first:
-                ring.orders.replay(of, rebuild.length, refill)
+                ring.orders.replay(suspended, rebuild.length, refill)
             else:
-                ids = [int(token) for token in of.ids[: rebuild.length]]
-                ring.refill(of.sequence, of.capacity, embed(ids, 0), refill.until)
+                ids = [int(token) for token in suspended.ids[: rebuild.length]]
+                ring.refill(suspended.sequence, suspended.capacity, embed(ids, 0), refill.until)
 
     def take(self, event: RingEvent) -> None:
         """Note what a stage has rebuilt, or that it cannot."""
@@ -94,7 +95,7 @@ class Rebuilding:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is awaited any more; what has stalled is given up."""
+        """Whether nothing is awaited any more. Looking gives up what has stalled."""
         if self._missing and time.monotonic() - self._progress_s > self._patience_s:
             for sequence in list(self._missing):
                 self._give_up(sequence)

@@ -1,6 +1,6 @@
 """Pieces of keys and values that came before the coordinator's ``Expect``, which travels on another connection.
 
-A sender has so much memory and no more, so that no member can take the memory that belongs to another one. Pure.
+The memory for the pieces of each sender is bounded, so that no member can take the memory of another one. Pure.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from edgepp.stage_process.companion import Key
 from edgepp.wire.messages.data import KvPiece
 
 MAX_BYTES_PER_SENDER = 4 << 20
+"""Memory for the early pieces of one sender."""
 MAX_SENDERS = 16
 MAX_LOST = 1024
 """Sequences per sender of which pieces were dropped."""
 _OVERHEAD_BYTES = 512
+"""Memory that a piece takes besides its bytes, at most."""
 
 Early = tuple[KvPiece, bytes]
+"""A piece and its bytes."""
 
 
-class _OfSender:
+class _SenderPieces:
     """The early pieces of one sender."""
 
     def __init__(self) -> None:
@@ -32,7 +35,7 @@ class EarlyPieces:
     """Early pieces by sender and sequence."""
 
     def __init__(self) -> None:
-        self._senders: dict[str, _OfSender] = {}
+        self._senders: dict[str, _SenderPieces] = {}
 
     def add(self, sender: str, piece: KvPiece, data: bytes) -> None:
         """Keep a piece until its sequence is expected.
@@ -42,14 +45,14 @@ class EarlyPieces:
         """
         if sender not in self._senders and len(self._senders) >= MAX_SENDERS:
             raise RemoteProtocolError("keys and values that this stage does not expect, from too many senders")
-        of, key = self._senders.setdefault(sender, _OfSender()), (piece.epoch, piece.sequence)
+        early, key = self._senders.setdefault(sender, _SenderPieces()), (piece.epoch, piece.sequence)
         size = len(data) + _OVERHEAD_BYTES
-        if of.nbytes + size > MAX_BYTES_PER_SENDER:
-            if len(of.lost) < MAX_LOST:
-                of.lost[key] = None
+        if early.nbytes + size > MAX_BYTES_PER_SENDER:
+            if len(early.lost) < MAX_LOST:
+                early.lost[key] = None
             raise RemoteProtocolError("too many keys and values that this stage does not expect")
-        of.nbytes += size
-        of.pieces.setdefault(key, []).append((piece, data))
+        early.nbytes += size
+        early.pieces.setdefault(key, []).append((piece, data))
 
     def take(self, sender: str, key: Key) -> list[Early]:
         """Take away the pieces of a sequence, oldest first.
@@ -57,28 +60,28 @@ class EarlyPieces:
         Raises:
             StageFault: Some were dropped.
         """
-        of = self._senders.get(sender)
-        if of is None:
+        early = self._senders.get(sender)
+        if early is None:
             return []
-        was_lost, taken = key in of.lost, of.pieces.get(key, [])
-        self._forget(sender, of, key)
+        was_lost, taken = key in early.lost, early.pieces.get(key, [])
+        self._forget(sender, early, key)
         if was_lost:
             raise StageFault("keys and values came before they were expected, and were too many to keep")
         return taken
 
     def free(self, key: Key) -> None:
         """Forget a sequence."""
-        for sender, of in list(self._senders.items()):
-            if key in of.pieces or key in of.lost:
-                self._forget(sender, of, key)
+        for sender, early in list(self._senders.items()):
+            if key in early.pieces or key in early.lost:
+                self._forget(sender, early, key)
 
     def forget(self, epoch: int) -> None:
         """Forget all sequences of an epoch."""
-        for key in {key for of in self._senders.values() for key in (*of.pieces, *of.lost) if key[0] == epoch}:
+        for key in {key for early in self._senders.values() for key in (*early.pieces, *early.lost) if key[0] == epoch}:
             self.free(key)
 
-    def _forget(self, sender: str, of: _OfSender, key: Key) -> None:
-        of.nbytes -= sum(len(data) + _OVERHEAD_BYTES for _, data in of.pieces.pop(key, ()))
-        of.lost.pop(key, None)
-        if not of.pieces and not of.lost:
+    def _forget(self, sender: str, early: _SenderPieces, key: Key) -> None:
+        early.nbytes -= sum(len(data) + _OVERHEAD_BYTES for _, data in early.pieces.pop(key, ()))
+        early.lost.pop(key, None)
+        if not early.pieces and not early.lost:
             del self._senders[sender]

@@ -41,8 +41,8 @@ class _Kept:
         return self.pieces[-1].stop if self.pieces else 0
 
 
-class _Frames:
-    """Where the latest frames of one sequence began: steps in order, with rising positions."""
+class _Overwrites:
+    """Where the latest frames of one sequence began, from which on they overwrite: rising steps and positions."""
 
     def __init__(self) -> None:
         self._steps: list[int] = []
@@ -74,7 +74,7 @@ class KvCopies:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._kept: dict[Key, dict[LayerRange, _Kept]] = {}
-        self._frames: dict[Key, _Frames] = {}
+        self._frames: dict[Key, _Overwrites] = {}
         self.nbytes = 0
         """Memory that the copies take."""
 
@@ -85,7 +85,7 @@ class KvCopies:
             RemoteProtocolError: The piece is out of date, leaves a gap, cuts a kept piece, has another layout, or
                 memory is short.
         """
-        frames = self._frames.get(key, _Frames())
+        frames = self._frames.get(key, _Overwrites())
         if frames.overwrites(piece.stop, step):
             raise RemoteProtocolError("a copy of keys and values that is out of date")
         ranges = self._kept.get(key, {})
@@ -136,7 +136,7 @@ class KvCopies:
 
     def computed(self, key: Key, position: int, step: int) -> None:
         """Drop what a frame with the number ``step`` overwrites, which begins at ``position`` of the sequence."""
-        self._frames.setdefault(key, _Frames()).add(position, step)
+        self._frames.setdefault(key, _Overwrites()).add(position, step)
         for kept in self._kept.get(key, {}).values():
             at = len(kept.pieces)
             while at and kept.pieces[at - 1].stop > position and kept.steps[at - 1] <= step:

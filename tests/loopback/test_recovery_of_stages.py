@@ -268,5 +268,5 @@ def test_a_stage_that_cannot_be_reached_is_a_fault(world: tuple[Start, Driver]) 
     first, last = start(0, 2), start(2, 4)
     driver.attach(first, last)
     converse(driver)
-    driver.restore(last, first, LENGTH, start_layer=2, stop_layer=4, addresses="127.0.0.1:1")
+    driver.push(last, first, LENGTH, start_layer=2, stop_layer=4, addresses="127.0.0.1:1")
     assert "cannot be reached" in fault_of(driver, last).reason
