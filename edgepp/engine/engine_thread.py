@@ -115,6 +115,8 @@ class EngineThread:
             self._runner.publish()
             self.suspension.refuse(self.closing)
             self._end_takeover(self.closing)
+            for order in self._orders:
+                refuse(order, self.closing)
             self.has_ended = True
             self.refuse_orders()
             self.ring.close()
@@ -237,13 +239,9 @@ class EngineThread:
         self._end_all(error)
 
     def refuse_orders(self) -> None:
-        """Tell the threads that wait for an order to be carried out that it will not be.
-
-        Any thread may call this once the engine has ended.
-        """
-        for order in (*self._orders, *self.inbox.drain()):
+        """Refuse the orders in the inbox. Any thread may call this once the engine has ended."""
+        for order in self.inbox.drain():
             refuse(order, self.closing)
-        self._orders.clear()
 
 
 def refuse(order: Order | None, error: EdgeppError) -> None:

@@ -144,8 +144,8 @@ class EngineLoop:
         self._loop.closing = reason or self._loop.closing
         if self._thread.is_alive():
             self._loop.inbox.put(None)
-            self._thread.join()
-            self._loop.inbox.close()
+        self._thread.join()
+        self._loop.inbox.close()
 
     def __enter__(self) -> EngineLoop:
         return self

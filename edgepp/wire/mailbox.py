@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import queue
 import socket
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import zmq
@@ -47,8 +48,9 @@ class Mailbox(Generic[T]):
         except BlockingIOError:
             pass
         items: list[T] = []
-        while not self._items.empty():
-            items.append(self._items.get())
+        with suppress(queue.Empty):
+            while True:
+                items.append(self._items.get_nowait())
         return items
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from edgepp.engine.engine_request import EngineRequest
 from edgepp.engine.loop import EngineLoop
 from edgepp.engine.request import GenerateOptions, SamplingOptions
 from edgepp.engine.speculation import MAX_GUESSES, PromptLookup, SpeculationControl
-from edgepp.errors import EdgeppError, UsageError
+from edgepp.errors import EdgeppError, NotReady, UsageError
 from edgepp.layers import LayerRange
 from edgepp.model.random_checkpoint import TINY
 from tests.engines import Brake, collect, greedy_tokens, local_engine
@@ -239,3 +239,14 @@ def _last(request: EngineRequest) -> object:
     while isinstance(event := request.events.get(timeout=PATIENCE_S), int):
         continue
     return event
+
+
+def test_an_order_that_comes_while_the_engine_ends_is_refused(tiny: Path) -> None:
+    """Whether the thread takes it no more, or has ended: nobody waits for ever."""
+    with local_engine(tiny, SPLITS[2], ["onnx"]) as engine:
+        engine._loop.inbox.put(None)
+        orders = [engine.suspend(NotReady("the layers move"), lost=False) for _ in range(3)]
+        assert all(isinstance(order.exception(PATIENCE_S), EdgeppError) for order in orders)
+        engine._thread.join(PATIENCE_S)
+        late = [engine.suspend(NotReady("the layers move"), lost=lost) for lost in (False, True)]
+        assert all("closed" in str(order.exception(PATIENCE_S)) for order in late)
