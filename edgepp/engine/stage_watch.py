@@ -102,7 +102,9 @@ class StageWatch:
         now_s = time.monotonic()
         for index, (peer, stage) in enumerate(zip(self._peers, self._stages, strict=True)):
             if now_s - peer.heard_s > LOST_S:
-                return StageLost(f"{stage} stopped answering", hanging=index)
+                # without a connection, the link is to blame and not the process
+                hanging = index if peer.control.is_connected() else None
+                return StageLost(f"{stage} stopped answering", hanging=hanging)
             if self._outstanding.is_wedged(index, peer.busy_us / 1e6):
                 return self._wedged(index, peer.busy_us / 1e6)
         busiest = max(range(len(self._peers)), key=lambda i: self._peers[i].busy_us)

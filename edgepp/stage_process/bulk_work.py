@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from edgepp.errors import RemoteProtocolError, StageFault
@@ -22,6 +23,10 @@ from edgepp.stage_process.replays import Replays
 from edgepp.wire.messages.data import REPLAYED, Batch, KvPiece
 from edgepp.wire.messages.recovery import Expect, Held, Push, Rebuilt, Replay
 
+log = logging.getLogger("edgepp.stage")
+
+MIN_COPIES_BYTES_PER_S = 2e6
+"""Rate of a link below which copies, which are larger than hidden states, would delay these."""
 MAX_PUSH_TARGETS = 16
 """Stages to which one ring sends keys and values at the same time."""
 BUSY_INTERVAL_S = 0.001
@@ -75,13 +80,15 @@ class BulkWork:
         waiting += [one.is_connected for one in self._pushes.values() if one]
         return (BUSY_INTERVAL_S if any(waiting) else IDLE_INTERVAL_S) if waiting else None
 
-    def attach(self, ring: Attachment) -> None:
-        """Prepare for the work of a new ring."""
+    def attach(self, ring: Attachment, bytes_per_s: float) -> None:
+        """Prepare for the work of a new ring, where hidden states leave this stage at ``bytes_per_s``."""
         message = ring.message
         if ring.next is not None:
             chunk = self._runner.model.chunk
             self._replays[message.epoch] = Replays(self._boundary_log, chunk), PacedLink(ring.next)
-        if message.keeper_addresses and self._runner.model.kv_layout:
+        if message.keeper_addresses and 0 < bytes_per_s < MIN_COPIES_BYTES_PER_S:
+            log.warning("a link of %.1f Mbit/s is too slow for copies of keys and values", bytes_per_s * 8e-6)
+        elif message.keeper_addresses and self._runner.model.kv_layout:
             link = BulkLink(message.keeper_addresses, message.keeper_key, self.connect)
             sender = self._senders[message.epoch] = CopySender(self._runner, message.epoch, link, self._piece_bytes)
             self._runner.companions.append(sender)

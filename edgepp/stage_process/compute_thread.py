@@ -160,9 +160,10 @@ class ComputeThread:
             link.traffic = self.status.traffic
         if message.inherits:
             self._inherit(message)
-        choice = CodecChoice(message.codec, next_stage.bytes_per_s if link is not None else message.return_bytes_per_s)
+        bytes_per_s = next_stage.bytes_per_s if link is not None else message.return_bytes_per_s
+        choice = CodecChoice(message.codec, bytes_per_s)
         ring = self._rings[message.epoch] = Attachment(message, attempt.control, link, choice)
-        self.bulk.attach(ring)
+        self.bulk.attach(ring, bytes_per_s)
         self._tell_inventory(message.epoch)
         self.outbox.put(
             (attempt.control, Attached(message.epoch, int(next_stage.echo_s * 1e6), next_stage.bytes_per_s))
