@@ -107,6 +107,10 @@ class Rollout:
         """
         error = self._replaced(stages)
         if self._planner.plan is None:
+            error = StageLost(
+                f"{error}, and the other nodes cannot hold the model: {self._planner.reason}",
+                "ask again when more memory or another machine is there; see `edgepp status`",
+            )
             self._pipeline_manager.suspend(self._planner.reason, error)
             self._pipeline_manager.end_answers(error)
         elif isinstance(error, StageLost):

@@ -79,6 +79,7 @@ def cluster_status(sources: StatusSources) -> dict[str, Any]:
         "loading": _loading(sources, state),
         "change": change.to_json() if (change := sources.changer.change) else None,
         "plan_version": planner.plan_version,
+        "moved": pipeline_manager.runs_over(planner.plan_version),
         "view": sources.members.version,
         "policy": planner.request.policy,
         "context": planner.request.context,

@@ -203,7 +203,8 @@ class EngineThread:
             order.refuse(self.lost)
             return
         replaced = StageLost("another pipeline took over")
-        self._give_up(self.suspension.begin(replaced, lost=True), replaced)  # unless it is suspended, as it should be
+        if self.suspension.reason is None:
+            self._give_up(self.suspension.begin(replaced, lost=True), replaced)
         self._runner.publish()
         self._end_takeover(replaced)
         former = self.ring
@@ -212,7 +213,9 @@ class EngineThread:
 
     def _inspect_once(self) -> None:
         """Ask the stages of a ring that is left what they hold, for the ring that replaces it."""
-        if self.suspension.reason is not None and not self._inspected and isinstance(self.ring, NetworkRing):
+        if self.suspension.reason is None or self._takeover is not None:
+            self._inspected = False
+        elif not self._inspected and isinstance(self.ring, NetworkRing):
             self._inspected = True
             self.ring.orders.inspect()
 

@@ -74,7 +74,7 @@ class EngineLoop:
 
     @property
     def recoveries(self) -> dict[RecoveryKind, int]:
-        """How often requests went on after a loss of stages."""
+        """How often requests went on over other stages, after a loss or a move."""
         return dict(self._loop.suspension.recoveries)
 
     @property

@@ -40,6 +40,8 @@ class _Pause:
     lost: bool
     began_s: float
     sequences: list[SuspendedSequence]
+    requests: frozenset[int]
+    """Ids of the requests that were live."""
 
 
 class Suspension:
@@ -81,7 +83,8 @@ class Suspension:
             self._pause.reason = reason if lost else self._pause.reason
             return []
         under_way = [request for request in self._core.live.values() if request.steps_in_ring]
-        self._pause = _Pause(reason, lost, time.perf_counter(), self._core.suspend())
+        live = frozenset(request.id for request in self._core.live.values())
+        self._pause = _Pause(reason, lost, time.perf_counter(), self._core.suspend(), live)
         if not lost:
             return []
         if self._is_same_fault(reason):
@@ -130,8 +133,8 @@ class Suspension:
         sequences = {one.request: one.sequence for one in pause.sequences}
         for request in self._core.waiting:
             request.take_stages(stages)
-            if request.id in sequences:
-                kind = how(sequences[request.id])
+            if request.id in pause.requests:
+                kind = how(sequences.get(request.id, 0))
                 request.recovery = (kind, pause.began_s)
                 self.recoveries[kind] = self.recoveries.get(kind, 0) + 1
 

@@ -207,7 +207,7 @@ def _families(service: ModelService) -> Iterator[Metric]:
 def _recoveries(model: str, engine: Mapping[str, Any]) -> Metric:
     counter = CounterMetricFamily(
         f"{PREFIX}_recoveries",
-        "Requests that went on after a loss of stages, by how their keys and values were rebuilt.",
+        "Requests that went on over other stages, after a loss or a move, by how their keys and values were rebuilt.",
         labels=(*_MODEL, "how"),
     )
     counted: Mapping[str, int] = engine.get("recoveries") or {}

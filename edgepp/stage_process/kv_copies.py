@@ -79,15 +79,15 @@ class KvCopies:
         """Memory that the copies take."""
 
     def keep(self, key: Key, piece: Piece, layout: str, step: int) -> None:
-        """Keep a piece; ``step`` is ``KvPiece.step``.
+        """Keep a piece, unless it is out of date by now; ``step`` is ``KvPiece.step``.
 
         Raises:
-            RemoteProtocolError: The piece is out of date, leaves a gap, cuts a kept piece, has another layout, or
+            RemoteProtocolError: The piece leaves a gap, cuts a kept piece, has another layout, or
                 memory is short.
         """
         frames = self._frames.get(key, _Overwrites())
         if frames.overwrites(piece.stop, step):
-            raise RemoteProtocolError("a copy of keys and values that is out of date")
+            return
         ranges = self._kept.get(key, {})
         kept = ranges.get(piece.layers)
         if piece.start == 0:

@@ -257,6 +257,7 @@ async def stream(answer: Answer) -> None:
             with _ctrl_c_stops([answer]):
                 async for piece in answer:
                     note.clear()
+                    note.beside_text = True
                     say(piece, nl=False)
     finally:
         if answer.text:

@@ -51,4 +51,4 @@ def _is_done(told: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
     if node is not None and not node["draining"]:
         raise EdgeppError(f"{told['name']} is not drained any more", "it was started again, or the drain was undone")
     has_layers = node is not None and bool(node["layers"])
-    return not has_layers and (not told["layers"] or state["state"] == "ready")
+    return not has_layers and (not told["layers"] or (state["state"] == "ready" and state["moved"]))

@@ -105,7 +105,8 @@ def tables(state: Mapping[str, Any]) -> Group:
         reused = engine["reused_tokens"] / engine["prompt_tokens"]
         head.append(f" · {100 * reused:.0f} % of prompt tokens reused, {engine['waiting']} requests waiting")
     if recoveries := sum(engine.get("recoveries", {}).values()):
-        head.append(f" · requests went on {recoveries} times after a loss of stages")
+        times = "once" if recoveries == 1 else f"{recoveries} times"
+        head.append(f" · requests went on over other stages {times}")
     lines: list[Any] = [head]
     if state["http"]:
         lines.append(Text(_http(state["http"])))

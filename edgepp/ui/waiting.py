@@ -30,6 +30,8 @@ class WaitingNote:
         self._live: Live | None = None
         self._began_s: float | None = None
         self._printed = ("", 0.0)
+        self.beside_text = False
+        """Whether the cursor stands behind a part of the answer, which a line on a terminal would erase."""
 
     def show(self, reason: str) -> None:
         """Show the reason and the time waited so far; show nothing if ``reason`` is empty."""
@@ -46,6 +48,8 @@ class WaitingNote:
             if reason != before and (not before or now_s - before_s >= _PRINT_INTERVAL_S):
                 self._printed = (reason, now_s)
                 say(text, err=True)
+            return
+        if self.beside_text:
             return
         if self._live is None:
             self._live = Live(

@@ -270,7 +270,7 @@ def test_a_stage_that_dies_between_questions_costs_none_of_them(one: Machine, ti
             assert one.json("chat", *ASK)["token_ids"] == before
 
 
-def test_a_stage_that_dies_in_an_answer_is_named(one: Machine, tmp_path: Path) -> None:
+def test_an_answer_goes_on_after_a_stage_has_died(one: Machine, tmp_path: Path) -> None:
     long = make_checkpoint(tmp_path / "long", replace(TINY, context=1 << 15))
     with serving(one, long, "--stages", "2", "--exact", "--context", "32000"):
         talking = subprocess.Popen(
@@ -283,10 +283,13 @@ def test_a_stage_that_dies_in_an_answer_is_named(one: Machine, tmp_path: Path) -
         with talking:
             assert talking.stdout is not None
             assert talking.stdout.read(1)
-            os.kill(wait_for(one, 2)["stages"][1]["pid"], signal.SIGKILL)
-            _, error = talking.communicate(timeout=PATIENCE_S)
-        assert talking.returncode == 1
-        assert "stage 1 (layers 2-3) on node one at 127.0.0.1:" in error.decode()
+            killed = wait_for(one, 2)["stages"][1]["pid"]
+            os.kill(killed, signal.SIGKILL)
+            eventually("the answer goes on", lambda: wait_for(one, 2)["engine"].get("recoveries"))
+            assert talking.stdout.read(1)
+            assert wait_for(one, 2)["stages"][1]["pid"] != killed
+            talking.send_signal(signal.SIGINT)
+            talking.communicate(timeout=PATIENCE_S)
 
 
 def test_a_model_that_does_not_fit_is_said_at_once(one: Machine, tiny: Path) -> None:
