@@ -180,7 +180,9 @@ class Driver:
 
     def _send(self, header: Forward | Batch, hidden: Array) -> None:
         self._serial += 1
-        assert self._links[-1].send([encode(header), np.ascontiguousarray(hidden).tobytes()], PATIENCE_S)
+        tensor = np.ascontiguousarray(hidden).tobytes()
+        header = header._replace(checksum=codec.checksum([tensor]))
+        assert self._links[-1].send([encode(header), tensor], PATIENCE_S)
 
     def _link(self, address: Address, route: bytes | None = None) -> Link:
         return Link(self._context, address, max_data_frame_bytes(self._width), route)

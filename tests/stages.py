@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -127,7 +128,9 @@ class Stage:
         ring = self.compute._rings.get(frame.epoch)
         if ring is not None and not frame.serial:
             frame = frame._replace(serial=ring._received)
-        self.data.put(sender, [encode(frame), np.asarray(hidden, np.float32).tobytes()])
+        tensor = np.asarray(hidden, np.float32).tobytes()
+        frame = frame._replace(checksum=frame.checksum or zlib.crc32(tensor))
+        self.data.put(sender, [encode(frame), tensor])
         self.compute.receive()
 
     def faults(self) -> list[Fault]:

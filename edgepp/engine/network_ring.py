@@ -123,7 +123,7 @@ class NetworkRing:
         cost = StepCost.of(step, self.stages)
         reconnects = self._watch.reconnects
         self._outstanding.sent(number, step, cost, time.perf_counter(), time.monotonic(), reconnects)
-        self._send_first([encode(header), *tensor])
+        self._send_first([encode(header._replace(checksum=codec.checksum(tensor))), *tensor])
 
     def refill(self, sequence: int, capacity: int, hidden: Array, until: int) -> None:
         """Send the embeddings (T, D) of a sequence's first T positions through the stages up to ``until``.
@@ -136,7 +136,8 @@ class NetworkRing:
             codec_name, tensor = self._codec.encode(rows)
             step = Send(sequence, start, capacity, 0, rows)
             header = frame_of(step, self._epoch, next(self._numbers), codec_name, until)
-            if not self._send_first([encode(header._replace(step=REPLAYED)), *tensor]):
+            header = header._replace(step=REPLAYED, checksum=codec.checksum(tensor))
+            if not self._send_first([encode(header), *tensor]):
                 return
 
     def _send_first(self, parts: Sequence[bytes | memoryview]) -> bool:
@@ -210,6 +211,7 @@ class NetworkRing:
             return
         if message.width != self._width or len(message.compute_us) != len(self._peers):
             raise RemoteProtocolError("a result of another shape than was asked for")
+        codec.check(tensor, message.checksum)
         hidden = codec.decode(tensor, message.rows, message.width, message.dtype, message.codec)
         ring_s = time.perf_counter() - answered.sent_s
         event = returned(message, hidden, answered.step.positions_each, ring_s)

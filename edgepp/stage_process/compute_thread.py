@@ -233,6 +233,7 @@ class ComputeThread:
         self.status.busy_since_s = time.perf_counter()
         try:
             check_frame(ring, frame, self.runner.model.hidden_size)
+            codec.check(tensor, frame.checksum)
             hidden = codec.decode(tensor, frame.rows, frame.width, frame.dtype, frame.codec)
             outcome = self.runner.run(frame, hidden)
             for sequence, reason in outcome.faults:

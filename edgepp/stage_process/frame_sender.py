@@ -11,6 +11,7 @@ from edgepp.stage_process.boundary_log import BoundaryLog
 from edgepp.stage_process.compute_status import ComputeStatus
 from edgepp.stage_process.model_runner import Frame, answer_to
 from edgepp.stage_process.next_stage import Reply
+from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages.data import REPLAYED, Batch, Forward
@@ -61,7 +62,8 @@ class FrameSender:
     def pass_on(self, ring: Attachment, frame: Frame, hidden: Array) -> int:
         """Send a frame to the next stage, or queue it where the stage is slow; returns the bytes of its tensor."""
         name, tensor = ring.codec.encode(hidden)
-        parts = [encode(frame._replace(codec=name, serial=ring.next_serial())), *tensor]
+        header = frame._replace(codec=name, serial=ring.next_serial(), checksum=codec.checksum(tensor))
+        parts = [encode(header), *tensor]
         if ring.unsent or ring.next is None or not ring.next.send(parts):
             if len(ring.unsent) >= MAX_UNSENT_FRAMES:
                 self._on_unreachable(ring)
@@ -101,8 +103,8 @@ class FrameSender:
     def _answer(self, ring: Attachment, frame: Frame, hidden: Array) -> None:
         answer, wanted = answer_to(frame, hidden)
         name, tensor = ring.codec.encode(wanted)
-        header = encode(answer._replace(codec=name, serial=ring.next_serial()))
-        if not self._data.send(ring.route, [header, *tensor]):
+        header = answer._replace(codec=name, serial=ring.next_serial(), checksum=codec.checksum(tensor))
+        if not self._data.send(ring.route, [encode(header), *tensor]):
             self._status.drop("the coordinator's data connection is closed")
 
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from edgepp.wire import codec
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import Message
+from edgepp.wire.messages.data import Batch, Forward
 from tests.fuzz.mutation import JUNK, mutated_json, mutated_value
 from tests.fuzz.target import examples
 from tests.wire import messages
@@ -40,6 +42,8 @@ class Said(NamedTuple):
 
 def said(message: Message, *frames: bytes, flags: int = 0) -> Said:
     """A real message."""
+    if isinstance(message, Forward | Batch):
+        message = message._replace(checksum=codec.checksum(frames))
     return Said(flags, [encode(message), *frames])
 
 

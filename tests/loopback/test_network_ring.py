@@ -19,6 +19,7 @@ from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.ring import Failed, Returned, RingEvent, Send, SendBatch
 from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import StageLost
+from edgepp.wire import codec
 from edgepp.wire.address import Address
 from edgepp.wire.mailbox import Poller
 from edgepp.wire.message_codec import decode, encode
@@ -61,6 +62,8 @@ class WedgedStage(threading.Thread):
                 if answer is not None:
                     rows = len(answer.sequences) if isinstance(answer, Batch) else None
                     tensor = [frame[: rows and rows * ROW.nbytes] for frame in frames[1:]]
+                    if isinstance(answer, Hidden | Batch):
+                        answer = answer._replace(checksum=codec.checksum(tensor))
                     reader.send(sender.route, [encode(answer), *tensor])
 
     def _answer(self, message: Message) -> Message | None:

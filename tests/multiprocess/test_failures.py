@@ -21,6 +21,7 @@ from edgepp.engine.stage_handshake import Endpoint, Expectation
 from edgepp.errors import RemoteProtocolError, StageLost
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Checkpoint
+from edgepp.wire import codec
 from edgepp.wire.address import Address
 from edgepp.wire.message_codec import decode, encode
 from edgepp.wire.messages.control import Attach, Hello, Ping, Pong, Refused, Welcome
@@ -252,6 +253,7 @@ def test_a_capacity_beyond_the_context_is_a_fault_not_a_crash(
     stranger.send_control(encode(Attach(1, 0, "", "", b"cstranger".hex(), "none", 0)))
     stranger.receive_control()
     frame = Forward(1, 1, 0, 0, 1 << 40, 0, 1, 1, TINY.hidden, "float32", "none", ())
-    stranger.send_data(encode(frame), b"\0" * (TINY.hidden * 4))
+    tensor = b"\0" * (TINY.hidden * 4)
+    stranger.send_data(encode(frame._replace(checksum=codec.checksum([tensor]))), tensor)
     assert type(stranger.receive_control()).__name__ == "Fault"
     assert stranger.state().sequences == 0

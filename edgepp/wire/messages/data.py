@@ -62,6 +62,8 @@ class Forward(NamedTuple):
     """Number of the last stage that computes the frame; in normal frames the last stage of the ring."""
     serial: Id = 0
     """Number of the frame on its link within the epoch."""
+    checksum: Checksum = 0
+    """CRC-32 of the tensor frames."""
 
     def problem(self) -> str:
         """End of the sentence "the message …" for fields that do not fit together; empty for a valid message."""
@@ -81,6 +83,8 @@ class Hidden(NamedTuple):
     compute_us: PerStageMicroseconds
     serial: Id = 0
     """Number of the frame on its link within the epoch."""
+    checksum: Checksum = 0
+    """CRC-32 of the tensor frames."""
 
 
 class Batch(NamedTuple):
@@ -99,6 +103,8 @@ class Batch(NamedTuple):
     compute_us: PerStageMicroseconds
     serial: Id = 0
     """Number of the frame on its link within the epoch."""
+    checksum: Checksum = 0
+    """CRC-32 of the tensor frames."""
 
     @property
     def rows(self) -> int:
