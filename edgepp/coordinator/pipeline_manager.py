@@ -18,7 +18,7 @@ from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import SamplingOptions
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.errors import EdgeppError, NotReady
+from edgepp.errors import EdgeppError, NotReady, StageError
 from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
 
 log = logging.getLogger("edgepp.coordinator")
@@ -60,6 +60,8 @@ class PipelineManager:
         self._num_given = self._num_done = 0
         """The numbers of commands given and of commands carried out; each is counted by one thread."""
         self._in_force: PipelineOrder | None = None
+        self._reported: EdgeppError | None = None
+        """The loss of which an event was made, until the pipeline is open again."""
         self._failed_s = 0.0
         self._failures = 0
         """Failures in a row to open the wanted pipeline."""
@@ -145,6 +147,17 @@ class PipelineManager:
         self._reason, self._wanted = reason, None
         if self._pipeline is not None:
             self._pipeline.suspend(error, lost=True)
+
+    def explain(self, reason: str) -> None:
+        """Let waiting questions show another ``reason``, while no pipeline is open."""
+        self._reason = reason
+
+    def report_loss(self) -> None:
+        """Make an event of the loss of a stage, once per loss. Call this before ``ensure_open``."""
+        loss = self._pipeline.suspended if self._pipeline is not None else None
+        if isinstance(loss, StageError) and self._reported is None:
+            self._reported = loss
+            self._on_event(PipelineLost(str(loss)))
 
     def end_answers(self, error: EdgeppError) -> None:
         """End the answers that pause, since the nodes that are left cannot hold the model."""
@@ -252,11 +265,9 @@ class PipelineManager:
     def _bring_up(self, opening: _Opening) -> None:
         """Move the pipeline to the stages of ``opening``, or open one if there is none."""
         began_s, wanted, former = time.monotonic(), opening.order, self._pipeline
-        if former is not None:
-            if (loss := former.lost or former.suspended) is not None:
-                self._on_event(PipelineLost(str(loss)))
-            if former.lost is not None:
-                self._close_current(former.lost)
+        if former is not None and former.lost is not None:
+            self._on_event(PipelineLost(str(former.lost)))
+            self._close_current(former.lost)
         try:
             if self._pipeline is None:
                 self._open(opening)
@@ -272,7 +283,7 @@ class PipelineManager:
             return
         if wanted == self._wanted:
             with self._changed:
-                self._failures, self._reason, self._in_force = 0, "", wanted
+                self._failures, self._reason, self._in_force, self._reported = 0, "", wanted, None
                 self._changed.notify_all()
             self._on_event(PipelineOpened(wanted.plan_version, time.monotonic() - began_s))
 

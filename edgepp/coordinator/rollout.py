@@ -66,6 +66,8 @@ class Rollout:
         self._ordered = 0
         """The version of the plan whose pipeline was ordered last."""
         self._handover = Handover()
+        self._explained = ""
+        """Why there was no plan, as waiting questions were told."""
         self._answered_loss: StageLost | None = None
         """The loss of a hanging stage that was answered by an order to restart it."""
         self._names: dict[tuple[str, int], str] = {}
@@ -95,10 +97,24 @@ class Rollout:
         orders: list[RolloutOrder] = [*planned, *self._restart_hanging(planner.stages(self._members))]
         self._pipeline_manager.set_shortage(planner.certain_shortage(self._members))
         self._update_phases()
+        self._explain()
         self._ensure_pipeline()
         orders += self._hand_over()
         self.estimate.note(self._loaded_fraction(), now_s)
         return orders
+
+    def _explain(self) -> None:
+        """Report a loss, and let waiting questions show what they wait for now."""
+        manager, planner = self._pipeline_manager, self._planner
+        manager.report_loss()
+        if manager.pipeline is not None:
+            return
+        if planner.plan is None:
+            self._explained = planner.reason
+            manager.explain(self._explained)
+        elif self._explained and manager.reason == self._explained:
+            self._explained = ""
+            manager.explain("the layers are being loaded")
 
     def _leave(self, stages: Stages) -> None:
         """Let answers pause that run over ``stages`` of the former plan, or end where no plan follows.
