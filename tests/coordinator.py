@@ -8,7 +8,8 @@ from typing import Any
 
 from edgepp.cluster.identity import PairedNode, load_identity, new_cluster
 from edgepp.coordinator.coordinator import Coordinator
-from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.pipeline_order import PipelineOrder
 from edgepp.coordinator.planner import Planner
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions

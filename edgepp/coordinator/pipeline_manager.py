@@ -10,14 +10,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from edgepp.backend.device import release_thread
+from edgepp.coordinator.pipeline_order import Opening, PipelineOrder
 from edgepp.engine.frontend import ModelFrontend
 from edgepp.engine.pipeline import Pipeline
 from edgepp.engine.pipeline_options import PipelineOptions
 from edgepp.engine.request import SamplingOptions
-from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, NotReady, StageError
 from edgepp.events import OnEvent, PipelineLost, PipelineNotOpened, PipelineOpened
 
@@ -28,23 +28,6 @@ FIRST_REOPEN_S = 0.5
 MAX_REOPEN_S = 8.0
 
 
-@dataclass(frozen=True)
-class PipelineOrder:
-    """The version of a plan, and the endpoints of its stages in order."""
-
-    plan_version: int
-    endpoints: tuple[Endpoint, ...]
-
-
-@dataclass(frozen=True)
-class _Opening:
-    """A pipeline to open, with the model that was in force when it was ordered."""
-
-    order: PipelineOrder
-    frontend: ModelFrontend
-    options: PipelineOptions
-
-
 class PipelineManager:
     """Keeps one pipeline open at a time, over the stages of the newest plan."""
 
@@ -52,7 +35,7 @@ class PipelineManager:
         self._frontend = frontend
         self._options = options
         self._on_event = on_event
-        self._commands: queue.SimpleQueue[_Opening | EdgeppError] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Opening | EdgeppError] = queue.SimpleQueue()
         self._closing = False
         self._changed = threading.Condition()
         self._pipeline: Pipeline | None = None
@@ -140,7 +123,7 @@ class PipelineManager:
         if wanted != self._wanted:
             self._failures = 0
         self._wanted = wanted
-        self._order(_Opening(wanted, self._frontend, self._options))
+        self._order(Opening(wanted, self._frontend, self._options))
 
     def suspend(self, reason: str, error: EdgeppError) -> None:
         """Pause all answers, since a stage is lost, until ``ensure_open``; waiting questions show ``reason``."""
@@ -226,7 +209,7 @@ class PipelineManager:
     def _reopen_wait_s(self) -> float:
         return min(MAX_REOPEN_S, FIRST_REOPEN_S * 2.0 ** min(self._failures - 1, 32)) if self._failures else 0.0
 
-    def _order(self, command: _Opening | EdgeppError) -> None:
+    def _order(self, command: Opening | EdgeppError) -> None:
         self._num_given += 1
         self._commands.put(command)
 
@@ -249,7 +232,7 @@ class PipelineManager:
                         self._close_current(ending)
                 if self._closing:
                     return
-                if isinstance(commands[-1], _Opening):
+                if isinstance(commands[-1], Opening):
                     self._bring_up(commands[-1])
             except Exception as error:
                 log.exception("the pipeline could not be closed or opened")
@@ -262,7 +245,7 @@ class PipelineManager:
             pipeline.engine.close(reason)
             pipeline.close()
 
-    def _bring_up(self, opening: _Opening) -> None:
+    def _bring_up(self, opening: Opening) -> None:
         """Move the pipeline to the stages of ``opening``, or open one if there is none."""
         began_s, wanted, former = time.monotonic(), opening.order, self._pipeline
         if former is not None and former.lost is not None:
@@ -287,7 +270,7 @@ class PipelineManager:
                 self._changed.notify_all()
             self._on_event(PipelineOpened(wanted.plan_version, time.monotonic() - began_s))
 
-    def _open(self, opening: _Opening) -> None:
+    def _open(self, opening: Opening) -> None:
         options = replace(opening.options, endpoints=opening.order.endpoints)
         pipeline = Pipeline(options, frontend=opening.frontend, recovers=True)
         if opening.order == self._wanted:

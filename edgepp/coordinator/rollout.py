@@ -14,23 +14,20 @@ from edgepp.coordinator.handover import Handover, RolloutOrder, RunningStage
 from edgepp.coordinator.live_answer import LiveAnswers
 from edgepp.coordinator.load_estimate import LoadEstimate
 from edgepp.coordinator.load_tracker import host_id
-from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.pipeline_order import PipelineOrder
 from edgepp.coordinator.planner import Planner
+from edgepp.coordinator.stage_losses import StageLosses
 from edgepp.engine.stage_handshake import Endpoint
-from edgepp.errors import EdgeppError, NotReady, StageLost
 from edgepp.events import LayersNotLoaded, OnEvent, PlanKept, PlanMade, PlanMissing
-from edgepp.layers import LayerRange
 from edgepp.placement.types import LinkSpeed
 from edgepp.wire.address import Address
-from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded, Restart
+from edgepp.wire.messages.nodes import Loaded, Loading, NotLoaded
 
 log = logging.getLogger("edgepp.coordinator")
 
 _MAX_NAMES = 4
 """How many names of absent machines a message shows."""
-
-Stages = Sequence[tuple[Member, int, LayerRange, Loaded | None]]
-"""Member, slot, layer range and finished load (None while loading) of each stage of a plan, in order."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +60,10 @@ class Rollout:
         """The planner's reason after the last step; that of the beginning is no event."""
         self._num_finished = 0
         """Finished answers of which the planner knows."""
-        self._ordered = 0
-        """The version of the plan whose pipeline was ordered last."""
+        self._losses = StageLosses(planner, members, pipeline_manager)
         self._handover = Handover()
         self._explained = ""
         """Why there was no plan, as waiting questions were told."""
-        self._answered_loss: StageLost | None = None
-        """The loss of a hanging stage that was answered by an order to restart it."""
-        self._names: dict[tuple[str, int], str] = {}
-        """The names of the stages of the last complete plan, by node and slot."""
         self.progress: dict[tuple[str, int], Progress] = {}
         """The loads under way, by node and slot."""
         self.estimate = LoadEstimate()
@@ -89,12 +81,12 @@ class Rollout:
             self._answers.last = None
             if self._pipeline_manager.latest is not None:  # else nothing runs over the former plan's stages
                 planned = self._handover.hold_back(planned)
-            self._leave(stages)
+            self._losses.leave(stages)
             self._report_plan()
         elif planner.reason != self._reason and planner.reason:
             self._on_event(PlanKept(planner.plan_version if planner.plan else None, planner.reason))
         self._reason = planner.reason
-        orders: list[RolloutOrder] = [*planned, *self._restart_hanging(planner.stages(self._members))]
+        orders: list[RolloutOrder] = [*planned, *self._losses.restarts()]
         self._pipeline_manager.set_shortage(planner.certain_shortage(self._members))
         self._update_phases()
         self._explain()
@@ -115,22 +107,6 @@ class Rollout:
         elif self._explained and manager.reason == self._explained:
             self._explained = ""
             manager.explain("the layers are being loaded")
-
-    def _leave(self, stages: Stages) -> None:
-        """Let answers pause that run over ``stages`` of the former plan, or end where no plan follows.
-
-        They run on where all of these stages are still there, until those of the new plan are loaded.
-        """
-        error = self._replaced(stages)
-        if self._planner.plan is None:
-            error = StageLost(
-                f"{error}, and the other nodes cannot hold the model: {self._planner.reason}",
-                "ask again when more memory or another machine is there; see `edgepp status`",
-            )
-            self._pipeline_manager.suspend(self._planner.reason, error)
-            self._pipeline_manager.end_answers(error)
-        elif isinstance(error, StageLost):
-            self._pipeline_manager.suspend("the layers are being loaded", error)
 
     def report(self, node: str, message: Loading | Loaded | NotLoaded, now_s: float) -> None:
         """Take a member's report of a load, unless the report cannot be true."""
@@ -162,73 +138,21 @@ class Rollout:
         self._planner.loads.loaded(host_id(member.node, message.slot), now_s)
 
     def _lost(self, member: Member, report: NotLoaded, now_s: float) -> None:
-        """Let all answers pause, naming the stage, since a slot could not load or its stage ended."""
-        slot, reason, hint = report.slot, report.reason, report.hint
-        name = self._name(member, slot)
+        slot, reason = report.slot, report.reason
+        self._losses.ended(member, report)
         self.progress.pop((member.node, slot), None)
         self._members.loaded(member.node, slot, None)
         if report.restarting:
             self._planner.loads.restarting(host_id(member.node, slot), now_s)
         else:
             self._planner.loads.failed(host_id(member.node, slot), reason, now_s)
-        if self._ordered == self._planner.plan_version:  # else answers run over the stages of a former plan
-            index = next(
-                (i for i, stage in enumerate(self._planner.stages(self._members)) if stage[:2] == (member, slot)), None
-            )
-            lost = StageLost(f"{name} is gone: {reason}", hint or "ask again", gone=index)
-            self._pipeline_manager.suspend(f"{name}: {reason}", lost)
-        self._on_event(LayersNotLoaded(member.facts.name, reason, "" if report.restarting else hint, report.restarting))
-
-    def _restart_hanging(self, stages: Stages) -> list[RolloutOrder]:
-        """The order to restart the stage of ``stages`` that the pipeline found to hang; given once per loss."""
-        loss = self._loss
-        if loss is None or loss.hanging is None or loss is self._answered_loss:
-            return []
-        self._answered_loss = loss
-        if self._ordered != self._planner.plan_version or loss.hanging >= len(stages):
-            return []
-        member, slot, _, loaded = stages[loss.hanging]
-        return [(member.node, Restart(loaded.plan_id, slot, loaded.pid))] if loaded is not None else []
+        hint = "" if report.restarting else report.hint
+        self._on_event(LayersNotLoaded(member.facts.name, reason, hint, report.restarting))
 
     @property
     def node_of_ended_stage(self) -> str:
         """The id of the node whose stage process the pipeline found to have ended, until that is mended; else empty."""
-        loss, stages = self._loss, self._planner.stages(self._members)
-        if loss is None or loss.gone is None or self._ordered != self._planner.plan_version or loss.gone >= len(stages):
-            return ""
-        return stages[loss.gone][0].node
-
-    @property
-    def _loss(self) -> StageLost | None:
-        """Why the pipeline is suspended, if a stage was lost."""
-        pipeline = self._pipeline_manager.latest
-        loss = pipeline.suspended if pipeline is not None else None
-        return loss if isinstance(loss, StageLost) else None
-
-    def _index(self, member: Member, slot: int) -> int | None:
-        """The place of a slot's stage in the plan; None if the plan does not use the slot."""
-        stages = enumerate(self._planner.stages(self._members))
-        return next((i for i, (other, number, *_) in stages if (other.node, number) == (member.node, slot)), None)
-
-    def _name(self, member: Member, slot: int) -> str:
-        """The name of a stage of the plan for people, as ``StageInfo`` prints it."""
-        for index, (other, other_slot, layers, loaded) in enumerate(self._planner.stages(self._members)):
-            if (other.node, other_slot) == (member.node, slot):
-                return _stage_name(index, member, layers, loaded)
-        return f"slot {slot} of node {member.facts.name}"
-
-    def _replaced(self, stages: Stages) -> EdgeppError:
-        """Why answers over the ``stages`` of the former plan end."""
-        for index, (member, slot, layers, _) in enumerate(stages):
-            if member.phase is MemberPhase.GONE or slot >= member.facts.stage_slots:
-                name = self._names.get((member.node, slot), _stage_name(index, member, layers, None))
-                how = member.gone_reason if member.phase is MemberPhase.GONE else "offers it no longer"
-                return StageLost(
-                    f"{name} is gone: {member.facts.name} {how}", "ask again: the other nodes take its layers"
-                )
-        if self._planner.excluded or not self._planner.plan:
-            return NotReady(f"the cluster cannot continue: {self._planner.reason}", "see `edgepp status`")
-        return NotReady(f"the layers were distributed again during this answer: {self._distribution()}", "ask again")
+        return self._losses.node_of_ended_stage
 
     def slowest(self) -> str:
         """The name of the node that is furthest from having loaded its layers; empty if none loads."""
@@ -274,10 +198,6 @@ class Rollout:
             ranges = tuple((layers, member.facts.name) for member, _, layers, _ in stages)
             self._on_event(PlanMade(self._planner.plan_version, ranges, self._planner.reason))
 
-    def _distribution(self) -> str:
-        stages = self._planner.stages(self._members)
-        return ", ".join(f"layers {layers} on {member.facts.name}" for member, _, layers, _ in stages)
-
     def _update_phases(self) -> None:
         """Make members ready that have loaded all of their layers."""
         missing = {member.node for member, _, _, loaded in self._planner.stages(self._members) if loaded is None}
@@ -288,13 +208,9 @@ class Rollout:
     def _ensure_pipeline(self) -> None:
         if self._planner.complete(self._members):
             stages = self._planner.stages(self._members)
-            self._names = {
-                (member.node, slot): _stage_name(index, member, layers, loaded)
-                for index, (member, slot, layers, loaded) in enumerate(stages)
-            }
+            self._losses.note_order(stages)
             endpoints = tuple(_endpoint(member, loaded.port) for member, _, _, loaded in stages if loaded)
-            self._ordered = self._planner.plan_version
-            self._pipeline_manager.ensure_open(PipelineOrder(self._ordered, endpoints))
+            self._pipeline_manager.ensure_open(PipelineOrder(self._planner.plan_version, endpoints))
             self._learn_links([member for member, _, _, _ in stages])
 
     def _hand_over(self) -> list[RolloutOrder]:
@@ -315,11 +231,6 @@ class Rollout:
         for sender, receiver, stage in zip(nodes, nodes[1:], pipeline.stages, strict=False):
             if sender != receiver and stage.bytes_per_s:
                 self._planner.links[sender, receiver] = LinkSpeed(stage.hop_s, stage.bytes_per_s)
-
-
-def _stage_name(index: int, member: Member, layers: LayerRange, loaded: Loaded | None) -> str:
-    where = f" at {Address(member.host, loaded.port)}" if loaded else ""
-    return f"stage {index} (layers {layers}) on node {member.facts.name}{where}"
 
 
 def _endpoint(member: Member, port: int) -> Endpoint:

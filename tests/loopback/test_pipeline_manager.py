@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from edgepp.coordinator import pipeline_manager as module
-from edgepp.coordinator.pipeline_manager import PipelineManager, PipelineOrder
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.pipeline_order import PipelineOrder
 from edgepp.engine.stage_handshake import Endpoint
 from edgepp.errors import EdgeppError, PlanError, StageLost
 from edgepp.wire.address import Address

@@ -1,0 +1,122 @@
+"""The stages that the pipeline has lost: who is told what, and which stage is started again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.pipeline_manager import PipelineManager
+from edgepp.coordinator.planner import Planner
+from edgepp.errors import EdgeppError, NotReady, StageLost
+from edgepp.layers import LayerRange
+from edgepp.wire.address import Address
+from edgepp.wire.messages.nodes import Loaded, NotLoaded, Restart
+
+Stages: TypeAlias = Sequence[tuple[Member, int, LayerRange, Loaded | None]]
+"""Member, slot, layer range and finished load (None while loading) of each stage of a plan, in order."""
+
+
+class StageLosses:
+    """The losses of stages of the plan in force. Belongs to the coordinator's thread."""
+
+    def __init__(self, planner: Planner, members: Membership, pipeline_manager: PipelineManager) -> None:
+        self._planner = planner
+        self._members = members
+        self._pipeline_manager = pipeline_manager
+        self._ordered = 0
+        """The version of the plan whose pipeline was ordered last."""
+        self._answered: StageLost | None = None
+        """The loss of a hanging stage that was answered by an order to restart it."""
+        self._names: dict[tuple[str, int], str] = {}
+        """The names of the stages of the last complete plan, by node and slot."""
+
+    def note_order(self, stages: Stages) -> None:
+        """Note that a pipeline over the ``stages`` of the plan in force is ordered."""
+        self._ordered = self._planner.plan_version
+        self._names = {
+            (member.node, slot): _stage_name(index, member, layers, loaded)
+            for index, (member, slot, layers, loaded) in enumerate(stages)
+        }
+
+    def ended(self, member: Member, report: NotLoaded) -> None:
+        """Let answers pause, naming the stage, since a slot's stage ended or could not load.
+
+        Answers that still run over the stages of a former plan are left alone. Call this before the member forgets
+        what the slot had loaded.
+        """
+        if not self._is_ordered:
+            return
+        index, name = self._find(member, report.slot)
+        lost = StageLost(f"{name} is gone: {report.reason}", report.hint or "ask again", gone=index)
+        self._pipeline_manager.suspend(f"{name}: {report.reason}", lost)
+
+    def restarts(self) -> list[tuple[str, Restart]]:
+        """The order to restart the stage that the pipeline found to hang; given once per loss."""
+        loss, stages = self._loss, self._planner.stages(self._members)
+        if loss is None or loss.hanging is None or loss is self._answered:
+            return []
+        self._answered = loss
+        if not self._is_ordered or loss.hanging >= len(stages):
+            return []
+        member, slot, _, loaded = stages[loss.hanging]
+        return [(member.node, Restart(loaded.plan_id, slot, loaded.pid))] if loaded is not None else []
+
+    @property
+    def node_of_ended_stage(self) -> str:
+        """The id of the node whose stage process the pipeline found to have ended, until that is mended; else empty."""
+        loss, stages = self._loss, self._planner.stages(self._members)
+        if loss is None or loss.gone is None or not self._is_ordered or loss.gone >= len(stages):
+            return ""
+        return stages[loss.gone][0].node
+
+    def leave(self, stages: Stages) -> None:
+        """Let answers pause that run over ``stages`` of the former plan, or end where no plan follows.
+
+        They run on where all of these stages are still there, until those of the new plan are loaded.
+        """
+        error, planner = self._replaced(stages), self._planner
+        if planner.plan is None:
+            error = StageLost(
+                f"{error}, and the other nodes cannot hold the model: {planner.reason}",
+                "ask again when more memory or another machine is there; see `edgepp status`",
+            )
+            self._pipeline_manager.suspend(planner.reason, error)
+            self._pipeline_manager.end_answers(error)
+        elif isinstance(error, StageLost):
+            self._pipeline_manager.suspend("the layers are being loaded", error)
+
+    @property
+    def _is_ordered(self) -> bool:
+        """Whether a pipeline over the plan in force was ordered: else answers run over the stages of a former plan."""
+        return self._ordered == self._planner.plan_version
+
+    @property
+    def _loss(self) -> StageLost | None:
+        """Why the pipeline is suspended, if a stage was lost."""
+        pipeline = self._pipeline_manager.latest
+        loss = pipeline.suspended if pipeline is not None else None
+        return loss if isinstance(loss, StageLost) else None
+
+    def _find(self, member: Member, slot: int) -> tuple[int | None, str]:
+        """The place of a slot's stage in the plan, None for none, and its name as ``StageInfo`` prints it."""
+        for index, (other, other_slot, layers, loaded) in enumerate(self._planner.stages(self._members)):
+            if (other.node, other_slot) == (member.node, slot):
+                return index, _stage_name(index, member, layers, loaded)
+        return None, f"slot {slot} of node {member.facts.name}"
+
+    def _replaced(self, stages: Stages) -> EdgeppError:
+        """Why answers leave the ``stages`` of the former plan."""
+        for index, (member, slot, layers, _) in enumerate(stages):
+            if member.phase is MemberPhase.GONE or slot >= member.facts.stage_slots:
+                name = self._names.get((member.node, slot), _stage_name(index, member, layers, None))
+                how = member.gone_reason if member.phase is MemberPhase.GONE else "offers it no longer"
+                return StageLost(
+                    f"{name} is gone: {member.facts.name} {how}", "ask again: the other nodes take its layers"
+                )
+        return NotReady(f"the cluster distributes its layers again: {self._planner.reason}", "see `edgepp status`")
+
+
+def _stage_name(index: int, member: Member, layers: LayerRange, loaded: Loaded | None) -> str:
+    where = f" at {Address(member.host, loaded.port)}" if loaded else ""
+    return f"stage {index} (layers {layers}) on node {member.facts.name}{where}"
