@@ -51,6 +51,8 @@ class StageWatch:
         self._outstanding = outstanding
         self._probes: dict[int, tuple[PortProbe, float]] = {}
         """For each stage without a connection the newest probe, and when it began."""
+        self._listening: set[int] = set()
+        """Stages without a connection at whose port a program listened, by the last probe that has ended."""
         self._looked_s = self._pinged_s = time.monotonic()
         for peer in peers:
             peer.heard_s = self._looked_s
@@ -102,8 +104,8 @@ class StageWatch:
         now_s = time.monotonic()
         for index, (peer, stage) in enumerate(zip(self._peers, self._stages, strict=True)):
             if now_s - peer.heard_s > LOST_S:
-                # without a connection, the link is to blame and not the process
-                hanging = index if peer.control.is_connected() else None
+                # where its port cannot be reached, the link is to blame and not the process
+                hanging = index if peer.control.is_connected() or index in self._listening else None
                 return StageLost(f"{stage} stopped answering", hanging=hanging)
             if self._outstanding.is_wedged(index, peer.busy_us / 1e6):
                 return self._wedged(index, peer.busy_us / 1e6)
@@ -139,6 +141,7 @@ class StageWatch:
 
     def _reconnected(self, index: int) -> None:
         """Ask a stage that was without a connection whether it is the same process as before."""
+        self._listening.discard(index)
         if index in self._probes:
             self._probes.pop(index)[0].close()
             self._ping(index)
@@ -149,6 +152,7 @@ class StageWatch:
         if probe is not None and (probe.refused or now_s - began_s < _PROBE_S):
             return probe.refused
         if probe is not None:
+            (self._listening.add if probe.connected else self._listening.discard)(index)
             probe.close()
         probe = PortProbe(self._peers[index].address)
         self._probes[index] = probe, now_s

@@ -102,7 +102,7 @@ class Suspension:
         now_s, before_s = time.perf_counter(), self._uncertain_s
         process_ended = isinstance(reason, StageLost) and reason.gone is not None
         self._uncertain_s = -SAME_FAULT_S if process_ended else now_s
-        return now_s - before_s < SAME_FAULT_S
+        return not process_ended and now_s - before_s < SAME_FAULT_S
 
     def look(self) -> None:
         """Carry out a planned suspension whose time has come. Call this in each turn of the engine thread."""

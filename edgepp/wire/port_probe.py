@@ -31,6 +31,13 @@ class PortProbe:
             self._error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._error
         return self._error == errno.ECONNREFUSED
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection was made so far: a program listens, though it may hang. Does not block."""
+        with suppress(OSError):
+            return self._socket is not None and bool(self._socket.getpeername())
+        return False
+
     def close(self) -> None:
         """Give up the attempt."""
         if self._socket is not None:

@@ -146,7 +146,6 @@ def test_a_host_moves_in_the_middle_of_an_answer(cluster: Cluster, name: str) ->
     move(cluster, name, 50 + NAMES.index(name))
 
 
-@pytest.mark.xfail(strict=True, reason="a stage that does not answer since its host moved counts as hanging")
 def test_a_host_that_moves_in_an_answer_keeps_its_weights(cluster: Cluster) -> None:
     before = members(cluster.whole())
     move(cluster, "two", 60)
