@@ -125,20 +125,21 @@ class NetworkRing:
         self._outstanding.sent(number, step, cost, time.perf_counter(), time.monotonic(), reconnects)
         self._send_first([encode(header._replace(checksum=codec.checksum(tensor))), *tensor])
 
-    def refill(self, sequence: int, capacity: int, hidden: Array, until: int) -> None:
-        """Send the embeddings (T, D) of a sequence's first T positions through the stages up to ``until``.
+    @property
+    def refill_rows(self) -> int:
+        """Rows that ``refill`` may send at a time."""
+        return min(MAX_TOKENS, max(MIN_ROWS, self.stages[0].chunk))
 
-        ``Rebuilt`` events say how far that stage has come.
+    def refill(self, sequence: int, position: int, capacity: int, hidden: Array, until: int) -> None:
+        """Send the embeddings (T, D) of positions ``[position, position + T)`` through the stages up to ``until``.
+
+        One ``Rebuilt`` of that stage comes back.
         """
-        chunk = min(MAX_TOKENS, max(MIN_ROWS, self.stages[0].chunk))
-        for start in range(0, len(hidden), chunk):
-            rows = hidden[start : start + chunk]
-            codec_name, tensor = self._codec.encode(rows)
-            step = Send(sequence, start, capacity, 0, rows)
-            header = frame_of(step, self._epoch, next(self._numbers), codec_name, until)
-            header = header._replace(step=REPLAYED, checksum=codec.checksum(tensor))
-            if not self._send_first([encode(header), *tensor]):
-                return
+        codec_name, tensor = self._codec.encode(hidden)
+        step = Send(sequence, position, capacity, 0, hidden)
+        header = frame_of(step, self._epoch, next(self._numbers), codec_name, until)
+        header = header._replace(step=REPLAYED, checksum=codec.checksum(tensor))
+        self._send_first([encode(header), *tensor])
 
     def _send_first(self, parts: Sequence[bytes | memoryview]) -> bool:
         """Send to the first stage, which may take ``_SEND_S`` seconds; False where the stage is lost."""

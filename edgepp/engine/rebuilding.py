@@ -7,7 +7,9 @@ or takes too long, is given up: its request prefills it from its tokens, which a
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from edgepp.engine.network_ring import NetworkRing
 from edgepp.engine.rebuild_plan import Rebuild, plan_rebuild
@@ -19,10 +21,22 @@ from edgepp.model.weights.checkpoint import Array
 STALLED_S = 8.0
 """Seconds without progress, beyond what computing should take, after which a rebuild is given up."""
 _SLACK = 4
+_MAX_CHUNKS = 4
+"""Chunks of embeddings under way at a time, at most one per sequence."""
 """How many times as long as measured computing may take before a rebuild counts as stalled."""
 
 Embed = Callable[[Sequence[int], int], Array]
 """Hidden states (T, D) of T token ids, the first of which is at a position."""
+
+
+@dataclass
+class _Refilling:
+    """A sequence whose first ``length`` embeddings are sent, chunk by chunk; the first ``sent`` have been."""
+
+    suspended: SuspendedSequence
+    length: int
+    until: int
+    sent: int = 0
 
 
 class Rebuilding:
@@ -37,12 +51,15 @@ class Rebuilding:
         self._rebuilds: dict[int, Rebuild] = {}
         self._progress_s = time.monotonic()
         self._patience_s = STALLED_S
+        self._embed = embed
+        self._refills: deque[_Refilling] = deque()
+        self._on_the_way: dict[int, _Refilling] = {}
+        """The chunks whose ``Rebuilt`` is awaited; more would be a backlog for which the stage cuts its connection."""
         if isinstance(ring, NetworkRing) and isinstance(former, NetworkRing):
-            self._begin(ring, former, suspended, embed)
+            self._begin(ring, former, suspended)
 
-    def _begin(
-        self, ring: NetworkRing, former: NetworkRing, suspended: Sequence[SuspendedSequence], embed: Embed
-    ) -> None:
+    def _begin(self, ring: NetworkRing, former: NetworkRing, suspended: Sequence[SuspendedSequence]) -> None:
+        self._ring = ring
         elsewhere = former.orders.holdings_outside(ring.orders.identity, time.monotonic())
         holdings = [*ring.orders.holdings, *elsewhere]
         layers = [stage.layers for stage in ring.stages]
@@ -56,13 +73,12 @@ class Rebuilding:
                 continue
             self._rebuilds[one.sequence] = rebuild
             self._missing[one.sequence] = dict.fromkeys(rebuild.reporters, rebuild.length)
-            self._order(ring, former, rebuild, one, embed)
+            self._order(ring, former, rebuild, one)
         slowest_s = max(stage.prefill_s for stage in ring.stages)
         self._patience_s += _SLACK * slowest_s * sum(rebuild.length for rebuild in self._rebuilds.values())
+        self._feed()
 
-    def _order(
-        self, ring: NetworkRing, former: NetworkRing, rebuild: Rebuild, suspended: SuspendedSequence, embed: Embed
-    ) -> None:
+    def _order(self, ring: NetworkRing, former: NetworkRing, rebuild: Rebuild, suspended: SuspendedSequence) -> None:
         stages = len(ring.stages)
         for move in rebuild.moves:
             source, holder = (ring, move.holder) if move.holder < stages else (former, move.holder - stages)
@@ -71,16 +87,32 @@ class Rebuilding:
             if refill.first:
                 ring.orders.replay(suspended, rebuild.length, refill)
             else:
-                ids = [int(token) for token in suspended.ids[: rebuild.length]]
-                ring.refill(suspended.sequence, suspended.capacity, embed(ids, 0), refill.until)
+                self._refills.append(_Refilling(suspended, rebuild.length, refill.until))
+
+    def _feed(self) -> None:
+        """Send embeddings of further positions, a chunk of each of ``_MAX_CHUNKS`` sequences at a time."""
+        while self._refills and len(self._on_the_way) < _MAX_CHUNKS:
+            one = self._refills.popleft()
+            start, stop = one.sent, min(one.sent + self._ring.refill_rows, one.length)
+            ids = [int(token) for token in one.suspended.ids[start:stop]]
+            self._on_the_way[one.suspended.sequence], one.sent = one, stop
+            hidden = self._embed(ids, start)
+            self._ring.refill(one.suspended.sequence, start, one.suspended.capacity, hidden, one.until)
 
     def take(self, event: RingEvent) -> None:
         """Note what a stage has rebuilt, or that it cannot."""
         if isinstance(event, Failed) and event.sequence is not None:
             self._give_up(event.sequence)
+            self._feed()
         if not isinstance(event, Rebuilt):
             return
         self._progress_s = time.monotonic()
+        refilling = self._on_the_way.get(event.sequence)
+        if refilling is not None and (event.stage, event.length) == (refilling.until, refilling.sent):
+            del self._on_the_way[event.sequence]
+            if refilling.sent < refilling.length:
+                self._refills.append(refilling)
+            self._feed()
         missing = self._missing.get(event.sequence, {})
         if event.length >= missing.get(event.stage, event.length + 1):
             del missing[event.stage]
@@ -91,6 +123,8 @@ class Rebuilding:
     def _give_up(self, sequence: int) -> None:
         self._missing.pop(sequence, None)
         self._lengths.pop(sequence, None)
+        self._on_the_way.pop(sequence, None)
+        self._refills = deque(one for one in self._refills if one.suspended.sequence != sequence)
         self._how[sequence] = "prefill"
 
     @property
