@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgepp.cluster.membership import Member, MemberPhase, Membership
+from edgepp.coordinator.node_names import called
 from edgepp.coordinator.planner import Planner
 from edgepp.errors import PlanError, UsageError
 from edgepp.events import NodeChanged, OnEvent
@@ -110,13 +111,7 @@ class Drains:
             self._members.drain(member.node, draining=False)
 
     def _find(self, name: str) -> Member:
-        """The present member called ``name``. An id counts before a name, since nodes choose their names."""
-        present = self._members.present
-        found = [one for one in present if name == one.node] or [
-            one
-            for one in present
-            if name and (name == one.facts.name or (len(name) >= 4 and one.node.startswith(name)))
-        ]
+        found = called(name, self._members.present, lambda one: (one.facts.name,))
         if len(found) == 1:
             return found[0]
         what = "more than one present node" if found else "no present node"

@@ -75,16 +75,19 @@ class StageLosses:
 
         They run on where all of these stages are still there, until those of the new plan are loaded.
         """
-        error, planner = self._replaced(stages), self._planner
-        if planner.plan is None:
-            error = StageLost(
-                f"{error}, and the other nodes cannot hold the model: {planner.reason}",
-                "ask again when more memory or another machine is there; see `edgepp status`",
-            )
-            self._pipeline_manager.suspend(planner.reason, error)
+        gone, reason = self._gone(stages), self._planner.reason
+        if self._planner.plan is None:
+            error: EdgeppError = NotReady(f"the cluster cannot continue: {reason}", "see `edgepp status`")
+            if gone:
+                error = StageLost(
+                    f"{gone}, and the other nodes cannot hold the model: {reason}",
+                    "ask again when more memory or another machine is there; see `edgepp status`",
+                )
+            self._pipeline_manager.suspend(reason, error)
             self._pipeline_manager.end_answers(error)
-        elif isinstance(error, StageLost):
-            self._pipeline_manager.suspend("the layers are being loaded", error)
+        elif gone:
+            lost = StageLost(gone, "ask again: the other nodes take its layers")
+            self._pipeline_manager.suspend("the layers are being loaded", lost)
 
     @property
     def _is_ordered(self) -> bool:
@@ -105,16 +108,14 @@ class StageLosses:
                 return index, _stage_name(index, member, layers, loaded)
         return None, f"slot {slot} of node {member.facts.name}"
 
-    def _replaced(self, stages: Stages) -> EdgeppError:
-        """Why answers leave the ``stages`` of the former plan."""
+    def _gone(self, stages: Stages) -> str:
+        """Which of the ``stages`` of the former plan is gone, and why; empty where all are there."""
         for index, (member, slot, layers, _) in enumerate(stages):
             if member.phase is MemberPhase.GONE or slot >= member.facts.stage_slots:
                 name = self._names.get((member.node, slot), _stage_name(index, member, layers, None))
                 how = member.gone_reason if member.phase is MemberPhase.GONE else "offers it no longer"
-                return StageLost(
-                    f"{name} is gone: {member.facts.name} {how}", "ask again: the other nodes take its layers"
-                )
-        return NotReady(f"the cluster distributes its layers again: {self._planner.reason}", "see `edgepp status`")
+                return f"{name} is gone: {member.facts.name} {how}"
+        return ""
 
 
 def _stage_name(index: int, member: Member, layers: LayerRange, loaded: Loaded | None) -> str:

@@ -18,6 +18,7 @@ from edgepp.cluster.identity import (
     save_cluster,
 )
 from edgepp.cluster.pairing.tokens import make_token
+from edgepp.coordinator.node_names import called
 from edgepp.errors import RemoteProtocolError, UsageError
 from edgepp.events import NodePaired
 from edgepp.wire.address import Address
@@ -233,13 +234,9 @@ class TrustStore:
         }
 
     def _find(self, name: str, aliases: Mapping[str, str]) -> PairedNode:
-        """The node or token called ``name``. An id counts before a name, since nodes choose their names."""
+        """The node or token called ``name``, or as ``aliases`` have it by id."""
         paired = (*self.cluster.members, *self.cluster.tokens)
-        found = [one for one in paired if name == one.node] or [
-            one
-            for one in paired
-            if name and (name in (one.name, aliases.get(one.node)) or (len(name) >= 4 and one.node.startswith(name)))
-        ]
+        found = called(name, paired, lambda one: (one.name, aliases.get(one.node)))
         if len(found) == 1:
             return found[0]
         past = (*self.cluster.revoked, *self.cluster.withdrawn)

@@ -72,6 +72,8 @@ class EngineThread:
         self._recovers = recovers
         self._new_draft: Callable[[], Draft] | None = None
         self._takeover: Takeover | None = None
+        self._inspected = False
+        """Whether the stages of a ring that is left were asked what they hold."""
         self.inbox: Mailbox[Order | None] = Mailbox()
         """Orders of other threads; None ends the engine."""
         self._orders: deque[Order | None] = deque()
@@ -131,7 +133,7 @@ class EngineThread:
         self._take_ring(parts.ring)
 
     def _take_ring(self, ring: Ring) -> None:
-        self.ring, self.stages, self._inspected = ring, ring.stages, False
+        self.ring, self.stages = ring, ring.stages
         self.limits = RequestLimits(ring.stages, self._vocabulary)
         """What bounds the requests that are made from now on."""
         self.ring_identity = ring.orders.identity if isinstance(ring, NetworkRing) else None

@@ -21,9 +21,9 @@ from edgepp.model.weights.checkpoint import Array
 STALLED_S = 8.0
 """Seconds without progress, beyond what computing should take, after which a rebuild is given up."""
 _SLACK = 4
+"""How many times as long as measured computing may take before a rebuild counts as stalled."""
 _MAX_CHUNKS = 4
 """Chunks of embeddings under way at a time, at most one per sequence."""
-"""How many times as long as measured computing may take before a rebuild counts as stalled."""
 
 Embed = Callable[[Sequence[int], int], Array]
 """Hidden states (T, D) of T token ids, the first of which is at a position."""

@@ -152,7 +152,10 @@ class StageWatch:
         if probe is not None and (probe.refused or now_s - began_s < _PROBE_S):
             return probe.refused
         if probe is not None:
-            (self._listening.add if probe.connected else self._listening.discard)(index)
+            if probe.connected:
+                self._listening.add(index)
+            else:
+                self._listening.discard(index)
             probe.close()
         probe = PortProbe(self._peers[index].address)
         self._probes[index] = probe, now_s

@@ -37,7 +37,6 @@ class SuspendOrder:
 @dataclass
 class _Pause:
     reason: EdgeppError
-    lost: bool
     began_s: float
     sequences: list[SuspendedSequence]
     requests: frozenset[int]
@@ -84,10 +83,8 @@ class Suspension:
             return []
         under_way = [request for request in self._core.live.values() if request.steps_in_ring]
         live = frozenset(request.id for request in self._core.live.values())
-        self._pause = _Pause(reason, lost, time.perf_counter(), self._core.suspend(), live)
-        if not lost:
-            return []
-        if self._is_same_fault(reason):
+        self._pause = _Pause(reason, time.perf_counter(), self._core.suspend(), live)
+        if not lost or self._is_same_fault(reason):
             return []
         suspects = [request for request in under_way if request.is_suspect]
         for request in under_way:

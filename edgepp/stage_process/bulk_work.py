@@ -16,11 +16,11 @@ from edgepp.stage_process.held import held_messages
 from edgepp.stage_process.kv_arrivals import KvArrivals
 from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_pieces import Piece, data_of, max_piece_bytes
-from edgepp.stage_process.model_runner import Frame, ModelRunner, sequences_of
+from edgepp.stage_process.model_runner import Frame, ModelRunner, sequences_of, spans_of
 from edgepp.stage_process.paced_link import PacedLink
 from edgepp.stage_process.push_queue import PushFault, PushQueue
 from edgepp.stage_process.replays import Replays
-from edgepp.wire.messages.data import REPLAYED, Batch, KvPiece
+from edgepp.wire.messages.data import REPLAYED, Forward, KvPiece
 from edgepp.wire.messages.recovery import Expect, Held, Push, Rebuilt, Replay
 
 log = logging.getLogger("edgepp.stage")
@@ -198,11 +198,12 @@ class BulkWork:
 
     def _overwrite_copies(self, ring: Attachment, frame: Frame) -> None:
         """Drop copies that a frame overwrites; frames that rebuild what was lost overwrite nothing."""
-        if isinstance(frame, Batch):
-            for sequence, position in zip(frame.sequences, frame.positions, strict=True):
-                self._copies.computed((frame.epoch, sequence), position, frame.step)
-        elif frame.step != REPLAYED and (ring.next is None or frame.until != ring.stage):
-            self._copies.computed((frame.epoch, frame.sequence), frame.position, frame.step)
+        if isinstance(frame, Forward) and (
+            frame.step == REPLAYED or (ring.next is not None and frame.until == ring.stage)
+        ):
+            return
+        for sequence, position, _ in spans_of(frame):
+            self._copies.computed((frame.epoch, sequence), position, frame.step)
 
     def _restore(self, ring: Attachment, sender: str, piece: KvPiece, frames: Sequence[memoryview]) -> None:
         if not self._arrivals.accepts(sender, piece):

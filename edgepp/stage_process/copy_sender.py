@@ -1,6 +1,6 @@
 """Copies of the keys and values of one ring, sent to the stage that keeps them, after a step and never before it.
 
-While a sequence decodes, ``BATCH`` positions go together, since a message costs as much as a position; whoever restores
+While a sequence decodes, ``batch`` positions go together, since a message costs as much as a position; whoever restores
 the sequence computes the last few again. The sender remembers where each piece began that the keeper has. Where the
 keeper is slow or away, nothing is sent, and later pieces hold more positions: what the keeper has is always a prefix.
 When a sequence goes back into the middle of a piece, that piece is sent again from its beginning.
@@ -13,18 +13,15 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from edgepp.errors import EdgeppError, RemoteProtocolError, StageFault
-from edgepp.layers import LayerRange
 from edgepp.stage_process.bulk_link import BulkLink
 from edgepp.stage_process.companion import Key
+from edgepp.stage_process.kv_export import cut_of, exported
 from edgepp.stage_process.kv_pieces import Cut, Piece
-from edgepp.stage_process.model_runner import Frame, ModelRunner
+from edgepp.stage_process.model_runner import Frame, ModelRunner, spans_of
 from edgepp.wire.log_sampler import LogSampler
-from edgepp.wire.messages.data import REPLAYED, Batch
+from edgepp.wire.messages.data import REPLAYED
 
 log = logging.getLogger("edgepp.stage")
-
-BATCH = 8
-"""Positions of a decoding sequence that are sent together."""
 
 
 @dataclass
@@ -52,15 +49,15 @@ class _Sent:
 class CopySender:
     """Sends the copies of one ring. Implements ``Companion``; belongs to the compute thread."""
 
-    def __init__(
-        self, runner: ModelRunner, epoch: int, link: BulkLink, max_bytes: int, batch: int | None = None
-    ) -> None:
-        """``max_bytes`` bounds the bytes of a piece; ``batch`` is the number of positions that go together."""
+    batch = 8
+    """Positions of a decoding sequence that are sent together."""
+
+    def __init__(self, runner: ModelRunner, epoch: int, link: BulkLink, max_bytes: int) -> None:
+        """``max_bytes`` bounds the bytes of a piece."""
         self._runner = runner
         self._epoch = epoch
         self._link = link
         self._max_bytes = max_bytes
-        self._batch = batch or BATCH
         self._cut: Cut | None = None
         self._log_sampler = LogSampler()
         self._sent: dict[Key, _Sent] = {}
@@ -73,22 +70,19 @@ class CopySender:
 
     def computed(self, frame: Frame) -> None:
         """Send the keys and values of a frame that was computed, if the keeper lacks enough positions by now."""
-        if isinstance(frame, Batch):
-            steps = [
-                (sequence, position, 1) for sequence, position in zip(frame.sequences, frame.positions, strict=True)
-            ]
-        else:
-            steps = [(frame.sequence, frame.position, frame.rows)]
-        pace = self._open()
-        for sequence, position, rows in steps:
+        due: list[tuple[Key, int]] = []
+        for sequence, position, rows in spans_of(frame):
             key = (self._epoch, sequence)
             sent = self._sent.setdefault(key, _Sent())
             sent.go_back(position)
             sent.step = 0 if frame.step == REPLAYED else frame.step + 1
-            if position + rows - sent.end < self._batch:
-                continue
-            can_send = pace and key not in self._behind
-            if not (can_send and self._send(key, sent, position + rows)) or position + rows - sent.end >= self._batch:
+            if position + rows - sent.end >= self.batch:
+                due.append((key, position + rows))
+        can_send = bool(due) and self._open()
+        for key, held in due:
+            sent = self._sent[key]  # which opening may have reset
+            was_sent = can_send and key not in self._behind and self._send(key, sent, held)
+            if not was_sent or held - sent.end >= self.batch:
                 self._behind[key] = None
 
     def move(self) -> bool:
@@ -171,15 +165,8 @@ class CopySender:
         model, cache_id = self._runner.model, self._runner.cache_id(key)
         if cache_id is None:
             raise StageFault("the sequence was freed")
-        if self._cut is None:
-            layer = LayerRange(model.layers.start, model.layers.start + 1)
-            layer_bytes = sum(map(len, model.export_kv(cache_id, layer, 0, 1)))
-            self._cut = Cut.of(model.layers, layer_bytes, self._max_bytes)
-        stop = min(held, start + self._cut.positions_each)
-        return [
-            Piece(layers, start, stop, b"".join(model.export_kv(cache_id, layers, start, stop)))
-            for layers in self._cut.groups()
-        ]
+        self._cut = self._cut or cut_of(model, cache_id, model.layers, self._max_bytes)
+        return exported(model, cache_id, self._cut, start, held)
 
     def _log(self, error: EdgeppError) -> None:
         if self._log_sampler.should_log("copies", type(error).__name__):

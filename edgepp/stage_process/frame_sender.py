@@ -9,12 +9,12 @@ from edgepp.model.weights.checkpoint import Array
 from edgepp.stage_process.attachment import MAX_UNSENT_FRAMES, Attachment, UnsentFrame
 from edgepp.stage_process.boundary_log import BoundaryLog
 from edgepp.stage_process.compute_status import ComputeStatus
-from edgepp.stage_process.model_runner import Frame, answer_to
+from edgepp.stage_process.model_runner import Frame, answer_to, spans_of
 from edgepp.stage_process.next_stage import Reply
 from edgepp.wire import codec
 from edgepp.wire.mailbox import Mailbox
 from edgepp.wire.message_codec import encode
-from edgepp.wire.messages.data import REPLAYED, Batch, Forward
+from edgepp.wire.messages.data import REPLAYED, Forward
 from edgepp.wire.messages.recovery import Rebuilt
 from edgepp.wire.transport import Listener
 
@@ -94,11 +94,10 @@ class FrameSender:
         return 0 if ring is None else len(ring.unsent)
 
     def _record(self, frame: Frame, hidden: Array) -> None:
-        if isinstance(frame, Batch):
-            for row, (sequence, position) in enumerate(zip(frame.sequences, frame.positions, strict=True)):
-                self._boundary_log.record((frame.epoch, sequence), position, hidden[row : row + 1])
-        else:
-            self._boundary_log.record((frame.epoch, frame.sequence), frame.position, hidden)
+        start = 0
+        for sequence, position, rows in spans_of(frame):
+            self._boundary_log.record((frame.epoch, sequence), position, hidden[start : start + rows])
+            start += rows
 
     def _answer(self, ring: Attachment, frame: Frame, hidden: Array) -> None:
         answer, wanted = answer_to(frame, hidden)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
+from edgepp.wire import codec
 from edgepp.wire.field_types import PiecePurpose
 from edgepp.wire.message_codec import encode
 from edgepp.wire.messages import max_data_frame_bytes
@@ -66,7 +66,7 @@ class Piece:
             start=self.start,
             stop=self.stop,
             layout=layout,
-            checksum=zlib.crc32(self.data),
+            checksum=codec.checksum([self.data]),
             step=step,
         )
         return [encode(header), self.data]
@@ -80,6 +80,6 @@ def data_of(piece: KvPiece, frames: Sequence[memoryview]) -> memoryview:
     """
     if len(frames) != 1:
         raise RemoteProtocolError(f"a piece of keys and values in {len(frames)} frames instead of 1")
-    if zlib.crc32(frames[0]) != piece.checksum:
+    if codec.checksum(frames) != piece.checksum:
         raise RemoteProtocolError("a piece of keys and values does not match its checksum")
     return frames[0]

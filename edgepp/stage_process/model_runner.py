@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -280,6 +281,15 @@ def _select_rows(frame: Batch, rows: list[int]) -> Batch:
 def sequences_of(frame: Frame) -> tuple[int, ...]:
     """Sequences of a frame."""
     return frame.sequences if isinstance(frame, Batch) else (frame.sequence,)
+
+
+def spans_of(frame: Frame) -> Iterator[tuple[int, int, int]]:
+    """Sequence, first position and number of positions of each part of a frame, in the order of its rows."""
+    if isinstance(frame, Batch):
+        for sequence, position in zip(frame.sequences, frame.positions, strict=True):
+            yield sequence, position, 1
+    else:
+        yield frame.sequence, frame.position, frame.rows
 
 
 def answer_to(frame: Frame, hidden: Array) -> tuple[Answer, Array]:

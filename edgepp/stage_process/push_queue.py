@@ -10,6 +10,7 @@ from edgepp.errors import RemoteProtocolError, StageFault
 from edgepp.layers import LayerRange
 from edgepp.stage_process.bulk_link import BulkLink
 from edgepp.stage_process.kv_copies import KvCopies
+from edgepp.stage_process.kv_export import cut_of, exported
 from edgepp.stage_process.kv_pieces import Cut, Piece
 from edgepp.stage_process.model_runner import ModelRunner
 from edgepp.wire.messages.recovery import Push
@@ -122,13 +123,10 @@ class PushQueue:
             cache_id = self._runner.cache_id(key)
             if cache_id is None:
                 raise StageFault("the sequence was freed before it was sent")
-            if cut is None:
-                first = LayerRange(layers.start, layers.start + 1)
-                cut = Cut.of(layers, sum(map(len, model.export_kv(cache_id, first, start, start + 1))), self._max_bytes)
-            end = min(stop, start + cut.positions_each)
-            for group in cut.groups():
-                yield Piece(group, start, end, b"".join(model.export_kv(cache_id, group, start, end)))
-            start = end
+            cut = cut or cut_of(model, cache_id, layers, self._max_bytes)
+            pieces = exported(model, cache_id, cut, start, stop)
+            yield from pieces
+            start = pieces[0].stop
 
     def _kept(self, push: Push) -> list[Piece]:
         """Pieces of the copies that this stage keeps."""

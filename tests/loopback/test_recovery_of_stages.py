@@ -10,7 +10,7 @@ import pytest
 
 from edgepp.model.random_checkpoint import TINY
 from edgepp.model.weights.checkpoint import Array
-from edgepp.stage_process import copy_sender
+from edgepp.stage_process.copy_sender import CopySender
 from edgepp.wire.messages import Message
 from edgepp.wire.messages.control import Fault, FrameLost
 from edgepp.wire.messages.recovery import Held, Replay
@@ -25,7 +25,7 @@ LENGTH = PROMPT + STEPS
 
 @pytest.fixture(autouse=True)
 def copies_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copy_sender, "BATCH", 1)
+    monkeypatch.setattr(CopySender, "batch", 1)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from edgepp.errors import RemoteProtocolError
 from edgepp.layers import LayerRange
-from edgepp.stage_process.copy_sender import BATCH, CopySender
+from edgepp.stage_process.copy_sender import CopySender
 from edgepp.stage_process.kv_copies import KvCopies
 from edgepp.stage_process.kv_pieces import Piece, data_of
 from edgepp.stage_process.paced_link import PacedLink
@@ -89,7 +89,8 @@ class SenderMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.holder, self.link, self.written = Holder(), KeeperLink(), 0
-        self.sender = CopySender(self.holder, 1, self.link, 10, batch=1)  # type: ignore[arg-type]
+        self.sender = CopySender(self.holder, 1, self.link, 10)  # type: ignore[arg-type]
+        self.sender.batch = 1
         self.is_earlier = False
         self.frames: list[tuple[int, int]] = []
         """Position and step of the frames that the keeper has not computed."""
@@ -162,14 +163,14 @@ TestCopySender = SenderMachine.TestCase
 
 def test_positions_of_a_decoding_sequence_go_together() -> None:
     holder, link = Holder(), KeeperLink()
-    sender = CopySender(holder, 1, link, 4 * BATCH)  # type: ignore[arg-type]
-    for position in range(3 * BATCH + 2):
+    sender = CopySender(holder, 1, link, 4 * CopySender.batch)  # type: ignore[arg-type]
+    for position in range(3 * CopySender.batch + 2):
         holder.written.append(position)
         sender.computed(Batch(1, position + 1, (KEY[1],), (position,), 8, "float32", "none", ()))
         assert not sender
         link.deliver()
-    pieces = link.copies.pieces(KEY, LAYERS, 0, 3 * BATCH, "form")
+    pieces = link.copies.pieces(KEY, LAYERS, 0, 3 * CopySender.batch, "form")
     assert pieces is not None
     assert [(one.start, one.stop) for one in pieces] == [(0, 8), (8, 16), (16, 24)]
-    assert link.kept() == bytes(holder.written[: 3 * BATCH])
+    assert link.kept() == bytes(holder.written[: 3 * CopySender.batch])
     assert link.refused == 0
